@@ -1,0 +1,92 @@
+"""Find the parts a GAN already knows, name them, and distil them into a segmenter for real photos.
+
+    import sis_jax as sis
+
+    gen = sis.load_generator()                # the default that ships, a catalogue name, or a path
+    parts = sis.discover(gen, k=10, seed=0)   # -> Parts
+    sis.report("runs/faces")                  # one HTML file from a run folder
+
+The public names are those of `__all__`. Each is imported on first use, so `import sis_jax` costs milliseconds and loads no JAX.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+# Verbs: a function and the module it lives in share one name, so that `sis.discover(gen)` and `python -m sis_jax.discover` both work.
+_VERBS = ("discover", "report", "train_generator")
+
+_HOMES = {
+    **{verb: f"sis_jax.{verb}" for verb in _VERBS},
+    "load_discriminator": "sis_jax.weights",
+    "load_generator": "sis_jax.weights",
+    "Parts": "sis_jax.methods.segmentation_in_style",
+    "Info": "sis_jax.core.types",
+    "Samples": "sis_jax.core.types",
+    "SisError": "sis_jax.core.types",
+    "UsageError": "sis_jax.core.types",
+}
+
+__all__ = [  # noqa: RUF022  (in the order of work, not of the alphabet)
+    "load_generator",
+    "load_discriminator",
+    "discover",
+    "train_generator",
+    "report",
+    "Parts",
+    "Info",
+    "Samples",
+    "SisError",
+    "UsageError",
+    "methods",
+    "__version__",
+]
+
+if TYPE_CHECKING:
+    from sis_jax import methods as methods
+    from sis_jax.core.types import Info as Info
+    from sis_jax.core.types import Samples as Samples
+    from sis_jax.core.types import SisError as SisError
+    from sis_jax.core.types import UsageError as UsageError
+    from sis_jax.discover import discover as discover
+    from sis_jax.methods.segmentation_in_style import Parts as Parts
+    from sis_jax.report import report as report
+    from sis_jax.train_generator import train_generator as train_generator
+    from sis_jax.weights import load_discriminator as load_discriminator
+    from sis_jax.weights import load_generator as load_generator
+
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    elif name == "methods":
+        value = importlib.import_module("sis_jax.methods")
+    else:
+        raise AttributeError(f"module 'sis_jax' has no attribute {name!r}; it has {', '.join(__all__)}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+class _Package(ModuleType):
+    """A package whose verbs stay functions.
+
+    After importing `sis_jax.discover`, the import system sets the attribute `discover` of this package to that module, which
+    would hide the function; here the function of the same name is bound in its place. The module stays in `sys.modules`.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in _VERBS and isinstance(value, ModuleType):
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,1 @@
+"""Datasets and run folders, without JAX."""

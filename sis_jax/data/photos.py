@@ -1,0 +1,287 @@
+"""Real photos as one array: a folder, an archive or an .npz in, uint8[n r r 3] out, and an endless shuffled stream of batches.
+
+Every picture that could not be used is named with the reason; `photo_files.py` reads them one by one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from ..core.types import SisError, UsageError
+from .photo_files import MAX_BYTES, Crop, Listing, Raw, Unusable, decode, list_source, nothing_found, too_large
+
+Progress = bool | Callable[[int, int], None]
+Found = tuple[np.ndarray, tuple[str, ...], tuple[tuple[str, str], ...]]  # images, names, skipped
+
+
+@dataclass(frozen=True, eq=False)
+class Photos:
+    """Photos of one size in memory (or memory-mapped), in a fixed order.
+
+    images: uint8[n r r 3] RGB. names: one per photo, path inside the source. skipped: (name, reason) of what could not be used.
+    mirror: whether `batches` flips each item with probability 1/2.
+    """
+
+    images: UInt8[np.ndarray, "n r r 3"]
+    names: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...] = ()
+    source: str = "memory"
+    mirror: bool = False
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def resolution(self) -> int:
+        return self.images.shape[1]
+
+    @classmethod
+    def open(
+        cls,
+        source: str | os.PathLike | Sequence[str | os.PathLike],
+        resolution: int,
+        *,
+        mirror: bool = False,
+        limit: int | None = None,
+        rows: slice | None = None,
+        crop: Crop = "center",
+        min_size: int | None = None,
+        cache: str | os.PathLike | None = None,
+        threads: int | None = None,
+        progress: Progress = False,
+    ) -> Photos:
+        """Read every photo of `source` at `resolution` x `resolution`, in the order of their names.
+
+        source: a folder (searched to the bottom), one picture, a .zip, .tar, .tar.gz or .npz file, or a list of these. An .npz holds
+        `images` uint8[n h w 3], or encoded files end to end: `<k>_blob` uint8 and `<k>_off` int64[n + 1].
+        rows, limit: which of the sorted photos, then how many of those. crop: "center" cuts the largest centred square; "none" squeezes the
+        whole photo into the square. min_size: skip photos whose shorter side is below this many pixels (default resolution // 2).
+        cache: folder that keeps the result; it is found again while names, sizes, times and settings are the same. threads: decoders
+        (default: cores, at least 2). progress: True for a bar on stderr, or a function (done, total).
+        EXIF orientation is honoured, transparency lies on white, 16-bit grey is scaled, CMYK converted. Downscaling by a whole number
+        averages blocks, otherwise Lanczos; a JPEG more than four times too large is first reduced while decoding.
+        Raises UsageError when there is no photo to read, SisError when none can be read.
+        """
+        min_size = resolution // 2 if min_size is None else min_size
+        _check_settings(resolution, crop, min_size, limit, threads)
+        sources = [source] if isinstance(source, str | os.PathLike) else list(source)
+        label = str(sources[0]) if len(sources) == 1 else f"{len(sources)} sources"
+        listings = [list_source(Path(s)) for s in sources]
+        entries = [(i, name) for i, listing in enumerate(listings) for name in listing.names]
+        if not entries:
+            raise UsageError(nothing_found(label, listings))
+        entries = (entries[rows] if rows is not None else entries)[:limit]
+        if not entries:
+            raise UsageError(f"rows {rows} of {sum(len(x.names) for x in listings)} photos in {label} leave none")
+        place = None if cache is None else (Path(cache), _cache_key(listings, entries, resolution, crop, min_size))
+        found = None if place is None else _read_cache(*place)
+        if found is None:
+
+            def shape_up(data: bytes | np.ndarray) -> np.ndarray:
+                return decode(data, resolution, crop=crop, min_size=min_size)
+
+            names = [name for _, name in entries]
+            found = _decode_all(_jobs(listings, entries), names, shape_up, resolution, place, threads, progress)
+        images, names, skipped = found
+        if not len(images):
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped[:3])
+            raise SisError(f"none of the {len(skipped)} photos in {label} could be used ({reasons})")
+        return cls(images, names, skipped, label, mirror)
+
+    def summary(self) -> str:
+        """One line: how many, how large, from where, and what was left out."""
+        line = f"{len(self):,} photos at {self.resolution}x{self.resolution} from {self.source}" + (", mirrored" if self.mirror else "")
+        if not self.skipped:
+            return line
+        shown = ", ".join(f"{name} ({reason})" for name, reason in self.skipped[:3])
+        return f"{line}; skipped {len(self.skipped):,}: {shown}" + (", ..." if len(self.skipped) > 3 else "")
+
+    def batches(self, batch: int, seed: int = 0, start_step: int = 0) -> Iterator[UInt8[np.ndarray, "b r r 3"]]:
+        """An endless stream of batches; batch t depends on (seed, t) alone, so a run resumed at `start_step` sees what it would have seen.
+
+        Each epoch is a fresh permutation of all photos. A batch may span epochs: nothing is dropped, and it may be larger than the set.
+        """
+        if batch < 1 or start_step < 0 or seed < 0:
+            raise UsageError(f"batches wants batch >= 1, seed >= 0 and start_step >= 0, got {batch}, {seed} and {start_step}")
+        return self._stream(batch, seed, start_step)
+
+    def _stream(self, batch: int, seed: int, step: int) -> Iterator[np.ndarray]:
+        n = len(self)
+        order = lru_cache(maxsize=4)(lambda epoch: np.random.default_rng([seed, 0, epoch]).permutation(n))
+        while True:
+            at = np.arange(step * batch, (step + 1) * batch)
+            chosen = np.concatenate([order(e)[at[at // n == e] % n] for e in range(at[0] // n, at[-1] // n + 1)])
+            images = np.asarray(self.images[chosen])
+            if self.mirror:
+                flip = np.random.default_rng([seed, 1, step]).random(batch) < 0.5
+                images[flip] = images[flip, :, ::-1]
+            yield images
+            step += 1
+
+    def holdout(self, n: int, seed: int = 0) -> tuple[Photos, Photos]:
+        """(training photos, n held-out photos): a random split by `seed`, both in the original order."""
+        if not 0 < n < len(self):
+            raise UsageError(f"cannot hold out {n} of {len(self)} photos: give a number from 1 to {len(self) - 1}")
+        held = np.zeros(len(self), bool)
+        held[np.random.default_rng([seed, 2]).permutation(len(self))[:n]] = True
+        names = np.asarray(self.names, object)
+        train = replace(self, images=self.images[~held], names=tuple(names[~held]))
+        return train, replace(self, images=self.images[held], names=tuple(names[held]), skipped=())
+
+
+def _check_settings(resolution: int, crop: str, min_size: int, limit: int | None, threads: int | None) -> None:
+    if crop not in ("center", "none"):
+        raise UsageError(f"unknown crop {crop!r}: type 'center' or 'none'")
+    for name, value, least in (("resolution", resolution, 1), ("min_size", min_size, 0), ("limit", limit, 1), ("threads", threads, 1)):
+        if value is not None and value < least:
+            raise UsageError(f"{name} is {value}, expected at least {least}")
+
+
+# ------------------------------------------------------------------------------------------------------------------- decoding them all
+
+
+def _jobs(listings: Sequence[Listing], entries: Sequence[tuple[int, str]]) -> Iterator[tuple[int, Raw]]:
+    """(slot, picture) for every entry; the slot is its place in the sorted order, whatever order the container is read in."""
+    for number, listing in enumerate(listings):
+        slots = {name: slot for slot, (owner, name) in enumerate(entries) if owner == number}
+        for name, raw in listing.read(set(slots)) if slots else ():
+            yield slots[name], raw
+
+
+def _load(raw: Raw, shape_up: Callable[[bytes | np.ndarray], np.ndarray]) -> np.ndarray:
+    if isinstance(raw, Unusable):
+        raise raw
+    if isinstance(raw, Path):
+        try:
+            size = raw.stat().st_size
+            if size > MAX_BYTES:
+                raise too_large(size)
+            raw = raw.read_bytes()
+        except OSError as error:
+            raise Unusable(error.strerror or str(error)) from None
+    return shape_up(raw)
+
+
+def _decode_all(
+    jobs: Iterator[tuple[int, Raw]],
+    names: Sequence[str],
+    shape_up: Callable[[bytes | np.ndarray], np.ndarray],
+    resolution: int,
+    cache: tuple[Path, str] | None,
+    threads: int | None,
+    progress: Progress,
+) -> Found:
+    """(images, names, skipped) of all jobs, in slot order. With a cache (folder, key) the array lies there and not in memory."""
+    raw_file = None if cache is None else cache[0] / f".{cache[1]}.{os.getpid()}.tmp"
+    shape = (len(names), resolution, resolution, 3)
+    try:
+        if raw_file is None:
+            images = np.empty(shape, np.uint8)
+        else:
+            raw_file.parent.mkdir(parents=True, exist_ok=True)
+            images = np.memmap(raw_file, np.uint8, "w+", shape=shape)
+        failed = _fill(images, jobs, shape_up, max(2, threads or os.cpu_count() or 2), progress)
+        good = [slot for slot in range(len(names)) if slot not in failed]
+        for to, slot in enumerate(good):  # close the gaps in place: a copy would double the memory
+            if to != slot:
+                images[to] = images[slot]
+        kept = tuple(names[slot] for slot in good)
+        skipped = tuple((names[slot], failed[slot]) for slot in sorted(failed))
+        if cache is None or not good:
+            return np.asarray(images[: len(good)]), kept, skipped
+        _write_cache(*cache, images[: len(good)], kept, skipped)
+        return _read_cache(*cache) or (np.array(images[: len(good)]), kept, skipped)
+    except OSError as error:
+        if cache is None:
+            raise
+        raise SisError(f"the photos cannot be kept in {cache[0]}: {error.strerror or error}; choose another cache folder") from None
+    finally:
+        if raw_file is not None and raw_file.parent.is_dir():
+            raw_file.unlink(missing_ok=True)
+
+
+def _fill(images: np.ndarray, jobs: Iterator[tuple[int, Raw]], shape_up: Callable, threads: int, progress: Progress) -> dict[int, str]:
+    """Decode into `images`; slot -> reason for those that failed. A bounded window of work keeps memory flat."""
+    failed = dict.fromkeys(range(len(images)), "was there when listed and is gone now")
+    window: deque[tuple[int, Future]] = deque()
+    total = len(images)
+
+    def settle(report: Callable[[int], object]) -> None:
+        slot, future = window.popleft()
+        try:
+            images[slot] = future.result()
+            del failed[slot]
+        except Unusable as reason:
+            failed[slot] = str(reason)
+        report(1)
+
+    with warnings.catch_warnings(), _reporter(progress, total) as report, ThreadPoolExecutor(threads) as pool:
+        warnings.simplefilter("ignore")  # Pillow warns about odd metadata and large photos; what matters is reported as skipped
+        for slot, raw in jobs:
+            window.append((slot, pool.submit(_load, raw, shape_up)))
+            if len(window) >= 4 * threads:
+                settle(report)
+        while window:
+            settle(report)
+    return failed
+
+
+@contextmanager
+def _reporter(progress: Progress, total: int) -> Iterator[Callable[[int], object]]:
+    if progress is True:
+        from tqdm.auto import tqdm
+
+        with tqdm(total=total, desc="photos", unit="photo") as bar:
+            yield bar.update
+    elif callable(progress):
+        done = count(1)
+        yield lambda _: progress(next(done), total)
+    else:
+        yield lambda _: None
+
+
+def _cache_key(listings: Sequence[Listing], entries: Sequence[tuple[int, str]], *settings: object) -> str:
+    from PIL import __version__ as pillow
+
+    digest = hashlib.sha256(repr((1, pillow, settings)).encode())
+    for number, name in entries:
+        digest.update(repr((name, listings[number].stamp(name))).encode())
+    return digest.hexdigest()[:24]
+
+
+def _write_cache(folder: Path, key: str, images: np.ndarray, names: tuple[str, ...], skipped: tuple[tuple[str, str], ...]) -> None:
+    about = json.dumps({"names": names, "skipped": skipped}).encode()
+    for suffix, write in (
+        (".npy", lambda f: np.save(f, images)),
+        (".json", lambda f: f.write(about)),
+    ):  # the .json last: it says the pair is whole
+        temporary = folder / f".{key}.{os.getpid()}{suffix}.tmp"
+        try:
+            with temporary.open("wb") as file:
+                write(file)
+            temporary.replace(folder / (key + suffix))
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _read_cache(folder: Path, key: str) -> Found | None:
+    try:
+        about = json.loads((folder / f"{key}.json").read_text("utf-8"))
+        images = np.load(folder / f"{key}.npy", mmap_mode="r", allow_pickle=False)
+        return images, tuple(about["names"]), tuple((n, r) for n, r in about["skipped"])
+    except (OSError, ValueError, KeyError):
+        return None

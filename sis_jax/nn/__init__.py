@@ -1,0 +1,1 @@
+"""Pure networks. No files, no network access, no global state."""

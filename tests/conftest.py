@@ -1,0 +1,38 @@
+"""What every test needs before jax is imported: eight virtual devices, a compilation cache, shape checks on `sis_jax`."""
+
+import getpass
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+if "jax" in sys.modules:
+    raise RuntimeError("jax was imported before tests/conftest.py could set the number of virtual devices; run pytest from the repository's root")
+
+# Fewer threads than queued collectives deadlock virtual CPU devices on jax 0.10 and 0.11.
+os.environ["NPROC"] = "32"
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_cpu_collective_call_terminate_timeout_seconds=60",
+    ]
+).strip()
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+_CACHE = Path(tempfile.gettempdir()) / f"sis_jax_tests_{getpass.getuser()}"
+jax.config.update("jax_compilation_cache_dir", str(_CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+# Held for the whole session: shapes and types of every call into the library are checked, in tests only.
+_HOOK = install_import_hook("sis_jax", "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def goldens() -> Path:
+    """The folder of reference results, `tests/goldens`."""
+    return Path(__file__).parent / "goldens"

@@ -1,0 +1,188 @@
+"""The report: opens offline, shows what the run holds, escapes what it is given, stays small."""
+
+import csv
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sis_jax.core import draw
+from sis_jax.core.types import Info, UsageError
+from sis_jax.data.run import RunFolder
+from sis_jax.report import report
+
+_VOID = {"meta", "img", "br", "line", "rect", "polyline", "path", "circle"}
+
+
+class _Page(HTMLParser):
+    """Collects what a browser would load, and checks that every tag is closed in order."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.open, self.loads, self.ids, self.text = [], [], [], []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in _VOID:
+            self.open.append(tag)
+        self.loads += [value for name, value in attrs if name in ("src", "href", "srcset", "action", "data", "poster")]
+        self.ids += [value for name, value in attrs if name == "id"]
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def _faces(n: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Discs on a ramp: id 1 the disc, id 2 a spot in it, 0 the ground."""
+    y, x = np.mgrid[:size, :size] / size
+    images, masks = [], []
+    for i in range(n):
+        r = np.hypot(x - 0.4 - 0.03 * i, y - 0.5)
+        mask = np.where(r < 0.12, 2, np.where(r < 0.33, 1, 0)).astype(np.uint8)
+        ramp = np.stack([90 + 90 * x, 120 + 60 * y, 150 + 0 * x], -1)
+        images.append(np.where(mask[..., None] > 0, np.array([210, 160 - 50 * (mask[0, 0]), 90 + 10 * i]), ramp).astype(np.uint8))
+        masks.append(mask)
+    return np.stack(images), np.stack(masks)
+
+
+def _make_run(folder: Path, *, size: int = 128, full: bool = True) -> Path:
+    images, masks = _faces(8, size)
+    clusters = [
+        {"id": 0, "share": 0.55, "confidence": 0.95, "agreement": 0.99, "border_share": 0.9, "background": True, "class_id": 0},
+        {"id": 1, "share": 0.40, "confidence": 0.90, "agreement": 0.97, "border_share": 0.0, "background": False, "class_id": 1},
+        {"id": 2, "share": 0.05, "confidence": 0.55, "agreement": 0.41, "border_share": 0.0, "background": False, "class_id": 2},
+    ]
+    classes = [
+        {"id": 1, "name": "disc", "colour": draw.colour(1), "clusters": [1], "score": None, "margin": None},
+        {"id": 2, "name": "<script>spot</script>", "colour": draw.colour(2), "clusters": [2], "score": None, "margin": None},
+    ]
+    config = {"gen": "discs", "k": "auto", "layer": "auto", "seed": 0}
+    info = Info(name="discs-128", licence="CC0-1.0", source="made by the test", sha256="ab" * 32)
+    with RunFolder.open(folder) as run, run.stage("discover", config, generator=info, command="python -m sis_jax.discover discs --k auto"):
+        if not full:
+            return folder
+        run.write_json(
+            "parts/classes.json",
+            {
+                "classes": classes,
+                "clusters": clusters,
+                "background": {"found": True, "why": "touches the border"},
+                "warnings": ["Part 2 is small: try k=4."],
+                "samples": [{"seed": i, "confidence": 0.9 - 0.1 * i} for i in range(8)],
+            },
+        )
+        rows = [
+            {
+                "layer": layer,
+                "k": k,
+                "agreement": 0.9 - 0.02 * k,
+                "silhouette": None,
+                "score": 0.5 + 0.01 * k * s,
+                "chosen": (layer, k) == ("32x32", 6),
+            }
+            for s, layer in enumerate(("16x16", "32x32"), 1)
+            for k in (3, 4, 6, 8)
+        ]
+        run.write_json("parts/sweep.json", {"criterion": "The largest k whose agreement stays above 0.75.", "rows": rows})
+        for i in range(8):
+            run.write_image(f"parts/samples/{i:02d}_image.png", images[i])
+            run.write_image(f"parts/samples/{i:02d}_mask.png", draw.palette_png(masks[i]))
+        run.write_image("parts/gallery.png", draw.sample_grid(images, masks))
+        run.write_safetensors("parts/parts.safetensors", {"centroids": np.zeros((3, 16), np.float32)})
+        run.write_json("metrics.json", {"mIoU": {"paper": 0.80, "ours": 0.83}, "pixel accuracy": 0.91})
+        (folder / "student").mkdir()
+        with (folder / "student" / "curves.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([["step", "loss"], *[[s, 1 / (1 + s)] for s in range(0, 50, 5)]])
+    return folder
+
+
+def test_the_page_opens_offline(tmp_path):
+    path = report(_make_run(tmp_path / "faces"))
+    html = path.read_text(encoding="utf-8")
+    page = _Page(html)
+    assert page.open == []
+    assert len(page.loads) >= 24
+    assert all(value.startswith("data:image/") for value in page.loads)
+    assert "http" not in html.replace("http://www.w3.org/2000/svg", "")
+    assert "@import" not in html
+    assert "url(" not in html
+    assert path.stat().st_size < 5 * 1024 * 1024
+    assert "prefers-color-scheme: dark" in html
+
+
+def test_every_section_with_data_is_there(tmp_path):
+    page = _Page(report(_make_run(tmp_path / "faces")).read_text(encoding="utf-8"))
+    assert page.ids == ["samples", "parts", "gallery", "sweep", "worst", "student", "metrics", "provenance"]
+    text = " ".join(page.text)
+    for part in (
+        "CC0-1.0",
+        "python -m sis_jax.discover discs --k auto",
+        "Part 2 is small: try k=4.",
+        "The largest k",
+        "centroids",
+        "ab" * 32,
+        "0.03",
+    ):
+        assert part in text, part
+
+
+def test_sections_without_data_are_left_out(tmp_path):
+    page = _Page(report(_make_run(tmp_path / "bare", full=False)).read_text(encoding="utf-8"))
+    assert page.ids == ["provenance"]
+    assert page.loads == []
+
+
+def test_unsure_parts_come_first_and_names_are_escaped(tmp_path):
+    html = report(_make_run(tmp_path / "faces")).read_text(encoding="utf-8")
+    assert "<script" not in html
+    table = html[html.index('<section id="parts">') :]
+    assert table.index("&lt;script&gt;spot") < table.index("disc</td>") < table.index("background</td>")
+    assert len(re.findall(r'class="tag unsure"', table)) == 1
+
+
+def test_what_went_wrong_is_told(tmp_path):
+    folder = _make_run(tmp_path / "faces")
+    found = json.loads((folder / "parts/classes.json").read_text())
+    found["background"] = {"found": False, "why": "no cluster touches the border"}
+    (folder / "parts/classes.json").write_text(json.dumps(found))
+    record = json.loads((folder / "run.json").read_text())
+    record["stages"]["distill"] = {"state": "started", "config": {}}
+    record["stages"]["discover"]["generator"]["licence"] = "unknown: ask"
+    (folder / "run.json").write_text(json.dumps(record))
+    text = report(folder).read_text(encoding="utf-8")
+    for part in (
+        "No background was found: no cluster touches the border.",
+        "The stage distill did not finish",
+        "licence of the generator is unknown",
+    ):
+        assert part in text
+
+
+def test_large_pictures_are_reduced(tmp_path):
+    folder = _make_run(tmp_path / "faces", size=64)
+    noise = np.random.default_rng(0).integers(0, 256, (3000, 2600, 3), np.uint8)
+    with RunFolder.open(folder) as run:
+        run.write_image("parts/gallery.png", noise, compress_level=1)
+        run.write_image("parts/samples/00_image.png", noise[:1024, :1024], compress_level=1)
+        run.write_image("parts/samples/00_mask.png", draw.palette_png(np.ones((1024, 1024), np.uint8)), compress_level=1)
+    assert report(folder).stat().st_size < 5 * 1024 * 1024
+
+
+@pytest.mark.parametrize("content", [None, "[]", "{", '{"stages": 3}'])
+def test_a_folder_that_is_no_run_is_refused(tmp_path, content):
+    if content is not None:
+        (tmp_path / "run.json").write_text(content)
+    with pytest.raises(UsageError):
+        report(tmp_path)
+    assert not (tmp_path / "report.html").exists()
