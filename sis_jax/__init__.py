@@ -25,7 +25,7 @@ _HOMES = {
     **{verb: f"sis_jax.{verb}" for verb in _VERBS},
     "load_discriminator": "sis_jax.weights",
     "load_generator": "sis_jax.weights",
-    "Parts": "sis_jax.methods.segmentation_in_style",
+    "Parts": "sis_jax.data.parts",
     "Info": "sis_jax.core.types",
     "Samples": "sis_jax.core.types",
     "SisError": "sis_jax.core.types",
@@ -53,8 +53,8 @@ if TYPE_CHECKING:
     from sis_jax.core.types import Samples as Samples
     from sis_jax.core.types import SisError as SisError
     from sis_jax.core.types import UsageError as UsageError
+    from sis_jax.data.parts import Parts as Parts
     from sis_jax.discover import discover as discover
-    from sis_jax.methods.segmentation_in_style import Parts as Parts
     from sis_jax.report import report as report
     from sis_jax.train_generator import train_generator as train_generator
     from sis_jax.weights import load_discriminator as load_discriminator

@@ -106,7 +106,15 @@ def train_generator(
 
 
 def _check(config: dict[str, Any]) -> None:
-    for name, least in (("images", 1), ("batch", 1), ("latent", 1), ("mapping_layers", 1), ("channel_base", 1), ("channel_max", 1), ("snapshot", 1)):
+    for name, least in (
+        ("images", 1),
+        ("batch", 1),
+        ("latent", 1),
+        ("mapping_layers", 1),
+        ("channel_base", 1),
+        ("channel_max", 1),
+        ("snapshot", 1),
+    ):
         if config[name] < least:
             raise UsageError(f"{name} is {config[name]}, expected at least {least}")
     side = config["resolution"]
@@ -165,7 +173,9 @@ class Trainer:
         )  # fmt: skip
         cli.say(photos.summary())
         if len(photos) < 2 * c["batch"]:
-            raise SisError(f"{len(photos)} photos are too few for batches of {c['batch']}: give at least {2 * c['batch']}, or a smaller --batch")
+            raise SisError(
+                f"{len(photos)} photos are too few for batches of {c['batch']}: give at least {2 * c['batch']}, or a smaller --batch"
+            )
         return photos.holdout(min(c["holdout"], len(photos) // 5), seed=c["seed"])
 
     def _networks(self) -> tuple[Any, Any, Any]:
@@ -176,7 +186,9 @@ class Trainer:
         if c["start_from"]:
             gen, disc = load_generator(c["start_from"]), load_discriminator(c["start_from"])
             if gen.resolution != c["resolution"]:
-                raise UsageError(f"{c['start_from']} draws {gen.resolution} pixels, asked for --resolution {c['resolution']}; they must be equal")
+                raise UsageError(
+                    f"{c['start_from']} draws {gen.resolution} pixels, asked for --resolution {c['resolution']}; they must be equal"
+                )
             return gen, disc, gen.info
         rng = np.random.default_rng(c["seed"])
         channels = stylegan2.channel_table(c["resolution"], c["channel_base"], c["channel_max"])

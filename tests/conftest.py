@@ -4,6 +4,7 @@ import getpass
 import os
 import sys
 import tempfile
+import types
 from pathlib import Path
 
 if "jax" in sys.modules:
@@ -21,6 +22,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 
 import jax
 import pytest
+from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
 _CACHE = Path(tempfile.gettempdir()) / f"sis_jax_tests_{getpass.getuser()}"
@@ -28,8 +30,12 @@ jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
-# Held for the whole session: shapes and types of every call into the library are checked, in tests only.
-_HOOK = install_import_hook("sis_jax", "beartype.beartype")
+# Shapes and types of every call into the library are checked, in tests only. An int passes for a float, as everywhere in Python; the hook takes its
+# checker by module and name, hence the module.
+_CHECKER = types.ModuleType("sis_jax_checker")
+_CHECKER.__dict__["check"] = beartype(conf=BeartypeConf(is_pep484_tower=True))
+sys.modules[_CHECKER.__name__] = _CHECKER
+_HOOK = install_import_hook("sis_jax", "sis_jax_checker.check")
 
 
 @pytest.fixture(scope="session")

@@ -87,7 +87,9 @@ def _chunks(x: Float[Array, "m d"], w: Float[Array, " m"], mean: Float[Array, " 
     def step(carry, i):
         start = jnp.minimum(i * size, m - size)
         fresh = start + jnp.arange(size) >= i * size
-        return visit(carry, start, lax.dynamic_slice_in_dim(x, start, size) - mean, jnp.where(fresh, lax.dynamic_slice_in_dim(w, start, size), 0))
+        return visit(
+            carry, start, lax.dynamic_slice_in_dim(x, start, size) - mean, jnp.where(fresh, lax.dynamic_slice_in_dim(w, start, size), 0)
+        )
 
     return lax.scan(step, parallel.varying(carry), jnp.arange(-(-m // size)))
 
@@ -124,7 +126,9 @@ def cluster_sums(x: Float[Array, "m d"], w: Float[Array, " m"], mean: Float[Arra
     return sums.reshape(r, k, d), counts.reshape(r, k)
 
 
-def lloyd(x, w, mean, centers: Float[Array, "r k d"], done: Bool[Array, " r"], steps: Int[Array, " r"], tol, limit, floor) -> dict[str, Array]:
+def lloyd(
+    x, w, mean, centers: Float[Array, "r k d"], done: Bool[Array, " r"], steps: Int[Array, " r"], tol, limit, floor
+) -> dict[str, Array]:
     """Lloyd steps for all restarts until no more than `floor` of them still move, one has an empty cluster, or `limit` steps are made.
 
     Returns the centres after (`new`) and before (`old`) the last step, its `sums` and `counts`, the `steps` made by each restart, which are `done`.

@@ -43,6 +43,8 @@ from .types import UsageError
 AXIS = "d"
 Axes = int | None | tuple[int | None, ...]
 Engine = Literal["pmap", "shard_map"]
+# A number of devices, a list of `jax.Device`, or None for all.
+Devices = Sequence[Any] | int | None
 
 
 def is_mapped() -> bool:
@@ -82,7 +84,7 @@ def _cast_varying(a):
         return a
 
 
-def local_devices(devices: Sequence[jax.Device] | int | None = None) -> tuple[jax.Device, ...]:
+def local_devices(devices: Devices = None) -> tuple[Any, ...]:
     """The devices to run on: those given, the first so many of this process, or (None) all of this process."""
     if devices is None:
         return tuple(jax.local_devices())
@@ -96,7 +98,7 @@ def local_devices(devices: Sequence[jax.Device] | int | None = None) -> tuple[ja
     return tuple(devices)
 
 
-def device_count(devices: Sequence[jax.Device] | int | None = None) -> int:
+def device_count(devices: Devices = None) -> int:
     """How many blocks `shard` must cut for `map_devices` with the same `devices`: the devices of this process."""
     return len(local_devices(devices))
 
@@ -131,12 +133,12 @@ def unshard(blocks: Shaped[np.ndarray, "d m *rest"] | Shaped[Array, "d m *rest"]
     return blocks.reshape(d * m, *blocks.shape[2:])[:n]
 
 
-def place(tree: PyTree, devices: Sequence[jax.Device] | int | None = None) -> PyTree:
+def place(tree: PyTree, devices: Devices = None) -> PyTree:
     """Blocks [d ...] laid out once, one on each device, so that a loop of calls does not send them again."""
     return jax.device_put(tree, NamedSharding(Mesh(np.array(local_devices(devices)), (AXIS,)), P(AXIS)))
 
 
-def replicate(tree: PyTree, devices: Sequence[jax.Device] | int | None = None) -> PyTree:
+def replicate(tree: PyTree, devices: Devices = None) -> PyTree:
     """The same arrays on each device: what arguments with `in_axes=None` should be, when they are large."""
     return jax.device_put(tree, NamedSharding(Mesh(np.array(local_devices(devices)), (AXIS,)), P()))
 
@@ -146,7 +148,7 @@ def map_devices(
     in_axes: tuple[int | None, ...],
     out_axes: Axes = 0,
     *,
-    devices: Sequence[jax.Device] | int | None = None,
+    devices: Devices = None,
     engine: Engine = "pmap",
     donate: tuple[int, ...] = (),
     **static: Hashable,

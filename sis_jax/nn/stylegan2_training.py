@@ -211,7 +211,9 @@ def d_main(state: State, key: jax.Array, real: jax.Array, *, graphs: tuple, reci
     return state | {"d": d, "opt_d": opt_d, "buffers": _with_average(state["buffers"], w_avg)}, pmean({"loss_d": value} | aux)
 
 
-def r1_penalty(disc: Discriminator, real: Float[Array, "n r r 3"], dtype: Any = jnp.float32, transform: Any = lambda x: x) -> Float[Array, "n"]:
+def r1_penalty(
+    disc: Discriminator, real: Float[Array, "n r r 3"], dtype: Any = jnp.float32, transform: Any = lambda x: x
+) -> Float[Array, "n"]:
     """Squared norm of the gradient of D's score with respect to each photo (Mescheder et al. 2018)."""
     grad = jax.grad(lambda x: disc.score(transform(x), dtype=dtype).sum())(real)
     return jnp.square(grad).sum((1, 2, 3))

@@ -1,1 +1,6 @@
 """Files to pytrees and back: the only place that knows other people's layouts."""
+
+from sis_jax.weights.catalogue import shipped as shipped
+from sis_jax.weights.load import load_discriminator as load_discriminator
+from sis_jax.weights.load import load_generator as load_generator
+from sis_jax.weights.load import save_generator as save_generator

@@ -83,11 +83,15 @@ def read_config(path: Path) -> Folder:
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise UsageError(f'{path / CONFIG} is no weights folder of sis_jax: expected "format": "{FORMAT}" in it')
     if raw.get("version") != VERSION:
-        raise UsageError(f"{path / CONFIG} has version {raw.get('version')}, this sis_jax reads version {VERSION}: update sis_jax or convert again")
+        raise UsageError(
+            f"{path / CONFIG} has version {raw.get('version')}, this sis_jax reads version {VERSION}: update sis_jax or convert again"
+        )
     kind, generator = raw.get("kind"), raw.get("generator")
     if not isinstance(kind, str) or not isinstance(generator, dict):
         raise SisError(f'{path / CONFIG} lacks "kind" or "generator": convert the checkpoint again')
-    texts = {key: raw[key] if isinstance(raw.get(key), str) else default for key, default in (("name", path.name), ("licence", Info.licence))}
+    texts = {
+        key: raw[key] if isinstance(raw.get(key), str) else default for key, default in (("name", path.name), ("licence", Info.licence))
+    }
     tables = {key: raw[key] if isinstance(raw.get(key), dict) else {} for key in ("source", "sha256")}
     optional = {key: raw[key] if isinstance(raw.get(key), dict) else None for key in ("discriminator", "digests")}
     notes = tuple(map(str, raw["notes"])) if isinstance(raw.get("notes"), list) else ()
@@ -104,7 +108,9 @@ def read_arrays(path: Path, folder: Folder, file: str = MODEL) -> tuple[dict[str
         raise UsageError(f"{path} holds no {file}")
     digest = sha256_of(where)
     if folder.sha256.get(file, digest) != digest:
-        raise SisError(f"{where} is not the file that {CONFIG} describes (sha256 {digest[:12]}...): it is damaged or was changed; convert it again")
+        raise SisError(
+            f"{where} is not the file that {CONFIG} describes (sha256 {digest[:12]}...): it is damaged or was changed; convert it again"
+        )
     try:
         return dict(load_file(where)), digest
     except (SafetensorError, OSError, ValueError, TypeError) as error:

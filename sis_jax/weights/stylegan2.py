@@ -1,197 +1,223 @@
-"""StyleGAN2 in other people's layouts: one table each from their names to ours, and the architecture, which is read from the arrays.
-
-Layouts: "ada" (NVIDIA's PyTorch networks: ADA, and StyleGAN2 saved by the StyleGAN3 code), "tf" (NVIDIA's TensorFlow networks), "rosinality"
-(the widespread PyTorch port). A rule is (pattern, our name, transform); our name may be a function of the match. Every name in a file must match exactly
-one rule of its table; what we do not need (filters, counters) is dropped by a rule of its own.
-"""
+"""StyleGAN2 from arrays under our names: the architecture is read from their shapes, what old files lack is supplied and said."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from sis_jax.core.types import Info, SisError, UsageError
+from sis_jax.core.types import Info, SisError
 from sis_jax.nn.stylegan2 import LR_MULTIPLIER, GeneratorConfig, StyleGAN2, resolutions
 from sis_jax.nn.stylegan2_discriminator import Discriminator, DiscriminatorConfig
-from sis_jax.weights import transforms
 from sis_jax.weights.build import build, faults, refuse, shapes_of
+from sis_jax.weights.stylegan2_layouts import TABLES, translate
 
-Rule = tuple[str, str | Callable[[re.Match, int], str], str]
 Arrays = dict[str, np.ndarray]
-
-_ADA_GENERATOR: tuple[Rule, ...] = (
-    (r"mapping\.(embed|fc\d+)\.weight", r"mapping.\1.weight", "transpose"),
-    (r"mapping\.(embed|fc\d+)\.bias", r"mapping.\1.bias", "same"),
-    (r"mapping\.w_avg", "mapping.w_avg", "same"),
-    (r"synthesis\.b4\.const", "synthesis.b4.const", "chw"),
-    (r"synthesis\.(b\d+)\.conv0\.weight", r"synthesis.\1.conv0.weight", "oihw_flipped"),
-    (r"synthesis\.(b\d+)\.(conv1|torgb)\.weight", r"synthesis.\1.\2.weight", "oihw"),
-    (r"synthesis\.(b\d+\.(?:conv[01]|torgb))\.affine\.weight", r"synthesis.\1.affine.weight", "transpose"),
-    (r"synthesis\.(b\d+\.(?:conv[01]|torgb)(?:\.affine)?)\.bias", r"synthesis.\1.bias", "same"),
-    (r"synthesis\.(b\d+\.conv[01])\.noise_const", r"synthesis.\1.noise_const", "same"),
-    (r"synthesis\.(b\d+\.conv[01])\.noise_strength", r"synthesis.\1.noise_strength", "scalar"),
-    (r"synthesis\..*\.?resample_filter", "", "filter"),
-)
-
-_ADA_DISCRIMINATOR: tuple[Rule, ...] = (
-    (r"mapping\.(embed|fc\d+)\.weight", r"mapping.\1.weight", "transpose"),
-    (r"mapping\.(embed|fc\d+)\.bias", r"mapping.\1.bias", "same"),
-    (r"mapping\.w_avg", "", "drop"),
-    (r"b\d+\.fromrgb\.weight", "fromrgb.weight", "oihw"),
-    (r"b\d+\.fromrgb\.bias", "fromrgb.bias", "same"),
-    (r"(b\d+\.(?:conv[01]|skip)|b4\.conv)\.weight", r"\1.weight", "oihw"),
-    (r"(b\d+\.conv[01]|b4\.conv)\.bias", r"\1.bias", "same"),
-    (r"b4\.fc\.weight", "b4.fc.weight", "linear_chw"),
-    (r"b4\.out\.weight", "b4.out.weight", "transpose"),
-    (r"b4\.(fc|out)\.bias", r"b4.\1.bias", "same"),
-    (r".*\.resample_filter", "", "filter"),
-)
-
-_TF_LAYER = {"Conv": "conv1", "Conv0_up": "conv0", "Conv1": "conv1", "ToRGB": "torgb"}
+_MAX_SIZE = 4096
+_W_SAMPLES = 10_000
 
 
-def _tf_layer(match: re.Match, _: int) -> str:
-    resolution, layer, rest = match.groups()
-    ours = {"weight": "weight", "mod_weight": "affine.weight", "mod_bias": "affine.bias"}.get(rest, rest)
-    return f"synthesis.b{resolution}.{_TF_LAYER[layer]}.{ours}"
+@dataclass(frozen=True)
+class Facts:
+    """What a checkpoint says beside its arrays. Defaults are those of the published networks.
+
+    architecture: "skip" or "resnet", "" where the file does not say. mapping_lr: learning rate multiplier of the mapping network.
+    """
+
+    conv_clamp: float | None = None
+    mbstd_group: int | None = None
+    mapping_lr: float = LR_MULTIPLIER
+    architecture: str = ""
+    activation: str = "lrelu"
 
 
-def _nth_conv(n: int) -> str:
-    """Block and layer of the n-th convolution above 4x4."""
-    return f"b{2 ** (n // 2 + 3)}.conv{n % 2}"
+@dataclass(frozen=True)
+class Network:
+    """One network of a foreign checkpoint, as it lies there."""
+
+    arrays: Mapping[str, np.ndarray]
+    facts: Facts = field(default_factory=Facts)
 
 
-def _nth_noise(match: re.Match, _: int) -> str:
-    n = int(match[1])
-    return f"synthesis.{_nth_conv(n - 1) if n else 'b4.conv1'}.noise_const"
+@dataclass(frozen=True)
+class Converted:
+    """One network under our names: contiguous float32 arrays, the fields of its config, and what had to be supplied."""
+
+    arrays: Arrays
+    config: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
-_TF_ANY_LAYER = r"synthesis/(\d+)x\d+/(Conv|Conv0_up|Conv1|ToRGB)/"
-_TF_GENERATOR: tuple[Rule, ...] = (
-    (r"mapping/Dense(\d+)/(weight|bias)", r"mapping.fc\1.\2", "same"),
-    (r"mapping/LabelEmbed/(weight|bias)", r"mapping.embed.\1", "same"),
-    (r"dlatent_avg", "mapping.w_avg", "same"),
-    (r"synthesis/4x4/Const/const", "synthesis.b4.const", "1chw"),
-    (_TF_ANY_LAYER + "(weight|mod_weight|bias)", _tf_layer, "same"),
-    (_TF_ANY_LAYER + "(mod_bias)", _tf_layer, "plus_one"),
-    (_TF_ANY_LAYER + "(noise_strength)", _tf_layer, "scalar"),
-    (r"synthesis/noise(\d+)", _nth_noise, "11hw"),
-    (r"(?:synthesis/)?lod", "", "drop"),
-)
-
-_TF_DISCRIMINATOR: tuple[Rule, ...] = (
-    (r"Mapping(\d+)/(weight|bias)", r"mapping.fc\1.\2", "same"),
-    (r"LabelEmbed/(weight|bias)", r"mapping.embed.\1", "same"),
-    (r"\d+x\d+/FromRGB/(weight|bias)", r"fromrgb.\1", "same"),
-    (r"(\d+)x\d+/(?:Conv0)/(weight|bias)", r"b\1.conv0.\2", "same"),
-    (r"(\d+)x\d+/Conv1_down/(weight|bias)", r"b\1.conv1.\2", "same"),
-    (r"(\d+)x\d+/Skip/weight", r"b\1.skip.weight", "same"),
-    (r"4x4/Conv/(weight|bias)", r"b4.conv.\1", "same"),
-    (r"4x4/Dense0/weight", "b4.fc.weight", "rows_chw"),
-    (r"4x4/Dense0/bias", "b4.fc.bias", "same"),
-    (r"Output/(weight|bias)", r"b4.out.\1", "same"),
-    (r"lod", "", "drop"),
-)
+def generator_config(fields: Mapping[str, Any]) -> GeneratorConfig:
+    """The config from the fields in a `config.json`; SisError where they are no such thing."""
+    return _config(GeneratorConfig, fields, "generator")
 
 
-def _ros_conv(rest: str) -> Callable[[re.Match, int], str]:
-    return lambda match, _: f"synthesis.{_nth_conv(int(match[1]))}.{rest}"
+def discriminator_config(fields: Mapping[str, Any]) -> DiscriminatorConfig:
+    """The config from the fields in a `config.json`; SisError where they are no such thing."""
+    return _config(DiscriminatorConfig, fields, "discriminator")
 
 
-def _ros_rgb(rest: str) -> Callable[[re.Match, int], str]:
-    return lambda match, _: f"synthesis.b{2 ** (int(match[1]) + 3)}.torgb.{rest}"
+def _config(kind, fields: Mapping[str, Any], what: str):
+    try:
+        whole = {k: v for k, v in fields.items() if k not in ("channels", "conv_clamp")}
+        if not all(type(v) is int and 0 <= v <= 65536 for v in whole.values()):
+            raise TypeError("a size is not a whole number up to 65536")
+        channels = tuple(fields["channels"])
+        if not all(type(c) is int and 0 < c <= 65536 for c in channels):
+            raise TypeError("a channel count is not a whole number up to 65536")
+        clamp = fields.get("conv_clamp")
+        config = kind(**whole, channels=channels, conv_clamp=None if clamp is None else float(clamp))
+        if config.resolution > _MAX_SIZE or config.mapping_layers > 64 or len(resolutions(config.resolution)) != len(channels):
+            raise TypeError(
+                f"{config.resolution} pixels, {len(channels)} channel counts and {config.mapping_layers} layers do not go together"
+            )
+        return config
+    except (TypeError, ValueError, KeyError) as error:
+        raise SisError(f'the "{what}" in config.json describes no StyleGAN2 ({error}): convert the checkpoint again') from None
 
 
-def _ros_mapping(match: re.Match, _: int) -> str:
-    return f"mapping.fc{int(match[1]) - 1}.{match[2]}"
+def build_generator(config: GeneratorConfig, arrays: Mapping[str, np.ndarray], what: str, info: Info) -> StyleGAN2:
+    """A generator with these numbers; SisError that lists every array which does not fit."""
+    return build(lambda: StyleGAN2(config), arrays, what, info)
 
 
-_EVEN, _ODD, _ANY = r"(\d*[02468])", r"(\d*[13579])", r"(\d+)"
-_ROSINALITY_GENERATOR: tuple[Rule, ...] = (
-    (r"style\.(\d+)\.(weight)", _ros_mapping, "transpose"),
-    (r"style\.(\d+)\.(bias)", _ros_mapping, "same"),
-    (r"latent_avg", "mapping.w_avg", "same"),
-    (r"input\.input", "synthesis.b4.const", "1chw"),
-    (r"conv1\.conv\.weight", "synthesis.b4.conv1.weight", "1oihw"),
-    (r"conv1\.conv\.modulation\.weight", "synthesis.b4.conv1.affine.weight", "transpose"),
-    (r"conv1\.conv\.modulation\.bias", "synthesis.b4.conv1.affine.bias", "same"),
-    (r"conv1\.noise\.weight", "synthesis.b4.conv1.noise_strength", "scalar"),
-    (r"conv1\.activate\.bias", "synthesis.b4.conv1.bias", "same"),
-    (rf"convs\.{_EVEN}\.conv\.weight", _ros_conv("weight"), "1oihw_flipped"),
-    (rf"convs\.{_ODD}\.conv\.weight", _ros_conv("weight"), "1oihw"),
-    (rf"convs\.{_ANY}\.conv\.modulation\.weight", _ros_conv("affine.weight"), "transpose"),
-    (rf"convs\.{_ANY}\.conv\.modulation\.bias", _ros_conv("affine.bias"), "same"),
-    (rf"convs\.{_ANY}\.noise\.weight", _ros_conv("noise_strength"), "scalar"),
-    (rf"convs\.{_ANY}\.activate\.bias", _ros_conv("bias"), "same"),
-    (r"to_rgb1\.conv\.weight", "synthesis.b4.torgb.weight", "1oihw"),
-    (r"to_rgb1\.conv\.modulation\.weight", "synthesis.b4.torgb.affine.weight", "transpose"),
-    (r"to_rgb1\.conv\.modulation\.bias", "synthesis.b4.torgb.affine.bias", "same"),
-    (r"to_rgb1\.bias", "synthesis.b4.torgb.bias", "1c11"),
-    (rf"to_rgbs\.{_ANY}\.conv\.weight", _ros_rgb("weight"), "1oihw"),
-    (rf"to_rgbs\.{_ANY}\.conv\.modulation\.weight", _ros_rgb("affine.weight"), "transpose"),
-    (rf"to_rgbs\.{_ANY}\.conv\.modulation\.bias", _ros_rgb("affine.bias"), "same"),
-    (rf"to_rgbs\.{_ANY}\.bias", _ros_rgb("bias"), "1c11"),
-    (r"noises\.noise_(\d+)", _nth_noise, "11hw"),
-    (r"(?:convs\.\d+\.conv\.blur|to_rgbs\.\d+\.upsample)\.kernel", "", "filter"),
-)
+def build_discriminator(config: DiscriminatorConfig, arrays: Mapping[str, np.ndarray], what: str, info: Info) -> Discriminator:
+    """A discriminator with these numbers; SisError that lists every array which does not fit."""
+    return build(lambda: Discriminator(config), arrays, what, info)
 
 
-def _ros_block(rest: str) -> Callable[[re.Match, int], str]:
-    """Discriminator blocks count down from the full resolution: the last of `depth` is the one at 8x8."""
-    return lambda match, depth: f"b{2 ** (max(depth - int(match[1]), 0) + 3)}.{rest}"
+def convert_generator(network: Network, layout: str, what: str) -> Converted:
+    """A foreign generator under our names. layout: "ada", "tf" or "rosinality"; `what` names the file in errors."""
+    if layout == "tf" and any(key.startswith("mapping/LabelConcat") for key in network.arrays):
+        raise SisError(
+            f"{what} is a conditional StyleGAN2 of the first TensorFlow code (LabelConcat), which is not supported; ADA's conditional ones are"
+        )
+    _check_facts(network.facts, "skip", what)
+    arrays, wrong = translate(network.arrays, TABLES[layout, "generator"])
+    notes = _supply_noise(arrays)
+    needs_average = "mapping.w_avg" not in arrays and "mapping.fc0.weight" in arrays
+    config = _read_generator(arrays, network.facts.conv_clamp, what, wrong)
+    if needs_average:
+        arrays["mapping.w_avg"] = np.zeros(config.w_dim, np.float32)
+    refuse(what, wrong + faults(arrays, shapes_of(lambda: StyleGAN2(config))))
+    arrays = _owned(arrays, network.facts.mapping_lr)
+    if needs_average:
+        arrays["mapping.w_avg"] = _average_w(config, arrays)
+        notes.append(f"the average w was missing; it was estimated from {_W_SAMPLES} samples")
+    return Converted(arrays, asdict(config), tuple(notes))
 
 
-_ROSINALITY_DISCRIMINATOR: tuple[Rule, ...] = (
-    (r"convs\.0\.0\.weight", "fromrgb.weight", "oihw"),
-    (r"convs\.0\.1\.bias", "fromrgb.bias", "same"),
-    (r"convs\.([1-9]\d*)\.conv1\.0\.weight", _ros_block("conv0.weight"), "oihw"),
-    (r"convs\.([1-9]\d*)\.conv1\.1\.bias", _ros_block("conv0.bias"), "same"),
-    (r"convs\.([1-9]\d*)\.conv2\.1\.weight", _ros_block("conv1.weight"), "oihw"),
-    (r"convs\.([1-9]\d*)\.conv2\.2\.bias", _ros_block("conv1.bias"), "same"),
-    (r"convs\.([1-9]\d*)\.skip\.1\.weight", _ros_block("skip.weight"), "oihw"),
-    (r"final_conv\.0\.weight", "b4.conv.weight", "oihw"),
-    (r"final_conv\.1\.bias", "b4.conv.bias", "same"),
-    (r"final_linear\.0\.weight", "b4.fc.weight", "linear_chw"),
-    (r"final_linear\.0\.bias", "b4.fc.bias", "same"),
-    (r"final_linear\.1\.weight", "b4.out.weight", "transpose"),
-    (r"final_linear\.1\.bias", "b4.out.bias", "same"),
-    (r"convs\.\d+\.(?:conv2|skip)\.0\.kernel", "", "filter"),
-)
-
-TABLES: dict[tuple[str, str], tuple[Rule, ...]] = {
-    ("ada", "generator"): _ADA_GENERATOR,
-    ("ada", "discriminator"): _ADA_DISCRIMINATOR,
-    ("tf", "generator"): _TF_GENERATOR,
-    ("tf", "discriminator"): _TF_DISCRIMINATOR,
-    ("rosinality", "generator"): _ROSINALITY_GENERATOR,
-    ("rosinality", "discriminator"): _ROSINALITY_DISCRIMINATOR,
-}
+def convert_discriminator(network: Network, layout: str, what: str) -> Converted:
+    """A foreign discriminator under our names, as `convert_generator`."""
+    _check_facts(network.facts, "resnet", what)
+    arrays, wrong = translate(network.arrays, TABLES[layout, "discriminator"])
+    config = _read_discriminator(arrays, network.facts, what, wrong)
+    refuse(what, wrong + faults(arrays, shapes_of(lambda: Discriminator(config))))
+    return Converted(_owned(arrays, network.facts.mapping_lr), asdict(config))
 
 
-def translate(source: Mapping[str, np.ndarray], rules: tuple[Rule, ...]) -> tuple[Arrays, list[str]]:
-    """Arrays under our names, and what was wrong: names that no rule or several match, two names for one place, wrong ranks."""
-    depth = max((int(m[1]) for key in source if (m := re.match(r"convs\.(\d{1,4})\.", key))), default=0)
-    ours: Arrays = {}
-    wrong = []
-    for key, value in source.items():
-        matches = [(m, name, transform) for pattern, name, transform in rules if len(key) < 200 and (m := re.fullmatch(pattern, key))]
-        if len(matches) != 1:
-            wrong.append(f"unknown: {key[:80]}, file has {list(value.shape)}" if not matches else f"ambiguous: {key[:80]}")
-            continue
-        match, name, transform = matches[0]
-        try:
-            array = transforms.apply(transform, value)
-            if array is None:
-                continue
-            target = name(match, depth) if callable(name) else match.expand(name)
-        except (SisError, OverflowError) as error:
-            wrong.append(f"shape: {key[:80]}, file has {list(value.shape)}: {error}")
-            continue
-        if target in ours:
-            wrong.append(f"twice: {key[:80]} goes where another array went ({target})")
-        ours[target] = array
-    return ours, wrong
+def _check_facts(facts: Facts, architecture: str, what: str) -> None:
+    if facts.architecture not in ("", architecture):
+        raise SisError(
+            f'{what} has the architecture "{facts.architecture[:20]}", only "{architecture}" (the published default) is supported'
+        )
+    if facts.activation != "lrelu":
+        raise SisError(f'{what} has the activation "{facts.activation[:20]}", only "lrelu" (the published default) is supported')
+
+
+def _owned(arrays: Arrays, mapping_lr: float) -> Arrays:
+    """Contiguous float32 copies, not views of the file; another learning rate multiplier of the mapping network is folded in."""
+    factor = np.float32(mapping_lr / LR_MULTIPLIER)
+    owned = {key: np.array(value, np.float32, order="C") for key, value in arrays.items()}
+    if factor != 1:
+        for key in owned:
+            if key.startswith("mapping.fc"):
+                owned[key] *= factor
+    return owned
+
+
+def _sizes(arrays: Arrays, pattern: str) -> list[int]:
+    return sorted({int(m[1]) for key in arrays if (m := re.fullmatch(pattern, key))})
+
+
+def _shape(arrays: Arrays, key: str, rank: int) -> tuple[int, ...]:
+    """Shape of an array that decides about the architecture; KeyError where it is missing or has another rank."""
+    value = arrays[key]
+    if value.ndim != rank:
+        raise KeyError(key)
+    return value.shape
+
+
+def _unreadable(what: str, key: str, wrong: list[str], kind: str) -> SisError:
+    told = f"; also: {'; '.join(wrong[:6])}" if wrong else ""
+    return SisError(f"{what} holds no StyleGAN2 {kind} that can be read: {key} is missing or misshapen{told}")
+
+
+def _blocks(arrays: Arrays, pattern: str, what: str, kind: str) -> int:
+    """The resolution: the highest block there is, and every power of two below it must be there."""
+    sizes = _sizes(arrays, pattern)
+    top = sizes[-1] if sizes else 4
+    if top > _MAX_SIZE or top & (top - 1) or sizes != list(resolutions(top))[-len(sizes) :] or not sizes:
+        raise SisError(f"{what} holds no StyleGAN2 {kind}: its blocks are {sizes[:12] or 'none'}, expected 4, 8, 16, ...")
+    return top
+
+
+def _read_generator(arrays: Arrays, conv_clamp: float | None, what: str, wrong: list[str]) -> GeneratorConfig:
+    top = _blocks(arrays, r"synthesis\.b(\d{1,5})\.conv1\.weight", what, "generator")
+    try:
+        channels = tuple(_shape(arrays, f"synthesis.b{r}.conv1.weight", 4)[3] for r in resolutions(top))
+        w_dim = _shape(arrays, "synthesis.b4.conv1.affine.weight", 2)[0]
+        layers = len(_sizes(arrays, r"mapping\.fc(\d{1,3})\.weight"))
+        n_in, width = _shape(arrays, "mapping.fc0.weight", 2)
+        c_dim = _shape(arrays, "mapping.embed.weight", 2)[0] if "mapping.embed.weight" in arrays else 0
+    except KeyError as error:
+        raise _unreadable(what, error.args[0], wrong, "generator") from None
+    z_dim = n_in - (w_dim if c_dim else 0)
+    if z_dim < 1:
+        raise SisError(f"{what}: the first mapping layer takes {n_in} numbers, too few for a label embedding of {w_dim}")
+    return GeneratorConfig(top, channels, z_dim, w_dim, c_dim, layers, width if layers > 1 else w_dim, conv_clamp)
+
+
+def _read_discriminator(arrays: Arrays, facts: Facts, what: str, wrong: list[str]) -> DiscriminatorConfig:
+    top = _blocks({**arrays, "b4.conv1.weight": np.zeros(0)}, r"b(\d{1,5})\.conv1\.weight", what, "discriminator")
+    try:
+        channels = (_shape(arrays, "b4.conv.weight", 4)[3],)
+        channels += tuple(_shape(arrays, f"b{r}.conv0.weight", 4)[2] for r in resolutions(top)[1:])
+        layers = len(_sizes(arrays, r"mapping\.fc(\d{1,3})\.weight"))
+        c_dim, cmap = _shape(arrays, "mapping.embed.weight", 2) if "mapping.embed.weight" in arrays else (0, 0)
+    except KeyError as error:
+        raise _unreadable(what, error.args[0], wrong, "discriminator") from None
+    return DiscriminatorConfig(top, channels, c_dim, cmap, layers, facts.mbstd_group or 4, facts.conv_clamp)
+
+
+def _supply_noise(arrays: Arrays) -> list[str]:
+    """Noise maps and strengths for networks that were saved without; returns what was done."""
+    layers = [m[1] for key in arrays if (m := re.fullmatch(r"(synthesis\.b\d{1,4}\.conv[01])\.weight", key))]
+    maps = [key for key in arrays if key.endswith(".noise_const")]
+    strengths = [key for key in arrays if key.endswith(".noise_strength")]
+    if maps or not layers:
+        return []
+    rng = np.random.RandomState(0)
+    for layer in sorted(layers, key=lambda name: (int(name.split(".")[1][1:]), name)):
+        resolution = int(layer.split(".")[1][1:])
+        if resolution > _MAX_SIZE:
+            return []
+        arrays[layer + ".noise_const"] = rng.randn(resolution, resolution).astype(np.float32)
+        if not strengths:
+            arrays[layer + ".noise_strength"] = np.zeros((), np.float32)
+    return [
+        "the noise maps were missing; new ones were drawn" if strengths else "the network was trained without noise; its strengths are zero"
+    ]
+
+
+def _average_w(config: GeneratorConfig, arrays: Arrays) -> np.ndarray:
+    """Mean of w over random z (and labels), as the published tools estimate it."""
+    rng = np.random.RandomState(123)
+    gen = build_generator(config, arrays, "the mapping network", Info())
+    z = rng.randn(_W_SAMPLES, config.z_dim).astype(np.float32)
+    labels = np.eye(config.c_dim, dtype=np.float32)[rng.randint(config.c_dim, size=_W_SAMPLES)] if config.c_dim else None
+    return np.asarray(gen.mapping(z, labels)).mean(0, dtype=np.float64).astype(np.float32)

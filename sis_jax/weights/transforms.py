@@ -43,6 +43,7 @@ TRANSFORMS: dict[str, tuple[int | None, Callable[[np.ndarray], np.ndarray | None
     "drop": (None, _drop),
     "filter": (None, _filter),
     "scalar": (None, lambda a: a.reshape(()) if a.size == 1 else a),  # [1] or [] -> []
+    "flat": (None, lambda a: a.reshape(-1)),
     "plus_one": (1, lambda a: a + np.float32(1)),
     "transpose": (2, lambda a: a.T),
     # PyTorch

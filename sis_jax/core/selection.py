@@ -1,0 +1,89 @@
+"""Judging a clustering without labels: agreement, silhouette, and which clusters are the background.
+
+Shares are fractions of pixels, 0..1. Nothing here knows how the clusters were made.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy.optimize import linear_sum_assignment
+
+BORDER = 0.05  # width of the frame (top, left, right), as a fraction of the side
+BORDER_RATIO = 1.5  # a background cluster covers the frame this much more than the picture
+
+
+def overlap(a: Int[np.ndarray, "n"], b: Int[np.ndarray, "n"], k: int) -> Int[np.ndarray, "k k"]:
+    """Pixels by (label in a, label in b)."""
+    return np.bincount(a.astype(np.int64) * k + b, minlength=k * k).reshape(k, k)
+
+
+def agreement(a: Int[np.ndarray, "n"], b: Int[np.ndarray, "n"], k: int) -> float:
+    """Adjusted Rand index of two clusterings of the same points: 1 = the same up to names, 0 = chance (Hubert and Arabie 1985)."""
+    table = overlap(a, b, k).astype(np.float64)
+
+    def pairs(x: np.ndarray) -> float:
+        return float((x * (x - 1)).sum() / 2)
+
+    n = table.sum()
+    rows, columns = pairs(table.sum(1)), pairs(table.sum(0))
+    expected, most = rows * columns / max(n * (n - 1) / 2, 1), (rows + columns) / 2
+    return 1.0 if most == expected else (pairs(table) - expected) / (most - expected)
+
+
+def cluster_agreement(a: Int[np.ndarray, "n"], b: Int[np.ndarray, "n"], k: int) -> Float[np.ndarray, "k"]:
+    """For each cluster of a the intersection over union with its partner in b, partners chosen one to one (Hungarian)."""
+    table = overlap(a, b, k).astype(np.float64)
+    union = table.sum(1)[:, None] + table.sum(0)[None] - table
+    iou = table / np.maximum(union, 1)
+    rows, columns = linear_sum_assignment(-iou)
+    found = np.zeros(k)
+    found[rows] = iou[rows, columns]
+    return found
+
+
+def silhouette(x: Float[np.ndarray, "n d"], labels: Int[np.ndarray, "n"]) -> float:
+    """Mean silhouette of all points given (Rousseeuw 1987), -1..1. Quadratic in n: give a sample of a few thousand."""
+    labels = np.unique(labels, return_inverse=True)[1]
+    k = int(labels.max()) + 1
+    if k < 2:
+        return 0.0
+    square = (x * x).sum(1)
+    distance = np.sqrt(np.maximum(square[:, None] + square[None] - 2 * (x @ x.T), 0))
+    member = np.eye(k, dtype=np.float32)[labels]
+    counts = member.sum(0)
+    total = distance @ member  # [n, k] summed distance to each cluster
+    own = np.take_along_axis(total, labels[:, None], 1)[:, 0] / np.maximum(counts[labels] - 1, 1)
+    mean = total / counts
+    mean[np.arange(len(labels)), labels] = np.inf
+    other = mean.min(1)
+    value = (other - own) / np.maximum(np.maximum(own, other), 1e-12)
+    return float(np.where(counts[labels] > 1, value, 0).mean())
+
+
+def frame(height: int, width: int) -> Bool[np.ndarray, "h w"]:
+    """The picture's frame: 5 % of the side at top, left and right. Not the bottom, where portraits and standing figures leave the picture."""
+    mask = np.zeros((height, width), bool)
+    rows, columns = max(1, round(BORDER * height)), max(1, round(BORDER * width))
+    mask[:rows] = True
+    mask[:, :columns] = True
+    mask[:, -columns:] = True
+    return mask
+
+
+def background(share: Float[np.ndarray, "k"], frame_share: Float[np.ndarray, "k"]) -> tuple[Bool[np.ndarray, "k"], bool, str]:
+    """Which clusters are the background, whether the rule was sure, and why.
+
+    Rule: a cluster that covers the frame at least 1.5 times as much as the picture. With none (or all), or with less than a quarter of the
+    frame covered, the cluster that gains most from picture to frame, and unsure.
+    """
+    chosen = (frame_share >= BORDER_RATIO * share) & (share > 0)
+    covered = float(frame_share[chosen].sum())
+    if chosen.any() and not chosen.all() and covered >= 0.25:
+        names = ", ".join(str(i) for i in np.flatnonzero(chosen))
+        plural = "clusters" if chosen.sum() > 1 else "cluster"
+        return chosen, True, f"{plural} {names}: {covered:.0%} of the frame, {float(share[chosen].sum()):.0%} of the picture"
+    best = np.arange(len(share)) == int(np.argmax(frame_share - share))
+    i = int(np.argmax(best))
+    why = f"no group of clusters is {BORDER_RATIO} times as common on the frame as in the picture and holds a quarter of the frame"
+    return best, False, f"{why}; cluster {i} comes closest ({float(frame_share[i]):.0%} of the frame, {float(share[i]):.0%} of the picture)"

@@ -1,0 +1,190 @@
+"""Parts: what a method found in a generator, with names, colours and facts per cluster; on disk `parts/parts.safetensors` and `classes.json`."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Integer, UInt8
+
+from sis_jax.core import draw
+from sis_jax.core.types import Info, SisError, UsageError
+from sis_jax.data.run import plain, write_atomic
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+BACKGROUND = 0
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Parts of what a generator draws.
+
+    method, settings, arrays: which method, with which resolved hyper-parameters, learned what.
+    classes: {"id", "name", "colour", "clusters", "prompts", "score", "margin"}; id 0 is the background, absent where none was found.
+    clusters: facts per cluster (share, confidence, agreement across seeds, share of the frame, class_id).
+    samples: uint8[n h w 3] pictures to look at, masks: their clusters, seeds: theirs, confidence: per picture, 0..1.
+    """
+
+    method: str
+    settings: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    classes: tuple[dict[str, Any], ...]
+    clusters: tuple[dict[str, Any], ...]
+    background: dict[str, Any]
+    generator: Info
+    seed: int = 0
+    sweep: dict[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
+    samples: UInt8[np.ndarray, "n h w 3"] = field(default_factory=lambda: np.zeros((0, 1, 1, 3), np.uint8), repr=False)
+    masks: UInt8[np.ndarray, "n h w"] = field(default_factory=lambda: np.zeros((0, 1, 1), np.uint8), repr=False)
+    seeds: tuple[int, ...] = ()
+    confidence: tuple[float, ...] = ()
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Class id -> name."""
+        return {c["id"]: c["name"] for c in self.classes}
+
+    def class_of(self) -> UInt8[np.ndarray, "256"]:
+        """Look-up table from cluster to class id."""
+        table = np.zeros(256, np.uint8)
+        for entry in self.classes:
+            table[entry["clusters"]] = entry["id"]
+        return table
+
+    def classify(self, clusters: Integer[np.ndarray, "*n h w"]) -> UInt8[np.ndarray, "*n h w"]:
+        """Masks of cluster numbers as masks of class ids."""
+        return self.class_of()[clusters]
+
+    def rename(self, names: Mapping[int, str | None]) -> Parts:
+        """Give parts names: {3: "hair", 7: "hair", 11: None} merges two under one name and sends one to the background.
+
+        Keys are class ids; a merged class keeps its smallest id. Raises UsageError for an id that does not exist.
+        """
+        for key in names:
+            if key not in self.names:
+                raise UsageError(f"there is no part {key}; there are {', '.join(f'{i} ({n})' for i, n in self.names.items())}")
+        groups: dict[str, dict[str, Any]] = {}
+        background: list[int] = []
+        for entry in self.classes:
+            name = names.get(entry["id"], entry["name"]) if entry["id"] in names else entry["name"]
+            if name is None or entry["id"] == BACKGROUND:
+                background += entry["clusters"]
+            elif name in groups:
+                groups[name]["clusters"] = sorted(groups[name]["clusters"] + entry["clusters"])
+            else:
+                groups[name] = entry | {"name": name}
+        first = [_class(BACKGROUND, "background", sorted(background))] if background else []
+        return self._with_classes((*first, *groups.values()))
+
+    def _with_classes(self, classes: tuple[dict[str, Any], ...]) -> Parts:
+        owner = {cluster: c["id"] for c in classes for cluster in c["clusters"]}
+        clusters = tuple(c | {"class_id": owner[c["id"]], "background": owner[c["id"]] == BACKGROUND} for c in self.clusters)
+        return replace(self, classes=classes, clusters=clusters)
+
+    def show(self, count: int = 8) -> Image.Image:
+        """Samples over their parts over both, as one picture; a notebook draws it."""
+        from PIL import Image
+
+        n = min(count, len(self.samples))
+        if n == 0:
+            raise SisError("these parts carry no samples to show: they were made without a gallery")
+        zoom = max(1, 128 // self.samples.shape[1])
+        grow = [np.repeat(np.repeat(a[:n], zoom, 1), zoom, 2) for a in (self.samples, self.classify(self.masks))]
+        return Image.fromarray(draw.sample_grid(grow[0], grow[1], [f"seed {s}" for s in self.seeds[:n]]))
+
+    # files
+
+    def files(self) -> dict[str, bytes]:
+        """Everything `save` writes, by name: pictures of the samples, arrays, classes, the sweep."""
+        from safetensors.numpy import save
+
+        out: dict[str, bytes] = {}
+        for i, (image, mask) in enumerate(zip(self.samples, self.classify(self.masks))):
+            out[f"samples/{i:02d}_image.png"] = _png(image)
+            out[f"samples/{i:02d}_mask.png"] = _png(mask)
+        if len(self.samples):
+            gallery = io.BytesIO()
+            self.show(len(self.samples)).save(gallery, "PNG", optimize=True)
+            out["gallery.png"] = gallery.getvalue()
+        if self.sweep:
+            out["sweep.json"] = _json(self.sweep)
+        arrays = {k: np.ascontiguousarray(v) for k, v in self.arrays.items()} | {"samples/clusters": np.ascontiguousarray(self.masks)}
+        out["parts.safetensors"] = save(arrays)
+        facts = {k: getattr(self, k) for k in ("classes", "clusters", "background", "warnings", "method", "settings", "seed")}
+        shown = [{"seed": s, "confidence": c} for s, c in zip(self.seeds, self.confidence)]
+        out["classes.json"] = _json(facts | {"samples": shown, "generator": asdict(self.generator)})
+        return out
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the parts into a folder; `Parts.load` reads them back."""
+        for name, data in self.files().items():
+            write_atomic(Path(folder) / name, data)
+        return Path(folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Parts:
+        """Parts from a run folder or its `parts/`. Raises UsageError where there are none."""
+        from PIL import Image
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        folder = Path(folder)
+        place = folder / "parts" if (folder / "parts" / "classes.json").exists() else folder
+        try:
+            facts = json.loads((place / "classes.json").read_text(encoding="utf-8"))
+            arrays = load_file(place / "parts.safetensors")
+            if not isinstance(facts, dict) or "method" not in facts:
+                raise ValueError
+        except (OSError, ValueError, SafetensorError):
+            raise UsageError(
+                f"{folder} holds no parts (classes.json and parts.safetensors): run python -m sis_jax.discover --out {folder} first"
+            ) from None
+        masks = arrays.pop("samples/clusters")
+        images = [np.asarray(Image.open(place / f"samples/{i:02d}_image.png").convert("RGB")) for i in range(len(masks))]
+        return cls(
+            method=facts["method"], settings=facts["settings"], arrays=arrays, classes=tuple(facts["classes"]), clusters=tuple(facts["clusters"]),
+            background=facts["background"], generator=Info(**facts["generator"]), seed=facts["seed"], warnings=tuple(facts["warnings"]),
+            sweep=json.loads((place / "sweep.json").read_text(encoding="utf-8")) if (place / "sweep.json").exists() else None,
+            samples=np.stack(images) if images else np.zeros((0, 1, 1, 3), np.uint8), masks=masks,
+            seeds=tuple(s["seed"] for s in facts["samples"]), confidence=tuple(s["confidence"] for s in facts["samples"]),
+        )  # fmt: skip
+
+
+def _class(class_id: int, name: str, clusters: list[int]) -> dict[str, Any]:
+    return {
+        "id": class_id,
+        "name": name,
+        "colour": draw.colour(class_id),
+        "prompts": [],
+        "clusters": clusters,
+        "score": None,
+        "margin": None,
+    }
+
+
+def classes_from(clusters: list[dict[str, Any]], found: bool) -> tuple[dict[str, Any], ...]:
+    """One class per cluster, largest first; the background's clusters together as class 0, if it was found at all."""
+    back = [c["id"] for c in clusters if c["background"]] if found else []
+    rest = sorted((c for c in clusters if c["id"] not in back), key=lambda c: -c["share"])
+    first = [_class(BACKGROUND, "background", back)] if back else []
+    return (*first, *(_class(i, f"part {i}", [c["id"]]) for i, c in enumerate(rest, start=1)))
+
+
+def _png(picture: np.ndarray) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    (draw.palette_png(picture) if picture.ndim == 2 else Image.fromarray(picture)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,166 @@
+"""Find the parts a generator draws: `python -m sis_jax.discover [GEN] --k 10 --out RUN`.
+
+The method does the work (`methods/`); this file resolves the request, and turns what was fitted into `Parts`, a run folder and a report.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sis_jax.core import cli
+from sis_jax.methods import METHODS
+
+if TYPE_CHECKING:
+    from sis_jax.core.types import Generator
+    from sis_jax.data.parts import Parts
+
+SHOWN = 8  # samples in the gallery
+UNSURE = 0.7  # agreement below this earns a warning
+
+
+def discover(
+    gen: str | Generator | None = None,
+    *,
+    out: str | None = None,
+    method: str = "segmentation_in_style",
+    recipe: str | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    **settings: Any,
+) -> Parts:
+    """Find the parts a generator draws, without labels.
+
+    gen: a generator, the name of one, a weights folder, or a checkpoint file; the default one ships with the library.
+    out: run folder to write (parts, gallery, report); in Python nothing is written without it.
+    method: how; its own settings are flags too.
+    recipe: settings by name; "paper" is the published one of Segmentation in Style. Settings given beside it win.
+    seed: of samples and clustering.
+    overwrite: replace what another configuration left in `out`.
+
+    Returns `Parts`. Raises UsageError for what cannot work (the sentence says what can), SisError for damaged weights.
+    """
+    from sis_jax.data.run import RunFolder
+    from sis_jax.weights import load_generator
+
+    fitted_with = _resolve(method, recipe, settings)
+    generator = load_generator(gen) if gen is None or isinstance(gen, str | Path) else gen
+    if out is None:
+        return _discover(generator, method, fitted_with, seed)
+    from sis_jax.data.page import write_page
+    from sis_jax.data.parts import Parts
+
+    config = {"gen": str(gen) if isinstance(gen, str | Path) else generator.info.name, "method": method, "recipe": recipe, "seed": seed}
+    config |= {f: getattr(fitted_with, f) for f in _fields(type(fitted_with))}
+    shown = {"gen": gen, "out": out, "method": method, "recipe": recipe, "seed": seed} | settings
+    with RunFolder.open(out, overwrite) as run:
+        with run.stage(
+            "discover", config, inputs=generator.info.sha256, generator=generator.info, command=cli.command("discover", shown)
+        ) as stage:
+            if stage.done:
+                cli.say(f"{out} already holds these parts; give --overwrite to find them again")
+            else:
+                parts = _discover(generator, method, fitted_with, seed)
+                for name, data in parts.files().items():
+                    run.write_bytes(f"parts/{name}", data)
+        write_page(run.path)
+        return Parts.load(run.path)
+
+
+def _fields(cls: type) -> list[str]:
+    import dataclasses
+
+    return [f.name for f in dataclasses.fields(cls) if f.init]
+
+
+def _resolve(method: str, recipe: str | None, settings: dict[str, Any]) -> Any:
+    """The method with the recipe's settings, overridden by those given that are not the default."""
+    import dataclasses
+    import importlib
+
+    from sis_jax import methods
+    from sis_jax.core.types import UsageError, unknown_name
+
+    cls = methods.get(method)
+    known = {f.name: f.default for f in dataclasses.fields(cls) if f.init}
+    for name in settings:
+        if name not in known:
+            raise unknown_name(f"setting of {method}", name, known, f"It has {', '.join(known)}.")
+    chosen: dict[str, Any] = {}
+    if recipe is not None:
+        recipes = getattr(importlib.import_module(cls.__module__), "RECIPES", {})
+        if recipe not in recipes:
+            raise unknown_name("recipe", recipe, recipes) if recipes else UsageError(f"{method} has no recipes, got recipe={recipe!r}")
+        chosen |= recipes[recipe]
+    return cls(**chosen | {k: v for k, v in settings.items() if v != known[k]})
+
+
+def _discover(gen: Generator, method: str, settings: Any, seed: int) -> Parts:
+    """Fit, look at a few samples, and put all of it into one object."""
+    import numpy as np
+
+    from sis_jax.core.features import sample_seeds
+    from sis_jax.data.parts import Parts, classes_from
+
+    fitted = settings.fit(gen, seed)
+    classes = classes_from(fitted.clusters_, fitted.background_["found"])
+    owner = {cluster: c["id"] for c in classes for cluster in c["clusters"]}
+    clusters = tuple(c | {"class_id": owner[c["id"]], "background": owner[c["id"]] == 0} for c in fitted.clusters_)
+    seeds = sample_seeds(seed, SHOWN)
+    images, masks, sure = (np.concatenate(x) for x in zip(*fitted.label_seeds(gen, seeds)))
+    resolved = {name: getattr(fitted, name) for name in _fields(type(fitted))}
+    return Parts(
+        method=method, settings=resolved, arrays=fitted.arrays_, classes=classes, clusters=clusters, background=fitted.background_,
+        generator=gen.info, seed=seed, sweep=fitted.sweep_, warnings=tuple(_warnings(fitted)), samples=images, masks=masks,
+        seeds=tuple(seeds), confidence=tuple(float(c.mean()) for c in sure),
+    )  # fmt: skip
+
+
+def _warnings(fitted: Any) -> list[str]:
+    """What a user should know before trusting the parts, each with its cure."""
+    found = []
+    if not fitted.background_["found"]:
+        found.append(
+            f"The background was not found ({fitted.background_['why']}), so no class has id 0. Look at the gallery and send the background "
+            "there by hand: parts.rename({id: None})."
+        )
+    shaky = [c["id"] for c in fitted.clusters_ if c["agreement"] < UNSURE]
+    if shaky:
+        listed = ", ".join(map(str, shaky))
+        found.append(
+            f"Clusters {listed} change when other samples or another seed are used: merge them with a neighbour, lower k, or raise n."
+        )
+    return found
+
+
+def _plan(config: dict[str, Any]) -> dict[str, Any]:
+    """Files, and rough figures for the default network on two processor cores: a generator pass per sample and tap set, then k-means."""
+    settings = _resolve(config["method"], config["recipe"], {k: v for k, v in config.items() if k in _fields_of(config["method"])})
+    runs = 16 if "auto" in (settings.layer, settings.k) else 1
+    out = config["out"] or "(nothing: no --out)"
+    names = ["run.json", "parts/parts.safetensors", "parts/classes.json", "parts/gallery.png", "parts/samples/*.png", "report.html"]
+    return {
+        "files": [f"{out}/{n}" for n in names] if config["out"] else [],
+        "seconds": 8 + settings.n * 0.01 * (runs + 3),
+        "memory_bytes": 900e6 + settings.max_points * 512 * 4 * 2,
+    }
+
+
+def _fields_of(method: str) -> list[str]:
+    from sis_jax import methods
+
+    return _fields(methods.get(method))
+
+
+def _results(parts: Any, config: dict[str, Any]) -> list[Path]:
+    out = Path(config["out"]) if config["out"] else None
+    return [] if out is None else [out / "parts" / "gallery.png", out / "parts" / "classes.json", out / "report.html"]
+
+
+discover.plan = _plan  # type: ignore[attr-defined]
+discover.results = _results  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    cli.use_cpu_cores()
+    cli.main(discover, variants={"method": METHODS})

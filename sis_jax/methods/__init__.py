@@ -1,0 +1,42 @@
+"""The methods, one paper per file, and what they have in common.
+
+A method is a frozen dataclass of hyper-parameters: the constructor stores, `fit(gen, seed)` returns a fitted copy, learned attributes end in `_`.
+`METHODS` maps the name a user types to the class; `discover --method NAME` turns the class's fields into flags.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import UInt8
+
+from sis_jax.core.types import Generator, Samples, unknown_name
+
+METHODS: dict[str, str] = {
+    "segmentation_in_style": "sis_jax.methods.segmentation_in_style:SegmentationInStyle",
+}
+
+
+class Method(Protocol):
+    """What the verbs ask of a method. `clusters_`: facts per cluster; `arrays_`: everything learned, by name; `sweep_`: why these settings."""
+
+    clusters_: list[dict[str, Any]]
+    arrays_: dict[str, np.ndarray]
+    background_: dict[str, Any]
+    sweep_: dict[str, Any] | None
+
+    def fit(self, gen: Generator, seed: int = 0) -> Method: ...
+    def predict(self, samples: Samples) -> UInt8[np.ndarray, "n h w"]: ...
+    def label_seeds(self, gen: Generator, seeds: Sequence[int]) -> Any: ...
+    def restored(self, arrays: dict[str, np.ndarray]) -> Method: ...
+
+
+def get(name: str) -> type:
+    """The class of a method by its name."""
+    if name not in METHODS:
+        raise unknown_name("method", name, METHODS)
+    module, cls = METHODS[name].split(":")
+    return getattr(importlib.import_module(module), cls)

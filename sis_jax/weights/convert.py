@@ -1,0 +1,115 @@
+"""A checkpoint of any known layout to a weights folder. `scripts/convert_weights.py` is the door to this.
+
+No torch, TensorFlow or CUDA is needed, and nothing that a checkpoint carries is ever run: see `restricted.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sis_jax.core.types import Info, SisError, UsageError, to_uint8
+from sis_jax.weights import catalogue, dcgan, files, load, stylegan2
+from sis_jax.weights.containers import read_tree
+from sis_jax.weights.sources import Source, recognise
+
+KINDS = ("auto", "stylegan2", "dcgan")
+CACHE = "SIS_JAX_CACHE"
+_CACHE_VERSION = 1
+_SEEDS, _PSI = (0, 1, 2, 3), 0.7
+_GREY_LEVELS = 0.5
+
+
+def convert(
+    src: str | os.PathLike,
+    out: str | os.PathLike | None = None,
+    kind: str = "auto",
+    *,
+    name: str | None = None,
+    licence: str | None = None,
+    dtype: str = "float32",
+) -> Path:
+    """Convert a checkpoint file to a weights folder; returns the folder, ported_weights/<name> where `out` is not given.
+
+    kind: "auto", or what the file must hold: "stylegan2" or "dcgan". name: the file's stem where not given. licence: that of the catalogue where the file
+    has a known name, else unknown. Raises SisError for a file that is damaged, hostile or of another network, and tells every array that does not fit.
+    """
+    path = Path(src)
+    if kind not in KINDS:
+        raise UsageError(f"unknown kind {kind!r}; use one of {', '.join(KINDS)}")
+    if not path.is_file():
+        raise UsageError(f"{path} is no file: give a .pkl, .pt, .pth or .safetensors checkpoint")
+    folder = Path(out) if out is not None else Path("ported_weights") / (name or path.stem)
+    if folder.is_dir() and not files.is_folder(folder) and any(folder.iterdir()):
+        raise UsageError(f"{folder} is not empty and no weights folder: give another --out")
+    source = recognise(read_tree(path), path.stat().st_size, str(path))
+    found = "dcgan" if source.layout == "dcgan" else "stylegan2"
+    if kind not in ("auto", found):
+        raise UsageError(f"{path} holds a {found}, not a {kind}")
+    public = catalogue.public_by_file(path.name)
+    header = files.Folder(
+        kind=found,
+        name=name or (public.name if public else path.stem),
+        licence=licence or (public.licence if public else Info.licence),
+        generator={},
+        source={"file": path.name, "sha256": files.sha256_of(path), "layout": source.layout},
+    )
+    _write(source, header, folder, str(path), dtype)
+    return folder
+
+
+def _write(source: Source, header: files.Folder, folder: Path, what: str, dtype: str) -> None:
+    if source.generator is None:
+        raise SisError(f"{what} holds a discriminator but no generator")
+    if source.layout == "dcgan":
+        made, other = dcgan.convert_generator(source.generator.arrays, what), None
+    else:
+        made = stylegan2.convert_generator(source.generator, source.layout, what)
+        other = stylegan2.convert_discriminator(source.discriminator, source.layout, f"{what} (discriminator)") if source.discriminator else None
+    filled = replace(header, generator=made.config, discriminator=other.config if other else None, notes=(*source.notes, *made.notes))
+    files.write_folder(folder, filled, made.arrays, other.arrays if other else None, catalogue.card(filled), dtype)
+
+
+def cached(path: Path) -> Path:
+    """The converted folder of a checkpoint file, made on first use and kept under SIS_JAX_CACHE (default ~/.cache/sis_jax)."""
+    root = os.environ.get(CACHE) or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "sis_jax")
+    digest = files.sha256_of(path)
+    folder = Path(root) / "weights" / f"{digest[:24]}-{_CACHE_VERSION}"
+    if not files.is_folder(folder):
+        convert(path, folder, name=path.stem)
+    return folder
+
+
+def verify(path: str | os.PathLike) -> str:
+    """Render four fixed seeds of a weights folder; store the digests in its config, or compare with those stored. Returns what was found.
+
+    Pictures may differ by rounding between devices, so small averages are kept beside the digest; SisError where those differ too.
+    """
+    path = Path(path)
+    folder = files.read_config(path)
+    now = _digests(load.load_generator(path))
+    before = folder.digests
+    if before is None:
+        files.write_config(path, replace(folder, digests=now))
+        return f"stored the digests of {len(_SEEDS)} pictures"
+    if before == now:
+        return f"the {len(_SEEDS)} pictures are the same to the byte"
+    try:
+        worst = float(np.abs(np.asarray(before["averages"], float) - np.asarray(now["averages"], float)).max())
+    except (KeyError, ValueError, TypeError):
+        raise SisError(f'the "digests" in {path / files.CONFIG} are damaged: remove them and verify again') from None
+    if not worst <= _GREY_LEVELS:
+        raise SisError(f"{path} draws other pictures than when it was converted (averages differ by {worst:.1f} grey levels): convert it again")
+    return f"the {len(_SEEDS)} pictures are the same up to rounding (averages within {worst:.2f} grey levels)"
+
+
+def _digests(gen: Any) -> dict[str, Any]:
+    pictures = to_uint8(gen.sample(_SEEDS, truncation=_PSI).images)
+    n, h = len(pictures), pictures.shape[1] // 4
+    averages = pictures.reshape(n, 4, h, 4, h, 3).mean(axis=(2, 4)).reshape(n, -1).round(3)
+    return {"seeds": list(_SEEDS), "truncation": _PSI, "sha256": hashlib.sha256(pictures.tobytes()).hexdigest(), "averages": averages.tolist()}

@@ -1,0 +1,98 @@
+"""Names, folders and foreign files to networks: `load_generator`, `load_discriminator`; and back: `save_generator`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+
+from sis_jax.core.types import Generator, Info, SisError, UsageError
+from sis_jax.nn.stylegan2 import StyleGAN2
+from sis_jax.nn.stylegan2_discriminator import Discriminator
+from sis_jax.weights import catalogue, dcgan, files, stylegan2
+from sis_jax.weights.build import arrays_of
+
+_CONVERT = "convert a checkpoint with scripts/convert_weights.py"
+
+
+def load_generator(name_or_path: str | os.PathLike | None = None) -> Generator:
+    """A generator by name, from a weights folder, or straight from a foreign checkpoint (converted once, then kept in the cache).
+
+    None is the default that ships, "faces64". Names: `shipped()`. Raises UsageError for an unknown name or a folder without a generator, SisError
+    where the weights are damaged; NaN and infinite numbers are refused.
+    """
+    path = catalogue.find(name_or_path)
+    if path.is_file():
+        path = _converted(path)
+    folder = files.read_config(path)
+    arrays, digest = files.read_arrays(path, folder)
+    info = replace(folder.info(), sha256=digest)
+    if folder.kind == "stylegan2":
+        return stylegan2.build_generator(stylegan2.generator_config(folder.generator), arrays, str(path), info)
+    if folder.kind == "dcgan":
+        return dcgan.build_generator(dcgan.config_of(folder.generator), arrays, str(path), info)
+    raise UsageError(f'{path} holds a {folder.kind!r}, not a generator: expected "stylegan2" or "dcgan"; {_CONVERT}')
+
+
+def load_discriminator(name_or_path: str | os.PathLike | None = None) -> Discriminator:
+    """The discriminator that lies beside a generator; names and errors as in `load_generator`.
+
+    It maps images [n, r, r, 3] in [-1, 1] to scores [n, 1], higher for what it takes as real.
+    """
+    path = catalogue.find(name_or_path)
+    if path.is_file():
+        path = _converted(path)
+    folder = files.read_config(path)
+    if folder.discriminator is None:
+        raise UsageError(
+            f"{path} has no discriminator: convert a checkpoint that holds one (most published .pt files hold the generator only)"
+        )
+    arrays, digest = files.read_arrays(path, folder, files.DISCRIMINATOR)
+    config = stylegan2.discriminator_config(folder.discriminator)
+    return stylegan2.build_discriminator(config, arrays, str(path), replace(folder.info(files.DISCRIMINATOR), sha256=digest))
+
+
+def save_generator(
+    gen: StyleGAN2,
+    path: str | os.PathLike,
+    discriminator: Discriminator | None = None,
+    *,
+    card: str | None = None,
+    dtype: str = "float32",
+    notes: tuple[str, ...] = (),
+) -> Path:
+    """Write a generator (and its discriminator) as a weights folder that `load_generator` reads; returns its path.
+
+    Name, licence and source are those of `gen.info`. card: the README.md, written from them where not given. dtype: "float32" or "float16" (half the
+    size; pictures change by about 1 grey level).
+    """
+    path = Path(path)
+    folder = files.Folder(
+        kind="stylegan2",
+        name=gen.info.name,
+        licence=gen.info.licence,
+        generator=asdict(gen.config),
+        discriminator=asdict(discriminator.config) if discriminator is not None else None,
+        source={"file": gen.info.source, "layout": gen.info.layout},
+        notes=notes,
+    )
+    model = _finite(arrays_of(gen), "the generator")
+    other = _finite(arrays_of(discriminator), "the discriminator") if discriminator is not None else None
+    files.write_folder(path, folder, model, other, card or catalogue.card(folder), dtype)
+    return path
+
+
+def _finite(arrays: Mapping[str, np.ndarray], what: str) -> Mapping[str, np.ndarray]:
+    bad = [key for key, value in arrays.items() if not np.isfinite(value).all()]
+    if bad:
+        raise SisError(f"{what} was not saved: {bad[0]} holds NaN or infinite numbers (and {len(bad) - 1} other arrays)")
+    return arrays
+
+
+def _converted(path: Path) -> Path:
+    from sis_jax.weights.convert import cached
+
+    return cached(path)

@@ -1,0 +1,195 @@
+"""`core/parallel.py`: cutting, padding, both engines, one and many devices, two processes."""
+
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from sis_jax.core import parallel
+from sis_jax.core.types import UsageError
+
+
+def mean_body(state, x, w, power=1):
+    """A replicated state in and out, a per-device result beside it, a scan whose carry starts from zeros."""
+
+    def add(carry, row):
+        return carry + row[0] ** power * row[1], None
+
+    total = jax.lax.scan(add, parallel.varying(jnp.zeros(x.shape[1])), (x, w))[0]
+    total, count = parallel.psum((total, w.sum()))
+    return {"mean": state["mean"] + total / count}, x - total / count
+
+
+def train_body(params, x, y, w):
+    def loss(p):
+        return jnp.sum(w * (x @ p - y) ** 2)
+
+    value, grad = jax.value_and_grad(loss)(params)
+    return params - 0.01 * parallel.pmean(grad), parallel.psum(value)
+
+
+def rows(n, d=5):
+    return np.random.default_rng(n).standard_normal((n, d)).astype(np.float32)
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 61, 64])
+@pytest.mark.parametrize("devices", [1, 3, 8])
+def test_shard_and_back(n, devices):
+    x = rows(n)
+    blocks, weights = parallel.shard(x, devices)
+    assert blocks.shape == (devices, -(-n // devices), 5) and weights.shape == blocks.shape[:2]
+    assert weights.sum() == n and np.array_equal(np.unique(weights), [0, 1] if blocks[..., 0].size > n else [1])
+    assert not blocks[weights == 0].any()
+    np.testing.assert_array_equal(parallel.unshard(blocks, n), x)
+    np.testing.assert_array_equal(parallel.unshard(parallel.shard(jnp.asarray(x), devices)[0], n), x)
+
+
+def test_shard_copies_nothing_where_rows_divide():
+    x = rows(64)
+    assert np.shares_memory(parallel.shard(x, 8)[0], x)
+
+
+@pytest.mark.parametrize("n", [61, 64])
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_engines_give_equal_bits_and_one_device_the_same(n, devices):
+    x, state = rows(n), {"mean": np.ones(5, np.float32)}
+    blocks, weights = parallel.shard(x, devices)
+    results = [
+        parallel.map_devices(mean_body, (None, 0, 0), (None, 0), devices=devices, engine=engine, power=2)(state, blocks, weights)
+        for engine in ("pmap", "shard_map")
+    ]
+    for a, b in zip(jax.tree.leaves(results[0]), jax.tree.leaves(results[1]), strict=True):
+        np.testing.assert_array_equal(a, b)
+    mean = (x.astype(np.float64) ** 2).mean(0)
+    np.testing.assert_allclose(results[0][0]["mean"], 1 + mean, rtol=1e-6)
+    np.testing.assert_allclose(parallel.unshard(results[0][1], n), x - mean, rtol=1e-5, atol=1e-6)
+
+
+def test_training_step_same_under_both_engines_and_one_device():
+    x, truth = rows(61), np.arange(5, dtype=np.float32)
+    y = x @ truth
+
+    def train(devices, engine):
+        (xb, w), (yb, _) = parallel.shard(x, devices), parallel.shard(y, devices)
+        step = parallel.map_devices(train_body, (None, 0, 0, 0), None, devices=devices, engine=engine)
+        params = np.zeros(5, np.float32)
+        for _ in range(3):
+            params, value = step(params, xb, yb, w)
+        return np.asarray(params) * devices, float(value)
+
+    a, b = train(8, "pmap"), train(8, "shard_map")
+    np.testing.assert_array_equal(a[0], b[0])
+    assert a[1] == b[1]
+    x1 = x.astype(np.float64)
+    params = np.zeros(5)
+    for _ in range(3):
+        params = params - 0.01 / 8 * 2 * x1.T @ (x1 @ params - y)  # pmean divides the summed gradient by the number of devices
+    np.testing.assert_allclose(a[0] / 8, params, rtol=1e-5)
+
+
+def test_body_also_runs_under_checked_shard_map_and_unmapped():
+    x, state = rows(64), {"mean": np.zeros(5, np.float32)}
+    mesh = Mesh(np.array(jax.devices()), (parallel.AXIS,))
+    checked = jax.shard_map(mean_body, mesh=mesh, in_specs=(P(), P("d"), P("d")), out_specs=(P(), P("d")), check_vma=True)
+    many = jax.jit(checked)(state, x, np.ones(64, np.float32))[0]["mean"]
+    alone = mean_body(state, x, np.ones(64, np.float32))[0]["mean"]
+    np.testing.assert_allclose(many, alone, rtol=1e-5, atol=1e-6)
+
+
+def test_compiled_once():
+    traces = []
+
+    def body(x):
+        traces.append(x.shape)
+        return parallel.psum(x.sum())
+
+    for _ in range(3):
+        out = parallel.map_devices(body, (0,), None, devices=8)(np.ones((8, 4), np.float32))
+    assert len(traces) == 1 and float(out) == 32
+    assert parallel.map_devices(body, (0,), None, devices=8) is parallel.map_devices(body, (0,), None, devices=8)
+
+
+def test_replicated_result_can_go_back_in():
+    blocks, weights = parallel.shard(rows(64), 8)
+    step = parallel.map_devices(mean_body, (None, 0, 0), (None, 0), devices=8)
+    state = parallel.replicate({"mean": np.zeros(5, np.float32)}, 8)
+    blocks, weights = parallel.place((blocks, weights), 8)
+    once = step(state, blocks, weights)[0]
+    twice = step(once, blocks, weights)[0]
+    assert once["mean"].is_fully_replicated and len(once["mean"].devices()) == 8
+    np.testing.assert_allclose(twice["mean"], 2 * once["mean"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: parallel.local_devices(9), "this process has 8"),
+        (lambda: parallel.local_devices([]), "empty"),
+        (lambda: parallel.map_devices(mean_body, (None,)), "in_axes 0"),
+        (lambda: parallel.map_devices(mean_body, (None, 0, 0), (None, 0), devices=8)({"mean": 0.0}, rows(4), rows(4)), "8 devices"),
+        (lambda: parallel.shard(rows(9), 2, rows=4), "at least 5"),
+        (lambda: parallel.unshard(rows(9)[None], 10), "cannot take 10"),
+        (lambda: parallel.initialize("localhost:1", 2, None), "JAX_PROCESS_ID"),
+        (lambda: parallel.initialize("localhost:1", 2, 2), "from 0 to 1"),
+    ],
+)
+def test_errors_say_what_is_wrong(call, words):
+    with pytest.raises(UsageError, match=words):
+        call()
+
+
+def test_initialize_alone_does_nothing(monkeypatch):
+    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        monkeypatch.delenv(name, raising=False)
+    assert parallel.initialize() == (0, 1)
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+    with pytest.raises(UsageError, match="whole number"):
+        parallel.initialize()
+
+
+PROCESS = textwrap.dedent(
+    """
+    import numpy as np
+    from sis_jax.core import parallel
+    me, count = parallel.initialize()
+    assert count == 2
+
+    def body(x, w):
+        total, n = parallel.psum((w @ x, w.sum()))
+        return total / n
+
+    x = np.arange(7 * 3, dtype=np.float32).reshape(7, 3)
+    mine = x[:4] if me == 0 else x[4:]
+    blocks, weights = parallel.shard(mine, parallel.device_count(), rows=2)
+    mean = parallel.map_devices(body, (0, 0), None)(blocks, weights)
+    print("MEAN", np.round(np.asarray(mean), 4).tolist())
+    """
+)
+
+
+@pytest.mark.slow
+def test_two_processes():
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        port = s.getsockname()[1]
+    env = {**os.environ, "JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2", "JAX_PLATFORMS": "cpu"}
+    env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    args = [sys.executable, "-c", PROCESS]
+    running = [subprocess.Popen(args, env={**env, "JAX_PROCESS_ID": str(i)}, stdout=subprocess.PIPE, text=True) for i in range(2)]
+    try:
+        outputs = [p.communicate(timeout=120)[0] for p in running]
+    finally:
+        for p in running:
+            p.kill()
+    assert [p.returncode for p in running] == [0, 0]
+    for out in outputs:
+        assert "MEAN [9.0, 10.0, 11.0]" in out
