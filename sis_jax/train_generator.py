@@ -70,7 +70,7 @@ def train_generator(
     resolution: side of the pictures the generator draws, a power of two.
     images: photos shown to the discriminator in all (25 million is the papers' figure, 1 million gives a first idea at 64 pixels).
     start_from: a generator with its discriminator to go on from (a name, a folder, a checkpoint file) instead of random weights.
-    batch: images per step over all devices, a multiple of 4 per device.
+    batch: images per step over all devices, a multiple of 4.
     channel_base: channels at resolution r are channel_base / r, at most channel_max.
     channel_max: see channel_base.
     latent: size of z and w.
@@ -98,7 +98,7 @@ def train_generator(
         if overwrite:
             _discard(run.path)
         compared = {k: v for k, v in config.items() if k not in ("images", "minutes", "overwrite", "out")}
-        with run.stage("train_generator", compared, command=cli.command("train_generator", config)) as stage:
+        with run.stage("train_generator", compared, command=cli.command("train_generator", config), again=True) as stage:
             trainer = Trainer(run, config)
             trainer.run()
             stage.record |= trainer.facts()
@@ -117,6 +117,8 @@ def _check(config: dict[str, Any]) -> None:
     ):
         if config[name] < least:
             raise UsageError(f"{name} is {config[name]}, expected at least {least}")
+    if config["batch"] % 4:
+        raise UsageError(f"batch is {config['batch']}, expected a multiple of 4: the discriminator compares images in groups of four")
     side = config["resolution"]
     if side < 8 or side & (side - 1):
         raise UsageError(f"resolution is {side}, expected 8, 16, 32, 64, ...: a StyleGAN2 doubles its way up from 4")
@@ -146,9 +148,8 @@ class Trainer:
         from sis_jax.nn import stylegan2_training as training
 
         c = self.config
-        self.devices = parallel.device_count()
-        if c["batch"] % (4 * self.devices) and c["batch"] % self.devices:
-            raise UsageError(f"batch is {c['batch']}, expected a multiple of {self.devices}, the number of devices")
+        # Each device needs whole groups of 4 for the minibatch standard deviation: with a small batch some devices stay idle.
+        self.devices = max((d for d in range(1, parallel.device_count() + 1) if c["batch"] % (4 * d) == 0), default=1)
         self.photos, self.held = self._read_photos()
         platform = jax.default_backend()
         dtype = c["dtype"] if c["dtype"] != "auto" else ("float32" if platform == "cpu" else "bfloat16")
@@ -157,7 +158,7 @@ class Trainer:
             learning_rate=c["learning_rate"], r1_gamma=gamma, path_length=c["path_length"], ema_images=c["ema_images"],
             ema_rampup=None if c["start_from"] else 0.05, dtype=dtype,
         )  # fmt: skip
-        gen, disc, self.parent = self._networks()
+        gen, disc = self._networks()
         self.g_graph, self.d_graph, self.state = training.new_state(gen, disc, self.recipe)
         self.step, self.started_from = 0, getattr(gen.info, "name", "")
         self._checkpoints = None
@@ -178,7 +179,7 @@ class Trainer:
             )
         return photos.holdout(min(c["holdout"], len(photos) // 5), seed=c["seed"])
 
-    def _networks(self) -> tuple[Any, Any, Any]:
+    def _networks(self) -> tuple[Any, Any]:
         from sis_jax.nn import stylegan2, stylegan2_discriminator
         from sis_jax.weights import load_discriminator, load_generator
 
@@ -189,14 +190,14 @@ class Trainer:
                 raise UsageError(
                     f"{c['start_from']} draws {gen.resolution} pixels, asked for --resolution {c['resolution']}; they must be equal"
                 )
-            return gen, disc, gen.info
+            return gen, disc
         rng = np.random.default_rng(c["seed"])
         channels = stylegan2.channel_table(c["resolution"], c["channel_base"], c["channel_max"])
         shape = stylegan2.GeneratorConfig(
             c["resolution"], channels, c["latent"], c["latent"], mapping_layers=c["mapping_layers"], mapping_width=c["latent"]
         )
         judge = stylegan2_discriminator.DiscriminatorConfig(c["resolution"], channels)
-        return stylegan2.StyleGAN2(shape, rng), stylegan2_discriminator.Discriminator(judge, rng), None
+        return stylegan2.StyleGAN2(shape, rng), stylegan2_discriminator.Discriminator(judge, rng)
 
     # the loop
 
@@ -251,7 +252,7 @@ class Trainer:
         def phase(body: Any, **static: Any) -> Any:
             if body is not training.g_regularise:
                 static["augmented"] = float(self.state["augment"]) > 0  # a second compilation, but no cost while nothing is augmented
-            return parallel.map_devices(body, (None, None, 0), None, graphs=graphs, recipe=recipe, **static)
+            return parallel.map_devices(body, (None, None, 0), None, devices=self.devices, graphs=graphs, recipe=recipe, **static)
 
         for step, real in enumerate(batches, start=self.step):
             keys = jax.random.split(jax.random.fold_in(root, step), 4)
@@ -355,12 +356,32 @@ class Trainer:
         }  # fmt: skip
 
     def _export(self) -> None:
+        """The weights folder: averaged generator and discriminator in half precision, with a card that says how they came about."""
+        from sis_jax.core.types import Info
         from sis_jax.nn import stylegan2_training as training
-        from sis_jax.weights import save_weights
+        from sis_jax.weights import save_generator
 
-        gen = self.generator()
-        disc = training.join(self.d_graph, self.state["d"], {})
-        save_weights(self.run_folder.path / "generator", gen, disc, name=self.run_folder.path.name, facts=self.facts(), config=self.config)
+        gen, disc = self.generator(), training.join(self.d_graph, self.state["d"], {})
+        gen.info = Info(self.run_folder.path.resolve().name, self.config["licence"], f"trained on {Path(self.config['photos']).name}")
+        save_generator(gen, self.run_folder.path / "generator", disc, card=self._card(gen.info.name), dtype="float16")
+
+    def _card(self, name: str) -> str:
+        facts = self.facts()
+        before = f", starting from the weights of {self.started_from}" if self.config["start_from"] else ""
+        rows = {
+            "photos": f"{facts['photos']:,} of {Path(self.config['photos']).name}" + (", mirrored" if self.config["mirror"] else ""),
+            "licence": self.config["licence"],
+            "images seen": f"{facts['images']:,}{before}",
+            "training": f"{facts['training_seconds']:,.0f} s on {facts['device']}",
+            "sliced Wasserstein distance": f"{facts['swd']:.2f} (x 1000) between {SWD_IMAGES:,} samples at psi 1 and {facts['held_out']:,} held-out photos",
+            "recipe": ", ".join(f"{k} {v}" for k, v in facts["recipe"].items()),
+        }
+        table = "\n".join(f"| {k} | {v} |" for k, v in rows.items())
+        return (
+            f"---\nlibrary_name: sis_jax\ntags: [jax, flax, stylegan2]\n---\n# {name}\n\nA StyleGAN2 generator of "
+            f"{self.config['resolution']} x {self.config['resolution']} pixels, with its discriminator, trained by `sis_jax`.\n\n"
+            f"| | |\n|---|---|\n{table}\n\nIt draws what its photos show, with their biases. Load it: `sis_jax.load_generator(PATH)`.\n"
+        )
 
 
 def _to_numpy(tree: Any) -> Any:

@@ -8,7 +8,9 @@ import types
 from pathlib import Path
 
 if "jax" in sys.modules:
-    raise RuntimeError("jax was imported before tests/conftest.py could set the number of virtual devices; run pytest from the repository's root")
+    raise RuntimeError(
+        "jax was imported before tests/conftest.py could set the number of virtual devices; run pytest from the repository's root"
+    )
 
 # Fewer threads than queued collectives deadlock virtual CPU devices on jax 0.10 and 0.11.
 os.environ["NPROC"] = "32"

@@ -66,7 +66,7 @@ def test_tolerance_stops_as_the_reference(goldens):
 def test_inertia_no_worse_than_reference(monkeypatch, sample):
     monkeypatch.setattr(steps, "SAMPLE", sample)
     monkeypatch.setattr(steps, "SAMPLE_PER_CENTRE", 100)
-    x = smooth_features(6_000, 24)
+    x = smooth_features(3_000, 16)
     ours = [kmeans(x, 7, seed=s, devices=1) for s in range(5)]
     theirs = [Reference(7, n_init=10, random_state=s).fit(x).inertia_ for s in range(5)]
     assert np.median([f.inertia for f in ours]) <= 1.005 * np.median(theirs)
@@ -183,19 +183,19 @@ def test_memory_no_padded_copy_on_one_device():
 
 
 def test_minibatch_close_to_all_at_once():
-    x = smooth_features(8_000, 12)
+    x = smooth_features(4_000, 8)
     full = kmeans(x, 6, devices=1)
     asked = []
 
     def batches():
         asked.append(1)
-        return (x[i : i + 777] for i in range(0, len(x), 777))
+        return (x[i : i + 777] for i in range(0, len(x), 577))
 
     fit = minibatch_kmeans(batches, 6, epochs=3, tol=0, buffer=2_000)
     assert len(asked) == 3 == fit.n_iter and fit.labels.shape == (0,)
     assert inertia(x, fit.centers) <= 1.02 * full.inertia
     assert fit.inertia == pytest.approx(inertia(x, fit.centers), rel=0.02)
-    once = minibatch_kmeans([x[:3_000], x[3_000:]], 6, buffer=2_000)
+    once = minibatch_kmeans([x[:2_500], x[2_500:]], 6, buffer=2_000)
     assert inertia(x, once.centers) <= 1.05 * full.inertia
     np.testing.assert_allclose(minibatch_kmeans([x], 6).inertia, full.inertia, rtol=1e-4)
 

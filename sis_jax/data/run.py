@@ -112,12 +112,14 @@ class RunFolder:
         generator: Info | None = None,
         command: str = "",
         device: str = "",
+        again: bool = False,
     ) -> Iterator[Stage]:
         """Open a stage; leaving the block without an exception records it as done.
 
         config: the resolved arguments, made of what JSON can hold (paths and tuples are converted). inputs: digests of what the stage reads,
         compared like the configuration. generator: whose name, sha256 and licence go on record. command: the shell line that repeats it.
-        device: what it ran on; the default is what JAX reports if it is in use. Raises UsageError when the record has another configuration
+        device: what it ran on; the default is what JAX reports if it is in use. again: a stage that can go on after it finished (a
+        training asked for more images) is opened as resumed, never as done. Raises UsageError when the record has another configuration
         and the folder was not opened with `overwrite`; the sentence names the first field that differs.
         """
         resolved, inputs = plain(config), plain(inputs if isinstance(inputs, str) else dict(inputs))
@@ -156,7 +158,7 @@ class RunFolder:
             },
         )
 
-    def _begin(self, name: str, config: dict[str, Any], inputs: Any) -> Stage:
+    def _begin(self, name: str, config: dict[str, Any], inputs: Any, again: bool = False) -> Stage:
         """Compare with the record: done, resumed, new, or refused."""
         record = self.read()["stages"].get(name)
         if record is None:
@@ -173,7 +175,7 @@ class RunFolder:
                 f"{self.path} already has {name} with {key}={_show(old)}, now asked for {_show(new)}; "
                 f"give another --out, or --overwrite to replace what is there"
             )
-        if record.get("state") == "done" and all(self._inside(file).exists() for file in files):
+        if not again and record.get("state") == "done" and all(self._inside(file).exists() for file in files):
             return Stage(name, config, done=True, files=list(files), record=record)
         return Stage(name, config, resumed=True)
 

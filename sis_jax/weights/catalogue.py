@@ -112,6 +112,9 @@ def card(folder: files.Folder) -> str:
     name, source = folder.name, folder.source
     digest = f", sha256 {source['sha256']}" if source.get("sha256") else ""
     lines = [f"# {name}", "", f"A {folder.kind} generator for `sis_jax`: `sis.load_generator(PATH)`. Its shape is in `{files.CONFIG}`.", ""]
-    lines += [f"- Licence: {folder.licence}", f"- Source: {source.get('file') or 'trained by sis_jax'} (layout {source.get('layout', 'sis_jax')}{digest})"]
+    lines += [
+        f"- Licence: {folder.licence}",
+        f"- Source: {source.get('file') or 'trained by sis_jax'} (layout {source.get('layout', 'sis_jax')}{digest})",
+    ]
     lines += [f"- Discriminator: {'beside it' if folder.discriminator else 'none'}", *[f"- Note: {note}" for note in folder.notes]]
     return "\n".join(lines) + "\n"

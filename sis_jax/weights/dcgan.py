@@ -49,7 +49,9 @@ def convert_generator(source: Mapping[str, np.ndarray], what: str) -> Converted:
         wrong += more
         bias = source.get(f"main.{at}.bias")
         arrays[f"stage{stage}.scale"], arrays[f"stage{stage}.offset"] = scale, offset if bias is None else offset + bias * scale
-        used |= {f"main.{at}.{part}" for part in ("weight", "bias")} | {f"main.{at + 1}.{part}" for part in (*_NORM, "num_batches_tracked") if not last}
+        used |= {f"main.{at}.{part}" for part in ("weight", "bias")} | {
+            f"main.{at + 1}.{part}" for part in (*_NORM, "num_batches_tracked") if not last
+        }
     wrong += [f"surplus: {key[:80]}, file has {list(source[key].shape)}" for key in source if _RULE.fullmatch(key) and key not in used]
     channels = tuple(source[f"main.{at}.weight"].shape[1] for at in convolutions[:-1])
     config = DCGANConfig(source["main.0.weight"].shape[0], channels)
@@ -62,7 +64,9 @@ def _fold(source: Mapping[str, np.ndarray], at: int, n: int) -> tuple[np.ndarray
     """Scale and offset of the batch norm main.{at}, and what was wrong with it."""
     parts = {part: source.get(f"main.{at}.{part}") for part in _NORM}
     wrong = [f"missing: main.{at}.{part}, model has [{n}]" for part, value in parts.items() if value is None]
-    wrong += [f"shape: main.{at}.{p}, file has {list(v.shape)}, model has [{n}]" for p, v in parts.items() if v is not None and v.shape != (n,)]
+    wrong += [
+        f"shape: main.{at}.{p}, file has {list(v.shape)}, model has [{n}]" for p, v in parts.items() if v is not None and v.shape != (n,)
+    ]
     if wrong:
         return np.ones(n), np.zeros(n), wrong
     weight, bias, mean, variance = (np.asarray(parts[part], np.float64) for part in _NORM)

@@ -1,0 +1,84 @@
+"""Small networks with fixed weights, for tests that need a generator or a discriminator but not a good one."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from sis_jax.core.types import Info, Samples, latents_from_seeds
+from sis_jax.nn.dcgan import DCGAN, DCGANConfig
+from sis_jax.nn.stylegan2 import GeneratorConfig, StyleGAN2
+from sis_jax.nn.stylegan2_discriminator import Discriminator, DiscriminatorConfig
+
+
+def _filled(module, seed, info):
+    """`module` with every array redrawn N(0, 1), biases and strengths small: no layer is left at a zero that would hide it."""
+    from sis_jax.weights.build import arrays_of, build
+
+    rng = np.random.default_rng(seed)
+    arrays = {}
+    for name, value in arrays_of(module).items():
+        size = 0.1 if name.endswith(("bias", "noise_strength", "w_avg", "offset")) else 1.0
+        drawn = size * rng.standard_normal(value.shape)
+        arrays[name] = (drawn + (1.0 if name.endswith("affine.bias") else 0.0)).astype(np.float32)
+    return build(lambda: module, arrays, "a fake", info)
+
+
+def tiny_stylegan2(resolution=16, channels=8, latent=8, seed=0):
+    """A StyleGAN2 with random weights: `channels` at every resolution, two mapping layers."""
+    stages = resolution.bit_length() - 2
+    config = GeneratorConfig(resolution, (channels,) * stages, latent, latent, mapping_layers=2, mapping_width=latent)
+    return _filled(StyleGAN2(config), seed, Info(name="tiny", licence="none needed"))
+
+
+def tiny_discriminator(resolution=16, channels=8, seed=1):
+    """The discriminator of `tiny_stylegan2`'s size."""
+    stages = resolution.bit_length() - 2
+    return _filled(Discriminator(DiscriminatorConfig(resolution, (channels,) * stages)), seed, Info(name="tiny"))
+
+
+def tiny_dcgan(channels=(16, 8), z_dim=6, seed=2):
+    """A DCGAN with random weights, 4 * 2 ** len(channels) pixels."""
+    return _filled(DCGAN(DCGANConfig(z_dim, tuple(channels))), seed, Info(name="tiny-dcgan"))
+
+
+class Blocks:
+    """A generator in plain Python, no pytree, with parts that are known: a disc on a ground, `Blocks.truth(seeds)` says which pixel is which.
+
+    Its single tap holds (inside, column, row, a little of z) per pixel. mirrored=True draws two discs with equal features, left and right.
+    """
+
+    info = Info(name="blocks")
+
+    def __init__(self, resolution=16, mirrored=False):
+        self.resolution, self.z_dim, self.mirrored = resolution, 4, mirrored
+        self.taps = (f"{resolution}x{resolution}",)
+
+    def inside(self, shift, lib=np):
+        """[n r r] where the disc (or discs) of samples with these shifts [n] in pixels is."""
+        at = lib.arange(self.resolution) + 0.5
+        r = self.resolution
+        centres = (r * 0.25, r * 0.75) if self.mirrored else (r * 0.5,)
+        size = r * (0.17 if self.mirrored else 0.3)
+        y, x = (at - r * 0.5)[None, :, None], at[None, None, :]
+        found = [(x - c - shift[:, None, None]) ** 2 + y**2 < size**2 for c in centres]
+        return found[0] | found[-1]
+
+    def truth(self, seeds, truncation=1.0):
+        """Which pixels are the disc: bool[n r r]."""
+        return self.inside(np.tanh(truncation * latents_from_seeds(seeds, self.z_dim)[:, 0]))
+
+    def latents(self, seeds):
+        return latents_from_seeds(seeds, self.z_dim)
+
+    def map(self, z, truncation=1.0):
+        return (truncation * z)[:, None]
+
+    def synthesize(self, w, noise="const", taps=()):
+        mask = self.inside(jnp.tanh(w[:, 0, 0]), jnp).astype(jnp.float32)[..., None]
+        small = 0.01 * jnp.broadcast_to(w[:, 0, None, None, 1:], (*mask.shape[:3], self.z_dim - 1))
+        features = {self.taps[0]: jnp.concatenate([4 * mask, small], -1)}
+        return jnp.broadcast_to(2 * mask - 1, (*mask.shape[:3], 3)), {t: features[t] for t in taps}
+
+    def sample(self, seeds, truncation=1.0, taps=()):
+        z = self.latents(seeds)
+        w = self.map(z, truncation)
+        return Samples(tuple(seeds), z, w, *self.synthesize(w, taps=taps))
