@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.cluster import KMeans as Reference
+from threadpoolctl import threadpool_limits
 
 from sis_jax.core import kmeans_steps as steps
 from sis_jax.core import parallel
@@ -19,6 +20,11 @@ def smooth_features(n, d, parts=9, seed=0, noise=0.3):
     mixture /= mixture.sum(1, keepdims=True)
     x = mixture @ g.standard_normal((parts, d))
     return (np.where(x > 0, x, 0.2 * x) + noise * g.standard_normal((n, d)) + 3).astype(np.float32)
+
+
+def reference(x, k, **settings):
+    with threadpool_limits(1):  # its threads wait by spinning, which on a busy machine costs a hundred times the work
+        return Reference(k, **settings).fit(x)
 
 
 def inertia(x, centers):
@@ -55,7 +61,7 @@ def test_every_step_is_the_reference_step(goldens, case):
 def test_tolerance_stops_as_the_reference(goldens):
     gold = np.load(goldens / "misc/kmeans.npz")
     x, init = gold["b/X"], gold["b/init"]
-    ref = Reference(6, n_init=1, init=init, tol=1e-2).fit(x)
+    ref = reference(x, 6, n_init=1, init=init, tol=1e-2)
     fit = kmeans(x, 6, init=init, tol=1e-2)
     assert fit.n_iter == ref.n_iter_ < gold["b/n_iter"]
     np.testing.assert_allclose(fit.centers, ref.cluster_centers_, atol=1e-4)
@@ -68,7 +74,7 @@ def test_inertia_no_worse_than_reference(monkeypatch, sample):
     monkeypatch.setattr(steps, "SAMPLE_PER_CENTRE", 100)
     x = smooth_features(3_000, 16)
     ours = [kmeans(x, 7, seed=s, devices=1) for s in range(5)]
-    theirs = [Reference(7, n_init=10, random_state=s).fit(x).inertia_ for s in range(5)]
+    theirs = [reference(x, 7, n_init=10, random_state=s).inertia_ for s in range(5)]
     assert np.median([f.inertia for f in ours]) <= 1.005 * np.median(theirs)
     for fit in ours:
         assert fit.inertia == pytest.approx(inertia(x, fit.centers), rel=1e-5)
@@ -131,7 +137,7 @@ def test_integer_weights_are_repetitions():
 def test_empty_cluster_moves_to_the_farthest_point_as_in_reference(devices):
     x = smooth_features(203, 3, noise=1.0)
     init = np.concatenate([x[:2], np.full((2, 3), 50), np.full((1, 3), 60)]).astype(np.float32)
-    ref = Reference(5, n_init=1, init=init, tol=0).fit(x)
+    ref = reference(x, 5, n_init=1, init=init, tol=0)
     fit = kmeans(x, 5, init=init, tol=0, devices=devices)
     np.testing.assert_array_equal(np.bincount(fit.labels, minlength=5), np.bincount(ref.labels_, minlength=5))
     np.testing.assert_allclose(np.sort(fit.centers, 0), np.sort(ref.cluster_centers_, 0), atol=1e-4)
@@ -189,7 +195,7 @@ def test_minibatch_close_to_all_at_once():
 
     def batches():
         asked.append(1)
-        return (x[i : i + 777] for i in range(0, len(x), 577))
+        return (x[i : i + 577] for i in range(0, len(x), 577))
 
     fit = minibatch_kmeans(batches, 6, epochs=3, tol=0, buffer=2_000)
     assert len(asked) == 3 == fit.n_iter and fit.labels.shape == (0,)

@@ -8,7 +8,7 @@ Where we differ, and why:
 * Labels come from class scores |mu|^2 - 2 x.mu, upsampled per tap at their own size: bilinear weights sum to one and |x|^2 does not depend on
   the class, so they equal the labels of upsampled features at k / channels of the memory.
 * Every pixel up to a budget of points, then an even subset of each sample's pixels: memory does not grow with the number of samples.
-* k and layer can be chosen by a sweep (see `sweep`), the background by a border rule instead of by eye, and one number, `position_weight`,
+* k and layer can be chosen by a sweep (`core/sweep.py`), the background by a border rule instead of by eye, and one number, `position_weight`,
   adds the pixel's place to its features, which splits left from right.
 `RECIPES["paper"]` is the published setting.
 """
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from sis_jax.core import kmeans, ops, selection
+from sis_jax.core import kmeans, ops, selection, sweep
 from sis_jax.core.cli import progress
 from sis_jax.core.features import map_samples, sample_seeds
 from sis_jax.core.types import Generator, Noise, Samples, SisError, UsageError, check_taps, to_uint8
@@ -35,9 +35,8 @@ RECIPES: dict[str, dict[str, Any]] = {
               "max_points": 819_200, "align_corners": True},
 }  # fmt: skip
 
-SWEEP_KS = (3, 4, 5, 6, 7, 8, 10)
-SWEEP_POINTS = 8_192  # of each half of the samples, per candidate
-SILHOUETTE_POINTS = 2_000
+SWEEP_KS = (3, 4, 5, 6, 8, 10)
+SWEEP_POINTS = 10_000
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class SegmentationInStyle:
         missing = [t for t in self.taps_ if t not in samples.features]
         if missing:
             raise UsageError(f"these samples carry no {missing[0]} features: make them with gen.sample(seeds, taps={self.taps_})")
-        features = {tap: samples.features[tap] for tap in self.taps_}
+        features = tuple(samples.features[tap] for tap in self.taps_)
         return np.asarray(_label(features, self.arrays_, side, self.align_corners)[0])
 
     def label_seeds(
@@ -200,39 +199,28 @@ class SegmentationInStyle:
     # choosing k and layer
 
     def _swept(self, gen: Generator, seeds: list[int], seed: int) -> tuple[SegmentationInStyle, dict[str, Any]]:
-        """This method with k and layer chosen, and the table that says why."""
-        layers = candidate_layers(gen) if self.layer == "auto" else [self.layer]
-        ks = SWEEP_KS if self.k == "auto" else (self.k,)
-        half = len(seeds) // 2
-        rows: list[dict[str, Any]] = []
-        for layer in layers:
-            trial = replace(self, layer=layer)
-            taps = tuple(layer.split("+"))
-            points = trial._points(gen, seeds, taps, budget=2 * SWEEP_POINTS)
-            mean, scale, position = _standardise(points, trial)
-            columns = points.shape[-1] if self.position_weight else points.shape[-1] - 2
-            x = ((points - mean) * (scale * position))[..., :columns]
-            rows += sweep(x[:half], x[half:], [k for k in ks if k < half * x.shape[1]], layer, seed)
-        best = max(rows, key=lambda r: r["score"])
+        """This method with k and layer chosen, and the table that says why (criterion: `core/sweep.py`)."""
+        layers = candidate_layers(gen)
+        if self.layer != "auto" and self.layer not in layers:
+            layers.append(self.layer)
+        taps = tuple(dict.fromkeys(t for layer in layers for t in layer.split("+")))
+        points = self._points(gen, seeds, taps, budget=SWEEP_POINTS)
+        mean, scale, position = _standardise(points, self)
+        x = (points - mean) * (scale * position)
+        widths = dict(zip(taps, np.split(np.arange(x.shape[-1] - 2), np.cumsum(self._widths(gen, taps))[:-1])))
+        place = [x.shape[-1] - 2, x.shape[-1] - 1] if self.position_weight else []
+        columns = {layer: x[..., [*np.concatenate([widths[t] for t in layer.split("+")]), *place]] for layer in layers}
+        ks = SWEEP_KS if self.k == "auto" else (int(self.k),)
+        table = sweep.sweep(columns, ks, seed)
+        best = max((r for r in table if self.layer in ("auto", r["layer"])), key=lambda r: r["score"])
         best["chosen"] = True
-        return replace(self, k=int(best["k"]), layer=str(best["layer"])), {"criterion": CRITERION, "rows": rows}
+        return replace(self, k=best["k"], layer=best["layer"]), {"criterion": sweep.CRITERION, "rows": table}
 
-
-CRITERION = "agreement"
-
-
-def sweep(a: np.ndarray, b: np.ndarray, ks: Sequence[int], layer: str, seed: int) -> list[dict[str, Any]]:
-    """One row per k: facts of clusterings of the two halves a, b [n p d] of the samples."""
-    rows = []
-    a, b = (h.reshape(-1, h.shape[-1]).astype(np.float32) for h in (a, b))
-    rng = np.random.default_rng(seed)
-    judged = np.concatenate([a, b])[np.sort(rng.choice(len(a) + len(b), min(SILHOUETTE_POINTS, len(a) + len(b)), replace=False))]
-    for k in ks:
-        first, second = (kmeans.kmeans(h, k, seed=seed + i, n_init=3) for i, h in enumerate((a, b)))
-        one, two = (np.asarray(kmeans.predict(judged, f.centers)) for f in (first, second))
-        same, apart = selection.agreement(one, two, k), selection.silhouette(judged, one)
-        rows.append({"layer": layer, "k": k, "agreement": same, "silhouette": apart, "score": same + apart, "chosen": False})
-    return rows
+    def _widths(self, gen: Generator, taps: tuple[str, ...]) -> list[int]:
+        """Channels of each tap, by shape inference."""
+        z = jax.eval_shape(lambda: jnp.zeros((1, gen.z_dim)))
+        features = jax.eval_shape(lambda z: _render(gen, z, jnp.float32(1), taps)[1], z)
+        return [features[t].shape[-1] for t in taps]
 
 
 def candidate_layers(gen: Generator) -> list[str]:
@@ -315,18 +303,18 @@ def _label_body(
     gen: Generator, z: Array, truncation: Array, arrays: dict, *, taps: tuple[str, ...], align_corners: bool
 ) -> tuple[Array, Array, Array]:
     image, features = _render(gen, z, truncation, taps)
-    labels, sure = label_maps({t: features[t] for t in taps}, arrays, image.shape[1], align_corners)
+    labels, sure = label_maps(tuple(features[t] for t in taps), arrays, image.shape[1], align_corners)
     return image, labels, sure
 
 
 def label_maps(
-    features: dict[str, Float[Array, "b r r c"]], arrays: dict[str, Array], side: int, align_corners: bool
-) -> tuple[UInt8[Array, "b s s"], Float[Array, "b s s"]]:
+    features: tuple[Float[Array, "b r s c"], ...], arrays: dict[str, Array], side: int, align_corners: bool
+) -> tuple[UInt8[Array, "b h w"], Float[Array, "b h w"]]:
     """Nearest centre of every pixel at `side` pixels, and confidence 1 - d1 / d2, from class scores upsampled tap by tap."""
     centers, mean, scale = arrays["centers"], arrays["mean"], arrays["scale"]
     total = jnp.zeros(())
     at = 0
-    for x in features.values():
+    for x in features:  # in the order of the taps, as the centres' columns are
         c = slice(at, at + x.shape[-1])
         at = c.stop
         y = (x.astype(jnp.float32) - mean[c]) * scale[c]

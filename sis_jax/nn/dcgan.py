@@ -111,13 +111,13 @@ class DCGAN(nnx.Module):
 
     def synthesize(
         self,
-        w: Float[Array, "n 1 z"] | Float[Array, "n z"],
+        w: Float[Array, "n *slots z"],
         noise: Noise = "const",
         taps: tuple[str, ...] = (),
         key: jax.Array | None = None,
         dtype: str = "float32",
     ) -> tuple[Float[Array, "n r r 3"], dict[str, Float[Array, "n s s c"]]]:
-        """Image in [-1, 1] and the features named in `taps`. noise and key change nothing: this network has no noise inputs.
+        """Image in [-1, 1] and the features named in `taps`; w is [n, 1, z_dim] or [n, z_dim]. noise and key change nothing: there are no noise inputs.
 
         dtype: "float32", or "bfloat16" for the convolutions. Raises UsageError for a w of another shape or an unknown tap.
         """

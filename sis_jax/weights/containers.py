@@ -197,7 +197,7 @@ def _zip_directory(data: memoryview) -> tuple[int, int]:
     tail_start = max(0, len(data) - 66_000)
     tail = bytes(data[tail_start:])
     at = tail.rfind(b"PK\x05\x06")
-    if at < 0:
+    if at < 0 or at + 22 > len(tail):
         raise Refused("the zip archive ends early: its directory is missing; download the file again")
     count, _, start = struct.unpack("<H2I", tail[at + 10 : at + 20])
     if at >= 20 and tail[at - 20 : at - 16] == b"PK\x06\x07":

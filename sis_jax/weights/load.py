@@ -42,7 +42,7 @@ def load_discriminator(name_or_path: str | os.PathLike | None = None) -> Discrim
 
     It maps images [n, r, r, 3] in [-1, 1] to scores [n, 1], higher for what it takes as real.
     """
-    path = catalogue.find(name_or_path)
+    asked = path = catalogue.find(name_or_path)
     if path.is_file():
         path = _converted(path)
     folder = files.read_config(path)

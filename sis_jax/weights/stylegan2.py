@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from sis_jax.core.types import Info, SisError
@@ -218,6 +219,6 @@ def _average_w(config: GeneratorConfig, arrays: Arrays) -> np.ndarray:
     """Mean of w over random z (and labels), as the published tools estimate it."""
     rng = np.random.RandomState(123)
     gen = build_generator(config, arrays, "the mapping network", Info())
-    z = rng.randn(_W_SAMPLES, config.z_dim).astype(np.float32)
-    labels = np.eye(config.c_dim, dtype=np.float32)[rng.randint(config.c_dim, size=_W_SAMPLES)] if config.c_dim else None
+    z = jnp.asarray(rng.randn(_W_SAMPLES, config.z_dim), jnp.float32)
+    labels = jnp.eye(config.c_dim)[rng.randint(config.c_dim, size=_W_SAMPLES)] if config.c_dim else None
     return np.asarray(gen.mapping(z, labels)).mean(0, dtype=np.float64).astype(np.float32)

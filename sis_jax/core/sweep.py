@@ -1,0 +1,117 @@
+"""Choosing layer and k without labels: many small k-means on the same pixels, compared with each other.
+
+Criterion: score = agreement x consensus.
+agreement: adjusted Rand index between clusterings of two halves of the samples. Parts that another draw of samples would not find are none.
+consensus: mean adjusted Rand index with the clusterings of every *other* layer. Real parts show at several depths of a generator, while texture
+(fine layers) and position (coarse layers) show at one.
+A silhouette estimate is kept in the table but does not decide: it is computed in each layer's own space and grows towards the fine layers, whose
+clusters are compact and meaningless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from sis_jax.core import selection
+
+CRITERION = (
+    "score = agreement (adjusted Rand index between two halves of the samples) x consensus (mean adjusted Rand index with the clusterings of "
+    "all other layers); silhouette is shown but does not decide"
+)
+DIMENSIONS = 64  # principal components that are clustered: one shape, so one compilation, for every layer
+RESTARTS = 3
+STEPS = 25
+JUDGED = 4_096
+SILHOUETTES = 1_000
+
+
+def sweep(columns: Mapping[str, Float[np.ndarray, "n p d"]], ks: Sequence[int], seed: int = 0) -> list[dict[str, Any]]:
+    """One row {layer, k, agreement, consensus, silhouette, score} per layer and k.
+
+    columns: for each layer the standardised features of the same p pixels of n samples. The first half of the samples is clustered against the second.
+    """
+    rng = np.random.default_rng(seed)
+    rows: list[dict[str, Any]] = []
+    labels: list[Int[np.ndarray, "j"]] = []
+    judged: np.ndarray | None = None
+    for layer, x in columns.items():
+        half = len(x) // 2
+        points = _project(x.reshape(-1, x.shape[-1]))
+        a, b = np.split(points[: 2 * half * x.shape[1]], 2)
+        if judged is None:
+            judged = rng.permutation(2 * len(a))[:JUDGED]
+        look = np.concatenate([a, b])[judged]
+        found = cluster_many(np.stack([a, b]), ks, look, seed)
+        for k, (one, two) in zip(ks, found):
+            apart = selection.silhouette(look[:SILHOUETTES], one[:SILHOUETTES])
+            rows.append({"layer": layer, "k": int(k), "agreement": float(selection.agreement(one, two, k)), "silhouette": apart})
+            labels.append(one)
+    most = max(ks)
+    for row, own in zip(rows, labels):
+        others = [selection.agreement(own, theirs, most) for theirs, r in zip(labels, rows) if r["layer"] != row["layer"]]
+        row["consensus"] = float(np.mean(others)) if others else 1.0
+        row["score"] = row["agreement"] * row["consensus"]
+        row["chosen"] = False
+    return rows
+
+
+def _project(points: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n 64"]:
+    """The first principal components, filled up with zeros."""
+    centred = points - points.mean(0)
+    vectors = np.linalg.eigh((centred.T @ centred).astype(np.float64))[1][:, ::-1][:, :DIMENSIONS]
+    out = np.zeros((len(points), DIMENSIONS), np.float32)
+    out[:, : vectors.shape[1]] = centred @ vectors.astype(np.float32)
+    return out
+
+
+def cluster_many(
+    halves: Float[np.ndarray, "2 m d"], ks: Sequence[int], look: Float[np.ndarray, "j d"], seed: int
+) -> list[tuple[Int[np.ndarray, "j"], Int[np.ndarray, "j"]]]:
+    """For every k the labels of `look` by the best of a few k-means on either half."""
+    rng = np.random.default_rng(seed)
+    most = max(ks)
+    starts = np.stack([[[_plus_plus(h, k, most, rng) for _ in range(RESTARTS)] for k in ks] for h in halves])  # [2, K, R, most, d]
+    alive = np.arange(most)[None] < np.asarray(ks)[:, None]
+    out = np.asarray(_lloyd_all(halves, starts, alive, look))
+    return [(out[0, i], out[1, i]) for i in range(len(ks))]
+
+
+def _plus_plus(x: Float[np.ndarray, "m d"], k: int, most: int, rng: np.random.Generator) -> Float[np.ndarray, "most d"]:
+    """k-means++ (Arthur and Vassilvitskii 2007); rows from k on are unused."""
+    centers = np.zeros((most, x.shape[1]), np.float32)
+    centers[0] = x[rng.integers(len(x))]
+    nearest = np.full(len(x), np.inf, np.float32)
+    for i in range(1, k):
+        nearest = np.minimum(nearest, np.square(x - centers[i - 1]).sum(1))
+        total = nearest.sum(dtype=np.float64)
+        centers[i] = x[rng.choice(len(x), p=nearest / total if total > 0 else None) if total > 0 else rng.integers(len(x))]
+    return centers
+
+
+@jax.jit
+def _lloyd_all(halves: jax.Array, starts: jax.Array, alive: jax.Array, look: jax.Array) -> jax.Array:
+    """Labels [2, K, j]: Lloyd from every start, the best of the restarts by inertia."""
+
+    def distances(x: jax.Array, centers: jax.Array, on: jax.Array) -> jax.Array:  # [most, m]; squared, less |x|^2
+        return jnp.where(on[:, None], jnp.square(centers).sum(1)[:, None] - 2 * centers @ x.T, jnp.inf)
+
+    def one(x: jax.Array, start: jax.Array, on: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def step(_: int, centers: jax.Array) -> jax.Array:
+            member = jax.nn.one_hot(jnp.argmin(distances(x, centers, on), axis=0), centers.shape[0], axis=0)
+            count = member.sum(1, keepdims=True)
+            return jnp.where(count > 0, member @ x / jnp.maximum(count, 1), centers)
+
+        centers = jax.lax.fori_loop(0, STEPS, step, start)
+        return jnp.argmin(distances(look, centers, on), axis=0), distances(x, centers, on).min(0).sum()
+
+    restarts = jax.vmap(one, in_axes=(None, 0, None))
+    every_k = jax.vmap(restarts, in_axes=(None, 0, 0))
+    labels, inertia = jax.lax.map(lambda h: every_k(h[0], h[1], alive), (halves, starts))  # [2, K, R, j], [2, K, R]
+    best = jnp.argmin(inertia, axis=2)
+    return jnp.take_along_axis(labels, best[:, :, None, None], axis=2)[:, :, 0]
