@@ -1,6 +1,9 @@
 """Speed against other people's programs, on this machine, in one run: prints a table of ratios.
 
-    python scripts/benchmark.py kmeans --reference-python path/to/python     an interpreter that has scikit-learn and faiss
+    python scripts/benchmark.py kmeans --reference-python path/to/python       an interpreter that has scikit-learn and faiss
+    python scripts/benchmark.py generator --reference-python path/to/python    one that has PyTorch
+    python scripts/benchmark.py train --reference-python path/to/python
+    python scripts/benchmark.py ops                                            our resampling convolutions against the textbook forms
 
 One function per benchmark; its signature is its command line. A benchmark returns rows for `table` and takes its turns alternately, so that whatever
 else the machine does falls on all of them. References run in another interpreter and get their data through temporary .npy files.
@@ -17,6 +20,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import benchmark_networks as networks
 import numpy as np
 
 
@@ -157,10 +161,13 @@ def kmeans(
     print(table(rows, "inertia"))
 
 
-BENCHMARKS = {"kmeans": kmeans}
+BENCHMARKS = {"kmeans": kmeans, "generator": networks.generator, "train": networks.train, "ops": networks.ops}
 
 
 if __name__ == "__main__":
     import tyro
 
+    from sis_jax.core import cli
+
+    cli.use_cpu_cores()
     tyro.extras.subcommand_cli_from_dict(BENCHMARKS, description=__doc__)

@@ -41,9 +41,9 @@ def tiny_dcgan(channels=(16, 8), z_dim=6, seed=2):
 
 
 class Blocks:
-    """A generator in plain Python, no pytree, with parts that are known: a disc on a ground, `Blocks.truth(seeds)` says which pixel is which.
+    """A generator in plain Python, no pytree, with parts that are known: a disc on a ground, `truth(seeds)` says which pixel is which.
 
-    Its single tap holds (inside, column, row, a little of z) per pixel. mirrored=True draws two discs with equal features, left and right.
+    Its single tap holds (inside, a little of z) per pixel. mirrored=True draws two bands with equal features, left and right, instead of the disc.
     """
 
     info = Info(name="blocks")
@@ -53,14 +53,11 @@ class Blocks:
         self.taps = (f"{resolution}x{resolution}",)
 
     def inside(self, shift, lib=np):
-        """[n r r] where the disc (or discs) of samples with these shifts [n] in pixels is."""
-        at = lib.arange(self.resolution) + 0.5
-        r = self.resolution
-        centres = (r * 0.25, r * 0.75) if self.mirrored else (r * 0.5,)
-        size = r * (0.17 if self.mirrored else 0.3)
-        y, x = (at - r * 0.5)[None, :, None], at[None, None, :]
-        found = [(x - c - shift[:, None, None]) ** 2 + y**2 < size**2 for c in centres]
-        return found[0] | found[-1]
+        """[n r r] where the disc (or the bands) of samples with these shifts [n] in pixels is."""
+        side = self.resolution
+        at = lib.arange(side) + 0.5 - side / 2
+        x, y = at[None, None, :] - shift[:, None, None], at[None, :, None]
+        return (abs(x) > 0.2 * side) & (y == y) if self.mirrored else x**2 + y**2 < (0.36 * side) ** 2
 
     def truth(self, seeds, truncation=1.0):
         """Which pixels are the disc: bool[n r r]."""

@@ -1,5 +1,7 @@
 """DCGAN: the network against transposed convolution by definition, the conversion of PyTorch state dicts, the generator protocol."""
 
+from itertools import pairwise
+
 import checkpoint_factory as factory
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +35,9 @@ def reference(state, z):
         x = scatter(x, state[f"main.{3 * i}.weight"].astype(np.float64), *((1, 0) if i == 0 else (2, 1)))
         if i == len(WIDTHS) - 2:
             return np.tanh(x), stages
-        weight, bias, mean, var = (state[f"main.{3 * i + 1}.{p}"].astype(np.float64) for p in ("weight", "bias", "running_mean", "running_var"))
+        weight, bias, mean, var = (
+            state[f"main.{3 * i + 1}.{p}"].astype(np.float64) for p in ("weight", "bias", "running_mean", "running_var")
+        )
         x = np.maximum((x - mean) / np.sqrt(var + 1e-5) * weight + bias, 0)
         stages.append(x)
     raise AssertionError
@@ -43,7 +47,7 @@ def reference(state, z):
 def state():
     rng = np.random.RandomState(0)
     made = {}
-    for i, (n_in, n_out) in enumerate(zip(WIDTHS, WIDTHS[1:])):
+    for i, (n_in, n_out) in enumerate(pairwise(WIDTHS)):
         made[f"main.{3 * i}.weight"] = (0.3 * rng.randn(n_in, n_out, 4, 4)).astype(np.float32)
         if n_out != 3:
             for part, draw in (("weight", rng.randn), ("bias", rng.randn), ("running_mean", rng.randn), ("running_var", rng.rand)):
@@ -107,7 +111,11 @@ def test_faults(state, tmp_path):
     save_file(state, tmp_path / "bad.safetensors")
     with pytest.raises(SisError) as error:
         convert.convert(tmp_path / "bad.safetensors", tmp_path / "out")
-    for told in ("missing: main.4.running_mean, model has [8]", "shape: main.7.bias, file has [4], model has [5]", "unknown: fc.weight, file has [2, 2]"):
+    for told in (
+        "missing: main.4.running_mean, model has [8]",
+        "shape: main.7.bias, file has [4], model has [5]",
+        "unknown: fc.weight, file has [2, 2]",
+    ):
         assert told in str(error.value)
 
 

@@ -175,7 +175,9 @@ def near(ours, expected):
 
 def parameter_gradients(state, expected, prefix, network):
     """Our gradients against those in the file, which keep other names and orientation; parameters that are not there must have none."""
-    theirs, wrong = translate({k.removeprefix(prefix): np.asarray(v) for k, v in expected.items() if k.startswith(prefix)}, TABLES["ada", network])
+    theirs, wrong = translate(
+        {k.removeprefix(prefix): np.asarray(v) for k, v in expected.items() if k.startswith(prefix)}, TABLES["ada", network]
+    )
     assert not wrong
     ours = {".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(state)}
     assert len(theirs) > 10 and set(theirs) <= set(ours)

@@ -69,13 +69,15 @@ def test_default_discriminator_tells_noise_from_faces():
 
 def test_shipped_and_names(tmp_path, monkeypatch):
     assert "faces64" in [info.name for info in catalogue.shipped()]
-    with pytest.raises(UsageError, match="'facs64'.*did you mean 'faces64'"):
+    with pytest.raises(UsageError, match=r"'facs64'.*did you mean 'faces64'"):
         sis_jax.load_generator("facs64")
-    with pytest.raises(UsageError, match="looked for config.json"):
+    with pytest.raises(UsageError, match=r"looked for config.json"):
         sis_jax.load_generator(tmp_path)
-    with pytest.raises(UsageError, match="download https://.*put it at"):
+    with pytest.raises(UsageError, match=r"download https://.*put it at"):
         sis_jax.load_generator("ffhq-1024")
-    assert {"ffhq-256", "ffhq-512", "afhq-cat", "afhq-dog", "afhq-wild", "lsun-horse", "lsun-cat", "lsun-car", "lsun-church"} <= set(catalogue.PUBLIC)
+    assert {"ffhq-256", "ffhq-512", "afhq-cat", "afhq-dog", "afhq-wild", "lsun-horse", "lsun-cat", "lsun-car", "lsun-church"} <= set(
+        catalogue.PUBLIC
+    )
     save_generator(sis_jax.load_generator(), tmp_path / "mine")
     monkeypatch.setenv("SIS_JAX_WEIGHTS", str(tmp_path))
     assert sis_jax.load_generator("mine").info.name == "faces64"
@@ -103,7 +105,7 @@ def test_damaged_folders(tmp_path):
     arrays = load_file(folder / files.MODEL)
     arrays["synthesis.b8.conv1.weight"][0, 0, 0, 0] = np.nan
     save_file(arrays, folder / files.MODEL)
-    with pytest.raises(SisError, match="is not the file that config.json describes"):
+    with pytest.raises(SisError, match=r"is not the file that config.json describes"):
         sis_jax.load_generator(folder)
     config = json.loads((folder / files.CONFIG).read_text())
     config["sha256"] = {}
@@ -116,7 +118,12 @@ def test_damaged_folders(tmp_path):
     save_file(arrays, folder / files.MODEL)
     with pytest.raises(SisError) as error:
         sis_jax.load_generator(folder)
-    for told in ("3 faults", "missing: mapping.w_avg, model has [128]", "surplus: extra, file has [3]", "file has [3, 3, 4, 5], model has [3, 3, 128, 128]"):
+    for told in (
+        "3 faults",
+        "missing: mapping.w_avg, model has [128]",
+        "surplus: extra, file has [3]",
+        "file has [3, 3, 4, 5], model has [3, 3, 128, 128]",
+    ):
         assert told in str(error.value)
     for text in ("{", "[]", '{"format": "sis_jax weights", "version": 99}', '{"format": "sis_jax weights", "version": 1, "kind": 3}'):
         (folder / files.CONFIG).write_text(text)
@@ -150,7 +157,7 @@ def test_state_dicts_of_both_namings(goldens, tmp_path):
     for file in ("both.safetensors", "bare.pt", "parallel.pth"):
         same_numbers(sis_jax.load_generator(tmp_path / file), sis_jax.load_generator(original))
     same_numbers(sis_jax.load_discriminator(tmp_path / "both.safetensors"), sis_jax.load_discriminator(original))
-    with pytest.raises(UsageError, match="bare.pt has no discriminator"):
+    with pytest.raises(UsageError, match=r"bare.pt has no discriminator"):
         sis_jax.load_discriminator(tmp_path / "bare.pt")
 
 
@@ -160,7 +167,14 @@ def test_training_checkpoint_without_average(goldens, tmp_path):
     average = g.pop("latent_avg")
     args = factory.Call(factory.Global("argparse", "Namespace"), (), {"size": 16})
     other = {k: np.zeros_like(v) for k, v in g.items()}
-    tree = {"g": other, "d": d, "g_ema": g, "g_optim": {"state": {0: {"step": 3, "exp_avg": np.zeros(4, np.float32)}}}, "args": args, "ada_aug_p": 0.5}
+    tree = {
+        "g": other,
+        "d": d,
+        "g_ema": g,
+        "g_optim": {"state": {0: {"step": 3, "exp_avg": np.zeros(4, np.float32)}}},
+        "args": args,
+        "ada_aug_p": 0.5,
+    }
     (tmp_path / "550000.pt").write_bytes(factory.torch_zip(tree))
     folder = convert.convert(tmp_path / "550000.pt", tmp_path / "out")
     assert any("average w was missing" in note for note in files.read_config(folder).notes)
@@ -198,8 +212,12 @@ def test_all_faults_at_once(goldens, tmp_path):
     with pytest.raises(SisError) as error:
         convert.convert(tmp_path / "bad.pt", tmp_path / "out")
     told = str(error.value)
-    assert "4 faults" in told and "unknown: surprise, file has [2, 3]" in told and "missing: synthesis.b8.conv1.bias, model has [16]" in told
-    assert "synthesis.b16.torgb.weight, file has [1, 1, 99, 3], model has [1, 1, 16, 3]" in told and "synthesis.b8.conv0.weight holds" in told
+    assert (
+        "4 faults" in told and "unknown: surprise, file has [2, 3]" in told and "missing: synthesis.b8.conv1.bias, model has [16]" in told
+    )
+    assert (
+        "synthesis.b16.torgb.weight, file has [1, 1, 99, 3], model has [1, 1, 16, 3]" in told and "synthesis.b8.conv0.weight holds" in told
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -211,7 +229,13 @@ def persistent_module(arrays, attributes):
         children = sorted({k.split(".")[0] for k in own if "." in k})
         leaves = {k: factory.numpy_array(np.ascontiguousarray(v)) for k, v in own.items() if "." not in k}
         state = {"_parameters": leaves, "_buffers": {}, "_modules": {c: module(f"{prefix}{c}.") for c in children}}
-        meta = {"type": "class", "version": 6, "module_src": "raise SystemExit", "class_name": "X", "state": state | attributes.get(prefix[:-1], {})}
+        meta = {
+            "type": "class",
+            "version": 6,
+            "module_src": "raise SystemExit",
+            "class_name": "X",
+            "state": state | attributes.get(prefix[:-1], {}),
+        }
         return factory.Call(factory.Global("torch_utils.persistence", "_reconstruct_persistent_obj"), (meta,))
 
     return module("")
@@ -228,7 +252,9 @@ def test_facts_beside_the_arrays(goldens, tmp_path):
     (tmp_path / "clamped.pkl").write_bytes(factory.pickled(tree))
     gen, disc = sis_jax.load_generator(tmp_path / "clamped.pkl"), sis_jax.load_discriminator(tmp_path / "clamped.pkl")
     plain = sis_jax.load_generator(goldens / "gan" / "ada16.pkl")
-    assert gen.config.conv_clamp == 0.5 and disc.config.conv_clamp == 0.5 and disc.config.mbstd_group == 2 and plain.config.conv_clamp is None
+    assert (
+        gen.config.conv_clamp == 0.5 and disc.config.conv_clamp == 0.5 and disc.config.mbstd_group == 2 and plain.config.conv_clamp is None
+    )
     np.testing.assert_allclose(gen.mapping.fc0.weight[...], 2 * plain.mapping.fc0.weight[...], rtol=1e-6)
     _, features = gen.synthesize(jnp.ones((1, 16)), taps=("16x16",))
     assert float(jnp.abs(features["16x16"]).max()) <= 0.5

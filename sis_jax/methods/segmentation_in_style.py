@@ -210,11 +210,13 @@ class SegmentationInStyle:
         widths = dict(zip(taps, np.split(np.arange(x.shape[-1] - 2), np.cumsum(self._widths(gen, taps))[:-1])))
         place = [x.shape[-1] - 2, x.shape[-1] - 1] if self.position_weight else []
         columns = {layer: x[..., [*np.concatenate([widths[t] for t in layer.split("+")]), *place]] for layer in layers}
-        ks = SWEEP_KS if self.k == "auto" else (int(self.k),)
+        # A layer is judged at the k that suits it, also when k is given: many clusters of any layer mostly follow position.
+        ks = sorted({*SWEEP_KS, *(() if self.k == "auto" else (int(self.k),))})
         table = sweep.sweep(columns, ks, seed)
         best = max((r for r in table if self.layer in ("auto", r["layer"])), key=lambda r: r["score"])
-        best["chosen"] = True
-        return replace(self, k=best["k"], layer=best["layer"]), {"criterion": sweep.CRITERION, "rows": table}
+        chosen = next(r for r in table if r["layer"] == best["layer"] and r["k"] == (best["k"] if self.k == "auto" else self.k))
+        chosen["chosen"] = True
+        return replace(self, k=chosen["k"], layer=chosen["layer"]), {"criterion": sweep.CRITERION, "rows": table}
 
     def _widths(self, gen: Generator, taps: tuple[str, ...]) -> list[int]:
         """Channels of each tap, by shape inference."""

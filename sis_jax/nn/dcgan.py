@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +76,7 @@ class DCGAN(nnx.Module):
 
     def __init__(self, config: DCGANConfig, info: Info | None = None):
         widths = (config.z_dim, *config.channels, 3)
-        for i, (n_in, n_out) in enumerate(zip(widths, widths[1:])):
+        for i, (n_in, n_out) in enumerate(pairwise(widths)):
             setattr(self, f"stage{i}", Stage(n_in, n_out))
         self.config = config
         self.info = info or Info()
@@ -141,9 +142,10 @@ class DCGAN(nnx.Module):
 @partial(jax.jit, static_argnames=("taps", "dtype"))
 def _synthesize(gen: DCGAN, z: jax.Array, taps: tuple[str, ...], dtype: str) -> tuple[jax.Array, dict[str, jax.Array]]:
     features: dict[str, jax.Array] = {}
-    x = jax.nn.relu(gen.stage0.first(z)).astype(dtype)
-    for i, name in enumerate(gen.taps):
+    stages: list[Stage] = [getattr(gen, f"stage{i}") for i in range(len(gen.taps) + 1)]
+    x = jax.nn.relu(stages[0].first(z)).astype(dtype)
+    for name, stage in zip(gen.taps, stages[1:]):
         features[name] = x
-        y = getattr(gen, f"stage{i + 1}").up(x)
+        y = stage.up(x)
         x = jax.nn.relu(y).astype(dtype)
     return jnp.tanh(y.astype(jnp.float32)), {tap: features[tap] for tap in taps}

@@ -51,7 +51,7 @@ def build(make: Callable[[], Module], arrays: Mapping[str, np.ndarray], what: st
     values = jax.device_put([np.asarray(arrays[_name(path)], np.float32) for path, _ in flat])
     filled = [(path, leaf.replace(value)) for (path, leaf), value in zip(flat, values)]
     module = nnx.merge(graph, nnx.from_flat_state(filled))
-    module.info = info
+    setattr(module, "info", info)  # noqa: B010  (nnx.Module declares no such attribute; every network here has it)
     return module
 
 

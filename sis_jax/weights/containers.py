@@ -247,10 +247,10 @@ def safetensors(data: memoryview) -> dict[str, np.ndarray]:
                 or total > len(body)
             ):
                 raise ValueError
-            array = np.frombuffer(body[begin:end], kind).reshape(shape) if end > begin else np.zeros(shape, kind)
-            if array.nbytes != end - begin:
+            if math.prod(shape) * kind.itemsize != end - begin:
                 raise ValueError
-        except (KeyError, TypeError, ValueError, MemoryError):
+            array = np.frombuffer(body[begin:end], kind).reshape(shape) if end > begin else np.zeros(shape, kind)
+        except (KeyError, TypeError, ValueError):
             raise Refused(f"array {str(key)[:60]!r} does not fit the bytes of the safetensors file, or has an unknown type") from None
         found[key] = (array.astype(np.uint32) << 16).view(np.float32) if entry["dtype"] == "BF16" else array
     return found

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +59,39 @@ def sha256_of(path: str | os.PathLike) -> str:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a whole file or nothing."""
+    _write_parts(path, [data])
+
+
+def _write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> str:
+    """Write the parts one after another, the whole file or nothing; returns its sha256."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    digest = hashlib.sha256()
     try:
-        temporary.write_bytes(data)
+        with open(temporary, "wb") as f:
+            for part in parts:
+                f.write(part)
+                digest.update(part)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise SisError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return digest.hexdigest()
+
+
+def _write_arrays(path: Path, arrays: Arrays, dtype: str) -> str:
+    """A .safetensors file, array by array: the library's writer would hold the whole file in memory, twice. Returns its sha256."""
+    header: dict[str, Any] = {"__metadata__": {"format": "np"}}
+    kinds, end = {}, 0
+    for key, value in arrays.items():
+        fits = dtype == "float16" and (value.size == 0 or np.abs(value).max() < _FLOAT16_MAX)
+        kinds[key] = np.dtype("<f2" if fits else "<f4")
+        begin, end = end, end + value.size * kinds[key].itemsize
+        header[key] = {"dtype": "F16" if fits else "F32", "shape": list(value.shape), "data_offsets": [begin, end]}
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    data = (np.ascontiguousarray(value, kinds[key]).reshape(-1).data.cast("B") for key, value in arrays.items() if value.size)
+    return _write_parts(path, chain([len(head).to_bytes(8, "little"), head], data))
 
 
 def is_folder(path: Path) -> bool:
@@ -89,13 +116,24 @@ def read_config(path: Path) -> Folder:
     kind, generator = raw.get("kind"), raw.get("generator")
     if not isinstance(kind, str) or not isinstance(generator, dict):
         raise SisError(f'{path / CONFIG} lacks "kind" or "generator": convert the checkpoint again')
-    texts = {
-        key: raw[key] if isinstance(raw.get(key), str) else default for key, default in (("name", path.name), ("licence", Info.licence))
-    }
-    tables = {key: raw[key] if isinstance(raw.get(key), dict) else {} for key in ("source", "sha256")}
-    optional = {key: raw[key] if isinstance(raw.get(key), dict) else None for key in ("discriminator", "digests")}
-    notes = tuple(map(str, raw["notes"])) if isinstance(raw.get("notes"), list) else ()
-    return Folder(kind=kind, generator=generator, notes=notes, **texts, **tables, **optional)
+    texts = _texts(raw)
+    discriminator, digests = (raw[key] if isinstance(raw.get(key), dict) else None for key in ("discriminator", "digests"))
+    return Folder(
+        kind=kind,
+        name=texts.get("name", path.name),
+        licence=texts.get("licence", Info.licence),
+        generator=generator,
+        discriminator=discriminator,
+        source=_texts(raw.get("source")),
+        sha256=_texts(raw.get("sha256")),
+        notes=tuple(map(str, raw["notes"])) if isinstance(raw.get("notes"), list) else (),
+        digests=digests,
+    )
+
+
+def _texts(table: Any) -> dict[str, str]:
+    """The entries of a JSON object that are texts."""
+    return {key: value for key, value in table.items() if isinstance(value, str)} if isinstance(table, dict) else {}
 
 
 def read_arrays(path: Path, folder: Folder, file: str = MODEL) -> tuple[dict[str, np.ndarray], str]:
@@ -122,8 +160,6 @@ def write_folder(path: Path, folder: Folder, model: Arrays, discriminator: Array
 
     dtype: "float32", or "float16" for half the size (numbers beyond its range keep the array in float32).
     """
-    from safetensors.numpy import save
-
     if dtype not in ("float32", "float16"):
         raise UsageError(f'weights are stored as "float32" or "float16", not {dtype!r}')
     try:
@@ -134,13 +170,11 @@ def write_folder(path: Path, folder: Folder, model: Arrays, discriminator: Array
     for file, arrays in ((MODEL, model), (DISCRIMINATOR, discriminator)):
         if arrays is None:
             continue
-        data = save({key: _stored(value, dtype) for key, value in arrays.items()}, metadata={"format": "np"})
-        write_atomic(path / file, data)
-        digests[file] = hashlib.sha256(data).hexdigest()
+        digests[file] = _write_arrays(path / file, arrays, dtype)
     if discriminator is None:
         (path / DISCRIMINATOR).unlink(missing_ok=True)
     write_atomic(path / CARD, card.encode())
-    folder = Folder(**{**_fields(folder), "sha256": digests})
+    folder = replace(folder, sha256=digests)
     write_config(path, folder)
     return folder
 
@@ -149,14 +183,3 @@ def write_config(path: Path, folder: Folder) -> None:
     """Write `config.json` of a folder."""
     content = {"format": FORMAT, "version": VERSION, **asdict(folder)}
     write_atomic(path / CONFIG, (json.dumps(content, indent=1) + "\n").encode())
-
-
-def _fields(folder: Folder) -> dict[str, Any]:
-    return {key: getattr(folder, key) for key in Folder.__dataclass_fields__}
-
-
-def _stored(value: np.ndarray, dtype: str) -> np.ndarray:
-    value = np.asarray(value, np.float32)
-    if dtype == "float16" and (value.size == 0 or np.abs(value).max() < _FLOAT16_MAX):
-        value = value.astype(np.float16)
-    return np.array(value, order="C")

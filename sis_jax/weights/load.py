@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sis_jax.core.types import Generator, Info, SisError, UsageError
+from sis_jax.core.types import Generator, SisError, UsageError
 from sis_jax.nn.stylegan2 import StyleGAN2
 from sis_jax.nn.stylegan2_discriminator import Discriminator
 from sis_jax.weights import catalogue, dcgan, files, stylegan2
@@ -48,7 +48,7 @@ def load_discriminator(name_or_path: str | os.PathLike | None = None) -> Discrim
     folder = files.read_config(path)
     if folder.discriminator is None:
         raise UsageError(
-            f"{path} has no discriminator: convert a checkpoint that holds one (most published .pt files hold the generator only)"
+            f"{asked} has no discriminator: convert a checkpoint that holds one (most published .pt files hold the generator only)"
         )
     arrays, digest = files.read_arrays(path, folder, files.DISCRIMINATOR)
     config = stylegan2.discriminator_config(folder.discriminator)

@@ -116,7 +116,6 @@ PLAIN: dict[str, Name] = {
         "argparse.Namespace": record("argparse.Namespace"),
         "dnnlib.util.EasyDict": ordered_dict,
         "dnnlib.EasyDict": ordered_dict,
-        "training.dnnlib.util.EasyDict": ordered_dict,
     }.items()
 }
 

@@ -15,6 +15,7 @@ from sis_jax.weights.restricted import Record, Refused
 from sis_jax.weights.stylegan2 import Facts, Network
 
 _MAX_MODULES = 4096
+_MAX_NAME = 400
 _PREFIXES = ("G_ema", "g_ema", "generator_ema", "G", "g", "generator", "D", "d", "discriminator")
 # A name that only this network of this layout has.
 _SIGNS = (
@@ -44,13 +45,21 @@ class _Reader:
 
     def array(self, value: Any) -> np.ndarray:
         array = value.array() if isinstance(value, (Tensor, NumpyArray)) else np.asarray(value)
-        self.left -= array.nbytes
+        self.left -= array.nbytes + 64  # empty arrays cost something too
         if self.left < 0:
             raise Refused("its arrays show the same bytes again and again")
         return array
 
     def arrays(self, tree: Mapping[Any, Any]) -> dict[str, np.ndarray]:
-        return {str(key): self.array(value) for key, value in tree.items() if _is_array(value)}
+        return {_short(key): self.array(value) for key, value in tree.items() if _is_array(value)}
+
+
+def _short(name: Any) -> str:
+    """A name as text. One long text, recalled again and again, would fill the memory once it is joined to others."""
+    text = str(name)
+    if len(text) > _MAX_NAME:
+        raise Refused(f"a name of {len(text)} letters")
+    return text
 
 
 def _is_array(value: Any) -> bool:
@@ -165,13 +174,15 @@ def _modules(net: Record) -> Iterator[tuple[str, dict]]:
         state = meta.get("state", meta) if isinstance(meta, dict) else None
         if not isinstance(state, dict):
             continue
-        if id(module) in seen or len(seen) > _MAX_MODULES or len(name) > 400:
+        if id(module) in seen or len(seen) > _MAX_MODULES or len(name) > _MAX_NAME:
             raise Refused("its modules contain each other in a circle")
         seen.add(id(module))
         yield name, state
         children = state.get("_modules")
         if isinstance(children, dict):
-            waiting += [(f"{name}.{key}" if name else str(key), child) for key, child in children.items() if child is not None]
+            if len(children) + len(waiting) > _MAX_MODULES:
+                raise Refused("it has more modules than any network")
+            waiting += [(f"{name}.{_short(key)}" if name else _short(key), child) for key, child in children.items() if child is not None]
 
 
 def _module_facts(states: Mapping[str, dict]) -> Facts:
@@ -230,13 +241,16 @@ def _variables(net: Record, reader: _Reader) -> Iterator[tuple[str, np.ndarray]]
                 raise Refused("a variable without a name")
             if not _is_array(pair[1]):
                 raise Refused(f"variable {pair[0][:60]} is no array")
-            yield prefix + pair[0], reader.array(pair[1])
+            yield _short(prefix) + _short(pair[0]), reader.array(pair[1])
 
 
 def _tensorflow_facts(state: dict, kind: str) -> Facts:
-    kwargs = state.get("static_kwargs") if isinstance(state.get("static_kwargs"), dict) else {}
-    kernel = kwargs.get("resample_kernel")
-    if kernel is not None and kernel not in ([1, 3, 3, 1], (1, 3, 3, 1)):
+    given = state.get("static_kwargs")
+    kwargs: dict = given if isinstance(given, dict) else {}
+    kernel = kwargs.get("resample_kernel", [1, 3, 3, 1])
+    if kernel is not None and (
+        type(kernel) not in (list, tuple) or [k if type(k) in (int, float) else None for k in kernel] != [1, 3, 3, 1]
+    ):
         raise Refused("it resamples with another filter than [1, 3, 3, 1], the only one supported here")
     if kwargs.get("normalize_latents") is False:
         raise Refused("its mapping network does not normalise z, which is not supported")

@@ -1,0 +1,174 @@
+"""Benchmarks of the networks, called by `benchmark.py`: the generator and a training step against PyTorch, and the resampling convolutions' forms."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+CONFIGS = {  # resolution, channel base, channel max, latent, mapping layers
+    "default": (64, 2048, 128, 128, 4),
+    "config-f-256": (256, 32768, 512, 512, 8),
+}
+
+
+def _torch(python: str, what: str, config: str, batch: int, dtype: str, seconds: float) -> float:
+    script = Path(__file__).with_name("torch_reference.py")
+    numbers = [str(v) for v in (*CONFIGS[config], batch)]
+    run = subprocess.run([python, str(script), what, *numbers, dtype, str(seconds)], capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise SystemExit(f"the reference failed in {python}: {(run.stderr.strip() or 'no message').splitlines()[-1]}")
+    return float(run.stdout)
+
+
+def _networks(config: str):
+    from sis_jax.nn import stylegan2, stylegan2_discriminator
+
+    resolution, base, most, latent, layers = CONFIGS[config]
+    channels, rng = stylegan2.channel_table(resolution, base, most), np.random.default_rng(0)
+    shape = stylegan2.GeneratorConfig(resolution, channels, latent, latent, mapping_layers=layers, mapping_width=latent)
+    judge = stylegan2_discriminator.DiscriminatorConfig(resolution, channels)
+    return stylegan2.StyleGAN2(shape, rng), stylegan2_discriminator.Discriminator(judge, rng)
+
+
+def _rate(step, batch: int, seconds: float, whole: int = 1) -> float:
+    """Images per second of step(i), in whole rounds of `whole` steps."""
+    for i in range(whole):  # every phase is compiled before the clock starts
+        step(i)
+    began, count = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds or count % whole:
+        step(count)
+        count += 1
+    return count * batch / (time.perf_counter() - began)
+
+
+def _report(rows: dict[str, list[float]]) -> None:
+    base = float(np.median(next(iter(rows.values()))))
+    print(f"{'':28}{'images/s':>10}{'ratio':>8}   min .. max")
+    for name, rates in rows.items():
+        print(f"{name:28}{np.median(rates):10.2f}{np.median(rates) / base:8.2f}   {min(rates):.2f} .. {max(rates):.2f}")
+
+
+def generator(
+    config: str = "default", batch: int = 16, turns: int = 3, seconds: float = 5.0, reference_python: str = sys.executable
+) -> None:
+    """Images per second of the generator with one tap, float32, turn by turn with PyTorch (float32 and bfloat16) on the same cores."""
+    import jax
+
+    from sis_jax.core.features import map_samples
+
+    gen, _ = _networks(config)
+    tap = "32x32" if gen.resolution < 128 else "64x64"
+    devices = jax.local_device_count()
+    seeds = list(range(batch * devices))
+
+    def step(_: int) -> None:
+        for _ in map_samples(gen, seeds, _tapped, batch=batch, tap=tap):
+            pass
+
+    rows: dict[str, list[float]] = {f"sis_jax ({devices} devices)": [], "torch float32": [], "torch bfloat16": []}
+    for _ in range(turns):
+        rates = [_rate(step, batch * devices, seconds)]
+        rates += [_torch(reference_python, "generate", config, batch, dtype, seconds) for dtype in ("float32", "bfloat16")]
+        for row, rate in zip(rows.values(), rates, strict=True):
+            row.append(rate)
+    print(f"{config}: {CONFIGS[config]}, batch {batch}, tap {tap}")
+    _report(rows)
+
+
+def _tapped(gen, z, truncation, *, tap: str):
+    image, features = gen.synthesize(gen.map(z, truncation), "const", (tap,))
+    return image, features[tap].mean((1, 2, 3))  # only a number of the tap leaves the device
+
+
+def train(config: str = "default", batch: int = 32, turns: int = 2, seconds: float = 20.0, reference_python: str = sys.executable) -> None:
+    """Training images per second: G main, D main, R1 every 16 steps (no path length, no augmentation), turn by turn with PyTorch in bfloat16."""
+    import jax
+
+    from sis_jax.core import parallel
+    from sis_jax.nn import stylegan2_training as training
+
+    gen, disc = _networks(config)
+    recipe, devices = training.Recipe(path_length=0.0), parallel.device_count()
+    g_graph, d_graph, state = training.new_state(gen, disc, recipe)
+    blocks, _ = parallel.shard(np.random.default_rng(0).integers(0, 256, (batch, gen.resolution, gen.resolution, 3), np.uint8), devices)
+    phases = [
+        parallel.map_devices(body, (None, None, 0), None, graphs=(g_graph, d_graph), recipe=recipe, augmented=False)
+        for body in (training.g_main, training.d_main, training.d_regularise)
+    ]
+
+    def step(i: int) -> None:
+        nonlocal state
+        for phase in phases[: 3 if i % 16 == 0 else 2]:
+            state, _ = phase(state, jax.random.key(i), blocks)
+        jax.block_until_ready(state)
+
+    rows: dict[str, list[float]] = {f"sis_jax ({devices} devices)": [], "torch bfloat16": [], "torch float32": []}
+    for _ in range(turns):
+        rates = [_rate(step, batch, seconds, 16)]
+        rates += [_torch(reference_python, "train", config, batch, dtype, seconds) for dtype in ("bfloat16", "float32")]
+        for row, rate in zip(rows.values(), rates, strict=True):
+            row.append(rate)
+    print(f"{config}: {CONFIGS[config]}, batch {batch}")
+    _report(rows)
+
+
+def ops(turns: int = 6, batch: int = 16) -> None:
+    """Milliseconds of the resampling convolutions: our form and the textbook form (dilated or strided, left to XLA), forward, gradient, second order."""
+    import jax
+    import jax.numpy as jnp
+    from jax import lax
+
+    from sis_jax.core import ops as ours
+
+    nhwc = ("NHWC", "HWIO", "NHWC")
+
+    def plain_up(x, k):
+        return ours.blur(lax.conv_general_dilated(x, k, (1, 1), [(2, 2), (2, 2)], lhs_dilation=(2, 2), dimension_numbers=nhwc), 1, 4.0)
+
+    def plain_down(x, k):
+        return lax.conv_general_dilated(ours.blur(x, 2), k, (2, 2), "VALID", dimension_numbers=nhwc)
+
+    def depthwise(x, k):
+        taps = np.array([1, 3, 3, 1], np.float32)
+        kernel = jnp.tile(jnp.asarray(np.outer(taps, taps) / 64)[:, :, None, None], (1, 1, 1, x.shape[-1]))
+        return lax.conv_general_dilated(x, kernel, (1, 1), [(2, 2), (2, 2)], dimension_numbers=nhwc, feature_group_count=x.shape[-1])
+
+    def shift_and_add(x, k):
+        return ours.blur(x, 2)
+
+    def milliseconds(f, *args) -> float:
+        f = jax.jit(f)
+        jax.block_until_ready(f(*args))
+        took = []
+        for _ in range(turns):
+            start = time.perf_counter()
+            jax.block_until_ready(f(*args))
+            took.append(time.perf_counter() - start)
+        return 1e3 * min(took)
+
+    rng = np.random.default_rng(0)
+    print(f"{'':36}{'forward':>9}{'gradient':>10}{'second':>9}   ms, best of {turns}, batch {batch}")
+    cases = [
+        ("up", (ours.conv_up, plain_up), ((32, 64, 32), (16, 128, 64))),
+        ("down", (ours.conv_down, plain_down), ((64, 32, 64), (32, 64, 128))),
+    ]
+    cases.append(("filter", (shift_and_add, depthwise), ((64, 32, 32),)))
+    for what, forms, sizes in cases:
+        for side, n_in, n_out in sizes:
+            x = jnp.asarray(rng.standard_normal((batch, side, side, n_in), dtype=np.float32))
+            k = jnp.asarray(rng.standard_normal((3, 3, n_in, n_out), dtype=np.float32))
+            for name, f in zip(("ours", "textbook"), forms, strict=True):
+                wrt = (0, 1) if what != "filter" else 0
+
+                def loss(x, k, f=f):
+                    return jnp.square(f(x, k)).sum()
+
+                def penalty(x, k, loss=loss):
+                    return jnp.square(jax.grad(loss)(x, k)).sum()
+
+                times = [milliseconds(g, x, k) for g in (f, jax.grad(loss, wrt), jax.grad(penalty, wrt))]
+                print(f"{what:7}{side:3} px {n_in:3} -> {n_out:3} {name:12}{times[0]:13.1f}{times[1]:10.1f}{times[2]:9.1f}", flush=True)
