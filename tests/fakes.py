@@ -43,7 +43,7 @@ def tiny_dcgan(channels=(16, 8), z_dim=6, seed=2):
 class Blocks:
     """A generator in plain Python, no pytree, with parts that are known: a disc on a ground, `truth(seeds)` says which pixel is which.
 
-    Its single tap holds (inside, a little of z) per pixel. mirrored=True draws two bands with equal features, left and right, instead of the disc.
+    Its single tap holds inside three times and a little of z per pixel. mirrored=True draws two bands with equal features, left and right, instead of the disc.
     """
 
     info = Info(name="blocks")
@@ -71,8 +71,8 @@ class Blocks:
 
     def synthesize(self, w, noise="const", taps=()):
         mask = self.inside(jnp.tanh(w[:, 0, 0]), jnp).astype(jnp.float32)[..., None]
-        small = 0.01 * jnp.broadcast_to(w[:, 0, None, None, 1:], (*mask.shape[:3], self.z_dim - 1))
-        features = {self.taps[0]: jnp.concatenate([4 * mask, small], -1)}
+        own = jnp.broadcast_to(0.01 * w[:, 0, None, None, 1:2], mask.shape)
+        features = {self.taps[0]: jnp.concatenate([4 * mask, 3 * mask, 2 * mask, own], -1)}
         return jnp.broadcast_to(2 * mask - 1, (*mask.shape[:3], 3)), {t: features[t] for t in taps}
 
     def sample(self, seeds, truncation=1.0, taps=()):

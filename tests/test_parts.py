@@ -66,10 +66,11 @@ def test_round_trip(parts, tmp_path):
     assert parts.save(tmp_path / "parts") == tmp_path / "parts"
     same(parts, Parts.load(tmp_path / "parts"))
     same(parts, Parts.load(str(tmp_path)))  # the run folder above it
-    Image.open(tmp_path / "parts" / "gallery.png").verify()
+    with Image.open(tmp_path / "parts" / "gallery.png") as gallery:
+        gallery.verify()
     assert not [p for p in tmp_path.rglob("*") if p.name.startswith(".")]
-    mask = Image.open(tmp_path / "parts" / "samples" / "00_mask.png")
-    assert mask.mode == "P" and np.array_equal(np.asarray(mask), parts.classify(parts.masks)[0])
+    with Image.open(tmp_path / "parts" / "samples" / "00_mask.png") as mask:
+        assert mask.mode == "P" and np.array_equal(np.asarray(mask), parts.classify(parts.masks)[0])
 
 
 def test_round_trip_without_samples_and_sweep(parts, tmp_path):

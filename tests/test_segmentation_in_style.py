@@ -225,8 +225,9 @@ def test_auto_chooses_and_shows_its_table():
 
 @pytest.mark.parametrize(("given", "fixed"), [({"k": 3}, "k"), ({"layer": "8x8"}, "layer")])
 def test_auto_keeps_what_was_given(given, fixed):
-    fit = SegmentationInStyle(n=4, n_init=1, max_points=600, **given).fit(fakes.tiny_stylegan2(16))
-    assert getattr(fit, fixed) == given[fixed] and {row[fixed] for row in fit.sweep_["rows"]} == {given[fixed]}
+    fit = SegmentationInStyle(n=6, n_init=1, max_points=1500, **given).fit(fakes.tiny_stylegan2(16))
+    (chosen,) = [row for row in fit.sweep_["rows"] if row["chosen"]]
+    assert getattr(fit, fixed) == chosen[fixed] == given[fixed] and chosen["k"] == fit.k and chosen["layer"] == fit.layer
 
 
 @pytest.mark.parametrize("layer", ["auto", "4x4"])

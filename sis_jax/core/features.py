@@ -54,7 +54,7 @@ def map_samples(
     plain = jax.tree.structure(gen) == jax.tree.structure(0)
     function = _call_plain if plain else body
     if plain:
-        static = static | {"body": body, "held": _Plain(gen)}
+        static = static | {"inner": body, "held": _Plain(gen)}
     in_axes = (None, 0, None) + (0,) * len(per_sample) + (None,) * len(shared)
     mapped = parallel.map_devices(function, in_axes, 0, devices=devices, **static)
     for start in range(0, len(seeds), rows * used):
@@ -67,8 +67,8 @@ def map_samples(
         yield jax.tree.map(lambda a: parallel.unshard(np.asarray(a), n), out)  # noqa: B023  (used before the next round)
 
 
-def _call_plain(_: Any, *args: Any, body: Callable[..., PyTree], held: _Plain, **static: Any) -> PyTree:
-    return body(held.gen, *args, **static)
+def _call_plain(_: Any, *args: Any, inner: Callable[..., PyTree], held: _Plain, **static: Any) -> PyTree:
+    return inner(held.gen, *args, **static)
 
 
 def sample_seeds(seed: int, n: int) -> list[int]:

@@ -97,13 +97,13 @@ downsample2d.defvjp(lambda x: (downsample2d(x), None), lambda _, g: (0.25 * upsa
 
 
 @jax.custom_vjp
-def strided_conv(y: Float[Array, "n 2*h+1 2*w+1 i"], k: Float[Array, "3 3 i o"]) -> Float[Array, "n h w o"]:
+def strided_conv(y: Float[Array, "n h2 w2 i"], k: Float[Array, "3 3 i o"]) -> Float[Array, "n h w o"]:
     """out[m] = sum_t y[2m + t] k[t]: a 3x3 convolution with stride 2 and no padding."""
     return lax.conv_general_dilated(y, k, (2, 2), "VALID", dimension_numbers=_NHWC)
 
 
 @jax.custom_vjp
-def transposed_conv(x: Float[Array, "n h w o"], k: Float[Array, "3 3 i o"]) -> Float[Array, "n 2*h+1 2*w+1 i"]:
+def transposed_conv(x: Float[Array, "n h w o"], k: Float[Array, "3 3 i o"]) -> Float[Array, "n h2 w2 i"]:
     """out[2m + t] += x[m] k[t]^T, the transpose of `strided_conv`: four small dense convolutions, one per phase of the fine grid."""
     n, h, w, _ = x.shape
     k = jnp.swapaxes(k, 2, 3)[::-1, ::-1]
@@ -118,7 +118,7 @@ def transposed_conv(x: Float[Array, "n h w o"], k: Float[Array, "3 3 i o"]) -> F
 
 
 @jax.custom_vjp
-def strided_kernel(y: Float[Array, "n 2*h+1 2*w+1 i"], x: Float[Array, "n h w o"]) -> Float[Array, "3 3 i o"]:
+def strided_kernel(y: Float[Array, "n h2 w2 i"], x: Float[Array, "n h w o"]) -> Float[Array, "3 3 i o"]:
     """out[t] = sum_m y[2m + t]^T x[m]: the gradient of `strided_conv` with respect to its kernel."""
     zero = jnp.zeros((3, 3, y.shape[-1], x.shape[-1]), x.dtype)
     return jax.linear_transpose(lambda k: lax.conv_general_dilated(y, k, (2, 2), "VALID", dimension_numbers=_NHWC), zero)(x)[0]

@@ -62,8 +62,8 @@ class Samples:
     seeds: tuple[int, ...]
     z: Float[Array, "n z"]
     w: Float[Array, "n num_ws w"]
-    images: Float[Array, "n h w 3"]
-    features: dict[str, Float[Array, "n r s c"]] = field(default_factory=dict)
+    images: Float[Array, "n rows columns 3"]
+    features: dict[str, Float[Array, "n ..."]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -90,10 +90,10 @@ class Generator(Protocol):
     def taps(self) -> tuple[str, ...]: ...
 
     def latents(self, seeds: Sequence[int]) -> Float[Array, "n z"]: ...
-    def map(self, z: Float[Array, "n z"], truncation: float = 1.0) -> Float[Array, "n num_ws w"]: ...
+    def map(self, z: Float[Array, "n z"], truncation: float | Any = 1.0) -> Float[Array, "n num_ws w"]: ...
     def synthesize(
         self, w: Float[Array, "n num_ws w"], noise: Noise = "const", taps: tuple[str, ...] = ()
-    ) -> tuple[Float[Array, "n h w 3"], dict[str, Float[Array, "n r s c"]]]: ...
+    ) -> tuple[Float[Array, "n rows columns 3"], dict[str, Float[Array, "n ..."]]]: ...
     def sample(self, seeds: Iterable[int], truncation: float = 1.0, taps: tuple[str, ...] = ()) -> Samples: ...
 
 

@@ -32,11 +32,12 @@ from sis_jax.core.types import Generator, Noise, Samples, SisError, UsageError, 
 RECIPES: dict[str, dict[str, Any]] = {
     # The notebook that trains the published face model: 50 samples, psi 0.7, "layer 7", 128 x 128 grid, K = 9, ten restarts, raw features.
     "paper": {"k": 9, "layer": "64x64", "n": 50, "truncation": 0.7, "grid": 128, "normalize": "none", "n_init": 10,
-              "max_points": 819_200, "align_corners": True},
+              "max_points": 819_200, "align_corners": True, "smooth": "off"},
 }  # fmt: skip
 
 SWEEP_KS = (3, 4, 5, 6, 8, 10)
 SWEEP_POINTS = 10_000
+CHECKERBOARD = 0.05  # share of a tap's variance between the phases of a 2 x 2 grid: 0.2 % or less in a StyleGAN2, far more in a DCGAN
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class SegmentationInStyle:
     n_init: restarts of k-means, the best one is kept.
     max_points: pixels to cluster, at most; more samples give fewer pixels each.
     align_corners: interpolation rule when features are brought to one size.
+    smooth: filter features with [1,2,1] first, "on", "off" or "auto" (where the checkerboard of transposed convolutions shows, as in a DCGAN).
     """
 
     k: int | Literal["auto"] = "auto"
@@ -65,6 +67,7 @@ class SegmentationInStyle:
     n_init: int = 10
     max_points: int = 204_800
     align_corners: bool = False
+    smooth: Literal["auto", "on", "off"] = "auto"
     taps_: tuple[str, ...] = field(default=(), init=False)
     arrays_: dict[str, np.ndarray] = field(default_factory=dict, init=False, compare=False)
     clusters_: list[dict[str, Any]] = field(default_factory=list, init=False, compare=False)
@@ -78,9 +81,9 @@ class SegmentationInStyle:
         """
         self._check(gen)
         seeds = sample_seeds(seed, self.n)
-        method, points, found = self, None, None
+        method, found = self._smoothed(gen, seeds), None
         if self.k == "auto" or self.layer == "auto":
-            method, found = self._swept(gen, seeds, seed)
+            method, found = method._swept(gen, seeds, seed)
         taps = tuple(method.layer.split("+"))
         points = method._points(gen, seeds, taps)
         mean, scale, position = _standardise(points, method)
@@ -98,7 +101,7 @@ class SegmentationInStyle:
         if missing:
             raise UsageError(f"these samples carry no {missing[0]} features: make them with gen.sample(seeds, taps={self.taps_})")
         features = tuple(samples.features[tap] for tap in self.taps_)
-        return np.asarray(_label(features, self.arrays_, side, self.align_corners)[0])
+        return np.asarray(_label(features, self.arrays_, side, self.align_corners, self.smooth == "on")[0])
 
     def label_seeds(
         self, gen: Generator, seeds: Sequence[int], truncation: float | None = None
@@ -106,8 +109,9 @@ class SegmentationInStyle:
         """Stream (images, clusters, confidence) for seeds, in batches. Confidence 1 - d1 / d2 of the two smallest squared distances, 0..1."""
         psi = self.truncation if truncation is None else truncation
         for image, label, sure in map_samples(
-            gen, list(seeds), _label_body, truncation=psi, shared=(self.arrays_,), taps=self.taps_, align_corners=self.align_corners
-        ):
+            gen, list(seeds), _label_body, truncation=psi, shared=(self.arrays_,), taps=self.taps_, align_corners=self.align_corners,
+            smooth=self.smooth == "on",
+        ):  # fmt: skip
             yield to_uint8(image), label, sure
 
     def restored(self, arrays: dict[str, np.ndarray]) -> SegmentationInStyle:
@@ -140,7 +144,7 @@ class SegmentationInStyle:
         starts = np.array([np.random.default_rng(s).integers(side * side) for s in seeds], np.int32)
         batches = map_samples(
             gen, seeds, _collect_body, truncation=self.truncation, per_sample=(starts,),
-            taps=taps, side=side, count=per_sample, align_corners=self.align_corners,
+            taps=taps, side=side, count=per_sample, align_corners=self.align_corners, smooth=self.smooth == "on",
         )  # fmt: skip
         bar = progress(len(seeds), f"features {'+'.join(taps)}", "sample")
         found = []
@@ -198,6 +202,14 @@ class SegmentationInStyle:
 
     # choosing k and layer
 
+    def _smoothed(self, gen: Generator, seeds: list[int]) -> SegmentationInStyle:
+        """This method with `smooth` decided: on where the four phases of a 2 x 2 grid differ in their mean."""
+        if self.smooth != "auto":
+            return self
+        taps = tuple(candidate_layers(gen, single=True)) if self.layer == "auto" else tuple(self.layer.split("+"))
+        shares = [np.max(b, axis=0) for b in map_samples(gen, seeds[:16], _phase_body, truncation=self.truncation, taps=taps)]
+        return replace(self, smooth="on" if np.max(shares) > CHECKERBOARD else "off")
+
     def _swept(self, gen: Generator, seeds: list[int], seed: int) -> tuple[SegmentationInStyle, dict[str, Any]]:
         """This method with k and layer chosen, and the table that says why (criterion: `core/sweep.py`)."""
         layers = candidate_layers(gen)
@@ -225,10 +237,10 @@ class SegmentationInStyle:
         return [features[t].shape[-1] for t in taps]
 
 
-def candidate_layers(gen: Generator) -> list[str]:
+def candidate_layers(gen: Generator, single: bool = False) -> list[str]:
     """Single taps from 8 x 8 to 64 x 64, and runs of two and three neighbours of them: what `layer="auto"` tries."""
     sizes = [t for t in gen.taps if "/" not in t and 8 <= _side(t) <= 64]
-    runs = [sizes[i : i + length] for length in (1, 2, 3) for i in range(len(sizes) - length + 1)]
+    runs = [sizes[i : i + length] for length in ((1,) if single else (1, 2, 3)) for i in range(len(sizes) - length + 1)]
     return ["+".join(r) for r in runs]
 
 
@@ -285,11 +297,20 @@ def _render(gen: Generator, z: Array, truncation: Array, taps: tuple[str, ...]) 
 
 
 def _collect_body(
-    gen: Generator, z: Array, truncation: Array, start: Array, *, taps: tuple[str, ...], side: int, count: int, align_corners: bool
+    gen: Generator,
+    z: Array,
+    truncation: Array,
+    start: Array,
+    *,
+    taps: tuple[str, ...],
+    side: int,
+    count: int,
+    align_corners: bool,
+    smooth: bool,
 ) -> Float[Array, "b count d"]:
     """Features of `count` pixels of each sample on a common grid, and their place: the golden-ratio walk from a start of the sample's own."""
     features = _render(gen, z, truncation, taps)[1]
-    common = [ops.resize_bilinear(features[t].astype(jnp.float32), (side, side), align_corners=align_corners) for t in taps]
+    common = [ops.resize_bilinear(_filtered(features[t], smooth), (side, side), align_corners=align_corners) for t in taps]
     place = jnp.broadcast_to(_place(side), (z.shape[0], side, side, 2))
     flat = jnp.concatenate([*common, place], axis=-1).reshape(z.shape[0], side * side, -1)
     if count == side * side:
@@ -301,16 +322,39 @@ def _collect_body(
     return jnp.take_along_axis(flat, picks[:, :, None], axis=1)
 
 
+def _phase_body(gen: Generator, z: Array, truncation: Array, *, taps: tuple[str, ...]) -> Float[Array, "b taps"]:
+    """Per sample and tap: variance between the means of the four pixel phases, over all variance (mean over channels)."""
+    features = _render(gen, z, truncation, taps)[1]
+
+    def share(x: Array) -> Array:
+        b, h, w, c = x.shape
+        means = x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(1, 3))
+        return (means.var(axis=(1, 2)) / jnp.maximum(x.var(axis=(1, 2)), 1e-12)).mean(-1)
+
+    return jnp.stack([share(features[t].astype(jnp.float32)) for t in taps], axis=1)
+
+
+def _filtered(x: Array, smooth: bool) -> Float[Array, "b h w c"]:
+    """float32; with [1,2,1] / 4 along both axes if asked, edges repeated."""
+    x = x.astype(jnp.float32)
+    for axis in (1, 2) if smooth else ():
+        n = x.shape[axis]
+        padded = jnp.pad(x, [(1, 1) if a == axis else (0, 0) for a in range(4)], mode="edge")
+        a, b, c = (jax.lax.slice_in_dim(padded, i, i + n, axis=axis) for i in range(3))
+        x = 0.25 * a + 0.5 * b + 0.25 * c
+    return x
+
+
 def _label_body(
-    gen: Generator, z: Array, truncation: Array, arrays: dict, *, taps: tuple[str, ...], align_corners: bool
+    gen: Generator, z: Array, truncation: Array, arrays: dict, *, taps: tuple[str, ...], align_corners: bool, smooth: bool
 ) -> tuple[Array, Array, Array]:
     image, features = _render(gen, z, truncation, taps)
-    labels, sure = label_maps(tuple(features[t] for t in taps), arrays, image.shape[1], align_corners)
+    labels, sure = label_maps(tuple(features[t] for t in taps), arrays, image.shape[1], align_corners, smooth)
     return image, labels, sure
 
 
 def label_maps(
-    features: tuple[Float[Array, "b r s c"], ...], arrays: dict[str, Array], side: int, align_corners: bool
+    features: tuple[Float[Array, "b r s c"], ...], arrays: dict[str, Array], side: int, align_corners: bool, smooth: bool = False
 ) -> tuple[UInt8[Array, "b h w"], Float[Array, "b h w"]]:
     """Nearest centre of every pixel at `side` pixels, and confidence 1 - d1 / d2, from class scores upsampled tap by tap."""
     centers, mean, scale = arrays["centers"], arrays["mean"], arrays["scale"]
@@ -319,7 +363,7 @@ def label_maps(
     for x in features:  # in the order of the taps, as the centres' columns are
         c = slice(at, at + x.shape[-1])
         at = c.stop
-        y = (x.astype(jnp.float32) - mean[c]) * scale[c]
+        y = (_filtered(x, smooth) - mean[c]) * scale[c]
         own = jnp.sum(y * y, axis=-1, keepdims=True)
         scores = own + kmeans.scores(y, centers[:, c])
         total = total + ops.resize_bilinear(scores, (side, side), align_corners=align_corners, antialias=False)
@@ -330,4 +374,4 @@ def label_maps(
     return jnp.argmin(total, axis=-1).astype(jnp.uint8), jnp.clip(sure, 0, 1)
 
 
-_label = jax.jit(label_maps, static_argnames=("side", "align_corners"))
+_label = jax.jit(label_maps, static_argnames=("side", "align_corners", "smooth"))

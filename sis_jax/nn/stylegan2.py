@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 from sis_jax.core import ops
 from sis_jax.core.types import Info, Noise, Samples, UsageError, check_taps, latents_from_seeds
 
+AnyArray = jax.Array | np.ndarray
 LR_MULTIPLIER = 0.01  # of the mapping network
 
 
@@ -72,7 +73,7 @@ Rng = np.random.Generator | None
 
 def normal(rng: Rng, *shape: int, scale: float = 1.0) -> jax.Array:
     """N(0, scale^2) drawn by NumPy: compiling one random draw per shape would cost seconds. Zeros without an rng (shape only)."""
-    return jnp.zeros(shape) if rng is None else jnp.asarray(rng.standardnormal(shape, dtype=np.float32) * scale)
+    return jnp.zeros(shape) if rng is None else jnp.asarray(rng.standard_normal(shape, dtype=np.float32) * scale)
 
 
 class Linear(nnx.Module):
@@ -186,13 +187,13 @@ class Synthesis(nnx.Module):
         block, layer = name.split(".")
         return getattr(getattr(self, block), layer)
 
-    def styles(self, w: Float[Array, "n s w"]) -> dict[str, Float[Array, "n c"]]:
+    def styles(self, w: Float[Array, "n s w"]) -> dict[str, Float[Array, "n _"]]:
         """W+ to style space: the per-channel scales of every layer (StyleSpace, Wu et al. 2021)."""
         return {name: self.layer(name).affine(w[:, slot]) for name, slot in self.layers()}
 
     def __call__(
         self,
-        styles: dict[str, Float[Array, "n c"]],
+        styles: dict[str, Float[Array, "n _"]],
         noise: Noise = "const",
         taps: tuple[str, ...] = (),
         key: jax.Array | None = None,
@@ -255,7 +256,11 @@ class StyleGAN2(nnx.Module):
         return jnp.asarray(latents_from_seeds(seeds, self.z_dim))
 
     def map(
-        self, z: Float[Array, "n z"], truncation: float = 1.0, cutoff: int | None = None, labels: Float[Array, "n c"] | None = None
+        self,
+        z: Float[AnyArray, "n z"],
+        truncation: float | Float[Array, ""] = 1.0,
+        cutoff: int | None = None,
+        labels: Float[AnyArray, "n c"] | None = None,
     ) -> Float[Array, "n s w"]:
         """z -> w in every slot, drawn towards the average by `truncation` (psi; 1 = not at all), on slots < `cutoff` if given."""
         z = jnp.asarray(z)
@@ -265,7 +270,7 @@ class StyleGAN2(nnx.Module):
 
     def synthesize(
         self,
-        w: Float[Array, "n s w"] | Float[Array, "n w"] | dict[str, Float[Array, "n c"]],
+        w: Float[AnyArray, "n s w"] | Float[AnyArray, "n w"] | dict[str, Float[Array, "n _"]],
         noise: Noise = "const",
         taps: tuple[str, ...] = (),
         key: jax.Array | None = None,
@@ -287,7 +292,7 @@ class StyleGAN2(nnx.Module):
             raise UsageError(f'noise must be "const", "random" or "none", got {noise!r}')
         return _synthesize(self, w, key, noise, taps, dtype)
 
-    def styles(self, w: Float[Array, "n s w"]) -> dict[str, Float[Array, "n c"]]:
+    def styles(self, w: Float[AnyArray, "n s w"]) -> dict[str, Float[Array, "n _"]]:
         """Style-space coordinates of w, to edit and hand back to `synthesize`."""
         return _styles(self, jnp.asarray(w))
 
@@ -301,7 +306,7 @@ class StyleGAN2(nnx.Module):
 
 
 @partial(jax.jit, static_argnames=("cutoff",))
-def _map(gen: StyleGAN2, z: jax.Array, truncation: float, labels: jax.Array | None, cutoff: int | None) -> jax.Array:
+def _map(gen: StyleGAN2, z: jax.Array, truncation: float | jax.Array, labels: jax.Array | None, cutoff: int | None) -> jax.Array:
     w = gen.mapping(z, labels)
     return gen.mapping.truncate(jnp.broadcast_to(w[:, None], (w.shape[0], gen.num_ws, w.shape[1])), truncation, cutoff)
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from sis_jax.core import ops
 from sis_jax.core.types import Info, UsageError
-from sis_jax.nn.stylegan2 import LR_MULTIPLIER, Linear, Rng, normal, resolutions
+from sis_jax.nn.stylegan2 import LR_MULTIPLIER, AnyArray, Linear, Rng, normal, resolutions
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Discriminator(nnx.Module):
         cmap = self.mapping(labels) if self.mapping is not None else None
         return self.b4(x.astype(jnp.float32), cmap)
 
-    def __call__(self, images: Float[Array, "n r r 3"], labels: Float[Array, "n c"] | None = None) -> Float[Array, "n 1"]:
+    def __call__(self, images: Float[AnyArray, "n r r 3"], labels: Float[AnyArray, "n c"] | None = None) -> Float[Array, "n 1"]:
         """Scores of images in [-1, 1]. n must be a multiple of the stddev group (4), or smaller than it."""
         images = jnp.asarray(images, jnp.float32)
         side = self.config.resolution

@@ -1,0 +1,234 @@
+"""One training step (`nn/stylegan2_training.py`): losses by hand, one and several devices, moving averages, precision.
+
+Gradients of R1 and path length against the reference are in `test_stylegan2.py`.
+"""
+
+import fakes
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sis_jax.core import parallel
+from sis_jax.nn import stylegan2_training as training
+
+RECIPE = training.Recipe(r1_gamma=0.5)
+BATCH, SIDE = 8, 8
+PHASES = ("g_main", "g_regularise", "d_main", "d_regularise")
+
+
+@pytest.fixture(scope="module")
+def networks():
+    return fakes.tiny_stylegan2(SIDE, channels=4, latent=4), fakes.tiny_discriminator(SIDE, channels=4)
+
+
+@pytest.fixture(scope="module")
+def start(networks):
+    return training.new_state(*networks, RECIPE)
+
+
+@pytest.fixture(scope="module")
+def photos():
+    return np.random.default_rng(0).integers(0, 256, (BATCH, SIDE, SIDE, 3)).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def step(start, photos):
+    """run(phase, ...) -> (new state, measured), compiled once per phase, number of devices and augmentation."""
+    g_graph, d_graph, state = start
+
+    def run(phase, devices=1, augmented=False, seed=0, engine="pmap", recipe=RECIPE, state=state, photos=photos):
+        static = {} if phase == "g_regularise" else {"augmented": augmented}
+        body = getattr(training, phase)
+        mapped = parallel.map_devices(
+            body, (None, None, 0), None, devices=devices, engine=engine, graphs=(g_graph, d_graph), recipe=recipe, **static
+        )
+        return jax.tree.map(np.asarray, mapped(state, jax.random.key(seed), parallel.shard(photos, devices)[0]))
+
+    return run
+
+
+def changed(a, b):
+    """Top-level keys under which something differs."""
+    return {key for key in a if any(not np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a[key]), jax.tree.leaves(b[key])))}
+
+
+EXPECTED = {
+    "g_main": ({"g", "opt_g", "buffers"}, {"loss_g"}),
+    "g_regularise": ({"g", "opt_g", "path_mean"}, {"path_length"}),
+    "d_main": ({"d", "opt_d", "buffers"}, {"loss_d", "score_fake", "score_real", "sign_real"}),
+    "d_regularise": ({"d", "opt_d"}, {"r1"}),
+}
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("phase", PHASES)
+def test_phases(start, step, phase, devices):
+    """Each phase moves its own network, the generator's or the discriminator's, and nothing else; everything stays finite."""
+    before = jax.tree.map(np.asarray, start[2])
+    after, measured = step(phase, devices)
+    touched, names = EXPECTED[phase]
+    assert changed(before, after) == touched and set(measured) == names
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((after, measured)))
+    assert jax.tree.structure(before) == jax.tree.structure(after)
+
+
+@pytest.mark.parametrize("phase", ["g_main", "d_main"])
+def test_with_augmentation(step, start, phase):
+    state = start[2] | {"augment": jnp.float32(1.0)}
+    plain, augmented = (step(phase, state=state, augmented=a)[1] for a in (False, True))
+    assert all(np.isfinite(v) for v in augmented.values()) and plain != augmented
+
+
+def test_path_length_does_not_depend_on_devices_much(step):
+    """No discriminator and no batch statistics in it; only the noise of each device's share is drawn by device."""
+    one, two = (float(step("g_regularise", devices)[1]["path_length"]) for devices in (1, 2))
+    assert one == pytest.approx(two, rel=0.5) and one > 0
+
+
+def test_r1_does_not_depend_on_devices(step, photos):
+    """With every photo the same, batch statistics are equal on any device, and so is the penalty."""
+    same = np.repeat(photos[:1], BATCH, 0)
+    one, two = (float(step("d_regularise", devices, photos=same)[1]["r1"]) for devices in (1, 2))
+    assert one == pytest.approx(two, rel=1e-4)
+
+
+@pytest.mark.parametrize("phase", ["d_main"])
+def test_engines_give_the_same_bits(step, phase):
+    a, b = (step(phase, 2, engine=engine) for engine in ("pmap", "shard_map"))
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
+        assert np.array_equal(x, y)
+
+
+def test_losses_by_hand(networks, start, step, photos):
+    """The discriminator's loss on photos, and R1, from the network itself."""
+    _, disc = networks
+    real = jnp.asarray(photos, jnp.float32) / 127.5 - 1
+    scores = np.asarray(disc(real))[:, 0]
+    measured = step("d_main")[1]
+    np.testing.assert_allclose(measured["score_real"], scores.mean(), rtol=1e-4)
+    np.testing.assert_allclose(measured["sign_real"], np.sign(scores).mean())
+    slope = np.asarray(jax.grad(lambda x: disc.score(x).sum())(real))
+    expected = (slope.astype(np.float64) ** 2).sum((1, 2, 3))
+    np.testing.assert_allclose(training.r1_penalty(disc, real), expected, rtol=1e-4)
+    np.testing.assert_allclose(step("d_regularise")[1]["r1"], expected.mean(), rtol=1e-4)
+
+
+def test_r1_by_finite_differences(networks, photos):
+    """|grad|^2 is the squared slope along the gradient."""
+    _, disc = networks
+    real = jnp.asarray(photos[:1], jnp.float32) / 127.5 - 1
+    penalty = float(training.r1_penalty(disc, real)[0])
+    slope = jax.grad(lambda x: disc.score(x).sum())(real)
+    way = slope / jnp.linalg.norm(slope.ravel())
+    steep = (disc.score(real + 1e-2 * way) - disc.score(real - 1e-2 * way)) / 2e-2
+    assert float(steep[0, 0]) ** 2 == pytest.approx(penalty, rel=0.02)
+
+
+def test_path_lengths_by_hand(networks):
+    gen, _ = networks
+    ws = gen.map(gen.latents([0, 1]))
+    y = jnp.asarray(np.random.default_rng(0).standard_normal((2, SIDE, SIDE, 3)), jnp.float32) / SIDE
+    lengths = training.path_lengths(gen, ws, y)
+    jacobian = jax.jacrev(lambda w: gen.synthesis(gen.synthesis.styles(w[None]))[0][0])(ws[1])  # [r r 3 slots w]
+    product = np.einsum("hwcsd,hwc->sd", np.asarray(jacobian, np.float64), np.asarray(y[1], np.float64))
+    np.testing.assert_allclose(lengths[1], np.sqrt((product**2).sum(1).mean()), rtol=1e-4)
+
+
+def test_the_generator_learns_to_please(start, step):
+    """Many G steps against a fixed discriminator lower its loss; many D steps lower that of D."""
+    state = start[2]
+    losses = []
+    for seed in range(25):
+        state, measured = step("g_main", seed=seed, state=state)
+        losses.append(float(measured["loss_g"]))
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+    state, losses = start[2], []
+    for seed in range(25):
+        state, measured = step("d_main", seed=seed, state=state)
+        losses.append(float(measured["loss_d"]))
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+
+
+def test_average_w_follows_the_mapping(networks, start, step):
+    gen, _ = networks
+    before = np.asarray(start[2]["buffers"]["mapping"]["w_avg"])
+    after = step("d_main")[0]["buffers"]["mapping"]["w_avg"]
+    moved = (after - before) / (1 - training.W_AVG_DECAY) + before  # the mean w of the batch
+    typical = np.asarray(gen.mapping(gen.latents(range(500))))
+    assert np.abs(moved - typical.mean(0)).max() < 6 * typical.std(0).max() / np.sqrt(BATCH)
+    assert np.abs(after - before).max() > 0
+
+
+def test_samples_of_a_step_differ_and_repeat(step):
+    a, b, c = (step("d_main", seed=s)[1]["score_fake"] for s in (0, 0, 1))
+    assert a == b != c
+
+
+def test_half_precision(start, step):
+    recipe = training.Recipe(r1_gamma=0.5, dtype="bfloat16")
+    for phase in PHASES:
+        after, measured = step(phase, recipe=recipe)
+        full = step(phase)[1]
+        assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(after["g"]) + jax.tree.leaves(after["d"]))
+        for name, value in measured.items():
+            if name != "sign_real":
+                assert float(value) == pytest.approx(float(full[name]), rel=0.15, abs=0.05), name
+
+
+def test_ema_decay():
+    recipe = training.Recipe(ema_images=1000.0, ema_rampup=0.05)
+    assert training.ema_decay(recipe, 32, 10**9) == pytest.approx(0.5 ** (32 / 1000))
+    assert training.ema_decay(recipe, 32, 6400) == pytest.approx(0.5 ** (32 / 320))  # a young run: half-life 5 % of what was seen
+    assert training.ema_decay(recipe, 32, 0) == 0
+    late = training.Recipe(ema_images=1000.0, ema_rampup=None)
+    assert training.ema_decay(late, 1000, 10) == pytest.approx(0.5)
+    halved = training.average({"a": np.ones(2)}, {"a": np.zeros(2)}, np.float32(training.ema_decay(late, 1000, 10)))
+    np.testing.assert_allclose(halved["a"], 0.5)
+    np.testing.assert_allclose(training.average({"a": np.ones(2)}, {"a": np.full(2, 3.0)}, np.float32(0))["a"], 3)
+
+
+def test_lazy_regularisation_corrects_adam():
+    """c = k / (k + 1) on the learning rate and the exponent of beta2 (section 3.1 of StyleGAN2)."""
+    grads, params = {"w": jnp.asarray([1.0, -2.0])}, {"w": jnp.zeros(2)}
+    for interval, c in ((None, 1.0), (16, 16 / 17), (4, 0.8)):
+        adam = training.optimizer(RECIPE, interval)
+        state = adam.init(params)
+        first, state = adam.update(grads, state)
+        np.testing.assert_allclose(first["w"], -0.0025 * c * np.sign(grads["w"]), rtol=1e-5)
+        second, _ = adam.update({"w": jnp.asarray([3.0, 0.0])}, state)
+        b2 = 0.99**c
+        v = (b2 * (1 - b2) * 1 + (1 - b2) * 9) / (1 - b2**2)
+        np.testing.assert_allclose(second["w"], [-0.0025 * c * 3 / np.sqrt(v), 0], rtol=1e-4)
+
+
+def test_no_correction_where_nothing_is_lazy():
+    off = training.optimizers(training.Recipe(path_length=0.0))[0]
+    on = training.optimizers(training.Recipe(path_length=2.0))[0]
+    grads, params = {"w": jnp.ones(1)}, {"w": jnp.zeros(1)}
+    steps = [float(o.update(grads, o.init(params))[0]["w"][0]) for o in (off, on)]
+    assert steps[0] == pytest.approx(-0.0025, rel=1e-4) and steps[1] == pytest.approx(-0.002, rel=1e-4)
+
+
+def test_gamma_rule():
+    assert training.r1_gamma_for(64, 32) == pytest.approx(0.0002 * 4096 / 32)
+
+
+def test_split_and_join(networks):
+    for module in networks:
+        graph, params, rest = training.split(module)
+        again = training.join(graph, params, rest)
+        assert training.count(params) > 100
+        x = np.zeros((4, SIDE, SIDE, 3), np.float32)
+        a, b = (m(x) if m is not networks[0] and rest == {} else None for m in (module, again))
+        assert a is None or np.array_equal(a, b)
+    gen, again = networks[0], training.join(*training.split(networks[0]))
+    assert np.array_equal(gen.sample([3]).images, again.sample([3]).images)
+
+
+def test_nan_gradients_do_not_enter_the_weights(start, step):
+    """A single bad batch (infinite scores) is replaced by zeros and large finite numbers, as in the published code."""
+    d = jax.tree.map(lambda a: a, start[2]["d"])
+    d["b4"]["out"]["bias"] = jnp.full_like(d["b4"]["out"]["bias"], jnp.nan)
+    after, measured = step("g_main", state=start[2] | {"d": d})
+    assert np.isnan(measured["loss_g"]) and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after["g"]))
