@@ -5,7 +5,7 @@ surrounds it: photos, the schedule of lazy phases, checkpoints that resume to th
 
     DIR/
     ├── run.json · curves.csv
-    ├── samples/000123k.png      64 samples of the averaged generator, the same seeds every time
+    ├── samples/000123456.png    64 samples of the averaged generator, the same seeds every time
     ├── checkpoints/             Orbax; resuming is the default
     └── generator/               a weights folder: what `discover` and `load_generator` take
 """
@@ -106,22 +106,20 @@ def train_generator(
 
 
 def _check(config: dict[str, Any]) -> None:
-    for name, least in (
-        ("images", 1),
-        ("batch", 1),
-        ("latent", 1),
-        ("mapping_layers", 1),
-        ("channel_base", 1),
-        ("channel_max", 1),
-        ("snapshot", 1),
-    ):
-        if config[name] < least:
-            raise UsageError(f"{name} is {config[name]}, expected at least {least}")
+    least = dict.fromkeys(("images", "batch", "latent", "mapping_layers", "channel_base", "channel_max", "snapshot", "holdout", "rows"), 1)
+    least |= dict.fromkeys(("r1_gamma", "path_length", "ema_images", "seed", "minutes"), 0)
+    for name, bound in least.items():
+        if config[name] is not None and config[name] < bound:
+            raise UsageError(f"{name} is {config[name]}, expected at least {bound}")
+    if config["learning_rate"] <= 0:
+        raise UsageError(f"learning_rate is {config['learning_rate']}, expected a number above 0 (0.0025 is the papers')")
     if config["batch"] % 4:
         raise UsageError(f"batch is {config['batch']}, expected a multiple of 4: the discriminator compares images in groups of four")
     side = config["resolution"]
     if side < 8 or side & (side - 1):
         raise UsageError(f"resolution is {side}, expected 8, 16, 32, 64, ...: a StyleGAN2 doubles its way up from 4")
+    if config["channel_base"] < side:
+        raise UsageError(f"channel_base is {config['channel_base']}, expected at least the resolution, {side}: that leaves one channel there")
 
 
 def _discard(folder: Path) -> None:
@@ -290,7 +288,7 @@ class Trainer:
         row |= {"augment": float(self.state["augment"])} | numbers
         self.curve.append(row)
         grid = draw.grid(fakes[: len(GRID_SEEDS)], GRID_COLUMNS)
-        self.run_folder.write_image(f"samples/{self.images_seen // 1000:06d}k.png", grid)
+        self.run_folder.write_image(f"samples/{self.images_seen:09d}.png", grid)
         self.run_folder.write_bytes("curves.csv", self._curve_csv())
         self._save()
 

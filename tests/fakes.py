@@ -41,9 +41,9 @@ def tiny_dcgan(channels=(16, 8), z_dim=6, seed=2):
 
 
 class Blocks:
-    """A generator in plain Python, no pytree, with parts that are known: a disc on a ground, `truth(seeds)` says which pixel is which.
+    """A generator in plain Python, no pytree, with known parts: a disc on a ground; `truth(seeds)` says which pixel is which.
 
-    Its single tap holds inside three times and a little of z per pixel. mirrored=True draws two bands with equal features, left and right, instead of the disc.
+    Its single tap holds inside three times and a little of z per pixel. mirrored=True draws two bands with equal features, left and right.
     """
 
     info = Info(name="blocks")

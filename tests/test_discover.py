@@ -1,4 +1,4 @@
-"""`discover` in Python and from the shell: the run folder, resuming, refusals; on the default, on a DCGAN, on a generator in plain Python."""
+"""`discover` in Python and from the shell: run folder, resuming, refusals; on the default, a DCGAN, a generator in plain Python."""
 
 import json
 import os
@@ -108,7 +108,9 @@ def test_a_lost_file_is_made_again_with_the_same_bytes(run, weights):
     assert all(before[name] == after[name] for name in LAYOUT - {"report.html", "run.json"})
 
 
-@pytest.mark.parametrize(("change", "said"), [({"k": 4}, "k=3, now asked for 4"), ({"n": 7}, "n=6, now asked for 7"), ({"seed": 1}, "seed=0")])
+@pytest.mark.parametrize(
+    ("change", "said"), [({"k": 4}, "k=3, now asked for 4"), ({"n": 7}, "n=6, now asked for 7"), ({"seed": 1}, "seed=0")]
+)
 def test_another_configuration_is_refused(run, weights, change, said):
     out, _ = run
     before = content(out)
@@ -284,7 +286,11 @@ def test_a_place_that_cannot_be_written(call, weights):
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [(["--k", "many"], "--k got 'many'"), (["--clusters", "3"], "unknown flag '--clusters'"), (["--method", "kmeans"], "unknown method 'kmeans'")],
+    [
+        (["--k", "many"], "--k got 'many'"),
+        (["--clusters", "3"], "unknown flag '--clusters'"),
+        (["--method", "kmeans"], "unknown method 'kmeans'"),
+    ],
 )
 def test_words_that_cannot_be_read(call, words, said):
     code, sentence = call(*words)

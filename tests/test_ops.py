@@ -42,7 +42,10 @@ def dense(x, kernel, function):
     x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
     n, _, _, i = x.shape
     return np.stack(
-        [np.stack([sum(function(x[b, :, :, c], kernel[:, :, c, o]) for c in range(i)) for o in range(kernel.shape[3])], -1) for b in range(n)]
+        [
+            np.stack([sum(function(x[b, :, :, c], kernel[:, :, c, o]) for c in range(i)) for o in range(kernel.shape[3])], -1)
+            for b in range(n)
+        ]
     )
 
 

@@ -133,8 +133,8 @@ def test_clusters_are_numbered_by_size(blocks):
     fit = SegmentationInStyle(k=4, layer="8x8+16x16", n=6, n_init=2).fit(gen)
     assert fit.taps_ == ("8x8", "16x16") and [c["id"] for c in fit.clusters_] == [0, 1, 2, 3]
     assert fit.arrays_["centers"].shape == (4, 8 + 8 + 2) and sum(c["share"] for c in fit.clusters_) == pytest.approx(1)
-    taps = {t: x for t, x in gen.sample(range(6), truncation=0.7, taps=fit.taps_).features.items()}
-    counts = np.bincount(literally(taps, fit.arrays_, 16, False)[0].ravel(), minlength=4)
+    taps = gen.sample(range(6), truncation=0.7, taps=fit.taps_).features
+    counts = np.bincount(literally({t: taps[t] for t in fit.taps_}, fit.arrays_, 16, False)[0].ravel(), minlength=4)
     assert (np.diff(counts) <= 0.02 * counts.sum()).all()
     samples = gen.sample(range(2), truncation=0.7, taps=("16x16", "8x8"))  # in another order than the method's
     assert np.array_equal(fit.predict(samples), fit.predict(gen.sample(range(2), truncation=0.7, taps=fit.taps_)))
@@ -205,7 +205,16 @@ def test_a_grid_of_its_own(blocks):
 
 def test_the_published_recipe():
     method = _resolve("segmentation_in_style", "paper", {})
-    published = {"k": 9, "layer": "64x64", "n": 50, "truncation": 0.7, "grid": 128, "n_init": 10, "normalize": "none", "align_corners": True}
+    published = {
+        "k": 9,
+        "layer": "64x64",
+        "n": 50,
+        "truncation": 0.7,
+        "grid": 128,
+        "n_init": 10,
+        "normalize": "none",
+        "align_corners": True,
+    }
     assert {key: getattr(method, key) for key in published} == published and "paper" in RECIPES
     assert method.max_points >= 50 * 128 * 128 and method.position_weight == 0
     assert _resolve("segmentation_in_style", "paper", {"k": 12}).k == 12

@@ -73,10 +73,9 @@ def test_phases(start, step, phase, devices):
     assert jax.tree.structure(before) == jax.tree.structure(after)
 
 
-@pytest.mark.parametrize("phase", ["g_main", "d_main"])
-def test_with_augmentation(step, start, phase):
+def test_with_augmentation(step, start):
     state = start[2] | {"augment": jnp.float32(1.0)}
-    plain, augmented = (step(phase, state=state, augmented=a)[1] for a in (False, True))
+    plain, augmented = (step("d_main", state=state, augmented=a)[1] for a in (False, True))
     assert all(np.isfinite(v) for v in augmented.values()) and plain != augmented
 
 
@@ -93,9 +92,8 @@ def test_r1_does_not_depend_on_devices(step, photos):
     assert one == pytest.approx(two, rel=1e-4)
 
 
-@pytest.mark.parametrize("phase", ["d_main"])
-def test_engines_give_the_same_bits(step, phase):
-    a, b = (step(phase, 2, engine=engine) for engine in ("pmap", "shard_map"))
+def test_engines_give_the_same_bits(step):
+    a, b = (step("d_regularise", 2, engine=engine) for engine in ("pmap", "shard_map"))
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
         assert np.array_equal(x, y)
 
@@ -126,13 +124,17 @@ def test_r1_by_finite_differences(networks, photos):
 
 
 def test_path_lengths_by_hand(networks):
+    """J^T y by moving every coordinate of every slot of w a little."""
     gen, _ = networks
     ws = gen.map(gen.latents([0, 1]))
     y = jnp.asarray(np.random.default_rng(0).standard_normal((2, SIDE, SIDE, 3)), jnp.float32) / SIDE
     lengths = training.path_lengths(gen, ws, y)
-    jacobian = jax.jacrev(lambda w: gen.synthesis(gen.synthesis.styles(w[None]))[0][0])(ws[1])  # [r r 3 slots w]
-    product = np.einsum("hwcsd,hwc->sd", np.asarray(jacobian, np.float64), np.asarray(y[1], np.float64))
-    np.testing.assert_allclose(lengths[1], np.sqrt((product**2).sum(1).mean()), rtol=1e-4)
+    _, slots, width = ws.shape
+    moves = 1e-2 * jnp.eye(slots * width).reshape(-1, slots, width)
+    images = np.asarray(gen.synthesize(ws[1] + jnp.concatenate([moves, -moves]))[0], np.float64)
+    forward, backward = np.split((images * np.asarray(y[1])).sum((1, 2, 3)), 2)
+    product = ((forward - backward) / 2e-2).reshape(slots, width)
+    np.testing.assert_allclose(lengths[1], np.sqrt((product**2).sum(1).mean()), rtol=5e-3)
 
 
 def test_the_generator_learns_to_please(start, step):
@@ -165,15 +167,12 @@ def test_samples_of_a_step_differ_and_repeat(step):
     assert a == b != c
 
 
-def test_half_precision(start, step):
-    recipe = training.Recipe(r1_gamma=0.5, dtype="bfloat16")
-    for phase in PHASES:
-        after, measured = step(phase, recipe=recipe)
-        full = step(phase)[1]
-        assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(after["g"]) + jax.tree.leaves(after["d"]))
-        for name, value in measured.items():
-            if name != "sign_real":
-                assert float(value) == pytest.approx(float(full[name]), rel=0.15, abs=0.05), name
+def test_half_precision(step):
+    """Convolutions in bfloat16, second derivatives included; weights and their averages stay in float32."""
+    after, measured = step("d_regularise", recipe=training.Recipe(r1_gamma=0.5, dtype="bfloat16"))
+    full = step("d_regularise")[1]["r1"]
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(after["d"]))
+    assert measured["r1"] != full and measured["r1"] == pytest.approx(full, rel=0.1)
 
 
 def test_ema_decay():
@@ -183,9 +182,9 @@ def test_ema_decay():
     assert training.ema_decay(recipe, 32, 0) == 0
     late = training.Recipe(ema_images=1000.0, ema_rampup=None)
     assert training.ema_decay(late, 1000, 10) == pytest.approx(0.5)
-    halved = training.average({"a": np.ones(2)}, {"a": np.zeros(2)}, np.float32(training.ema_decay(late, 1000, 10)))
+    halved = training.average({"a": np.ones(2)}, {"a": np.zeros(2)}, jnp.float32(training.ema_decay(late, 1000, 10)))
     np.testing.assert_allclose(halved["a"], 0.5)
-    np.testing.assert_allclose(training.average({"a": np.ones(2)}, {"a": np.full(2, 3.0)}, np.float32(0))["a"], 3)
+    np.testing.assert_allclose(training.average({"a": np.ones(2)}, {"a": np.full(2, 3.0)}, jnp.float32(0))["a"], 3)
 
 
 def test_lazy_regularisation_corrects_adam():
@@ -215,15 +214,12 @@ def test_gamma_rule():
 
 
 def test_split_and_join(networks):
-    for module in networks:
-        graph, params, rest = training.split(module)
-        again = training.join(graph, params, rest)
-        assert training.count(params) > 100
-        x = np.zeros((4, SIDE, SIDE, 3), np.float32)
-        a, b = (m(x) if m is not networks[0] and rest == {} else None for m in (module, again))
-        assert a is None or np.array_equal(a, b)
-    gen, again = networks[0], training.join(*training.split(networks[0]))
-    assert np.array_equal(gen.sample([3]).images, again.sample([3]).images)
+    gen, disc = networks
+    images = gen.sample([3, 4, 5, 6]).images
+    (graph, params, rest), (d_graph, d_params, d_rest) = training.split(gen), training.split(disc)
+    assert training.count(params) > 500 < training.count(d_params) and d_rest == {} and "w_avg" in rest["mapping"]
+    assert np.array_equal(training.join(graph, params, rest).sample([3, 4, 5, 6]).images, images)
+    assert np.array_equal(training.join(d_graph, d_params, d_rest)(images), disc(images))
 
 
 def test_nan_gradients_do_not_enter_the_weights(start, step):

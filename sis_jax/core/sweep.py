@@ -102,7 +102,7 @@ def _lloyd_all(halves: jax.Array, starts: jax.Array, alive: jax.Array, look: jax
         return jnp.where(on[:, None], jnp.square(centers).sum(1)[:, None] - 2 * centers @ x.T, jnp.inf)
 
     def one(x: jax.Array, start: jax.Array, on: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def step(_: int, centers: jax.Array) -> jax.Array:
+        def step(_: jax.Array, centers: jax.Array) -> jax.Array:
             member = jax.nn.one_hot(jnp.argmin(distances(x, centers, on), axis=0), centers.shape[0], axis=0)
             count = member.sum(1, keepdims=True)
             return jnp.where(count > 0, member @ x / jnp.maximum(count, 1), centers)

@@ -73,15 +73,16 @@ class Parts:
                 raise UsageError(f"there is no part {key}; there are {', '.join(f'{i} ({n})' for i, n in self.names.items())}")
         groups: dict[str, dict[str, Any]] = {}
         background: list[int] = []
+        label = names.get(BACKGROUND) or self.names.get(BACKGROUND, "background")
         for entry in self.classes:
-            name = names.get(entry["id"], entry["name"]) if entry["id"] in names else entry["name"]
+            name = names.get(entry["id"], entry["name"])
             if name is None or entry["id"] == BACKGROUND:
                 background += entry["clusters"]
             elif name in groups:
                 groups[name]["clusters"] = sorted(groups[name]["clusters"] + entry["clusters"])
             else:
                 groups[name] = entry | {"name": name}
-        first = [_class(BACKGROUND, "background", sorted(background))] if background else []
+        first = [_class(BACKGROUND, label, sorted(background))] if background else []
         return self._with_classes((*first, *groups.values()))
 
     def _with_classes(self, classes: tuple[dict[str, Any], ...]) -> Parts:
@@ -141,21 +142,25 @@ class Parts:
         try:
             facts = json.loads((place / "classes.json").read_text(encoding="utf-8"))
             arrays = load_file(place / "parts.safetensors")
-            if not isinstance(facts, dict) or "method" not in facts:
-                raise ValueError
-        except (OSError, ValueError, SafetensorError):
+            masks = arrays.pop("samples/clusters")
+            images = [np.asarray(Image.open(place / f"samples/{i:02d}_image.png").convert("RGB")) for i in range(len(masks))]
+            table = place / "sweep.json"
+            return cls(
+                method=facts["method"], settings=facts["settings"], arrays=arrays, classes=tuple(facts["classes"]),
+                clusters=tuple(facts["clusters"]), background=facts["background"], generator=Info(**facts["generator"]), seed=facts["seed"],
+                warnings=tuple(facts["warnings"]), sweep=json.loads(table.read_text(encoding="utf-8")) if table.exists() else None,
+                samples=np.stack(images) if images else np.zeros((0, 1, 1, 3), np.uint8), masks=masks,
+                seeds=tuple(s["seed"] for s in facts["samples"]), confidence=tuple(s["confidence"] for s in facts["samples"]),
+            )  # fmt: skip
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            why = (
+                f"{Path(error.filename).name} is not there"
+                if isinstance(error, FileNotFoundError) and error.filename
+                else f"{type(error).__name__}: {error}"
+            )
             raise UsageError(
-                f"{folder} holds no parts (classes.json and parts.safetensors): run python -m sis_jax.discover --out {folder} first"
+                f"{folder} holds no parts that can be read ({why}): run python -m sis_jax.discover --out {folder}, with --overwrite if it exists"
             ) from None
-        masks = arrays.pop("samples/clusters")
-        images = [np.asarray(Image.open(place / f"samples/{i:02d}_image.png").convert("RGB")) for i in range(len(masks))]
-        return cls(
-            method=facts["method"], settings=facts["settings"], arrays=arrays, classes=tuple(facts["classes"]), clusters=tuple(facts["clusters"]),
-            background=facts["background"], generator=Info(**facts["generator"]), seed=facts["seed"], warnings=tuple(facts["warnings"]),
-            sweep=json.loads((place / "sweep.json").read_text(encoding="utf-8")) if (place / "sweep.json").exists() else None,
-            samples=np.stack(images) if images else np.zeros((0, 1, 1, 3), np.uint8), masks=masks,
-            seeds=tuple(s["seed"] for s in facts["samples"]), confidence=tuple(s["confidence"] for s in facts["samples"]),
-        )  # fmt: skip
 
 
 def _class(class_id: int, name: str, clusters: list[int]) -> dict[str, Any]:

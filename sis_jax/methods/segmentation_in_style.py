@@ -239,7 +239,8 @@ class SegmentationInStyle:
 
 def candidate_layers(gen: Generator, single: bool = False) -> list[str]:
     """Single taps from 8 x 8 to 64 x 64, and runs of two and three neighbours of them: what `layer="auto"` tries."""
-    sizes = [t for t in gen.taps if "/" not in t and 8 <= _side(t) <= 64]
+    whole = [t for t in gen.taps if "/" not in t]
+    sizes = [t for t in whole if 8 <= _side(t) <= 64] or whole  # a tiny generator has what it has
     runs = [sizes[i : i + length] for length in ((1,) if single else (1, 2, 3)) for i in range(len(sizes) - length + 1)]
     return ["+".join(r) for r in runs]
 
@@ -354,7 +355,7 @@ def _label_body(
 
 
 def label_maps(
-    features: tuple[Float[Array, "b r s c"], ...], arrays: dict[str, Array], side: int, align_corners: bool, smooth: bool = False
+    features: tuple[Float[Array, "b _ _ _"], ...], arrays: dict[str, Array], side: int, align_corners: bool, smooth: bool = False
 ) -> tuple[UInt8[Array, "b h w"], Float[Array, "b h w"]]:
     """Nearest centre of every pixel at `side` pixels, and confidence 1 - d1 / d2, from class scores upsampled tap by tap."""
     centers, mean, scale = arrays["centers"], arrays["mean"], arrays["scale"]

@@ -103,7 +103,7 @@ class DCGAN(nnx.Module):
         """z ~ N(0, 1), one row per seed."""
         return jnp.asarray(latents_from_seeds(seeds, self.z_dim))
 
-    def map(self, z: Float[Array, "n z"], truncation: float = 1.0) -> Float[Array, "n 1 z"]:
+    def map(self, z: Float[Array, "n z"], truncation: float | jax.Array = 1.0) -> Float[Array, "n 1 z"]:
         """z itself as [n, 1, z_dim]; `truncation` (psi) scales it towards 0, the average of z."""
         z = jnp.asarray(z)
         if z.ndim != 2 or z.shape[1] != self.z_dim:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -197,7 +198,7 @@ class Synthesis(nnx.Module):
         noise: Noise = "const",
         taps: tuple[str, ...] = (),
         key: jax.Array | None = None,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: Any = jnp.float32,
     ) -> tuple[Float[Array, "n r r 3"], dict[str, Float[Array, "n ..."]]]:
         """Image (float32) and the asked features (in `dtype`), each after noise, bias, activation and clamp."""
         if noise == "random" and key is None:

@@ -6,6 +6,7 @@ Karras et al. 2020 (arXiv 1912.04958); the label projection follows arXiv 2006.0
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -126,7 +127,7 @@ class Discriminator(nnx.Module):
         self.config = config
         self.info = info or Info()
 
-    def score(self, images: jax.Array, labels: jax.Array | None = None, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    def score(self, images: jax.Array, labels: jax.Array | None = None, dtype: Any = jnp.float32) -> jax.Array:
         """The pure forward pass, for losses: everything above 4x4 in `dtype`, the end in float32."""
         x = self.fromrgb(images.astype(dtype), self.config.conv_clamp)
         for r in resolutions(self.config.resolution)[:0:-1]:

@@ -1,0 +1,288 @@
+"""`train_generator` on a handful of small pictures: what it writes, that it resumes to the same bits, what it refuses."""
+
+import csv
+import json
+
+import fakes
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import sis_jax
+from sis_jax.core import cli, parallel
+from sis_jax.core.types import SisError, UsageError
+from sis_jax.weights import save_generator
+
+train_generator = sis_jax.train_generator
+
+
+# 8 pixels, batch 8: two devices with a group of four images each. All four phases run in step 0, path length in step 4 again.
+SMALL = {
+    "resolution": 8, "batch": 8, "channel_base": 64, "channel_max": 8, "latent": 8, "mapping_layers": 2, "holdout": 16, "snapshot": 16,
+    "path_length": 2.0, "dtype": "float32",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_pictures():
+    """The quality curve from 100 pictures instead of 2000."""
+    import sys
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(sys.modules["sis_jax.train_generator"], "SWD_IMAGES", 100)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """An .npz of 80 pictures: light discs of many sizes on dark ground."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:8, :8] + 0.5
+    size, shade = rng.uniform(1, 4, 80)[:, None, None], rng.uniform(100, 250, (80, 1, 1, 3))
+    disc = ((x - 4) ** 2 + (y - 4) ** 2 < size**2)[..., None]
+    path = tmp_path_factory.mktemp("photos") / "discs.npz"
+    np.savez(path, images=np.where(disc, shade, 20).astype(np.uint8))
+    return str(path)
+
+
+def checkpoint(folder):
+    """Everything the last checkpoint holds, by name, without the clock."""
+    import orbax.checkpoint as ocp
+
+    manager = ocp.CheckpointManager((folder / "checkpoints").absolute())
+    latest = manager.latest_step()
+    back = manager.restore(latest, args=ocp.args.Composite(state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore()))
+    manager.close()
+    curve = [{k: v for k, v in row.items() if k != "seconds"} for row in back["meta"]["curve"]]
+    return latest, jax.tree_util.tree_flatten_with_path(back["state"])[0], curve
+
+
+@pytest.fixture(scope="module")
+def whole(photos, tmp_path_factory):
+    """A run of 6 steps in one go, a snapshot every second one."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    return out, train_generator(photos, out=str(out), images=48, **SMALL)
+
+
+def test_what_it_writes(whole):
+    out, gen = whole
+    record = json.loads((out / "run.json").read_text())["stages"]["train_generator"]
+    assert record["state"] == "done" and record["images"] == 48 and record["photos"] == 64 and record["held_out"] == 16
+    assert record["recipe"]["r1_gamma"] == pytest.approx(0.0002 * 64 / 8) and record["swd"] > 0
+    with (out / "curves.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(r["images"]) for r in rows] == [16, 32, 48]
+    assert all(np.isfinite(float(r[name])) for r in rows for name in ("swd", "loss_g", "loss_d", "score_real", "score_fake", "augment"))
+    assert gen.resolution == 8 and gen.config.channels == (8, 8) and gen.z_dim == 8 and gen.config.mapping_layers == 2
+
+
+def test_sample_grids(whole):
+    """One per snapshot, 64 pictures each, named by images seen."""
+    grids = sorted((whole[0] / "samples").glob("*.png"))
+    assert len(grids) == 3
+    with Image.open(grids[-1]) as grid:
+        assert grid.width >= 64 and grid.height >= 64 and len(set(grid.convert("RGB").get_flattened_data())) > 64
+
+
+def test_the_generator_it_leaves(whole):
+    out, gen = whole
+    loaded = sis_jax.load_generator(out / "generator")
+    assert loaded.config == gen.config
+    np.testing.assert_allclose(loaded.sample(range(4)).images, gen.sample(range(4)).images, atol=0.02)  # stored in half precision
+    disc = sis_jax.load_discriminator(out / "generator")
+    assert np.isfinite(disc(loaded.sample(range(4)).images)).all()
+    assert "48" in (out / "generator" / "README.md").read_text()
+    assert not [p for p in out.rglob("*") if p.name.endswith((".part", ".sis-tmp", ".tmp"))]
+
+
+def test_it_trained(whole, photos):
+    """The averaged generator is not the one it began with."""
+    out, gen = whole
+    first = train_generator(photos, out=str(out.parent / "one"), images=8, **SMALL | {"snapshot": 8})
+    assert np.abs(np.asarray(first.sample([0]).images) - np.asarray(gen.sample([0]).images)).max() > 1e-3
+
+
+def test_resumed_to_the_same_bits(whole, photos, tmp_path):
+    """Stopped at 16 and at 32 of 48 images, then gone on: checkpoint, curve and generator equal those of the uninterrupted run."""
+    out, gen = whole
+    for images in (16, 32, 48):
+        again = train_generator(photos, out=str(tmp_path / "run"), images=images, **SMALL)
+    (step, state, curve), (other_step, other_state, other_curve) = checkpoint(out), checkpoint(tmp_path / "run")
+    assert step == other_step == 6 and curve == other_curve and len(state) == len(other_state) > 50
+    for (path, a), (other, b) in zip(state, other_state):
+        assert path == other and np.array_equal(a, b), jax.tree_util.keystr(path)
+    name = "generator/model.safetensors"
+    assert (out / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+    assert np.array_equal(gen.sample([1]).images, again.sample([1]).images)
+    assert len((tmp_path / "run" / "curves.csv").read_text().splitlines()) == 4
+
+
+def test_a_finished_run_is_left_alone(whole, photos):
+    out, gen = whole
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file() and p.parent != out}
+    again = train_generator(photos, out=str(out), images=48, **SMALL)
+    assert np.array_equal(gen.sample([0]).images, again.sample([0]).images)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_killed_between_snapshots(whole, photos, tmp_path, monkeypatch):
+    """Stopped by force in step 4, after the snapshot at step 2: the same bits again."""
+    from sis_jax.nn import stylegan2_training as training
+
+    real, calls = training.ema_decay, []
+
+    def dies(*args):
+        calls.append(args)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(training, "ema_decay", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train_generator(photos, out=str(tmp_path / "run"), images=48, **SMALL)
+    monkeypatch.undo()
+    train_generator(photos, out=str(tmp_path / "run"), images=48, **SMALL)
+    (_, state, curve), (_, other, other_curve) = checkpoint(whole[0]), checkpoint(tmp_path / "run")
+    assert curve == other_curve and all(np.array_equal(a, b) for (_, a), (_, b) in zip(state, other))
+
+
+def test_another_configuration_is_refused(whole, photos):
+    out, _ = whole
+    with pytest.raises(UsageError, match=r"seed=0, now asked for 1.*--overwrite"):
+        train_generator(photos, out=str(out), images=48, seed=1, **SMALL)
+    with pytest.raises(UsageError, match="latent=8, now asked for 4"):
+        train_generator(photos, out=str(out), images=48, **SMALL | {"latent": 4})
+
+
+def test_overwrite(photos, tmp_path):
+    out = tmp_path / "run"
+    train_generator(photos, out=str(out), images=16, **SMALL)
+    before = checkpoint(out)[1]
+    train_generator(photos, out=str(out), images=16, seed=1, overwrite=True, **SMALL)
+    step, after, curve = checkpoint(out)
+    assert step == 2 and len(curve) == 1 and len((out / "curves.csv").read_text().splitlines()) == 2
+    assert not all(np.array_equal(a, b) for (_, a), (_, b) in zip(before, after))
+
+
+def test_minutes(photos, tmp_path):
+    """No time left: one step, saved, and the same command goes on."""
+    out = tmp_path / "run"
+    train_generator(photos, out=str(out), images=48, minutes=0.0, **SMALL)
+    assert checkpoint(out)[0] == 1
+    train_generator(photos, out=str(out), images=16, **SMALL)
+    assert checkpoint(out)[0] == 2
+
+
+def test_divergence_is_said(photos, tmp_path, monkeypatch):
+    """Losses that are not a number stop the run with a sentence; the checkpoint before stays."""
+    out = tmp_path / "run"
+    train_generator(photos, out=str(out), images=16, **SMALL)
+    real = parallel.map_devices
+
+    def spoiled(body, *args, **static):
+        def call(*blocks):
+            state, facts = real(body, *args, **static)(*blocks)
+            return state, {name: value * np.nan for name, value in facts.items()}
+
+        return call
+
+    monkeypatch.setattr(parallel, "map_devices", spoiled)
+    with pytest.raises(SisError, match=r"diverged at 32 images .* --r1-gamma"):
+        train_generator(photos, out=str(out), images=32, **SMALL)
+    monkeypatch.undo()
+    assert checkpoint(out)[0] == 2 and sis_jax.load_generator(out / "generator").resolution == 8
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory):
+    """A generator to start from, with its discriminator."""
+    path = tmp_path_factory.mktemp("parent") / "tiny"
+    return save_generator(fakes.tiny_stylegan2(8), path, fakes.tiny_discriminator(8))
+
+
+def test_start_from(parent, photos, tmp_path):
+    """One step from given weights stays near them, in shape and in numbers; the checkpoint's own shape counts, not the flags."""
+    gen = train_generator(photos, out=str(tmp_path / "run"), images=8, start_from=str(parent), **SMALL | {"snapshot": 8, "latent": 64})
+    origin = sis_jax.load_generator(parent)
+    assert gen.config == origin.config
+    a, b = (np.asarray(g.sample([0, 1]).images) for g in (gen, origin))
+    assert 0 < np.abs(a - b).max() < 0.1 * np.abs(b).max()
+    assert "tiny" in (tmp_path / "run" / "generator" / "README.md").read_text()
+
+
+def test_start_from_without_a_discriminator(photos, tmp_path):
+    path = save_generator(fakes.tiny_stylegan2(8), tmp_path / "tiny")
+    with pytest.raises(UsageError, match="no discriminator"):
+        train_generator(photos, out=str(tmp_path / "run"), images=8, start_from=str(path), **SMALL)
+
+
+def test_start_from_another_size(parent, photos, tmp_path):
+    with pytest.raises(UsageError, match="8 pixels, asked for --resolution 16"):
+        train_generator(photos, out=str(tmp_path / "run"), images=8, start_from=str(parent), **SMALL | {"resolution": 16})
+
+
+def test_start_from_another_family(photos, tmp_path):
+    """A DCGAN is a generator, but not one that this trains: a sentence, no traceback."""
+    from sis_jax.weights import files
+    from sis_jax.weights.build import arrays_of
+
+    gen = fakes.tiny_dcgan((8,))
+    config = {"z_dim": gen.z_dim, "channels": list(gen.config.channels)}
+    files.write_folder(tmp_path / "dc", files.Folder("dcgan", "dc", "free", config), arrays_of(gen), None, "card")
+    with pytest.raises(SisError):
+        train_generator(photos, out=str(tmp_path / "run"), images=8, start_from=str(tmp_path / "dc"), **SMALL)
+
+
+def test_rows(photos, tmp_path):
+    """Only the first photos are used, in training and in what is held out."""
+    train_generator(photos, out=str(tmp_path / "run"), images=8, rows=20, **SMALL | {"snapshot": 8})
+    record = json.loads((tmp_path / "run" / "run.json").read_text())["stages"]["train_generator"]
+    assert record["photos"] == 16 and record["held_out"] == 4  # a fifth at most
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"resolution": 48}, "resolution is 48, expected 8, 16, 32"),
+        ({"resolution": 4}, "resolution is 4, expected 8"),
+        ({"batch": 0}, "batch is 0"),
+        ({"batch": 10}, "batch is 10, expected a multiple of 4"),
+        ({"batch": 64}, "80 photos are too few for batches of 64: give at least 128"),
+        ({"images": 0}, "images is 0"),
+        ({"snapshot": 0}, "snapshot is 0"),
+        ({"mapping_layers": 0}, "mapping_layers is 0"),
+        ({"learning_rate": -1.0}, "learning_rate is -1"),
+        ({"r1_gamma": -1.0}, "r1_gamma is -1"),
+        ({"path_length": -1.0}, "path_length is -1"),
+        ({"rows": -5}, "rows"),
+        ({"holdout": 0}, "holdout is 0"),
+        ({"seed": -1}, "seed"),
+        ({"channel_base": 4}, "channel_base"),
+    ],
+    ids=str,
+)
+def test_impossible_settings(photos, tmp_path, settings, said):
+    with pytest.raises(SisError) as error:
+        train_generator(photos, out=str(tmp_path / "run"), **{"images": 8} | SMALL | settings)
+    assert said in str(error.value)
+    assert not (tmp_path / "run" / "generator").exists() and not list((tmp_path / "run").glob("samples/*"))
+
+
+def test_from_the_shell(capfd, monkeypatch, tmp_path):
+    """One line for a folder without photos: the folder, what was looked for, what was found; nothing is left."""
+    monkeypatch.setattr(cli, "enable_compilation_cache", lambda: None)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "thesis.docx").write_bytes(b"text")
+    code = cli.run(train_generator, argv=[str(tmp_path / "docs"), "--out", str(tmp_path / "run"), "--resolution", "8"])
+    said = capfd.readouterr()
+    assert code == 2 and said.out == "" and "Traceback" not in said.err
+    line = [text for text in said.err.splitlines() if text.strip()][-1]
+    assert str(tmp_path / "docs") in line and ".docx" in line and ".png" in line
+    assert not list((tmp_path / "run").glob("*/*"))
+
+
+def test_dry_run(capfd, photos, tmp_path):
+    code = cli.run(train_generator, argv=[photos, "--out", str(tmp_path / "run"), "--dry-run"])
+    assert code == 0 and "generator/" in capfd.readouterr().out and not (tmp_path / "run").exists()
