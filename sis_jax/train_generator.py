@@ -119,7 +119,9 @@ def _check(config: dict[str, Any]) -> None:
     if side < 8 or side & (side - 1):
         raise UsageError(f"resolution is {side}, expected 8, 16, 32, 64, ...: a StyleGAN2 doubles its way up from 4")
     if config["channel_base"] < side:
-        raise UsageError(f"channel_base is {config['channel_base']}, expected at least the resolution, {side}: that leaves one channel there")
+        raise UsageError(
+            f"channel_base is {config['channel_base']}, expected at least the resolution, {side}: that leaves one channel there"
+        )
 
 
 def _discard(folder: Path) -> None:

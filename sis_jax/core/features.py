@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
 
 from sis_jax.core import parallel
 from sis_jax.core.types import Generator
@@ -35,15 +34,15 @@ class _Plain:
 def map_samples(
     gen: Generator,
     seeds: Sequence[int],
-    body: Callable[..., PyTree],
+    body: Callable[..., Any],
     *,
     truncation: float = 1.0,
     per_sample: tuple[np.ndarray, ...] = (),
-    shared: tuple[PyTree, ...] = (),
+    shared: tuple[Any, ...] = (),
     batch: int = BATCH,
     devices: Sequence[jax.Device] | int | None = None,
     **static: Any,
-) -> Iterator[PyTree]:
+) -> Iterator[Any]:
     """Yield body's results, as NumPy arrays [m, ...], for one batch of seeds after another, in order.
 
     per_sample: arrays [n, ...], one row per seed. shared: further arguments, the same everywhere (`body(gen, z, truncation, *per_sample, *shared)`).
@@ -67,7 +66,7 @@ def map_samples(
         yield jax.tree.map(lambda a: parallel.unshard(np.asarray(a), n), out)  # noqa: B023  (used before the next round)
 
 
-def _call_plain(_: Any, *args: Any, inner: Callable[..., PyTree], held: _Plain, **static: Any) -> PyTree:
+def _call_plain(_: Any, *args: Any, inner: Callable[..., Any], held: _Plain, **static: Any) -> Any:
     return inner(held.gen, *args, **static)
 
 

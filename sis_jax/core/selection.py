@@ -48,6 +48,7 @@ def silhouette(x: Float[np.ndarray, "n d"], labels: Int[np.ndarray, "n"]) -> flo
     k = int(labels.max()) + 1
     if k < 2:
         return 0.0
+    x = x - x.mean(0)  # far from the origin the expanded square below would lose its digits
     square = (x * x).sum(1)
     distance = np.sqrt(np.maximum(square[:, None] + square[None] - 2 * (x @ x.T), 0))
     member = np.eye(k, dtype=np.float32)[labels]

@@ -153,7 +153,7 @@ class SegmentationInStyle:
             bar.update(len(batch))
         bar.close()
         points = np.concatenate(found)
-        bad = ~np.isfinite(points).all(axis=(1, 2))
+        bad = np.asarray(~np.isfinite(points).all(axis=(1, 2)))
         if bad.any():
             raise SisError(f"the features of {bad.sum()} of {len(bad)} samples are NaN or infinite: the generator's weights are damaged")
         return points

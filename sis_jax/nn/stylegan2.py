@@ -134,7 +134,7 @@ class StyledConv(nnx.Module):
         y = ops.modulated_conv(x, self.weight[...], style, up=self.up)
         if noise != "none":
             shape = (x.shape[0], self.resolution, self.resolution, 1)
-            pattern = self.noise_const[...][None, :, :, None] if noise == "const" else jax.random.normal(key, shape)
+            pattern = self.noise_const[...][None, :, :, None] if key is None else jax.random.normal(key, shape)
             y = y + (pattern * self.noise_strength[...]).astype(y.dtype)
         return ops.leaky_relu(y + self.bias[...].astype(y.dtype), self.clamp)
 
@@ -204,21 +204,21 @@ class Synthesis(nnx.Module):
         if noise == "random" and key is None:
             raise UsageError('noise="random" needs a key: pass key=jax.random.key(seed), or use noise="const"')
         features: dict[str, jax.Array] = {}
+        const = getattr(self, "b4").const[...]  # noqa: B009  (the blocks are attributes by name, unknown to type checkers)
         n = styles["b4.conv1"].shape[0]
-        x = jnp.broadcast_to(self.b4.const[...].astype(dtype), (n, *self.b4.const.shape))
-        image = None
+        x = jnp.broadcast_to(const.astype(dtype), (n, *const.shape))
+        image = jnp.zeros(())
         for r in resolutions(self.config.resolution):
             block: SynthesisBlock = getattr(self, f"b{r}")
             for name in ("conv0", "conv1")[r == 4 :]:
-                if noise == "random":
+                used = None
+                if noise == "random" and key is not None:
                     key, used = jax.random.split(key)
-                else:
-                    used = None
                 x = getattr(block, name)(x, styles[f"b{r}.{name}"], noise, used)
                 features[f"{r}x{r}/{name}"] = x
             features[f"{r}x{r}"] = x
             rgb = block.torgb(x, styles[f"b{r}.torgb"])
-            image = rgb if image is None else ops.upsample2d(image) + rgb
+            image = rgb if r == 4 else ops.upsample2d(image) + rgb
         return image, {tap: features[tap] for tap in taps}
 
 

@@ -132,10 +132,11 @@ class Discriminator(nnx.Module):
         x = self.fromrgb(images.astype(dtype), self.config.conv_clamp)
         for r in resolutions(self.config.resolution)[:0:-1]:
             x = getattr(self, f"b{r}")(x)
-        if self.mapping is not None and labels is None:
+        if self.mapping is None:
+            return self.b4(x.astype(jnp.float32), None)
+        if labels is None:
             raise UsageError(f"this discriminator is conditional: give labels, one-hot rows of {self.config.c_dim}")
-        cmap = self.mapping(labels) if self.mapping is not None else None
-        return self.b4(x.astype(jnp.float32), cmap)
+        return self.b4(x.astype(jnp.float32), self.mapping(labels))
 
     def __call__(self, images: Float[AnyArray, "n r r 3"], labels: Float[AnyArray, "n c"] | None = None) -> Float[Array, "n 1"]:
         """Scores of images in [-1, 1]. n must be a multiple of the stddev group (4), or smaller than it."""

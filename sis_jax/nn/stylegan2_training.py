@@ -104,7 +104,7 @@ def _restore(optimiser: optax.GradientTransformation, leaves: list, params: dict
     return jax.tree.unflatten(jax.tree.structure(jax.eval_shape(optimiser.init, params)), leaves)
 
 
-def _apply(optimiser: optax.GradientTransformation, grads: dict, leaves: list, params: dict) -> tuple[dict, list]:
+def _apply(optimiser: optax.GradientTransformation, grads: dict, leaves: list, params: dict) -> tuple[Any, list]:
     grads = jax.tree.map(lambda g: jnp.nan_to_num(g, nan=0.0, posinf=1e5, neginf=-1e5), pmean(grads))
     updates, opt_state = optimiser.update(grads, _restore(optimiser, leaves, params), params)
     return optax.apply_updates(params, updates), _plain(opt_state)
