@@ -40,7 +40,7 @@ def map_samples(
     per_sample: tuple[np.ndarray, ...] = (),
     shared: tuple[Any, ...] = (),
     batch: int = BATCH,
-    devices: Sequence[jax.Device] | int | None = None,
+    devices: parallel.Devices = None,
     **static: Any,
 ) -> Iterator[Any]:
     """Yield body's results, as NumPy arrays [m, ...], for one batch of seeds after another, in order.
