@@ -311,25 +311,27 @@ class Trainer:
         return self._checkpoints
 
     def _save(self) -> None:
+        import jax
         import orbax.checkpoint as ocp
 
         manager = self._manager()
         if manager.latest_step() == self.step:
             return
-        arrays = _to_numpy(self.state)
+        arrays = jax.tree.map(np.asarray, self.state)
         meta = {"step": self.step, "seconds": self.seconds, "curve": self.curve}
         manager.save(self.step, args=ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)))
         manager.wait_until_finished()
         self._export()
 
     def _resume(self) -> None:
+        import jax
         import orbax.checkpoint as ocp
 
         manager = self._manager()
         latest = manager.latest_step()
         if latest is None:
             return
-        shapes = _to_numpy(self.state)
+        shapes = jax.tree.map(np.asarray, self.state)
         back = manager.restore(latest, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes), meta=ocp.args.JsonRestore()))
         self.state = dict(back["state"])
         self.step, self.seconds, self.curve = int(back["meta"]["step"]), float(back["meta"]["seconds"]), list(back["meta"]["curve"])
@@ -382,12 +384,6 @@ class Trainer:
             f"{self.config['resolution']} x {self.config['resolution']} pixels, with its discriminator, trained by `sis_jax`.\n\n"
             f"| | |\n|---|---|\n{table}\n\nIt draws what its photos show, with their biases. Load it: `sis_jax.load_generator(PATH)`.\n"
         )
-
-
-def _to_numpy(tree: Any) -> Any:
-    import jax
-
-    return jax.tree.map(np.asarray, tree)
 
 
 def _plan(config: dict[str, Any]) -> dict[str, Any]:
