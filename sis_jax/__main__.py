@@ -85,7 +85,7 @@ def _show_devices(problems: list[str]) -> None:
         return
     print(f"  {len(devices)} x {devices[0].device_kind} ({devices[0].platform}), {os.cpu_count()} processor cores")
     if devices[0].platform == "cpu" and any(Path("/dev").glob("nvidia[0-9]*")):
-        problems.append("there is a GPU, but this JAX cannot use it: pip install 'sis_jax[cuda12]'")
+        problems.append("there is a GPU, but this JAX cannot use it: pip install -e '.[cuda]'")
 
 
 def _show_weights(problems: list[str]) -> None:

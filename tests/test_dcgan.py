@@ -98,7 +98,7 @@ def test_protocol(gen):
 
 
 def test_pytorch_file_gives_the_same(gen, state, tmp_path, monkeypatch):
-    monkeypatch.setenv("SIS_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("SIS_JAX_CONVERTED", str(tmp_path / "cache"))
     (tmp_path / "dcgan.pt").write_bytes(factory.torch_zip(state))
     other = sis_jax.load_generator(tmp_path / "dcgan.pt")
     np.testing.assert_allclose(other.sample([0]).images, gen.sample([0]).images, atol=1e-6)

@@ -31,7 +31,7 @@ def tripwire(tmp_path, monkeypatch):
     """A file that appears if anything is run; the text inside the golden pickles writes it, and so do the attacks below."""
     wire = tmp_path / "tripwire"
     monkeypatch.setenv("SIS_TRIPWIRE", str(wire))
-    monkeypatch.setenv("SIS_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("SIS_JAX_CONVERTED", str(tmp_path / "cache"))
     yield wire
     assert not wire.exists()
 

@@ -23,17 +23,17 @@ def arrays(path):
 @pytest.fixture(scope="module")
 def networks(goldens, tmp_path_factory):
     """name -> (generator, discriminator or None, expected arrays), each straight from the foreign file."""
-    old = os.environ.get("SIS_JAX_CACHE")
-    os.environ["SIS_JAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    old = os.environ.get("SIS_JAX_CONVERTED")
+    os.environ["SIS_JAX_CONVERTED"] = str(tmp_path_factory.mktemp("cache"))
     made = {}
     for name, file in FILES.items():
         path = goldens / "gan" / file
         disc = None if name == "ros32_zip" else sis_jax.load_discriminator(path)
         made[name] = (sis_jax.load_generator(path), disc, arrays(goldens / "gan" / f"{name}.npz"))
     made["ros32_zip"][2].update({k: v for k, v in made["tf32"][2].items() if k.startswith("feat")})
-    os.environ.pop("SIS_JAX_CACHE")
+    os.environ.pop("SIS_JAX_CONVERTED")
     if old is not None:
-        os.environ["SIS_JAX_CACHE"] = old
+        os.environ["SIS_JAX_CONVERTED"] = old
     return made
 
 

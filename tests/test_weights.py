@@ -29,7 +29,7 @@ SCRIPT = ROOT / "scripts" / "convert_weights.py"
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("SIS_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("SIS_JAX_CONVERTED", str(tmp_path / "cache"))
 
 
 def networks(path):

@@ -19,7 +19,7 @@ from sis_jax.weights.containers import read_tree
 from sis_jax.weights.sources import Source, recognise
 
 KINDS = ("auto", "stylegan2", "dcgan")
-CACHE = "SIS_JAX_CACHE"
+CACHE = "SIS_JAX_CONVERTED"
 _CACHE_VERSION = 1
 _SEEDS, _PSI = (0, 1, 2, 3), 0.7
 _GREY_LEVELS = 1
@@ -80,7 +80,7 @@ def _write(source: Source, header: files.Folder, folder: Path, what: str, dtype:
 
 
 def cached(path: Path) -> Path:
-    """The converted folder of a checkpoint file, made on first use and kept under SIS_JAX_CACHE (default ~/.cache/sis_jax)."""
+    """The converted folder of a checkpoint file, made on first use and kept under SIS_JAX_CONVERTED (default ~/.cache/sis_jax)."""
     root = os.environ.get(CACHE) or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "sis_jax")
     digest = files.sha256_of(path)
     folder = Path(root) / "weights" / f"{digest[:24]}-{_CACHE_VERSION}"
