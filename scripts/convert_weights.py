@@ -1,7 +1,8 @@
 """Convert a checkpoint to a weights folder: `python scripts/convert_weights.py SRC [--out DIR] [--kind auto] [--verify]`, `--list` shows what is known.
 
-SRC is a StyleGAN2 (NVIDIA's PyTorch or TensorFlow .pkl, rosinality .pt, state dict, .safetensors) or DCGAN checkpoint, or with --verify a weights
-folder. Nothing that a checkpoint carries is run. The folder is printed on stdout. Exit code 0: done, 1: the file was refused or failed, 2: asked wrongly.
+SRC is a StyleGAN2 (NVIDIA's PyTorch or TensorFlow .pkl, rosinality .pt, state dict, .safetensors, flaxmodels .h5), DCGAN, BigGAN-deep (its folder or
+pytorch_model.bin) or CLIP checkpoint, or with --verify a weights folder. Nothing that a checkpoint carries is run. The folder is printed on stdout.
+Exit code 0: done, 1: the file was refused or failed, 2: asked wrongly.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 
 from sis_jax.core.types import SisError, UsageError
 
-KINDS = ("auto", "stylegan2", "dcgan")
+KINDS = ("auto", "stylegan2", "dcgan", "biggan", "clip")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--kind", choices=KINDS, default="auto", help="what the file must hold (default: whatever it holds)")
     made.add_argument("--name", help="name of the weights (default: name of the file)")
     made.add_argument("--licence", help="licence of the weights, copied into everything made with them")
+    made.add_argument("--classes", type=int, nargs="+", metavar="N", help="classes that a conditional generator shall draw (default: all)")
     made.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="how to store the numbers (default: float32)")
     made.add_argument("--verify", action="store_true", help="render fixed seeds; store their digests, or compare with those stored")
     made.add_argument("--list", action="store_true", help="list the weights that lie here and the public checkpoints known by name")
@@ -31,19 +33,19 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """What the flags ask for; SisError with one sentence where it cannot be done."""
-    from sis_jax.weights import catalogue, convert, files
+    from sis_jax.weights import biggan, catalogue, clip_files, convert, files
 
     if args.list:
         print(listing())
         return
     if args.src is None:
         raise UsageError("give a checkpoint to convert, or --list")
-    folder = catalogue.find(args.src)
+    folder = biggan.checkpoint_in(clip_files.weights_file(catalogue.find(args.src)))
     if not (folder.is_dir() and args.verify):
         if folder.is_dir():
             done = "is converted already; add --verify to check it" if files.is_folder(folder) else "is a folder: give a checkpoint file"
             raise UsageError(f"{folder} {done}")
-        folder = convert.convert(folder, args.out, args.kind, name=args.name, licence=args.licence, dtype=args.dtype)
+        folder = convert.convert(folder, args.out, args.kind, name=args.name, licence=args.licence, dtype=args.dtype, classes=args.classes)
         for note in files.read_config(folder).notes:
             print(f"note: {note}", file=sys.stderr)
     if args.verify:
@@ -55,8 +57,9 @@ def listing() -> str:
     """The weights that lie here, then the public checkpoints, with licences."""
     from sis_jax.weights import catalogue
 
-    here = [f"  {name:16}{info.licence}" for name, info in zip(catalogue.folders(), catalogue.shipped())]
-    public = [f"  {p.name:16}{p.resolution:5} px  {p.source}/{p.file}  {p.licence}" for p in catalogue.PUBLIC.values()]
+    here = [f"  {name:20}{info.licence}" for name, info in zip(catalogue.folders(), catalogue.shipped())]
+    known = (*catalogue.PUBLIC.values(), *catalogue.CLIPS.values())
+    public = [f"  {p.name:20}{p.resolution:5} px  {p.source}/{p.file}  {p.licence}" for p in known]
     return "\n".join(["here:", *(here or ["  none"]), "public (download by hand, then give the file or its name):", *public])
 
 

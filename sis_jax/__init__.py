@@ -4,6 +4,9 @@
 
     gen = sis.load_generator()                # the default that ships, a catalogue name, or a path
     parts = sis.discover(gen, k=10, seed=0)   # -> Parts
+    data = sis.synthesize(gen, parts, n=10_000, out="runs/faces/data")
+    student = sis.distill(data)               # a segmenter for real photos
+    masks = student.predict("photos/")
     sis.report("runs/faces")                  # one HTML file from a run folder
 
 The public names are those of `__all__`. Each is imported on first use, so `import sis_jax` costs milliseconds and loads no JAX.
@@ -19,12 +22,18 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 # Verbs: a function and the module it lives in share one name, so that `sis.discover(gen)` and `python -m sis_jax.discover` both work.
-_VERBS = ("discover", "report", "train_generator")
+_VERBS = ("discover", "synthesize", "distill", "predict", "evaluate", "report", "train_generator")
 
 _HOMES = {
     **{verb: f"sis_jax.{verb}" for verb in _VERBS},
     "load_discriminator": "sis_jax.weights",
+    "load_clip": "sis_jax.weights",
     "load_generator": "sis_jax.weights",
+    "load_student": "sis_jax.weights.student",
+    "Dataset": "sis_jax.data.folder",
+    "Masks": "sis_jax.data.masks",
+    "Metrics": "sis_jax.data.metrics",
+    "Student": "sis_jax.weights.student",
     "Parts": "sis_jax.data.parts",
     "Info": "sis_jax.core.types",
     "Samples": "sis_jax.core.types",
@@ -35,10 +44,20 @@ _HOMES = {
 __all__ = [  # noqa: RUF022  (in the order of work, not of the alphabet)
     "load_generator",
     "load_discriminator",
+    "load_clip",
+    "load_student",
     "discover",
+    "synthesize",
+    "distill",
+    "predict",
+    "evaluate",
     "train_generator",
     "report",
     "Parts",
+    "Dataset",
+    "Student",
+    "Masks",
+    "Metrics",
     "Info",
     "Samples",
     "SisError",
@@ -53,12 +72,22 @@ if TYPE_CHECKING:
     from sis_jax.core.types import Samples as Samples
     from sis_jax.core.types import SisError as SisError
     from sis_jax.core.types import UsageError as UsageError
+    from sis_jax.data.folder import Dataset as Dataset
+    from sis_jax.data.masks import Masks as Masks
+    from sis_jax.data.metrics import Metrics as Metrics
     from sis_jax.data.parts import Parts as Parts
     from sis_jax.discover import discover as discover
+    from sis_jax.distill import distill as distill
+    from sis_jax.evaluate import evaluate as evaluate
+    from sis_jax.predict import predict as predict
     from sis_jax.report import report as report
+    from sis_jax.synthesize import synthesize as synthesize
     from sis_jax.train_generator import train_generator as train_generator
+    from sis_jax.weights import load_clip as load_clip
     from sis_jax.weights import load_discriminator as load_discriminator
     from sis_jax.weights import load_generator as load_generator
+    from sis_jax.weights.student import Student as Student
+    from sis_jax.weights.student import load_student as load_student
 
 
 def __getattr__(name: str):

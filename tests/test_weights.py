@@ -1,10 +1,13 @@
 """Weights folders, names, conversion of every layout, and one clear error for everything that does not fit."""
 
+import hashlib
 import json
+import re
 import runpy
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import checkpoint_factory as factory
@@ -15,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 import sis_jax
 from sis_jax.core.types import Generator, Info, SisError, UsageError
-from sis_jax.nn.stylegan2 import GeneratorConfig, StyleGAN2, channel_table
+from sis_jax.nn.stylegan2 import GeneratorConfig, StyleGAN2
 from sis_jax.nn.stylegan2_discriminator import Discriminator, DiscriminatorConfig
 from sis_jax.weights import catalogue, convert, files
 from sis_jax.weights.build import arrays_of
@@ -82,6 +85,25 @@ def test_shipped_and_names(tmp_path, monkeypatch):
     monkeypatch.setenv("SIS_JAX_WEIGHTS", str(tmp_path))
     assert sis_jax.load_generator("mine").info.name == "faces64"
     assert sis_jax.load_generator(tmp_path / "mine" / "model.safetensors").resolution == 64
+
+
+def test_public_checkpoints(goldens, tmp_path, monkeypatch):
+    """Fields are of a kind that can be checked; a file under a published name with another digest is refused."""
+    for name, public in catalogue.PUBLIC.items():
+        assert name == public.name and public.source.startswith("https://") and public.licence
+        assert re.fullmatch(r"[\w.-]+\.(pkl|pt|bin|h5|safetensors)", public.file) and public.resolution in (32, 64, 128, 256, 512, 1024)
+        assert public.size >= 0 and re.fullmatch(r"([0-9a-f]{64})?", public.sha256)
+    assert len({p.file for p in catalogue.PUBLIC.values()}) == len(catalogue.PUBLIC)
+    content = (goldens / "gan" / "ada16.pkl").read_bytes()
+    (tmp_path / "afhqcat.pkl").write_bytes(content)
+    assert files.read_config(convert.convert(tmp_path / "afhqcat.pkl", tmp_path / "a")).name == "afhq-cat"
+    for digest, fits in ((hashlib.sha256(content).hexdigest(), True), ("0" * 64, False)):
+        monkeypatch.setitem(catalogue.PUBLIC, "afhq-cat", replace(catalogue.PUBLIC["afhq-cat"], sha256=digest))
+        if fits:
+            convert.convert(tmp_path / "afhqcat.pkl", tmp_path / "b")
+        else:
+            with pytest.raises(SisError, match=r"is not the published afhqcat\.pkl"):
+                convert.convert(tmp_path / "afhqcat.pkl", tmp_path / "c")
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 0), ("float16", 0.05)])
@@ -221,26 +243,6 @@ def test_all_faults_at_once(goldens, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def persistent_module(arrays, attributes):
-    """A network as NVIDIA's PyTorch pickles hold it, as nested modules; attributes: module name -> what else it says."""
-
-    def module(prefix):
-        own = {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
-        children = sorted({k.split(".")[0] for k in own if "." in k})
-        leaves = {k: factory.numpy_array(np.ascontiguousarray(v)) for k, v in own.items() if "." not in k}
-        state = {"_parameters": leaves, "_buffers": {}, "_modules": {c: module(f"{prefix}{c}.") for c in children}}
-        meta = {
-            "type": "class",
-            "version": 6,
-            "module_src": "raise SystemExit",
-            "class_name": "X",
-            "state": state | attributes.get(prefix[:-1], {}),
-        }
-        return factory.Call(factory.Global("torch_utils.persistence", "_reconstruct_persistent_obj"), (meta,))
-
-    return module("")
-
-
 def test_facts_beside_the_arrays(goldens, tmp_path):
     """conv_clamp, stddev group and learning rate multiplier come from the modules' attributes; other architectures are refused."""
     g, d = networks(goldens / "gan" / "ada16.pkl")
@@ -248,7 +250,7 @@ def test_facts_beside_the_arrays(goldens, tmp_path):
     said = {**layers, "synthesis.b8": {"architecture": "skip"}, "mapping.fc0": {"bias_gain": 0.02}}
     disc = {"b4.mbstd": {"group_size": 2}, "b8.conv0": {"conv_clamp": 0.5}}
     d = {**d, "b4.mbstd.resample_filter": np.outer([1, 3, 3, 1], [1, 3, 3, 1]).astype(np.float32) / 64}
-    tree = {"G": None, "D": persistent_module(d, disc), "G_ema": persistent_module(g, said), "augment_pipe": None}
+    tree = {"G": None, "D": factory.persistent_module(d, disc), "G_ema": factory.persistent_module(g, said), "augment_pipe": None}
     (tmp_path / "clamped.pkl").write_bytes(factory.pickled(tree))
     gen, disc = sis_jax.load_generator(tmp_path / "clamped.pkl"), sis_jax.load_discriminator(tmp_path / "clamped.pkl")
     plain = sis_jax.load_generator(goldens / "gan" / "ada16.pkl")
@@ -259,25 +261,9 @@ def test_facts_beside_the_arrays(goldens, tmp_path):
     _, features = gen.synthesize(jnp.ones((1, 16)), taps=("16x16",))
     assert float(jnp.abs(features["16x16"]).max()) <= 0.5
     said["synthesis.b8"] = {"architecture": "resnet"}
-    (tmp_path / "resnet.pkl").write_bytes(factory.pickled({"G_ema": persistent_module(g, said)}))
+    (tmp_path / "resnet.pkl").write_bytes(factory.pickled({"G_ema": factory.persistent_module(g, said)}))
     with pytest.raises(SisError, match='architecture "resnet"'):
         sis_jax.load_generator(tmp_path / "resnet.pkl")
-
-
-def test_conditional_generator(goldens, tmp_path):
-    """Label networks are found by their arrays; the generator then asks for labels."""
-    g, _ = networks(goldens / "gan" / "ada16.pkl")
-    rng = np.random.RandomState(0)
-    g["mapping.embed.weight"], g["mapping.embed.bias"] = rng.randn(16, 5).astype(np.float32), rng.randn(16).astype(np.float32)
-    g["mapping.fc0.weight"] = rng.randn(16, 32).astype(np.float32)
-    (tmp_path / "labels.pt").write_bytes(factory.torch_zip(g))
-    gen = sis_jax.load_generator(tmp_path / "labels.pt")
-    assert (gen.config.c_dim, gen.z_dim) == (5, 16)
-    z = gen.latents([0, 0])
-    with pytest.raises(UsageError, match="one-hot rows of 5"):
-        gen.map(z)
-    a, b = gen.map(z, labels=jnp.eye(5)[:2])
-    assert np.abs(a - b).max() > 1e-3
 
 
 # The door
@@ -340,27 +326,3 @@ def test_script_from_the_shell(tmp_path):
     command = [sys.executable, SCRIPT, tmp_path / "page.pkl", "--out", tmp_path / "x"]
     failed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert failed.returncode == 1 and failed.stderr.startswith("error: ") and len(failed.stderr.splitlines()) == 1
-
-
-@pytest.mark.slow
-def test_largest_network(tmp_path):
-    """A config-F 1024 checkpoint: 10 seconds at most, and loads in one."""
-    shapes = arrays_of(StyleGAN2(GeneratorConfig(1024, channel_table(1024, 32768, 512))))
-    rng = np.random.default_rng(0)
-    g = {}
-    for key, value in shapes.items():
-        shape = value.shape
-        if key.endswith("const") and len(shape) == 3:
-            shape = (shape[2], 4, 4)
-        elif len(shape) == 4:
-            shape = (shape[3], shape[2], shape[0], shape[1])
-        elif len(shape) == 2 and not key.endswith("noise_const"):
-            shape = shape[::-1]
-        g[key] = rng.standard_normal(shape, np.float32)
-    (tmp_path / "big.pt").write_bytes(factory.torch_zip(g))
-    start = time.perf_counter()
-    folder = convert.convert(tmp_path / "big.pt", tmp_path / "big")
-    converted = time.perf_counter()
-    gen = sis_jax.load_generator(folder)
-    assert converted - start < 10 and time.perf_counter() - converted < 1.5
-    assert gen.resolution == 1024 and gen.config.channels[-1] == 32

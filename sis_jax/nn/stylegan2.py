@@ -11,7 +11,7 @@ checkpoint layout; feature taps are explicit, named results. Modules only hold p
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 
 from sis_jax.core import ops
 from sis_jax.core.types import Info, Noise, Samples, UsageError, check_taps, latents_from_seeds
+from sis_jax.nn.conditional import check_classes, check_labels, one_hot
 
 AnyArray = jax.Array | np.ndarray
 LR_MULTIPLIER = 0.01  # of the mapping network
@@ -46,7 +47,11 @@ def resolutions(resolution: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """Shape of a generator. `channels`: one number per resolution from 4 up. `conv_clamp`: activations are clamped to +-conv_clamp where set."""
+    """Shape of a generator. `channels`: one number per resolution from 4 up. `conv_clamp`: activations are clamped to +-conv_clamp where set.
+
+    Conditional ones: c_dim classes, embedded into embed_dim numbers (0: w_dim of them). label_concat: z and the embedding are normalised together (the
+    first TensorFlow code) and not each on its own (ADA). classes: those that `sample` draws from, all of them where empty.
+    """
 
     resolution: int
     channels: tuple[int, ...]
@@ -56,6 +61,9 @@ class GeneratorConfig:
     mapping_layers: int = 8
     mapping_width: int = 512
     conv_clamp: float | None = None
+    embed_dim: int = 0
+    label_concat: bool = False
+    classes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.channels) != len(resolutions(self.resolution)):
@@ -93,7 +101,7 @@ class Mapping(nnx.Module):
     """f: Z -> W (section 2 of StyleGAN): normalise z (and the embedded label), then `mapping_layers` times linear and leaky ReLU."""
 
     def __init__(self, config: GeneratorConfig, rng: Rng = None):
-        embedded = config.w_dim if config.c_dim else 0
+        embedded = (config.embed_dim or config.w_dim) if config.c_dim else 0
         self.embed = Linear(config.c_dim, embedded, rng) if config.c_dim else None
         widths = [config.z_dim + embedded] + [config.mapping_width] * (config.mapping_layers - 1) + [config.w_dim]
         for i in range(config.mapping_layers):
@@ -102,11 +110,14 @@ class Mapping(nnx.Module):
         self.config = config
 
     def __call__(self, z: Float[Array, "n z"], labels: Float[Array, "n c"] | None = None) -> Float[Array, "n w"]:
-        x = ops.pixel_norm(z)
-        if self.embed is not None:
-            if labels is None:
-                raise UsageError(f"this generator is conditional: give labels, one-hot rows of {self.config.c_dim}")
-            x = jnp.concatenate([x, ops.pixel_norm(self.embed(labels))], axis=-1)
+        if self.embed is None:
+            x = ops.pixel_norm(z)
+        elif labels is None:
+            raise UsageError(f"this generator is conditional: give labels, one-hot rows of {self.config.c_dim}")
+        elif self.config.label_concat:
+            x = ops.pixel_norm(jnp.concatenate([z, self.embed(labels)], axis=-1))
+        else:
+            x = jnp.concatenate([ops.pixel_norm(z), ops.pixel_norm(self.embed(labels))], axis=-1)
         for i in range(self.config.mapping_layers):
             x = ops.leaky_relu(getattr(self, f"fc{i}")(x))
         return x
@@ -225,7 +236,8 @@ class Synthesis(nnx.Module):
 class StyleGAN2(nnx.Module):
     """A generator: mapping and synthesis behind the protocol of `core.types.Generator`. Its methods are compiled; it is a pytree.
 
-    Taps: "RxR" (the last convolution at R pixels), "RxR/conv0", "RxR/conv1", after noise, bias and activation.
+    Taps: "RxR" (the last convolution at R pixels), "RxR/conv0", "RxR/conv1", after noise, bias and activation. A conditional generator's z has one more
+    number than its network takes, which picks the class (see `nn/conditional.py`); narrow the choice with `with_classes`, or give `map` labels.
     """
 
     def __init__(self, config: GeneratorConfig, rng: Rng = None, info: Info | None = None):
@@ -240,7 +252,8 @@ class StyleGAN2(nnx.Module):
 
     @property
     def z_dim(self) -> int:
-        return self.config.z_dim
+        """Numbers in z: the network's, and one for the class where it is conditional."""
+        return self.config.z_dim + (self.config.c_dim > 0)
 
     @property
     def num_ws(self) -> int:
@@ -251,6 +264,12 @@ class StyleGAN2(nnx.Module):
         """Names of the feature maps that `synthesize` can return, coarse to fine."""
         names = [(f"{r}x{r}",) + ((f"{r}x{r}/conv0",) if r > 4 else ()) + (f"{r}x{r}/conv1",) for r in resolutions(self.resolution)]
         return tuple(name for group in names for name in group)
+
+    def with_classes(self, classes: int | Iterable[int] | None) -> StyleGAN2:
+        """The same generator, drawing from these classes only (0 to c_dim - 1; None: all). UsageError where it has no such class, or none at all."""
+        other = nnx.merge(*nnx.split(self))
+        other.config = replace(self.config, classes=check_classes(classes, self.config.c_dim))
+        return other
 
     def latents(self, seeds: Iterable[int]) -> Float[Array, "n z"]:
         """z ~ N(0, 1), one row per seed, the same face for a seed as in the published tools."""
@@ -263,11 +282,17 @@ class StyleGAN2(nnx.Module):
         cutoff: int | None = None,
         labels: Float[AnyArray, "n c"] | None = None,
     ) -> Float[Array, "n s w"]:
-        """z -> w in every slot, drawn towards the average by `truncation` (psi; 1 = not at all), on slots < `cutoff` if given."""
+        """z -> w in every slot, drawn towards the average by `truncation` (psi; 1 = not at all), on slots < `cutoff` if given.
+
+        labels: one-hot rows for a conditional generator, in place of the classes that z stands for; z may then lack its last number.
+        """
         z = jnp.asarray(z)
-        if z.ndim != 2 or z.shape[1] != self.z_dim:
-            raise UsageError(f"z must be [n, {self.z_dim}] for this generator, got {list(z.shape)}")
-        return _map(self, z, truncation, labels, cutoff)
+        bare = labels is not None and z.ndim == 2 and z.shape[1] == self.config.z_dim
+        if z.ndim != 2 or not (bare or z.shape[1] == self.z_dim):
+            more = " (the last number picks the class; leave it out if you give labels)" if self.config.c_dim else ""
+            raise UsageError(f"z must be [n, {self.z_dim}] for this generator{more}, got {list(z.shape)}")
+        rows = check_labels(labels, len(z), self.config.c_dim) if labels is not None else None
+        return _map(self, z, truncation, rows, cutoff)
 
     def synthesize(
         self,
@@ -308,7 +333,10 @@ class StyleGAN2(nnx.Module):
 
 @partial(jax.jit, static_argnames=("cutoff",))
 def _map(gen: StyleGAN2, z: jax.Array, truncation: float | jax.Array, labels: jax.Array | None, cutoff: int | None) -> jax.Array:
-    w = gen.mapping(z, labels)
+    config = gen.config
+    if config.c_dim and labels is None:
+        labels = one_hot(z[:, -1], config.classes, config.c_dim)
+    w = gen.mapping(z[:, : config.z_dim], labels)
     return gen.mapping.truncate(jnp.broadcast_to(w[:, None], (w.shape[0], gen.num_ws, w.shape[1])), truncation, cutoff)
 
 

@@ -16,12 +16,17 @@ from jaxtyping import Array, Float
 
 from sis_jax.core import ops
 from sis_jax.core.types import Info, UsageError
+from sis_jax.nn.conditional import check_labels
 from sis_jax.nn.stylegan2 import LR_MULTIPLIER, AnyArray, Linear, Rng, normal, resolutions
 
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """Shape of a discriminator. `mbstd_group`: how many images share one minibatch standard deviation."""
+    """Shape of a discriminator. `mbstd_group`: how many images share one minibatch standard deviation.
+
+    Conditional ones have c_dim classes. cmap_dim: width of the label network whose output is compared with the image's (ADA); 0: there is none, and the
+    label picks one of c_dim scores (the first TensorFlow code).
+    """
 
     resolution: int
     channels: tuple[int, ...]
@@ -71,15 +76,16 @@ class DiscriminatorEpilogue(nnx.Module):
     def __init__(self, channels: int, config: DiscriminatorConfig, rng: Rng):
         self.conv = Conv(channels + 1, channels, 3, rng)
         self.fc = Linear(16 * channels, channels, rng)
-        self.out = Linear(channels, config.cmap_dim or 1, rng)
+        self.out = Linear(channels, config.cmap_dim or config.c_dim or 1, rng)
         self.config = config
 
-    def __call__(self, x: jax.Array, cmap: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, label: jax.Array | None) -> jax.Array:
         x = minibatch_stddev(x, self.config.mbstd_group)
         x = self.conv(x, self.config.conv_clamp)
         x = ops.leaky_relu(self.fc(x.reshape(x.shape[0], -1)))
         x = self.out(x)
-        return x if cmap is None else jnp.sum(x * cmap, axis=1, keepdims=True) * (1 / np.sqrt(cmap.shape[1]))
+        gain = 1 / np.sqrt(self.config.cmap_dim) if self.config.cmap_dim else 1.0
+        return x if label is None else jnp.sum(x * label, axis=1, keepdims=True) * gain
 
 
 def minibatch_stddev(x: Float[Array, "n h w c"], group: int) -> Float[Array, "n h w c+1"]:
@@ -122,7 +128,7 @@ class Discriminator(nnx.Module):
         self.fromrgb = Conv(3, channels[0], 1, rng)
         for r, n_in, n_out in zip(sizes, channels, channels[1:]):
             setattr(self, f"b{r}", DiscriminatorBlock(n_in, n_out, rng, config.conv_clamp))
-        self.mapping = LabelMapping(config, rng) if config.c_dim else None
+        self.mapping = LabelMapping(config, rng) if config.c_dim and config.cmap_dim else None
         self.b4 = DiscriminatorEpilogue(channels[-1], config, rng)
         self.config = config
         self.info = info or Info()
@@ -132,19 +138,20 @@ class Discriminator(nnx.Module):
         x = self.fromrgb(images.astype(dtype), self.config.conv_clamp)
         for r in resolutions(self.config.resolution)[:0:-1]:
             x = getattr(self, f"b{r}")(x)
-        if self.mapping is None:
+        if not self.config.c_dim:
             return self.b4(x.astype(jnp.float32), None)
         if labels is None:
             raise UsageError(f"this discriminator is conditional: give labels, one-hot rows of {self.config.c_dim}")
-        return self.b4(x.astype(jnp.float32), self.mapping(labels))
+        return self.b4(x.astype(jnp.float32), labels if self.mapping is None else self.mapping(labels))
 
     def __call__(self, images: Float[AnyArray, "n r r 3"], labels: Float[AnyArray, "n c"] | None = None) -> Float[Array, "n 1"]:
-        """Scores of images in [-1, 1]. n must be a multiple of the stddev group (4), or smaller than it."""
+        """Scores of images in [-1, 1]. n must be a multiple of the stddev group (4), or smaller than it. labels: one-hot, if it is conditional."""
         images = jnp.asarray(images, jnp.float32)
         side = self.config.resolution
         if images.ndim != 4 or images.shape[1:] != (side, side, 3):
             raise UsageError(f"images must be [n, {side}, {side}, 3] for this discriminator, got {list(images.shape)}")
-        return _score(self, images, labels)
+        rows = check_labels(labels, len(images), self.config.c_dim) if labels is not None else None
+        return _score(self, images, rows)
 
 
 @jax.jit

@@ -15,13 +15,18 @@ SEARCH_PATH = "SIS_JAX_WEIGHTS"
 
 @dataclass(frozen=True)
 class Public:
-    """A published checkpoint. file: the name under which it is published; source: where; resolution in pixels. Published digests are not known."""
+    """A published checkpoint. file: the name under which it is published; source: where; resolution in pixels.
+
+    size in bytes and sha256 as published, 0 and "" where neither is known for certain. A file of that name with another digest is refused.
+    """
 
     name: str
     file: str
     source: str
     resolution: int
     licence: str
+    size: int = 0
+    sha256: str = ""
 
 
 _ADA = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained"
@@ -31,6 +36,8 @@ _NVIDIA = "NVIDIA Source Code License (non-commercial research only)"
 _FFHQ = f"{_NVIDIA}; trained on FFHQ (CC BY-NC-SA 4.0)"
 _AFHQ = f"{_NVIDIA}; trained on AFHQ (CC BY-NC 4.0)"
 _LSUN = f"{_NVIDIA}; trained on LSUN (research use)"
+_HF = "https://s3.amazonaws.com/models.huggingface.co/biggan"
+_IMAGENET = "unknown: published by DeepMind, see its BigGAN-deep pages; trained on ImageNet (non-commercial research use)"
 
 PUBLIC: dict[str, Public] = {
     p.name: p
@@ -47,9 +54,48 @@ PUBLIC: dict[str, Public] = {
         Public("lsun-car", "stylegan2-car-config-f.pkl", _SG2, 512, _LSUN),
         Public("lsun-church", "stylegan2-church-config-f.pkl", _SG2, 256, _LSUN),
         Public("metfaces", "metfaces.pkl", _ADA, 1024, f"{_NVIDIA}; trained on MetFaces (CC BY-NC 2.0)"),
+        Public("biggan-128", "biggan-deep-128-pytorch_model.bin", _HF, 128, _IMAGENET),
+        Public("biggan-256", "biggan-deep-256-pytorch_model.bin", _HF, 256, _IMAGENET),
+        Public("biggan-512", "biggan-deep-512-pytorch_model.bin", _HF, 512, _IMAGENET),
         Public("brecahad", "brecahad.pkl", _ADA, 512, f"{_NVIDIA}; trained on BreCaHAD (CC BY 4.0)"),
     )
 }
+
+
+_OPENAI = "https://openaipublic.azureedge.net/clip/models"
+OPENAI_LICENCE = "MIT (OpenAI CLIP)"
+
+
+def clip_name(name: str) -> str:
+    """OpenAI's name of a CLIP as it is written here: "ViT-L/14@336px" is "clip-vit-l14-336px"."""
+    return "clip-" + name.lower().replace("/", "").replace("@", "-")
+
+
+def _clip(name: str, resolution: int, sha256: str) -> Public:
+    file = f"{name.replace('/', '-').replace('@', '-')}.pt"
+    return Public(clip_name(name), file, f"{_OPENAI}/{sha256}", resolution, OPENAI_LICENCE, sha256=sha256)
+
+
+# OpenAI's CLIPs. Their digests are part of their addresses.
+CLIPS: dict[str, Public] = {
+    p.name: p
+    for p in (
+        _clip("ViT-B/32", 224, "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"),
+        _clip("ViT-B/16", 224, "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"),
+        _clip("ViT-L/14", 224, "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),
+        _clip("ViT-L/14@336px", 336, "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"),
+        _clip("RN50", 224, "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"),
+        _clip("RN101", 224, "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599"),
+        _clip("RN50x4", 288, "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd"),
+        _clip("RN50x16", 384, "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa"),
+        _clip("RN50x64", 448, "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c"),
+    )
+}
+
+
+def clip_by_digest(sha256: str) -> Public | None:
+    """The published CLIP whose file has this digest."""
+    return next((p for p in CLIPS.values() if p.sha256 == sha256), None)
 
 
 def public_by_file(file: str) -> Public | None:
@@ -86,8 +132,8 @@ def find(name_or_path: str | os.PathLike | None) -> Path:
     path, known = Path(text), folders()
     if text in known:
         return known[text]
-    if text in PUBLIC:
-        return _public_file(PUBLIC[text])
+    if text in PUBLIC or text in CLIPS:
+        return public_file((PUBLIC | CLIPS)[text])
     if path.name in (files.MODEL, files.CONFIG, files.DISCRIMINATOR) and files.is_folder(path.parent):
         return path.parent
     if text and path.exists():
@@ -95,7 +141,8 @@ def find(name_or_path: str | os.PathLike | None) -> Path:
     raise unknown_name("weights", text, {*known, *PUBLIC}, "Give one of these, a weights folder or a checkpoint file.")
 
 
-def _public_file(public: Public) -> Path:
+def public_file(public: Public) -> Path:
+    """Where the file of a public checkpoint lies here; UsageError that says where to put it."""
     places = search_folders()
     for place in places:
         if (place / public.file).is_file():
@@ -103,7 +150,7 @@ def _public_file(public: Public) -> Path:
     here = os.environ.get(SEARCH_PATH, "").split(os.pathsep)[0] or "ported_weights"
     raise UsageError(
         f"{public.name} is not here: download {public.source}/{public.file} and put it at {Path(here) / public.file} ({public.licence}); "
-        f"it is converted on first use"
+        f"it is read on first use"
     )
 
 
@@ -111,10 +158,12 @@ def card(folder: files.Folder) -> str:
     """A short README.md for a weights folder."""
     name, source = folder.name, folder.source
     digest = f", sha256 {source['sha256']}" if source.get("sha256") else ""
-    lines = [f"# {name}", "", f"A {folder.kind} generator for `sis_jax`: `sis.load_generator(PATH)`. Its shape is in `{files.CONFIG}`.", ""]
+    what, load = (f"{folder.kind} generator", "load_generator") if folder.clip is None else ("CLIP", "load_clip")
+    lines = [f"# {name}", "", f"A {what} for `sis_jax`: `sis.{load}(PATH)`. Its shape is in `{files.CONFIG}`.", ""]
     lines += [
         f"- Licence: {folder.licence}",
         f"- Source: {source.get('file') or 'trained by sis_jax'} (layout {source.get('layout', 'sis_jax')}{digest})",
     ]
-    lines += [f"- Discriminator: {'beside it' if folder.discriminator else 'none'}", *[f"- Note: {note}" for note in folder.notes]]
+    lines += [f"- Discriminator: {'beside it' if folder.discriminator else 'none'}"] if folder.clip is None else []
+    lines += [f"- Note: {note}" for note in folder.notes]
     return "\n".join(lines) + "\n"

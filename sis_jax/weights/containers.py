@@ -1,4 +1,4 @@
-"""File formats to plain trees of arrays: torch's zip and old streams, pickles, safetensors. Nothing of a file is run, and nothing copied unless needed.
+"""File formats to plain trees of arrays: torch's zip and old streams, pickles, safetensors, HDF5. Nothing of a file is run, and nothing copied unless needed.
 
 Every size in a file is checked against the bytes that are there before anything is built from it, so memory stays within a few times the file's size.
 """
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from sis_jax.core.types import SisError
+from sis_jax.weights import hdf5, torchscript
 from sis_jax.weights.arrays import MODULE_HOOK, STORAGES, TENSORS, TF_NETWORK, Storage
 from sis_jax.weights.restricted import Budget, Machine, Name, Refused
 
@@ -63,8 +64,8 @@ def _parse(data: memoryview) -> Any:
         raise Refused("the file is empty")
     if head[:4] == b"PK\x03\x04":
         return torch_zip(data)
-    if head[:8] == b"\x89HDF\r\n\x1a\n":
-        raise Refused("it is an HDF5 file (flaxmodels), which is not supported; use the network's original .pkl or .pt file")
+    if head[:8] == hdf5.MAGIC:
+        return hdf5.read(data)
     if head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] <= _MAX_HEADER:
         return safetensors(data)
     if head[:1] != b"\x80":
@@ -145,8 +146,6 @@ def torch_zip(data: memoryview) -> Any:
     """torch's format since 1.6: a zip archive of data.pkl and one stored member per storage."""
     members = zip_members(data)
     pickles = [name for name in members if name.endswith("/data.pkl") or name == "data.pkl"]
-    if any(name.endswith("/constants.pkl") for name in members):
-        raise Refused("it is a TorchScript archive, which holds a program; save its state_dict instead")
     if len(pickles) != 1:
         raise Refused("it is a zip archive, but no torch checkpoint: expected one member data.pkl")
     prefix = pickles[0].removesuffix("data.pkl")
@@ -159,7 +158,8 @@ def torch_zip(data: memoryview) -> Any:
             raise Refused(f"storage {key[:40]} is not in the archive")
         storage.fill(part)
 
-    return Machine(members[pickles[0]], TENSORS, _storages(find), budget=Budget(copied=len(data))).run()
+    names = torchscript.NAMES if prefix + "constants.pkl" in members else TENSORS
+    return Machine(members[pickles[0]], names, _storages(find), budget=Budget(copied=len(data))).run()
 
 
 def zip_members(data: memoryview) -> dict[str, memoryview]:
@@ -177,12 +177,15 @@ def _zip_members(data: memoryview) -> dict[str, memoryview]:
     for _ in range(count):
         fields = struct.unpack("<4s6H3I5H2I", data[start : start + 46])
         signature, flags, method, packed, size, n_name, n_extra, n_comment, where = *fields[:1], *fields[3:5], *fields[8:13], fields[16]
-        if signature != b"PK\x01\x02" or flags & 1 or method != 0:
-            raise Refused("the zip archive is damaged, or its members are compressed or encrypted, which torch never does")
         name = str(data[start + 46 : start + 46 + n_name], "utf-8")
+        program = "/code/" in name  # a TorchScript archive's: compressed, and never read
+        if signature != b"PK\x01\x02" or flags & 1 or (method != 0 and not program):
+            raise Refused("the zip archive is damaged, or its members are compressed or encrypted, which torch never does")
         extra = bytes(data[start + 46 + n_name : start + 46 + n_name + n_extra])
         size, packed, where = _zip64(extra, size, packed, where)
         start += 46 + n_name + n_extra + n_comment
+        if program:
+            continue
         local = struct.unpack("<4s5H3I2H", data[where : where + 30])
         begin = where + 30 + local[9] + local[10]
         total += size

@@ -12,10 +12,11 @@ import numpy as np
 from sis_jax.core.types import Info, SisError
 from sis_jax.nn.dcgan import DCGAN, DCGANConfig
 from sis_jax.weights.build import build, faults, refuse, shapes_of
-from sis_jax.weights.stylegan2 import Converted
+from sis_jax.weights.stylegan2 import Converted, float32
 
 _EPSILON = 1e-5  # torch's BatchNorm2d
 _RULE = re.compile(r"main\.(\d\d?)\.(weight|bias|running_mean|running_var|num_batches_tracked)")
+_MAX_STAGES = 9
 _NORM = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -33,6 +34,7 @@ def build_generator(config: DCGANConfig, arrays: Mapping[str, np.ndarray], what:
     return build(lambda: DCGAN(config), arrays, what, info)
 
 
+@np.errstate(all="ignore")  # numbers beyond all bounds are told as faults
 def convert_generator(source: Mapping[str, np.ndarray], what: str) -> Converted:
     """A state dict (in, out, kh, kw) under our names, batch norm folded: scale = g / sqrt(var + 1e-5), offset = b - mean scale."""
     wrong = [f"unknown: {key[:80]}, file has {list(value.shape)}" for key, value in source.items() if not _RULE.fullmatch(key)]
@@ -48,6 +50,9 @@ def convert_generator(source: Mapping[str, np.ndarray], what: str) -> Converted:
         scale, offset, more = (np.ones(n_out), np.zeros(n_out), wrong[:0]) if last else _fold(source, at + 1, n_out)
         wrong += more
         bias = source.get(f"main.{at}.bias")
+        if bias is not None and bias.shape != (n_out,):
+            wrong.append(f"shape: main.{at}.bias, file has {list(bias.shape)}, model has [{n_out}]")
+            bias = None
         arrays[f"stage{stage}.scale"], arrays[f"stage{stage}.offset"] = scale, offset if bias is None else offset + bias * scale
         used |= {f"main.{at}.{part}" for part in ("weight", "bias")} | {
             f"main.{at + 1}.{part}" for part in (*_NORM, "num_batches_tracked") if not last
@@ -55,9 +60,11 @@ def convert_generator(source: Mapping[str, np.ndarray], what: str) -> Converted:
     wrong += [f"surplus: {key[:80]}, file has {list(source[key].shape)}" for key in source if _RULE.fullmatch(key) and key not in used]
     channels = tuple(source[f"main.{at}.weight"].shape[1] for at in convolutions[:-1])
     config = DCGANConfig(source["main.0.weight"].shape[0], channels)
+    if not 1 <= len(channels) <= _MAX_STAGES or min(config.z_dim, *channels) < 1:
+        raise SisError(f"{what} holds no DCGAN known here: a latent of {config.z_dim} and stages of {list(channels[:12])} channels")
+    arrays = float32(arrays)
     refuse(what, wrong + faults(arrays, shapes_of(lambda: DCGAN(config))))
-    owned = {key: np.array(value, np.float32, order="C") for key, value in arrays.items()}
-    return Converted(owned, asdict(config))
+    return Converted(arrays, asdict(config))
 
 
 def _fold(source: Mapping[str, np.ndarray], at: int, n: int) -> tuple[np.ndarray, np.ndarray, list[str]]:

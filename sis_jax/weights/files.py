@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Folder:
-    """What `config.json` says. kind: "stylegan2" or "dcgan". generator, discriminator: the fields of the networks' configs.
+    """What `config.json` says. kind: "stylegan2", "dcgan", "clip", ... generator, discriminator, clip: the fields of the networks' configs.
 
     source: name of the file it was converted from, its sha256 and layout. sha256: digests of the files of this folder. notes: what the converter had
     to supply. digests: those of pictures of fixed seeds (`convert_weights.py --verify`).
@@ -44,6 +45,7 @@ class Folder:
     sha256: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     digests: dict[str, Any] | None = None
+    clip: dict[str, Any] | None = None
 
     def info(self, file: str = MODEL) -> Info:
         """The origin, as every network carries it; sha256 is that of `file`."""
@@ -95,8 +97,14 @@ def _write_arrays(path: Path, arrays: Arrays, dtype: str) -> str:
 
 
 def is_folder(path: Path) -> bool:
-    """True where a folder holds one of ours."""
-    return (path / CONFIG).is_file()
+    """True where a folder holds one of ours, as far as its config tells: a damaged one is ours, that of a Hugging Face model is not."""
+    try:
+        config = json.loads((path / CONFIG).read_text("utf-8"))
+    except (ValueError, RecursionError):
+        return True
+    except OSError:
+        return False
+    return not (isinstance(config, dict) and "model_type" in config and "format" not in config)
 
 
 def read_config(path: Path) -> Folder:
@@ -117,7 +125,7 @@ def read_config(path: Path) -> Folder:
     if not isinstance(kind, str) or not isinstance(generator, dict):
         raise SisError(f'{path / CONFIG} lacks "kind" or "generator": convert the checkpoint again')
     texts = _texts(raw)
-    discriminator, digests = (raw[key] if isinstance(raw.get(key), dict) else None for key in ("discriminator", "digests"))
+    discriminator, digests, clip = (raw[key] if isinstance(raw.get(key), dict) else None for key in ("discriminator", "digests", "clip"))
     return Folder(
         kind=kind,
         name=texts.get("name", path.name),
@@ -128,6 +136,7 @@ def read_config(path: Path) -> Folder:
         sha256=_texts(raw.get("sha256")),
         notes=tuple(map(str, raw["notes"])) if isinstance(raw.get("notes"), list) else (),
         digests=digests,
+        clip=clip,
     )
 
 
@@ -155,10 +164,18 @@ def read_arrays(path: Path, folder: Folder, file: str = MODEL) -> tuple[dict[str
         raise SisError(f"{where} cannot be read: {error}") from None
 
 
-def write_folder(path: Path, folder: Folder, model: Arrays, discriminator: Arrays | None, card: str, dtype: str = "float32") -> Folder:
+def write_folder(
+    path: Path,
+    folder: Folder,
+    model: Arrays,
+    discriminator: Arrays | None,
+    card: str,
+    dtype: str = "float32",
+    others: Mapping[str, bytes] = MappingProxyType({}),
+) -> Folder:
     """Write a weights folder; returns what its config says, digests included.
 
-    dtype: "float32", or "float16" for half the size (numbers beyond its range keep the array in float32).
+    dtype: "float32", or "float16" for half the size (numbers beyond its range keep the array in float32). others: more files by name, such as a vocabulary.
     """
     if dtype not in ("float32", "float16"):
         raise UsageError(f'weights are stored as "float32" or "float16", not {dtype!r}')
@@ -171,6 +188,8 @@ def write_folder(path: Path, folder: Folder, model: Arrays, discriminator: Array
         if arrays is None:
             continue
         digests[file] = _write_arrays(path / file, arrays, dtype)
+    for file, content in others.items():
+        digests[file] = _write_parts(path / file, [content])
     if discriminator is None:
         (path / DISCRIMINATOR).unlink(missing_ok=True)
     write_atomic(path / CARD, card.encode())

@@ -3,38 +3,47 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
 from sis_jax.core.types import Generator, SisError, UsageError
+from sis_jax.nn.biggan import BigGAN
+from sis_jax.nn.conditional import check_classes
+from sis_jax.nn.dcgan import DCGAN
 from sis_jax.nn.stylegan2 import StyleGAN2
 from sis_jax.nn.stylegan2_discriminator import Discriminator
-from sis_jax.weights import catalogue, dcgan, files, stylegan2
+from sis_jax.weights import biggan, catalogue, dcgan, files, stylegan2
 from sis_jax.weights.build import arrays_of
 
 _CONVERT = "convert a checkpoint with scripts/convert_weights.py"
 
 
-def load_generator(name_or_path: str | os.PathLike | None = None) -> Generator:
+def load_generator(name_or_path: str | os.PathLike | None = None, classes: int | Iterable[int] | None = None) -> Generator:
     """A generator by name, from a weights folder, or straight from a foreign checkpoint (converted once, then kept in the cache).
 
-    None is the default that ships, "faces64". Names: `shipped()`. Raises UsageError for an unknown name or a folder without a generator, SisError
+    None is the default that ships, "faces64". Names: `shipped()`. classes: those that a conditional generator draws from, by number (default: those it was
+    converted for, else all); every seed stands for one of them. Raises UsageError for an unknown name or a folder without a generator, SisError
     where the weights are damaged; NaN and infinite numbers are refused.
     """
-    path = catalogue.find(name_or_path)
+    path = biggan.checkpoint_in(catalogue.find(name_or_path))
     if path.is_file():
         path = _converted(path)
     folder = files.read_config(path)
+    if folder.kind not in ("stylegan2", "dcgan", "biggan"):
+        raise UsageError(f'{path} holds a {folder.kind!r}, not a generator: expected "stylegan2", "dcgan" or "biggan"; {_CONVERT}')
     arrays, digest = files.read_arrays(path, folder)
     info = replace(folder.info(), sha256=digest)
-    if folder.kind == "stylegan2":
-        return stylegan2.build_generator(stylegan2.generator_config(folder.generator), arrays, str(path), info)
     if folder.kind == "dcgan":
+        check_classes(classes, 0)
         return dcgan.build_generator(dcgan.config_of(folder.generator), arrays, str(path), info)
-    raise UsageError(f'{path} holds a {folder.kind!r}, not a generator: expected "stylegan2" or "dcgan"; {_CONVERT}')
+    if folder.kind == "biggan":
+        gen = biggan.build_generator(biggan.config_of(folder.generator), arrays, str(path), info)
+    else:
+        gen = stylegan2.build_generator(stylegan2.generator_config(folder.generator), arrays, str(path), info)
+    return gen if classes is None else gen.with_classes(classes)
 
 
 def load_discriminator(name_or_path: str | os.PathLike | None = None) -> Discriminator:
@@ -56,7 +65,7 @@ def load_discriminator(name_or_path: str | os.PathLike | None = None) -> Discrim
 
 
 def save_generator(
-    gen: StyleGAN2,
+    gen: StyleGAN2 | DCGAN | BigGAN,
     path: str | os.PathLike,
     discriminator: Discriminator | None = None,
     *,
@@ -71,7 +80,7 @@ def save_generator(
     """
     path = Path(path)
     folder = files.Folder(
-        kind="stylegan2",
+        kind={StyleGAN2: "stylegan2", DCGAN: "dcgan", BigGAN: "biggan"}[type(gen)],
         name=gen.info.name,
         licence=gen.info.licence,
         generator=asdict(gen.config),

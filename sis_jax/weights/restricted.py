@@ -7,6 +7,7 @@ Work is bounded: a limited number of instructions, keys that cannot be made slow
 
 from __future__ import annotations
 
+import codecs
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ Builder = Callable[..., Any]
 _MAX_WORK = 1_000_000  # instructions; a training checkpoint of the largest network takes about 100,000
 _MAX_TEXT = 1 << 24
 _MAX_INTEGER = 64  # bytes
+_RAW_UNICODE = codecs.lookup("raw_unicode_escape")  # now: Python would import it when a file first uses it
 _MARK = object()
 _NOT_THERE = object()
 
@@ -304,13 +306,11 @@ class Machine:
         self._push(int.from_bytes(self._take(n), "little", signed=True))
 
     def _protocol(self) -> None:
-        protocol = self._number("B")
-        if protocol > 5:
+        if (protocol := self._number("B")) > 5:
             raise Refused(f"pickle protocol {protocol} does not exist")
 
     def _global(self) -> None:
-        module = self._line()
-        self._find(module, self._line())
+        self._find(self._line(), self._line())
 
     def _stack_global(self) -> None:
         name = self._pop()
@@ -328,7 +328,7 @@ class Machine:
         self._push(text[1:-1])
 
     def _raw_unicode(self) -> None:
-        self._push(self._line().encode("latin1").decode("raw_unicode_escape"))
+        self._push(_RAW_UNICODE.decode(self._line().encode("latin1"))[0])
 
 
 def _instructions() -> dict[int, Callable[[Machine], Any]]:

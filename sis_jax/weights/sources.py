@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from sis_jax.core.types import SisError
+from sis_jax.weights import torchscript
 from sis_jax.weights.arrays import NumpyArray, Tensor
 from sis_jax.weights.restricted import Record, Refused
 from sis_jax.weights.stylegan2 import Facts, Network
 
 _MAX_MODULES = 4096
 _MAX_NAME = 400
+_LABEL_LR = 0.1  # of the label network in NVIDIA's TensorFlow discriminators, unless they say otherwise
 _PREFIXES = ("G_ema", "g_ema", "generator_ema", "G", "g", "generator", "D", "d", "discriminator")
 # A name that only this network of this layout has.
 _SIGNS = (
@@ -24,17 +26,26 @@ _SIGNS = (
     ("rosinality", "generator", "input.input"),
     ("rosinality", "discriminator", "final_linear.1.weight"),
     ("dcgan", "generator", "main.0.weight"),
+    ("openai-clip", "clip", "ln_final.weight"),
+    ("openai-clip", "clip", "text.ln_final.weight"),
+    ("openai-clip", "clip", "visual.conv1.weight"),
+    ("transformers-clip", "clip", "text_model.final_layer_norm.weight"),
+    ("transformers-clip", "clip", "vision_model.post_layernorm.weight"),
+    ("biggan", "generator", "generator.gen_z.bias"),
+    ("flaxmodels", "generator", "synthesis_network/const"),
+    ("flaxmodels", "discriminator", "discriminator/output/weight"),
 )
 
 
 @dataclass(frozen=True)
 class Source:
-    """A foreign checkpoint: its layout, its (averaged, where it has one) generator and its discriminator, None where absent."""
+    """A foreign checkpoint: its layout, and its networks, None where absent: the (averaged, where it has one) generator, its discriminator; or a CLIP."""
 
     layout: str
     generator: Network | None
     discriminator: Network | None
     notes: tuple[str, ...] = ()
+    clip: Network | None = None
 
 
 class _Reader:
@@ -72,16 +83,18 @@ def recognise(tree: Any, size: int, what: str) -> Source:
         source = _recognise(tree, _Reader(size))
     except Refused as error:
         raise SisError(f"{what} was not read: {error}") from None
-    if source is None or (source.generator is None and source.discriminator is None):
+    if source is None or source.generator is source.discriminator is source.clip is None:
         keys = [str(key)[:40] for key in list(tree)[:6]] if isinstance(tree, dict) else type(tree).__name__
         raise SisError(
-            f"{what} holds no network known here: looked for StyleGAN2 (NVIDIA's PyTorch and TensorFlow pickles, rosinality's .pt, state dicts) "
-            f"and DCGAN, found {keys}"
+            f"{what} holds no network known here: looked for StyleGAN2 (NVIDIA's PyTorch and TensorFlow pickles, rosinality's .pt, state dicts, "
+            f"flaxmodels' .h5), DCGAN, BigGAN and CLIP, found {keys}"
         )
     return source
 
 
 def _recognise(tree: Any, reader: _Reader) -> Source | None:
+    if torchscript.is_module(tree):
+        tree = torchscript.state_dict(tree)
     if isinstance(tree, Record):
         tree = (tree,) if tree.name == "network" else {"G": tree}
     if isinstance(tree, (tuple, list)):
@@ -101,7 +114,8 @@ def _pick(layout: str, networks: list[tuple[str, Network]], notes: tuple[str, ..
     """The first generator (names are tried with the averaged one first) and the first discriminator."""
     generator = next((net for kind, net in networks if kind == "generator"), None)
     discriminator = next((net for kind, net in networks if kind == "discriminator"), None)
-    return Source(layout, generator, discriminator, notes)
+    clip = next((net for kind, net in networks if kind == "clip"), None)
+    return Source(layout, generator, discriminator, notes, clip)
 
 
 def _kind(arrays: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -124,7 +138,11 @@ def _state_dicts(tree: dict, reader: _Reader) -> Source | None:
     for _, kind, arrays in found:
         if kind == "generator" and layout == "rosinality" and average is not None and _is_array(average):
             arrays.setdefault("latent_avg", reader.array(average))
-    notes = ("a state dict does not say whether activations were clamped (conv_clamp); taken as not",) if layout == "ada" else ()
+    notes = (
+        ("a state dict does not say whether activations were clamped (conv_clamp); taken as not",)
+        if layout in ("ada", "flaxmodels")
+        else ()
+    )
     return _pick(layout, [(kind, Network(arrays)) for where, kind, arrays in found if where == layout], notes)
 
 
@@ -247,6 +265,8 @@ def _variables(net: Record, reader: _Reader) -> Iterator[tuple[str, np.ndarray]]
 def _tensorflow_facts(state: dict, kind: str) -> Facts:
     given = state.get("static_kwargs")
     kwargs: dict = given if isinstance(given, dict) else {}
+    if kind == "discriminator":
+        kwargs = {"mapping_lrmul": _LABEL_LR, **kwargs}
     kernel = kwargs.get("resample_kernel", [1, 3, 3, 1])
     if kernel is not None and (
         type(kernel) not in (list, tuple) or [k if type(k) in (int, float) else None for k in kernel] != [1, 3, 3, 1]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from sis_jax.core.types import Info, SisError
+from sis_jax.nn.conditional import check_classes
 from sis_jax.nn.stylegan2 import LR_MULTIPLIER, GeneratorConfig, StyleGAN2, resolutions
 from sis_jax.nn.stylegan2_discriminator import Discriminator, DiscriminatorConfig
 from sis_jax.weights.build import build, faults, refuse, shapes_of
@@ -45,7 +46,10 @@ class Network:
 
 @dataclass(frozen=True)
 class Converted:
-    """One network under our names: contiguous float32 arrays, the fields of its config, and what had to be supplied."""
+    """One network under our names: float32 arrays, the fields of its config, and what had to be supplied.
+
+    The arrays are views of the file where they can be, so that a conversion holds one array at a time and not a second network.
+    """
 
     arrays: Arrays
     config: dict[str, Any]
@@ -64,14 +68,19 @@ def discriminator_config(fields: Mapping[str, Any]) -> DiscriminatorConfig:
 
 def _config(kind, fields: Mapping[str, Any], what: str):
     try:
-        whole = {k: v for k, v in fields.items() if k not in ("channels", "conv_clamp")}
+        whole = {k: v for k, v in fields.items() if k not in ("channels", "conv_clamp", "label_concat", "classes")}
         if not all(type(v) is int and 0 <= v <= 65536 for v in whole.values()):
             raise TypeError("a size is not a whole number up to 65536")
         channels = tuple(fields["channels"])
         if not all(type(c) is int and 0 < c <= 65536 for c in channels):
             raise TypeError("a channel count is not a whole number up to 65536")
         clamp = fields.get("conv_clamp")
-        config = kind(**whole, channels=channels, conv_clamp=None if clamp is None else float(clamp))
+        more: dict[str, Any] = {"conv_clamp": None if clamp is None else float(clamp)}
+        if "classes" in fields:
+            more["classes"] = check_classes(tuple(fields["classes"]) or None, fields.get("c_dim", 0))
+        if "label_concat" in fields:
+            more["label_concat"] = bool(fields["label_concat"])
+        config = kind(**whole, channels=channels, **more)
         if config.resolution > _MAX_SIZE or config.mapping_layers > 64 or len(resolutions(config.resolution)) != len(channels):
             raise TypeError(
                 f"{config.resolution} pixels, {len(channels)} channel counts and {config.mapping_layers} layers do not go together"
@@ -93,23 +102,30 @@ def build_discriminator(config: DiscriminatorConfig, arrays: Mapping[str, np.nda
 
 def convert_generator(network: Network, layout: str, what: str) -> Converted:
     """A foreign generator under our names. layout: "ada", "tf" or "rosinality"; `what` names the file in errors."""
-    if layout == "tf" and any(key.startswith("mapping/LabelConcat") for key in network.arrays):
-        raise SisError(
-            f"{what} is a conditional StyleGAN2 of the first TensorFlow code (LabelConcat), which is not supported; ADA's conditional ones are"
-        )
     _check_facts(network.facts, "skip", what)
     arrays, wrong = translate(network.arrays, TABLES[layout, "generator"])
+    concat = layout == "tf" and "mapping/LabelConcat/weight" in network.arrays
+    if concat and arrays["mapping.embed.weight"].ndim == 2:
+        _equalise_label_concat(arrays)
     notes = _supply_noise(arrays)
     needs_average = "mapping.w_avg" not in arrays and "mapping.fc0.weight" in arrays
-    config = _read_generator(arrays, network.facts.conv_clamp, what, wrong)
+    config = replace(_read_generator(arrays, network.facts.conv_clamp, what, wrong), label_concat=concat)
     if needs_average:
         arrays["mapping.w_avg"] = np.zeros(config.w_dim, np.float32)
+    arrays = float32(arrays, network.facts.mapping_lr)
     refuse(what, wrong + faults(arrays, shapes_of(lambda: StyleGAN2(config))))
-    arrays = _owned(arrays, network.facts.mapping_lr)
     if needs_average:
         arrays["mapping.w_avg"] = _average_w(config, arrays)
         notes.append(f"the average w was missing; it was estimated from {_W_SAMPLES} samples")
     return Converted(arrays, asdict(config), tuple(notes))
+
+
+@np.errstate(all="ignore")
+def _equalise_label_concat(arrays: Arrays) -> None:
+    """The first TensorFlow code embeds labels by a bare matrix; ours has the equalised learning rate's 1 / sqrt(inputs) and a bias."""
+    weight = arrays["mapping.embed.weight"]
+    arrays["mapping.embed.weight"] = weight * np.float32(np.sqrt(len(weight)))
+    arrays["mapping.embed.bias"] = np.zeros(weight.shape[-1:], np.float32)
 
 
 def convert_discriminator(network: Network, layout: str, what: str) -> Converted:
@@ -117,8 +133,9 @@ def convert_discriminator(network: Network, layout: str, what: str) -> Converted
     _check_facts(network.facts, "resnet", what)
     arrays, wrong = translate(network.arrays, TABLES[layout, "discriminator"])
     config = _read_discriminator(arrays, network.facts, what, wrong)
+    arrays = float32(arrays, network.facts.mapping_lr)
     refuse(what, wrong + faults(arrays, shapes_of(lambda: Discriminator(config))))
-    return Converted(_owned(arrays, network.facts.mapping_lr), asdict(config))
+    return Converted(arrays, asdict(config))
 
 
 def _check_facts(facts: Facts, architecture: str, what: str) -> None:
@@ -130,15 +147,14 @@ def _check_facts(facts: Facts, architecture: str, what: str) -> None:
         raise SisError(f'{what} has the activation "{facts.activation[:20]}", only "lrelu" (the published default) is supported')
 
 
-def _owned(arrays: Arrays, mapping_lr: float) -> Arrays:
-    """Contiguous float32 copies, not views of the file; another learning rate multiplier of the mapping network is folded in."""
+@np.errstate(over="ignore")  # numbers that grow out of float32 are told as faults
+def float32(arrays: Arrays, mapping_lr: float = LR_MULTIPLIER) -> Arrays:
+    """The same arrays, floating-point ones as float32; another learning rate multiplier of the mapping network is folded in."""
     factor = np.float32(mapping_lr / LR_MULTIPLIER)
-    owned = {key: np.array(value, np.float32, order="C") for key, value in arrays.items()}
+    made = {key: np.asarray(value, np.float32) if value.dtype.kind == "f" else value for key, value in arrays.items()}
     if factor != 1:
-        for key in owned:
-            if key.startswith("mapping.fc"):
-                owned[key] *= factor
-    return owned
+        made |= {key: value * factor for key, value in made.items() if key.startswith("mapping.fc")}
+    return made
 
 
 def _sizes(arrays: Arrays, pattern: str) -> list[int]:
@@ -174,13 +190,13 @@ def _read_generator(arrays: Arrays, conv_clamp: float | None, what: str, wrong: 
         w_dim = _shape(arrays, "synthesis.b4.conv1.affine.weight", 2)[0]
         layers = len(_sizes(arrays, r"mapping\.fc(\d{1,3})\.weight"))
         n_in, width = _shape(arrays, "mapping.fc0.weight", 2)
-        c_dim = _shape(arrays, "mapping.embed.weight", 2)[0] if "mapping.embed.weight" in arrays else 0
+        c_dim, embed_dim = _shape(arrays, "mapping.embed.weight", 2) if "mapping.embed.weight" in arrays else (0, 0)
     except KeyError as error:
         raise _unreadable(what, error.args[0], wrong, "generator") from None
-    z_dim = n_in - (w_dim if c_dim else 0)
-    if z_dim < 1:
-        raise SisError(f"{what}: the first mapping layer takes {n_in} numbers, too few for a label embedding of {w_dim}")
-    return GeneratorConfig(top, channels, z_dim, w_dim, c_dim, layers, width if layers > 1 else w_dim, conv_clamp)
+    z_dim = n_in - embed_dim
+    if z_dim < 1 or (embed_dim and not c_dim):
+        raise SisError(f"{what}: the first mapping layer takes {n_in} numbers, too few for a label embedding of {embed_dim}")
+    return GeneratorConfig(top, channels, z_dim, w_dim, c_dim, layers, width if layers > 1 else w_dim, conv_clamp, embed_dim)
 
 
 def _read_discriminator(arrays: Arrays, facts: Facts, what: str, wrong: list[str]) -> DiscriminatorConfig:
@@ -189,7 +205,8 @@ def _read_discriminator(arrays: Arrays, facts: Facts, what: str, wrong: list[str
         channels = (_shape(arrays, "b4.conv.weight", 4)[3],)
         channels += tuple(_shape(arrays, f"b{r}.conv0.weight", 4)[2] for r in resolutions(top)[1:])
         layers = len(_sizes(arrays, r"mapping\.fc(\d{1,3})\.weight"))
-        c_dim, cmap = _shape(arrays, "mapping.embed.weight", 2) if "mapping.embed.weight" in arrays else (0, 0)
+        scores = _shape(arrays, "b4.out.weight", 2)[1]
+        c_dim, cmap = _shape(arrays, "mapping.embed.weight", 2) if "mapping.embed.weight" in arrays else (scores if scores > 1 else 0, 0)
     except KeyError as error:
         raise _unreadable(what, error.args[0], wrong, "discriminator") from None
     return DiscriminatorConfig(top, channels, c_dim, cmap, layers, facts.mbstd_group or 4, facts.conv_clamp)

@@ -1,8 +1,9 @@
 """StyleGAN2 in other people's layouts: one table each from their names to ours.
 
 Layouts: "ada" (NVIDIA's PyTorch networks: ADA, and StyleGAN2 saved by the StyleGAN3 code), "tf" (NVIDIA's TensorFlow networks), "rosinality"
-(the widespread PyTorch port). A rule is (pattern, our name, transform); our name may be a function of the match. Every name in a file must match exactly
-one rule of its table; what we do not need (filters, counters) is dropped by a rule of its own.
+(the widespread PyTorch port), "flaxmodels" (HDF5 files of that library; its orientation is TensorFlow's). A rule is (pattern, our name, transform); our
+name may be a function of the match. Every name in a file must match exactly one rule of its table; what we do not need (filters, counters) is
+dropped by a rule of its own.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ _TF_ANY_LAYER = r"synthesis/(\d+)x\d+/(Conv|Conv0_up|Conv1|ToRGB)/"
 _TF_GENERATOR: tuple[Rule, ...] = (
     (r"mapping/Dense(\d+)/(weight|bias)", r"mapping.fc\1.\2", "same"),
     (r"mapping/LabelEmbed/(weight|bias)", r"mapping.embed.\1", "same"),
+    (r"mapping/LabelConcat/weight", "mapping.embed.weight", "same"),
     (r"dlatent_avg", "mapping.w_avg", "same"),
     (r"synthesis/4x4/Const/const", "synthesis.b4.const", "1chw"),
     (_TF_ANY_LAYER + "(weight|mod_weight|bias)", _tf_layer, "same"),
@@ -90,6 +92,37 @@ _TF_DISCRIMINATOR: tuple[Rule, ...] = (
     (r"4x4/Dense0/bias", "b4.fc.bias", "same"),
     (r"Output/(weight|bias)", r"b4.out.\1", "same"),
     (r"lod", "", "drop"),
+)
+
+
+def _h5_layer(match: re.Match, _: int) -> str:
+    """Block RxR, layer0 or layer1 (the only one at 4x4 is layer0 there, conv1 here) or torgb."""
+    resolution, layer, rest = match.groups()
+    ours = "torgb" if layer == "torgb" else "conv1" if resolution == "4" else f"conv{layer[-1]}"
+    return f"synthesis.b{resolution}.{ours}.{rest.removeprefix('conv/').replace('/', '.')}"
+
+
+_H5_BLOCK = r"block_(\d+)x\d+/"
+_H5_LAYER = "synthesis_network/" + _H5_BLOCK + r"(layer[01]|torgb)/"
+_FLAXMODELS_GENERATOR: tuple[Rule, ...] = (
+    (r"mapping_network/(fc\d+)/(weight|bias)", r"mapping.\1.\2", "same"),
+    (r"mapping_network/label_embedding/(weight|bias)", r"mapping.embed.\1", "same"),
+    (r"mapping_network/w_avg", "mapping.w_avg", "same"),
+    (r"synthesis_network/const", "synthesis.b4.const", "1hwc"),
+    (_H5_LAYER + r"(affine/weight|conv/weight|conv/bias)", _h5_layer, "same"),
+    (_H5_LAYER + r"(affine/bias)", _h5_layer, "plus_one"),
+    (_H5_LAYER + r"(noise_const)", _h5_layer, "1hw1"),
+    (_H5_LAYER + r"(noise_strength)", _h5_layer, "scalar"),
+)
+_FLAXMODELS_DISCRIMINATOR: tuple[Rule, ...] = (
+    (r"discriminator/(fc\d+)/(weight|bias)", r"mapping.\1.\2", "same"),
+    (r"discriminator/label_embedding/(weight|bias)", r"mapping.embed.\1", "same"),
+    (r"discriminator/block_\d+x\d+/fromrgb/(weight|bias)", r"fromrgb.\1", "same"),
+    (r"discriminator/block_(?!4x)(\d+)x\d+/(conv[01]|skip)/(weight|bias)", r"b\1.\2.\3", "same"),
+    (r"discriminator/block_4x4/conv0/(weight|bias)", r"b4.conv.\1", "same"),
+    (r"discriminator/block_4x4/fc0/weight", "b4.fc.weight", "rows_chw"),
+    (r"discriminator/block_4x4/fc0/bias", "b4.fc.bias", "same"),
+    (r"discriminator/output/(weight|bias)", r"b4.out.\1", "same"),
 )
 
 
@@ -162,6 +195,8 @@ TABLES: dict[tuple[str, str], tuple[Rule, ...]] = {
     ("ada", "discriminator"): _ADA_DISCRIMINATOR,
     ("tf", "generator"): _TF_GENERATOR,
     ("tf", "discriminator"): _TF_DISCRIMINATOR,
+    ("flaxmodels", "generator"): _FLAXMODELS_GENERATOR,
+    ("flaxmodels", "discriminator"): _FLAXMODELS_DISCRIMINATOR,
     ("rosinality", "generator"): _ROSINALITY_GENERATOR,
     ("rosinality", "discriminator"): _ROSINALITY_DISCRIMINATOR,
 }

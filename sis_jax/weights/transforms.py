@@ -51,12 +51,16 @@ TRANSFORMS: dict[str, tuple[int | None, Callable[[np.ndarray], np.ndarray | None
     "oihw_flipped": (4, lambda a: _hwio(a)[::-1, ::-1]),  # up-convolutions are stored mirrored there
     "1oihw": (5, lambda a: _hwio(a[0])),
     "1oihw_flipped": (5, lambda a: _hwio(a[0])[::-1, ::-1]),
+    "oihw_rgb": (4, lambda a: _hwio(a[:3])),
+    "rgb": (1, lambda a: a[:3]),
     "chw": (3, lambda a: a.transpose(1, 2, 0)),
     "1chw": (4, lambda a: a[0].transpose(1, 2, 0)),
     "11hw": (4, lambda a: a[0, 0]),
     "1c11": (4, lambda a: a.reshape(a.shape[1]) if a.size == a.shape[1] else a),
     "linear_chw": (2, lambda a: _rows_chw_to_hwc(a.T)),
-    # TensorFlow
+    # TensorFlow, and flaxmodels, which keeps its orientation in NHWC
+    "1hwc": (4, lambda a: a[0] if len(a) == 1 else a),
+    "1hw1": (4, lambda a: a[0, :, :, 0] if len(a) == 1 == a.shape[3] else a),
     "rows_chw": (2, _rows_chw_to_hwc),
 }
 
@@ -66,4 +70,8 @@ def apply(name: str, value: np.ndarray) -> np.ndarray | None:
     rank, function = TRANSFORMS[name]
     if rank is not None and value.ndim != rank:
         raise SisError(f"it has {value.ndim} axes, expected {rank}")
-    return function(value)
+    try:
+        with np.errstate(all="ignore"):  # numbers beyond all bounds are told as faults
+            return function(value)
+    except (IndexError, ValueError):  # an axis of no length
+        raise SisError("it cannot be brought into our orientation") from None

@@ -1,0 +1,86 @@
+"""Where a CLIP is, by name: weights that lie here, OpenAI's published files, and models of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from sis_jax.core.types import SisError, UsageError, unknown_name
+from sis_jax.weights import catalogue, files
+from sis_jax.weights.clip_files import WEIGHTS, weights_file
+
+_HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_BESIDE = ("config.json", "open_clip_config.json", "preprocessor_config.json", "vocab.json", "merges.txt")
+
+
+def find(name_or_path: str | os.PathLike) -> Path:
+    """The folder or file of a name or path; UsageError that says what to do where there is none.
+
+    Names: folders in the search path, OpenAI's ("ViT-B/32", "RN50x64", or "clip-vit-b32" as the catalogue writes them), hub names ("owner/model").
+    """
+    text = os.fspath(name_or_path)
+    known, path = catalogue.folders(), Path(text)
+    if text in known:
+        return known[text]
+    public = catalogue.CLIPS.get(text) or catalogue.CLIPS.get(catalogue.clip_name(text))
+    if public is not None and not path.exists():
+        return _published(public)
+    if path.name in (files.MODEL, files.CONFIG) and files.is_folder(path.parent):
+        return path.parent
+    if text and path.exists():
+        return path
+    if _HUB.fullmatch(text):
+        return _hub(text)
+    cure = "Give one of these, a hub name (owner/model), a Hugging Face folder, a weights folder or a checkpoint file."
+    raise unknown_name("CLIP", text, {*known, *catalogue.CLIPS}, cure)
+
+
+def _published(public: catalogue.Public) -> Path:
+    """OpenAI's file, checked against the digest in its address: whoever asks for it by name means that file."""
+    path = catalogue.public_file(public)
+    digest = files.sha256_of(path)
+    if digest != public.sha256:
+        raise SisError(
+            f"{path} is not the published {public.name} (sha256 {digest[:12]}..., expected {public.sha256[:12]}...): "
+            f"download {public.source}/{public.file} again, or load your own file by its path"
+        )
+    return path
+
+
+def _hub(name: str) -> Path:
+    """A model of the hub: from a folder here, the hub's own cache, or the network, in this order."""
+    model = name.split("/")[1]
+    for place in catalogue.search_folders():
+        if _complete(place / model):
+            return place / model
+    folder, problem = _snapshot(name, [*_BESIDE, *WEIGHTS], offline=True)
+    for weights in WEIGHTS:
+        if folder is not None and _complete(folder):
+            return folder
+        folder, problem = _snapshot(name, [*_BESIDE, weights], offline=False)
+        if folder is None:
+            break
+    if folder is not None and _complete(folder):
+        return folder
+    here = os.environ.get(catalogue.SEARCH_PATH, "").split(os.pathsep)[0] or "ported_weights"
+    raise UsageError(
+        f"{name} is not here and was not downloaded ({problem}): download {WEIGHTS[0]}, {', '.join(p for p in _BESIDE if 'open' not in p)} from "
+        f"https://huggingface.co/{name} into {Path(here) / model}, or give the path of a folder that holds them, "
+        f"or of one made by scripts/convert_weights.py"
+    )
+
+
+def _complete(folder: Path) -> bool:
+    return files.is_folder(folder) or weights_file(folder).is_file()
+
+
+def _snapshot(name: str, patterns: list[str], offline: bool) -> tuple[Path | None, str]:
+    """The hub client's folder of a model, None with the reason where it has none."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=offline)), "it has no weights that can be read here"
+    except Exception as error:  # the client raises its own errors, those of its HTTP library, and OSError
+        text = str(error).strip()
+        return None, (text.splitlines()[0].rstrip(".:")[:160] if text else type(error).__name__)

@@ -1,0 +1,124 @@
+"""`nn/clip_training.py` and `data/captions.py`: the losses by hand, a network that learns two words, captions that are true."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sis_jax.data import captions
+from sis_jax.nn import clip_training as training
+from sis_jax.nn.clip import CLIPConfig, TextConfig, TransformerConfig, ViTConfig
+
+NAMES = [*captions.WITH, "Male", "Young", "No_Beard"]
+
+
+@pytest.fixture(scope="module")
+def config():
+    block = TransformerConfig(16, 2, 2, 32)
+    return CLIPConfig(8, ViTConfig(16, 4, block), TextConfig(10, 4, block))
+
+
+def test_the_loss_by_hand():
+    logits = jnp.asarray([[1.0, -2.0], [0.5, 3.0], [-1.0, 0.0]])
+    true = jnp.asarray([[True, False], [False, True], [False, False]])
+    soft = lambda v: np.log1p(np.exp(-v))  # noqa: E731
+    first = 0.5 * soft(1.0) + 0.5 * (soft(-0.5) + soft(1.0)) / 2
+    second = 0.5 * soft(3.0) + 0.5 * (soft(2.0) + soft(0.0)) / 2
+    assert float(training.contrast(logits, true)) == pytest.approx((first + second) / 2, rel=1e-5)
+
+
+def test_how_often_a_text_is_true_does_not_weigh():
+    """Ten pictures it is not true of instead of one: the same loss."""
+    few = training.contrast(jnp.asarray([[2.0], [1.0]]), jnp.asarray([[True], [False]]))
+    many = training.contrast(jnp.asarray([[2.0], *[[1.0]] * 10]), jnp.asarray([[True], *[[False]] * 10]))
+    assert float(few) == pytest.approx(float(many), rel=1e-5)
+
+
+def test_patches_that_resemble_the_text_decide():
+    patches = jnp.asarray([[[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]])
+    texts = jnp.asarray([[1.0, 0.0]])
+    assert float(training.patch_similarity(patches, texts, 0.0)[0, 0]) == pytest.approx(1 / 3, rel=1e-5)
+    assert float(training.patch_similarity(patches, texts, 50.0)[0, 0]) == pytest.approx(1, rel=1e-4)
+
+
+def test_both_encodings_are_those_of_the_network(config):
+    network = training.initial(config, 0)
+    pixels = jnp.asarray(np.random.default_rng(0).standard_normal((2, 16, 16, 3)), jnp.float32)
+    image, dense = training.encode(network, pixels, None)
+    np.testing.assert_allclose(image, network.visual(pixels), atol=1e-4)
+    np.testing.assert_allclose(dense.reshape(2, 4, 4, 8), network.visual.dense(pixels), atol=1e-4)
+    kept = jnp.asarray([[3, 7], [0, 15]])
+    assert training.encode(network, pixels, kept)[1].shape == (2, 2, 8)
+
+
+def test_the_rate():
+    recipe = training.Recipe(learning_rate=1.0)
+    rates = [training.rate_at(p, recipe) for p in (0, 0.025, 0.05, 0.525, 1.0)]
+    assert 0 < rates[0] < 0.05 and rates[1:] == pytest.approx([0.5, 1.0, 0.5, 0.0], abs=1e-6)
+
+
+def test_two_words_are_learned_and_found(config):
+    """A light square somewhere, or none, told by one word or the other; afterwards the word lies where the square is."""
+    rng = np.random.default_rng(0)
+    recipe = training.Recipe(learning_rate=5e-3, keep=1.0, ema=0.9)
+    graph, state = training.new_state(training.initial(config, 1), recipe)
+    step = jax.jit(training.step, static_argnames="recipe")
+    ids = jnp.asarray([[8, 1, 9, 9], [8, 2, 9, 9]])
+    losses = []
+    for i in range(150):
+        pixels, lit, _ = squares(rng, 16)
+        true = np.stack([lit, ~lit], axis=1)
+        rate = np.float32(training.rate_at(i / 150, recipe))
+        state, told = step(graph, state, jnp.asarray(pixels), ids, jnp.asarray(true), jnp.asarray(rate), jax.random.key(i), recipe=recipe)
+        losses.append(float(told["global"]))
+    assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:10])
+    network = training.averaged(graph, state)
+    pixels, lit, places = squares(np.random.default_rng(5), 40)
+    text = np.asarray(network.text(ids))
+    image = np.asarray(network.visual(jnp.asarray(pixels)))
+    score = image @ (text[0] - text[1])
+    assert score[lit].mean() > score[~lit].mean() and ((score > np.median(score)) == lit).mean() > 0.8
+    dense = np.array(network.visual.dense(jnp.asarray(pixels)))
+    dense /= np.linalg.norm(dense, axis=-1, keepdims=True)
+    where = (dense @ text[0]).reshape(40, 16).argmax(1)
+    assert (where[lit] == places[lit]).mean() > 0.7
+
+
+def squares(rng, n):
+    """Grey noise with, for half of them, a light square on one of 4 x 4 places."""
+    pixels = 0.1 * rng.standard_normal((n, 16, 16, 3)).astype(np.float32)
+    lit, places = np.arange(n) % 2 == 0, rng.integers(0, 16, n)
+    for i in np.flatnonzero(lit):
+        y, x = divmod(int(places[i]), 4)
+        pixels[i, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4] += 2
+    return pixels, lit, places
+
+
+# Captions
+
+
+def attributes(n=50, seed=0):
+    return np.random.default_rng(seed).random((n, len(NAMES))) < 0.3
+
+
+def test_composed_captions_are_true_of_their_picture():
+    table = attributes()
+    rng = np.random.default_rng(1)
+    for i, row in enumerate(table):
+        for _ in range(5):
+            caption = captions.composed_caption(row, NAMES, table.mean(0), rng)
+            assert caption.true_of(table)[i]
+            for name, phrases in captions.WITH.items():  # what is said is what is needed
+                if any(f" {p}" in caption.text for p in phrases[:1]) and not any(p in phrases[0] for p in ("makeup", "hair")):
+                    assert row[NAMES.index(name)], (caption.text, name)
+    assert captions.composed_caption(np.zeros(len(NAMES), bool), NAMES, table.mean(0), rng).text
+
+
+def test_single_captions():
+    singles = {c.text: c for c in captions.single_captions(NAMES)}
+    table = attributes()
+    glasses = NAMES.index("Eyeglasses")
+    assert np.array_equal(singles["a photo of glasses"].true_of(table), table[:, glasses])
+    assert np.array_equal(singles["a person without glasses"].true_of(table), ~table[:, glasses])
+    assert np.array_equal(singles["the hat"].true_of(table), table[:, NAMES.index("Wearing_Hat")])
+    assert singles["a person"].true_of(table).all() and len(singles) > 300
