@@ -13,19 +13,29 @@ from sis_jax.core import cli
 
 _NEEDED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "einops", "safetensors", "pillow", "scipy", "transformers")
 
+# Sub-commands, "module:function"; the stages are modules of their own.
+_COMMANDS = {"export": "sis_jax.export:export"}
+
 
 def main(argv: list[str] | None = None) -> int:
     """Print stages, versions, devices, weights and their licences, then every problem found. Exit 0 when there is none, 1 otherwise."""
     argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in _COMMANDS:
+        return cli.run(_command(argv[0]), argv=argv[1:])
     if argv in (["-h"], ["--help"]):
         print(
-            "usage: python -m sis_jax\n\nWhat is here: stages, versions, devices, weights and their licences, and what is wrong with its cure."
+            "usage: python -m sis_jax [COMMAND ...]\n\nWhat is here: stages, versions, devices, weights and their licences, and what is wrong with its cure."
         )
+        print("\nCommands:")
+        print("\n".join(f"  python -m sis_jax {name} --help" for name in _COMMANDS))
         print("\nA stage has its own help:")
         print("\n".join(f"  python -m sis_jax.{verb} --help" for verb in _stages()))
         return 0
     if argv:
-        print(f"python -m sis_jax takes no arguments, got {argv[0]!r}; the stages are {_commands()}", file=sys.stderr)
+        known = ", ".join(_COMMANDS)
+        print(
+            f"python -m sis_jax takes no arguments but a command ({known}), got {argv[0]!r}; the stages are {_commands()}", file=sys.stderr
+        )
         return 2
     problems: list[str] = []
     print(f"sis_jax {sis_jax.__version__}, Python {sys.version.split()[0]}")
@@ -38,6 +48,13 @@ def main(argv: list[str] | None = None) -> int:
     for problem in problems:
         print(f"  {problem}")
     return 1 if problems else 0
+
+
+def _command(name: str) -> Callable:
+    import importlib
+
+    module, _, function = _COMMANDS[name].partition(":")
+    return getattr(importlib.import_module(module), function)
 
 
 def _stages() -> list[str]:

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Int64, Integer, Shaped, UInt8
+from jaxtyping import Bool, Float, Float32, Int64, Integer, Shaped, UInt8
 from numpy.typing import ArrayLike
 
-from .types import UsageError
+from .types import Array, UsageError
 
 # ---------------------------------------------------------------------------------------------------------------------------- segmentation
 
@@ -45,7 +45,7 @@ def confusion(
 def iou(counts: Integer[np.ndarray, "k k"]) -> Float[np.ndarray, "k"]:
     """Intersection over union per class, 0..1; NaN for a class that is in neither truth nor prediction."""
     hit = np.diagonal(counts)
-    return _ratio(hit, counts.sum(0) + counts.sum(1) - hit)
+    return ratio(hit, counts.sum(0) + counts.sum(1) - hit)
 
 
 def mean_iou(counts: Integer[np.ndarray, "k k"]) -> float:
@@ -55,22 +55,22 @@ def mean_iou(counts: Integer[np.ndarray, "k k"]) -> float:
 
 def precision(counts: Integer[np.ndarray, "k k"]) -> Float[np.ndarray, "k"]:
     """Share of the pixels predicted as each class that are it; NaN for a class that was never predicted."""
-    return _ratio(np.diagonal(counts), counts.sum(0))
+    return ratio(np.diagonal(counts), counts.sum(0))
 
 
 def recall(counts: Integer[np.ndarray, "k k"]) -> Float[np.ndarray, "k"]:
     """Share of the pixels of each class that were found; NaN for a class that is not in the truth."""
-    return _ratio(np.diagonal(counts), counts.sum(1))
+    return ratio(np.diagonal(counts), counts.sum(1))
 
 
 def f1(counts: Integer[np.ndarray, "k k"]) -> Float[np.ndarray, "k"]:
     """2 hits / (truth + prediction) per class (Dice); NaN for a class that is in neither."""
-    return _ratio(2 * np.diagonal(counts), counts.sum(0) + counts.sum(1))
+    return ratio(2 * np.diagonal(counts), counts.sum(0) + counts.sum(1))
 
 
 def accuracy(counts: Integer[np.ndarray, "k k"]) -> float:
     """Share of all counted pixels that were named right; NaN when nothing was counted."""
-    return float(_ratio(np.trace(counts), counts.sum()))
+    return float(ratio(np.trace(counts), counts.sum()))
 
 
 def boundary_band(mask: Shaped[np.ndarray, "h w"], radius: float, ignore: int | None = 255) -> Bool[np.ndarray, "h w"]:
@@ -79,12 +79,35 @@ def boundary_band(mask: Shaped[np.ndarray, "h w"], radius: float, ignore: int | 
     For two classes this is dilation minus erosion by a disk. What lies outside the picture counts for nothing, and neither do pixels of
     value `ignore`, which are in no band. A mask of one class has an empty band.
     """
-    from scipy.ndimage import distance_transform_edt
-
     mask = np.asarray(mask)
     if mask.ndim != 2:
         raise UsageError(f"a mask has two axes [h w], got shape {mask.shape}")
     valid = np.ones(mask.shape, bool) if ignore is None or mask.dtype == bool else mask != ignore
+    return _band_by_distance(mask, radius, valid) if radius > _SHIFTED else _band_by_shifts(mask, radius, valid)
+
+
+_SHIFTED = 6  # pixels; for wider bands distance transforms cost less
+
+
+def _band_by_shifts(mask: np.ndarray, radius: float, valid: np.ndarray) -> np.ndarray:
+    """Compare the mask with itself moved by every offset of the disk: its cost does not grow with the number of classes."""
+    band, reach = np.zeros(mask.shape, bool), int(radius)
+    for dy in range(reach + 1):
+        for dx in range(-reach, reach + 1):
+            # Of two opposite offsets one is enough: both pixels of a differing pair are in the band.
+            if (dy == 0 and dx <= 0) or dy * dy + dx * dx > radius * radius:
+                continue
+            here = (slice(dy, None), slice(max(dx, 0), min(dx, 0) or None))
+            there = (slice(None, -dy or None), slice(max(-dx, 0), min(-dx, 0) or None))
+            differs = (mask[here] != mask[there]) & valid[here] & valid[there]
+            band[here] |= differs
+            band[there] |= differs
+    return band
+
+
+def _band_by_distance(mask: np.ndarray, radius: float, valid: np.ndarray) -> np.ndarray:
+    from scipy.ndimage import distance_transform_edt
+
     band = np.zeros(mask.shape, bool)
     for class_id in np.unique(mask[valid]):
         own = valid & (mask == class_id)
@@ -94,7 +117,34 @@ def boundary_band(mask: Shaped[np.ndarray, "h w"], radius: float, ignore: int | 
     return band
 
 
-def _ratio(part: ArrayLike, whole: ArrayLike) -> np.ndarray:
+def hungarian(counts: Integer[np.ndarray, "k p"]) -> Int64[np.ndarray, "p"]:
+    """The one-to-one matching of predicted to true classes that agrees on most pixels (Kuhn 1955): a true class per predicted one, or -1.
+
+    It looks at the truth, so that a score after it is no zero-label score.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    rows, columns = linear_sum_assignment(counts, maximize=True)
+    matched = np.full(counts.shape[1], -1, np.int64)
+    matched[columns] = rows
+    return matched
+
+
+def majority(counts: Integer[np.ndarray, "k p"]) -> Int64[np.ndarray, "p"]:
+    """Each predicted class goes to the true class it shares most pixels with, many to one; -1 for a class never predicted.
+
+    It looks at the truth, and rewards many small classes.
+    """
+    return np.where(counts.sum(0) > 0, counts.argmax(0), -1).astype(np.int64)
+
+
+def resampling_weights(n: int, resamples: int, seed: int) -> Int64[np.ndarray, "r n"]:
+    """How often each of n images is drawn in each bootstrap resample (Efron 1979): images, not pixels, are what a test set is a sample of."""
+    return np.random.default_rng([seed, n]).multinomial(n, np.full(n, 1 / n), size=resamples)
+
+
+def ratio(part: ArrayLike, whole: ArrayLike) -> np.ndarray:
+    """part / whole elementwise in float64, NaN where the whole is 0."""
     part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
     return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
 

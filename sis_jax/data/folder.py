@@ -1,0 +1,208 @@
+"""The image + mask dataset on disk: `data/` of a run.
+
+    data/
+    ├── classes.json       [{"id": 1, "name": "hair", "colour": "#c0392b", "prompts": [...], "clusters": [3, 7], "score": .., "margin": ..}]
+    ├── README.md          how it was made, and the licence that follows from the generator
+    ├── train/images/000000.png · masks/000000.png (8-bit palette, pixel = class id) · metadata.jsonl
+    └── val/ …
+
+A split is whole once its `metadata.jsonl` is there: it goes last. Until then the rows wait in `.chunks/`, one file per finished chunk, which is
+what a resumed run, and several processes that write one dataset, go by. Hugging Face `datasets` loads the folder as it lies (`imagefolder`).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from sis_jax.core import draw
+from sis_jax.core.types import SisError, UsageError
+from sis_jax.data.run import write_atomic
+
+METADATA, CLASSES, CARD = "metadata.jsonl", "classes.json", "README.md"
+_CHUNKS = ".chunks"
+_MAKE = "make one with python -m sis_jax.synthesize RUN"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One picture with its mask: image uint8[h w 3], mask uint8[h w] of class ids, 255 = ignore.
+
+    certainty: float32[h w] in 0..1, how sure the labelled class is at each pixel, where it was kept. confidence: its mean over the picture.
+    """
+
+    name: str
+    image: UInt8[np.ndarray, "h w 3"]
+    mask: UInt8[np.ndarray, "h w"]
+    seed: int | None = None
+    confidence: float | None = None
+    certainty: Float[np.ndarray, "h w"] | None = None
+
+
+@dataclass(frozen=True)
+class Split(Sequence):  # not Sequence[Example]: a checker of types would read a picture to see whether it is one
+    """The examples of one split, read when asked for: `split[3]`, `len(split)`, `for example in split`."""
+
+    path: Path
+    rows: tuple[dict[str, Any], ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index):  # type: ignore[override]
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        row = self.rows[index]
+        image = np.asarray(_open(self.path / row["file_name"]).convert("RGB"))
+        mask = np.asarray(_open(self.path / row["mask_file_name"]))
+        if mask.ndim != 2 or mask.shape != image.shape[:2]:
+            raise SisError(f"{self.path / row['mask_file_name']} has the shape {mask.shape}, its picture {image.shape}: {_MAKE} --overwrite")
+        certainty = None
+        if row.get("certainty_file_name"):
+            certainty = np.asarray(_open(self.path / row["certainty_file_name"]).convert("L"), np.float32) / 255
+        name = Path(row["file_name"]).stem
+        return Example(name, image, mask.astype(np.uint8), row.get("seed"), row.get("confidence"), certainty)
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image.load()
+        return image
+    except OSError as error:
+        raise SisError(f"{path} cannot be read ({error}): the dataset is damaged; {_MAKE} --overwrite") from None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset of pictures and masks. classes: as in classes.json, id 0 is the background. splits: those that are whole."""
+
+    path: Path
+    classes: tuple[dict[str, Any], ...]
+    splits: tuple[str, ...]
+    card: str = ""
+
+    @classmethod
+    def open(cls, path: str | Path) -> Dataset:
+        """The dataset in a data folder, or in `data/` of a run. Raises UsageError where there is none, or it is not finished."""
+        path = Path(path)
+        place = path / "data" if (path / "data" / CLASSES).is_file() else path
+        if not (place / CLASSES).is_file():
+            raise UsageError(f"{path} holds no dataset (looked for {CLASSES}): {_MAKE}")
+        splits = tuple(sorted(f.parent.name for f in place.glob(f"*/{METADATA}")))
+        if "train" not in splits:
+            raise UsageError(f"the dataset in {place} is not finished: give the synthesize command again, it resumes")
+        try:
+            classes = tuple(json.loads((place / CLASSES).read_text("utf-8")))
+            card = (place / CARD).read_text("utf-8") if (place / CARD).exists() else ""
+        except (OSError, ValueError) as error:
+            raise SisError(f"{place / CLASSES} cannot be read ({error}); {_MAKE} --overwrite") from None
+        return cls(place, classes, splits, card)
+
+    @property
+    def licence(self) -> str:
+        """The terms of the pictures, from the card."""
+        return next((line.split(":", 1)[1].strip() for line in self.card.splitlines() if line.startswith("Licence:")), "unknown")
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Class id -> name."""
+        return {c["id"]: c["name"] for c in self.classes}
+
+    def split(self, name: str = "train") -> Split:
+        """One split. Raises UsageError for a name that is not there."""
+        if name not in self.splits:
+            raise UsageError(f"the dataset in {self.path} has no split {name!r}; it has {', '.join(self.splits)}")
+        try:
+            lines = (self.path / name / METADATA).read_text("utf-8").splitlines()
+            return Split(self.path / name, tuple(json.loads(line) for line in lines))
+        except (OSError, ValueError) as error:
+            raise SisError(f"{self.path / name / METADATA} cannot be read ({error}); {_MAKE} --overwrite") from None
+
+    def __len__(self) -> int:
+        return sum(len(self.split(name)) for name in self.splits)
+
+    def show(self, count: int = 8, split: str = "train") -> Image.Image:
+        """Pictures over their masks over both, as one picture; a notebook draws it."""
+        shown = self.split(split)[: max(1, count)]
+        images, masks = np.stack([e.image for e in shown]), np.stack([e.mask for e in shown])
+        return Image.fromarray(draw.sample_grid(images, masks, [e.name for e in shown]))
+
+
+class SplitWriter:
+    """Writes one split in chunks that can be done in any order, by any process, and again.
+
+    `with` is not needed: every call leaves whole files. After the last chunk, `finish` puts the metadata together.
+    """
+
+    def __init__(self, folder: Path, total: int, chunk: int):
+        self.folder, self.total, self.chunk = folder, total, chunk
+        self.digits = max(6, len(str(total - 1)))
+
+    def chunks(self) -> list[range]:
+        """The chunks of example numbers."""
+        return [range(start, min(start + self.chunk, self.total)) for start in range(0, self.total, self.chunk)]
+
+    def _record(self, start: int) -> Path:
+        return self.folder / _CHUNKS / f"{start:0{self.digits}d}.jsonl"
+
+    def done(self, chunk: range) -> bool:
+        """Whether this chunk was written before."""
+        return self.finished or self._record(chunk.start).is_file()
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / METADATA).is_file()
+
+    def write(self, chunk: range, examples: Iterator[Example]) -> None:
+        """Write the examples of one chunk, in order; their names become their numbers."""
+        rows = []
+        with ThreadPoolExecutor(4) as pool:  # deflating PNGs takes longer than drawing small pictures, and lets other threads run
+            jobs = [pool.submit(self._write_one, number, example) for number, example in zip(chunk, examples, strict=True)]
+            rows = [job.result() for job in jobs]
+        write_atomic(self._record(chunk.start), "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+    def _write_one(self, number: int, example: Example) -> dict[str, Any]:
+        name = f"{number:0{self.digits}d}.png"
+        row: dict[str, Any] = {"file_name": f"images/{name}", "mask_file_name": f"masks/{name}"}
+        write_atomic(self.folder / row["file_name"], _png(Image.fromarray(example.image)))
+        write_atomic(self.folder / row["mask_file_name"], _png(draw.palette_png(example.mask)))
+        if example.certainty is not None:
+            row["certainty_file_name"] = f"certainty/{name}"
+            grey = np.round(255 * np.clip(example.certainty, 0, 1)).astype(np.uint8)
+            write_atomic(self.folder / row["certainty_file_name"], _png(Image.fromarray(grey)))
+        confidence = None if example.confidence is None else round(float(example.confidence), 5)
+        return row | {"seed": example.seed, "confidence": confidence}
+
+    def finish(self) -> None:
+        """Put the metadata of all chunks into one file and remove the pieces; SisError where a chunk is missing."""
+        if self.finished:
+            return
+        parts = [self._record(chunk.start) for chunk in self.chunks()]
+        missing = [p for p in parts if not p.is_file()]
+        if missing:
+            raise SisError(f"{len(missing)} of {len(parts)} pieces of {self.folder} were not written: give the same command again, it resumes")
+        write_atomic(self.folder / METADATA, b"".join(p.read_bytes() for p in parts), durable=True)
+        for part in parts:
+            part.unlink(missing_ok=True)
+        (self.folder / _CHUNKS).rmdir()
+
+
+def classes_json(classes: Sequence[Mapping[str, Any]]) -> bytes:
+    """The content of classes.json."""
+    return (json.dumps(list(classes), indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,106 @@
+"""What an export writes: one picture's name, pixels and mask, checked; and PNGs made a few at a time."""
+
+from __future__ import annotations
+
+import io
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from sis_jax.core import draw
+from sis_jax.core.types import SisError
+
+_AHEAD = 8  # pictures being deflated at once: what an export holds in memory
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture of an export. image: None where only the mask is known. scores: one channel per class id, 0..1."""
+
+    name: str
+    image: UInt8[np.ndarray, "h w 3"] | None
+    mask: UInt8[np.ndarray, "h w"]
+    scores: Float[np.ndarray, "h w c"] | None = None
+    seed: int | None = None
+    confidence: float | None = None
+
+
+def items(examples: Iterable[Any], classes: Sequence[Mapping[str, Any]]) -> Iterator[Item]:
+    """Examples, or tuples (name, image or None, mask[, scores or None]), as checked `Item`s; a stream stays a stream.
+
+    Raises SisError, naming the picture, for a shape or class id that does not fit, and for a name that occurs twice.
+    """
+    known = np.zeros(256, bool)
+    known[[0, draw.IGNORE, *(c["id"] for c in classes)]] = True
+    seen: set[str] = set()
+    for example in examples:
+        item = _item(example, known)
+        if item.name in seen:
+            raise SisError(f"two pictures are called {item.name!r}; rename one of them")
+        seen.add(item.name)
+        yield item
+
+
+def _item(example: Any, known: np.ndarray) -> Item:
+    if isinstance(example, tuple):
+        name, image, mask, scores = (*example, None)[:4]
+        seed = confidence = None
+    else:
+        name, image, mask, scores = example.name, example.image, example.mask, getattr(example, "scores", None)
+        seed, confidence = getattr(example, "seed", None), getattr(example, "confidence", None)
+    # A name that came from a folder of folders becomes one file name.
+    flat = str(name).replace("\\", "/").strip("/").replace("/", "_")
+    image, scores = (None if x is None else np.asarray(x) for x in (image, scores))
+    mask = np.asarray(mask)
+    _check(flat, image, mask, scores, known)
+    return Item(flat, image, mask, scores, seed, confidence)
+
+
+def _check(name: str, image: np.ndarray | None, mask: np.ndarray, scores: np.ndarray | None, known: np.ndarray) -> None:
+    if not name or name.startswith("."):
+        raise SisError(f"a picture cannot be called {name!r}")
+    if mask.dtype != np.uint8 or mask.ndim != 2 or not mask.size:
+        raise SisError(f"the mask of {name} is {mask.dtype}{list(mask.shape)}, expected uint8[h w]")
+    if image is not None and (image.dtype != np.uint8 or image.shape != (*mask.shape, 3)):
+        raise SisError(f"the picture of {name} is {image.dtype}{list(image.shape)}, expected uint8{[*mask.shape, 3]} like its mask")
+    if scores is not None and (scores.ndim != 3 or scores.shape[:2] != mask.shape):
+        raise SisError(f"the scores of {name} are {list(scores.shape)}, expected {[*mask.shape, 'classes']}")
+    strange = np.flatnonzero(np.bincount(mask.ravel(), minlength=256).astype(bool) & ~known)
+    if strange.size:
+        raise SisError(f"the mask of {name} holds class id {strange[0]}, which is not among the classes")
+
+
+def ahead(work: Callable[[Item], Any], stream: Iterable[Item]) -> Iterator[tuple[Item, Any]]:
+    """(item, work(item)) in order, with a few at work in threads: deflating a PNG lets other threads run."""
+    with ThreadPoolExecutor(4) as pool:
+        waiting: deque = deque()
+        for item in stream:
+            waiting.append((item, pool.submit(work, item)))
+            if len(waiting) > _AHEAD:
+                first, job = waiting.popleft()
+                yield first, job.result()
+        for first, job in waiting:
+            yield first, job.result()
+
+
+def pngs(item: Item) -> tuple[bytes | None, bytes]:
+    """(picture, mask) as PNG files; the mask is an 8-bit palette picture, pixel = class id."""
+    return picture_png(item), png(draw.palette_png(item.mask))
+
+
+def picture_png(item: Item) -> bytes | None:
+    """The picture alone as a PNG file, for formats that keep the mask in another way."""
+    return None if item.image is None else png(Image.fromarray(item.image))
+
+
+def png(picture: Image.Image) -> bytes:
+    """One picture as a PNG file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()

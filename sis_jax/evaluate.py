@@ -1,0 +1,266 @@
+"""Measure masks on real photos: `python -m sis_jax.evaluate RUN --images DIR --masks DIR`, or `--benchmark celebamask-hq --root DIR`.
+
+This file only wires: photos and truth come from `data`, the scores from `core.scoring.measure`, which can be called on any pairs of arrays.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from sis_jax.core import cli
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sis_jax.core import protocols
+    from sis_jax.core.scoring import Segmenter
+    from sis_jax.data.metrics import Metrics
+    from sis_jax.data.truth import Truth
+
+
+def evaluate(
+    run: str | Path | Segmenter | None = None,
+    *,
+    images: str | None = None,
+    masks: str | None = None,
+    benchmark: str | None = None,
+    root: str | None = None,
+    split: str | None = None,
+    predictions: str | None = None,
+    protocol: str = "native",
+    size: int | None = None,
+    classes_map: str | dict[str, Any] | None = None,
+    mask_values: Literal["auto", "ids", "grey"] = "auto",
+    matching: tuple[str, ...] = ("hungarian", "majority"),
+    limit: int | None = None,
+    batch: int = 16,
+    resamples: int = 1000,
+    seed: int = 0,
+    out: str | None = None,
+    overwrite: bool = False,
+) -> Metrics:
+    """Compare a run's masks with true ones: IoU, F, accuracy, borders, confusion, with intervals; no label is used unless a row says so.
+
+    run: a run with a student; in Python also the network itself.
+    images: photos, a folder, .zip or .npz; an .npz may hold the masks too.
+    masks: their true masks, paired by name; class ids in a palette or grey picture, or black and white.
+    benchmark: a published test set, instead of images and masks: celebamask-hq, cub, duts, ecssd, ...
+    root: the folder the benchmark was unpacked to.
+    split: of the benchmark; the default is the one papers test on.
+    predictions: measure this folder of masks (<stem>.png beside classes.json, as predict writes it) instead of the student's.
+    protocol: native, sis, l4f, voynov, melas or selfmask: how the published method measures; native changes neither photos nor masks.
+    size: side in pixels of the photos the network sees, 0 for their own; default as the protocol says.
+    classes_map: {predicted name: true name or list of true names or null}, as a JSON file or text; default: equal names.
+    mask_values: whether masks hold class ids or grey values (from the protocol's threshold on, foreground).
+    matching: also match classes with the labels' help, reported apart: hungarian, majority.
+    limit: only the first so many images.
+    batch: photos at once.
+    resamples, seed: of the 95 % bootstrap intervals over images; 0 resamples for none.
+    out: also write the metrics to this JSON file.
+    overwrite: replace what another configuration measured under the same name.
+
+    Returns `Metrics`; a run gets RUN/metrics/<name>.json and RUN/metrics.json. Raises UsageError for what cannot be measured.
+    """
+    from sis_jax.core import protocols
+
+    rule = protocols.get(protocol).at(size)
+    _check(run, images, benchmark, root, predictions, batch)
+    truth = _truth(images, masks, benchmark, root, split, mask_values, rule, limit)
+    for name, reason in truth.skipped[:3]:
+        cli.say(f"left out {name}: {reason}" + (f" (and {len(truth.skipped) - 3} more)" if len(truth.skipped) > 3 else ""))
+    mapping = _read_map(classes_map)
+    settings = {"matching": matching, "resamples": resamples, "seed": seed, "classes_map": mapping}
+    name = "-".join(
+        [truth.name.replace("/", "-"), protocol, *([] if size is None else [f"{size}px"]), *(["predictions"] if predictions else [])]
+    )
+
+    def work() -> Metrics:
+        return _measure(run, predictions, truth, rule, batch, benchmark, name, settings)
+
+    if not isinstance(run, str | Path) or not (Path(run) / "run.json").is_file():
+        found = work()
+    else:
+        told = {"images": images, "masks": masks, "benchmark": benchmark, "root": root, "split": split, "predictions": predictions}
+        config = {**told, "protocol": protocol, "size": size, "mask_values": mask_values, "limit": limit, **settings}
+        found = _in_run(Path(run), name, config, work, overwrite)
+    if out is not None:
+        found.save(out)
+    cli.say(found.show())
+    return found
+
+
+def _check(run: Any, images: str | None, benchmark: str | None, root: str | None, predictions: str | None, batch: int) -> None:
+    from sis_jax.core.types import UsageError
+
+    if (images is None) == (benchmark is None):
+        got = "neither" if images is None else "both"
+        raise UsageError(f"give photos with --images (and --masks), or a test set with --benchmark and --root; got {got}")
+    if benchmark is not None and root is None:
+        raise UsageError(f"--benchmark {benchmark} needs --root, the folder it was unpacked to; nothing is downloaded")
+    if run is None and predictions is None:
+        raise UsageError("give a RUN with a student, or --predictions with a folder of masks")
+    if batch < 1:
+        raise UsageError(f"batch is at least 1, got {batch}")
+
+
+def _truth(
+    images: str | None, masks: str | None, benchmark: str | None, root: str | None, split: str | None, values: Any,
+    rule: protocols.Protocol, limit: int | None,
+) -> Truth:  # fmt: skip
+    from dataclasses import replace
+
+    if benchmark is not None:
+        from sis_jax.data.benchmarks import open_benchmark
+
+        return open_benchmark(benchmark, str(root), split, grey_from=rule.grey_from, limit=limit)
+    from sis_jax.data.truth import open_pairs
+
+    found = open_pairs(str(images), masks, values=values, grey_from=rule.grey_from)
+    return replace(found, names=found.names[:limit])
+
+
+def _read_map(given: str | Mapping[str, Any] | None) -> dict[str, Any] | None:
+    from sis_jax.core.types import UsageError
+
+    if given is None or isinstance(given, Mapping):
+        return None if given is None else dict(given)
+    try:
+        content = json.loads(given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f'--classes-map got {given!r}, which is no JSON file or text ({error}); expected {{"hair": "hair", ...}}'
+        ) from None
+    if not isinstance(content, dict):
+        raise UsageError(f'--classes-map holds a {type(content).__name__}, expected {{"predicted name": "true name"}}')
+    return content
+
+
+def _in_run(run: Path, name: str, config: dict[str, Any], work: Any, overwrite: bool) -> Metrics:
+    """Measure as a stage of the run, or read what the same configuration measured before on the same student."""
+    import hashlib
+
+    from sis_jax.data.metrics import FOLDER, Metrics, write_summary
+    from sis_jax.data.run import RunFolder, plain
+
+    weights = run / "student" / "model.safetensors"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() and config["predictions"] is None else ""
+    with RunFolder.open(run, overwrite) as folder:
+        with folder.stage(f"evaluate {name}", config, inputs=digest, command=_command(run, config)) as stage:
+            if stage.done:
+                cli.say(f"{run} already holds this evaluation; give --overwrite to measure again")
+            else:
+                found = work()
+                folder.write_json(f"{FOLDER}/{name}.json", plain({"name": found.name, "paper": found.paper, **found.values}))
+        write_summary(run)
+    return Metrics.load(run, name)
+
+
+def _command(run: Path, config: Mapping[str, Any]) -> str:
+    shown = {k: json.dumps(v) if isinstance(v, Mapping) else v for k, v in config.items()}
+    return cli.command("evaluate", {"run": str(run), **shown})
+
+
+def _measure(
+    run: Any, predictions: str | None, truth: Truth, rule: protocols.Protocol, batch: int, benchmark: str | None, name: str,
+    settings: Mapping[str, Any],
+) -> Metrics:  # fmt: skip
+    from sis_jax.core.scoring import measure
+    from sis_jax.data.benchmarks import PAPER, canonical
+    from sis_jax.data.metrics import Metrics
+
+    square = benchmark is not None and canonical(benchmark) in rule.square
+    with cli.progress(len(truth), "evaluate", "photo") as bar:
+        if predictions is not None:
+            classes, pairs = _from_folder(predictions, truth, square)
+        else:
+            student = _load(run)
+            classes, pairs = student.classes, _from_student(student, truth, rule, batch, square)
+        found = measure(_counted(pairs, bar), list(classes), truth.classes, rule, **settings)
+    found["warnings"] += [f"{len(truth.skipped)} files had no partner and were left out"] if truth.skipped else []
+    found["warnings"] += [truth.note] if truth.note else []
+    found |= {"truth": truth.name, "licence": truth.licence, "size": rule.side}
+    return Metrics(name, found, dict(PAPER.get((canonical(benchmark), rule.name), {})) if benchmark else {})
+
+
+def _counted(pairs: Iterator[Any], bar: Any) -> Iterator[Any]:
+    for pair in pairs:
+        yield pair
+        bar.update(1)
+
+
+def _load(run: Any) -> Segmenter:
+    if not isinstance(run, str | Path):
+        from sis_jax.core.scoring import Segmenter
+        from sis_jax.core.types import UsageError
+
+        if not isinstance(run, Segmenter):
+            raise UsageError(f"a {type(run).__name__} is no network that can be measured: expected `.classes` and `.scores(images)`")
+        return run
+    from sis_jax.weights.student import load_student
+
+    return load_student(run)
+
+
+def _from_student(student: Segmenter, truth: Truth, rule: protocols.Protocol, batch: int, square: bool) -> Iterator[Any]:
+    """(name, scores, mask), a batch of photos at a time."""
+    for start in range(0, len(truth), batch):
+        rows = [truth[i] for i in range(start, min(start + batch, len(truth)))]
+        if square:
+            rows = [(name, _centre(image), _centre(mask)) for name, image, mask in rows]
+        scores = student.scores([rule.photo(image) for _, image, _ in rows])
+        yield from ((name, score, mask) for (name, _, mask), score in zip(rows, scores, strict=True))
+
+
+def _from_folder(folder: str, truth: Truth, square: bool) -> tuple[Sequence[Mapping[str, Any]], Iterator[Any]]:
+    """(name, mask as predicted, true mask); a photo without a predicted mask is an error: leaving it out would flatter."""
+    from sis_jax.core.types import UsageError
+    from sis_jax.data.truth import _named_classes, read_mask
+
+    place = Path(folder)
+    classes = _named_classes(place)
+    if classes is None:
+        raise UsageError(f"{place} has no classes.json that names the classes of its masks; give a folder that predict wrote")
+    missing = [n for n in truth.names if not (place / f"{Path(n).name}.png").is_file()]
+    if missing:
+        raise UsageError(f"{place} has no mask for {len(missing)} of {len(truth)} photos, the first would be {Path(missing[0]).name}.png")
+
+    def pairs() -> Iterator[Any]:
+        for name, _, mask in truth:
+            predicted = read_mask(place / f"{Path(name).name}.png")
+            yield (name, _centre(predicted), _centre(mask)) if square else (name, predicted, mask)
+
+    return classes, pairs()
+
+
+def _centre(picture: np.ndarray) -> np.ndarray:
+    """The largest square in the middle."""
+    height, width = picture.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return picture[top : top + side, left : left + side]
+
+
+def _plan(config: dict[str, Any]) -> dict[str, Any]:
+    run = config["run"]
+    files = [f"{run}/metrics/*.json", f"{run}/metrics.json"] if run else []
+    return {"files": files + ([config["out"]] if config["out"] else [])}
+
+
+def _results(found: Any, config: dict[str, Any]) -> list[Path]:
+    run = Path(config["run"]) if config["run"] else None
+    paths = [run / "metrics" / f"{found.name}.json", run / "metrics.json"] if run is not None and (run / "run.json").is_file() else []
+    return paths + ([Path(config["out"])] if config["out"] else [])
+
+
+evaluate.plan = _plan  # type: ignore[attr-defined]
+evaluate.results = _results  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        cli.use_cpu_cores()
+    cli.main(evaluate)
