@@ -50,6 +50,9 @@ def run(verb: Callable[..., Any], variants: Mapping[str, Mapping[str, str]] | No
     prog = f"python -m sis_jax.{verb.__name__}"
     try:
         config, dry_run, quiet = parse(verb, variants, argv)
+        for name in getattr(verb, "needed", ()):  # what Python can do without: there the result is returned
+            if config[name] is None:
+                raise _Asked(f"--{name.replace('_', '-')} is missing; --help lists what to type")
         if dry_run:
             print_plan(verb, config)
             return 0
@@ -59,6 +62,9 @@ def run(verb: Callable[..., Any], variants: Mapping[str, Mapping[str, str]] | No
         for path in result_paths(verb, value, config):
             print(path)
         sys.stdout.flush()
+        left_out = verb.problems(value) if hasattr(verb, "problems") else ""
+        if left_out:  # done as far as it could be
+            return _fail(f"{prog}: {left_out}", 1)
     except _Asked as error:
         return _fail(f"{prog}: {error}", 2)
     except SystemExit as stop:

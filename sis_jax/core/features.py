@@ -48,14 +48,18 @@ def map_samples(
     per_sample: arrays [n, ...], one row per seed. shared: further arguments, the same everywhere (`body(gen, z, truncation, *per_sample, *shared)`).
     static: keyword arguments fixed at compile time. One compilation: the last batch is padded, and cut afterwards.
     """
-    used = parallel.device_count(devices)
-    rows = max(1, min(batch, -(-len(seeds) // used)))
+    here = parallel.local_devices(devices)
+    if len(seeds) < batch:  # too few to fill one block: spread them
+        rows = max(1, -(-len(seeds) // len(here)))
+    else:  # blocks of one shape whatever the number of samples and devices, hence the same bits
+        rows, here = batch, here[: -(-len(seeds) // batch)]
+    used = len(here)
     plain = jax.tree.structure(gen) == jax.tree.structure(0)
     function = _call_plain if plain else body
     if plain:
         static = static | {"inner": body, "held": _Plain(gen)}
     in_axes = (None, 0, None) + (0,) * len(per_sample) + (None,) * len(shared)
-    mapped = parallel.map_devices(function, in_axes, 0, devices=devices, **static)
+    mapped = parallel.map_devices(function, in_axes, 0, devices=here, **static)
     for start in range(0, len(seeds), rows * used):
         chunk = list(seeds[start : start + rows * used])
         blocks = [

@@ -65,7 +65,9 @@ class Split(Sequence):  # not Sequence[Example]: a checker of types would read a
         image = np.asarray(_open(self.path / row["file_name"]).convert("RGB"))
         mask = np.asarray(_open(self.path / row["mask_file_name"]))
         if mask.ndim != 2 or mask.shape != image.shape[:2]:
-            raise SisError(f"{self.path / row['mask_file_name']} has the shape {mask.shape}, its picture {image.shape}: {_MAKE} --overwrite")
+            raise SisError(
+                f"{self.path / row['mask_file_name']} has the shape {mask.shape}, its picture {image.shape}: {_MAKE} --overwrite"
+            )
         certainty = None
         if row.get("certainty_file_name"):
             certainty = np.asarray(_open(self.path / row["certainty_file_name"]).convert("L"), np.float32) / 255
@@ -190,7 +192,9 @@ class SplitWriter:
         parts = [self._record(chunk.start) for chunk in self.chunks()]
         missing = [p for p in parts if not p.is_file()]
         if missing:
-            raise SisError(f"{len(missing)} of {len(parts)} pieces of {self.folder} were not written: give the same command again, it resumes")
+            raise SisError(
+                f"{len(missing)} of {len(parts)} pieces of {self.folder} were not written: give the same command again, it resumes"
+            )
         write_atomic(self.folder / METADATA, b"".join(p.read_bytes() for p in parts), durable=True)
         for part in parts:
             part.unlink(missing_ok=True)

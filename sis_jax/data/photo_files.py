@@ -41,9 +41,12 @@ class Unusable(Exception):
 
 
 def decode(
-    data: bytes | UInt8[np.ndarray, "h w 3"], resolution: int, *, crop: Crop = "center", min_size: int = 0
-) -> UInt8[np.ndarray, "r r 3"]:
-    """One encoded picture (or one array) as uint8[r r 3]; raises `Unusable` with the reason. See `Photos.open` for the rules."""
+    data: bytes | UInt8[np.ndarray, "_ _ 3"], resolution: int | None, *, crop: Crop = "center", min_size: int = 0
+) -> UInt8[np.ndarray, "_ _ 3"]:
+    """One encoded picture (or one array) as uint8[r r 3], or at its own size for resolution None; raises `Unusable` with the reason.
+
+    See `Photos.open` for the rules.
+    """
     try:
         image = Image.fromarray(data) if isinstance(data, np.ndarray) else Image.open(io.BytesIO(data), formats=_FORMATS)
         short = min(image.size)
@@ -51,13 +54,13 @@ def decode(
             raise Unusable(f"{image.width}x{image.height} is smaller than {min_size}")
         if image.width * image.height > MAX_PIXELS:
             raise Unusable(f"{image.width}x{image.height} is more than {MAX_PIXELS:,} pixels")
-        if short > 4 * resolution and image.format in ("JPEG", "MPO"):
+        if resolution is not None and short > 4 * resolution and image.format in ("JPEG", "MPO"):
             # Decodes fewer DCT coefficients: three times faster for a camera's photo, and still twice as fine as needed.
             image.draft(None, (2 * resolution * image.width // short, 2 * resolution * image.height // short))
         image.load()
         with suppress(OSError, ValueError, TypeError, KeyError, SyntaxError, ArithmeticError):
             image = ImageOps.exif_transpose(image)  # a broken EXIF block says nothing about orientation; the pixels are fine
-        return _fit(_to_rgb(image), resolution, crop)
+        return np.asarray(_to_rgb(image)) if resolution is None else _fit(_to_rgb(image), resolution, crop)
     except Unusable:
         raise
     except Image.UnidentifiedImageError:
@@ -242,6 +245,23 @@ def _list_npz(path: Path) -> Listing:
 
     stamp = _file_stamp(path)
     return Listing(path, names, Counter(), lambda _: stamp, read)
+
+
+def readable(listing: Listing) -> Iterator[tuple[str, np.ndarray | str]]:
+    """Every picture of a source at its own size, one at a time: (name, uint8[h w 3]), or (name, why it cannot be used)."""
+    for name, raw in listing.read(set(listing.names)):
+        try:
+            if isinstance(raw, Unusable):
+                raise raw
+            if isinstance(raw, Path):
+                if raw.stat().st_size > MAX_BYTES:
+                    raise too_large(raw.stat().st_size)
+                raw = raw.read_bytes()
+            yield name, decode(raw, None)
+        except Unusable as reason:
+            yield name, str(reason)
+        except OSError as error:
+            yield name, error.strerror or str(error)
 
 
 def nothing_found(label: str, listings: Sequence[Listing]) -> str:

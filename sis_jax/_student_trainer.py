@@ -1,0 +1,365 @@
+"""The loop around a student's training step: batches, schedule of the two phases, checkpoints that resume to the same bits, curves.
+
+Phase "train" learns from labelled pictures. Phase "adapt" is self-training on photos, in rounds: the averaged network labels each photo and its mirror
+image, the photo's own colours correct the mask (`data/refine.py`), and the network goes on learning from varied photos with these masks. Photos whose
+mask was corrected most are left out, pixels that were corrected count half. At the end the student from before and the one from after are compared
+without labels: how steady the masks of held-out photos are under other colours (mean IoU of the masks of two views), and whether the masks of held-out
+generated pictures are still right. The adaptation is kept only if it is the steadier one.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from sis_jax.core import cli, metrics, parallel
+from sis_jax.core.types import Info, SisError
+from sis_jax.data import refine
+from sis_jax.data.pairs import Pairs
+from sis_jax.data.photos import Photos
+from sis_jax.data.run import write_atomic
+from sis_jax.nn import student_training as training
+from sis_jax.nn import students
+from sis_jax.nn.student_augment import ALIGNED, NONE, WEAK, Augmentation, appearance
+from sis_jax.weights.student import Student
+
+HELD = 256  # photos kept apart for the comparison
+DROPPED = 0.25  # share of the photos left out of a round, those whose mask the colours corrected most
+FORGOTTEN = 0.1  # mean IoU on generated pictures that adaptation may cost
+FINER = 2  # photos are refined at so many times the size they are trained at
+COLUMNS = ("phase", "step", "loss", "accuracy", "val_iou")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be learned. config: the verb's arguments. origin: a few words on the pictures. val: pairs to watch the training by."""
+
+    config: dict[str, Any]
+    classes: tuple[dict[str, Any], ...]
+    train: Pairs
+    val: Pairs
+    photos: Photos | None
+    side: int
+    origin: str
+    licence: str
+
+
+@dataclass
+class Trainer:
+    """A training run in the folder `student/`: load or resume, loop, save."""
+
+    folder: Path
+    job: Job
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    phase: str = "train"
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        c, job = self.job.config, self.job
+        self.devices = max(d for d in range(1, parallel.device_count() + 1) if c["batch"] % d == 0)
+        self.network_config = students.StudentConfig(c["student"], len(job.classes), c["width"])
+        self.recipe = training.Recipe(
+            steps=c["steps"], batch=c["batch"], side=job.side, learning_rate=c["learning_rate"], weight_decay=c["weight_decay"],
+            optimizer=c["optimizer"], schedule=c["schedule"], weighting=c["weighting"], soft=c["soft"], ema=c["ema"],
+            augmentation=_augmentation(c, job.classes), dtype=c["dtype"],
+        )  # fmt: skip
+        # Photos are varied by themselves: less is added, and another ground only seldom, because their masks are coarser at the edge.
+        shown = replace(self.recipe.augmentation, brightness=0.2, contrast=0.3, saturation=0.4, hue=10.0, blur=0.7, noise=0.05)
+        shown = replace(shown, background=min(shown.background, 0.2)) if c["augment"] != "none" else self.recipe.augmentation
+        self.adaptation = replace(
+            self.recipe, steps=max(c["adapt_steps"], 1), weighting=1.0, soft=False, ema=self.recipe.ema or 0.995, augmentation=shown
+        )
+        network = students.build(self.network_config, np.random.default_rng(c["seed"]))
+        self.graph, self.state = training.new_state(network, self.recipe)
+        self.before: dict[str, Any] | None = None  # the student before adaptation
+        self.teacher: dict[str, Any] | None = None  # the one that labelled the photos of this round
+        self.round = 0
+        self.verdict: dict[str, Any] = {}
+        self.photos, self.held = (None, None) if job.photos is None else self._split_photos(job.photos)
+        self._manager: Any = None
+        self._resume()
+
+    def _split_photos(self, photos: Photos) -> tuple[Photos, Photos]:
+        if len(photos) < 4:
+            raise SisError(f"{len(photos)} photos are too few to adapt to: give at least 4")
+        return photos.holdout(min(HELD, len(photos) // 4), seed=self.job.config["seed"])
+
+    # the loop
+
+    def run(self) -> None:
+        """Both phases, from where the last checkpoint is."""
+        c = self.job.config
+        if self.phase == "train":
+            self._loop(c["steps"], self._steps(self.job.train, self.recipe, 0))
+            self.before = {"params": self._best(), "statistics": self.state["statistics"]}
+            self.phase = "adapt" if self.photos is not None and c["rounds"] and c["adapt_steps"] else "done"
+            if self.phase == "adapt":
+                self._begin_round(0)
+            self._save()
+        while self.phase == "adapt":
+            self._loop(c["adapt_steps"], self._steps(self._labelled_photos(), self.adaptation, 1 + self.round))
+            if self.round + 1 < c["rounds"]:
+                self._begin_round(self.round + 1)
+            else:
+                self._choose()
+                self.phase = "done"
+            self._save()
+
+    def _loop(self, total: int, steps: Iterator[dict[str, Any]]) -> None:
+        if self.step >= total:
+            return
+        c = self.job.config
+        bar = cli.progress(total * c["batch"], self.phase, "img")
+        bar.update(self.step * c["batch"])
+        for facts in steps:
+            self.step += 1
+            bar.update(c["batch"])
+            if self.step % c["snapshot"] == 0 or self.step == total:
+                self._note(facts)
+                bar.set_postfix_str(f"loss {self.curve[-1]['loss']:.3f}, val IoU {self.curve[-1]['val_iou']:.3f}")
+                if self.step < total:
+                    self._save()
+            if self.step >= total:
+                break
+        bar.close()
+
+    def _steps(self, pairs: Pairs, recipe: training.Recipe, number: int) -> Iterator[dict[str, Any]]:
+        c, key = self.job.config, jax.random.key(self.job.config["seed"] + number)
+        run = parallel.map_devices(training.train_step, (None, None, 0, 0, 0), None, devices=self.devices, graph=self.graph, recipe=recipe)
+        for step, rows in enumerate(pairs.batches(c["batch"], c["seed"] + number, self.step), start=self.step):
+            self.state, facts = run(self.state, jax.random.fold_in(key, step), *self._blocks(rows))
+            yield facts
+
+    def _blocks(self, rows: tuple[np.ndarray, ...]) -> list[Any]:
+        return [parallel.shard(a, self.devices)[0] for a in rows]
+
+    # adaptation
+
+    def _begin_round(self, number: int) -> None:
+        """From the averaged network, which also labels the photos of the round, with fresh moments."""
+        self.teacher = {"params": self._best(), "statistics": self.state["statistics"]}
+        self.state = training.new_state(self._network(), self.adaptation)[1]
+        self.phase, self.step, self.round = "adapt", 0, number
+
+    def _labelled_photos(self) -> Pairs:
+        """Photos with the masks that the round's teacher and the photos' own colours give them."""
+        assert self.photos is not None and self.teacher is not None
+        student = replace(self._student_of(self.teacher), facts={})
+        fine, side = self.photos.images, self.job.side
+        small = _reduced(fine, side)
+        opinions = np.concatenate([np.stack(student.scores(list(small[i : i + 256]))) for i in range(0, len(small), 256)])[..., student.ids]
+        own = opinions.argmax(-1).astype(np.uint8)
+        if self.job.classes[0]["id"] != 0:  # nothing is the background, so there is nothing for colours to tell apart
+            return Pairs(small, own, np.full_like(own, 255))
+        share = self._refined(fine, opinions[..., 0])
+        corrected = np.where(share > 0.5, 1 + opinions[..., 1:].argmax(-1), 0).astype(np.uint8)
+        same = (corrected > 0) == (own > 0)
+        order = np.argsort(-same.mean((1, 2)), kind="stable")
+        kept = np.sort(order[: max(1, round(len(order) * (1 - DROPPED)))])
+        return Pairs(small[kept], corrected[kept], np.where(same, 255, 128).astype(np.uint8)[kept])
+
+    def _refined(self, photos: np.ndarray, ground: np.ndarray) -> np.ndarray:
+        """Share of each pixel's area that is foreground after the photo's own colours were asked."""
+        mean = ground.mean(0)
+        mean = (mean + mean[:, ::-1]) / 2 if self.recipe.augmentation.flip else mean
+        size = photos.shape[1:3]
+        bar = cli.progress(len(photos), f"masks of photos, round {self.round + 1}", "photo")
+        found = refine.foregrounds(
+            photos, lambda i: _enlarged(ground[i], size), _enlarged(mean, size), len(os.sched_getaffinity(0)), bar.update
+        )
+        bar.close()
+        return refine.halved(found, FINER)
+
+    def _choose(self) -> None:
+        """The steadier of the students before and after adaptation, on held-out photos."""
+        assert self.before is not None
+        after = {"params": self._best(), "statistics": self.state["statistics"]}
+        old, new = (self._steadiness(s["params"], s["statistics"]) for s in (self.before, after))
+        val_old, val_new = (self._val_iou(self._student_of(s)) for s in (self.before, after))
+        kept = bool(new > old and val_new > val_old - FORGOTTEN)
+        self.verdict = {"steadiness_before": round(old, 4), "steadiness_after": round(new, 4), "val_iou_before": round(val_old, 4)}
+        self.verdict |= {"val_iou_after": round(val_new, 4), "adaptation_kept": kept}
+        if not kept:
+            cli.say(
+                f"the adaptation is not kept: steadiness of the masks of held-out photos {old:.3f} before, {new:.3f} after; "
+                f"mean IoU on generated pictures {val_old:.3f} and {val_new:.3f}"
+            )
+            self.state |= {"params": self.before["params"], "ema": self.before["params"], "statistics": self.before["statistics"]}
+
+    def _steadiness(self, params: Any, statistics: Any) -> float:
+        """Mean IoU between the masks of held-out photos and those of the same photos in other colours."""
+        assert self.held is not None
+        run = parallel.map_devices(_two_views, (None, None, None, 0), 0, devices=1, graph=self.graph)
+        found = []
+        held = _reduced(self.held.images, self.job.side)
+        for i in range(0, len(held), 64):
+            block = held[i : i + 64]
+            straight, varied = (np.asarray(a)[0] for a in run(params, statistics, jax.random.key(i), block[None]))
+            found += [metrics.mean_iou(metrics.confusion(a, b, len(self.job.classes))) for a, b in zip(straight, varied)]
+        return float(np.mean(found))
+
+    # looking and saving
+
+    def _best(self) -> Any:
+        return self.state["ema"] if self.recipe.ema or self.phase == "adapt" else self.state["params"]
+
+    def _network(self) -> Any:
+        return training.join(self.graph, self._best(), self.state["statistics"])
+
+    def student(self) -> Student:
+        """The student as it is now."""
+        return self._student_of({"params": self._best(), "statistics": self.state["statistics"]})
+
+    def _student_of(self, weights: dict[str, Any]) -> Student:
+        c = self.job.config
+        facts = {"learned from": self.job.origin, "steps": c["steps"]} | (
+            {"adapted to": self.photos.source} if self.photos is not None else {}
+        )
+        facts |= {k.replace("_", " "): v for k, v in self.verdict.items()}
+        name = f"{self.folder.resolve().parent.name}-student"
+        facts = {k: Path(v).name if k == "adapted to" else v for k, v in facts.items()}
+        info = Info(name, self.job.licence, "distilled by sis_jax")
+        network = training.join(self.graph, weights["params"], weights["statistics"])
+        return Student(network, self.network_config, self.job.classes, self.job.side, info, facts)
+
+    def facts(self) -> dict[str, Any]:
+        """What run.json records."""
+        last = self.curve[-1] if self.curve else {}
+        return {
+            "pictures": len(self.job.train), "val_iou": last.get("val_iou"), "loss": last.get("loss"), "side": self.job.side, **self.verdict,
+            "training_device": f"{self.devices} x {jax.devices()[0].device_kind} ({os.cpu_count()} cores)",
+        }  # fmt: skip
+
+    def _note(self, facts: dict[str, Any]) -> None:
+        loss = float(facts["loss"])
+        if not np.isfinite(loss):
+            raise SisError(
+                f"training diverged at step {self.step} (loss is not a number): give --learning-rate {self.recipe.learning_rate / 3:g} --overwrite"
+            )
+        numbers = {k: round(float(v), 6) for k, v in facts.items()}
+        self.curve.append({"phase": self.phase, "step": self.step, "val_iou": round(self._val_iou(self.student()), 6)} | numbers)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", restval="")
+        writer.writeheader()
+        writer.writerows(self.curve)
+        write_atomic(self.folder / "curves.csv", text.getvalue().encode())
+
+    def _val_iou(self, student: Student) -> float:
+        """Mean IoU with the masks of pictures that were kept apart: with the teacher's opinion, not with the truth."""
+        val = self.job.val
+        count = min(len(val), 200)
+        table = np.full(256, 255, np.uint8)
+        table[student.ids] = np.arange(len(student.ids))
+        got = table[np.stack(student.masks(list(val.images[:count]), flip=False))]
+        return float(metrics.mean_iou(metrics.confusion(val.masks[:count], got, len(self.job.classes))))
+
+    def _save(self) -> None:
+        import orbax.checkpoint as ocp
+
+        manager, at = self._open(), self._number()
+        if manager.latest_step() == at:
+            return
+        arrays = {"state": self.state, **{k: v for k, v in (("before", self.before), ("teacher", self.teacher)) if v is not None}}
+        meta = {
+            "phase": self.phase,
+            "step": self.step,
+            "round": self.round,
+            "curve": self.curve,
+            "verdict": self.verdict,
+            "held": list(arrays),
+        }
+        manager.save(
+            at, args=ocp.args.Composite(arrays=ocp.args.StandardSave(jax.tree.map(np.asarray, arrays)), meta=ocp.args.JsonSave(meta))
+        )
+        manager.wait_until_finished()
+
+    def _number(self) -> int:
+        """One number per point of both phases, for Orbax."""
+        c = self.job.config
+        per_round, first = c["adapt_steps"] + 1, c["steps"] + 1
+        if self.phase == "done":
+            return first + max(c["rounds"], 1) * per_round
+        return self.step if self.phase == "train" else first + self.round * per_round + self.step
+
+    def _open(self) -> Any:
+        if self._manager is None:
+            import orbax.checkpoint as ocp
+
+            options = ocp.CheckpointManagerOptions(max_to_keep=1, create=True)
+            self._manager = ocp.CheckpointManager((self.folder / "checkpoints").absolute(), options=options)
+        return self._manager
+
+    def _resume(self) -> None:
+        import orbax.checkpoint as ocp
+
+        manager = self._open()
+        latest = manager.latest_step()
+        if latest is None:
+            return
+        meta = manager.restore(latest, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        weights = {"params": self.state["params"], "statistics": self.state["statistics"]}
+        shapes = {name: self.state if name == "state" else weights for name in meta["held"]}
+        arrays = manager.restore(latest, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(jax.tree.map(np.asarray, shapes))))[
+            "arrays"
+        ]
+        self.state, self.before, self.teacher = dict(arrays["state"]), arrays.get("before"), arrays.get("teacher")
+        self.round, self.phase, self.step, self.curve = (
+            int(meta["round"]), meta["phase"], int(meta["step"]), list(meta["curve"]),
+        )  # fmt: skip
+        self.verdict = dict(meta["verdict"])
+        cli.say(
+            f"resuming at step {self.step} of {self.phase}" if self.phase != "done" else "the training was finished; writing the student"
+        )
+
+
+def _augmentation(config: dict[str, Any], classes: tuple[dict[str, Any], ...]) -> Augmentation:
+    base = {"aligned": ALIGNED, "strong": Augmentation(), "weak": WEAK, "none": NONE}[config["augment"]]
+    has_background = classes[0]["id"] == 0
+    return replace(base, swap=_mirror(classes), background=config["background"] if has_background else 0.0)
+
+
+def _mirror(classes: tuple[dict[str, Any], ...]) -> tuple[int, ...]:
+    """The channel each class becomes in the mirror: those named left and right change places. Empty where none are."""
+    names = [str(c["name"]).lower() for c in classes]
+    table = list(range(len(names)))
+    for i, name in enumerate(names):
+        for one, other in (("left", "right"), ("right", "left"), ("l_", "r_"), ("r_", "l_")):
+            if name.startswith(one) or f" {one}" in name:
+                twin = name.replace(one, other, 1)
+                table[i] = names.index(twin) if twin in names else i
+    return tuple(table) if table != list(range(len(names))) else ()
+
+
+def _two_views(params: Any, statistics: Any, key: jax.Array, photos: jax.Array, *, graph: Any) -> tuple[jax.Array, jax.Array]:
+    """Masks (channels) of the photos, and of the same photos in other colours."""
+    network, x = training.join(graph, params, statistics), training.to_float(photos)
+    views = (x, appearance(key, x, Augmentation()))
+    straight, varied = (network(v).argmax(-1).astype(jnp.int32) for v in views)
+    return straight, varied
+
+
+def _reduced(photos: np.ndarray, side: int) -> np.ndarray:
+    """uint8[n r r 3] averaged over whole blocks down to `side` pixels."""
+    factor = photos.shape[1] // side
+    n = len(photos)
+    if factor == 1:
+        return np.asarray(photos)
+    out = np.empty((n, side, side, 3), np.uint8)
+    for i in range(0, n, 512):  # the float average of a block of photos at a time
+        block = np.asarray(photos[i : i + 512])
+        out[i : i + 512] = block.reshape(len(block), side, factor, side, factor, 3).mean((2, 4)).round()
+    return out
+
+
+def _enlarged(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return np.asarray(Image.fromarray(np.ascontiguousarray(plane, np.float32)).resize(size[::-1], Image.Resampling.BILINEAR))

@@ -1,0 +1,139 @@
+"""Masks of photos: what `predict` gives. In memory, or in the folder they were written to and read from there one at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from sis_jax.core import draw
+from sis_jax.core.types import SisError, UsageError
+from sis_jax.data.items import png
+from sis_jax.data.run import write_atomic
+
+CLASSES = "classes.json"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One photo with its mask of class ids; scores: probability per class id, float[h w c], where they were asked for."""
+
+    name: str
+    image: UInt8[np.ndarray, "h w 3"] | None
+    mask: UInt8[np.ndarray, "h w"]
+    scores: Float[np.ndarray, "h w c"] | None = None
+
+
+@dataclass(frozen=True)
+class Masks(Sequence):
+    """Predicted masks, in the order of the photos; `masks[0].mask` is uint8[h w] of class ids.
+
+    classes: as in classes.json. skipped: (name, reason) of photos that could not be read. folder: where they lie, where they were written to disk.
+    """
+
+    classes: tuple[dict[str, Any], ...]
+    names: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...] = ()
+    folder: Path | None = None
+    held: tuple[Prediction, ...] = field(default=(), repr=False)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index):  # type: ignore[override]
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if self.held or self.folder is None:
+            return self.held[index]
+        name = self.names[index]
+        path = self.folder / mask_file(name)
+        try:
+            with Image.open(path) as picture:
+                return Prediction(name, None, np.array(picture))
+        except OSError as error:
+            raise SisError(f"{path} cannot be read ({error}): predict again") from None
+
+    def __iter__(self) -> Iterator[Prediction]:
+        return (self[i] for i in range(len(self)))
+
+    def save(self, folder: str | Path, format: str = "png", overwrite: bool = False) -> Path:  # noqa: A002
+        """Write the masks. format: "png", palette pictures <stem>.png beside classes.json; or coco, voc, yolo, hf, npz, tfds. Returns the folder."""
+        folder = Path(folder)
+        if format != "png":
+            from sis_jax.data.formats import write
+
+            return write(format, iter(self), self.classes, folder, split="photos", overwrite=overwrite)
+        for prediction in self:
+            write_mask(folder, prediction)
+        write_classes(folder, self.classes)
+        return folder
+
+    def segments(self, index: int) -> list[dict[str, Any]]:
+        """One photo's result as Hugging Face pipelines give it: [{"label", "score", "mask"}], masks bool[h w], largest first.
+
+        score: mean probability of the class inside its mask, None where scores were not kept.
+        """
+        found = self[index]
+        rows = []
+        for c in self.classes:
+            inside = found.mask == c["id"]
+            if inside.any():
+                score = None if found.scores is None else float(found.scores[..., c["id"]][inside].mean())
+                rows.append({"label": c["name"], "score": score, "mask": inside})
+        return sorted(rows, key=lambda r: -int(r["mask"].sum()))
+
+    def cutout(self, index: int, image: UInt8[np.ndarray, "h w 3"] | None = None) -> Image.Image:
+        """The photo's foreground as an RGBA picture: alpha is the probability of not being background, or 0 and 255 without scores."""
+        found = self[index]
+        picture = found.image if image is None else image
+        if picture is None:
+            raise UsageError("the photos were not kept with these masks: give the photo as uint8[h w 3]")
+        return cutout(picture, found.mask, found.scores)
+
+    def show(self, count: int = 8) -> Image.Image:
+        """Photos over their masks over both, 128 pixels high, as one picture."""
+        shown = [p for p in self[:count] if p.image is not None]
+        if not shown:
+            raise UsageError("there are no photos to show with these masks; give them in Python, without out=")
+        small = [_thumbnail(p.image, p.mask) for p in shown]
+        return Image.fromarray(draw.sample_grid(np.stack([i for i, _ in small]), np.stack([m for _, m in small]), [p.name for p in shown]))
+
+
+def mask_file(name: str) -> str:
+    """The mask's file name for a photo's name: its stem; folders below the one that was given stay folders."""
+    return str(Path(name).with_suffix(".png")) if Path(name).suffix else f"{name}.png"
+
+
+def write_mask(folder: Path, prediction: Prediction) -> Path:
+    """Write one palette PNG; returns its path."""
+    path = folder / mask_file(prediction.name)
+    write_atomic(path, png(draw.palette_png(prediction.mask)))
+    return path
+
+
+def write_classes(folder: Path, classes: Sequence[dict[str, Any]]) -> None:
+    """Write classes.json: what the masks' values mean."""
+    write_atomic(folder / CLASSES, (json.dumps(list(classes), indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def cutout(image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"], scores: Float[np.ndarray, "h w c"] | None) -> Image.Image:
+    """The foreground as RGBA."""
+    alpha = np.where(mask > 0, 255, 0) if scores is None else np.round(255 * (1 - np.clip(scores[..., 0], 0, 1)))
+    return Image.fromarray(np.dstack([image, alpha.astype(np.uint8)]))
+
+
+def _thumbnail(image: np.ndarray, mask: np.ndarray, side: int = 128) -> tuple[np.ndarray, np.ndarray]:
+    """The largest centred square at `side` pixels."""
+    h, w = mask.shape
+    s = min(h, w)
+    box = ((w - s) // 2, (h - s) // 2, (w - s) // 2 + s, (h - s) // 2 + s)
+    pictures = (Image.fromarray(image), Image.fromarray(mask))
+    rules = (Image.Resampling.LANCZOS, Image.Resampling.NEAREST)
+    photo, ids = (np.asarray(p.crop(box).resize((side, side), rule)) for p, rule in zip(pictures, rules))
+    return photo, ids

@@ -1,0 +1,103 @@
+"""Pictures with masks in memory, and an endless shuffled stream of batches: what a student is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from sis_jax.core import cli, draw
+from sis_jax.core.selection import frame
+from sis_jax.core.types import SisError
+
+IGNORE = draw.IGNORE
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Pictures uint8[n h w 3], masks uint8[n h w] of channel numbers (255 = ignore), and how sure each pixel's label is, uint8[n h w], 255 = sure."""
+
+    images: UInt8[np.ndarray, "n h w 3"]
+    masks: UInt8[np.ndarray, "n h w"]
+    certainty: UInt8[np.ndarray, "n h w"]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @classmethod
+    def read(cls, examples: Sequence[Any], ids: Sequence[int], side: int, source: str) -> Pairs:
+        """Examples of one size, at most `side` pixels; ids: the class id of each channel. Raises SisError for an id that is not among them."""
+        table = channel_table(ids)
+        bar = cli.progress(len(examples), f"reading {source}", "img")
+        rows = []
+        for example in examples:
+            image, mask, sure = _reduced(example, side)
+            channels = table[mask]
+            if np.any((channels == IGNORE) & (mask != IGNORE)):
+                strange = int(mask[(channels == IGNORE) & (mask != IGNORE)][0])
+                raise SisError(f"the mask of {example.name} in {source} holds class id {strange}, which is not in classes.json")
+            rows.append((image, channels, sure))
+            bar.update(1)
+        bar.close()
+        if len({r[0].shape for r in rows}) != 1:
+            raise SisError(f"the pictures in {source} differ in size or there are none: a student is trained on pictures of one size")
+        return cls(*(np.stack(part) for part in zip(*rows)))
+
+    def without_odd_ones(self, trim: float, channel: int = 0) -> Pairs:
+        """Without the share `trim` of pictures on whose frame the least of `channel` (the background) was labelled.
+
+        A mask in which the background is missing is the commonest large mistake of a teacher that clusters: dark ground taken for dark hair.
+        """
+        if not 0 < trim < 1 or not (self.masks == channel).any():
+            return self
+        share = (self.masks[:, frame(*self.masks.shape[1:])] == channel).mean(1)
+        kept = np.sort(np.argsort(-share, kind="stable")[: max(1, round(len(self) * (1 - trim)))])
+        return replace(self, images=self.images[kept], masks=self.masks[kept], certainty=self.certainty[kept])
+
+    def batches(self, batch: int, seed: int = 0, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """An endless stream; batch t depends on (seed, t) alone. Each epoch is a fresh permutation, and a batch may span two."""
+        n = len(self)
+        order = lru_cache(maxsize=4)(lambda epoch: np.random.default_rng([seed, 5, epoch]).permutation(n))
+        step = start
+        while True:
+            at = np.arange(step * batch, (step + 1) * batch)
+            chosen = np.concatenate([order(e)[at[at // n == e] % n] for e in range(at[0] // n, at[-1] // n + 1)])
+            yield self.images[chosen], self.masks[chosen], self.certainty[chosen]
+            step += 1
+
+
+def labelled(stream: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], ids: Sequence[int]) -> Pairs:
+    """From batches (images uint8, masks of class ids, certainty 0..1), as a teacher gives them."""
+    table = channel_table(ids)
+    images, masks, sure = (np.concatenate(parts) for parts in zip(*stream))
+    return Pairs(images, table[masks], _grey(sure))
+
+
+def channel_table(ids: Sequence[int]) -> UInt8[np.ndarray, "256"]:
+    """Class id -> channel; everything else is ignored."""
+    table = np.full(256, IGNORE, np.uint8)
+    table[list(ids)] = np.arange(len(ids), dtype=np.uint8)
+    return table
+
+
+def _grey(certainty: Float[np.ndarray, "*n h w"]) -> UInt8[np.ndarray, "*n h w"]:
+    return np.round(255 * np.clip(certainty, 0, 1)).astype(np.uint8)
+
+
+def _reduced(example: Any, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(image, mask, certainty) with the shorter side at most `side`."""
+    from PIL import Image
+
+    image, mask = example.image, example.mask
+    sure = np.full(mask.shape, 255, np.uint8) if example.certainty is None else _grey(example.certainty)
+    short = min(mask.shape)
+    if short <= side:
+        return image, mask, sure
+    size = tuple(max(1, round(s * side / short)) for s in mask.shape[::-1])
+    area, nearest = Image.Resampling.BOX, Image.Resampling.NEAREST
+    shrunk = (np.asarray(Image.fromarray(a).resize(size, rule)) for a, rule in ((image, area), (mask, nearest), (sure, nearest)))
+    return tuple(shrunk)  # type: ignore[return-value]

@@ -1,0 +1,203 @@
+"""`distill`: what is written, resuming to the same bits, adaptation, the recipe, human masks, refusals. Networks are tiny and learn next to nothing."""
+
+import csv
+import json
+
+import fakes
+import numpy as np
+import pytest
+
+import sis_jax
+from sis_jax import _student_trainer
+from sis_jax.core.types import SisError, UsageError
+from sis_jax.data import refine
+from sis_jax.data.pairs import Pairs
+
+PARTS = {"k": 3, "layer": "16x16", "n": 6, "n_init": 1, "max_points": 1536}
+QUICK = {"steps": 6, "batch": 8, "width": 8, "snapshot": 2, "trim": 0.0}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    from sis_jax.weights import save_generator
+
+    return save_generator(fakes.tiny_stylegan2(16), tmp_path_factory.mktemp("weights") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def run(weights, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "faces"
+    sis_jax.discover(weights, out=str(out), **PARTS)
+    sis_jax.synthesize(str(out), n=40, val=0.1)
+    return out
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    file = tmp_path_factory.mktemp("photos") / "photos.npz"
+    np.savez(file, images=np.random.default_rng(0).integers(0, 255, (24, 32, 32, 3), dtype=np.uint8))
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def student(run):
+    return sis_jax.distill(str(run), **QUICK)
+
+
+def test_what_is_written(run, student):
+    place = run / "student"
+    config = json.loads((place / "config.json").read_text())
+    assert config["network"]["arch"] == "unet-small" and config["side"] == 16
+    assert [c["id"] for c in config["classes"]] == [c["id"] for c in sis_jax.Parts.load(run).classes]
+    rows = list(csv.DictReader((place / "curves.csv").read_text().splitlines()))
+    assert [int(r["step"]) for r in rows] == [2, 4, 6] and all(np.isfinite(float(r["loss"])) for r in rows)
+    assert "none needed" in (place / "README.md").read_text()
+    record = json.loads((run / "run.json").read_text())["stages"]["distill"]
+    assert record["state"] == "done" and record["pictures"] == 36 and "sis_jax.distill" in record["command"]
+
+
+def test_what_was_stored_is_what_was_trained(run, student):
+    pictures = list(np.random.default_rng(1).integers(0, 255, (3, 16, 16, 3), dtype=np.uint8))
+    again = sis_jax.load_student(run)
+    for a, b in zip(student.scores(pictures), again.scores(pictures)):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_done_is_kept_and_another_setting_is_refused(run, student):
+    before = (run / "student/model.safetensors").stat().st_mtime_ns
+    sis_jax.distill(str(run), **QUICK)
+    assert (run / "student/model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(UsageError, match=r"steps=6, now asked for 7"):
+        sis_jax.distill(str(run), **QUICK | {"steps": 7})
+
+
+class _Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [3, 5, 8, 10])
+def test_resuming_gives_the_same_bits_in_every_phase(run, photos, tmp_path, at, monkeypatch):
+    settings = QUICK | {"photos": photos, "adapt_steps": 3, "rounds": 2, "batch": 4}
+    sis_jax.distill(str(run), out=str(tmp_path / "whole"), **settings)
+    calls = []
+    straight = _student_trainer.Trainer._blocks
+
+    def killed(self, rows):
+        calls.append(1)
+        if len(calls) == at:
+            raise _Killed
+        return straight(self, rows)
+
+    monkeypatch.setattr(_student_trainer.Trainer, "_blocks", killed)
+    with pytest.raises(_Killed):
+        sis_jax.distill(str(run), out=str(tmp_path / "cut"), **settings)
+    monkeypatch.setattr(_student_trainer.Trainer, "_blocks", straight)
+    sis_jax.distill(str(run), out=str(tmp_path / "cut"), **settings)
+    for name in ("model.safetensors", "curves.csv"):
+        assert (tmp_path / "whole/student" / name).read_bytes() == (tmp_path / "cut/student" / name).read_bytes()
+
+
+def test_adaptation_says_what_it_compared(run, photos, tmp_path):
+    student = sis_jax.distill(str(run), out=str(tmp_path / "a"), photos=photos, adapt_steps=2, **QUICK)
+    record = json.loads((tmp_path / "a/run.json").read_text())["stages"]["distill"]
+    assert record["adaptation_kept"] in (True, False) and 0 <= record["steadiness_before"] <= 1
+    assert student.facts["adapted to"] == "photos.npz"
+
+
+def test_an_adaptation_that_shakes_is_not_kept(run, photos, tmp_path, monkeypatch):
+    """Whatever the photos did, a student less steady than before is thrown away, and the one from before is what is written."""
+    plain = sis_jax.distill(str(run), out=str(tmp_path / "plain"), **QUICK)
+    said = iter([0.9, 0.5])
+    monkeypatch.setattr(_student_trainer.Trainer, "_steadiness", lambda *a: next(said))
+    kept = sis_jax.distill(str(run), out=str(tmp_path / "adapted"), photos=photos, adapt_steps=2, **QUICK)
+    pictures = list(np.random.default_rng(1).integers(0, 255, (2, 16, 16, 3), dtype=np.uint8))
+    np.testing.assert_array_equal(plain.scores(pictures)[0], kept.scores(pictures)[0])
+    assert kept.facts["adaptation kept"] is False
+
+
+def test_on_the_fly_needs_no_dataset(weights, tmp_path):
+    sis_jax.discover(weights, out=str(tmp_path / "r"), **PARTS)
+    student = sis_jax.distill(str(tmp_path / "r"), n=20, **QUICK)
+    assert student.facts["learned from"] == "19 pictures of tiny"
+
+
+def test_the_papers_recipe(run, tmp_path):
+    student = sis_jax.distill(str(run), out=str(tmp_path / "p"), recipe="paper", steps=2, side=32, snapshot=1)
+    config = json.loads((tmp_path / "p/run.json").read_text())["stages"]["distill"]["config"]
+    wanted = {"student": "resnet18", "batch": 15, "learning_rate": 1e-4, "weight_decay": 1e-4, "optimizer": "adam", "schedule": "poly"}
+    assert {k: config[k] for k in wanted} == wanted and config["augment"] == "none" and student.config.arch == "resnet18"
+    with pytest.raises(UsageError, match="papr"):
+        sis_jax.distill(str(run), out=str(tmp_path / "q"), recipe="papr")
+
+
+def test_supervised_reference_from_human_masks(tmp_path):
+    rng = np.random.default_rng(0)
+    masks = np.zeros((12, 32, 32), np.uint8)
+    masks[:, 8:24, 8:24] = 3
+    images = np.where(masks[..., None] > 0, 220, 30).astype(np.uint8) + rng.integers(0, 20, (12, 32, 32, 3), dtype=np.uint8)
+    np.savez(tmp_path / "pairs.npz", images=images, masks=masks)
+    settings = {"steps": 40, "batch": 8, "width": 8, "side": 32, "learning_rate": 1e-2, "background": 0.0, "binary": True, "ema": 0.9}
+    student = sis_jax.distill(images=str(tmp_path / "pairs.npz"), out=str(tmp_path / "s"), **settings)
+    assert [c["name"] for c in student.classes] == ["background", "foreground"]
+    assert (student.masks([images[0]])[0] == (masks[0] > 0)).mean() > 0.9
+
+
+def test_odd_pictures_are_left_out():
+    masks = np.ones((8, 10, 10), np.uint8)
+    masks[2:, :5] = 0
+    pairs = Pairs(np.zeros((8, 10, 10, 3), np.uint8), masks, np.full_like(masks, 255))
+    assert len(pairs.without_odd_ones(0.25)) == 6 and (pairs.without_odd_ones(0.25).masks[:, 0] == 0).all()
+    assert len(pairs.without_odd_ones(0.0)) == 8
+
+
+def test_batches_depend_on_seed_and_step_alone():
+    images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    pairs = Pairs(images, images[..., 0], images[..., 0])
+    from itertools import islice
+
+    straight = [b[0][:, 0, 0, 0].tolist() for b in islice(pairs.batches(3, 7), 6)]
+    late = [b[0][:, 0, 0, 0].tolist() for b in islice(pairs.batches(3, 7, start=4), 2)]
+    assert straight[4:] == late
+    assert sorted(sum(straight[:5], [])) == sorted(list(range(5)) * 3)
+
+
+def test_colours_correct_a_mask_that_leaks():
+    """A disc on ground of another colour; the network thinks a piece of the ground belongs to the disc."""
+    at = np.arange(48)
+    truth = (at[None] - 24) ** 2 + (at[:, None] - 24) ** 2 < 150
+    photo = np.where(truth[..., None], (200, 60, 40), (40, 60, 160)) + np.random.default_rng(0).integers(-15, 15, (48, 48, 3))
+    photo = np.clip(photo, 0, 255).astype(np.uint8)
+    ground = np.where(truth, 0.05, 0.9).astype(np.float32)
+    ground[24:, 36:] = 0.2
+    wrong = (ground < 0.5) != truth
+    found = refine.foreground(photo, ground, np.where(truth, 0.05, 0.9).astype(np.float32))
+    assert wrong.mean() > 0.1 and (found != truth).mean() < 0.02
+    many = refine.foregrounds(np.stack([photo] * 3), lambda i: ground, ground, threads=2)
+    np.testing.assert_array_equal(many[0], many[2])
+
+
+def test_nothing_to_compare_keeps_the_opinion():
+    photo = np.zeros((16, 16, 3), np.uint8)
+    sure = np.full((16, 16), 0.99, np.float32)
+    assert not refine.foreground(photo, sure, sure).any()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"steps": 0}, "steps is 0"), ({"trim": 1.0}, "trim is 1.0"), ({"learning_rate": 0.0}, "learning_rate is 0"), ({"side": 20}, "multiple of 16"),
+        ({"masks": "m"}, "--masks needs --images"), ({"images": "i"}, "not both"), ({"soft": True}, "no certainty"), ({"width": 9}, "multiple of 8"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_told_and_leaves_nothing(run, given, said, tmp_path):
+    with pytest.raises(UsageError, match=said):
+        sis_jax.distill(str(run), out=str(tmp_path / "x"), **{"steps": 2, "batch": 4, **given})
+    assert not (tmp_path / "x/student/model.safetensors").exists()
+
+
+def test_a_run_without_parts_or_data_is_told(tmp_path):
+    with pytest.raises(UsageError, match=r"give a RUN"):
+        sis_jax.distill()
+    (tmp_path / "run.json").write_text('{"format": 1, "stages": {}}')
+    with pytest.raises((UsageError, SisError), match="holds no parts"):
+        sis_jax.distill(str(tmp_path), steps=2)

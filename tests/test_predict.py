@@ -1,0 +1,202 @@
+"""`predict` and the student in use: any photo in, a mask of its own size out; what cannot be read is named and the rest is done."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import sis_jax
+from sis_jax.core.types import Info, SisError, UsageError
+from sis_jax.nn import students
+from sis_jax.weights.student import Student, _starts
+
+ROOT = Path(sis_jax.__file__).parents[1]
+CLASSES = tuple(
+    {"id": i, "name": n, "colour": "#000000", "prompts": [], "clusters": [i]} for i, n in enumerate(("background", "skin", "hair"))
+)
+
+
+@pytest.fixture(scope="module")
+def student():
+    config = students.StudentConfig("unet-small", 3, 8)
+    return Student(students.build(config, np.random.default_rng(3)), config, CLASSES, 32, Info("toy", "none needed"))
+
+
+@pytest.fixture(scope="module")
+def folder(student, tmp_path_factory):
+    return student.save(tmp_path_factory.mktemp("student") / "toy")
+
+
+def photo(h, w, seed=0):
+    return np.random.default_rng(seed).integers(0, 255, (h, w, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Photos as people have them: turned by EXIF, transparent, 16-bit, grey, wide, in a sub-folder, and one broken."""
+    place = tmp_path_factory.mktemp("photos")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(photo(40, 60)).save(place / "turned.jpg", exif=exif)
+    Image.fromarray(np.dstack([photo(33, 47), np.full((33, 47), 128, np.uint8)])).save(place / "clear.png")
+    Image.fromarray(photo(30, 30)[..., 0].astype(np.uint16) * 257).save(place / "grey16.png")
+    Image.fromarray(photo(20, 90)[..., 0]).save(place / "wide.png")
+    (place / "below").mkdir()
+    Image.fromarray(photo(32, 32)).save(place / "below/inner.png")
+    (place / "broken.jpg").write_bytes(b"no picture")
+    return place
+
+
+def test_masks_have_the_photos_own_size(folder, photos, tmp_path):
+    masks = sis_jax.predict(str(folder), str(photos), out=str(tmp_path / "out"), batch=2)
+    sizes = {name: m.mask.shape for name, m in zip(masks.names, masks)}
+    assert sizes == {
+        "below/inner.png": (32, 32),
+        "clear.png": (33, 47),
+        "grey16.png": (30, 30),
+        "turned.jpg": (60, 40),
+        "wide.png": (20, 90),
+    }
+    assert [n for n, _ in masks.skipped] == ["broken.jpg"]
+    with Image.open(tmp_path / "out/turned.png") as picture:
+        assert picture.mode == "P" and picture.size == (40, 60)
+    assert [c["name"] for c in json.loads((tmp_path / "out/classes.json").read_text())] == ["background", "skin", "hair"]
+
+
+def test_memory_and_disk_agree(student, photos, tmp_path):
+    there = sis_jax.predict(student, str(photos), out=str(tmp_path / "out"))
+    here = sis_jax.predict(student, str(photos), batch=1)
+    for a, b in zip(there, here):
+        assert a.name == b.name and (a.mask == b.mask).mean() > 0.999
+    assert here.show().size[1] > 3 * 128
+
+
+def test_scores_are_probabilities_and_masks_their_winners(student):
+    image = photo(40, 52)
+    scores = student.scores([image])[0]
+    assert scores.shape == (40, 52, 3)
+    np.testing.assert_allclose(scores.sum(-1), 1, atol=1e-5)
+    assert (student.masks([image])[0] == scores.argmax(-1)).mean() > 0.999
+
+
+def test_channels_are_class_ids_where_the_background_is_missing(student):
+    from dataclasses import replace
+
+    without = replace(student, classes=tuple(c | {"id": c["id"] + 1} for c in CLASSES))
+    image = photo(32, 32)
+    scores = without.scores([image])[0]
+    assert scores.shape[-1] == 4 and not scores[..., 0].any()
+    np.testing.assert_array_equal(without.masks([image])[0], student.masks([image])[0] + 1)
+
+
+def test_company_and_order_do_not_matter(student):
+    images = [photo(32, 32, 0), photo(48, 32, 1), photo(32, 32, 2)]
+    together = student.scores(images)
+    for image, want in zip(images, together):
+        np.testing.assert_allclose(student.scores([image])[0], want, atol=1e-5)
+
+
+def test_mirrored_photos_get_mirrored_masks(student):
+    image = photo(32, 32)
+    scores = student.scores([image, image[:, ::-1]], flip=True)
+    np.testing.assert_allclose(scores[0], scores[1][:, ::-1], atol=1e-5)
+
+
+def test_large_photos_are_cut_and_put_together(student):
+    """Every pixel is covered, and far from the seams a tile sees what the whole photo sees but for the picture's mean."""
+    image = np.tile(photo(32, 32), (10, 10, 1))
+    cut = student.scores([image], size=320, tile=256)[0]
+    np.testing.assert_allclose(cut.sum(-1), 1, atol=1e-4)
+    whole = student.scores([image], size=320)[0]
+    assert np.abs(cut - whole).mean() < 0.02
+    for length in (257, 300, 1000):
+        starts = _starts(length, 256)
+        assert starts[0] == 0 and starts[-1] == length - 256 and max(np.diff(starts)) <= 256 - 64
+
+
+def test_arrays_lists_and_pillow_images(student):
+    rgba, grey = np.dstack([photo(20, 24), np.full((20, 24), 255, np.uint8)]), photo(18, 18)[..., 0]
+    masks = sis_jax.predict(student, [photo(16, 20), rgba, grey, Image.fromarray(photo(30, 22))])
+    assert [m.mask.shape for m in masks] == [(16, 20), (20, 24), (18, 18), (30, 22)] and masks.names == ("0000", "0001", "0002", "0003")
+    assert len(sis_jax.predict(student, np.stack([photo(16, 16)] * 3))) == 3
+    assert student.predict(photo(16, 20))[0].mask.shape == (16, 20)
+    with pytest.raises(UsageError, match=r"float64\[4, 4, 3\]"):
+        sis_jax.predict(student, np.zeros((4, 4, 3)))
+
+
+def test_segments_as_pipelines_give_them(student):
+    masks = sis_jax.predict(student, photo(32, 32), soft=True)
+    rows = masks.segments(0)
+    assert sum(r["mask"].sum() for r in rows) == 32 * 32 and all(0 < r["score"] <= 1 for r in rows)
+    assert {r["label"] for r in rows} <= {"background", "skin", "hair"}
+    assert masks.cutout(0).mode == "RGBA"
+
+
+def test_soft_scores_and_cutouts_on_disk(student, photos, tmp_path):
+    sis_jax.predict(student, str(photos / "clear.png"), out=str(tmp_path / "o"), soft=True, cutouts=True)
+    with np.load(tmp_path / "o/clear.npz") as z:
+        assert z["scores"].shape == (33, 47, 3)
+    with Image.open(tmp_path / "o/clear-cutout.png") as picture:
+        assert picture.mode == "RGBA" and picture.size == (47, 33)
+
+
+def test_coco(student, photos, tmp_path):
+    sis_jax.predict(student, str(photos), out=str(tmp_path / "coco"), format="coco")
+    found = [p for p in (tmp_path / "coco").rglob("*.json") if "annotations" in json.loads(p.read_text())]
+    assert len(found) == 1 and len(json.loads(found[0].read_text())["images"]) == 5
+
+
+def test_other_peoples_folders_are_safe(student, photos, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/holiday.png").write_bytes(b"x")
+    with pytest.raises(UsageError, match="holds other files"):
+        sis_jax.predict(student, str(photos), out=str(tmp_path / "mine"), overwrite=True)
+    sis_jax.predict(student, str(photos), out=str(tmp_path / "out"))
+    with pytest.raises(UsageError, match="already holds masks"):
+        sis_jax.predict(student, str(photos), out=str(tmp_path / "out"))
+    sis_jax.predict(student, str(photos), out=str(tmp_path / "out"), overwrite=True)
+
+
+def test_two_photos_of_one_stem_are_told(student, tmp_path):
+    for name in ("a.png", "a.jpg"):
+        Image.fromarray(photo(20, 20)).save(tmp_path / name)
+    with pytest.raises(SisError, match=r"a\.jpg and a\.png would both be written"):
+        sis_jax.predict(student, str(tmp_path), out=str(tmp_path / "out"))
+
+
+def test_no_photos_and_no_student(student, tmp_path):
+    with pytest.raises(UsageError, match="no photos"):
+        sis_jax.predict(student, str(tmp_path))
+    with pytest.raises(UsageError, match="list is empty"):
+        sis_jax.predict(student, [])
+    with pytest.raises(UsageError, match="holds no student"):
+        sis_jax.predict(str(tmp_path), photo(8, 8))
+
+
+def test_damaged_weights_are_told(student, tmp_path):
+    place = student.save(tmp_path / "s")
+    data = bytearray((place / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (place / "model.safetensors").write_bytes(data)
+    with pytest.raises(SisError, match="damaged or was changed"):
+        sis_jax.load_student(place)
+
+
+def test_the_command_ends_with_1_and_names_what_was_skipped(folder, photos, tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC")} | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+    }
+    command = [sys.executable, "-W", "error", "-m", "sis_jax.predict", str(folder), str(photos)]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "o")], env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 1 and done.stdout.strip() == str(tmp_path / "o")
+    assert "1 of 6 photos could not be read: broken.jpg" in done.stderr and "Traceback" not in done.stderr
+    missing = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert missing.returncode == 2 and "--out is missing" in missing.stderr
