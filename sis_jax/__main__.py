@@ -14,13 +14,14 @@ from sis_jax.core import cli
 _NEEDED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "einops", "safetensors", "pillow", "scipy", "transformers")
 
 # Sub-commands, "module:function"; the stages are modules of their own.
-_COMMANDS = {"export": "sis_jax.export:export"}
+_COMMANDS = {"run": "sis_jax._pipeline:run", "export": "sis_jax.export:export"}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Print stages, versions, devices, weights and their licences, then every problem found. Exit 0 when there is none, 1 otherwise."""
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in _COMMANDS:
+        cli.use_cpu_cores()
         return cli.run(_command(argv[0]), argv=argv[1:])
     if argv in (["-h"], ["--help"]):
         print(

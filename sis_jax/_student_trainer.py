@@ -37,7 +37,7 @@ HELD = 256  # photos kept apart for the comparison
 DROPPED = 0.25  # share of the photos left out of a round, those whose mask the colours corrected most
 FORGOTTEN = 0.1  # mean IoU on generated pictures that adaptation may cost
 FINER = 2  # photos are refined at so many times the size they are trained at
-COLUMNS = ("phase", "step", "loss", "accuracy", "val_iou")
+COLUMNS = ("step", "loss", "accuracy", "val_iou", "phase")
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,8 @@ class Trainer:
                 f"training diverged at step {self.step} (loss is not a number): give --learning-rate {self.recipe.learning_rate / 3:g} --overwrite"
             )
         numbers = {k: round(float(v), 6) for k, v in facts.items()}
-        self.curve.append({"phase": self.phase, "step": self.step, "val_iou": round(self._val_iou(self.student()), 6)} | numbers)
+        before = self.job.config["steps"] + self.round * self.job.config["adapt_steps"] if self.phase == "adapt" else 0
+        self.curve.append({"phase": self.phase, "step": before + self.step, "val_iou": round(self._val_iou(self.student()), 6)} | numbers)
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", restval="")
         writer.writeheader()
