@@ -37,7 +37,7 @@ HELD = 256  # photos kept apart for the comparison
 DROPPED = 0.25  # share of the photos left out of a round, those whose mask the colours corrected most
 FORGOTTEN = 0.1  # mean IoU on generated pictures that adaptation may cost
 FINER = 2  # photos are refined at so many times the size they are trained at
-COLUMNS = ("step", "loss", "accuracy", "val_iou", "phase")
+COLUMNS: tuple[str, ...] = ("step", "loss", "accuracy", "val_iou", "phase")
 
 
 @dataclass(frozen=True)
@@ -363,4 +363,4 @@ def _reduced(photos: np.ndarray, side: int) -> np.ndarray:
 
 
 def _enlarged(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return np.asarray(Image.fromarray(np.ascontiguousarray(plane, np.float32)).resize(size[::-1], Image.Resampling.BILINEAR))
+    return np.asarray(Image.fromarray(np.ascontiguousarray(plane, np.float32)).resize((size[1], size[0]), Image.Resampling.BILINEAR))

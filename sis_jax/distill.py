@@ -231,7 +231,7 @@ def _job(config: dict[str, Any], source: Path | None) -> Job:
         rows = slice(0, config["rows"]) if config["rows"] else None
         photos = Photos.open(config["photos"], FINER * side, rows=rows, min_size=side, progress=cli.progress_shown())
         cli.say(photos.summary())
-    return Job(config, tuple(classes), kept, val, photos, side, origin, licence)
+    return Job(config, tuple(dict(c) for c in classes), kept, val, photos, side, origin, licence)
 
 
 def _has_data(source: Path) -> bool:

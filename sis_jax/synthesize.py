@@ -54,19 +54,20 @@ def synthesize(
     from sis_jax.data.folder import Dataset
 
     _check(n, val, truncation, seed)
-    given = isinstance(run, str | Path)
-    if not given and (parts is None or out is None):
+    process, processes = parallel.initialize()  # before anything touches a device
+    if isinstance(run, str | Path):
+        teacher, place, name = Teacher.from_run(run), Path(run if out is None else out), str(run)
+    elif parts is None or out is None:
         raise UsageError("a generator needs its parts and a folder: synthesize(gen, parts, out=...)")
-    process, processes = parallel.initialize()
-    teacher = Teacher.from_run(run) if given else Teacher.of(run, parts)
-    place = Path(run if out is None else out)
+    else:
+        teacher, place, name = Teacher.of(run, parts), Path(out), run.info.name
     place = place.parent if place.name == "data" else place
     if teacher.parts.background.get("found") is False:
         cli.say("the background was not found, so no pixel has class 0: see the warnings in report.html")
     psi = teacher.truncation if truncation is None else truncation
     config = {"n": n, "val": val, "truncation": psi, "soft": soft, "seed": seed, "classes": [c["name"] for c in teacher.parts.classes]}
     if process == 0:
-        asked = {"run": run if given else teacher.gen.info.name, "n": n, "val": val, "truncation": truncation, "soft": soft, "seed": seed}
+        asked = {"run": name, "n": n, "val": val, "truncation": truncation, "soft": soft, "seed": seed}
         _write_as_stage(place, teacher, config, overwrite, processes, asked | ({"out": out} if out else {}))
     else:
         _write_share(place / "data", teacher, config, process, processes)

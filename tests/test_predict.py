@@ -178,6 +178,15 @@ def test_no_photos_and_no_student(student, tmp_path):
         sis_jax.predict(str(tmp_path), photo(8, 8))
 
 
+def test_the_portable_file_gives_the_same_probabilities(student, tmp_path):
+    from jax import export
+
+    call = export.deserialize(bytearray(student.export(tmp_path / "s.jaxexport").read_bytes())).call
+    for count in (1, 3):
+        images = np.stack([photo(32, 32, i) for i in range(count)])
+        np.testing.assert_allclose(call(images), np.stack(student.scores(list(images), flip=False)), atol=1e-5)
+
+
 def test_damaged_weights_are_told(student, tmp_path):
     place = student.save(tmp_path / "s")
     data = bytearray((place / "model.safetensors").read_bytes())

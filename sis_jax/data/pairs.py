@@ -97,7 +97,7 @@ def _reduced(example: Any, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
     short = min(mask.shape)
     if short <= side:
         return image, mask, sure
-    size = tuple(max(1, round(s * side / short)) for s in mask.shape[::-1])
+    height, width = (max(1, round(s * side / short)) for s in mask.shape)
     area, nearest = Image.Resampling.BOX, Image.Resampling.NEAREST
-    shrunk = (np.asarray(Image.fromarray(a).resize(size, rule)) for a, rule in ((image, area), (mask, nearest), (sure, nearest)))
+    shrunk = (np.asarray(Image.fromarray(a).resize((width, height), rule)) for a, rule in ((image, area), (mask, nearest), (sure, nearest)))
     return tuple(shrunk)  # type: ignore[return-value]

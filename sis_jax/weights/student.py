@@ -91,6 +91,26 @@ class Student:
         files.write_atomic(folder / files.CONFIG, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
         return folder
 
+    def export(self, path: str | Path, flip: bool = False) -> Path:
+        """Write the network as one portable file: `jax.export.deserialize(bytes).call(images)` gives probabilities, without this library.
+
+        images: uint8[b side side 3] of any number b, at the size the student was trained on; the result is float32[b side side k], channels as in
+        `classes`. The file runs on CPU, CUDA and TPU.
+        """
+        from jax import export as jax_export
+
+        graph, params = nnx.split(self.network)
+        (b,) = jax_export.symbolic_shape("b")
+
+        def network(images: jax.Array) -> jax.Array:
+            return _probabilities(params, images, graph=graph, flip=flip)
+
+        shape = jax.ShapeDtypeStruct((b, self.side, self.side, 3), np.uint8)
+        exported = jax_export.export(jax.jit(network), platforms=("cpu", "cuda", "tpu"))(shape)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        files.write_atomic(Path(path), bytes(exported.serialize()))
+        return Path(path)
+
     # how
 
     def _at_work(self, images: Sequence[np.ndarray], flip: bool, size: int | None, tile: int) -> list[np.ndarray]:
@@ -194,12 +214,12 @@ def _probabilities(params: Any, images: jax.Array, *, graph: Any, flip: bool) ->
 def _brought_to(image: np.ndarray, side: int) -> np.ndarray:
     """The photo with its shorter side at about `side` pixels, both sides multiples of 16 (the aspect changes by a few per cent at most)."""
     h, w = image.shape[:2]
-    new = tuple(max(_GRID, _GRID * round(s * side / min(h, w) / _GRID)) for s in (h, w))
-    if new == (h, w):
+    new_h, new_w = (max(_GRID, _GRID * round(s * side / min(h, w) / _GRID)) for s in (h, w))
+    if (new_h, new_w) == (h, w):
         return image
-    whole = h % new[0] == 0 and w % new[1] == 0
-    rule = Image.Resampling.BOX if whole else Image.Resampling.BILINEAR if new[0] > h else Image.Resampling.LANCZOS
-    return np.asarray(Image.fromarray(image).resize(new[::-1], rule))
+    whole = h % new_h == 0 and w % new_w == 0
+    rule = Image.Resampling.BOX if whole else Image.Resampling.BILINEAR if new_h > h else Image.Resampling.LANCZOS
+    return np.asarray(Image.fromarray(image).resize((new_w, new_h), rule))
 
 
 def _enlarged(scores: Float[np.ndarray, "h w k"], size: tuple[int, int]) -> Float[np.ndarray, "_ _ k"]:
@@ -207,7 +227,7 @@ def _enlarged(scores: Float[np.ndarray, "h w k"], size: tuple[int, int]) -> Floa
     if scores.shape[:2] == size:
         return np.asarray(scores, np.float32)
     planes = (Image.fromarray(np.ascontiguousarray(scores[..., i], np.float32)) for i in range(scores.shape[-1]))
-    return np.stack([np.asarray(p.resize(size[::-1], Image.Resampling.BILINEAR)) for p in planes], -1)
+    return np.stack([np.asarray(p.resize((size[1], size[0]), Image.Resampling.BILINEAR)) for p in planes], -1)
 
 
 def _starts(length: int, tile: int) -> list[int]:
