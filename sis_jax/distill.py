@@ -58,7 +58,7 @@ def distill(
     photos: str | None = None,
     rows: int | None = None,
     adapt_steps: int = 700,
-    rounds: int = 1,
+    rounds: int = 2,
     fly: bool = False,
     n: int = 10_000,
     images: str | None = None,
