@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 # Verbs: a function and the module it lives in share one name, so that `sis.discover(gen)` and `python -m sis_jax.discover` both work.
-_VERBS = ("discover", "synthesize", "distill", "predict", "evaluate", "report", "train_generator")
+_VERBS = ("discover", "label", "synthesize", "distill", "predict", "evaluate", "report", "train_generator")
 
 _HOMES = {
     **{verb: f"sis_jax.{verb}" for verb in _VERBS},
@@ -47,6 +47,7 @@ __all__ = [  # noqa: RUF022  (in the order of work, not of the alphabet)
     "load_clip",
     "load_student",
     "discover",
+    "label",
     "synthesize",
     "distill",
     "predict",
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
     from sis_jax.discover import discover as discover
     from sis_jax.distill import distill as distill
     from sis_jax.evaluate import evaluate as evaluate
+    from sis_jax.label import label as label
     from sis_jax.predict import predict as predict
     from sis_jax.report import report as report
     from sis_jax.synthesize import synthesize as synthesize

@@ -14,6 +14,7 @@ from sis_jax import methods
 from sis_jax.core.features import BATCH
 from sis_jax.core.types import Generator, SisError
 from sis_jax.data.parts import Parts
+from sis_jax.nn.moved import mixed
 
 Labelled = tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"], Float[np.ndarray, "b h w"]]
 
@@ -35,6 +36,7 @@ class Teacher:
                 f"the parts were found in {parts.generator.name} ({theirs[:12]}), this generator is {gen.info.name} ({mine[:12]}): "
                 f"run python -m sis_jax.discover again"
             )
+        gen = mixed(gen, parts.arrays)  # rare classes are drawn beside plain samples
         return cls(gen, parts, methods.get(parts.method)(**_settings(parts)).restored(parts.arrays))
 
     @classmethod

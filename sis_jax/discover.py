@@ -5,6 +5,7 @@ The method does the work (`methods/`); this file resolves the request, and turns
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,10 @@ from sis_jax.core import cli
 from sis_jax.methods import METHODS
 
 if TYPE_CHECKING:
+    from sis_jax._texts import Texts
     from sis_jax.core.types import Generator
     from sis_jax.data.parts import Parts
+    from sis_jax.weights.clip_model import CLIP
 
 SHOWN = 8  # samples in the gallery
 UNSURE = 0.7  # agreement below this earns a warning
@@ -25,6 +28,12 @@ def discover(
     out: str | None = None,
     method: str = "segmentation_in_style",
     recipe: str | None = None,
+    ontology: str | Mapping[str, Any] | None = None,
+    rare: str | None = None,
+    neutral: str = "a photo",
+    rare_n: int = 2000,
+    rare_share: float = 0.5,
+    clip: str | CLIP | None = None,
     seed: int = 0,
     overwrite: bool = False,
     **settings: Any,
@@ -35,6 +44,12 @@ def discover(
     out: run folder to write (parts, gallery, report); in Python nothing is written without it.
     method: how; its own settings are flags too.
     recipe: settings by name; "paper" is the published one of Segmentation in Style. Settings given beside it win.
+    ontology: names for the parts, {prompt: class}, a JSON file or in Python a dict; `python -m sis_jax.label` has more to say about it.
+    rare: what is drawn too rarely to become a part, "a person with glasses": samples are moved towards it until it does.
+    neutral: the same without it, "a person".
+    rare_n: samples to learn the way from.
+    rare_share: share of the samples that are moved in what is made from the parts.
+    clip: text model for both, a name or a path; by default as in `label`.
     seed: of samples and clustering.
     overwrite: replace what another configuration left in `out`.
 
@@ -45,14 +60,19 @@ def discover(
 
     fitted_with = _resolve(method, recipe, settings)
     generator = load_generator(gen) if gen is None or isinstance(gen, str | Path) else gen
+    texts = _texts(generator, ontology, rare, neutral, rare_n, rare_share, clip)
     if out is None:
-        return _discover(generator, method, fitted_with, seed)
+        return _discover(generator, method, fitted_with, seed, texts)[0]
     from sis_jax.data.page import write_page
     from sis_jax.data.parts import Parts
 
     config = {"gen": str(gen) if isinstance(gen, str | Path) else generator.info.name, "method": method, "recipe": recipe, "seed": seed}
     config |= {f: getattr(fitted_with, f) for f in _fields(type(fitted_with))}
-    shown = {"gen": gen, "out": out, "method": method, "recipe": recipe, "seed": seed} | settings
+    asked = {"ontology": ontology, "rare": rare, "clip": clip if isinstance(clip, str) else None}
+    if rare is not None:
+        asked |= {"neutral": neutral, "rare_n": rare_n, "rare_share": rare_share}
+    config |= texts.config() if texts else {}
+    shown = {"gen": gen, "out": out, "method": method, "recipe": recipe, "seed": seed} | asked | settings
     with RunFolder.open(out, overwrite) as run:
         with run.stage(
             "discover", config, inputs=generator.info.sha256, generator=generator.info, command=cli.command("discover", shown)
@@ -60,8 +80,8 @@ def discover(
             if stage.done:
                 cli.say(f"{out} already holds these parts; give --overwrite to find them again")
             else:
-                parts = _discover(generator, method, fitted_with, seed)
-                for name, data in parts.files().items():
+                parts, others = _discover(generator, method, fitted_with, seed, texts)
+                for name, data in (parts.files() | others).items():
                     run.write_bytes(f"parts/{name}", data)
         write_page(run.path)
         return Parts.load(run.path)
@@ -95,25 +115,38 @@ def _resolve(method: str, recipe: str | None, settings: dict[str, Any]) -> Any:
     return cls(**chosen | {k: v for k, v in settings.items() if v != known[k]})
 
 
-def _discover(gen: Generator, method: str, settings: Any, seed: int) -> Parts:
-    """Fit, look at a few samples, and put all of it into one object."""
+def _texts(gen: Generator, ontology: Any, rare: str | None, neutral: str, rare_n: int, rare_share: float, clip: Any) -> Texts | None:
+    """What text shall do, None where it shall do nothing: then no text model is loaded."""
+    if ontology is None and rare is None:
+        return None
+    from sis_jax._texts import Texts
+
+    return Texts.of(gen, ontology, rare, neutral, rare_n, rare_share, clip)
+
+
+def _discover(gen: Generator, method: str, settings: Any, seed: int, texts: Texts | None) -> tuple[Parts, dict[str, bytes]]:
+    """Fit, look at a few samples, and put all of it into one object; and further files of the run's `parts/`."""
     import numpy as np
 
     from sis_jax.core.features import sample_seeds
     from sis_jax.data.parts import Parts, classes_from
 
     fitted = settings.fit(gen, seed)
+    found = texts.extended(gen, fitted, seed) if texts else None
+    if found:
+        gen, fitted = found.gen, found.fitted
     classes = classes_from(fitted.clusters_, fitted.background_["found"])
     owner = {cluster: c["id"] for c in classes for cluster in c["clusters"]}
     clusters = tuple(c | {"class_id": owner[c["id"]], "background": owner[c["id"]] == 0} for c in fitted.clusters_)
     seeds = sample_seeds(seed, SHOWN)
     images, masks, sure = (np.concatenate(x) for x in zip(*fitted.label_seeds(gen, seeds)))
     resolved = {name: getattr(fitted, name) for name in _fields(type(fitted))}
-    return Parts(
+    parts = Parts(
         method=method, settings=resolved, arrays=fitted.arrays_, classes=classes, clusters=clusters, background=fitted.background_,
         generator=gen.info, seed=seed, sweep=fitted.sweep_, warnings=tuple(_warnings(fitted)), samples=images, masks=masks,
         seeds=tuple(seeds), confidence=tuple(float(c.mean()) for c in sure),
     )  # fmt: skip
+    return texts.named(gen, parts, found) if texts else (parts, {})
 
 
 def _warnings(fitted: Any) -> list[str]:

@@ -94,6 +94,40 @@ def squares(rng, n):
     return pixels, lit, places
 
 
+def test_facts_first_and_words_afterwards(config):
+    """Points for facts are learned from pictures, then the text tower learns to say them; the image tower stays as it was."""
+    rng = np.random.default_rng(0)
+    recipe = training.Recipe(learning_rate=5e-3, keep=1.0, ema=0.9)
+    concepts = jnp.asarray(rng.standard_normal((1, 8)), jnp.float32)
+    graph, state = training.new_state(training.initial(config, 1), recipe, concepts)
+    see, say = (jax.jit(f, static_argnames="recipe") for f in (training.concept_step, training.text_step))
+    before = np.asarray(state["params"]["network"]["text"]["projection"])
+    for i in range(120):
+        pixels, lit, _ = squares(rng, 16)
+        state, told = see(graph, state, jnp.asarray(pixels), jnp.asarray(lit[:, None]), jnp.float32(3e-3), jax.random.key(i), recipe=recipe)
+    assert float(told["global"]) < 0.3 and np.array_equal(before, state["params"]["network"]["text"]["projection"])
+    point = np.asarray(state["ema"]["concepts"])
+    graph, state = training.new_state(training.averaged(graph, state), recipe)
+    seen = np.asarray(state["params"]["network"]["visual"]["projection"])
+    ids, points = jnp.asarray([[8, 1, 9, 9], [8, 2, 9, 9]]), jnp.asarray(np.concatenate([point, -point]))
+    for _ in range(100):
+        state, told = say(graph, state, ids, points, jnp.float32(3e-3), recipe=recipe)
+    assert float(told["text"]) < 0.05 and np.array_equal(seen, state["params"]["network"]["visual"]["projection"])
+    network = training.averaged(graph, state)
+    pixels, lit, _ = squares(np.random.default_rng(5), 40)
+    score = np.asarray(network.visual(jnp.asarray(pixels))) @ np.asarray(network.text(ids))[0]
+    assert ((score > 0) == lit).mean() > 0.85
+
+
+def test_where_captions_belong():
+    concepts = np.array([[2, 0, 0], [0, 1, 0]], np.float32)
+    neutral = np.array([0, 0, 1], np.float32)
+    at = [
+        captions.target(captions.Caption("x", needs), concepts, neutral).tolist() for needs in ((), ((0, True),), ((0, True), (1, False)))
+    ]
+    assert at == [[0, 0, 1], [1, 0, 0], [1, -1, 0]]
+
+
 # Captions
 
 
@@ -122,3 +156,24 @@ def test_single_captions():
     assert np.array_equal(singles["a person without glasses"].true_of(table), ~table[:, glasses])
     assert np.array_equal(singles["the hat"].true_of(table), table[:, NAMES.index("Wearing_Hat")])
     assert singles["a person"].true_of(table).all() and len(singles) > 300
+
+
+def test_a_small_vocabulary_cuts_its_own_texts_like_the_large_one(tmp_path):
+    import importlib.util
+    from pathlib import Path
+
+    from sis_jax.weights.clip_inputs import Tokenizer, read_vocabulary, shipped_vocabulary
+
+    place = Path(__file__).parents[1] / "scripts" / "train_faces_clip.py"
+    spec = importlib.util.spec_from_file_location("train_faces_clip", place)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    texts = [c.text for c in captions.single_captions(NAMES)] + ["an old man with glasses, a tie and a five o'clock shadow"]
+    size = script.write_vocabulary(tmp_path, texts)
+    small, large = read_vocabulary(tmp_path)[0], shipped_vocabulary()[0]
+    names = [{i: token for token, i in v.items()} for v in (small, large)]
+    ids = [Tokenizer(30, size, str(tmp_path), openai=False)(texts)[0], Tokenizer(30, len(large))(texts)[0]]
+    for mine, theirs in zip(*ids):
+        end = [int(np.argmax(row)) for row in (mine, theirs)]
+        assert [names[0][i] for i in mine[: end[0]]] == [names[1][i] for i in theirs[: end[1]]]
+    assert size < 1500 and small["<|endoftext|>"] == size - 1

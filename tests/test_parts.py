@@ -181,3 +181,54 @@ def test_parts_of_which_something_is_missing(parts, tmp_path, damage):
         save_file(arrays, tmp_path / "parts.safetensors")
     with pytest.raises(SisError):
         Parts.load(tmp_path)
+
+
+# Names from text
+
+
+def said(name, named=True, score=0.8, margin=0.6, runner_up="other"):
+    return {"name": name, "score": score, "margin": margin, "runner_up": runner_up, "named": named, "prompts": [f"a {name}"], "scores": {}}
+
+
+def test_named_parts(parts):
+    """Clusters 0, 3 become hair; 2 is unsure; 1 stays the background, 4 leaves it."""
+    named = parts.named(
+        {0: said("hair"), 3: said("hair", score=0.4, margin=0.2), 2: said("ear", named=False), 1: said(None), 4: said("wall")}
+    )
+    assert named.names == {0: "background", 1: "hair", 3: "part 3", 4: "wall"}
+    table = {c["name"]: c for c in named.classes}
+    assert table["hair"]["clusters"] == [0, 3] and table["hair"]["prompts"] == ["a hair"] and table["wall"]["clusters"] == [4]
+    assert table["hair"]["score"] == pytest.approx((0.4 * 0.8 + 0.15 * 0.4) / 0.55) and not table["hair"]["unsure"]
+    assert table["part 3"]["unsure"] and table["part 3"]["guess"] == "ear" and table["part 3"]["prompts"] == []
+    assert table["background"]["clusters"] == [1] and table["background"]["score"] == 0.8
+    assert named.class_of()[:5].tolist() == [1, 0, 3, 1, 4] and [c["class_id"] for c in named.clusters] == [1, 0, 3, 1, 4]
+    assert len({c["colour"] for c in named.classes}) == 4
+
+
+def test_named_again(parts):
+    """A name from text does not outlive the next text; one by hand does."""
+    first = parts.named({0: said("hair"), 3: said("hair"), 2: said("ear")}).rename({3: "left ear"})
+    assert first.names == {0: "background", 1: "hair", 3: "left ear"} and first.classes[2]["score"] is None
+    second = first.named({0: said("wig"), 3: said("x", named=False), 2: said("x", named=False)})
+    assert set(second.names.values()) == {"background", "wig", "part 1.3", "left ear"}
+    assert len(second.names) == 4 and sum(len(c["clusters"]) for c in second.classes) == 5
+
+
+def test_named_parts_round_trip(parts, tmp_path):
+    named = parts.named({0: said("hair"), 2: said("ear", named=False)})
+    named.save(tmp_path)
+    same(named, Parts.load(tmp_path))
+
+
+def test_merge_and_drop(parts):
+    assert parts.merge([1, 3], "hair").names == {0: "background", 1: "hair", 2: "part 2"}
+    assert parts.merge([3, 2]).names == {0: "background", 1: "part 1", 2: "part 3"}
+    assert parts.merge([0, 2]).class_of()[3] == 0 and parts.merge([0, 2]).names[0] == "background"
+    assert parts.drop([1, 2]).names == {0: "background", 3: "part 3"} and parts.drop(3).class_of()[2] == 0
+    for wrong in (lambda: parts.merge([1, 9]), lambda: parts.drop(9)):
+        with pytest.raises(UsageError, match="no part 9; there are"):
+            wrong()
+    with pytest.raises(UsageError, match="merge needs two parts"):
+        parts.merge([1])
+    with pytest.raises(UsageError, match="must be a text, or None"):
+        parts.rename({1: " "})

@@ -18,7 +18,10 @@ def quick(monkeypatch):
     for verb, settings in (
         ("discover", {"k": 3, "layer": "16x16", "n": 6, "n_init": 1, "max_points": 1536}),
         ("distill", {"width": 8, "batch": 8, "snapshot": 2, "adapt_steps": 2, "trim": 0.0}),
-        ("train_generator", {"batch": 8, "channel_base": 128, "channel_max": 8, "latent": 8, "mapping_layers": 1, "snapshot": 8, "holdout": 2}),
+        (
+            "train_generator",
+            {"batch": 8, "channel_base": 128, "channel_max": 8, "latent": 8, "mapping_layers": 1, "snapshot": 8, "holdout": 2},
+        ),
     ):
         real = getattr(sis_jax, verb)
         monkeypatch.setattr(sis_jax, verb, lambda *a, real=real, settings=settings, **k: real(*a, **settings | k))

@@ -186,3 +186,58 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, content):
     with pytest.raises(UsageError):
         report(tmp_path)
     assert not (tmp_path / "report.html").exists()
+
+
+# Names from text, and runs that hold little
+
+
+def _page_of(folder: Path) -> str:
+    return report(folder).read_text(encoding="utf-8")
+
+
+def test_names_from_text_are_shown(tmp_path):
+    folder = _make_run(tmp_path / "run")
+    file = folder / "parts" / "classes.json"
+    content = json.loads(file.read_text())
+    content["classes"][0] |= {"name": "hair", "score": 0.81, "margin": 0.7, "runner_up": "hat", "guess": None, "unsure": False}
+    content["classes"][1] |= {"name": "part 2", "score": 0.4, "margin": 0.05, "runner_up": "skin", "guess": "ear", "unsure": True}
+    file.write_text(json.dumps(content))
+    page = _page_of(folder)
+    table = page[page.index('id="parts"') :]
+    assert "Runner-up" in table and ">0.81<" in table and ">0.70<" in table and ">hat<" in table and ">skin<" in table
+    assert "unnamed: ear?" in table and table.index("part 2") < table.index("hair")  # unsure ones first
+
+
+def test_without_scores_there_is_no_such_column(tmp_path):
+    page = _page_of(_make_run(tmp_path / "run"))
+    assert "Runner-up" not in page and "unnamed" not in page
+
+
+def test_a_run_whose_first_stage_knows_no_layer_and_no_generator(tmp_path):
+    """Such as one that only holds a dataset, or only a training."""
+    with RunFolder.open(tmp_path / "run") as run, run.stage("distill", {"steps": 3, "data": "d"}, command="python -m sis_jax.distill d"):
+        run.write_bytes("student/a.txt", b"x")
+    page = _page_of(tmp_path / "run")
+    assert "python -m sis_jax.distill d" in page and "<dt>Layer</dt>" not in page and "<dt>Generator</dt>" not in page
+
+
+def test_a_run_without_any_stage(tmp_path):
+    with RunFolder.open(tmp_path / "run"):
+        pass
+    assert "<h1>run</h1>" in _page_of(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("stage", "command"),
+    [
+        ("evaluate celebamask-hq", "python -m sis_jax.evaluate {run} with"),
+        ("discover", "python -m sis_jax.discover --out {run} with"),
+        ("label", "python -m sis_jax.label {run} with"),
+    ],
+)
+def test_how_to_go_on_with_an_unfinished_stage(tmp_path, stage, command):
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt), RunFolder.open(folder) as run, run.stage(stage, {"n": 3}):
+        run.write_bytes("half.txt", b"x")
+        raise KeyboardInterrupt
+    assert f"The stage {stage} did not finish: {command.format(run=folder)}" in _page_of(folder)

@@ -74,7 +74,7 @@ def _context(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "title": folder.resolve().name,
         "generator": generator,
-        "main": stages.get("discover") or next(iter(stages.values()), {}),
+        "facts": _facts(stages),
         "commands": [s["command"] for s in stages.values() if s.get("command")],
         "seconds": sum(s.get("seconds") or 0 for s in stages.values()),
         "finished": max(finished, default=""),
@@ -90,6 +90,13 @@ def _context(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
         "stages": [_provenance(name, record) for name, record in stages.items()],
         "arrays": _arrays(folder / "parts" / "parts.safetensors"),
     }
+
+
+def _facts(stages: Mapping[str, Any]) -> dict[str, Any]:
+    """k, layer and device of the run: those of `discover`, else of its first stage; None what that stage does not have."""
+    record = stages.get("discover") or next(iter(stages.values()), {})
+    config = record.get("config") or {}
+    return {"k": config.get("k"), "layer": config.get("layer"), "device": record.get("device")}
 
 
 def _json(path: Path, kind: Any) -> Any:
@@ -177,14 +184,17 @@ def _parts(found: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> li
             "background": id_ == 0 or any(c.get("background") for c in mine),
             "score": entry.get("score"),
             "margin": entry.get("margin"),
+            "runner_up": entry.get("runner_up"),
+            "guess": entry.get("guess"),
             "crops": _crops(samples, id_),
             **{key: _weighted(mine, key) for key in ("confidence", "agreement", "border_share")},
         }
         sure = [v for v in (row["confidence"], row["agreement"]) if v is not None]
         row["sureness"] = min(sure, default=None)
+        row["unnamed"] = bool(entry.get("unsure"))
         row["unsure"] = bool(sure) and min(sure) < _UNSURE
         rows.append(row)
-    return sorted(rows, key=lambda r: (r["sureness"] is None, r["sureness"] or 0, r["id"]))
+    return sorted(rows, key=lambda r: (not (r["unsure"] or r["unnamed"]), r["sureness"] is None, r["sureness"] or 0, r["id"]))
 
 
 def _weighted(clusters: Sequence[Mapping[str, Any]], key: str) -> float | None:
@@ -315,8 +325,15 @@ def _warnings(found: Mapping[str, Any], generator: Mapping[str, Any], stages: Ma
         told.append("The licence of the generator is unknown, so that of everything made with it is too. Ask whoever gave you the weights.")
     for name, record in stages.items():
         if record.get("state") != "done":
-            told.append(f"The stage {name} did not finish: python -m sis_jax.{name} with the same arguments and --out {folder} resumes it.")
+            told.append(f"The stage {name} did not finish: {_again(name, folder)} with the same arguments resumes it.")
     return list(dict.fromkeys(told))
+
+
+def _again(stage: str, folder: Path) -> str:
+    """The command of a stage; a stage's name is its verb, and for some a word that tells several apart ("evaluate celebamask-hq")."""
+    verb = stage.split(" ")[0]
+    where = f"--out {folder}" if verb in ("discover", "train_generator") else str(folder)
+    return f"python -m sis_jax.{verb} {where}"
 
 
 def _provenance(name: str, record: Mapping[str, Any]) -> dict[str, Any]:

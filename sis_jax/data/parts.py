@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +27,10 @@ class Parts:
     """Parts of what a generator draws.
 
     method, settings, arrays: which method, with which resolved hyper-parameters, learned what.
-    classes: {"id", "name", "colour", "clusters", "prompts", "score", "margin"}; id 0 is the background, absent where none was found.
-    clusters: facts per cluster (share, confidence, agreement across seeds, share of the frame, class_id).
+    classes: {"id", "name", "colour", "clusters", "prompts", "score", "margin", "runner_up", "guess", "unsure"}; id 0 is the background, absent
+        where none was found. The last six are what a text model said (`named`): probability of the name, lead over the runner-up; guess is what it
+        would have been called where that was too little (unsure).
+    clusters: facts per cluster (share, confidence, agreement across seeds, share of the frame, class_id; scores: probability per class).
     samples: uint8[n h w 3] pictures to look at, masks: their clusters, seeds: theirs, confidence: per picture, 0..1.
     """
 
@@ -66,11 +68,13 @@ class Parts:
     def rename(self, names: Mapping[int, str | None]) -> Parts:
         """Give parts names: {3: "hair", 7: "hair", 11: None} merges two under one name and sends one to the background.
 
-        Keys are class ids; a merged class keeps its smallest id. Raises UsageError for an id that does not exist.
+        Keys are class ids; a merged class keeps its smallest id. A name given by hand is sure: what a text model said of the part is forgotten.
+        Raises UsageError for an id that does not exist, or a name that is no text.
         """
-        for key in names:
-            if key not in self.names:
-                raise UsageError(f"there is no part {key}; there are {', '.join(f'{i} ({n})' for i, n in self.names.items())}")
+        self._known(names)
+        for key, name in names.items():
+            if name is not None and (not isinstance(name, str) or not name.strip()):
+                raise UsageError(f"the name of part {key} must be a text, or None for the background, got {name!r}")
         groups: dict[str, dict[str, Any]] = {}
         background: list[int] = []
         label = names.get(BACKGROUND) or self.names.get(BACKGROUND, "background")
@@ -81,9 +85,38 @@ class Parts:
             elif name in groups:
                 groups[name]["clusters"] = sorted(groups[name]["clusters"] + entry["clusters"])
             else:
-                groups[name] = entry | {"name": name}
+                by_hand = entry["id"] in names and name != entry["name"]
+                groups[name] = entry | {"name": name} | (_UNSAID if by_hand else {})
         first = [_class(BACKGROUND, label, sorted(background))] if background else []
         return self._with_classes((*first, *groups.values()))
+
+    def merge(self, ids: Iterable[int], name: str | None = None) -> Parts:
+        """Make one part of several, by id: parts.merge([3, 7], "hair"); without a name it takes that of the first. UsageError for unknown ids."""
+        ids = list(ids)
+        self._known(ids)
+        if len(set(ids)) < 2:
+            raise UsageError(f"merge needs two parts or more, got {ids}; to name one, use parts.rename({{3: 'hair'}})")
+        return self.rename(dict.fromkeys(ids, name or self.names[ids[0]]) if BACKGROUND not in ids else dict.fromkeys(ids))
+
+    def drop(self, ids: int | Iterable[int]) -> Parts:
+        """Send parts to the background, by id: parts.drop([3, 7]). UsageError for unknown ids."""
+        return self.rename(dict.fromkeys([ids] if isinstance(ids, int) else list(ids)))
+
+    def named(self, said: Mapping[int, Mapping[str, Any]]) -> Parts:
+        """Parts with the names that a text model gave their clusters; clusters of one name become one part.
+
+        said: cluster -> {"name" (None is the background), "score", "margin", "runner_up", "named", "prompts", "scores"}. A cluster that is not `named`
+        stays in the part it was in, which is marked unsure; if that part had its name from a text model before, it is called by its number again.
+        """
+        from sis_jax.data.part_names import grouped
+
+        clusters = tuple(c | {"scores": dict(said[c["id"]]["scores"])} if c["id"] in said else c for c in self.clusters)
+        return replace(self, clusters=clusters)._with_classes(grouped(self.classes, clusters, said))
+
+    def _known(self, ids: Iterable[int]) -> None:
+        for key in ids:
+            if key not in self.names:
+                raise UsageError(f"there is no part {key}; there are {', '.join(f'{i} ({n})' for i, n in self.names.items())}")
 
     def _with_classes(self, classes: tuple[dict[str, Any], ...]) -> Parts:
         owner = {cluster: c["id"] for c in classes for cluster in c["clusters"]}
@@ -163,16 +196,11 @@ class Parts:
             ) from None
 
 
+_UNSAID: dict[str, Any] = {"prompts": [], "score": None, "margin": None, "runner_up": None, "guess": None, "unsure": False}
+
+
 def _class(class_id: int, name: str, clusters: list[int]) -> dict[str, Any]:
-    return {
-        "id": class_id,
-        "name": name,
-        "colour": draw.colour(class_id),
-        "prompts": [],
-        "clusters": clusters,
-        "score": None,
-        "margin": None,
-    }
+    return {"id": class_id, "name": name, "colour": draw.colour(class_id), "clusters": clusters, **_UNSAID}
 
 
 def classes_from(clusters: list[dict[str, Any]], found: bool) -> tuple[dict[str, Any], ...]:

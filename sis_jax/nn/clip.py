@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from sis_jax.core.types import UsageError
-from sis_jax.nn.clip_resnet import Dense, ResNet, ResNetConfig, attend
+from sis_jax.nn.clip_resnet import Dense, ResNet, ResNetConfig, attend, check_floating
 
 _BICUBIC = -0.75  # the coefficient of torch's bicubic, with which published code resizes positional embeddings
 
@@ -154,6 +154,7 @@ class ViT(nnx.Module):
 
     def tokens(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b n c"]:
         """Input of the first block: the class token, then the patches row by row. Positions are resized where the picture is not of native size."""
+        check_floating(pixels)
         b, h, w, _ = pixels.shape
         p = self.config.patch_size
         patches = pixels.reshape(b, h // p, p, w // p, p, 3).transpose(0, 1, 3, 2, 4, 5).reshape(b, (h // p) * (w // p), p * p * 3)
@@ -241,12 +242,14 @@ class CLIPNetwork(nnx.Module):
         self.logit_scale = nnx.Param(jnp.zeros(()))
         self.config = config
 
-    def check_pixels(self, shape: tuple[int, ...], *, native: bool) -> None:
-        """UsageError unless pictures of this shape can be read; native: only at the size the network was trained for."""
+    def check_pixels(self, pixels: Shaped[Array | np.ndarray, "..."], *, native: bool) -> None:
+        """UsageError unless these pictures can be read (traced or not); native: only at the size the network was trained for."""
+        shape = pixels.shape
         side, stride = self.config.vision.image_size, self.visual.stride
         square = f"{side}x{side}"
         if len(shape) != 4 or shape[3] != 3:
             raise UsageError(f"pixels must be [b, {side}, {side}, 3], got {list(shape)}: use clip.preprocess(photos)")
+        check_floating(pixels)
         if native and shape[1:3] != (side, side):
             raise UsageError(f"this CLIP reads pictures of {square} pixels, got {shape[1]}x{shape[2]}: use clip.preprocess(photos)")
         if shape[1] % stride or shape[2] % stride or 0 in shape[1:3]:

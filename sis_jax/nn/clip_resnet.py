@@ -11,9 +11,12 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
+
+from sis_jax.core.types import UsageError
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -31,6 +34,12 @@ class ResNetConfig:
     def trunk(self) -> int:
         """Channels at stride 32."""
         return 32 * self.width
+
+
+def check_floating(pixels: Shaped[Array | np.ndarray, "b h w 3"]) -> None:
+    """UsageError for whole numbers: the layers take over the type of their input, and their weights would be cut to 0 and 1."""
+    if not jnp.issubdtype(pixels.dtype, jnp.floating):
+        raise UsageError(f"pixels must be floating point, got {pixels.dtype}: use clip.preprocess(photos)")
 
 
 class Dense(nnx.Module):
@@ -134,6 +143,7 @@ class ResNet(nnx.Module):
 
     def stages(self, pixels: Float[Array, "b h w 3"]) -> dict[str, Float[Array, "b h2 w2 c"]]:
         """The maps after "stem" (stride 4), "layer1" (4), "layer2" (8), "layer3" (16) and "layer4" (32)."""
+        check_floating(pixels)
         x = pixels
         for conv in (self.conv1, self.conv2, self.conv3):
             x = jax.nn.relu(conv(x))

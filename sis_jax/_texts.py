@@ -1,0 +1,64 @@
+"""What text does in `discover`: names for the parts, and one more part that the generator draws too rarely."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sis_jax._naming import Naming, load_text_model, name_parts
+from sis_jax._rare import Rare, add_rare, described
+from sis_jax._teacher import Teacher
+from sis_jax.core.types import Generator, UsageError
+from sis_jax.data.ontology import Ontology, ontology_of
+from sis_jax.data.parts import Parts
+from sis_jax.weights.clip_model import CLIP
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The request, checked, with the text model loaded; fields as the arguments of `discover`."""
+
+    clip: CLIP
+    ontology: Ontology | None
+    rare: str | None
+    neutral: str
+    rare_n: int
+    rare_share: float
+
+    @classmethod
+    def of(cls, gen: Generator, ontology: Any, rare: str | None, neutral: str, rare_n: int, rare_share: float, clip: Any) -> Texts:
+        """UsageError for what cannot work, before anything is computed."""
+        words = ontology_of(ontology) if ontology is not None else None
+        if rare is not None and not (rare.strip() and neutral.strip() and rare.strip() != neutral.strip()):
+            raise UsageError(f"--rare got {rare!r} and --neutral {neutral!r}: expected two texts that differ in what is rare")
+        return cls(load_text_model(clip, gen.info.name), words, rare, neutral, rare_n, rare_share)
+
+    def config(self) -> dict[str, Any]:
+        """What goes on record beside the method's settings."""
+        rare = {"rare": self.rare, "neutral": self.neutral, "rare_n": self.rare_n, "rare_share": self.rare_share} if self.rare else {}
+        words = {"ontology": asdict(self.ontology)} if self.ontology else {}
+        return {"clip": self.clip.info.name, **words, **rare}
+
+    def extended(self, gen: Generator, fitted: Any, seed: int) -> Rare | None:
+        """The fitted method with the rare class, None where none was asked for."""
+        if self.rare is None:
+            return None
+        return add_rare(gen, fitted, self.clip, self.rare, self.neutral, n=self.rare_n, share=self.rare_share, seed=seed)
+
+    def named(self, gen: Any, parts: Parts, rare: Rare | None) -> tuple[Parts, dict[str, bytes]]:
+        """(named parts, further files): the table of scores, and how the rare class was found. The rare class keeps the name of its prompt."""
+        files: dict[str, bytes] = {}
+        if self.ontology is not None:
+            named = name_parts(Teacher.of(gen, parts), self.clip, self.ontology, Naming())
+            parts, files["names.json"] = named.parts, _json(named.table())
+        if rare is not None:
+            owner = next(c for c in parts.classes if rare.cluster in c["clusters"])
+            if owner["clusters"] == [rare.cluster]:
+                parts = parts.rename({owner["id"]: rare.name})
+            files |= {"rare.json": _json(described(rare)), "rare.safetensors": rare.direction.to_bytes()}
+        return parts, files
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,118 @@
+"""`data/ontology.py` and `core/naming.py`: words to classes, similarities to names, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+from sis_jax.core import naming
+from sis_jax.core.types import UsageError
+from sis_jax.data.ontology import NEUTRAL, Ontology, ontology_of
+
+HAIR = {"black hair": "hair", "blond hair": "hair", "a hat": "hat", "the wall": None}
+
+
+def test_a_dict():
+    ontology = ontology_of(HAIR, neutral=["a photo"])
+    assert ontology.classes == ("hair", "hat", None, NEUTRAL) and ontology.texts == (*HAIR, "a photo")
+    assert ontology.owner().tolist() == [0, 0, 1, 2, 3]
+    assert ontology.prompts_of("hair") == ["black hair", "blond hair"] and ontology.prompts_of(None) == ["the wall"]
+    assert ontology_of(ontology) == ontology
+
+
+def test_words_and_files_say_the_same(tmp_path):
+    plain, rich = tmp_path / "a.json", tmp_path / "b.json"
+    plain.write_text(json.dumps(HAIR))
+    rich.write_text(
+        json.dumps({"classes": {"hair": ["black hair", "blond hair"], "hat": "a hat"}, "background": ["the wall"], "neutral": ["x"]})
+    )
+    words = [f"{prompt}={name or ''}" for prompt, name in HAIR.items()]
+    assert ontology_of(str(plain)) == ontology_of(HAIR) == ontology_of(prompts=words)
+    assert ontology_of(rich) == ontology_of(HAIR, neutral=["x"])
+    assert ontology_of(plain, ["a coat = clothes"]).classes == ("hair", "hat", None, "clothes")
+    assert ontology_of(prompts=["2+2=4=sum", "1=one"]).prompts[0] == ("2+2=4", "sum")
+
+
+def test_templates():
+    ontology = ontology_of(HAIR, templates=["a photo of {}", "{} here"])
+    assert ontology.filled()[2] == ["a photo of a hat", "a hat here"] and len(ontology.filled()) == 4
+    assert ontology_of(HAIR).filled()[0] == ["black hair"]
+
+
+@pytest.mark.parametrize(
+    ("source", "prompts", "said"),
+    [
+        (None, [], "no ontology was given: give --ontology FILE"),
+        ({}, [], "the ontology is empty"),
+        ({"hair": "hair"}, [], "the class 'hair' only, which every part would get"),
+        ({"hair": "hair", "Hair ": "wig", "a": None}, [], "'Hair ' is there twice"),
+        ({"hair": "hair"}, ["hair=wig"], "'hair' is there twice"),
+        ({"  ": "hair", "b": "c"}, [], "a prompt must be a text that says something"),
+        ({"hair": "", "b": "c"}, [], "the class of the prompt 'hair' must be a name, or null"),
+        ({"hair": 3, "b": "c"}, [], "must be a name, or null for the background, got 3"),
+        (None, ["hair"], "--prompt got 'hair', expected \"prompt=class\""),
+        (["hair"], [], "must be a dict or the path of a JSON file, got list"),
+        ("nowhere.json", [], "there is no ontology file nowhere.json"),
+        ({"classes": {"hair": 3}}, [], "classes.hair must be a list of texts, got 3"),
+        ({"classes": {"hair": ["a"]}, "colours": {}}, [], "the field 'colours'"),
+    ],
+)
+def test_refused(source, prompts, said):
+    with pytest.raises(UsageError) as error:
+        ontology_of(source, prompts)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("{", "cannot be read as JSON"), ('{"a": "b", "a": "c"}', "'a' twice"), ("[1]", "holds list, no")]
+)
+def test_files_that_are_no_ontology(tmp_path, text, said):
+    (tmp_path / "o.json").write_text(text)
+    with pytest.raises(UsageError) as error:
+        ontology_of(tmp_path / "o.json")
+    assert said in str(error.value) and "o.json" in str(error.value)
+
+
+@pytest.mark.parametrize("template", ["a photo", "{} and {}"])
+def test_templates_need_one_place(template):
+    with pytest.raises(UsageError, match=r'must hold "\{\}" once'):
+        Ontology((("a", "b"), ("c", "d")), templates=(template,))
+
+
+# Scores
+
+
+def test_scores_are_those_of_the_best_prompt():
+    regions = np.array([[1, 0, 0], [0, 0, 2]], np.float32)
+    prompts = np.array([[1, 0, 0], [0, 1, 0], [0.6, 0, 0.8]], np.float32)
+    cosine, probability = naming.class_scores(regions, prompts, np.array([0, 0, 1]), 10.0)
+    np.testing.assert_allclose(cosine, [[1, 0.6], [0, 0.8]], atol=1e-6)
+    np.testing.assert_allclose(probability[0, 0], 1 / (1 + np.exp(-4)), rtol=1e-5)
+    np.testing.assert_allclose(probability.sum(1), 1, rtol=1e-6)
+
+
+def test_describing_a_class_more_often_changes_nothing():
+    rng = np.random.default_rng(0)
+    regions, prompts = rng.standard_normal((4, 8)).astype(np.float32), rng.standard_normal((2, 8)).astype(np.float32)
+    once = naming.class_scores(regions, prompts, np.array([0, 1]), 20.0)[1]
+    often = naming.class_scores(regions, prompts[[0, 0, 0, 1]], np.array([0, 0, 0, 1]), 20.0)[1]
+    np.testing.assert_allclose(once, often, rtol=1e-5)
+
+
+def test_a_region_without_content_is_nothing():
+    probability = naming.class_scores(np.zeros((1, 2), np.float32), np.eye(2, dtype=np.float32), np.array([0, 1]), 100.0)[1]
+    assert probability.tolist() == [[0.5, 0.5]] and not naming.decide(probability)[0].named
+
+
+def test_the_rule():
+    rows = np.array([[0.55, 0.45, 0.0], [0.2, 0.6, 0.2], [0.1, 0.1, 0.8]], np.float32)
+    first, second, third = naming.decide(rows, 0.2, neutral=[2])
+    assert (first.best, first.second, first.named) == (0, 1, False) and first.margin == pytest.approx(0.1, abs=1e-6)
+    assert (second.best, second.named) == (1, True) and second.score == pytest.approx(0.6)
+    assert (third.best, third.named) == (2, False)  # neutral
+    assert naming.decide(rows, 0.0)[0].named and naming.decide(rows, 0.2)[2].named
+
+
+def test_ensembles_weigh_every_template_alike():
+    texts = np.array([[[10, 0], [0, 1]]], np.float32)
+    np.testing.assert_allclose(naming.ensemble(texts), [[0.5**0.5, 0.5**0.5]], rtol=1e-6)

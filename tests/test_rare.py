@@ -1,0 +1,124 @@
+"""`discover --rare` and `--ontology`: a class that hardly any sample shows becomes a part, and one set of labels covers both kinds of samples."""
+
+import json
+
+import clip_kit
+import jax.numpy as jnp
+import naming_kit
+import numpy as np
+import pytest
+
+import sis_jax
+from sis_jax import _rare
+from sis_jax.core.types import SisError, UsageError
+from sis_jax.data.parts import Parts
+from sis_jax.nn.moved import Moved, mixed
+
+QUICK = {"k": 2, "layer": "16x16", "n": 16, "n_init": 2, "truncation": 1.0}
+ASKED = {"rare": "a room with white", "neutral": "black", "rare_n": 300, "rare_share": 0.5}
+
+
+class Night(naming_kit.Lamp):
+    """Dark rooms with a floor; a lamp from the left, with features of its own, where `axis` . w is large."""
+
+    def synthesize(self, w, noise="const", taps=()):
+        edge = 4 + 4 * ((w[:, 0] @ self.axis) - 2.0)
+        lit = (jnp.arange(16)[None, None] + 0.5 < edge[:, None, None]) & (jnp.arange(16)[None, :, None] < 12)
+        lit = lit.astype(jnp.float32)
+        floor = jnp.broadcast_to((jnp.arange(16) >= 12).astype(jnp.float32)[None, :, None], lit.shape)
+        images = jnp.broadcast_to((2 * lit - 1)[..., None], (*lit.shape, 3))
+        features = jnp.stack([4 * lit, floor * 4, 1 - lit - floor, 0.05 * w[:, 0, 3, None, None] + 0 * lit], -1)
+        return images, dict.fromkeys(taps, features)
+
+    def lit(self, z, moved):
+        edge = 4 + 4 * ((np.asarray(z) @ self.axis + moved) - 2.0)
+        return (np.arange(16)[None, None] + 0.5 < edge[:, None, None]) & (np.arange(16)[None, :, None] < 12)
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path, monkeypatch):
+    clip_kit.own_folders(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return naming_kit.two_words()
+
+
+@pytest.fixture(scope="module")
+def found(clip):
+    gen = Night()
+    return gen, sis_jax.discover(gen, clip=clip, **QUICK, **ASKED)
+
+
+def test_the_rare_class_is_a_part(found):
+    gen, parts = found
+    assert "white" in parts.names.values() and len(parts.arrays["centers"]) == 3 and len(parts.clusters) == 3
+    moved = mixed(gen, parts.arrays)
+    assert isinstance(moved, Moved) and moved.share == 0.5
+    away = float(np.asarray(moved.move) @ gen.axis)
+    chosen = np.asarray(moved.chosen(gen.latents(parts.seeds)))
+    truth = gen.lit(gen.latents(parts.seeds), away * chosen[:, None][:, 0])
+    white = parts.classify(parts.masks) == next(i for i, n in parts.names.items() if n == "white")
+    assert 0 < chosen.sum() < 8 and truth.any()
+    assert (white & truth).sum() / (white | truth).sum() > 0.95
+
+
+def test_the_other_labels_are_those_without_it(found):
+    """On samples that are not moved, the first centres are as they were, and say the same."""
+    gen, parts = found
+    plain = sis_jax.discover(gen, **QUICK)
+    np.testing.assert_allclose(parts.arrays["centers"][:2], plain.arrays["centers"], atol=1e-5)
+    assert parts.background["found"] == plain.background["found"]
+
+
+def test_a_run(found, clip, tmp_path):
+    from sis_jax.directions import Direction
+
+    folder, out = naming_kit.save(clip, tmp_path / "clip"), tmp_path / "run"
+    parts = sis_jax.discover(found[0], clip=str(folder), out=str(out), ontology={"white": "light", "black": "dark"}, **QUICK, **ASKED)
+    facts = json.loads((out / "parts" / "rare.json").read_text())
+    assert facts["name"] == "white" and facts["share_moved"] > facts["share_plain"] + 0.1 and facts["passing"] >= 0.9
+    direction = Direction.load(out / "parts" / "rare.safetensors")
+    np.testing.assert_allclose(direction.move, parts.arrays["rare/move"], atol=1e-6)
+    assert json.loads((out / "parts" / "names.json").read_text())["classes"] == ["light", "dark"]
+    assert mixed(found[0], Parts.load(out).arrays).share == 0.5
+    command = json.loads((out / "run.json").read_text())["stages"]["discover"]["command"]
+    assert "--rare 'a room with white'" in command and "--neutral black" in command
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [("a person with glasses", "glasses"), ("a photo of a man wearing a hat", "hat"), ("a photo of a beard", "beard"), ("beard", "beard")],
+)
+def test_what_it_is_called(prompt, name):
+    assert _rare.class_name(prompt) == name
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"rare": "x", "neutral": "x"}, "expected two texts that differ"),
+        ({"rare": " "}, "expected two texts that differ"),
+        ({"rare_share": 0.0}, "rare_share is 0.0"),
+        ({"rare_n": 3}, "n is 3"),
+        ({"ontology": {}}, "the ontology is empty"),
+        ({"clip": "nowhere"}, "Three ways to a text model"),
+    ],
+)
+def test_refused(found, clip, settings, said):
+    with pytest.raises(UsageError) as error:
+        sis_jax.discover(found[0], **QUICK | {"clip": clip} | ASKED | settings)
+    assert said in str(error.value)
+
+
+def test_a_class_that_changes_no_feature(clip):
+    """The text model sees it, the features do not: no cluster grows."""
+
+    class Blind(Night):
+        def synthesize(self, w, noise="const", taps=()):
+            images, features = super().synthesize(w, noise, taps)
+            return images, {t: f.at[..., 0].set(0).at[..., 2].set(1 - f[..., 1] / 4) for t, f in features.items()}
+
+    with pytest.raises(SisError, match=r"no cluster grows when samples are moved towards 'a room with white'"):
+        sis_jax.discover(Blind(), clip=clip, **QUICK, **ASKED)
