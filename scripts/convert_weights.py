@@ -19,13 +19,16 @@ KINDS = ("auto", "stylegan2", "dcgan", "biggan", "clip")
 def parser() -> argparse.ArgumentParser:
     """The flags; they are the arguments of `sis_jax.weights.convert.convert`."""
     made = argparse.ArgumentParser(prog="convert_weights.py", description=(__doc__ or "").split("\n\n")[0])
-    made.add_argument("src", nargs="?", metavar="SRC", help="a checkpoint file, a public name (--list), or a weights folder to verify")
+    made.add_argument(
+        "src", nargs="?", metavar="SRC", help="a checkpoint, a public name (--list) or hub name, or a weights folder to verify"
+    )
     made.add_argument("--out", metavar="DIR", help="where to write the folder (default: ported_weights/<name of the file>)")
     made.add_argument("--kind", choices=KINDS, default="auto", help="what the file must hold (default: whatever it holds)")
     made.add_argument("--name", help="name of the weights (default: name of the file)")
     made.add_argument("--licence", help="licence of the weights, copied into everything made with them")
     made.add_argument("--classes", type=int, nargs="+", metavar="N", help="classes that a conditional generator shall draw (default: all)")
     made.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="how to store the numbers (default: float32)")
+    made.add_argument("--overwrite", action="store_true", help="replace a weights folder that was made of another checkpoint")
     made.add_argument("--verify", action="store_true", help="render fixed seeds; store their digests, or compare with those stored")
     made.add_argument("--list", action="store_true", help="list the weights that lie here and the public checkpoints known by name")
     return made
@@ -33,19 +36,21 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """What the flags ask for; SisError with one sentence where it cannot be done."""
-    from sis_jax.weights import biggan, catalogue, clip_files, convert, files
+    from sis_jax.weights import biggan, catalogue, clip_files, clip_names, convert, files
 
     if args.list:
         print(listing())
         return
     if args.src is None:
         raise UsageError("give a checkpoint to convert, or --list")
-    folder = biggan.checkpoint_in(clip_files.weights_file(catalogue.find(args.src)))
+    place = clip_names.find(args.src) if clip_names.is_name(args.src) else catalogue.find(args.src)
+    folder = biggan.checkpoint_in(clip_files.weights_file(place))
     if not (folder.is_dir() and args.verify):
         if folder.is_dir():
             done = "is converted already; add --verify to check it" if files.is_folder(folder) else "is a folder: give a checkpoint file"
             raise UsageError(f"{folder} {done}")
-        folder = convert.convert(folder, args.out, args.kind, name=args.name, licence=args.licence, dtype=args.dtype, classes=args.classes)
+        wishes = {key: getattr(args, key) for key in ("name", "licence", "dtype", "classes", "overwrite")}
+        folder = convert.convert(place if place.is_dir() else folder, args.out, args.kind, **wishes)
         for note in files.read_config(folder).notes:
             print(f"note: {note}", file=sys.stderr)
     if args.verify:
@@ -57,7 +62,8 @@ def listing() -> str:
     """The weights that lie here, then the public checkpoints, with licences."""
     from sis_jax.weights import catalogue
 
-    here = [f"  {name:20}{info.licence}" for name, info in zip(catalogue.folders(), catalogue.shipped())]
+    found = catalogue.inventory().items()
+    here = [f"  {name:20}{f'damaged: {info}' if isinstance(info, SisError) else info.licence}" for name, info in found]
     known = (*catalogue.PUBLIC.values(), *catalogue.CLIPS.values())
     public = [f"  {p.name:20}{p.resolution:5} px  {p.source}/{p.file}  {p.licence}" for p in known]
     return "\n".join(["here:", *(here or ["  none"]), "public (download by hand, then give the file or its name):", *public])

@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in _COMMANDS:
         cli.use_cpu_cores()
-        return cli.run(_command(argv[0]), argv=argv[1:])
+        return cli.run(_command(argv[0]), argv=argv[1:], prog=f"python -m sis_jax {argv[0]}")
     if argv in (["-h"], ["--help"]):
         print(
             "usage: python -m sis_jax [COMMAND ...]\n\nWhat is here: stages, versions, devices, weights and their licences, and what is wrong with its cure."

@@ -84,6 +84,7 @@ class Trainer:
         self.before: dict[str, Any] | None = None  # the student before adaptation
         self.teacher: dict[str, Any] | None = None  # the one that labelled the photos of this round
         self.round = 0
+        self.saved = False
         self.verdict: dict[str, Any] = {}
         self.photos, self.held = (None, None) if job.photos is None else self._split_photos(job.photos)
         self._manager: Any = None
@@ -283,6 +284,7 @@ class Trainer:
             at, args=ocp.args.Composite(arrays=ocp.args.StandardSave(jax.tree.map(np.asarray, arrays)), meta=ocp.args.JsonSave(meta))
         )
         manager.wait_until_finished()
+        self.saved = True
 
     def _number(self) -> int:
         """One number per point of both phases, for Orbax."""

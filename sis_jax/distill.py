@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from sis_jax.weights.student import Student
 
 RECIPES: dict[str, dict[str, Any]] = {
+    "default": {"student": "unet-small", "steps": 2000, "batch": 32, "side": 0, "learning_rate": 1e-3, "weight_decay": 1e-2, "optimizer": "adamw",
+                "schedule": "cosine", "augment": "aligned", "background": 0.5, "trim": 0.25, "weighting": 0.5, "ema": 0.999},
     "paper": {"student": "resnet18", "steps": 1000, "batch": 15, "side": 128, "learning_rate": 1e-4, "weight_decay": 1e-4, "optimizer": "adam",
               "schedule": "poly", "augment": "none", "background": 0.0, "trim": 0.0, "weighting": 0.0, "ema": 0.0},
 }  # fmt: skip
@@ -38,23 +40,23 @@ def distill(
     data: str | Dataset | None = None,
     *,
     out: str | None = None,
-    student: Literal["unet-small", "unet", "resnet18", "deeplabv3-resnet18", "deeplabv3-resnet50"] = "unet-small",
-    recipe: str | None = None,
-    steps: int = 2000,
-    batch: int = 32,
-    side: int = 0,
+    student: Literal["unet-small", "unet", "resnet18", "deeplabv3-resnet18", "deeplabv3-resnet50"] | None = None,
+    recipe: str = "default",
+    steps: int | None = None,
+    batch: int | None = None,
+    side: int | None = None,
     width: int = 32,
     binary: bool = False,
-    learning_rate: float = 1e-3,
-    weight_decay: float = 1e-2,
-    optimizer: Literal["adamw", "adam"] = "adamw",
-    schedule: Literal["cosine", "poly"] = "cosine",
-    augment: Literal["aligned", "strong", "weak", "none"] = "aligned",
-    background: float = 0.5,
-    trim: float = 0.25,
-    weighting: float = 0.5,
+    learning_rate: float | None = None,
+    weight_decay: float | None = None,
+    optimizer: Literal["adamw", "adam"] | None = None,
+    schedule: Literal["cosine", "poly"] | None = None,
+    augment: Literal["aligned", "strong", "weak", "none"] | None = None,
+    background: float | None = None,
+    trim: float | None = None,
+    weighting: float | None = None,
     soft: bool = False,
-    ema: float = 0.999,
+    ema: float | None = None,
     photos: str | None = None,
     rows: int | None = None,
     adapt_steps: int = 700,
@@ -73,23 +75,23 @@ def distill(
 
     data: a run, its data folder or a Dataset; a run without a dataset labels pictures on the fly.
     out: run folder to write `student/` to; by default the run the data belong to.
-    student: the network.
-    recipe: settings by name; "paper" is the published one of Segmentation in Style. Settings given beside it win.
-    steps: of training on generated pictures.
-    batch: pictures per step over all devices.
-    side: pixels of the pictures trained on, and of the shorter side of photos later; 0 takes the generator's.
+    student: the network; unet-small by default.
+    recipe: settings by name, default or paper, the published one of Segmentation in Style. Settings given beside it win; defaults below are the first's.
+    steps: of training on generated pictures (2000).
+    batch: pictures per step over all devices (32).
+    side: pixels of the pictures trained on, and of the shorter side of photos later; 0, the default, takes the generator's.
     width: channels of the first level of unet-small.
     binary: background against everything else, whatever parts were found.
-    learning_rate: at its highest.
-    weight_decay: see optimizer.
-    optimizer: adamw decouples the weight decay, adam adds it to the gradient.
-    schedule: cosine after a warm-up, or poly, (1 - t / T)^0.9.
-    augment: how far pictures are varied; "strong" for objects of any size and place, "aligned" varies size and place little.
-    background: probability of another background behind a picture's foreground.
-    trim: share of the pictures left out, those on whose frame the least background was found.
-    weighting: exponent of the teacher's certainty as a pixel's weight, 0 = none.
+    learning_rate: at its highest (0.001).
+    weight_decay: see optimizer (0.01).
+    optimizer: adamw, the default, decouples the weight decay, adam adds it to the gradient.
+    schedule: cosine after a warm-up, the default, or poly, (1 - t / T)^0.9.
+    augment: how far pictures are varied; "strong" for objects of any size and place, "aligned", the default, varies size and place little.
+    background: probability of another background behind a picture's foreground (0.5).
+    trim: share of the pictures left out, those on whose frame the least background was found (0.25).
+    weighting: exponent of the teacher's certainty as a pixel's weight, 0 = none (0.5).
     soft: the teacher's doubt as soft targets; the dataset must have been written with --soft.
-    ema: decay of the averaged network, which is what is kept; 0 keeps the last one.
+    ema: decay of the averaged network, which is what is kept; 0 keeps the last one (0.999).
     photos: real photos without masks to adapt to, a folder, an archive or .npz.
     rows: use only the first so many of them.
     adapt_steps: of each round of adaptation, after the training.
@@ -105,53 +107,41 @@ def distill(
 
     Returns the Student. Raises UsageError for what cannot work.
     """
-    config = dict(locals())
-    config = _resolve(config)
+    given = dict(locals())
+    config = _resolve(given)
     _check(config)
     place, source = _places(config)
     from sis_jax.data.run import RunFolder
 
     compared = {k: v for k, v in config.items() if k not in ("data", "overwrite", "out", "recipe")}
-    compared["data"] = str(source) if source is not None else None
-    shown = {k: v for k, v in config.items() if k == "data" or v != _DEFAULTS.get(k, object())}
-    shown |= {"data": compared["data"]}
+    shown = {k: v for k, v in given.items() if v is not None and v is not False} | {"data": None if source is None else str(source)}
     with RunFolder.open(place, overwrite) as run:
-        inputs = _inputs(source)
+        inputs = _inputs(source, config["fly"])
         with run.stage("distill", compared, inputs=inputs, command=cli.command("distill", shown, positional=("data",))) as stage:
             if stage.done:
                 cli.say(f"{place} already holds this student; give --overwrite to train it again")
             else:
                 if not stage.resumed:
                     shutil.rmtree(run.path / "student", ignore_errors=True)
-                stage.record |= _train(config, source, run)
+                stage.record |= _train(config, source, run, stage)
                 stage.files += [f"student/{name}" for name in ("config.json", "model.safetensors")]
     from sis_jax.weights.student import load_student
 
     return load_student(place)
 
 
-def _defaults() -> dict[str, Any]:
-    import inspect
-
-    return {p.name: p.default for p in inspect.signature(distill).parameters.values()}
-
-
-_DEFAULTS = _defaults()
-
-
 def _resolve(config: dict[str, Any]) -> dict[str, Any]:
-    """The recipe's settings, overridden by those given that are not the default."""
+    """The recipe's settings, overridden by those given."""
     from sis_jax.core.types import unknown_name
 
-    if config["recipe"] is None:
-        return config
     if config["recipe"] not in RECIPES:
         raise unknown_name("recipe", config["recipe"], RECIPES)
-    return config | {k: v for k, v in RECIPES[config["recipe"]].items() if config[k] == _DEFAULTS[k]}
+    return config | {k: v for k, v in RECIPES[config["recipe"]].items() if config[k] is None}
 
 
 def _check(config: dict[str, Any]) -> None:
     from sis_jax.core.types import UsageError
+    from sis_jax.nn import students
 
     least = {"steps": 1, "batch": 1, "side": 0, "weight_decay": 0, "background": 0, "trim": 0, "weighting": 0, "ema": 0, "adapt_steps": 0, "n": 2,
              "snapshot": 1, "seed": 0, "rounds": 0, "rows": 1, "limit": 1}  # fmt: skip
@@ -160,7 +150,8 @@ def _check(config: dict[str, Any]) -> None:
         if config[name] is not None and not bound <= config[name] < below.get(name, float("inf")):
             most = f" and below {below[name]:g}" if name in below else ""
             raise UsageError(f"{name} is {config[name]}, expected at least {bound}{most}")
-    if config["learning_rate"] <= 0:
+    students.StudentConfig(config["student"], 2, config["width"])
+    if not 0 < config["learning_rate"] < float("inf"):
         raise UsageError(f"learning_rate is {config['learning_rate']}, expected a number above 0 (0.001 is the default)")
     if config["side"] and (config["side"] < 16 or config["side"] % 16):
         raise UsageError(f"side is {config['side']}, expected a multiple of 16, or 0 for the generator's")
@@ -180,30 +171,55 @@ def _places(config: dict[str, Any]) -> tuple[Path, Path | None]:
     if data is None:
         return Path(config["out"]), None
     source = Path(data if isinstance(data, str | Path) else data.path)
+    if not _has_data(source) and not (source / "parts" / "classes.json").is_file():
+        from sis_jax.core.types import UsageError
+
+        raise UsageError(f"{source} holds no parts and no dataset to learn from: run python -m sis_jax.discover --out {source} first")
     home = source.parent if source.name == "data" and (source.parent / "run.json").is_file() else source
     return Path(config["out"]) if config["out"] else home, source
 
 
-def _inputs(source: Path | None) -> dict[str, str]:
-    """What the student is learned from, so that a changed dataset is noticed."""
+def _inputs(source: Path | None, fly: bool) -> dict[str, str]:
+    """Digests of what the student is learned from, however the folder is spelled, so that a change of parts or data is noticed."""
     import hashlib
 
     if source is None:
         return {}
-    files = [
-        f
-        for f in (source / "data/train/metadata.jsonl", source / "train/metadata.jsonl", source / "parts/parts.safetensors")
-        if f.is_file()
-    ]
-    return {f.relative_to(source).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    data = source / "data" if (source / "data").is_dir() else source
+    if not fly and (data / "classes.json").is_file() and not (source / "parts.safetensors").is_file():
+        files = [data / "classes.json", data / "train/metadata.jsonl"]
+    else:
+        files = [source / "parts/classes.json", source / "parts/parts.safetensors"]
+    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()}
 
 
-def _train(config: dict[str, Any], source: Path | None, run: Any) -> dict[str, Any]:
+def _warn_of_other_parts(source: Path) -> None:
+    """Say so where the dataset was written with other parts than the run holds now."""
+    from sis_jax.core.types import SisError
+    from sis_jax.data.parts import Parts
+    from sis_jax.data.run import read_run
+
+    home = source.parent if source.name == "data" else source
+    try:
+        written = read_run(home)["stages"]["synthesize"]["inputs"]["parts"]
+        now = Parts.load(home).digest()
+    except (SisError, KeyError, TypeError):
+        return
+    if written != now:
+        cli.say(f"the dataset in {home} was written with other parts than those in it now: python -m sis_jax.synthesize {home} --overwrite")
+
+
+def _train(config: dict[str, Any], source: Path | None, run: Any, stage: Any) -> dict[str, Any]:
     from sis_jax._student_trainer import Trainer
 
     job = _job(config, source)
     trainer = Trainer(run.path / "student", job)
-    trainer.run()
+    try:
+        trainer.run()
+    finally:
+        if trainer.saved:  # there is something to resume from, so the stage stays on record whatever ended it
+            stage.files.append("student/checkpoints")
+    stage.files.remove("student/checkpoints")
     trainer.student().save(run.path / "student")
     return trainer.facts()
 
@@ -244,6 +260,7 @@ def _from_folder(source: Path, config: dict[str, Any]) -> tuple[Sequence[Mapping
     from sis_jax.data.pairs import Pairs
 
     data = Dataset.open(source)
+    _warn_of_other_parts(source)
     if config["soft"] and not data.split("train").rows[0].get("certainty_file_name"):
         raise UsageError(f"{data.path} holds no certainty for soft targets: write it with python -m sis_jax.synthesize ... --soft")
     ids = [c["id"] for c in data.classes]
@@ -334,6 +351,7 @@ def _plan(config: dict[str, Any]) -> dict[str, Any]:
     count = config["steps"] + (config["rounds"] * config["adapt_steps"] if config["photos"] else 0)
     return {
         "files": [f"{place}/student/{f}" for f in files],
+        "recipe": [f"{k} {v}" for k, v in config.items() if k in RECIPES["default"]],
         "seconds": 20 + count * config["batch"] * per_picture,
         "memory_bytes": 1.2e9 + 4e5 * config["batch"] * (side / 64) ** 2,
     }

@@ -69,13 +69,20 @@ def evaluate(
 
     rule = protocols.get(protocol).at(size)
     _check(run, images, benchmark, root, predictions, batch)
+    _check_numbers(limit, resamples, matching)
     truth = _truth(images, masks, benchmark, root, split, mask_values, rule, limit)
     for name, reason in truth.skipped[:3]:
         cli.say(f"left out {name}: {reason}" + (f" (and {len(truth.skipped) - 3} more)" if len(truth.skipped) > 3 else ""))
     mapping = _read_map(classes_map)
     settings = {"matching": matching, "resamples": resamples, "seed": seed, "classes_map": mapping}
     name = "-".join(
-        [truth.name.replace("/", "-"), protocol, *([] if size is None else [f"{size}px"]), *(["predictions"] if predictions else [])]
+        [
+            truth.name.replace("/", "-"),
+            protocol,
+            *([] if size is None else [f"{size}px"]),
+            *([f"first{limit}"] if limit else []),
+            *(["predictions"] if predictions else []),
+        ]
     )
 
     def work() -> Metrics:
@@ -148,6 +155,7 @@ def _in_run(run: Path, name: str, config: dict[str, Any], work: Any, overwrite: 
 
     weights = run / "student" / "model.safetensors"
     digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() and config["predictions"] is None else ""
+    digest += "".join(_stamp(config[name]) for name in ("predictions", "images", "masks"))
     with RunFolder.open(run, overwrite) as folder:
         with folder.stage(f"evaluate {name}", config, inputs=digest, command=_command(run, config)) as stage:
             if stage.done:
@@ -157,6 +165,30 @@ def _in_run(run: Path, name: str, config: dict[str, Any], work: Any, overwrite: 
                 folder.write_json(f"{FOLDER}/{name}.json", plain({"name": found.name, "paper": found.paper, **found.values}))
         write_summary(run)
     return Metrics.load(run, name)
+
+
+def _stamp(place: str | None) -> str:
+    """A digest of names, sizes and times of what lies in a folder or file, so that changed masks are measured again."""
+    import hashlib
+
+    if place is None:
+        return ""
+    path = Path(place)
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    rows = [(f.relative_to(path).as_posix(), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+    return " " + hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
+
+
+def _check_numbers(limit: int | None, resamples: int, matching: tuple[str, ...]) -> None:
+    from sis_jax.core.types import UsageError, unknown_name
+
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit is {limit}, expected at least 1 image")
+    if resamples < 0:
+        raise UsageError(f"resamples is {resamples}, expected 0 or more")
+    for name in matching:
+        if name not in ("hungarian", "majority"):
+            raise unknown_name("matching", name, ("hungarian", "majority"))
 
 
 def _command(run: Path, config: Mapping[str, Any]) -> str:

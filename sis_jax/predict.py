@@ -1,7 +1,8 @@
 """Segment real photos with a run's student: `python -m sis_jax.predict RUN PHOTOS --out DIR`.
 
 One palette PNG per photo, at the photo's own size, beside classes.json. Photos stream through in batches, so a folder of any length needs the same
-memory. A photo that cannot be read is named and skipped; the others are done, and the command exits with 1.
+memory; the same command goes on where it was stopped. A photo that cannot be read is named and skipped; the others are done, and the command exits
+with 1.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from sis_jax.data.masks import Masks, Prediction
     from sis_jax.weights.student import Student
 
+_MARK = ".sis-masks.json"  # what tells a folder we wrote from one we must not touch
 Photo = tuple[str, np.ndarray | str]  # name, and the picture or why there is none
 
 
@@ -48,12 +50,12 @@ def predict(
     size: shorter side at which the network sees a photo; by default that of its training.
     tile: photos that are larger than this at that size are cut into overlapping tiles.
     batch: photos at once.
-    overwrite: replace masks that are already in `out`.
+    overwrite: replace masks in `out` that were made with other settings.
 
     Returns Masks. A photo that cannot be read is in `.skipped` with the reason. Raises UsageError where there is nothing to segment.
     """
     from sis_jax.core.types import UsageError
-    from sis_jax.data.masks import Masks
+    from sis_jax.data.masks import Masks, write_mask
     from sis_jax.weights.student import load_student
 
     student = load_student(run) if isinstance(run, str | Path) else run
@@ -62,50 +64,84 @@ def predict(
     if out is None and (format != "png" or cutouts):
         raise UsageError("a format or cut-outs need a folder: give --out")
     classes = tuple(dict(c) for c in student.classes)
-    stream, total = _open(photos)
-    skipped: list[tuple[str, str]] = []
     options = {"flip": flip, "size": size, "tile": tile}
-    found = _segment(student, stream, total, batch, soft or cutouts, options, skipped)
-    if out is None:
-        held = tuple(found)
-        return Masks(classes, tuple(p.name for p in held), tuple(skipped), None, held)
-    names = _write(Path(out), found, classes, format, soft, cutouts, overwrite, student.info.licence)
-    return Masks(classes, tuple(names), tuple(skipped), Path(out) if format == "png" else None)
-
-
-def _open(photos: Any) -> tuple[Iterator[Photo], int]:
-    """A stream of photos, each read when its turn comes, and how many there are."""
-    from sis_jax.core.types import UsageError
-
+    student.check(size, tile)
+    skipped: list[tuple[str, str]] = []
     sources = _sources(photos)
     if not sources:
         raise UsageError("there are no photos: the list is empty")
-    total = sum(len(names) for names, _ in sources)
-    many = len(sources) > 1
+    if out is None:
+        held = tuple(_segment(student, *_stream(sources, frozenset()), batch, soft, options, skipped))
+        return Masks(classes, tuple(p.name for p in held), tuple(skipped), None, held)
+    folder, names = Path(out), _names(sources)
+    if format != "png":
+        from sis_jax.data.formats import write
+
+        found = _segment(student, *_stream(sources, frozenset()), batch, soft, options, skipped)
+        write(format, found, classes, folder, split="photos", overwrite=overwrite, licence=student.info.licence)
+        return Masks(classes, _without(names, skipped), tuple(skipped), None)
+    _check_apart(folder, photos)
+    config = {"student": student.info.sha256, **options, "soft": soft, "cutouts": cutouts}
+    done = _open_folder(folder, names, config, classes, overwrite)
+    for prediction in _segment(student, *_stream(sources, done), batch, soft or cutouts, options, skipped):
+        _write_extras(folder, prediction, soft, cutouts)  # before the mask: a mask that is there is whole
+        write_mask(folder, prediction)
+    return Masks(classes, _without(names, skipped), tuple(skipped), folder)
+
+
+def _without(names: Sequence[str], skipped: list[tuple[str, str]]) -> tuple[str, ...]:
+    bad = {name for name, _ in skipped}
+    return tuple(n for n in names if n not in bad)
+
+
+def _names(sources: list[tuple[Sequence[str], Any]]) -> list[str]:
+    """The name of every photo; UsageError where two would be written to one file."""
+    from sis_jax.core.types import UsageError
+    from sis_jax.data.masks import mask_file
+
+    names = [_name(number, name, len(sources)) for number, (listed, _) in enumerate(sources) for name in listed]
+    seen: dict[str, str] = {}
+    for name in names:
+        for file in (mask_file(name), mask_file(name).removesuffix(".png") + "-cutout.png"):
+            if file in seen:
+                raise UsageError(f"{seen[file]} and {name} would both be written to {file}: rename one of them")
+            seen[file] = name
+    return names
+
+
+def _name(number: int, name: str, sources: int) -> str:
+    return f"{number:04d}" if sources > 1 and not name else name or "0000"
+
+
+def _stream(sources: list[tuple[Sequence[str], Any]], done: frozenset[str]) -> tuple[Iterator[Photo], int]:
+    """A stream of the photos that are not done, each read when its turn comes, and how many there are."""
+    todo = [{n for n in listed if _name(i, n, len(sources)) not in done} for i, (listed, _) in enumerate(sources)]
 
     def stream() -> Iterator[Photo]:
         for number, (_, read) in enumerate(sources):
-            for name, picture in read():
-                yield (f"{number:04d}" if many and not name else name or "0000"), picture
+            for name, picture in read(todo[number]):
+                yield _name(number, name, len(sources)), picture
 
-    return stream(), total
+    return stream(), sum(map(len, todo))
 
 
 def _sources(photos: Any) -> list[tuple[Sequence[str], Any]]:
-    """(names, function that yields (name, picture)) per source."""
+    """(names, function that yields (name, picture) of those wanted) per source."""
     from sis_jax.core.types import UsageError
     from sis_jax.data.photo_files import list_source, nothing_found, readable
 
     if isinstance(photos, str | Path):
+        if (Path(photos) / "run.json").is_file():
+            raise UsageError(f"{photos} is a run folder, not a folder of photos; its generated pictures are in {photos}/data/train/images")
         listing = list_source(Path(photos))
         if not listing.names:
             raise UsageError(nothing_found(str(photos), [listing]))
-        return [(listing.names, lambda: readable(listing))]
+        return [(listing.names, lambda wanted: readable(listing, wanted))]
     if isinstance(photos, np.ndarray) and photos.ndim == 4:
         photos = list(photos)
     if isinstance(photos, np.ndarray):
         picture = _checked(photos)
-        return [(("",), lambda: iter([("", picture)]))]
+        return [(("",), lambda wanted: iter([("", picture)] if wanted else []))]
     if hasattr(photos, "convert"):  # a Pillow image
         return _sources(np.asarray(photos.convert("RGB")))
     return [source for photo in photos for source in _sources(photo)]
@@ -153,39 +189,6 @@ def _winner(scores: np.ndarray, ids: np.ndarray) -> np.ndarray:
     return ids[scores[..., ids].argmax(-1)]
 
 
-def _write(
-    folder: Path, found: Iterator[Prediction], classes: tuple, format: str, soft: bool, cutouts: bool, overwrite: bool, licence: str  # noqa: A002
-) -> list[str]:  # fmt: skip
-    """Write every prediction as it comes; returns the names."""
-    from sis_jax.data.masks import mask_file, write_classes, write_mask
-
-    names: list[str] = []
-
-    def noted() -> Iterator[Prediction]:
-        for prediction in found:
-            names.append(prediction.name)
-            yield prediction
-
-    if format != "png":
-        from sis_jax.data.formats import write
-
-        write(format, noted(), classes, folder, split="photos", overwrite=overwrite, licence=licence)
-        return names
-    _check_folder(folder, overwrite)
-    write_classes(folder, classes)
-    seen: dict[str, str] = {}
-    for prediction in noted():
-        file = mask_file(prediction.name)
-        if file in seen:
-            from sis_jax.core.types import SisError
-
-            raise SisError(f"{seen[file]} and {prediction.name} would both be written to {file}: rename one of them")
-        seen[file] = prediction.name
-        write_mask(folder, prediction)
-        _write_extras(folder, prediction, soft, cutouts)
-    return names
-
-
 def _write_extras(folder: Path, prediction: Prediction, soft: bool, cutouts: bool) -> None:
     import io
 
@@ -202,18 +205,39 @@ def _write_extras(folder: Path, prediction: Prediction, soft: bool, cutouts: boo
         write_atomic(target.with_name(f"{target.stem}-cutout.png"), png(cutout(prediction.image, prediction.mask, prediction.scores)))
 
 
-def _check_folder(folder: Path, overwrite: bool) -> None:
-    """Masks go into a new folder, or one that predict wrote: never among a user's own pictures."""
+def _check_apart(folder: Path, photos: Any) -> None:
+    """Masks beside photos would be photos the next time, or take their place."""
     from sis_jax.core.types import UsageError
+
+    source = Path(photos).resolve() if isinstance(photos, str | Path) else None
+    if source is not None and source.is_dir() and (folder.resolve() == source or source in folder.resolve().parents):
+        raise UsageError(f"--out {folder} lies in the folder of the photos, {photos}; give a folder outside it")
+
+
+def _open_folder(folder: Path, names: list[str], config: dict[str, Any], classes: tuple, overwrite: bool) -> frozenset[str]:
+    """Make the folder, or open one that predict wrote; returns the names whose masks are there. Never touches other people's files."""
+    import json
+
+    from sis_jax.core.types import UsageError
+    from sis_jax.data.masks import mask_file, write_classes
+    from sis_jax.data.run import plain, write_atomic
 
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; masks need a folder: give another --out")
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return
-    if not (folder / "classes.json").is_file():
-        raise UsageError(f"{folder} holds other files and no masks of ours: give an empty or new folder as --out")
-    if not overwrite:
-        raise UsageError(f"{folder} already holds masks: give another --out, or --overwrite to replace them")
+    mark, config = folder / _MARK, plain(config)
+    if folder.is_dir() and any(folder.iterdir()):
+        if not mark.is_file():
+            raise UsageError(f"{folder} holds other files and no masks of ours: give an empty or new folder as --out")
+        same = json.loads(mark.read_text("utf-8")) == config
+        if not same and not overwrite:
+            raise UsageError(f"{folder} holds masks made with another student or other settings: give another --out, or --overwrite")
+        if same and not overwrite:
+            return frozenset(n for n in names if (folder / mask_file(n)).is_file())
+        for name in names:  # so that a run that is stopped now does not take the old ones for its own
+            (folder / mask_file(name)).unlink(missing_ok=True)
+    write_classes(folder, classes)
+    write_atomic(mark, json.dumps(config).encode())
+    return frozenset()
 
 
 def _plan(config: dict[str, Any]) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def _write_as_stage(place: Path, teacher: Teacher, config: dict[str, Any], overw
     from sis_jax.data.run import RunFolder
 
     with RunFolder.open(place, overwrite) as run:
-        inputs = {"generator": teacher.gen.info.sha256, "parts": _digest(teacher.parts)}
+        inputs = {"generator": teacher.gen.info.sha256, "parts": teacher.parts.digest()}
         with run.stage("synthesize", config, inputs=inputs, generator=teacher.gen.info, command=cli.command("synthesize", asked)) as stage:
             if stage.done:
                 cli.say(f"{place / 'data'} already holds this dataset; give --overwrite to write it again")
@@ -157,16 +157,6 @@ def _wait_for_all(processes: int, where: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(f"sis_jax synthesize {where}")
-
-
-def _digest(parts: Parts) -> str:
-    """What the masks depend on besides the generator: the learned arrays and which cluster belongs to which class."""
-    import hashlib
-
-    digest = hashlib.sha256(repr(sorted((c["id"], tuple(c["clusters"])) for c in parts.classes)).encode())
-    for name in sorted(parts.arrays):
-        digest.update(parts.arrays[name].tobytes())
-    return digest.hexdigest()
 
 
 def _card(teacher: Teacher, config: dict[str, Any]) -> str:

@@ -132,6 +132,11 @@ def test_published_folder(goldens, tmp_path):
     shutil.copy(goldens / "gan" / "biggan32-config.json", folder / "config.json")
     gen = sis_jax.load_generator(folder)
     assert gen.resolution == 32 and gen.info.name == "biggan-tiny"
+    before = (folder / "config.json").read_bytes()
+    for place in (folder, folder / "inside", tmp_path):
+        with pytest.raises(UsageError, match="is the folder of the checkpoint itself, or lies in it"):
+            convert.convert(folder, place, overwrite=True)
+    assert (folder / "config.json").read_bytes() == before
     out = convert.convert(folder, tmp_path / "out")
     assert files.read_config(out).name == "biggan-tiny" and "stored" in convert.verify(out) and "to the byte" in convert.verify(out)
     (folder / "config.json").unlink()

@@ -23,7 +23,7 @@ from PIL import Image
 import sis_jax
 from sis_jax.core.types import SisError, UsageError
 from sis_jax.nn import clip as nets
-from sis_jax.weights import clip_inputs, clip_model, clip_names, files
+from sis_jax.weights import clip_inputs, clip_model, clip_names, convert, files
 from sis_jax.weights.clip_inputs import Preprocessing, Tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -56,7 +56,9 @@ def test_openai_parity(folder, expected, name):
     dense = clip.dense_features(want["pixel_values"])
     close(np.reshape(dense, want["dense_value_features"].shape), want["dense_value_features"])
     assert dense.shape[1] == dense.shape[2] == {"openai_vit_tiny": 4, "openai_rn_tiny": 3}[name]
-    assert clip.info.layout == "openai-clip" and clip.info.sha256 == files.sha256_of(folder / f"{name}.pt")
+    assert clip.info.layout == "openai-clip" and clip.info.sha256 == files.sha256_of(
+        convert.cached(folder / f"{name}.pt", "clip") / files.MODEL
+    )
 
 
 def test_vit_hidden_state(folder, expected):
@@ -141,7 +143,7 @@ def test_one_compilation_per_shape(folder):
         (lambda c: c.encode_text("hair"), "knows 300 tokens and came without vocab.json and merges.txt"),
         (lambda c: clip_model._texts(3), "a string or a list of strings, got int"),
         (lambda c: clip_model._texts(["hair", 3]), "a string or a list of strings, got list"),
-        (lambda c: c.encode_image(np.zeros((1, 32, 32, 3), np.float32), batch=0), "batch must be at least 1, got 0"),
+        (lambda c: c.encode_image(np.zeros((1, 32, 32, 3), np.float32), batch=0), "batch must be a whole number of at least 1, got 0"),
         (lambda c: c.preprocess(np.zeros((9, 9, 3), np.float32)), r"uint8\[h, w, 3\].*got float32\[9, 9, 3\]"),
         (lambda c: c.preprocess(np.zeros((9, 9), np.uint8)), r"got uint8\[9, 9\]"),
     ],
@@ -241,3 +243,50 @@ def test_nothing_warns(folder):
         warnings.simplefilter("error")
         assert sis_jax.load_clip(folder / "hf_tiny").tokenize("hair").shape == (1, 16)
         assert clip_names.find(folder / "hf_tiny") == folder / "hf_tiny"
+
+
+WRONG_TYPES = """
+import sys, jax, numpy as np, sis_jax
+from sis_jax.core.types import UsageError
+vit, resnet = (sis_jax.load_clip(path) for path in sys.argv[1:3])
+def refused(said, run):
+    try:
+        run()
+    except UsageError as error:
+        assert said in str(error), error
+    else:
+        raise AssertionError(said)
+for clip in (vit, resnet):
+    side = clip.config.vision.image_size
+    bytes_ = np.ones((1, side, side, 3), np.uint8)
+    whole = "got uint8: use clip.preprocess(photos)"
+    refused(whole, lambda: clip.encode_image(bytes_))
+    refused(whole, lambda: jax.jit(clip.encode_image)(bytes_))
+    refused(whole, lambda: clip.dense_features(bytes_))
+    refused(whole, lambda: jax.jit(clip.dense_features)(bytes_))
+    refused(whole, lambda: clip.network.visual(jax.numpy.asarray(bytes_)))
+    pixels = bytes_.astype(np.float32)
+    assert np.array_equal(clip.encode_image(list(pixels)), clip.encode_image(pixels))
+    refused("got pictures of several sizes", lambda: clip.encode_image([pixels[0], pixels[0, 1:]]))
+    refused("batch must be a whole number", lambda: clip.encode_image(pixels, batch=1.5))
+    refused("surrogate", lambda: clip.encode_text([chr(0xD800)]))
+for load, wrong in ((sis_jax.load_clip, None), (sis_jax.load_clip, b"x"), (sis_jax.load_generator, 3), (sis_jax.load_generator, b"x")):
+    refused("expected a name or a path, got " + repr(wrong), lambda: load(wrong))
+"""
+
+
+def test_wrong_types(folder):
+    """In a process of its own: here the shape checks of the tests would come first."""
+    files = [str(folder / f"openai_{name}_tiny.pt") for name in ("vit", "rn")]
+    done = subprocess.run([sys.executable, "-W", "error", "-c", WRONG_TYPES, *files], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_damaged_vocabulary_is_not_converted(folder, tmp_path):
+    copy = shutil.copytree(folder / "hf_tiny", tmp_path / "copy")
+    (copy / "merges.txt").write_text("#version: 0.2\nno pair at all\n")
+    with pytest.raises(SisError, match=r"the vocabulary in .* cannot be read"):
+        convert.convert(copy, tmp_path / "out")
+    (copy / "merges.txt").unlink()
+    out = convert.convert(copy, tmp_path / "out")
+    assert any("token ids only" in note for note in files.read_config(out).notes) and "no vocabulary" in convert.verify(out)

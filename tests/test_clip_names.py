@@ -1,7 +1,9 @@
 """CLIP by name: OpenAI's names and digests, unknown names, and the hub's client, which a stand-in replaces; nothing is downloaded."""
 
+import runpy
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import clip_kit
 import pytest
@@ -9,8 +11,9 @@ from clip_kit import close, save_pt
 from safetensors.numpy import load_file
 
 import sis_jax
+from sis_jax.core import cli
 from sis_jax.core.types import SisError, UsageError
-from sis_jax.weights import catalogue, files
+from sis_jax.weights import catalogue, convert, files
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +40,7 @@ def test_names_of_openai(folder, tmp_path, monkeypatch):
         sis_jax.load_clip("ViT-B/32")
     shutil.copy(folder / "openai_script.pt", here / "ViT-L-14-336px.pt")
     for name in ("ViT-L/14@336px", "clip-vit-l14-336px"):
-        with pytest.raises(SisError, match=r"not the published clip-vit-l14-336px \(sha256 .*expected 3035c92b3509"):
+        with pytest.raises(SisError, match=r"not the published ViT-L-14-336px\.pt of clip-vit-l14-336px \(sha256 .*expected 3035c92b3509"):
             sis_jax.load_clip(name)
     by_path = sis_jax.load_clip(here / "ViT-L-14-336px.pt")  # by its path it is whatever it is, and nobody's licence
     assert by_path.info.licence.startswith("unknown") and by_path.info.name == "ViT-L-14-336px"
@@ -143,3 +146,65 @@ def test_hub_name_in_the_weights_folder(hub, folder, tmp_path):
     shutil.copytree(folder / "hf_tiny", tmp_path / "weights" / "clip-tiny")
     assert sis_jax.load_clip("someone/clip-tiny").info.name == "clip-tiny"
     assert "clip-tiny" not in catalogue.folders() and catalogue.shipped()  # a foreign folder is no weights folder of ours
+
+
+def test_files_are_cached(folder, tmp_path):
+    path = shutil.copy(folder / "openai_vit_tiny.pt", tmp_path / "tiny.pt")
+    with pytest.raises(UsageError, match=r"tiny\.pt holds a CLIP, not a generator: use sis\.load_clip"):
+        sis_jax.load_generator(path)
+    assert not (tmp_path / "cache").exists()
+    sis_jax.load_clip(path)
+    (cached,) = (tmp_path / "cache" / "weights").iterdir()
+    stamp = (cached / files.MODEL).stat().st_mtime_ns
+    assert sis_jax.load_clip(path).info.name == "tiny" and (cached / files.MODEL).stat().st_mtime_ns == stamp
+    with pytest.raises(UsageError, match=r"tiny\.pt holds a CLIP, not a generator"):
+        sis_jax.load_generator(path)
+    (tmp_path / "cache").rename(tmp_path / "gone")
+    (tmp_path / "cache").write_text("no folder can be made here")
+    assert sis_jax.load_clip(path).info.name == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("load", "name", "said"),
+    [
+        (sis_jax.load_clip, "models/clip.pt", r"models/clip\.pt is no file that exists"),
+        (sis_jax.load_clip, "ffhq-256", r"use sis\.load_generator"),
+        (sis_jax.load_generator, "ViT-B/32", r"use sis\.load_clip"),
+        (sis_jax.load_generator, "clip-rn50", r"use sis\.load_clip"),
+        (sis_jax.load_clip, "a" * 5000, "has 5000 characters"),
+        (sis_jax.load_generator, "a" * 5000, "has 5000 characters"),
+    ],
+)
+def test_wrong_names(load, name, said):
+    with pytest.raises(UsageError, match=said):
+        load(name)
+
+
+def test_the_converter_checks_the_digest(folder, tmp_path):
+    for name in ("RN50.pt", "weights/RN50.pt"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        shutil.copy(folder / "openai_rn_tiny.pt", path)
+        with pytest.raises(SisError, match=r"not the published RN50\.pt of clip-rn50"):
+            convert.convert(path, tmp_path / "out")
+    main = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "convert_weights.py"))["main"]
+    assert main(["RN50", "--out", str(tmp_path / "out")]) == 1 and not (tmp_path / "out").exists()
+
+
+def test_the_converter_takes_names(hub, folder, tmp_path, monkeypatch, capsys):
+    hub(cached=shutil.copytree(folder / "hf_tiny", tmp_path / "models--openai--clip-tiny" / "snapshots" / "1234"))
+    monkeypatch.chdir(tmp_path)
+    main = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "convert_weights.py"))["main"]
+    assert main(["openai/clip-tiny"]) == 0
+    assert capsys.readouterr().out.strip() == "ported_weights/clip-tiny" and sis_jax.load_clip("clip-tiny").info.name == "openai/clip-tiny"
+    assert main([str(folder / "hf_tiny"), "--classes", "3"]) == 2 and "leave out --classes" in capsys.readouterr().err
+    assert main(["clip-rn5", "--out", "x"]) == 2 and "'clip-rn50'" in capsys.readouterr().err
+    assert main(["ViT-B/32"]) == 2 and "download https://openaipublic" in capsys.readouterr().err
+
+
+def test_notes_are_told_once(folder, tmp_path, capfd):
+    copy = shutil.copy(folder / "openai_vit_tiny.pt", tmp_path / "told-once.pt")
+    with cli.showing_progress():
+        for _ in range(2):
+            sis_jax.load_clip(copy)
+    assert capfd.readouterr().err.count("told-once: such a file does not name its activation") == 1

@@ -1,4 +1,4 @@
-"""CLIP's files: every layout, faults, hostile archives, weights folders and names.
+"""CLIP's files: every layout, faults, weights folders and the door. Hostile archives are in test_restricted.py, names in test_clip_names.py.
 
 `openai_script.pt` is torch.jit.save(torch.jit.script(m)), torch 2.13.0, where m is a tree of modules whose forward returns its input; they carry the
 arrays of `scripted_state` as parameters under their names, and m has an attribute input_resolution = 4 and buffers context_length and vocab_size = 8.
@@ -6,7 +6,6 @@ arrays of `scripted_state` as parameters under their names, and m has an attribu
 
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -14,11 +13,9 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
-import checkpoint_factory as factory
 import clip_kit
 import numpy as np
 import pytest
-from checkpoint_factory import Call, Global
 from clip_kit import close, plain, save_pt
 from safetensors.numpy import load_file, save_file
 
@@ -93,75 +90,6 @@ def test_torchscript_archive(folder, tmp_path):
     assert ours.config == same.config and a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
     assert ours.config.vision.image_size == 4 and ours.config.text.context == 8
     assert np.isfinite(ours.encode_image(np.ones((1, 4, 4, 3), np.float32))).all()
-
-
-def archive(tmp_path, root, extra=None):
-    """A TorchScript archive whose data.pkl is `root`."""
-    members = {"m/data.pkl": factory.pickled(root), "m/constants.pkl": factory.pickled(()), "m/version": b"3\n", **(extra or {})}
-    path = tmp_path / "archive.pt"
-    with zipfile.ZipFile(path, "w") as made:
-        for name, data in members.items():
-            made.writestr(name, data, zipfile.ZIP_DEFLATED if "/code/" in name else zipfile.ZIP_STORED)
-    return path
-
-
-def test_hostile_archives(tmp_path):
-    wire = tmp_path / "wire"
-    touch = f"touch {wire}"
-    module = Global("__torch__.clip", "Model")
-    program = {"m/code/__torch__/clip.py": f"import os\nos.system({touch!r})\n".encode() * 50}
-    attacks = {
-        "a call": Call(Global("os", "system"), (touch,)),
-        "a call inside a module": Call(module, (), {"visual": Call(Global("posix", "system"), (touch,))}),
-        "a name that looks like the program's": Call(Global("__torch__.os import system;", "x y"), (touch,)),
-        "another torch name": Call(Global("torch.jit._pickle", "exec"), (touch,)),
-        "state setting": Call(module, (), {"__class__": Global("os", "system"), "__reduce__": Call(Global("builtins", "eval"), (touch,))}),
-        "no network": Call(module, (touch,), {"training": True, "__setstate__": touch}),
-        "no state": Call(module, ()),
-    }
-    for name, root in attacks.items():
-        with pytest.raises(SisError) as caught:
-            sis_jax.load_clip(archive(tmp_path, root, program))
-        assert not wire.exists() and "archive.pt" in str(caught.value), name
-    with pytest.raises(SisError, match=r"asks for 'os.system'.*nothing was run"):
-        sis_jax.load_clip(archive(tmp_path, attacks["a call"]))
-    with pytest.raises(SisError, match=r"asks for '__torch__.clip.Model'"):  # outside an archive there is no program
-        (tmp_path / "x.pkl").write_bytes(factory.pickled(Call(module, ())))
-        sis_jax.load_clip(tmp_path / "x.pkl")
-
-
-def test_damaged_archives(folder, tmp_path):
-    """Cut off anywhere, or with random bytes in it: a network or one clear error."""
-    content, path, rng = (folder / "openai_script.pt").read_bytes(), tmp_path / "x.pt", random.Random(0)
-    for end in (*range(0, len(content), len(content) // 20), len(content) - 1):
-        path.write_bytes(content[:end])
-        with pytest.raises(SisError):
-            sis_jax.load_clip(path)
-    start = content.index(b"data.pkl")
-    for _ in range(60):
-        data = bytearray(content)
-        for _ in range(rng.choice((1, 3, 20))):
-            data[rng.randrange(*rng.choice(((0, len(data)), (start, start + 4000), (len(data) - 6000, len(data)))))] = rng.randrange(256)
-        path.write_bytes(data)
-        try:
-            sis_jax.load_clip(path)
-        except SisError as error:
-            assert str(error)
-
-
-def test_archives_in_circles_and_bombs(tmp_path):
-    made = factory.assemble(Global("__torch__.a", "B")) + b")\x81q\x00"
-    circle = made + b"}" + factory.assemble("me") + b"h\x00s" + b"b"
-    deep = made + b"}" + factory.assemble("a" * 300) + b"h\x00s" + factory.assemble("b" * 300) + b"h\x00s" + b"b"
-    for root in (circle, deep):
-        with pytest.raises(SisError, match="in a circle"):
-            sis_jax.load_clip(archive(tmp_path, factory.Raw(root)))
-    path = tmp_path / "z.pt"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:  # a compressed data.pkl is none of torch's
-        z.writestr("m/data.pkl", bytes(10_000_000))
-        z.writestr("m/constants.pkl", b"")
-    with pytest.raises(SisError, match="compressed"):
-        sis_jax.load_clip(path)
 
 
 def test_half_and_double_precision(folder, tmp_path, expected):
@@ -350,7 +278,9 @@ def test_converted_folder(folder, tmp_path, name):
     a, b = arrays_of(before.network), arrays_of(after.network)
     assert before.config == after.config and all(np.array_equal(a[key], b[key]) for key in a)
     assert after.preprocessing == before.preprocessing and after.info.licence == "MIT"
-    assert after.info.sha256 == files.sha256_of(out / files.MODEL) and files.read_config(out).source["sha256"] == before.info.sha256
+    assert after.info.sha256 == files.sha256_of(out / files.MODEL) and before.info.source == after.info.source
+    given = folder / name if (folder / name).is_file() else folder / name / files.MODEL
+    assert files.read_config(out).source["sha256"] == files.sha256_of(given)
     assert "sis.load_clip(PATH)" in (out / files.CARD).read_text() and "Discriminator" not in (out / files.CARD).read_text()
     if name == "hf_tiny":
         assert (out / "vocab.json").is_file() and np.array_equal(before.tokenize("a photo"), after.tokenize("a photo"))
@@ -373,16 +303,16 @@ def test_half_size_folder_and_verify(folder, tmp_path, expected):
 
 
 def test_wrong_kind(folder, tmp_path):
-    with pytest.raises(UsageError, match="holds a clip, not a stylegan2"):
+    with pytest.raises(UsageError, match="holds a CLIP, not a StyleGAN2 generator"):
         convert.convert(folder / "hf_tiny", tmp_path / "out", "stylegan2")
-    with pytest.raises(UsageError, match="holds a stylegan2, not a clip"):
+    with pytest.raises(UsageError, match="holds a StyleGAN2 generator, not a CLIP"):
         convert.convert(folder.parent / "gan" / "ada16.pkl", tmp_path / "out", "clip")
-    with pytest.raises(UsageError, match=r"not a CLIP: load it with sis_jax.load_generator"):
+    with pytest.raises(UsageError, match=r"ada16\.pkl holds a StyleGAN2 generator, not a CLIP: use sis\.load_generator"):
         sis_jax.load_clip(folder.parent / "gan" / "ada16.pkl")
-    with pytest.raises(UsageError, match=r"faces64 holds a 'stylegan2', not a CLIP"):
+    with pytest.raises(UsageError, match=r"faces64 holds a StyleGAN2 generator, not a CLIP"):
         sis_jax.load_clip("faces64")
     out = convert.convert(folder / "hf_tiny", tmp_path / "out")
-    with pytest.raises(UsageError, match="holds a 'clip', not a generator"):
+    with pytest.raises(UsageError, match=r"holds a CLIP, not a generator: use sis\.load_clip"):
         sis_jax.load_generator(out)
 
 
@@ -403,3 +333,62 @@ def test_script(folder, tmp_path):
     assert done.returncode == 0 and done.stdout.strip() == str(tmp_path / "out"), done.stderr
     done = subprocess.run([sys.executable, str(SCRIPT), "--list"], capture_output=True, text=True, env=environment, check=False)
     assert "clip-rn50x64" in done.stdout and "MIT (OpenAI CLIP)" in done.stdout
+
+
+def test_open_clip_under_another_name(folder, tmp_path):
+    """The config beside the weights tells the activation, whatever they are called."""
+    place = open_clip(folder, tmp_path, quick_gelu=False)
+    (place / "open_clip_model.safetensors").rename(place / "ViT-tiny.safetensors")
+    clip = sis_jax.load_clip(place / "ViT-tiny.safetensors")
+    assert clip.info.layout == "open_clip" and clip.config.vision.transformer.activation == "gelu"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": {"height": 26, "width": 26}},
+        {"crop_size": {"height": 24, "width": 20}},
+        {"do_center_crop": False},
+        {"do_normalize": False},
+        {"resample": 2},
+        {"rescale_factor": 1 / 127.5},
+    ],
+)
+def test_preprocessing_that_is_not_done_here(folder, tmp_path, change):
+    copy = shutil.copytree(folder / "hf_tiny", tmp_path / "copy")
+    path = copy / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rescale_factor": 1 / 255}))
+    sis_jax.load_clip(copy)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(SisError, match=rf"has {next(iter(change))} = .* not supported"):
+        sis_jax.load_clip(copy)
+
+
+@pytest.mark.parametrize("change", [{"resize_mode": "squash"}, {"interpolation": "bilinear"}, {"size": [32, 24]}])
+def test_open_clip_preprocessing_that_is_not_done_here(folder, tmp_path, change):
+    place = open_clip(folder, tmp_path)
+    config = json.loads((place / "open_clip_config.json").read_text())
+    config["preprocess_cfg"] |= {"resize_mode": "shortest", "interpolation": "bicubic"} | change
+    (place / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(SisError, match=r"not supported: the only value known|do not belong together"):
+        sis_jax.load_clip(place)
+
+
+def test_config_that_was_edited(folder, tmp_path):
+    out = convert.convert(folder / "hf_tiny", tmp_path / "out")
+    original = (out / "config.json").read_text()
+    for where, value, said in (
+        (("network", "text", "end"), 10**6, r"end: token 1000000, but there are"),
+        (("preprocessing", "size"), 20, "cuts photos to 20 pixels, but the network reads 24"),
+        (("preprocessing", "mean"), [float("nan")] * 3, "sizes or colours of the preprocessing are damaged"),
+        ((), None, r'has lost its "clip"'),
+    ):
+        config = json.loads(original)
+        at = {"clip": config.pop("clip")} if not where else config["clip"]
+        for part in where[:-1]:
+            at = at[part]
+        if where:
+            at[where[-1]] = value
+        (out / "config.json").write_text(json.dumps(config))
+        with pytest.raises(SisError, match=said):
+            sis_jax.load_clip(out)

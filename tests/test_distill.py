@@ -91,8 +91,10 @@ def test_resuming_gives_the_same_bits_in_every_phase(run, photos, tmp_path, at, 
     monkeypatch.setattr(_student_trainer.Trainer, "_blocks", killed)
     with pytest.raises(_Killed):
         sis_jax.distill(str(run), out=str(tmp_path / "cut"), **settings)
-    monkeypatch.setattr(_student_trainer.Trainer, "_blocks", straight)
+    again = []
+    monkeypatch.setattr(_student_trainer.Trainer, "_blocks", lambda self, rows: again.append(1) or straight(self, rows))
     sis_jax.distill(str(run), out=str(tmp_path / "cut"), **settings)
+    assert len(again) < 12 - (at - 1) + settings["snapshot"], "it began again instead of going on"
     for name in ("model.safetensors", "curves.csv"):
         assert (tmp_path / "whole/student" / name).read_bytes() == (tmp_path / "cut/student" / name).read_bytes()
 
@@ -115,6 +117,25 @@ def test_an_adaptation_that_shakes_is_not_kept(run, photos, tmp_path, monkeypatc
     assert kept.facts["adaptation kept"] is False
 
 
+def test_a_failure_before_the_first_checkpoint_leaves_no_trace(run, tmp_path):
+    with pytest.raises(SisError, match="diverged"):
+        sis_jax.distill(str(run), out=str(tmp_path / "x"), **QUICK | {"learning_rate": 1e30, "steps": 40, "snapshot": 40})
+    assert "distill" not in json.loads((tmp_path / "x/run.json").read_text())["stages"]
+
+
+def test_a_moved_run_is_the_same_run_and_other_parts_are_not(run, tmp_path):
+    import shutil
+
+    shutil.copytree(run, tmp_path / "there")
+    before = (tmp_path / "there/student/model.safetensors").stat().st_mtime_ns
+    sis_jax.distill(str(tmp_path / "there"), **QUICK)
+    assert (tmp_path / "there/student/model.safetensors").stat().st_mtime_ns == before
+    classes = tmp_path / "there/data/classes.json"
+    classes.write_text(classes.read_text().replace("part 1", "hair"))
+    with pytest.raises(UsageError, match="--overwrite"):
+        sis_jax.distill(str(tmp_path / "there"), **QUICK)
+
+
 def test_on_the_fly_needs_no_dataset(weights, tmp_path):
     sis_jax.discover(weights, out=str(tmp_path / "r"), **PARTS)
     student = sis_jax.distill(str(tmp_path / "r"), n=20, **QUICK)
@@ -124,6 +145,7 @@ def test_on_the_fly_needs_no_dataset(weights, tmp_path):
 def test_the_papers_recipe(run, tmp_path):
     student = sis_jax.distill(str(run), out=str(tmp_path / "p"), recipe="paper", steps=2, side=32, snapshot=1)
     config = json.loads((tmp_path / "p/run.json").read_text())["stages"]["distill"]["config"]
+    assert config["steps"] == 2 and config["side"] == 32  # what is given beside a recipe wins, also where it is the ordinary default
     wanted = {"student": "resnet18", "batch": 15, "learning_rate": 1e-4, "weight_decay": 1e-4, "optimizer": "adam", "schedule": "poly"}
     assert {k: config[k] for k in wanted} == wanted and config["augment"] == "none" and student.config.arch == "resnet18"
     with pytest.raises(UsageError, match="papr"):
@@ -186,7 +208,7 @@ def test_nothing_to_compare_keeps_the_opinion():
     ("given", "said"),
     [
         ({"steps": 0}, "steps is 0"), ({"trim": 1.0}, "trim is 1.0"), ({"learning_rate": 0.0}, "learning_rate is 0"), ({"side": 20}, "multiple of 16"),
-        ({"masks": "m"}, "--masks needs --images"), ({"images": "i"}, "not both"), ({"soft": True}, "no certainty"), ({"width": 9}, "multiple of 8"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"), ({"masks": "m"}, "--masks needs --images"), ({"images": "i"}, "not both"), ({"soft": True}, "no certainty"), ({"width": 9}, "multiple of 8"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_told_and_leaves_nothing(run, given, said, tmp_path):
@@ -198,6 +220,6 @@ def test_what_cannot_work_is_told_and_leaves_nothing(run, given, said, tmp_path)
 def test_a_run_without_parts_or_data_is_told(tmp_path):
     with pytest.raises(UsageError, match=r"give a RUN"):
         sis_jax.distill()
-    (tmp_path / "run.json").write_text('{"format": 1, "stages": {}}')
-    with pytest.raises((UsageError, SisError), match="holds no parts"):
-        sis_jax.distill(str(tmp_path), steps=2)
+    with pytest.raises(UsageError, match="holds no parts"):
+        sis_jax.distill(str(tmp_path / "nowhere"), steps=2)
+    assert not (tmp_path / "nowhere").exists()

@@ -52,7 +52,7 @@ def test_every_export_has_a_card_and_its_classes(written, name):
     assert "Licence: CC0-1.0" in card
     assert f"format `{name}`" in card
     assert json.loads((written[name] / "classes.json").read_text()) == CLASSES
-    assert not list(written[name].rglob(".*"))
+    assert [p.name for p in written[name].rglob(".*")] == [".sis-export.json"]
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # raised inside pycocotools.mask.decode

@@ -157,16 +157,40 @@ def test_other_peoples_folders_are_safe(student, photos, tmp_path):
     with pytest.raises(UsageError, match="holds other files"):
         sis_jax.predict(student, str(photos), out=str(tmp_path / "mine"), overwrite=True)
     sis_jax.predict(student, str(photos), out=str(tmp_path / "out"))
-    with pytest.raises(UsageError, match="already holds masks"):
-        sis_jax.predict(student, str(photos), out=str(tmp_path / "out"))
-    sis_jax.predict(student, str(photos), out=str(tmp_path / "out"), overwrite=True)
+    with pytest.raises(UsageError, match="other settings"):
+        sis_jax.predict(student, str(photos), out=str(tmp_path / "out"), flip=False)
+    sis_jax.predict(student, str(photos), out=str(tmp_path / "out"), flip=False, overwrite=True)
+    with pytest.raises(UsageError, match="lies in the folder of the photos"):
+        sis_jax.predict(student, str(photos), out=str(photos / "masks"))
+
+
+def test_the_same_command_goes_on_where_it_stopped(student, photos, tmp_path, monkeypatch):
+    whole = sis_jax.predict(student, str(photos), out=str(tmp_path / "out"))
+    (tmp_path / "out/turned.png").unlink()
+    looked_at = []
+    real = Student.masks
+    monkeypatch.setattr(Student, "masks", lambda self, images, **k: looked_at.extend(images) or real(self, images, **k))
+    again = sis_jax.predict(student, str(photos), out=str(tmp_path / "out"))
+    assert len(looked_at) == 1 and again.names == whole.names and (tmp_path / "out/turned.png").is_file()
+
+
+def test_what_cannot_work_leaves_no_folder(student, photos, tmp_path):
+    for options in ({"tile": 0}, {"size": 3}, {"batch": 0}):
+        with pytest.raises(UsageError):
+            sis_jax.predict(student, str(photos), out=str(tmp_path / "out"), **options)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r/run.json").write_text("{}")
+    with pytest.raises(UsageError, match="is a run folder"):
+        sis_jax.predict(student, str(tmp_path / "r"), out=str(tmp_path / "out"))
 
 
 def test_two_photos_of_one_stem_are_told(student, tmp_path):
     for name in ("a.png", "a.jpg"):
         Image.fromarray(photo(20, 20)).save(tmp_path / name)
-    with pytest.raises(SisError, match=r"a\.jpg and a\.png would both be written"):
-        sis_jax.predict(student, str(tmp_path), out=str(tmp_path / "out"))
+    with pytest.raises(UsageError, match=r"a\.jpg and a\.png would both be written"):
+        sis_jax.predict(student, str(tmp_path), out=str(tmp_path.parent / "never"))
+    assert not (tmp_path.parent / "never").exists()
 
 
 def test_no_photos_and_no_student(student, tmp_path):

@@ -14,7 +14,7 @@ import checkpoint_factory as factory
 import numpy as np
 import pytest
 from attacks import Attack, attacks
-from checkpoint_factory import Global, Raw
+from checkpoint_factory import Call, Global, Raw
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
@@ -223,6 +223,78 @@ def test_other_files(tmp_path, content):
     (tmp_path / "x.pkl").write_bytes(content)
     with pytest.raises(SisError, match=r"x\.pkl was not read"):
         convert(tmp_path / "x.pkl")
+
+
+# CLIP's archives
+
+
+def archive(tmp_path, root, extra=None):
+    """A TorchScript archive whose data.pkl is `root`."""
+    members = {"m/data.pkl": factory.pickled(root), "m/constants.pkl": factory.pickled(()), "m/version": b"3\n", **(extra or {})}
+    path = tmp_path / "archive.pt"
+    with zipfile.ZipFile(path, "w") as made:
+        for name, data in members.items():
+            made.writestr(name, data, zipfile.ZIP_DEFLATED if "/code/" in name else zipfile.ZIP_STORED)
+    return path
+
+
+def test_hostile_archives(tmp_path, tripwire):
+    wire = tripwire
+    touch = f"touch {wire}"
+    module = Global("__torch__.clip", "Model")
+    program = {"m/code/__torch__/clip.py": f"import os\nos.system({touch!r})\n".encode() * 50}
+    attacks = {
+        "a call": Call(Global("os", "system"), (touch,)),
+        "a call inside a module": Call(module, (), {"visual": Call(Global("posix", "system"), (touch,))}),
+        "a name that looks like the program's": Call(Global("__torch__.os import system;", "x y"), (touch,)),
+        "another torch name": Call(Global("torch.jit._pickle", "exec"), (touch,)),
+        "state setting": Call(module, (), {"__class__": Global("os", "system"), "__reduce__": Call(Global("builtins", "eval"), (touch,))}),
+        "no network": Call(module, (touch,), {"training": True, "__setstate__": touch}),
+        "no state": Call(module, ()),
+    }
+    for name, root in attacks.items():
+        with pytest.raises(SisError) as caught:
+            sis_jax.load_clip(archive(tmp_path, root, program))
+        assert not wire.exists() and "archive.pt" in str(caught.value), name
+    with pytest.raises(SisError, match=r"asks for 'os.system'.*nothing was run"):
+        sis_jax.load_clip(archive(tmp_path, attacks["a call"]))
+    with pytest.raises(SisError, match=r"asks for '__torch__.clip.Model'"):  # outside an archive there is no program
+        (tmp_path / "x.pkl").write_bytes(factory.pickled(Call(module, ())))
+        sis_jax.load_clip(tmp_path / "x.pkl")
+
+
+def test_damaged_archives(goldens, tmp_path, tripwire):
+    """Cut off anywhere, or with random bytes in it: a network or one clear error."""
+    content, path, rng = (goldens / "clip" / "openai_script.pt").read_bytes(), tmp_path / "x.pt", random.Random(0)
+    for end in (*range(0, len(content), len(content) // 20), len(content) - 1):
+        path.write_bytes(content[:end])
+        with pytest.raises(SisError):
+            sis_jax.load_clip(path)
+    start = content.index(b"data.pkl")
+    for _ in range(60):
+        data = bytearray(content)
+        for _ in range(rng.choice((1, 3, 20))):
+            data[rng.randrange(*rng.choice(((0, len(data)), (start, start + 4000), (len(data) - 6000, len(data)))))] = rng.randrange(256)
+        path.write_bytes(data)
+        try:
+            sis_jax.load_clip(path)
+        except SisError as error:
+            assert str(error)
+
+
+def test_archives_in_circles_and_bombs(tmp_path, tripwire):
+    made = factory.assemble(Global("__torch__.a", "B")) + b")\x81q\x00"
+    circle = made + b"}" + factory.assemble("me") + b"h\x00s" + b"b"
+    deep = made + b"}" + factory.assemble("a" * 300) + b"h\x00s" + factory.assemble("b" * 300) + b"h\x00s" + b"b"
+    for root in (circle, deep):
+        with pytest.raises(SisError, match="in a circle"):
+            sis_jax.load_clip(archive(tmp_path, factory.Raw(root)))
+    path = tmp_path / "z.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:  # a compressed data.pkl is none of torch's
+        z.writestr("m/data.pkl", bytes(10_000_000))
+        z.writestr("m/constants.pkl", b"")
+    with pytest.raises(SisError, match="compressed"):
+        sis_jax.load_clip(path)
 
 
 # Mutations of real files

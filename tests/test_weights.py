@@ -326,3 +326,51 @@ def test_script_from_the_shell(tmp_path):
     command = [sys.executable, SCRIPT, tmp_path / "page.pkl", "--out", tmp_path / "x"]
     failed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert failed.returncode == 1 and failed.stderr.startswith("error: ") and len(failed.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("config", ['{"my": "project"}', '{"model_type": "x", "format": "mine"}', "{", "[]"])
+def test_folders_of_others_are_left_alone(goldens, tmp_path, config):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    for name, content in (("config.json", config), ("discriminator.safetensors", "theirs")):
+        (theirs / name).write_text(content)
+    with pytest.raises(UsageError, match="is not empty and no weights folder"):
+        convert.convert(goldens / "gan" / "ada16.pkl", theirs, overwrite=True)
+    with pytest.raises(UsageError, match="is not one of sis_jax"):
+        save_generator(sis_jax.load_generator(), theirs)
+    assert (theirs / "config.json").read_text() == config and (theirs / "discriminator.safetensors").read_text() == "theirs"
+
+
+def test_another_network_needs_overwrite(goldens, tmp_path, monkeypatch):
+    first, second, out = goldens / "gan" / "ada16.pkl", goldens / "gan" / "ros16_legacy.pt", tmp_path / "out"
+    convert.convert(first, out)
+    (out / "mine.txt").write_text("kept")
+    assert convert.verify(out).startswith("stored")
+    convert.convert(first, out)
+    assert "to the byte" in convert.verify(out)  # the digests outlive a conversion of the same file
+    with pytest.raises(UsageError, match=r"holds ada16, made of another file.*--overwrite"):
+        convert.convert(second, out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_config", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            convert.convert(second, out, overwrite=True)
+    assert before == {path.name: path.read_bytes() for path in out.iterdir()} and [p.name for p in tmp_path.iterdir()] == ["out"]
+    convert.convert(second, out, overwrite=True)
+    assert files.read_config(out).source["file"] == "ros16_legacy.pt" and (out / "mine.txt").read_text() == "kept"
+    assert convert.verify(out).startswith("stored") and [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_one_bad_folder_does_not_hide_the_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SIS_JAX_WEIGHTS", str(tmp_path))
+    save_generator(sis_jax.load_generator(), tmp_path / "half")
+    (tmp_path / "half" / files.MODEL).unlink()
+    for name, config in (("future", '{"format": "sis_jax weights", "version": 99}'), ("foreign", '{"my": "project"}'), ("torn", '{"form')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(config)
+        (tmp_path / name / files.MODEL).write_bytes(b"x")
+    assert [info.name for info in catalogue.shipped()] == ["faces64"] and "foreign" not in catalogue.folders()
+    assert runpy.run_path(str(SCRIPT))["main"](["--list"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"half +damaged: .*holds no model.safetensors", out) and re.search(r"future +damaged: .*version 99", out)
+    assert re.search(r"torn +damaged: .*cannot be read", out) and "foreign" not in out and "faces64  " in out

@@ -44,10 +44,15 @@ def main(verb: Callable[..., Any], variants: Mapping[str, Mapping[str, str]] | N
     sys.exit(run(verb, variants, argv))
 
 
-def run(verb: Callable[..., Any], variants: Mapping[str, Mapping[str, str]] | None = None, argv: Sequence[str] | None = None) -> int:
+def run(
+    verb: Callable[..., Any],
+    variants: Mapping[str, Mapping[str, str]] | None = None,
+    argv: Sequence[str] | None = None,
+    prog: str | None = None,
+) -> int:
     """`main` without leaving the process: returns the exit code. An unexpected exception prints its traceback and gives 1."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    prog = f"python -m sis_jax.{verb.__name__}"
+    prog = prog or f"python -m sis_jax.{verb.__name__}"
     try:
         config, dry_run, quiet = parse(verb, variants, argv)
         for name in getattr(verb, "needed", ()):  # what Python can do without: there the result is returned

@@ -20,7 +20,7 @@ from PIL import Image
 from sis_jax.core.types import UsageError, unknown_name
 from sis_jax.data import tfds_export
 from sis_jax.data.benchmarks import BENCHMARKS, canonical, open_benchmark
-from sis_jax.data.items import Item, png, pngs
+from sis_jax.data.items import Item, grey_pngs, png
 from sis_jax.data.truth import Truth
 
 
@@ -57,7 +57,7 @@ class _Masks(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(self, truth: Truth) -> Iterator[tuple[int, dict[str, Any]]]:
         for number, (name, image, mask) in enumerate(truth):
-            yield number, tfds_export.encoded(png(Image.fromarray(image)), pngs(Item(name, None, mask))[1], name)
+            yield number, tfds_export.encoded(png(Image.fromarray(image)), grey_pngs(Item(name, None, mask))[1], name)
 
 
 def _layout(name: str) -> str:

@@ -29,7 +29,8 @@ FORMATS = {
     "tfds": "sis_jax.data.tfds_export:save",
     "tfrecord": "sis_jax.data.tfds_export:save_tfrecord",
 }
-_MARK = "classes.json"  # every export has one: what tells a folder we wrote from one we must not touch
+_MARK = ".sis-export.json"  # what tells a folder we wrote from one we must not touch
+_CLASSES = "classes.json"
 
 
 def write(
@@ -61,8 +62,9 @@ def write(
         try:
             temporary.mkdir(parents=True)
             note = save({name: items(stream, classes) for name, stream in streams.items()}, list(classes), temporary, card)
-            if not (temporary / _MARK).exists():
-                (temporary / _MARK).write_text(json.dumps(list(classes), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            if not (temporary / _CLASSES).exists():
+                (temporary / _CLASSES).write_text(json.dumps(list(classes), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            (temporary / _MARK).write_text(json.dumps({"format": format}) + "\n", encoding="utf-8")
             (temporary / "README.md").write_text(_card(temporary, card, licence, format, note), encoding="utf-8")
             _swap(temporary, target)
         finally:

@@ -94,6 +94,11 @@ def pngs(item: Item) -> tuple[bytes | None, bytes]:
     return picture_png(item), png(draw.palette_png(item.mask))
 
 
+def grey_pngs(item: Item) -> tuple[bytes | None, bytes]:
+    """Like `pngs`, the mask as a grey picture: TFDS decodes with OpenCV where that is installed, which turns a palette into its colours."""
+    return picture_png(item), png(Image.fromarray(item.mask))
+
+
 def picture_png(item: Item) -> bytes | None:
     """The picture alone as a PNG file, for formats that keep the mask in another way."""
     return None if item.image is None else png(Image.fromarray(item.image))

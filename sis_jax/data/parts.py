@@ -123,6 +123,15 @@ class Parts:
         clusters = tuple(c | {"class_id": owner[c["id"]], "background": owner[c["id"]] == BACKGROUND} for c in self.clusters)
         return replace(self, classes=classes, clusters=clusters)
 
+    def digest(self) -> str:
+        """SHA-256 of what masks depend on besides the generator: the learned arrays, and which cluster belongs to which class."""
+        import hashlib
+
+        digest = hashlib.sha256(repr(sorted((c["id"], tuple(c["clusters"])) for c in self.classes)).encode())
+        for name in sorted(self.arrays):
+            digest.update(self.arrays[name].tobytes())
+        return digest.hexdigest()
+
     def show(self, count: int = 8) -> Image.Image:
         """Samples over their parts over both, as one picture; a notebook draws it."""
         from PIL import Image

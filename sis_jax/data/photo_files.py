@@ -247,9 +247,9 @@ def _list_npz(path: Path) -> Listing:
     return Listing(path, names, Counter(), lambda _: stamp, read)
 
 
-def readable(listing: Listing) -> Iterator[tuple[str, np.ndarray | str]]:
-    """Every picture of a source at its own size, one at a time: (name, uint8[h w 3]), or (name, why it cannot be used)."""
-    for name, raw in listing.read(set(listing.names)):
+def readable(listing: Listing, wanted: set[str]) -> Iterator[tuple[str, np.ndarray | str]]:
+    """The wanted pictures of a source at their own size, one at a time: (name, uint8[h w 3]), or (name, why it cannot be used)."""
+    for name, raw in listing.read(wanted):
         try:
             if isinstance(raw, Unusable):
                 raise raw

@@ -123,7 +123,7 @@ class RunFolder:
         and the folder was not opened with `overwrite`; the sentence names the first field that differs.
         """
         resolved, inputs = plain(config), plain(inputs if isinstance(inputs, str) else dict(inputs))
-        stage = self._begin(name, resolved, inputs)
+        stage = self._begin(name, resolved, inputs, again)
         if stage.done:
             yield stage
             return

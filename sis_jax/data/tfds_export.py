@@ -25,7 +25,7 @@ import numpy as np
 
 from sis_jax.core.types import UsageError
 from sis_jax.data.formats_plain import need_image, with_background
-from sis_jax.data.items import Item, ahead, pngs
+from sis_jax.data.items import Item, ahead, grey_pngs
 
 VERSION = "1.0.0"
 # TFDS looks beside a builder's source for lists of downloads, and needs a package it does not declare (importlib_resources) to find the place.
@@ -109,7 +109,7 @@ def _builder_class() -> Any:
             return {split: self._generate_examples(stream) for split, stream in self._streams.items()}
 
         def _generate_examples(self, stream: Iterable[Item]) -> Iterator[tuple[int, dict[str, Any]]]:
-            for number, (item, (image, mask)) in enumerate(ahead(pngs, stream)):
+            for number, (item, (image, mask)) in enumerate(ahead(grey_pngs, stream)):
                 need_image(item, "tfds")
                 seed = -1 if item.seed is None else item.seed
                 confidence = float("nan") if item.confidence is None else item.confidence

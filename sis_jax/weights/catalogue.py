@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from sis_jax.core.types import Info, UsageError, unknown_name
+from sis_jax.core.types import Info, SisError, UsageError, unknown_name
 from sis_jax.weights import files
 
 DEFAULT = "faces64"
@@ -99,8 +100,31 @@ def clip_by_digest(sha256: str) -> Public | None:
 
 
 def public_by_file(file: str) -> Public | None:
-    """The public checkpoint that is published under this file name."""
-    return next((p for p in PUBLIC.values() if p.file == file), None)
+    """The public checkpoint, generator or CLIP, that is published under this file name."""
+    return next((p for p in (*PUBLIC.values(), *CLIPS.values()) if p.file == file), None)
+
+
+def check_published(path: Path, public: Public | None, digest: str | None = None) -> None:
+    """SisError where a file has another sha256 than the published one; digest: that of the file where it is known already."""
+    if public is None or not public.sha256:
+        return
+    digest = digest or files.sha256_of(path)
+    if digest != public.sha256:
+        raise SisError(
+            f"{path} is not the published {public.file} of {public.name} (sha256 {digest[:12]}..., expected {public.sha256[:12]}...): "
+            f"download it again, or give a file of your own another name"
+        )
+
+
+def text_of(name_or_path: str | os.PathLike) -> str:
+    """A name or path as text; UsageError for what is neither, or longer than a path can be."""
+    text = os.fspath(name_or_path) if isinstance(name_or_path, (str, os.PathLike)) else None
+    if not isinstance(text, str):
+        raise UsageError(f"expected a name or a path, got {name_or_path!r}")
+    longest = max(len(part.encode("utf-8", "surrogatepass")) for part in text.split("/"))
+    if longest > 255 or len(text) > 4000:
+        raise UsageError(f"{text[:40]!r}... has {len(text)} characters, more than a name or a path can have")
+    return text
 
 
 def search_folders() -> list[Path]:
@@ -113,22 +137,58 @@ def folders() -> dict[str, Path]:
     """Name -> weights folder, for everything found in `search_folders`; the first of a name wins."""
     found: dict[str, Path] = {}
     for place in search_folders():
-        if files.is_folder(place):
-            found.setdefault(place.name, place)
-        for path in sorted(place.iterdir()) if place.is_dir() else ():
-            if files.is_folder(path):
+        for path in _inside(place):
+            if files.is_ours(path):
                 found.setdefault(path.name, path)
     return found
 
 
+def _inside(place: Path) -> list[Path]:
+    """A place and its subfolders; those with a dot are being written."""
+    try:
+        return [place, *sorted(path for path in place.iterdir() if not path.name.startswith("."))]
+    except OSError:
+        return []
+
+
 def shipped() -> list[Info]:
-    """The weights that lie ready to load, with their licences."""
-    return [files.read_config(path).info() for path in folders().values()]
+    """The weights that lie ready to load, with their licences; damaged ones are left out."""
+    return [info for info in inventory().values() if isinstance(info, Info)]
+
+
+def inventory() -> dict[str, Info | SisError]:
+    """Name -> origin of everything that lies in `search_folders`, or why it cannot be read. Folders of other programs are left out."""
+    paths = folders()
+    for path in (path for place in search_folders() for path in _inside(place)):
+        if _is_damaged(path):
+            paths.setdefault(path.name, path)
+    found: dict[str, Info | SisError] = {}
+    for name, path in paths.items():
+        try:
+            folder = files.read_config(path)
+            gone = [file for file in folder.sha256 or (files.MODEL,) if not (path / file).is_file()]
+            found[name] = SisError(f"{path} holds no {gone[0]}: copy it again") if gone else folder.info()
+        except SisError as error:
+            found[name] = error
+    return found
+
+
+def _is_damaged(path: Path) -> bool:
+    """A config that is no JSON at all, beside weights."""
+    return files.is_folder(path) and not files.is_ours(path) and (path / files.MODEL).is_file() and not _is_json(path / files.CONFIG)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError, OSError):
+        return False
+    return True
 
 
 def find(name_or_path: str | os.PathLike | None) -> Path:
     """The weights folder or checkpoint file of a name or path; UsageError that says what to do where there is none."""
-    text = os.fspath(name_or_path) if name_or_path is not None else DEFAULT
+    text = text_of(name_or_path) if name_or_path is not None else DEFAULT
     path, known = Path(text), folders()
     if text in known:
         return known[text]
@@ -138,14 +198,15 @@ def find(name_or_path: str | os.PathLike | None) -> Path:
         return path.parent
     if text and path.exists():
         return path
-    raise unknown_name("weights", text, {*known, *PUBLIC}, "Give one of these, a weights folder or a checkpoint file.")
+    raise unknown_name("weights", text, {*known, *PUBLIC, *CLIPS}, "Give one of these, a weights folder or a checkpoint file.")
 
 
 def public_file(public: Public) -> Path:
-    """Where the file of a public checkpoint lies here; UsageError that says where to put it."""
+    """Where the file of a public checkpoint lies here; UsageError that says where to put it, SisError where it is not the one published."""
     places = search_folders()
     for place in places:
         if (place / public.file).is_file():
+            check_published(place / public.file, public)
             return place / public.file
     here = os.environ.get(SEARCH_PATH, "").split(os.pathsep)[0] or "ported_weights"
     raise UsageError(
@@ -158,8 +219,8 @@ def card(folder: files.Folder) -> str:
     """A short README.md for a weights folder."""
     name, source = folder.name, folder.source
     digest = f", sha256 {source['sha256']}" if source.get("sha256") else ""
-    what, load = (f"{folder.kind} generator", "load_generator") if folder.clip is None else ("CLIP", "load_clip")
-    lines = [f"# {name}", "", f"A {what} for `sis_jax`: `sis.{load}(PATH)`. Its shape is in `{files.CONFIG}`.", ""]
+    what, load = files.in_words(folder.kind), "load_generator" if folder.clip is None else "load_clip"
+    lines = [f"# {name}", "", f"{what[0].upper()}{what[1:]} for `sis_jax`: `sis.{load}(PATH)`. Its shape is in `{files.CONFIG}`.", ""]
     lines += [
         f"- Licence: {folder.licence}",
         f"- Source: {source.get('file') or 'trained by sis_jax'} (layout {source.get('layout', 'sis_jax')}{digest})",

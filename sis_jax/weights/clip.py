@@ -233,7 +233,10 @@ def _side(positions: int) -> int:
 
 def _sizes(config: CLIPConfig) -> list[str]:
     """What is wrong with the numbers that the arrays do not tell."""
-    wrong = []
+    text = config.text
+    wrong = (
+        [f"end: token {text.end}, but there are {text.vocabulary} tokens"] if text.end is not None and text.end >= text.vocabulary else []
+    )
     for tower, part in (("vision", config.vision), ("text", config.text)):
         if isinstance(part, ResNetConfig):
             if part.heads < 1 or part.trunk % part.heads or part.width % 2:

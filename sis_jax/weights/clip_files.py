@@ -63,24 +63,37 @@ def read_foreign(path: Path, source: Source | None = None, name: str | None = No
     what = str(path)
     source = source or recognise(read_tree(path), path.stat().st_size, what)
     if source.clip is None:
-        raise UsageError(f"{path} holds a {source.layout} generator, not a CLIP: load it with sis_jax.load_generator")
+        raise UsageError(f"{path} holds {files.in_words(kind_of(source))}, not a CLIP: use sis.load_generator")
     layout, facts = source.layout, clip.Facts()
+    digest = files.sha256_of(path)
+    public = catalogue.clip_by_digest(digest)
     notes: tuple[str, ...] = ()
     if layout == "transformers-clip":
         facts = _transformers_facts(path.parent)
-    elif path.name.startswith("open_clip"):
+    elif public is None and (path.name.startswith("open_clip") or (path.parent / OPEN_CLIP_CONFIG).is_file()):
         layout, facts = "open_clip", _open_clip_facts(path.parent)
-    else:
+    elif public is None:
         notes = ("such a file does not name its activation; taken as quick-GELU, as in all of OpenAI's models",)
     config, arrays = clip.convert(source.clip.arrays, layout, facts, what)
-    digest = files.sha256_of(path)
-    public = catalogue.clip_by_digest(digest)
     beside = layout != "openai-clip" and all((path.parent / part).is_file() for part in (VOCABULARY, MERGES))
     text = Tokenizer(config.text.context, config.text.vocabulary, str(path.parent) if beside else None, layout != "transformers-clip")
+    notes += _vocabulary_notes(text)
     name = name or (public.name if public else name_of(path))
     openai = public is not None or name.startswith("openai/clip-")
     info = Info(name, licence or (catalogue.OPENAI_LICENCE if openai else Info.licence), path.name, digest, layout)
     return Stored(config, arrays, _preprocessing(path.parent, layout, config.vision.image_size), text, info, notes)
+
+
+def kind_of(source: Source) -> str:
+    """The kind of weights folder that a recognised file becomes."""
+    return "clip" if source.clip is not None else source.layout if source.layout in ("dcgan", "biggan") else "stylegan2"
+
+
+def _vocabulary_notes(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """What to say where texts cannot become tokens."""
+    if tokenizer.has_vocabulary:
+        return ()
+    return (f"no {VOCABULARY} and {MERGES} beside the weights: this CLIP takes token ids only, no texts",)
 
 
 def _json(path: Path, why: str) -> dict[str, Any]:
@@ -150,8 +163,14 @@ def _preprocessing(folder: Path, layout: str, side: int) -> Preprocessing:
     said = _json(path, "the colours")
     if layout == "open_clip":
         said = _table(said, "preprocess_cfg")
+        _refuse_steps(path, said, _OPEN_CLIP_STEPS)
+        sides = said.get("size", side)
+        if (sides if isinstance(sides, list) else [sides, sides]) != [side, side]:
+            raise SisError(f"{path} cuts photos to {sides} pixels, but the network reads {side}: they do not belong together")
         fields = {"size": side, "resize": side, "mean": said.get("mean", MEAN), "std": said.get("std", STD)}
     else:
+        _refuse_sizes(path, said)
+        _refuse_steps(path, said, _TRANSFORMERS_STEPS)
         crop, size = (
             _one(said.get(key, side), *names) for key, names in (("crop_size", ("height",)), ("size", ("shortest_edge", "height")))
         )
@@ -165,6 +184,34 @@ def _preprocessing(folder: Path, layout: str, side: int) -> Preprocessing:
     return found
 
 
+# What a config may say of a step. Everything else would silently give other points than the network's authors get.
+_OPEN_CLIP_STEPS = {"resize_mode": ("shortest",), "interpolation": ("bicubic",), "mode": ("RGB",)}
+_TRANSFORMERS_STEPS = {
+    **{f"do_{step}": (True,) for step in ("resize", "center_crop", "rescale", "normalize")},
+    "resample": (3, "bicubic"),  # Pillow's number
+}
+
+
+def _refuse_steps(path: Path, said: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]]) -> None:
+    """SisError that names the first step which is not done here."""
+    for key, values in known.items():
+        if said.get(key) is not None and said[key] not in values:
+            raise SisError(f"{path} has {key} = {said[key]!r}, which is not supported: the only value known is {values[0]!r}")
+    factor = said.get("rescale_factor")
+    if "do_rescale" in known and factor is not None and (not isinstance(factor, (int, float)) or not abs(factor * 255 - 1) < 1e-4):
+        raise SisError(f"{path} has rescale_factor = {factor!r}, which is not supported: the only value known is 1/255")
+
+
+def _refuse_sizes(path: Path, said: Mapping[str, Any]) -> None:
+    size, crop = said.get("size"), said.get("crop_size")
+    if isinstance(size, dict) and "shortest_edge" not in size:
+        raise SisError(
+            f'{path} has size = {size}, which squeezes photos and is not supported: the only form known is {{"shortest_edge": n}}'
+        )
+    if isinstance(crop, dict) and crop.get("width", crop.get("height")) != crop.get("height"):
+        raise SisError(f"{path} has crop_size = {crop}, which is not supported: only squares are")
+
+
 def _one(size: Any, *names: str) -> Any:
     """A size as a number: older files hold one, newer ones a table."""
     return next((size[name] for name in names if name in size), None) if isinstance(size, dict) else size
@@ -176,8 +223,10 @@ def _one(size: Any, *names: str) -> Any:
 def read_folder(path: Path) -> Stored:
     """A CLIP from a weights folder; UsageError where it holds something else, SisError where it is damaged."""
     folder = files.read_config(path)
-    if folder.kind != "clip" or folder.clip is None:
-        raise UsageError(f"{path} holds a {folder.kind!r}, not a CLIP: load it with sis_jax.load_generator")
+    if folder.kind != "clip":
+        raise UsageError(f"{path} holds {files.in_words(folder.kind)}, not a CLIP: use sis.load_generator")
+    if folder.clip is None:
+        raise SisError(f'{path / files.CONFIG} has lost its "clip", the shape of the network: convert the checkpoint again')
     config = clip.config_of(_table(folder.clip, "network"))
     arrays, digest = files.read_arrays(path, folder)
     texts = [part for part in (VOCABULARY, MERGES) if part in folder.sha256]
@@ -186,8 +235,13 @@ def read_folder(path: Path) -> Stored:
             raise SisError(f"{path / part} is not the file that {files.CONFIG} describes: convert the checkpoint again")
     openai = folder.clip.get("openai_tokens") is not False
     tokenizer = Tokenizer(config.text.context, config.text.vocabulary, str(path) if len(texts) == 2 else None, openai)
-    info = replace(folder.info(), sha256=digest)
-    return Stored(config, arrays, preprocessing_of(_table(folder.clip, "preprocessing")), tokenizer, info, folder.notes)
+    info, preprocessing = replace(folder.info(), sha256=digest), preprocessing_of(_table(folder.clip, "preprocessing"))
+    if preprocessing.size != config.vision.image_size:
+        raise SisError(
+            f"{path / files.CONFIG} cuts photos to {preprocessing.size} pixels, but the network reads {config.vision.image_size}: "
+            f"convert the checkpoint again"
+        )
+    return Stored(config, arrays, preprocessing, tokenizer, info, folder.notes)
 
 
 def write_folder(stored: Stored, path: Path, dtype: str = "float32") -> files.Folder:
@@ -201,5 +255,6 @@ def write_folder(stored: Stored, path: Path, dtype: str = "float32") -> files.Fo
     source = {"file": info.source, "sha256": info.sha256, "layout": info.layout}
     folder = files.Folder("clip", info.name, info.licence, {}, source=source, notes=stored.notes, clip=table)
     place = stored.tokenizer.folder
+    stored.tokenizer.check()  # a damaged one is refused before anything is written
     texts = {part: (Path(place) / part).read_bytes() for part in (VOCABULARY, MERGES)} if place else {}
     return files.write_folder(path, folder, stored.arrays, None, catalogue.card(folder), dtype, texts)

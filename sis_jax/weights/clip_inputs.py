@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import html
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -105,8 +106,24 @@ class Tokenizer:
             )
         return ids, tuple(text for text, tokens in zip(texts, found) if len(tokens) > self.context)
 
+    @property
+    def has_vocabulary(self) -> bool:
+        """Whether texts can become tokens: the files came with the weights, or CLIP's own vocabulary fits."""
+        return self.folder is not None or self.vocabulary == _SHIPPED_SIZE
+
+    def check(self) -> None:
+        """SisError where the vocabulary in `folder` is damaged, or has ids that the network does not know."""
+        if self.folder is None:
+            return
+        ids, _ = read_vocabulary(Path(self.folder))
+        if max(ids.values()) >= self.vocabulary:
+            raise SisError(
+                f"{Path(self.folder) / VOCABULARY} has the id {max(ids.values())}, but the network knows {self.vocabulary} tokens: "
+                f"they do not belong together"
+            )
+
     def _tokenizer(self) -> CLIPTokenizer:
-        if self.folder is None and self.vocabulary != _SHIPPED_SIZE:
+        if not self.has_vocabulary:
             raise UsageError(
                 f"this CLIP knows {self.vocabulary} tokens and came without {VOCABULARY} and {MERGES} (CLIP's own vocabulary has {_SHIPPED_SIZE}): "
                 f"put both beside its weights, or give token ids"
@@ -174,8 +191,10 @@ def preprocessing_of(fields: Mapping[str, Any]) -> Preprocessing:
     try:
         size, resize = fields["size"], fields["resize"]
         mean, std = ([float(v) for v in fields[key]] for key in ("mean", "std"))
-        if not (type(size) is int and type(resize) is int and 0 < size <= resize < 1 << 16 and len(mean) == len(std) == 3 and min(std) > 0):
+        if not (type(size) is int and type(resize) is int and 0 < size <= resize < 1 << 16 and len(mean) == len(std) == 3):
             raise ValueError
-    except (KeyError, TypeError, ValueError):
+        if not (all(map(math.isfinite, mean + std)) and min(std) > 0):
+            raise ValueError
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise SisError("the sizes or colours of the preprocessing are damaged: convert the checkpoint again") from None
     return Preprocessing(size, resize, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))

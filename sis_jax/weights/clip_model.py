@@ -6,6 +6,8 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +16,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
+from sis_jax.core.cli import say
 from sis_jax.core.types import Info, UsageError
 from sis_jax.nn.clip import CLIPConfig, CLIPNetwork
 from sis_jax.weights import clip, clip_files, clip_names, files
@@ -71,8 +74,9 @@ class CLIP:
         return self.tokenizer(_texts(texts))[1]
 
     def encode_image(self, pixels: Float[AnyArray, "b h w 3"], batch: int = 32) -> Float[Array, "b d"]:
-        """Points of pictures from `preprocess`, not normalised. UsageError for pictures of another size than the network's."""
-        self.network.check_pixels(np.shape(pixels), native=True)
+        """Points of pictures from `preprocess`, not normalised. UsageError for whole numbers, and for another size than the network's."""
+        pixels = _array(pixels)
+        self.network.check_pixels(pixels, native=True)
         return _in_chunks(lambda x: _encode_image(self.network, x), pixels, batch)
 
     def encode_text(self, texts: str | Sequence[str] | Int[AnyArray, "b n"], batch: int = 64) -> Float[Array, "b d"]:
@@ -86,9 +90,10 @@ class CLIP:
 
         The value path of the last attention layer (MaskCLIP, Zhou et al. 2022, section 3.2; Pakhomov et al. 2021 read CLIP's ResNets likewise). Sides
         may be any multiples of the patch or of 32 pixels; a ViT's positional embeddings are resized (bicubic) where they are not native. Larger
-        pictures give a finer map. UsageError for other sides.
+        pictures give a finer map. UsageError for whole numbers, and for other sides.
         """
-        self.network.check_pixels(np.shape(pixels), native=False)
+        pixels = _array(pixels)
+        self.network.check_pixels(pixels, native=False)
         return _in_chunks(lambda x: _dense(self.network, x), pixels, batch)
 
     def _ids(self, ids: AnyArray) -> AnyArray:
@@ -104,13 +109,26 @@ def _texts(texts: Any) -> list[str]:
     several = [texts] if isinstance(texts, str) else list(texts) if isinstance(texts, (list, tuple)) else None
     if several is None or not all(isinstance(text, str) for text in several):
         raise UsageError(f"texts must be a string or a list of strings, got {type(texts).__name__}")
+    for text in several:
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise UsageError(f"{text[:60]!r} is no text: it holds half of a surrogate pair, which no file can hold")
     return several
+
+
+def _array(pixels: Any) -> AnyArray:
+    """Pictures as one array; a list of pictures of one size is stacked."""
+    if isinstance(pixels, AnyArray):
+        return pixels
+    try:
+        return np.asarray(pixels)
+    except (ValueError, TypeError):
+        raise UsageError("pixels must be one array [b, h, w, 3], got pictures of several sizes: use clip.preprocess(photos)") from None
 
 
 def _in_chunks(run: Callable[[jax.Array], jax.Array], rows: AnyArray, batch: int) -> jax.Array:
     """`run` on at most `batch` rows at a time. A traced array is left whole: whoever traces decides."""
-    if batch < 1:
-        raise UsageError(f"batch must be at least 1, got {batch}")
+    if isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or batch < 1:
+        raise UsageError(f"batch must be a whole number of at least 1, got {batch!r}")
     n = rows.shape[0]
     if n <= batch or isinstance(rows, Tracer):
         return run(jnp.asarray(rows))
@@ -150,15 +168,35 @@ def load_clip(name_or_path: str | os.PathLike = DEFAULT) -> CLIP:
 
     name_or_path: a weights folder; a Hugging Face folder or hub name ("openai/clip-vit-base-patch32", downloaded where there is a network, else from the
     hub's cache); OpenAI's .pt files, archives or state dicts, by path or by name ("ViT-B/32", "RN50x64") once they lie in ported_weights/; open_clip
-    files beside their open_clip_config.json. Raises UsageError for a name that is unknown or not here, SisError for damaged or foreign weights.
+    files beside their open_clip_config.json. Single files are converted once and kept in the cache. What had to be assumed is told once on stderr where
+    progress is shown. Raises UsageError for a name that is unknown or not here, SisError for damaged or foreign weights.
     """
     place = clip_names.find(name_or_path)
-    if files.is_folder(place):
-        stored = clip_files.read_folder(place)
-    else:
-        file = clip_files.weights_file(place)
-        if not file.is_file():
-            raise UsageError(f"{place} holds no CLIP: expected one of {', '.join(clip_files.WEIGHTS)} in it")
-        stored = clip_files.read_foreign(file)
+    stored = _read(place)
+    for note in stored.notes:
+        _tell(f"{stored.info.name}: {note}")
     network = clip.build_network(stored.config, stored.arrays, str(place), stored.info)
     return CLIP(network, stored.preprocessing, stored.tokenizer, stored.info)
+
+
+def _read(place: Path) -> clip_files.Stored:
+    """From a folder of ours or a foreign one, or a file. Single files are converted once and kept, as those of generators are."""
+    if files.is_folder(place):
+        return clip_files.read_folder(place)
+    file = clip_files.weights_file(place)
+    if not file.is_file():
+        raise UsageError(f"{place} holds no CLIP: expected one of {', '.join(clip_files.WEIGHTS)} in it")
+    if file.name in clip_files.WEIGHTS:  # a Hugging Face folder is read about as fast as a copy of it
+        return clip_files.read_foreign(file)
+    from sis_jax.weights import convert
+
+    try:
+        return clip_files.read_folder(convert.cached(file, "clip"))
+    except files.CannotWrite:
+        return clip_files.read_foreign(file)
+
+
+@lru_cache(maxsize=64)
+def _tell(text: str) -> None:
+    """Once per text and process."""
+    say(text)

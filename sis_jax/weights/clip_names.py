@@ -6,12 +6,20 @@ import os
 import re
 from pathlib import Path
 
-from sis_jax.core.types import SisError, UsageError, unknown_name
+from sis_jax.core.types import UsageError, unknown_name
 from sis_jax.weights import catalogue, files
 from sis_jax.weights.clip_files import WEIGHTS, weights_file
 
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-_BESIDE = ("config.json", "open_clip_config.json", "preprocessor_config.json", "vocab.json", "merges.txt")
+_SUFFIXES = (".pt", ".pth", ".pkl", ".bin", ".safetensors", ".h5", ".npz", ".zip", ".onnx", ".tar", ".ckpt", ".json")
+BESIDE = ("config.json", "open_clip_config.json", "preprocessor_config.json", "vocab.json", "merges.txt")
+
+
+def is_name(text: str) -> bool:
+    """True for OpenAI's names and those of the hub, unless a file or folder of that path exists."""
+    if Path(text).exists():
+        return False
+    return catalogue.clip_name(text) in catalogue.CLIPS or (Path(text).suffix not in _SUFFIXES and _HUB.fullmatch(text) is not None)
 
 
 def find(name_or_path: str | os.PathLike) -> Path:
@@ -19,33 +27,25 @@ def find(name_or_path: str | os.PathLike) -> Path:
 
     Names: folders in the search path, OpenAI's ("ViT-B/32", "RN50x64", or "clip-vit-b32" as the catalogue writes them), hub names ("owner/model").
     """
-    text = os.fspath(name_or_path)
+    text = catalogue.text_of(name_or_path)
     known, path = catalogue.folders(), Path(text)
     if text in known:
         return known[text]
     public = catalogue.CLIPS.get(text) or catalogue.CLIPS.get(catalogue.clip_name(text))
     if public is not None and not path.exists():
-        return _published(public)
+        return catalogue.public_file(public)
     if path.name in (files.MODEL, files.CONFIG) and files.is_folder(path.parent):
         return path.parent
     if text and path.exists():
         return path
+    if text in catalogue.PUBLIC:
+        raise UsageError(f"{text} is a generator, not a CLIP: use sis.load_generator")
+    if path.suffix in _SUFFIXES:
+        raise UsageError(f"{text} is no file that exists: give the path of a CLIP checkpoint, or a name")
     if _HUB.fullmatch(text):
         return _hub(text)
     cure = "Give one of these, a hub name (owner/model), a Hugging Face folder, a weights folder or a checkpoint file."
     raise unknown_name("CLIP", text, {*known, *catalogue.CLIPS}, cure)
-
-
-def _published(public: catalogue.Public) -> Path:
-    """OpenAI's file, checked against the digest in its address: whoever asks for it by name means that file."""
-    path = catalogue.public_file(public)
-    digest = files.sha256_of(path)
-    if digest != public.sha256:
-        raise SisError(
-            f"{path} is not the published {public.name} (sha256 {digest[:12]}..., expected {public.sha256[:12]}...): "
-            f"download {public.source}/{public.file} again, or load your own file by its path"
-        )
-    return path
 
 
 def _hub(name: str) -> Path:
@@ -54,18 +54,18 @@ def _hub(name: str) -> Path:
     for place in catalogue.search_folders():
         if _complete(place / model):
             return place / model
-    folder, problem = _snapshot(name, [*_BESIDE, *WEIGHTS], offline=True)
+    folder, problem = _snapshot(name, [*BESIDE, *WEIGHTS], offline=True)
     for weights in WEIGHTS:
         if folder is not None and _complete(folder):
             return folder
-        folder, problem = _snapshot(name, [*_BESIDE, weights], offline=False)
+        folder, problem = _snapshot(name, [*BESIDE, weights], offline=False)
         if folder is None:
             break
     if folder is not None and _complete(folder):
         return folder
     here = os.environ.get(catalogue.SEARCH_PATH, "").split(os.pathsep)[0] or "ported_weights"
     raise UsageError(
-        f"{name} is not here and was not downloaded ({problem}): download {WEIGHTS[0]}, {', '.join(p for p in _BESIDE if 'open' not in p)} from "
+        f"{name} is not here and was not downloaded ({problem}): download {WEIGHTS[0]}, {', '.join(p for p in BESIDE if 'open' not in p)} from "
         f"https://huggingface.co/{name} into {Path(here) / model}, or give the path of a folder that holds them, "
         f"or of one made by scripts/convert_weights.py"
     )

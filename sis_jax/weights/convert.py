@@ -9,15 +9,15 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from sis_jax.core.types import Info, SisError, UsageError, to_uint8
 from sis_jax.nn.conditional import check_classes
-from sis_jax.weights import biggan, catalogue, clip_files, clip_model, dcgan, files, load, stylegan2
+from sis_jax.weights import biggan, catalogue, clip_files, clip_model, clip_names, dcgan, files, load, stylegan2
 from sis_jax.weights.containers import read_tree
 from sis_jax.weights.sources import Source, recognise
 
@@ -38,42 +38,63 @@ def convert(
     licence: str | None = None,
     dtype: str = "float32",
     classes: int | Iterable[int] | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Convert a checkpoint file to a weights folder; returns the folder, ported_weights/<name> where `out` is not given.
 
     kind: "auto", or what the file must hold: "stylegan2", "dcgan", "biggan" or "clip". name: that of the file where not given. licence: that of the
-    catalogue where the file has a known name, else unknown. classes: those that a conditional generator shall draw, all where not given. Raises SisError
-    for a file that is damaged, hostile or of another network, and tells every array that does not fit.
+    catalogue where the file has a known name, else unknown. classes: those that a conditional generator shall draw, all where not given. overwrite: replace
+    a weights folder that was made of another checkpoint. Raises UsageError where `out` is anything else than a weights folder, or the source's own,
+    SisError for a file that is damaged, hostile or of another network, and tells every array that does not fit. The folder is replaced as a whole.
     """
-    path = biggan.checkpoint_in(clip_files.weights_file(Path(src)))
+    given = Path(catalogue.text_of(src))
+    path = biggan.checkpoint_in(clip_files.weights_file(given))
     if kind not in KINDS:
         raise UsageError(f"unknown kind {kind!r}; use one of {', '.join(KINDS)}")
     if not path.is_file():
         raise UsageError(f"{path} is no file: give a .pkl, .pt, .pth, .bin, .safetensors or .h5 checkpoint")
-    folder = Path(out) if out is not None else Path("ported_weights") / (name or _name_of(path))
-    if folder.is_dir() and not files.is_folder(folder) and any(folder.iterdir()):
-        raise UsageError(f"{folder} is not empty and no weights folder: give another --out")
+    digest = files.sha256_of(path)
+    folder = Path(catalogue.text_of(out)) if out is not None else Path("ported_weights") / Path(name or _name_of(path)).name
+    _check_out(folder, given, path, digest, overwrite)
     source = recognise(read_tree(path), path.stat().st_size, str(path))
-    found = "clip" if source.clip is not None else source.layout if source.layout in ("dcgan", "biggan") else "stylegan2"
+    found = clip_files.kind_of(source)
     if kind not in ("auto", found):
-        raise UsageError(f"{path} holds a {found}, not a {kind}")
-    if source.clip is not None:
-        clip_files.write_folder(clip_files.read_foreign(path, source, name, licence), folder, dtype)
-        return folder
-    public, digest = catalogue.public_by_file(path.name), files.sha256_of(path)
-    if public and public.sha256 and public.sha256 != digest:
-        raise SisError(
-            f"{path} is not the published {public.file} (sha256 {digest[:12]}..., published {public.sha256[:12]}...): download it again"
-        )
-    header = files.Folder(
-        kind=found,
-        name=name or (public.name if public else _name_of(path)),
-        licence=licence or (public.licence if public else Info.licence),
-        generator={},
-        source={"file": path.name, "sha256": digest, "layout": source.layout},
-    )
-    _write(source, header, folder, path, dtype, classes)
+        raise UsageError(f"{path} holds {files.in_words(found)}, not {files.in_words(kind)}")
+    catalogue.check_published(path, catalogue.public_by_file(path.name), digest)
+    _write(source, folder, path, _Wishes(digest, name, licence, dtype, classes, keep_digests=not overwrite))
     return folder
+
+
+@dataclass(frozen=True)
+class _Wishes:
+    """What a folder shall be like. digest: sha256 of the checkpoint. keep_digests: those of `verify` in the folder that is replaced."""
+
+    digest: str
+    name: str | None = None
+    licence: str | None = None
+    dtype: str = "float32"
+    classes: int | Iterable[int] | None = None
+    keep_digests: bool = False
+
+
+def _check_out(folder: Path, given: Path, path: Path, digest: str, overwrite: bool) -> None:
+    """UsageError unless the folder may be written."""
+    there, own = folder.resolve(), path.parent.resolve()
+    if there == own or there in own.parents or (given.is_dir() and given.resolve() in there.parents):
+        raise UsageError(f"{folder} is the folder of the checkpoint itself, or lies in it: give another --out")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file: give a folder as --out")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not files.is_ours(folder):
+        raise UsageError(f"{folder} is not empty and no weights folder: give another --out")
+    if overwrite:
+        return
+    old = files.read_config(folder)
+    if old.source.get("sha256") != digest:
+        raise UsageError(
+            f"{folder} holds {old.name}, made of another file ({old.source.get('file', 'none')}): give another --out, or --overwrite to replace it"
+        )
 
 
 def _name_of(path: Path) -> str:
@@ -81,40 +102,93 @@ def _name_of(path: Path) -> str:
     return clip_files.name_of(path)
 
 
-def _write(source: Source, header: files.Folder, folder: Path, path: Path, dtype: str, classes: int | Iterable[int] | None) -> None:
-    what = str(path)
+def _write(source: Source, folder: Path, path: Path, wishes: _Wishes) -> None:
+    if source.clip is not None:
+        if wishes.classes is not None:
+            raise UsageError(f"{path} holds a CLIP, which has no classes: leave out --classes")
+        stored = clip_files.read_foreign(path, source, wishes.name, wishes.licence)
+        with files.replacing(folder) as new:
+            clip_files.write_folder(stored, new, wishes.dtype)
+            _keep_digests(folder, new, wishes)
+        return
+    made, other = _networks(source, path, wishes.classes)
+    public = catalogue.public_by_file(path.name)
+    header = files.Folder(
+        kind=clip_files.kind_of(source),
+        name=wishes.name or (public.name if public else _name_of(path)),
+        licence=wishes.licence or (public.licence if public else Info.licence),
+        generator=made.config,
+        discriminator=other.config if other else None,
+        source={"file": path.name, "sha256": wishes.digest, "layout": source.layout},
+        notes=(*source.notes, *made.notes),
+    )
+    with files.replacing(folder) as new:
+        files.write_folder(new, header, made.arrays, other.arrays if other else None, catalogue.card(header), wishes.dtype)
+        _keep_digests(folder, new, wishes)
+
+
+def _networks(source: Source, path: Path, classes: int | Iterable[int] | None) -> tuple[stylegan2.Converted, stylegan2.Converted | None]:
+    """The generator and, where there is one, the discriminator under our names."""
+    what, other = str(path), None
     if source.generator is None:
         raise SisError(f"{what} holds a discriminator but no generator")
-    other = None
     if source.layout == "dcgan":
         made = dcgan.convert_generator(source.generator.arrays, what)
     elif source.layout == "biggan":
         made = biggan.convert_generator(source.generator.arrays, biggan.published_settings(path), what)
     else:
         made = stylegan2.convert_generator(source.generator, source.layout, what)
-        other = (
-            stylegan2.convert_discriminator(source.discriminator, source.layout, f"{what} (discriminator)")
-            if source.discriminator
-            else None
-        )
+        if source.discriminator:
+            other = stylegan2.convert_discriminator(source.discriminator, source.layout, f"{what} (discriminator)")
     if classes is not None:
         count = made.config.get("c_dim", made.config.get("num_classes", 0))
         made = replace(made, config={**made.config, "classes": check_classes(classes, count)})
-    filled = replace(header, generator=made.config, discriminator=other.config if other else None, notes=(*source.notes, *made.notes))
-    files.write_folder(folder, filled, made.arrays, other.arrays if other else None, catalogue.card(filled), dtype)
+    return made, other
 
 
-def cached(path: Path) -> Path:
-    """The converted folder of a checkpoint file, made on first use and kept under SIS_JAX_CONVERTED (default ~/.cache/sis_jax)."""
+def _keep_digests(old: Path, new: Path, wishes: _Wishes) -> None:
+    """What `verify` stored in the folder that `new` replaces, so that it compares: where network, classes and number format are the same."""
+    if not (wishes.keep_digests and files.is_ours(old) and (old / files.MODEL).is_file()):
+        return
+    before, now = files.read_config(old), files.read_config(new)
+    sizes = [(place / files.MODEL).stat().st_size for place in (old, new)]
+    if (before.kind, before.generator, before.clip) == (now.kind, now.generator, now.clip) and 0.8 < sizes[0] / sizes[1] < 1.25:
+        files.write_config(new, replace(now, digests=before.digests))
+
+
+def cached(path: Path, wanted: Literal["generator", "clip"] = "generator") -> Path:
+    """The converted folder of a checkpoint file, made on first use and kept under SIS_JAX_CONVERTED (default ~/.cache/sis_jax).
+
+    UsageError where the file holds the other of both; nothing is written then. Files of a CLIP's neighbors (configs, vocabulary) and its name count as
+    part of it.
+    """
     root = os.environ.get(CACHE) or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "sis_jax")
-    digest = files.sha256_of(path)
+    own = digest = files.sha256_of(path)
     settings = biggan.published_settings(path) if path.suffix == ".bin" else None
     if settings is not None:
-        digest = hashlib.sha256(f"{digest} {json.dumps(settings, sort_keys=True)}".encode()).hexdigest()
+        digest = _joined(digest, json.dumps(settings, sort_keys=True))
+    elif wanted == "clip":
+        beside = [path.with_name(name) for name in clip_names.BESIDE]
+        published = catalogue.clip_by_digest(own)
+        digest = _joined(
+            digest, published.name if published else path.name, *(f"{p.name} {files.sha256_of(p)}" for p in beside if p.is_file())
+        )
     folder = Path(root) / "weights" / f"{digest[:24]}-{_CACHE_VERSION}"
-    if not files.is_folder(folder):
-        convert(path, folder, name=_name_of(path))
+    if files.is_folder(folder):
+        return folder
+    source = recognise(read_tree(path), path.stat().st_size, str(path))
+    if (source.clip is not None) != (wanted == "clip"):
+        right = "load_generator" if wanted == "clip" else "load_clip"
+        asked = "a CLIP" if wanted == "clip" else "a generator"
+        raise UsageError(f"{path} holds {files.in_words(clip_files.kind_of(source))}, not {asked}: use sis.{right}")
+    if source.clip is None:  # a CLIP that is given by its path may be anybody's, and is nobody's licence
+        catalogue.check_published(path, catalogue.public_by_file(path.name), own)
+    _write(source, folder, path, _Wishes(own))
     return folder
+
+
+def _joined(*parts: str) -> str:
+    return hashlib.sha256(" ".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def verify(path: str | os.PathLike) -> str:
@@ -139,22 +213,31 @@ def verify(path: str | os.PathLike) -> str:
     except (KeyError, ValueError, TypeError):
         raise SisError(f'the "digests" in {path / files.CONFIG} are damaged: remove them and verify again') from None
     if worst > _GREY_LEVELS:
-        raise SisError(f"{path} draws other pictures than when it was converted (averages differ by {worst} grey levels): convert it again")
+        raise SisError(
+            f"{path} draws other pictures than when it was converted (averages differ by {worst} grey levels): convert it again with --overwrite"
+        )
     return f"the {len(_SEEDS)} pictures are the same up to rounding (averages within {worst} grey level)"
 
 
 def _verify_clip(path: Path, folder: files.Folder) -> str:
-    now = clip_model.fingerprint(clip_model.load_clip(path))
+    model = clip_model.load_clip(path)
+    if model.tokenizer.has_vocabulary:
+        model.tokenizer.check()
+        model.tokenize("a photo")
+    texts = "" if model.tokenizer.has_vocabulary else "; it has no vocabulary and takes token ids only"
+    now = clip_model.fingerprint(model)
     if folder.digests is None:
         files.write_config(path, replace(folder, digests={"points": now.tolist()}))
-        return "stored the points of one picture and one text"
+        return f"stored the points of one picture and one text{texts}"
     try:
         worst = float(np.abs(np.array(folder.digests["points"], np.float32) - now).max())
     except (KeyError, ValueError, TypeError):
         raise SisError(f'the "digests" in {path / files.CONFIG} are damaged: remove them and verify again') from None
     if not worst <= _POINTS:
-        raise SisError(f"{path} gives other points than when it was converted (they differ by {worst:.2g}): convert it again")
-    return f"the points of one picture and one text are the same (within {worst:.2g})"
+        raise SisError(
+            f"{path} gives other points than when it was converted (they differ by {worst:.2g}): convert it again with --overwrite"
+        )
+    return f"the points of one picture and one text are the same (within {worst:.2g}){texts}"
 
 
 def _digests(gen: Any) -> dict[str, Any]:

@@ -9,7 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -24,8 +27,19 @@ CONFIG, MODEL, DISCRIMINATOR, CARD = "config.json", "model.safetensors", "discri
 FORMAT = "sis_jax weights"
 VERSION = 1
 _FLOAT16_MAX = 6e4
+_OURS = {CONFIG, MODEL, DISCRIMINATOR, CARD, "vocab.json", "merges.txt"}
+_KINDS = {"stylegan2": "a StyleGAN2 generator", "dcgan": "a DCGAN generator", "biggan": "a BigGAN generator", "clip": "a CLIP"}
 
 Arrays = Mapping[str, np.ndarray]
+
+
+class CannotWrite(SisError):
+    """A disk that is full, a folder that may not be written."""
+
+
+def in_words(kind: str) -> str:
+    """A kind as it stands in a sentence: "a StyleGAN2 generator"."""
+    return _KINDS.get(kind, f"weights of the kind {kind!r}")
 
 
 @dataclass(frozen=True)
@@ -75,7 +89,7 @@ def _write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> str:
                 digest.update(part)
         os.replace(temporary, path)
     except OSError as error:
-        raise SisError(f"cannot write {path}: {error.strerror or error}") from None
+        raise CannotWrite(f"cannot write {path}: {error.strerror or error}") from None
     finally:
         temporary.unlink(missing_ok=True)
     return digest.hexdigest()
@@ -105,6 +119,58 @@ def is_folder(path: Path) -> bool:
     except OSError:
         return False
     return not (isinstance(config, dict) and "model_type" in config and "format" not in config)
+
+
+def is_ours(path: Path) -> bool:
+    """True where `config.json` says so itself. Before a folder is written or listed by name this is asked, not `is_folder`."""
+    try:
+        config = json.loads((path / CONFIG).read_text("utf-8"))
+    except (ValueError, RecursionError, OSError):
+        return False
+    return isinstance(config, dict) and config.get("format") == FORMAT
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new folder to write into, which takes the place of `folder` when the block ends without an error; files there that are not ours stay.
+
+    A kill leaves the old folder or the new one, whole; in the instant between two renames the old one is called .NAME.*.old.
+    """
+    folder = folder.resolve()
+    new = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(3)}.part")
+    try:
+        new.mkdir(parents=True)
+    except OSError as error:
+        raise CannotWrite(f"cannot make the folder {folder}: {error.strerror or error}") from None
+    try:
+        yield new
+        try:
+            _swap(new, folder)
+        except OSError as error:
+            raise CannotWrite(f"cannot write {folder}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _swap(new: Path, folder: Path) -> None:
+    if not folder.exists():
+        os.replace(new, folder)
+        return
+    if not any(folder.iterdir()):  # it may be where the user's shell stands, so it is kept
+        for path in sorted(new.iterdir(), key=lambda path: path.name == CONFIG):
+            os.replace(path, folder / path.name)
+        return
+    old = new.with_suffix(".old")
+    os.replace(folder, old)
+    try:
+        os.replace(new, folder)
+    except BaseException:
+        os.replace(old, folder)
+        raise
+    for path in old.iterdir():
+        if path.name not in _OURS:
+            os.replace(path, folder / path.name)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def read_config(path: Path) -> Folder:
@@ -179,10 +245,15 @@ def write_folder(
     """
     if dtype not in ("float32", "float16"):
         raise UsageError(f'weights are stored as "float32" or "float16", not {dtype!r}')
+    ours = is_ours(path)
+    if not ours and (path / CONFIG).exists():
+        raise UsageError(
+            f'{path / CONFIG} is not one of sis_jax ("format": "{FORMAT}" is not in it) and stays as it is: give another folder'
+        )
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SisError(f"cannot make the folder {path}: {error.strerror or error}") from None
+        raise CannotWrite(f"cannot make the folder {path}: {error.strerror or error}") from None
     digests = {}
     for file, arrays in ((MODEL, model), (DISCRIMINATOR, discriminator)):
         if arrays is None:
@@ -190,7 +261,7 @@ def write_folder(
         digests[file] = _write_arrays(path / file, arrays, dtype)
     for file, content in others.items():
         digests[file] = _write_parts(path / file, [content])
-    if discriminator is None:
+    if discriminator is None and ours:
         (path / DISCRIMINATOR).unlink(missing_ok=True)
     write_atomic(path / CARD, card.encode())
     folder = replace(folder, sha256=digests)

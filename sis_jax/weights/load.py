@@ -28,12 +28,10 @@ def load_generator(name_or_path: str | os.PathLike | None = None, classes: int |
     converted for, else all); every seed stands for one of them. Raises UsageError for an unknown name or a folder without a generator, SisError
     where the weights are damaged; NaN and infinite numbers are refused.
     """
-    path = biggan.checkpoint_in(catalogue.find(name_or_path))
-    if path.is_file():
-        path = _converted(path)
+    path = _folder(name_or_path)
     folder = files.read_config(path)
     if folder.kind not in ("stylegan2", "dcgan", "biggan"):
-        raise UsageError(f'{path} holds a {folder.kind!r}, not a generator: expected "stylegan2", "dcgan" or "biggan"; {_CONVERT}')
+        raise UsageError(f'{path} holds {files.in_words(folder.kind)}: expected "stylegan2", "dcgan" or "biggan"; {_CONVERT}')
     arrays, digest = files.read_arrays(path, folder)
     info = replace(folder.info(), sha256=digest)
     if folder.kind == "dcgan":
@@ -51,11 +49,10 @@ def load_discriminator(name_or_path: str | os.PathLike | None = None) -> Discrim
 
     It maps images [n, r, r, 3] in [-1, 1] to scores [n, 1], higher for what it takes as real.
     """
-    asked = path = catalogue.find(name_or_path)
-    if path.is_file():
-        path = _converted(path)
+    path = _folder(name_or_path)
     folder = files.read_config(path)
     if folder.discriminator is None:
+        asked = catalogue.DEFAULT if name_or_path is None else os.fspath(name_or_path)
         raise UsageError(
             f"{asked} has no discriminator: convert a checkpoint that holds one (most published .pt files hold the generator only)"
         )
@@ -101,7 +98,22 @@ def _finite(arrays: Mapping[str, np.ndarray], what: str) -> Mapping[str, np.ndar
     return arrays
 
 
-def _converted(path: Path) -> Path:
-    from sis_jax.weights.convert import cached
+def _folder(name_or_path: str | os.PathLike | None) -> Path:
+    """The weights folder of a generator by name or path, converted where it was none; UsageError for a CLIP."""
+    from sis_jax.weights import clip_files
 
-    return cached(path)
+    text = catalogue.DEFAULT if name_or_path is None else catalogue.text_of(name_or_path)
+    name = text if text in catalogue.CLIPS else catalogue.clip_name(text)
+    if name in catalogue.CLIPS and not Path(text).exists() and text not in catalogue.folders():
+        raise UsageError(f"{text} is a CLIP, not a generator: use sis.load_clip")
+    path = biggan.checkpoint_in(catalogue.find(name_or_path))
+    foreign = clip_files.weights_file(path)
+    if path.is_dir() and (path / files.CONFIG).is_file() and foreign.is_file() and not files.is_ours(path):
+        raise UsageError(f"{text} is a folder of another program, no weights folder: a CLIP is loaded with sis.load_clip; {_CONVERT}")
+    if path.is_file():
+        from sis_jax.weights.convert import cached
+
+        return cached(path, "generator")
+    if files.is_ours(path) and files.read_config(path).kind == "clip":
+        raise UsageError(f"{text} holds a CLIP, not a generator: use sis.load_clip")
+    return path

@@ -111,13 +111,17 @@ class Student:
         files.write_atomic(Path(path), bytes(exported.serialize()))
         return Path(path)
 
+    def check(self, size: int | None = None, tile: int = TILE) -> None:
+        """UsageError for a size or tile that cannot work."""
+        if (size is not None and size < 16) or tile < 4 * _OVERLAP:
+            raise UsageError(f"size is {size} and tile {tile}, expected at least 16 and {4 * _OVERLAP} pixels")
+
     # how
 
     def _at_work(self, images: Sequence[np.ndarray], flip: bool, size: int | None, tile: int) -> list[np.ndarray]:
         """Probabilities at the size the network works at. Photos of one shape go through together."""
+        self.check(size, tile)
         side = self.side if size is None else size
-        if side < 16 or tile < 4 * _OVERLAP:
-            raise UsageError(f"size is {side} and tile {tile}, expected at least 16 and {4 * _OVERLAP} pixels")
         small = [_brought_to(np.asarray(image), side) for image in images]
         out: list[Any] = [None] * len(small)
         shapes: dict[tuple[int, ...], list[int]] = {}
