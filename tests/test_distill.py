@@ -180,7 +180,7 @@ def test_batches_depend_on_seed_and_step_alone():
     straight = [b[0][:, 0, 0, 0].tolist() for b in islice(pairs.batches(3, 7), 6)]
     late = [b[0][:, 0, 0, 0].tolist() for b in islice(pairs.batches(3, 7, start=4), 2)]
     assert straight[4:] == late
-    assert sorted(sum(straight[:5], [])) == sorted(list(range(5)) * 3)
+    assert sorted(i for batch in straight[:5] for i in batch) == sorted(list(range(5)) * 3)
 
 
 def test_colours_correct_a_mask_that_leaks():
@@ -208,7 +208,8 @@ def test_nothing_to_compare_keeps_the_opinion():
     ("given", "said"),
     [
         ({"steps": 0}, "steps is 0"), ({"trim": 1.0}, "trim is 1.0"), ({"learning_rate": 0.0}, "learning_rate is 0"), ({"side": 20}, "multiple of 16"),
-        ({"learning_rate": float("nan")}, "learning_rate is nan"), ({"masks": "m"}, "--masks needs --images"), ({"images": "i"}, "not both"), ({"soft": True}, "no certainty"), ({"width": 9}, "multiple of 8"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"masks": "m"}, "--masks needs --images"), ({"images": "i"}, "not both"), ({"soft": True}, "no certainty"), ({"width": 9}, "multiple of 8"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_told_and_leaves_nothing(run, given, said, tmp_path):

@@ -290,7 +290,8 @@ def test_export_of_a_run_from_the_shell(run, capsys):
     assert door.main(["export", str(run), "--format", "npz"]) == 0
     shown = capsys.readouterr()
     assert shown.out.strip() == str(run / "exports" / "npz")
-    assert {p.name for p in (run / "exports" / "npz").iterdir()} == {"train.npz", "val.npz", "classes.json", "README.md"}
+    names = {p.name for p in (run / "exports" / "npz").iterdir()}
+    assert names == {"train.npz", "val.npz", "classes.json", "README.md", ".sis-export.json"}
     assert door.main(["export", str(run), "--format", "npz"]) == 2
     assert "is not empty" in capsys.readouterr().err
     assert door.main(["export", str(run / "data"), "--format", "npzz"]) == 2
