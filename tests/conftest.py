@@ -44,3 +44,13 @@ _HOOK = install_import_hook("sis_jax", "sis_jax_checker.check")
 def goldens() -> Path:
     """The folder of reference results, `tests/goldens`."""
     return Path(__file__).parent / "goldens"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _free_programs():
+    """Every compiled program holds memory maps, of which a process may have some 65,000: the whole suite in one process would run out and crash."""
+    yield
+    jax.clear_caches()
+    parallel = sys.modules.get("sis_jax.core.parallel")
+    if parallel is not None:
+        parallel._compiled.cache_clear()
