@@ -13,8 +13,6 @@ from collections.abc import Sequence
 
 from sis_jax.core.types import SisError, UsageError
 
-KINDS = ("auto", "stylegan2", "dcgan", "biggan", "clip")
-
 
 def parser() -> argparse.ArgumentParser:
     """The flags; they are the arguments of `sis_jax.weights.convert.convert`."""
@@ -23,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
         "src", nargs="?", metavar="SRC", help="a checkpoint, a public name (--list) or hub name, or a weights folder to verify"
     )
     made.add_argument("--out", metavar="DIR", help="where to write the folder (default: ported_weights/<name of the file>)")
-    made.add_argument("--kind", choices=KINDS, default="auto", help="what the file must hold (default: whatever it holds)")
+    made.add_argument("--kind", default="auto", help="what the file must hold: stylegan2, dcgan, biggan, clip (default: whatever it holds)")
     made.add_argument("--name", help="name of the weights (default: name of the file)")
     made.add_argument("--licence", help="licence of the weights, copied into everything made with them")
     made.add_argument("--classes", type=int, nargs="+", metavar="N", help="classes that a conditional generator shall draw (default: all)")
@@ -36,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """What the flags ask for; SisError with one sentence where it cannot be done."""
-    from sis_jax.weights import biggan, catalogue, clip_files, clip_names, convert, files
+    from sis_jax.weights import biggan, catalogue, clip_files, clip_names, convert, files, verify
 
     if args.list:
         print(listing())
@@ -54,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
         for note in files.read_config(folder).notes:
             print(f"note: {note}", file=sys.stderr)
     if args.verify:
-        print(convert.verify(folder), file=sys.stderr)
+        print(verify.verify(folder), file=sys.stderr)
     print(folder)
 
 

@@ -19,7 +19,7 @@ import pytest
 import sis_jax
 from sis_jax.core.types import Generator, SisError, UsageError
 from sis_jax.nn.biggan import interpolate, stats_position
-from sis_jax.weights import convert, files
+from sis_jax.weights import convert, files, verify
 from sis_jax.weights.biggan import published_settings
 from sis_jax.weights.containers import read_tree
 from sis_jax.weights.load import save_generator
@@ -138,7 +138,7 @@ def test_published_folder(goldens, tmp_path):
             convert.convert(folder, place, overwrite=True)
     assert (folder / "config.json").read_bytes() == before
     out = convert.convert(folder, tmp_path / "out")
-    assert files.read_config(out).name == "biggan-tiny" and "stored" in convert.verify(out) and "to the byte" in convert.verify(out)
+    assert files.read_config(out).name == "biggan-tiny" and "stored" in verify.verify(out) and "to the byte" in verify.verify(out)
     (folder / "config.json").unlink()
     bare = convert.convert(folder / "pytorch_model.bin", tmp_path / "bare")
     assert any("every other block" in note for note in files.read_config(bare).notes)

@@ -23,7 +23,7 @@ from PIL import Image
 import sis_jax
 from sis_jax.core.types import SisError, UsageError
 from sis_jax.nn import clip as nets
-from sis_jax.weights import clip_inputs, clip_model, clip_names, convert, files
+from sis_jax.weights import clip_inputs, clip_model, clip_names, convert, files, verify
 from sis_jax.weights.clip_inputs import Preprocessing, Tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -289,4 +289,4 @@ def test_damaged_vocabulary_is_not_converted(folder, tmp_path):
         convert.convert(copy, tmp_path / "out")
     (copy / "merges.txt").unlink()
     out = convert.convert(copy, tmp_path / "out")
-    assert any("token ids only" in note for note in files.read_config(out).notes) and "no vocabulary" in convert.verify(out)
+    assert any("token ids only" in note for note in files.read_config(out).notes) and "no vocabulary" in verify.verify(out)

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 import sis_jax
 from sis_jax.core.types import SisError, UsageError
-from sis_jax.weights import convert, files
+from sis_jax.weights import convert, files, verify
 from sis_jax.weights.build import arrays_of
 from sis_jax.weights.containers import read_tree
 
@@ -294,12 +294,12 @@ def test_half_size_folder_and_verify(folder, tmp_path, expected):
     out = convert.convert(folder / "hf_tiny", tmp_path / "out", dtype="float16")
     assert (out / files.MODEL).stat().st_size < 0.6 * (folder / "hf_tiny" / "model.safetensors").stat().st_size
     close(sis_jax.load_clip(out).encode_image(want["pixels"]), want["image"], 5e-3)
-    assert convert.verify(out).startswith("stored") and "the same" in convert.verify(out)
+    assert verify.verify(out).startswith("stored") and "the same" in verify.verify(out)
     config = files.read_config(out)
     points = np.array(config.digests["points"])
     files.write_config(out, replace(config, digests={"points": (-points).tolist()}))
     with pytest.raises(SisError, match="gives other points"):
-        convert.verify(out)
+        verify.verify(out)
 
 
 def test_wrong_kind(folder, tmp_path):

@@ -20,7 +20,7 @@ import sis_jax
 from sis_jax.core.types import Generator, Info, SisError, UsageError
 from sis_jax.nn.stylegan2 import GeneratorConfig, StyleGAN2
 from sis_jax.nn.stylegan2_discriminator import Discriminator, DiscriminatorConfig
-from sis_jax.weights import catalogue, convert, files
+from sis_jax.weights import catalogue, convert, files, verify
 from sis_jax.weights.build import arrays_of
 from sis_jax.weights.containers import read_tree
 from sis_jax.weights.load import save_generator
@@ -273,7 +273,7 @@ def test_convert_then_verify(goldens, tmp_path):
     folder = convert.convert(goldens / "gan" / "tf32.pkl", tmp_path / "tf")
     config = files.read_config(folder)
     assert config.source == {"file": "tf32.pkl", "sha256": files.sha256_of(goldens / "gan" / "tf32.pkl"), "layout": "tf"}
-    assert "stored" in convert.verify(folder) and "to the byte" in convert.verify(folder)
+    assert "stored" in verify.verify(folder) and "to the byte" in verify.verify(folder)
     gen = sis_jax.load_generator(folder)
     gen.synthesis.b4.const[...] = gen.synthesis.b4.const[...] + 1
     save_generator(gen, tmp_path / "changed")
@@ -281,7 +281,7 @@ def test_convert_then_verify(goldens, tmp_path):
     changed["digests"] = json.loads((folder / files.CONFIG).read_text())["digests"]
     (tmp_path / "changed" / files.CONFIG).write_text(json.dumps(changed))
     with pytest.raises(SisError, match="draws other pictures"):
-        convert.verify(tmp_path / "changed")
+        verify.verify(tmp_path / "changed")
 
 
 def test_foreign_files_are_cached(goldens, tmp_path):
@@ -345,9 +345,9 @@ def test_another_network_needs_overwrite(goldens, tmp_path, monkeypatch):
     first, second, out = goldens / "gan" / "ada16.pkl", goldens / "gan" / "ros16_legacy.pt", tmp_path / "out"
     convert.convert(first, out)
     (out / "mine.txt").write_text("kept")
-    assert convert.verify(out).startswith("stored")
+    assert verify.verify(out).startswith("stored")
     convert.convert(first, out)
-    assert "to the byte" in convert.verify(out)  # the digests outlive a conversion of the same file
+    assert "to the byte" in verify.verify(out)  # the digests outlive a conversion of the same file
     with pytest.raises(UsageError, match=r"holds ada16, made of another file.*--overwrite"):
         convert.convert(second, out)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
@@ -358,7 +358,7 @@ def test_another_network_needs_overwrite(goldens, tmp_path, monkeypatch):
     assert before == {path.name: path.read_bytes() for path in out.iterdir()} and [p.name for p in tmp_path.iterdir()] == ["out"]
     convert.convert(second, out, overwrite=True)
     assert files.read_config(out).source["file"] == "ros16_legacy.pt" and (out / "mine.txt").read_text() == "kept"
-    assert convert.verify(out).startswith("stored") and [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert verify.verify(out).startswith("stored") and [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 def test_one_bad_folder_does_not_hide_the_others(tmp_path, monkeypatch, capsys):

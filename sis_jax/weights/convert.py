@@ -11,22 +11,17 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-
-from sis_jax.core.types import Info, SisError, UsageError, to_uint8
+from sis_jax.core.types import Info, SisError, UsageError
 from sis_jax.nn.conditional import check_classes
-from sis_jax.weights import biggan, catalogue, clip_files, clip_model, clip_names, dcgan, files, load, stylegan2
+from sis_jax.weights import biggan, catalogue, clip_files, clip_names, dcgan, files, stylegan2
 from sis_jax.weights.containers import read_tree
 from sis_jax.weights.sources import Source, recognise
 
-KINDS = ("auto", "stylegan2", "dcgan", "biggan", "clip")
+KINDS = ("auto", *files.KINDS)
 CACHE = "SIS_JAX_CONVERTED"
 _CACHE_VERSION = 2
-_SEEDS, _PSI = (0, 1, 2, 3), 0.7
-_GREY_LEVELS = 1
-_POINTS = 5e-3  # of unit length; devices with short matrix products stay below, another network does not
 
 
 def convert(
@@ -54,7 +49,7 @@ def convert(
     if not path.is_file():
         raise UsageError(f"{path} is no file: give a .pkl, .pt, .pth, .bin, .safetensors or .h5 checkpoint")
     digest = files.sha256_of(path)
-    folder = Path(catalogue.text_of(out)) if out is not None else Path("ported_weights") / Path(name or _name_of(path)).name
+    folder = Path(catalogue.text_of(out)) if out is not None else Path("ported_weights") / Path(name or clip_files.name_of(path)).name
     _check_out(folder, given, path, digest, overwrite)
     source = recognise(read_tree(path), path.stat().st_size, str(path))
     found = clip_files.kind_of(source)
@@ -67,7 +62,7 @@ def convert(
 
 @dataclass(frozen=True)
 class _Wishes:
-    """What a folder shall be like. digest: sha256 of the checkpoint. keep_digests: those of `verify` in the folder that is replaced."""
+    """What a folder shall be like. digest: sha256 of the checkpoint. keep_digests: those of `verify.py` in the folder that is replaced."""
 
     digest: str
     name: str | None = None
@@ -97,11 +92,6 @@ def _check_out(folder: Path, given: Path, path: Path, digest: str, overwrite: bo
         )
 
 
-def _name_of(path: Path) -> str:
-    """The stem of a checkpoint's name; that of its folder where every model has the same."""
-    return clip_files.name_of(path)
-
-
 def _write(source: Source, folder: Path, path: Path, wishes: _Wishes) -> None:
     if source.clip is not None:
         if wishes.classes is not None:
@@ -115,7 +105,7 @@ def _write(source: Source, folder: Path, path: Path, wishes: _Wishes) -> None:
     public = catalogue.public_by_file(path.name)
     header = files.Folder(
         kind=clip_files.kind_of(source),
-        name=wishes.name or (public.name if public else _name_of(path)),
+        name=wishes.name or (public.name if public else clip_files.name_of(path)),
         licence=wishes.licence or (public.licence if public else Info.licence),
         generator=made.config,
         discriminator=other.config if other else None,
@@ -147,7 +137,7 @@ def _networks(source: Source, path: Path, classes: int | Iterable[int] | None) -
 
 
 def _keep_digests(old: Path, new: Path, wishes: _Wishes) -> None:
-    """What `verify` stored in the folder that `new` replaces, so that it compares: where network, classes and number format are the same."""
+    """What `verify.py` stored in the folder that `new` replaces, so that it compares: where network, classes and number format are the same."""
     if not (wishes.keep_digests and files.is_ours(old) and (old / files.MODEL).is_file()):
         return
     before, now = files.read_config(old), files.read_config(new)
@@ -189,60 +179,3 @@ def cached(path: Path, wanted: Literal["generator", "clip"] = "generator") -> Pa
 
 def _joined(*parts: str) -> str:
     return hashlib.sha256(" ".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def verify(path: str | os.PathLike) -> str:
-    """Render four fixed seeds of a weights folder; store the digests in its config, or compare with those stored. Returns what was found.
-
-    Pictures may differ by rounding between devices, so small averages are kept beside the digest; SisError where those differ too.
-    """
-    path = Path(path)
-    folder = files.read_config(path)
-    if folder.kind == "clip":
-        return _verify_clip(path, folder)
-    now = _digests(load.load_generator(path))
-    before = folder.digests
-    if before is None:
-        files.write_config(path, replace(folder, digests=now))
-        return f"stored the digests of {len(_SEEDS)} pictures"
-    if before == now:
-        return f"the {len(_SEEDS)} pictures are the same to the byte"
-    try:
-        old, new = (np.frombuffer(bytes.fromhex(d["averages"]), np.uint8).astype(int) for d in (before, now))
-        worst = int(np.abs(old - new).max())
-    except (KeyError, ValueError, TypeError):
-        raise SisError(f'the "digests" in {path / files.CONFIG} are damaged: remove them and verify again') from None
-    if worst > _GREY_LEVELS:
-        raise SisError(
-            f"{path} draws other pictures than when it was converted (averages differ by {worst} grey levels): convert it again with --overwrite"
-        )
-    return f"the {len(_SEEDS)} pictures are the same up to rounding (averages within {worst} grey level)"
-
-
-def _verify_clip(path: Path, folder: files.Folder) -> str:
-    model = clip_model.load_clip(path)
-    if model.tokenizer.has_vocabulary:
-        model.tokenizer.check()
-        model.tokenize("a photo")
-    texts = "" if model.tokenizer.has_vocabulary else "; it has no vocabulary and takes token ids only"
-    now = clip_model.fingerprint(model)
-    if folder.digests is None:
-        files.write_config(path, replace(folder, digests={"points": now.tolist()}))
-        return f"stored the points of one picture and one text{texts}"
-    try:
-        worst = float(np.abs(np.array(folder.digests["points"], np.float32) - now).max())
-    except (KeyError, ValueError, TypeError):
-        raise SisError(f'the "digests" in {path / files.CONFIG} are damaged: remove them and verify again') from None
-    if not worst <= _POINTS:
-        raise SisError(
-            f"{path} gives other points than when it was converted (they differ by {worst:.2g}): convert it again with --overwrite"
-        )
-    return f"the points of one picture and one text are the same (within {worst:.2g}){texts}"
-
-
-def _digests(gen: Any) -> dict[str, Any]:
-    pictures = to_uint8(gen.sample(_SEEDS, truncation=_PSI).images)
-    n, h = len(pictures), pictures.shape[1] // 4
-    averages = pictures.reshape(n, 4, h, 4, h, 3).mean(axis=(2, 4)).round().astype(np.uint8)
-    digest = hashlib.sha256(pictures.tobytes()).hexdigest()
-    return {"seeds": list(_SEEDS), "truncation": _PSI, "sha256": digest, "averages": averages.tobytes().hex()}

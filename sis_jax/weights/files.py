@@ -28,7 +28,7 @@ FORMAT = "sis_jax weights"
 VERSION = 1
 _FLOAT16_MAX = 6e4
 _OURS = {CONFIG, MODEL, DISCRIMINATOR, CARD, "vocab.json", "merges.txt"}
-_KINDS = {"stylegan2": "a StyleGAN2 generator", "dcgan": "a DCGAN generator", "biggan": "a BigGAN generator", "clip": "a CLIP"}
+KINDS = {"stylegan2": "a StyleGAN2 generator", "dcgan": "a DCGAN generator", "biggan": "a BigGAN generator", "clip": "a CLIP"}
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -39,7 +39,7 @@ class CannotWrite(SisError):
 
 def in_words(kind: str) -> str:
     """A kind as it stands in a sentence: "a StyleGAN2 generator"."""
-    return _KINDS.get(kind, f"weights of the kind {kind!r}")
+    return KINDS.get(kind, f"weights of the kind {kind!r}")
 
 
 @dataclass(frozen=True)
