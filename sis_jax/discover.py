@@ -55,14 +55,16 @@ def discover(
 
     Returns `Parts`. Raises UsageError for what cannot work (the sentence says what can), SisError for damaged weights.
     """
+    from sis_jax._inputs import gather
     from sis_jax.data.run import RunFolder
     from sis_jax.weights import load_generator
 
     fitted_with = _resolve(method, recipe, settings)
     generator = load_generator(gen) if gen is None or isinstance(gen, str | Path) else gen
     texts = _texts(generator, ontology, rare, neutral, rare_n, rare_share, clip)
+    named = str(gen) if isinstance(gen, str | Path) else generator.info.name
     if out is None:
-        return _discover(generator, method, fitted_with, seed, texts)[0]
+        return _discover(generator, method, fitted_with, seed, texts, gather(fitted_with, generator, named, None))[0]
     from sis_jax.data.page import write_page
     from sis_jax.data.parts import Parts
 
@@ -80,7 +82,8 @@ def discover(
             if stage.done:
                 cli.say(f"{out} already holds these parts; give --overwrite to find them again")
             else:
-                parts, others = _discover(generator, method, fitted_with, seed, texts)
+                inputs = gather(fitted_with, generator, named, run.path / "parts" / "training")
+                parts, others = _discover(generator, method, fitted_with, seed, texts, inputs)
                 for name, data in (parts.files() | others).items():
                     run.write_bytes(f"parts/{name}", data)
         write_page(run.path)
@@ -124,14 +127,16 @@ def _texts(gen: Generator, ontology: Any, rare: str | None, neutral: str, rare_n
     return Texts.of(gen, ontology, rare, neutral, rare_n, rare_share, clip)
 
 
-def _discover(gen: Generator, method: str, settings: Any, seed: int, texts: Texts | None) -> tuple[Parts, dict[str, bytes]]:
+def _discover(
+    gen: Generator, method: str, settings: Any, seed: int, texts: Texts | None, inputs: dict[str, Any]
+) -> tuple[Parts, dict[str, bytes]]:
     """Fit, look at a few samples, and put all of it into one object; and further files of the run's `parts/`."""
     import numpy as np
 
     from sis_jax.core.features import sample_seeds
     from sis_jax.data.parts import Parts, classes_from
 
-    fitted = settings.fit(gen, seed)
+    fitted = settings.fit(gen, seed, **inputs)
     found = texts.extended(gen, fitted, seed) if texts else None
     if found:
         gen, fitted = found.gen, found.fitted
@@ -146,12 +151,13 @@ def _discover(gen: Generator, method: str, settings: Any, seed: int, texts: Text
         generator=gen.info, seed=seed, sweep=fitted.sweep_, warnings=tuple(_warnings(fitted)), samples=images, masks=masks,
         seeds=tuple(seeds), confidence=tuple(float(c.mean()) for c in sure),
     )  # fmt: skip
-    return texts.named(gen, parts, found) if texts else (parts, {})
+    parts, files = texts.named(gen, parts, found) if texts else (parts, {})
+    return parts, files | getattr(fitted, "files_", {})
 
 
 def _warnings(fitted: Any) -> list[str]:
     """What a user should know before trusting the parts, each with its cure."""
-    found = []
+    found = list(getattr(fitted, "warnings_", ()))
     if not fitted.background_["found"]:
         found.append(
             f"The background was not found ({fitted.background_['why']}), so no class has id 0. Look at the gallery and send the background "
@@ -167,16 +173,13 @@ def _warnings(fitted: Any) -> list[str]:
 
 
 def _plan(config: dict[str, Any]) -> dict[str, Any]:
-    """Files, and rough figures for the default network on two processor cores: a generator pass per sample and tap set, then k-means."""
+    """Files, and what the method expects to need."""
     settings = _resolve(config["method"], config["recipe"], {k: v for k, v in config.items() if k in _fields_of(config["method"])})
-    runs = 16 if "auto" in (settings.layer, settings.k) else 1
     out = config["out"] or "(nothing: no --out)"
     names = ["run.json", "parts/parts.safetensors", "parts/classes.json", "parts/gallery.png", "parts/samples/*.png", "report.html"]
     return {
         "files": [f"{out}/{n}" for n in names] if config["out"] else [],
-        "seconds": 8 + settings.n * 0.01 * (runs + 3),
-        "memory_bytes": 900e6 + settings.max_points * 512 * 4 * 2,
-    }
+    } | (settings.estimate() if hasattr(settings, "estimate") else {})
 
 
 def _fields_of(method: str) -> list[str]:

@@ -5,6 +5,9 @@ Shares are fractions of pixels, 0..1. Nothing here knows how the clusters were m
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.optimize import linear_sum_assignment
@@ -88,3 +91,28 @@ def background(share: Float[np.ndarray, "k"], frame_share: Float[np.ndarray, "k"
     i = int(np.argmax(best))
     why = f"no group of clusters is {BORDER_RATIO} times as common on the frame as in the picture and holds a quarter of the frame"
     return best, False, f"{why}; cluster {i} comes closest ({float(frame_share[i]):.0%} of the frame, {float(share[i]):.0%} of the picture)"
+
+
+def describe(labelled: Iterable[tuple[Any, np.ndarray, np.ndarray]], k: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Facts per cluster, and the verdict on the background, from a stream of (images, clusters UInt8[b h w], confidence Float[b h w]).
+
+    Returns ([{"share", "border_share", "background", "confidence"}] per cluster, {"found", "why"}).
+    """
+    area, border, sure = np.zeros(k), np.zeros(k), np.zeros(k)
+    for _, labels, confidence in labelled:
+        edge = frame(*labels.shape[1:])
+        area += np.bincount(labels.ravel(), minlength=k)
+        border += np.bincount(labels[:, edge].ravel(), minlength=k)
+        sure += np.bincount(labels.ravel(), confidence.ravel(), minlength=k)
+    share, border_share = area / area.sum(), border / border.sum()
+    chosen, certain, why = background(share, border_share)
+    facts = [
+        {
+            "share": float(share[i]),
+            "border_share": float(border_share[i]),
+            "background": bool(chosen[i]),
+            "confidence": float(sure[i] / max(area[i], 1)),
+        }
+        for i in range(k)
+    ]
+    return facts, {"found": certain, "why": why}

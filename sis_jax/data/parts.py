@@ -213,11 +213,14 @@ def _class(class_id: int, name: str, clusters: list[int]) -> dict[str, Any]:
 
 
 def classes_from(clusters: list[dict[str, Any]], found: bool) -> tuple[dict[str, Any], ...]:
-    """One class per cluster, largest first; the background's clusters together as class 0, if it was found at all."""
+    """One class per cluster, largest first; the background's clusters together as class 0, if it was found at all.
+
+    A cluster whose method already knows its "name" keeps it.
+    """
     back = [c["id"] for c in clusters if c["background"]] if found else []
     rest = sorted((c for c in clusters if c["id"] not in back), key=lambda c: -c["share"])
     first = [_class(BACKGROUND, "background", back)] if back else []
-    return (*first, *(_class(i, f"part {i}", [c["id"]]) for i, c in enumerate(rest, start=1)))
+    return (*first, *(_class(i, c.get("name") or f"part {i}", [c["id"]]) for i, c in enumerate(rest, start=1)))
 
 
 def _png(picture: np.ndarray) -> bytes:

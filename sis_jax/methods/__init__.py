@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,8 +22,29 @@ METHODS: dict[str, str] = {
 }
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What a method needs beside the generator: methods open no files, so the verb reads them (`sis_jax/_inputs.py`).
+
+    photos: UInt8[n r r 3], real photos at the generator's resolution. discriminator: images Float[n r r 3] -> Float[n 1].
+    painted: UInt8[n r r], class ids somebody painted over the samples of `painted_seeds`, 255 = not painted; painted_names: {class id: name}.
+    folder: where a long fit may keep what it needs to go on after an interruption; None keeps nothing.
+    """
+
+    photos: UInt8[np.ndarray, "n r r 3"] | None = None
+    discriminator: Any = None
+    painted: UInt8[np.ndarray, "m r r"] | None = None
+    painted_seeds: tuple[int, ...] = ()
+    painted_names: dict[int, str] | None = None
+    folder: Path | None = None
+
+
 class Method(Protocol):
-    """What the verbs ask of a method. `clusters_`: facts per cluster; `arrays_`: everything learned, by name; `sweep_`: why these settings."""
+    """What the verbs ask of a method. `clusters_`: facts per cluster; `arrays_`: everything learned, by name; `sweep_`: why these settings.
+
+    A method that needs more than a generator has `wants`, names of fields of `Inputs`, and takes them as `fit(gen, seed, inputs=...)`. Optional
+    members: `files_`, {name: bytes} to lie beside the parts (curves, logs); `warnings_`, sentences with their cure; `estimate()`, for `--dry-run`.
+    """
 
     clusters_: list[dict[str, Any]]
     arrays_: dict[str, np.ndarray]
