@@ -157,7 +157,7 @@ def _discover(
 
 def _warnings(fitted: Any) -> list[str]:
     """What a user should know before trusting the parts, each with its cure."""
-    found = list(getattr(fitted, "warnings_", ()))
+    found: list[str] = [*getattr(fitted, "warnings_", ())]
     if not fitted.background_["found"]:
         found.append(
             f"The background was not found ({fitted.background_['why']}), so no class has id 0. Look at the gallery and send the background "
