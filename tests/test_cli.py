@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Literal
 
@@ -177,26 +176,18 @@ def _verbs() -> list[str]:
 
 
 @pytest.mark.parametrize("verb", _verbs())
-def test_help_of_a_real_verb_is_quick_and_loads_no_jax(verb):
+def test_help_of_a_real_verb_loads_nothing_heavy(verb):
+    """Without these `--help` answers in a fraction of a second; seconds themselves depend on who else uses the machine."""
+    heavy = "jax flax optax orbax scipy cv2 transformers tensorflow_datasets matplotlib jinja2"
     code = (
         "import sys, runpy\nsys.argv[1:] = ['--help']\n"
-        f"try:\n    runpy.run_module('sis_jax.{verb}', run_name='__main__')\nfinally:\n    print('jax' in sys.modules)"
+        f"try:\n    runpy.run_module('sis_jax.{verb}', run_name='__main__')\n"
+        f"finally:\n    print([m for m in '{heavy}'.split() if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"usage: python -m sis_jax.{verb}")
-    assert done.stdout.endswith("False\n")
-
-    def best(*args: str) -> float:
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            subprocess.run([sys.executable, *args], capture_output=True, check=True)
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    # 0.3 s is the aim on an idle machine; a shared one gets twice that, and an import of JAX alone would take five times as long.
-    assert best("-m", f"sis_jax.{verb}", "--help") - best("-c", "") < 0.6
+    assert done.stdout.endswith("\n[]\n")
 
 
 @pytest.mark.parametrize("verb", _verbs())

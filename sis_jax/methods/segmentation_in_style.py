@@ -153,24 +153,27 @@ class SegmentationInStyle:
             taps=taps, side=side, count=per_sample, align_corners=self.align_corners, smooth=self.smooth == "on",
         )  # fmt: skip
         bar = progress(len(seeds), f"features {'+'.join(taps)}", "sample")
-        found = []
+        points, at, bad = np.empty((0, 0, 0), np.float32), 0, 0
         for batch in batches:
-            found.append(batch)
+            if at == 0:  # one array from the start: joining a list of batches would take twice the memory
+                points = np.empty((len(seeds), *batch.shape[1:]), np.float32)
+            points[at : at + len(batch)] = batch
+            at, bad = at + len(batch), bad + int((~np.isfinite(batch).all(axis=(1, 2))).sum())
             bar.update(len(batch))
         bar.close()
-        points = np.concatenate(found)
-        bad = np.asarray(~np.isfinite(points).all(axis=(1, 2)))
-        if bad.any():
-            raise SisError(f"the features of {bad.sum()} of {len(bad)} samples are NaN or infinite: the generator's weights are damaged")
+        if bad:
+            raise SisError(f"the features of {bad} of {len(points)} samples are NaN or infinite: the generator's weights are damaged")
         return points
 
     def _cluster(self, points: np.ndarray, scaling: tuple, taps: tuple[str, ...], seed: int) -> SegmentationInStyle:
+        """A copy with centres and their stability; `points` are scaled where they lie, since a second set would double the memory."""
         mean, scale, position = scaling
         n, p, d = points.shape
         flat = points.reshape(n * p, d)
         columns = d if self.position_weight else d - 2
         x = flat[:, :columns]
-        x = (x - mean[:columns]) * (scale * position)[:columns]
+        x -= mean[:columns]
+        x *= (scale * position)[:columns]
         assert self.k != "auto"
         if self.k > len(x):
             raise UsageError(f"k is {self.k} but there are only {len(x)} points to cluster: raise n or max_points")
@@ -252,7 +255,7 @@ def _set(method: SegmentationInStyle, **learned: Any) -> None:
 def _standardise(points: Float[np.ndarray, "n p d"], method: SegmentationInStyle) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(mean, scale, position factor) per column. The place is centred on 0 and weighs position_weight times all channels together."""
     flat = points.reshape(-1, points.shape[-1])
-    mean, spread = flat.mean(0, dtype=np.float64), flat.std(0, dtype=np.float64)
+    mean, spread = _moments(flat)
     channels = slice(0, -2)
     scale = np.ones(len(mean))
     if method.normalize == "channel":
@@ -263,6 +266,13 @@ def _standardise(points: Float[np.ndarray, "n p d"], method: SegmentationInStyle
     factor = np.ones(len(mean))
     factor[-2:] = method.position_weight * np.sqrt(total / 2) / np.maximum(spread[-2:], 1e-6)
     return mean.astype(np.float32), scale.astype(np.float32), factor.astype(np.float32)
+
+
+def _moments(x: Float[np.ndarray, "n d"], rows: int = 8192) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation per column in float64, some rows at a time: NumPy's own would hold a float64 copy of everything."""
+    mean = x.mean(0, dtype=np.float64)
+    square = sum((np.square(x[i : i + rows] - mean).sum(0) for i in range(0, len(x), rows)), np.zeros_like(mean))
+    return mean, np.sqrt(square / len(x))
 
 
 def _stability(x: np.ndarray, labels: np.ndarray, n: int, k: int, seed: int) -> np.ndarray:
