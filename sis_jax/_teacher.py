@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ from jaxtyping import Float, UInt8
 
 from sis_jax import methods
 from sis_jax.core.features import BATCH
-from sis_jax.core.types import Generator, SisError
+from sis_jax.core.types import Generator, SisError, UsageError
 from sis_jax.data.parts import Parts
-from sis_jax.nn.moved import mixed
+from sis_jax.nn.moved import Moved, mixed
 
 Labelled = tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"], Float[np.ndarray, "b h w"]]
 
@@ -48,6 +48,12 @@ class Teacher:
         parts = Parts.load(run)
         asked = read_run(run)["stages"].get("discover", {}).get("config", {}).get("gen")
         return cls.of(load_generator(asked), parts)
+
+    def mixing(self, share: float) -> Teacher:
+        """The same with another share of its samples moved towards the rare class. UsageError where the parts have none."""
+        if not isinstance(self.gen, Moved):
+            raise UsageError("these parts have no rare class to mix in: find one with python -m sis_jax.discover --rare TEXT")
+        return replace(self, gen=replace(self.gen, share=float(share)))
 
     @property
     def truncation(self) -> float:

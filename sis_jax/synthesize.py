@@ -31,6 +31,7 @@ def synthesize(
     val: float = 0.05,
     truncation: float | None = None,
     soft: bool = False,
+    mix: float | None = None,
     seed: int = 1,
     overwrite: bool = False,
 ) -> Dataset:
@@ -43,6 +44,7 @@ def synthesize(
     val: share of the pictures that goes into the split "val".
     truncation: psi of the pictures; by default that of the samples the parts were learned from.
     soft: also keep, per pixel, how sure the label is (8-bit grey, `certainty/`).
+    mix: share of the pictures that are moved towards the rare class found by `discover --rare`; by default the share given there.
     seed: the pictures' seeds are seed * 100000, + 1, ...; discover took those of seed 0.
     overwrite: throw away a dataset that was made with other settings.
 
@@ -53,7 +55,7 @@ def synthesize(
     from sis_jax.core.types import UsageError
     from sis_jax.data.folder import Dataset
 
-    _check(n, val, truncation, seed)
+    _check(n, val, truncation, seed, mix)
     process, processes = parallel.initialize()  # before anything touches a device
     if isinstance(run, str | Path):
         teacher, place, name = Teacher.from_run(run), Path(run if out is None else out), str(run)
@@ -61,21 +63,25 @@ def synthesize(
         raise UsageError("a generator needs its parts and a folder: synthesize(gen, parts, out=...)")
     else:
         teacher, place, name = Teacher.of(run, parts), Path(out), run.info.name
+    teacher = teacher if mix is None else teacher.mixing(mix)
     place = place.parent if place.name == "data" else place
     if teacher.parts.background.get("found") is False:
         cli.say("the background was not found, so no pixel has class 0: see the warnings in report.html")
     psi = teacher.truncation if truncation is None else truncation
     config = {"n": n, "val": val, "truncation": psi, "soft": soft, "seed": seed, "classes": [c["name"] for c in teacher.parts.classes]}
+    config |= {} if mix is None else {"mix": mix}
     if process == 0:
         asked = {"run": name, "n": n, "val": val, "truncation": truncation, "soft": soft, "seed": seed}
-        _write_as_stage(place, teacher, config, overwrite, processes, asked | ({"out": out} if out else {}))
+        _write_as_stage(
+            place, teacher, config, overwrite, processes, asked | ({"out": out} if out else {}) | ({} if mix is None else {"mix": mix})
+        )
     else:
         _write_share(place / "data", teacher, config, process, processes)
     _wait_for_all(processes, "metadata")
     return Dataset.open(place)
 
 
-def _check(n: int, val: float, truncation: float | None, seed: int) -> None:
+def _check(n: int, val: float, truncation: float | None, seed: int, mix: float | None = None) -> None:
     from sis_jax.core.types import UsageError
 
     if n < 2:
@@ -86,6 +92,8 @@ def _check(n: int, val: float, truncation: float | None, seed: int) -> None:
         raise UsageError(f"truncation is {truncation}, expected 0 to 2 (0.7 is the paper's)")
     if seed < 0:
         raise UsageError(f"seed is {seed}, expected 0 or more")
+    if mix is not None and not 0 <= mix <= 1:
+        raise UsageError(f"mix is {mix}, expected a share of the pictures from 0 to 1")
 
 
 def _write_as_stage(place: Path, teacher: Teacher, config: dict[str, Any], overwrite: bool, processes: int, asked: dict[str, Any]) -> None:
@@ -173,7 +181,7 @@ def _card(teacher: Teacher, config: dict[str, Any]) -> str:
 
 
 def _plan(config: dict[str, Any]) -> dict[str, Any]:
-    _check(config["n"], config["val"], config["truncation"], config["seed"])
+    _check(config["n"], config["val"], config["truncation"], config["seed"], config["mix"])
     out = Path(config["out"] or config["run"])
     out = out if out.name == "data" else out / "data"
     files = ["classes.json", "README.md", *(f"{s}/{f}" for s in _splits(config) for f in ("images/*.png", "masks/*.png", "metadata.jsonl"))]

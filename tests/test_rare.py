@@ -87,6 +87,19 @@ def test_a_run(found, clip, tmp_path):
     assert "--rare 'a room with white'" in command and "--neutral black" in command
 
 
+def test_the_share_in_a_dataset(found, tmp_path):
+    gen, parts = found
+    shares = {}
+    for mix in (0.0, None, 1.0):
+        data = sis_jax.synthesize(gen, parts, n=48, val=0.0, mix=mix, out=str(tmp_path / str(mix)))
+        white = next(i for i, n in parts.names.items() if n == "white")
+        shares[mix] = np.mean([(e.mask == white).any() for e in data.split("train")])
+    assert shares[0.0] < shares[None] < shares[1.0]
+    plain = sis_jax.discover(gen, **QUICK)
+    with pytest.raises(UsageError, match="no rare class to mix in"):
+        sis_jax.synthesize(gen, plain, n=4, mix=0.5, out=str(tmp_path / "plain"))
+
+
 @pytest.mark.parametrize(
     ("prompt", "name"),
     [("a person with glasses", "glasses"), ("a photo of a man wearing a hat", "hat"), ("a photo of a beard", "beard"), ("beard", "beard")],
