@@ -3,6 +3,7 @@
     python scripts/benchmark.py kmeans --reference-python path/to/python       an interpreter that has scikit-learn and faiss
     python scripts/benchmark.py generator --reference-python path/to/python    one that has PyTorch
     python scripts/benchmark.py train --reference-python path/to/python
+    python scripts/benchmark.py student --reference-python path/to/python
     python scripts/benchmark.py ops                                            our resampling convolutions against the textbook forms
 
 One function per benchmark; its signature is its command line. A benchmark returns rows for `table` and takes its turns alternately, so that whatever
@@ -161,7 +162,7 @@ def kmeans(
     print(table(rows, "inertia"))
 
 
-BENCHMARKS = {"kmeans": kmeans, "generator": networks.generator, "train": networks.train, "ops": networks.ops}
+BENCHMARKS = {"kmeans": kmeans, "generator": networks.generator, "train": networks.train, "student": networks.student, "ops": networks.ops}
 
 
 if __name__ == "__main__":

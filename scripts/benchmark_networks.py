@@ -18,7 +18,12 @@ CONFIGS = {  # resolution, channel base, channel max, latent, mapping layers
 def _torch(python: str, what: str, config: str, batch: int, dtype: str, seconds: float) -> float:
     script = Path(__file__).with_name("torch_reference.py")
     numbers = [str(v) for v in (*CONFIGS[config], batch)]
-    run = subprocess.run([python, str(script), what, *numbers, dtype, str(seconds)], capture_output=True, text=True, check=False)
+    return _printed(python, script, what, *numbers, dtype, seconds)
+
+
+def _printed(python: str, script: Path, *arguments: object) -> float:
+    """The number that a script prints in another interpreter."""
+    run = subprocess.run([python, str(script), *map(str, arguments)], capture_output=True, text=True, check=False)
     if run.returncode:
         raise SystemExit(f"the reference failed in {python}: {(run.stderr.strip() or 'no message').splitlines()[-1]}")
     return float(run.stdout)
@@ -114,6 +119,58 @@ def train(config: str = "default", batch: int = 32, turns: int = 2, seconds: flo
             row.append(rate)
     print(f"{config}: {CONFIGS[config]}, batch {batch}")
     _report(rows)
+
+
+def student(
+    turns: int = 2,
+    seconds: float = 8.0,
+    predict_side: int = 256,
+    train_side: int = 128,
+    batch: int = 8,
+    networks: tuple[str, ...] = ("resnet18", "unet-small"),
+    reference_python: str = sys.executable,
+) -> None:
+    """Photos per second of students in use and in training (AdamW, no augmentation), turn by turn with PyTorch's dilated ResNet-18 on the same cores."""
+    script = Path(__file__).with_name("torch_student.py")
+    for what, side in (("predict", predict_side), ("train", train_side)):
+        rows: dict[str, list[float]] = {f"torch resnet18 {dtype}": [] for dtype in ("float32", "bfloat16")}
+        rows |= {f"sis_jax {name}": [] for name in networks}
+        for _ in range(turns):
+            for name in networks:
+                rows[f"sis_jax {name}"].append(_student_rate(what, name, side, batch, seconds))
+            for dtype in ("float32", "bfloat16"):
+                rows[f"torch resnet18 {dtype}"].append(_printed(reference_python, script, what, side, batch, 2, dtype, seconds))
+        print(f"{what}, {side} pixels, batch {batch}")
+        _report(rows)
+
+
+def _student_rate(what: str, name: str, side: int, batch: int, seconds: float) -> float:
+    import jax
+
+    from sis_jax.core import parallel
+    from sis_jax.nn import student_training as training
+    from sis_jax.nn import students
+    from sis_jax.weights.student import Student
+
+    rng = np.random.default_rng(0)
+    network = students.build(students.StudentConfig(name, 2), rng)
+    images = rng.integers(0, 256, (batch, side, side, 3), np.uint8)
+    if what == "predict":
+        classes = tuple({"id": i, "name": str(i), "colour": "#000000"} for i in range(2))
+        ready = Student(network, students.StudentConfig(name, 2), classes, side)
+        return _rate(lambda _: ready.masks(list(images), flip=False), batch, seconds)
+    recipe = training.Recipe(batch=batch, side=side)
+    graph, state = training.new_state(network, recipe)
+    devices = parallel.device_count()
+    blocks = [parallel.shard(a, devices)[0] for a in (images, images[..., 0] % 2, np.full(images.shape[:3], 255, np.uint8))]
+    run = parallel.map_devices(training.train_step, (None, None, 0, 0, 0), None, devices=devices, graph=graph, recipe=recipe)
+
+    def step(i: int) -> None:
+        nonlocal state
+        state, _ = run(state, jax.random.key(i), *blocks)
+        jax.block_until_ready(state)
+
+    return _rate(step, batch, seconds)
 
 
 def ops(turns: int = 6, batch: int = 16) -> None:
