@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from sis_jax.core import cli, metrics, parallel
-from sis_jax.core.types import Info, SisError
+from sis_jax.core.types import Info, SisError, UsageError
 from sis_jax.data import refine
 from sis_jax.data.pairs import Pairs
 from sis_jax.data.photos import Photos
@@ -31,12 +31,11 @@ from sis_jax.data.run import write_atomic
 from sis_jax.nn import student_training as training
 from sis_jax.nn import students
 from sis_jax.nn.student_augment import ALIGNED, NONE, WEAK, Augmentation, appearance
-from sis_jax.weights.student import Student
+from sis_jax.weights.student import Student, load_student
 
 HELD = 256  # photos kept apart for the comparison
 DROPPED = 0.25  # share of the photos left out of a round, those whose mask the colours corrected most
 FORGOTTEN = 0.1  # mean IoU on generated pictures that adaptation may cost
-FINER = 2  # photos are refined at so many times the size they are trained at
 COLUMNS: tuple[str, ...] = ("step", "loss", "accuracy", "val_iou", "phase")
 
 
@@ -79,7 +78,8 @@ class Trainer:
         self.adaptation = replace(
             self.recipe, steps=max(c["adapt_steps"], 1), weighting=1.0, soft=False, ema=self.recipe.ema or 0.995, augmentation=shown
         )
-        network = students.build(self.network_config, np.random.default_rng(c["seed"]))
+        self.first_side = job.side  # at which the student from before adaptation works
+        network = self._first_network()
         self.graph, self.state = training.new_state(network, self.recipe)
         self.before: dict[str, Any] | None = None  # the student before adaptation
         self.teacher: dict[str, Any] | None = None  # the one that labelled the photos of this round
@@ -89,6 +89,21 @@ class Trainer:
         self.photos, self.held = (None, None) if job.photos is None else self._split_photos(job.photos)
         self._manager: Any = None
         self._resume()
+
+    def _first_network(self) -> Any:
+        """Random weights, or those of the student to begin with."""
+        c = self.job.config
+        if not c["start_from"]:
+            return students.build(self.network_config, np.random.default_rng(c["seed"]))
+        found = load_student(c["start_from"])
+        ours, theirs = [x["id"] for x in self.job.classes], [x["id"] for x in found.classes]
+        if (found.config, theirs) != (self.network_config, ours):
+            raise UsageError(
+                f"the student in {c['start_from']} is {found.config.arch} of width {found.config.width} for classes {theirs}, this one is "
+                f"{c['student']} of width {c['width']} for classes {ours}: they cannot share weights"
+            )
+        self.first_side = self.job.side if c["steps"] else found.side
+        return found.network
 
     def _split_photos(self, photos: Photos) -> tuple[Photos, Photos]:
         if len(photos) < 4:
@@ -155,7 +170,7 @@ class Trainer:
     def _labelled_photos(self) -> Pairs:
         """Photos with the masks that the round's teacher and the photos' own colours give them."""
         assert self.photos is not None and self.teacher is not None
-        student = replace(self._student_of(self.teacher), facts={})
+        student = replace(self._student_of(self.teacher), facts={}, side=self.job.side if self.round else self.first_side)
         fine, side = self.photos.images, self.job.side
         small = _reduced(fine, side)
         opinions = np.concatenate([np.stack(student.scores(list(small[i : i + 256]))) for i in range(0, len(small), 256)])[..., student.ids]
@@ -179,14 +194,15 @@ class Trainer:
             photos, lambda i: _enlarged(ground[i], size), _enlarged(mean, size), len(os.sched_getaffinity(0)), bar.update
         )
         bar.close()
-        return refine.halved(found, FINER)
+        return refine.shares(found, photos.shape[1] // self.job.side)
 
     def _choose(self) -> None:
         """The steadier of the students before and after adaptation, on held-out photos."""
         assert self.before is not None
         after = {"params": self._best(), "statistics": self.state["statistics"]}
-        old, new = (self._steadiness(s["params"], s["statistics"]) for s in (self.before, after))
-        val_old, val_new = (self._val_iou(self._student_of(s)) for s in (self.before, after))
+        both = ((self.before, self.first_side), (after, self.job.side))
+        old, new = (self._steadiness(s["params"], s["statistics"], side) for s, side in both)
+        val_old, val_new = (self._val_iou(replace(self._student_of(s), side=side)) for s, side in both)
         kept = bool(new > old and val_new > val_old - FORGOTTEN)
         self.verdict = {"steadiness_before": round(old, 4), "steadiness_after": round(new, 4), "val_iou_before": round(val_old, 4)}
         self.verdict |= {"val_iou_after": round(val_new, 4), "adaptation_kept": kept}
@@ -197,12 +213,12 @@ class Trainer:
             )
             self.state |= {"params": self.before["params"], "ema": self.before["params"], "statistics": self.before["statistics"]}
 
-    def _steadiness(self, params: Any, statistics: Any) -> float:
-        """Mean IoU between the masks of held-out photos and those of the same photos in other colours."""
+    def _steadiness(self, params: Any, statistics: Any, side: int) -> float:
+        """Mean IoU between the masks of held-out photos, at `side` pixels, and those of the same photos in other colours."""
         assert self.held is not None
         run = parallel.map_devices(_two_views, (None, None, None, 0), 0, devices=1, graph=self.graph)
         found = []
-        held = _reduced(self.held.images, self.job.side)
+        held = _reduced(self.held.images, side)
         for i in range(0, len(held), 64):
             block = held[i : i + 64]
             straight, varied = (np.asarray(a)[0] for a in run(params, statistics, jax.random.key(i), block[None]))

@@ -42,6 +42,7 @@ def distill(
     out: str | None = None,
     student: Literal["unet-small", "unet", "resnet18", "deeplabv3-resnet18", "deeplabv3-resnet50"] | None = None,
     recipe: str = "default",
+    start_from: str | None = None,
     steps: int | None = None,
     batch: int | None = None,
     side: int | None = None,
@@ -77,6 +78,7 @@ def distill(
     out: run folder to write `student/` to; by default the run the data belong to.
     student: the network; unet-small by default.
     recipe: settings by name, default or paper, the published one of Segmentation in Style. Settings given beside it win; defaults below are the first's.
+    start_from: a run or folder with a student of the same network and classes to begin with, at any side; with --steps 0 it is only adapted.
     steps: of training on generated pictures (2000).
     batch: pictures per step over all devices (32).
     side: pixels of the pictures trained on, and of the shorter side of photos later; 0, the default, takes the generator's.
@@ -116,7 +118,7 @@ def distill(
     compared = {k: v for k, v in config.items() if k not in ("data", "overwrite", "out", "recipe")}
     shown = {k: v for k, v in given.items() if v is not None and v is not False} | {"data": None if source is None else str(source)}
     with RunFolder.open(place, overwrite) as run:
-        inputs = _inputs(source, config["fly"])
+        inputs = _inputs(source, config["fly"]) | _first_weights(config["start_from"])
         with run.stage("distill", compared, inputs=inputs, command=cli.command("distill", shown, positional=("data",))) as stage:
             if stage.done:
                 cli.say(f"{place} already holds this student; give --overwrite to train it again")
@@ -146,6 +148,7 @@ def _check(config: dict[str, Any]) -> None:
     least = {"steps": 1, "batch": 1, "side": 0, "weight_decay": 0, "background": 0, "trim": 0, "weighting": 0, "ema": 0, "adapt_steps": 0, "n": 2,
              "snapshot": 1, "seed": 0, "rounds": 0, "rows": 1, "limit": 1}  # fmt: skip
     below = {"trim": 1, "ema": 1, "background": 1.0001}
+    least["steps"] = 0 if config["start_from"] else 1
     for name, bound in least.items():
         if config[name] is not None and not bound <= config[name] < below.get(name, float("inf")):
             most = f" and below {below[name]:g}" if name in below else ""
@@ -193,6 +196,15 @@ def _inputs(source: Path | None, fly: bool) -> dict[str, str]:
     return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()}
 
 
+def _first_weights(folder: str | None) -> dict[str, str]:
+    """Digest of the student to begin with, so that another one there is noticed."""
+    if folder is None:
+        return {}
+    from sis_jax.weights.student import load_student
+
+    return {"start_from": load_student(folder).info.sha256}
+
+
 def _warn_of_other_parts(source: Path) -> None:
     """Say so where the dataset was written with other parts than the run holds now."""
     from sis_jax.core.types import SisError
@@ -226,7 +238,7 @@ def _train(config: dict[str, Any], source: Path | None, run: Any, stage: Any) ->
 
 def _job(config: dict[str, Any], source: Path | None) -> Job:
     """Everything the trainer needs, in memory: pairs to learn from, pairs to watch, photos to adapt to."""
-    from sis_jax._student_trainer import FINER, Job
+    from sis_jax._student_trainer import Job
 
     if source is None:
         classes, train, val, origin, licence = _human(config)
@@ -242,10 +254,11 @@ def _job(config: dict[str, Any], source: Path | None) -> Job:
     side = config["side"] or max(16, 16 * round(min(train.masks.shape[1:]) / 16))
     photos = None
     if config["photos"]:
-        from sis_jax.data.photos import Photos
+        from sis_jax.data.photos import Photos, own_side
 
         rows = slice(0, config["rows"]) if config["rows"] else None
-        photos = Photos.open(config["photos"], FINER * side, rows=rows, min_size=side, progress=cli.progress_shown())
+        finer = 2 if own_side(config["photos"]) >= 2 * side else 1  # what is smaller has no colours to add at twice the size
+        photos = Photos.open(config["photos"], finer * side, rows=rows, min_size=side, progress=cli.progress_shown())
         cli.say(photos.summary())
     return Job(config, tuple(dict(c) for c in classes), kept, val, photos, side, origin, licence)
 

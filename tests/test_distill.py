@@ -4,8 +4,10 @@ import csv
 import json
 
 import fakes
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 import sis_jax
 from sis_jax import _student_trainer
@@ -104,6 +106,20 @@ def test_adaptation_says_what_it_compared(run, photos, tmp_path):
     record = json.loads((tmp_path / "a/run.json").read_text())["stages"]["distill"]
     assert record["adaptation_kept"] in (True, False) and 0 <= record["steadiness_before"] <= 1
     assert student.facts["adapted to"] == "photos.npz"
+
+
+def test_a_student_begins_with_another_at_a_larger_side(run, student, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(_student_trainer.Trainer, "_choose", lambda self: None)
+    settings = QUICK | {"steps": 0, "side": 32, "start_from": str(run), "rounds": 0}
+    same = sis_jax.distill(str(run), out=str(tmp_path / "same"), **settings)
+    a, b = (jax.tree.leaves(nnx.state(s.network)) for s in (student, same))
+    assert same.side == 32 and all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+    more = sis_jax.distill(str(run), out=str(tmp_path / "more"), photos=str(photos), adapt_steps=2, **settings | {"rounds": 1})
+    assert not np.array_equal(a[0], jax.tree.leaves(nnx.state(more.network))[0])
+    with pytest.raises(UsageError, match=r"unet-small of width 8 .* they cannot share weights"):
+        sis_jax.distill(str(run), out=str(tmp_path / "wide"), **settings | {"width": 16})
+    with pytest.raises(UsageError, match="steps is 0"):
+        sis_jax.distill(str(run), out=str(tmp_path / "none"), **QUICK | {"steps": 0})
 
 
 def test_an_adaptation_that_shakes_is_not_kept(run, photos, tmp_path, monkeypatch):

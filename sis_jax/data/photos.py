@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ..core.types import SisError, UsageError
-from .photo_files import MAX_BYTES, Crop, Listing, Raw, Unusable, decode, list_source, nothing_found, too_large
+from .photo_files import MAX_BYTES, Crop, Listing, Raw, Unusable, decode, list_source, nothing_found, readable, too_large
 
 Progress = bool | Callable[[int, int], None]
 Found = tuple[np.ndarray, tuple[str, ...], tuple[tuple[str, str], ...]]  # images, names, skipped
@@ -141,6 +141,13 @@ class Photos:
         names = np.asarray(self.names, object)
         train = replace(self, images=self.images[~held], names=tuple(names[~held]))
         return train, replace(self, images=self.images[held], names=tuple(names[held]), skipped=())
+
+
+def own_side(source: str | os.PathLike, looked_at: int = 8) -> int:
+    """Median shorter side, in pixels, of the first few photos of a source; 0 where none can be read."""
+    listing = list_source(Path(source))
+    found = [min(p.shape[:2]) for _, p in readable(listing, set(listing.names[:looked_at])) if isinstance(p, np.ndarray)]
+    return int(np.median(found)) if found else 0
 
 
 def _check_settings(resolution: int, crop: str, min_size: int, limit: int | None, threads: int | None) -> None:

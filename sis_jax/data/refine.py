@@ -65,7 +65,7 @@ def foregrounds(
         return np.stack(list(pool.map(one, range(len(photos)))))
 
 
-def halved(masks: Bool[np.ndarray, "n h w"] | Sequence[Any], factor: int) -> Float[np.ndarray, "n h2 w2"]:
+def shares(masks: Bool[np.ndarray, "n h w"] | Sequence[Any], factor: int) -> Float[np.ndarray, "n h2 w2"]:
     """Share of true pixels in each block of factor x factor."""
     masks = np.asarray(masks)
     n, h, w = masks.shape
