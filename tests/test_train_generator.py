@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import fakes
 import jax
@@ -285,4 +286,6 @@ def test_from_the_shell(capfd, monkeypatch, tmp_path):
 
 def test_dry_run(capfd, photos, tmp_path):
     code = cli.run(train_generator, argv=[photos, "--out", str(tmp_path / "run"), "--dry-run"])
-    assert code == 0 and "generator/" in capfd.readouterr().out and not (tmp_path / "run").exists()
+    said = capfd.readouterr().out
+    assert code == 0 and "generator/" in said and not (tmp_path / "run").exists()
+    assert re.search(r"(h|days|hours|min)\b", said), said

@@ -10,6 +10,7 @@ so a run on another number of devices is the same experiment but not the same bi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -259,3 +260,11 @@ def r1_gamma_for(resolution: int, batch: int) -> float:
 def count(tree: Any) -> int:
     """Number of parameters."""
     return int(sum(np.prod(a.shape) for a in jax.tree.leaves(tree)))
+
+
+def multiply_adds(channels: Sequence[int]) -> float:
+    """Of the 3 x 3 convolutions of one picture in generator and discriminator, forward; channels at 4, 8, ... pixels. What training costs follows it."""
+    sizes = [4 * 2**i for i in range(len(channels))]
+    inner = sum(9 * r * r * c * c for r, c in zip(sizes, channels))
+    between = sum(9 * r * r * a * b for r, a, b in zip(sizes[1:], channels, channels[1:]))
+    return 2.0 * (inner + between)
