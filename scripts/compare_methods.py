@@ -176,7 +176,10 @@ def given(name: str, job: Job) -> tuple[list[str], int]:
 
 
 def started(command: list[str]) -> tuple[int, int, str]:
-    """Run a process: exit code, peak of its resident memory in bytes, and the last line it said."""
+    """Run a process: exit code, peak of its resident memory in bytes, and the last line it said.
+
+    On Linux the peak is at least what this process holds when it forks, which is little as long as no JAX array is made here.
+    """
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     with process.stderr as said:

@@ -20,7 +20,7 @@ def gather(settings: Any, gen: Generator, named: str | None, folder: Path | None
         return {}
     found: dict[str, Any] = {"folder": folder}
     for name in wants:
-        found |= {"photos": _photos, "discriminator": _discriminator}[name](settings, gen, named)
+        found |= {"photos": _photos, "discriminator": _discriminator, "painted": _painted}[name](settings, gen, named)
     return {"inputs": Inputs(**found)}
 
 
@@ -42,3 +42,41 @@ def _discriminator(settings: Any, gen: Generator, named: str | None) -> dict[str
         return {"discriminator": load_discriminator(named)}
     except UsageError:
         return {"discriminator": None}
+
+
+def _painted(settings: Any, gen: Generator, named: str | None) -> dict[str, Any]:
+    """Painted blanks, after making sure that they are pictures of this very generator."""
+    from sis_jax.data.blanks import read_blanks
+
+    if not settings.masks:
+        return {"painted": None}
+    blanks = read_blanks(settings.masks)
+    theirs = blanks.generator
+    if theirs.get("sha256") and gen.info.sha256 and theirs["sha256"] != gen.info.sha256:
+        raise UsageError(
+            f"{blanks.path} was drawn by the generator {theirs.get('name')} ({theirs['sha256'][:12]}), this one is {gen.info.name} "
+            f"({gen.info.sha256[:12]}): give that generator, or blanks of this one"
+        )
+    if abs(blanks.truncation - settings.truncation) > 1e-9:
+        raise UsageError(
+            f"{blanks.path} was drawn at psi {blanks.truncation:g}, not {settings.truncation:g}: give --truncation {blanks.truncation:g}"
+        )
+    if blanks.masks.shape[1] != gen.resolution:
+        raise UsageError(f"{blanks.path} holds pictures of {blanks.masks.shape[1]} pixels, {gen.info.name} draws {gen.resolution}")
+    _same_pictures(blanks, gen)
+    return {"painted": blanks.masks, "painted_seeds": blanks.seeds, "painted_names": blanks.names}
+
+
+def _same_pictures(blanks: Any, gen: Generator) -> None:
+    """Seeds that stand for other pictures (another generator without a digest, samples moved for a rare class) would spoil the features silently."""
+    import numpy as np
+
+    if blanks.images is None:
+        return
+    drawn = gen.sample(blanks.seeds[:4], blanks.truncation).to_uint8().astype(np.int16)
+    far = np.abs(drawn - blanks.images[:4]).mean(axis=(1, 2, 3))
+    if far.max() > 4:  # grey values; another processor rounds differently by a fraction of one
+        raise UsageError(
+            f"the picture of seed {blanks.seeds[int(far.argmax())]} in {blanks.path} is not what {gen.info.name} draws for it (mean difference "
+            f"{far.max():.0f} of 255): use the generator that drew the blanks, without --rare, and leave images/ as it is"
+        )

@@ -231,3 +231,30 @@ def test_path_length(networks, grads):
     near(penalty, grads["pl/penalty_per_image"])
     near(value, grads["pl/loss_weight2_mean"])
     parameter_gradients(second, grads, "pl/dloss_dparam/", "generator")
+
+
+def test_a_picture_in_two_runs(networks):
+    """To a slot and from it on is the whole network; other styles after the slot leave the first part as it is; random noise of one key too."""
+    gen, _, z = networks["tf32"]
+    w, other = jnp.asarray(z["ws"]), jnp.asarray(z["ws"])[::-1]
+    image, features = gen.synthesize(w, taps=gen.taps)
+    for slots in range(1, gen.num_ws):
+        stem = gen.stem(w, slots)
+        again, found = gen.synthesize_from(stem, w, slots, taps=gen.taps_from(slots))
+        close(again, image, 1e-6)
+        assert all(np.allclose(found[tap], features[tap], atol=1e-5) for tap in found)
+        mixed, _ = gen.synthesize_from(stem, other, slots)
+        swapped, _ = gen.synthesize(jnp.concatenate([w[:, :slots], other[:, slots:]], axis=1))
+        close(mixed, swapped, 1e-6)
+    assert gen.taps_from(gen.num_ws - 1) == () and gen.taps_from(gen.num_ws - 2) == ("32x32", "32x32/conv1")
+    styles, key = gen.styles(w), jax.random.key(3)
+    stem, _ = gen.synthesis.advance(gen.synthesis.begin(len(w)), styles, "random", key, stop=4)
+    (_, joined), _ = gen.synthesis.advance(stem, styles, "random", key, first=4)
+    close(joined, gen.synthesize(w, noise="random", key=key)[0], 1e-6)
+    for wrong in (0, gen.num_ws):
+        with pytest.raises(UsageError, match=f"slots is {wrong}, expected 1 to {gen.num_ws - 1}"):
+            gen.stem(w, wrong)
+    with pytest.raises(UsageError, match="w must be"):
+        gen.stem(w[:, :3], 2)
+    with pytest.raises(UsageError, match="has no tap '4x4'"):
+        gen.synthesize_from(gen.stem(w, 4), w, 4, taps=("4x4",))

@@ -6,11 +6,12 @@ format is one function `save(splits, classes, folder, card) -> note` and one lin
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,24 +55,34 @@ def write(
     Returns the folder. Raises UsageError for an unknown format or a folder that is not empty, SisError for data that do not fit together.
     """
     save = _writer(format)
+    streams = examples if isinstance(examples, Mapping) else {split: examples}
+    with new_folder(folder, format, overwrite) as place:
+        note = save({name: items(stream, classes) for name, stream in streams.items()}, list(classes), place, card)
+        if not (place / _CLASSES).exists():
+            (place / _CLASSES).write_text(json.dumps(list(classes), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (place / "README.md").write_text(_card(place, card, licence, format, note), encoding="utf-8")
+    if note:
+        cli.say(f"{format}: {note}")
+    return Path(os.path.abspath(Path(folder).expanduser()))
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | os.PathLike[str], format: str, overwrite: bool = False) -> Iterator[Path]:  # noqa: A002
+    """A temporary folder to fill; afterwards it is at `folder`, marked as ours, whole, or after an error not at all.
+
+    Raises UsageError where `folder` is not empty (overwrite: where it is no earlier export), SisError for a full or closed disk.
+    """
     target = Path(os.path.abspath(Path(folder).expanduser()))
     _check_target(target, overwrite)
-    streams = examples if isinstance(examples, Mapping) else {split: examples}
     temporary = target.with_name(f".{target.name}.{os.getpid()}.sis-tmp")
     with _told_plainly(target):
         try:
             temporary.mkdir(parents=True)
-            note = save({name: items(stream, classes) for name, stream in streams.items()}, list(classes), temporary, card)
-            if not (temporary / _CLASSES).exists():
-                (temporary / _CLASSES).write_text(json.dumps(list(classes), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            yield temporary
             (temporary / _MARK).write_text(json.dumps({"format": format}) + "\n", encoding="utf-8")
-            (temporary / "README.md").write_text(_card(temporary, card, licence, format, note), encoding="utf-8")
             _swap(temporary, target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    if note:
-        cli.say(f"{format}: {note}")
-    return target
 
 
 def write_dataset(format_name: str, dataset: Any, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:

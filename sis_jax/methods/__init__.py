@@ -19,6 +19,10 @@ from sis_jax.core.types import Generator, Samples, unknown_name
 
 METHODS: dict[str, str] = {
     "segmentation_in_style": "sis_jax.methods.segmentation_in_style:SegmentationInStyle",
+    "labels4free": "sis_jax.methods.labels4free:Labels4Free",
+    "datasetgan": "sis_jax.methods.datasetgan:DatasetGAN",
+    "latent_direction": "sis_jax.methods.latent_direction:LatentDirection",
+    "style_mixing": "sis_jax.methods.style_mixing:StyleMixing",
 }
 
 

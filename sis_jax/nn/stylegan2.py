@@ -26,6 +26,7 @@ from sis_jax.core.types import Info, Noise, Samples, UsageError, check_taps, lat
 from sis_jax.nn.conditional import check_classes, check_labels, one_hot
 
 AnyArray = jax.Array | np.ndarray
+Stem = tuple[Float[Array, "_n _r _r _c"], Float[Array, "_n _s _s 3"]]  # activations and image after some of the layers
 LR_MULTIPLIER = 0.01  # of the mapping network
 
 
@@ -204,33 +205,43 @@ class Synthesis(nnx.Module):
         return {name: self.layer(name).affine(w[:, slot]) for name, slot in self.layers()}
 
     def __call__(
-        self,
-        styles: dict[str, Float[Array, "n _"]],
-        noise: Noise = "const",
-        taps: tuple[str, ...] = (),
-        key: jax.Array | None = None,
+        self, styles: dict[str, Float[Array, "n _"]], noise: Noise = "const", taps: tuple[str, ...] = (), key: jax.Array | None = None,
         dtype: Any = jnp.float32,
-    ) -> tuple[Float[Array, "n r r 3"], dict[str, Float[Array, "n ..."]]]:
+    ) -> tuple[Float[Array, "n r r 3"], dict[str, Float[Array, "n ..."]]]:  # fmt: skip
         """Image (float32) and the asked features (in `dtype`), each after noise, bias, activation and clamp."""
+        (_, image), features = self.advance(self.begin(styles["b4.conv1"].shape[0], dtype), styles, noise, key)
+        return image, {tap: features[tap] for tap in taps}
+
+    def begin(self, n: int, dtype: Any = jnp.float32) -> Stem:
+        """What every picture starts from: the learnt constant, and no image yet."""
+        const = getattr(self, "b4").const[...]  # noqa: B009  (the blocks are attributes by name, unknown to type checkers)
+        return jnp.broadcast_to(const.astype(dtype), (n, *const.shape)), jnp.zeros((n, 2, 2, 3))
+
+    def advance(
+        self, stem: Stem, styles: dict[str, Float[Array, "n _"]], noise: Noise = "const", key: jax.Array | None = None,
+        first: int = 0, stop: int | None = None,
+    ) -> tuple[Stem, dict[str, Float[Array, "n ..."]]]:  # fmt: skip
+        """Run the layers of the slots first, ..., stop - 1 (None: to the end); the activations and image so far, and the features on the way.
+
+        Layers run in the order of their slots, so running to a slot and from it on is the whole network, also with random noise of one key.
+        """
         if noise == "random" and key is None:
             raise UsageError('noise="random" needs a key: pass key=jax.random.key(seed), or use noise="const"')
+        x, image = stem
         features: dict[str, jax.Array] = {}
-        const = getattr(self, "b4").const[...]  # noqa: B009  (the blocks are attributes by name, unknown to type checkers)
-        n = styles["b4.conv1"].shape[0]
-        x = jnp.broadcast_to(const.astype(dtype), (n, *const.shape))
-        image = jnp.zeros(())
-        for r in resolutions(self.config.resolution):
-            block: SynthesisBlock = getattr(self, f"b{r}")
-            for name in ("conv0", "conv1")[r == 4 :]:
-                used = None
-                if noise == "random" and key is not None:
-                    key, used = jax.random.split(key)
-                x = getattr(block, name)(x, styles[f"b{r}.{name}"], noise, used)
-                features[f"{r}x{r}/{name}"] = x
-            features[f"{r}x{r}"] = x
-            rgb = block.torgb(x, styles[f"b{r}.torgb"])
-            image = rgb if r == 4 else ops.upsample2d(image) + rgb
-        return image, {tap: features[tap] for tap in taps}
+        for name, slot in self.layers():
+            layer, used = self.layer(name), None
+            if noise == "random" and key is not None and isinstance(layer, StyledConv):
+                key, used = jax.random.split(key)  # also for layers that are passed over: each keeps its own noise
+            if slot < first or (stop is not None and slot >= stop):
+                continue
+            if isinstance(layer, StyledConv):
+                x = layer(x, styles[name], noise, used)
+                side = f"{layer.resolution}x{layer.resolution}"
+                features[f"{side}/{name.split('.')[1]}"] = features[side] = x
+            else:
+                image = ops.upsample2d(image) + layer(x, styles[name])
+        return (x, image), features
 
 
 class StyleGAN2(nnx.Module):
@@ -318,6 +329,33 @@ class StyleGAN2(nnx.Module):
             raise UsageError(f'noise must be "const", "random" or "none", got {noise!r}')
         return _synthesize(self, w, key, noise, taps, dtype)
 
+    def stem(self, w: Float[AnyArray, "n s w"], slots: int, noise: Noise = "const", dtype: str = "float32") -> Stem:
+        """What the first `slots` slots of w draw (1 to num_ws - 1): shared by all pictures that differ in later slots only, see `synthesize_from`."""
+        self._check_slots(w, slots)
+        return _stem(self, jnp.asarray(w), slots, noise, dtype)
+
+    def synthesize_from(
+        self, stem: Stem, w: Float[AnyArray, "n s w"], slots: int, noise: Noise = "const", taps: tuple[str, ...] = ()
+    ) -> tuple[Float[Array, "n r r 3"], dict[str, Float[Array, "n ..."]]]:
+        """The rest of `synthesize` after `stem(..., slots)`, with the styles of w from that slot on; slots below are not looked at.
+
+        taps: of layers that run here. `noise` is "const" or "none", as in `stem`: random noise needs one key for the whole picture.
+        """
+        self._check_slots(w, slots)
+        return _synthesize_from(self, stem, jnp.asarray(w), slots, noise, check_taps(taps, self.taps_from(slots)))
+
+    def taps_from(self, slots: int) -> tuple[str, ...]:
+        """Taps of the layers that `synthesize_from` runs."""
+        convs = [name[1:].split(".") for name, slot in self.synthesis.layers() if slot >= slots and not name.endswith("torgb")]
+        names = {f"{r}x{r}/{conv}" for r, conv in convs} | {f"{r}x{r}" for r, conv in convs if conv == "conv1"}
+        return tuple(tap for tap in self.taps if tap in names)
+
+    def _check_slots(self, w: AnyArray, slots: int) -> None:
+        if not 1 <= slots < self.num_ws:
+            raise UsageError(f"slots is {slots}, expected 1 to {self.num_ws - 1}: this generator has {self.num_ws} slots of w")
+        if np.ndim(w) != 3 or np.shape(w)[1:] != (self.num_ws, self.config.w_dim):
+            raise UsageError(f"w must be [n, {self.num_ws}, {self.config.w_dim}] for this generator, got {list(np.shape(w))}")
+
     def styles(self, w: Float[AnyArray, "n s w"]) -> dict[str, Float[Array, "n _"]]:
         """Style-space coordinates of w, to edit and hand back to `synthesize`."""
         return _styles(self, jnp.asarray(w))
@@ -344,6 +382,17 @@ def _map(gen: StyleGAN2, z: jax.Array, truncation: float | jax.Array, labels: ja
 def _synthesize(gen: StyleGAN2, w: jax.Array | dict, key: jax.Array | None, noise: Noise, taps: tuple[str, ...], dtype: str):
     styles = w if isinstance(w, dict) else gen.synthesis.styles(w)
     return gen.synthesis(styles, noise, taps, key, jnp.dtype(dtype))
+
+
+@partial(jax.jit, static_argnames=("slots", "noise", "dtype"))
+def _stem(gen: StyleGAN2, w: jax.Array, slots: int, noise: Noise, dtype: str) -> Stem:
+    return gen.synthesis.advance(gen.synthesis.begin(w.shape[0], jnp.dtype(dtype)), gen.synthesis.styles(w), noise, stop=slots)[0]
+
+
+@partial(jax.jit, static_argnames=("slots", "noise", "taps"))
+def _synthesize_from(gen: StyleGAN2, stem: Stem, w: jax.Array, slots: int, noise: Noise, taps: tuple[str, ...]):
+    (_, image), features = gen.synthesis.advance(stem, gen.synthesis.styles(w), noise, first=slots)
+    return image, {tap: features[tap] for tap in taps}
 
 
 @jax.jit

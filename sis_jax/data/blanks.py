@@ -1,0 +1,250 @@
+"""Blanks: generated pictures to be painted by hand, and the masks read back.
+
+blanks/
+├── images/100000.png    the picture of seed 100000
+├── masks/100000.png     8-bit palette picture to paint on, pixel = class id, 255 = not painted
+├── classes.json         [{"id": 0, "name": "background", "colour": "#7a7a7a"}, ...], to be edited
+├── classes.gpl          the same colours, for editors that read GIMP palettes
+├── blanks.json          whose pictures these are: generator with sha256, psi, size, seeds
+└── README.md            how to paint
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from sis_jax.core import draw
+from sis_jax.core.types import SisError, UsageError
+from sis_jax.data.folder import Dataset
+from sis_jax.data.formats import new_folder
+from sis_jax.data.items import png
+from sis_jax.data.run import plain, read_run
+
+FACTS, CLASSES = "blanks.json", "classes.json"
+IGNORE = draw.IGNORE
+_AGAIN = "make the folder again with python -m sis_jax export RUN --format blanks"
+
+
+@dataclass(frozen=True)
+class Blanks:
+    """Painted pictures. images: uint8[n r r 3], None where the pictures are gone. masks: uint8[n r r] of class ids, 255 = not painted.
+
+    seeds, truncation: how the generator drew them; generator: its name and sha256. names: {class id: name}.
+    """
+
+    path: Path
+    images: UInt8[np.ndarray, "n r r 3"] | None
+    masks: UInt8[np.ndarray, "n r r"]
+    seeds: tuple[int, ...]
+    names: dict[int, str]
+    generator: dict[str, str]
+    truncation: float
+
+
+# writing
+
+
+def write_blanks(run: str | Path, folder: str | Path, *, n: int = 16, filled: bool = False, overwrite: bool = False) -> Path:
+    """Write the first `n` pictures of a run's dataset to be painted. filled: start from the run's masks, to be corrected, not from empty ones.
+
+    Returns the folder. Raises UsageError for a run without a dataset, or a folder that holds other things or painted masks.
+    """
+    if n < 1:
+        raise UsageError(f"n is {n}, expected at least 1 picture to paint (16 is the paper's)")
+    dataset = Dataset.open(run)
+    generator, truncation = _origin(dataset)
+    split = dataset.split("train")
+    if n > len(split):
+        raise UsageError(f"{dataset.path} has {len(split)} pictures in its split train, asked for {n}: give a smaller --n")
+    _refuse_painted(Path(folder))
+    classes = [{"id": c["id"], "name": c["name"], "colour": c.get("colour") or draw.colour(c["id"])} for c in dataset.classes]
+    if not any(c["id"] == 0 for c in classes):
+        classes.insert(0, {"id": 0, "name": "background", "colour": draw.colour(0)})
+    with new_folder(folder, "blanks", overwrite) as place:
+        rows = [_write_one(place, example, filled) for example in split[:n]]
+        facts = {"format": 1, "generator": generator, "truncation": truncation, "resolution": split[0].image.shape[0]}
+        (place / FACTS).write_text(_json(facts | {"filled": filled, "pictures": rows}), encoding="utf-8")
+        (place / CLASSES).write_text(_json(classes), encoding="utf-8")
+        (place / "classes.gpl").write_text(_gimp_palette(classes), encoding="utf-8")
+        (place / "README.md").write_text(_readme(dataset, classes, n, filled), encoding="utf-8")
+    return Path(folder)
+
+
+def _origin(dataset: Dataset) -> tuple[dict[str, str], float]:
+    """Whose pictures these are: the generator on record, and psi."""
+    home = dataset.path.parent
+    try:
+        record = read_run(home)["stages"]["synthesize"]
+        return dict(record["generator"]), float(record["config"]["truncation"])
+    except (UsageError, KeyError, TypeError):
+        raise UsageError(
+            f"{home} has no run.json that says which generator drew its pictures: give a RUN that python -m sis_jax.synthesize wrote"
+        ) from None
+
+
+def _write_one(place: Path, example: Any, filled: bool) -> dict[str, Any]:
+    if example.seed is None:
+        raise UsageError(f"the picture {example.name} has no seed on record, so its features cannot be made again: write the dataset anew")
+    name = f"{example.seed}.png"
+    mask = png(draw.palette_png(example.mask if filled else np.full_like(example.mask, IGNORE)))
+    for kind, data in (("images", png(Image.fromarray(example.image))), ("masks", mask)):
+        (place / kind).mkdir(exist_ok=True)
+        (place / kind / name).write_bytes(data)
+    return {"seed": example.seed, "image": f"images/{name}", "mask": f"masks/{name}", "mask_sha256": hashlib.sha256(mask).hexdigest()}
+
+
+def _refuse_painted(folder: Path) -> None:
+    """Hours of painting are not replaced by an option."""
+    if not (folder / FACTS).is_file():
+        return
+    for row in _facts(folder)["pictures"]:
+        mask = folder / row["mask"]
+        if mask.is_file() and hashlib.sha256(mask.read_bytes()).hexdigest() != row["mask_sha256"]:
+            raise UsageError(f"{mask} has been painted on, so {folder} is not replaced: move it away, or give another --out")
+
+
+def _gimp_palette(classes: Sequence[Mapping[str, Any]]) -> str:
+    rows = [(c["colour"], c["name"]) for c in classes] + [(draw.colour(IGNORE), "not painted")]
+    colours = [f"{' '.join(str(v).rjust(3) for v in bytes.fromhex(c.removeprefix('#')))}  {name}" for c, name in rows]
+    return "\n".join(["GIMP Palette", "Name: sis_jax classes", "#", *colours]) + "\n"
+
+
+def _readme(dataset: Dataset, classes: Sequence[Mapping[str, Any]], n: int, filled: bool) -> str:
+    table = "\n".join(f"| {c['id']} | {c['name']} | `{c['colour']}` |" for c in classes)
+    start = (
+        "The masks hold what the run found. Correct them, and delete the mask files you did not check: only masks that are here are learned."
+        if filled
+        else "The masks are empty. Paint as many pictures as you like, 5 to 16 go far; what stays unpainted is not learned."
+    )
+    return (
+        f"# {n} generated pictures to paint\n\nEvery `masks/SEED.png` belongs to `images/SEED.png` and has its size. {start}\n\n"
+        f"1. Edit `classes.json`: the names you want, one line per class, any ids from 0 to 254; 0 is the background. A class without a colour "
+        f"gets the one of its id.\n"
+        f"2. Open a mask, put its picture on a layer below, and paint with a hard pencil (no soft edges, no resizing, no JPEG) in the colours "
+        f"of the classes. Save as PNG: palette, RGB and grey pictures of class ids are all read. `{draw.colour(IGNORE)}` and transparent pixels are not "
+        f"painted.\n"
+        f"3. `python -m sis_jax.discover GEN --method datasetgan --masks THIS_FOLDER --out RUN`, with the generator that drew the pictures.\n\n"
+        f"| id | class | colour |\n|---|---|---|\n{table}\n\nThe background must be painted too, roughly is enough. `blanks.json` ties the masks to the "
+        f"generator and must stay.\n\nLicence: {dataset.licence}\n"
+    )
+
+
+def _json(value: Any) -> str:
+    return json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n"
+
+
+# reading
+
+
+def read_blanks(folder: str | Path) -> Blanks:
+    """Painted pictures, masks checked. A missing mask file counts as not painted.
+
+    Raises UsageError, naming the file, for a folder that is none, a mask of another size or with a colour that is no class's, and where nothing
+    or one class only was painted.
+    """
+    folder = Path(folder).expanduser()
+    facts = _facts(folder)
+    side = int(facts["resolution"])
+    classes = _classes(folder)
+    masks = np.full((len(facts["pictures"]), side, side), IGNORE, np.uint8)
+    for i, row in enumerate(facts["pictures"]):
+        if (folder / row["mask"]).is_file():
+            masks[i] = _mask(folder / row["mask"], side, classes)
+    used = np.unique(masks[masks != IGNORE])
+    if not used.size:
+        raise UsageError(f"no pixel of the masks in {folder / 'masks'} is painted: paint at least two classes, see README.md there")
+    if used.size == 1:
+        raise UsageError(
+            f"only the class {classes[int(used[0])][0]!r} is painted in {folder}: paint at least two, the background among them"
+        )
+    files = [folder / row["image"] for row in facts["pictures"]]
+    images = np.stack([_picture(f, side) for f in files]) if all(f.is_file() for f in files) else None
+    seeds = tuple(int(row["seed"]) for row in facts["pictures"])
+    names = {i: name for i, (name, _) in classes.items()}
+    return Blanks(folder, images, masks, seeds, names, dict(facts["generator"]), float(facts["truncation"]))
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        return {k: facts[k] for k in ("pictures", "resolution", "generator", "truncation")}
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(
+            f"{folder} is no folder of blanks (it has no {FACTS}): make one with python -m sis_jax export RUN --format blanks"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SisError(f"{folder / FACTS} cannot be read ({type(error).__name__}: {error}): {_AGAIN}") from None
+
+
+def _classes(folder: Path) -> dict[int, tuple[str, int]]:
+    """{id: (name, colour as 0xrrggbb)}."""
+    file, found = folder / CLASSES, {}
+    want = f'expected [{{"id": 0, "name": "background"}}, {{"id": 1, "name": "hair", "colour": "{draw.colour(1)}"}}, ...]'
+    try:
+        for entry in json.loads(file.read_text(encoding="utf-8")):
+            number, name = int(entry["id"]), str(entry["name"]).strip()
+            colour = int(str(entry.get("colour") or draw.colour(min(max(number, 0), IGNORE))).removeprefix("#"), 16)
+            if not 0 <= number < IGNORE or not name:
+                raise UsageError(f"{file} has the class {entry}: ids go from 0 to 254 and every class has a name")
+            if number in found or name in {n for n, _ in found.values()} or colour in {c for _, c in found.values()}:
+                raise UsageError(f"{file} has two classes with the id, name or colour of {name!r}: make them differ, or remove one")
+            found[number] = (name, colour)
+    except FileNotFoundError:
+        raise UsageError(f"{file} is missing; {want}") from None
+    except UsageError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{file} cannot be read ({type(error).__name__}: {error}); {want}") from None
+    return found
+
+
+def _mask(path: Path, side: int, classes: Mapping[int, tuple[str, int]]) -> UInt8[np.ndarray, "r r"]:
+    """Class ids of one mask: by colour, since editors reorder palettes when they save; else by value."""
+    picture = _open(path, side)
+    known = np.zeros(256, bool)
+    known[[IGNORE, *classes]] = True
+    values = np.asarray(picture) if picture.mode in ("P", "L") else None
+    if picture.mode == "L" and known[values].all():
+        return np.asarray(values, np.uint8)
+    pixels = np.asarray(picture.convert("RGBA")).astype(np.int32)
+    codes = pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
+    ids = np.full(codes.shape, -1)
+    for number, (_, colour) in classes.items():
+        ids[codes == colour] = number
+    ids[(codes == int(draw.colour(IGNORE)[1:], 16)) | (pixels[..., 3] < 128)] = IGNORE
+    if (ids >= 0).all():
+        return ids.astype(np.uint8)
+    if picture.mode == "P" and known[values].all():  # painted with a palette of its own
+        return np.asarray(values, np.uint8)
+    row, column = np.argwhere(ids < 0)[0]
+    shown = f"grey value {values[row, column]}" if picture.mode == "L" and values is not None else f"colour #{codes[row, column]:06x}"
+    colours = ", ".join(f"#{c:06x} {name}" for name, c in list(classes.values())[:8])
+    raise UsageError(
+        f"{path} has {int((ids < 0).sum())} pixels of no class, the first in row {row}, column {column} with the {shown}: paint with a hard pencil "
+        f"in the colours of classes.json ({colours})"
+    )
+
+
+def _picture(path: Path, side: int) -> UInt8[np.ndarray, "r r 3"]:
+    return np.asarray(_open(path, side).convert("RGB"))
+
+
+def _open(path: Path, side: int) -> Image.Image:
+    try:
+        with Image.open(path, formats=("PNG",)) as picture:
+            if picture.size == (side, side):
+                picture.load()
+                return picture.copy()
+            width, height = picture.size
+    except Exception as error:  # decoders fail in many ways on damaged files
+        raise SisError(f"{path} cannot be read as a PNG picture: {' '.join(str(error).split())[:120]}") from None
+    raise UsageError(f"{path} is {width}x{height}, expected {side}x{side} like its picture: paint without resizing or cropping")

@@ -1,0 +1,255 @@
+"""Ensembles of small classifiers on the features of single pixels: gathered, trained and applied without ever holding a whole hypercolumn map.
+
+The networks of DatasetGAN (Zhang et al. 2021, section 3.2): linear, ReLU, batch normalisation, twice; then linear. Without hidden layers it is the
+linear read-out of LinearGAN (Xu and Zheng 2021). A hypercolumn is the concatenation of all feature maps, each enlarged to the picture's size.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, UInt8
+
+Layers = list[tuple[Any, Any]]  # (weight Float[e i o], bias Float[e o]) of every layer, e members
+EPSILON = 1e-5  # of batch normalisation
+INITIAL = 0.02  # deviation of the first weights
+CHUNK = 50  # steps between two signs of life
+
+
+def hidden_widths(classes: int) -> tuple[int, int]:
+    """Widths of the two hidden layers: 128 and 32 below 32 classes, else 256 and 128."""
+    return (128, 32) if classes < 32 else (256, 128)
+
+
+def hypercolumns(features: tuple[Float[Array, "b _ _ _"], ...], at: Int[Array, "b p"], side: int) -> Float[Array, "b p d"]:
+    """Hypercolumns of single pixels: every map read at the pixel's place by bilinear interpolation (half-pixel centres).
+
+    at: row * side + column of each pixel in the picture, which has side x side of them. Equal to enlarging all maps and picking pixels.
+    """
+    return jnp.concatenate([_read(x.astype(jnp.float32), at, side) for x in features], axis=-1)
+
+
+def _read(x: Float[Array, "b r s c"], at: Int[Array, "b p"], side: int) -> Float[Array, "b p c"]:
+    """One map at pixels of a finer (or equal) grid; four neighbours, edges repeated."""
+    b, rows, columns, c = x.shape
+    flat = x.reshape(b, rows * columns, c)
+    if rows == columns == side:
+        return jnp.take_along_axis(flat, at[..., None], axis=1)
+    total = jnp.zeros(())
+    for row, down in _neighbours(at // side, rows, side):
+        for column, right in _neighbours(at % side, columns, side):
+            picked = jnp.take_along_axis(flat, (row * columns + column)[..., None], axis=1)
+            total = total + (down * right)[..., None] * picked
+    return total
+
+
+def _neighbours(at: Any, size: int, side: int) -> list[tuple[Any, Any]]:
+    """(index, weight) of the two neighbours in a row of `size` of positions in a row of `side`, in NumPy or JAX as `at` is."""
+    lib = np if isinstance(at, np.ndarray) else jnp
+    where = lib.clip((at + 0.5) * (size / side) - 0.5, 0, size - 1)
+    low = lib.floor(where).astype(np.int32)
+    part = where - low
+    return [(low, 1 - part), (lib.minimum(low + 1, size - 1), part)]
+
+
+# training
+
+
+def train(
+    x: Float[Any, "n d"],
+    y: Int[Any, "n"],
+    weight: Float[Any, "n"],
+    seen: Float[Any, "e n"],
+    *,
+    classes: int,
+    hidden: tuple[int, ...],
+    steps: int,
+    batch: int,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.0,
+    seed: int = 0,
+    tick: Callable[[int, float], None] = lambda steps, loss: None,
+) -> Layers:
+    """Train all members at once; returns their layers with normalisation folded in, so that only linear and ReLU are left.
+
+    x: features, best standardised. y: class, 0..classes - 1. weight: of each point in the loss. seen: how often each member is shown each point
+    (0: never; that member's loss and normalisation do without it). Every minibatch is read once for all members, which differ in their first
+    weights and in `seen`. Cross-entropy, Adam with decoupled weight decay, rate falling to 0 as a cosine. tick: called now and then with the number
+    of steps done and the mean loss.
+    """
+    rng = np.random.default_rng(seed)
+    sizes = (x.shape[1], *hidden, classes)
+    layers = [
+        (jnp.asarray(INITIAL * rng.standard_normal((len(seen), i, o)), jnp.float32), jnp.zeros((len(seen), o)))
+        for i, o in itertools.pairwise(sizes)
+    ]
+    optimiser = optax.adamw(optax.cosine_decay_schedule(learning_rate, steps), weight_decay=weight_decay)
+    state = (layers, optimiser.init(layers))
+    data = tuple(jnp.asarray(a) for a in (x, y, weight, seen))
+    order = np.concatenate([rng.permutation(len(x)) for _ in range(-(-steps * batch // len(x)))])[: steps * batch]
+    order = order.reshape(steps, batch).astype(np.int32)
+    for start in range(0, steps, CHUNK):
+        state, losses = _steps(state, data, order[start : start + CHUNK], learning_rate, weight_decay, steps)
+        tick(len(losses), float(losses.mean()))
+    return _folded(state[0], data[0], data[3])
+
+
+@partial(jax.jit, static_argnames=("learning_rate", "weight_decay", "total"), donate_argnums=(0,))
+def _steps(state: Any, data: Any, order: Int[Array, "s b"], learning_rate: float, weight_decay: float, total: int) -> tuple[Any, Array]:
+    """Some steps of every member; loss per step, mean over members."""
+    optimiser = optax.adamw(optax.cosine_decay_schedule(learning_rate, total), weight_decay=weight_decay)
+    x, y, weight, seen = data
+
+    def loss(layers: Layers, rows: Array) -> Array:
+        losses = jax.vmap(_loss, (0, None, None, None, 0))(layers, x[rows], y[rows], weight[rows], seen[:, rows])
+        return losses.sum()  # members do not share weights: the gradient of the sum is every member's own
+
+    def step(state: Any, rows: Array) -> tuple[Any, Array]:
+        layers, moments = state
+        value, gradient = jax.value_and_grad(loss)(layers, rows)
+        updates, moments = optimiser.update(gradient, moments, layers)
+        return (optax.apply_updates(layers, updates), moments), value / len(seen)
+
+    return jax.lax.scan(step, state, order)
+
+
+def _loss(layers: Layers, x: Array, y: Array, weight: Array, seen: Array) -> Array:
+    """One member's cross-entropy on a minibatch, of the points it is shown."""
+    for i, (w, b) in enumerate(layers):
+        x = x @ w + b
+        if i + 1 < len(layers):
+            x = jax.nn.relu(x)
+            mean, scale = _moments(x, seen)
+            x = (x - mean) * scale
+    wrong = optax.softmax_cross_entropy_with_integer_labels(x, y)
+    return (wrong * weight * seen).sum() / jnp.maximum((weight * seen).sum(), 1e-6)
+
+
+def _moments(x: Float[Array, "n h"], seen: Float[Array, "n"]) -> tuple[Array, Array]:
+    """Mean and 1 / deviation of each unit over the points seen."""
+    share = seen / jnp.maximum(seen.sum(), 1e-6)
+    mean = share @ x
+    return mean, jax.lax.rsqrt(share @ jnp.square(x - mean) + EPSILON)
+
+
+@jax.jit
+def _folded(layers: Layers, x: Float[Array, "n d"], seen: Float[Array, "e n"]) -> Layers:
+    """Layers without normalisation: its moments, taken over all points a member was shown, go into the next layer's weights.
+
+    Its own scale and shift were never parameters: the next layer can express them.
+    """
+
+    def member(arguments: tuple[Layers, Array]) -> Layers:
+        own, shown = arguments
+        y, folded = x, []
+        for i, (w, b) in enumerate(own):
+            if i:
+                mean, scale = _moments(y, shown)
+                w, b = w * scale[:, None], b - (mean * scale) @ w
+            folded.append((w, b))
+            y = jax.nn.relu(y @ w + b)
+        return folded
+
+    return jax.lax.map(member, (layers, seen))
+
+
+# application
+
+
+def logits(layers: Layers, x: Float[Any, "n d"]) -> Float[Array, "e n k"]:
+    """Every member's class scores of points."""
+    y = jnp.einsum("nd,edo->eno", x, layers[0][0]) + layers[0][1][:, None]
+    return _deeper(layers[1:], y)
+
+
+def _deeper(layers: Layers, y: Float[Array, "e *n h"]) -> Float[Array, "e *n k"]:
+    for w, b in layers:
+        flat = jax.nn.relu(y).reshape(y.shape[0], -1, y.shape[-1])
+        y = (flat @ w + b[:, None]).reshape(*y.shape[:-1], w.shape[-1])
+    return y
+
+
+def label_maps(
+    layers: Layers, features: tuple[Float[Array, "b _ _ _"], ...], side: int, majority: bool = False
+) -> tuple[UInt8[Array, "b h w"], Float[Array, "b h w"]]:
+    """Class of every pixel and confidence, from layers with normalisation folded in; features as in training, square, `side` pixels at most.
+
+    The first layer is applied to every map at its own size and its result enlarged: enlarging is linear, so this equals a hypercolumn's first
+    layer at a fraction of the work. Pictures, and members (all at once without hidden layers), take turns: memory does not grow with their number,
+    and what one turn needs fits a processor's cache.
+
+    Class: the largest mean probability, or with `majority` the one most members vote for (the mean decides ties). Confidence: 1 minus the
+    Jensen-Shannon divergence of the members' distributions, H(mean p) - mean H(p), over the largest it can be, log min(members, classes).
+    """
+    members, classes = layers[-1][1].shape
+    sizes = sorted({x.shape[1] for x in features})
+    by_size = {r: jnp.concatenate([x.astype(jnp.float32) for x in features if x.shape[1] == r], axis=-1) for r in sizes}
+    turns = _turns(layers, features, members if len(layers) == 1 else 1)
+
+    def picture(maps: dict[int, Array]) -> tuple[Array, Array]:
+        fine = maps.pop(side).swapaxes(0, 1).reshape(side * side, -1) if side in maps else None
+
+        def turn(total: tuple[Array, Array, Array], own: Any) -> tuple[tuple[Array, Array, Array], None]:
+            first, bias, deeper = own
+            y = _enlarged(maps, first, side) + (0.0 if fine is None else fine @ first[side])
+            y = jnp.moveaxis(y.reshape(side * side, *bias.shape), 1, 0) + bias[:, None]
+            score = jax.nn.log_softmax(_deeper(deeper, y), axis=-1)
+            p = jnp.exp(score)
+            votes = jax.nn.one_hot(jnp.argmax(score, axis=-1), classes).sum(0) if majority else jnp.zeros((side * side, classes))
+            return (total[0] + p.sum(0), total[1] - (p * score).sum((0, -1)), total[2] + votes), None
+
+        empty = jnp.zeros((side * side, classes))
+        (p, entropy, votes), _ = jax.lax.scan(turn, (empty, empty[:, 0], empty), turns)
+        return _verdict(p / members, entropy / members, votes, members, side)
+
+    return jax.lax.map(picture, by_size)
+
+
+def _turns(layers: Layers, features: tuple[Array, ...], group: int) -> tuple[dict[int, Array], Array, Layers]:
+    """The layers, `group` members at a time along a new first axis; the first one as {map size: weight [turns, channels, group * width]}, bias."""
+    (weight, bias), at, rows = layers[0], 0, {}
+    for x in features:
+        rows.setdefault(x.shape[1], []).append(weight[:, at : at + x.shape[-1]])
+        at += x.shape[-1]
+
+    def split(a: Array) -> Array:
+        return a.reshape(a.shape[0] // group, group, *a.shape[1:])
+
+    joined = {size: jnp.moveaxis(split(jnp.concatenate(parts, axis=1)), 1, 2) for size, parts in rows.items()}
+    first = {size: w.reshape(*w.shape[:2], -1) for size, w in joined.items()}
+    return first, split(bias), jax.tree.map(split, layers[1:])
+
+
+def _enlarged(maps: dict[int, Float[Array, "_ _ _"]], weight: dict[int, Float[Array, "_ o"]], side: int) -> Float[Array, "p o"]:
+    """Sum over maps of (map x weight) enlarged bilinearly, pixels column by column: rows map by map, then all columns in one product."""
+    if not maps:
+        return jnp.zeros((side * side, next(iter(weight.values())).shape[1]))
+    matrices = {r: _enlarging(r, side) for r in maps}
+    rows = [(matrices[r] @ (x.reshape(r * r, -1) @ weight[r]).reshape(r, -1)).reshape(side, r, -1) for r, x in maps.items()]
+    flat = jnp.concatenate(rows, axis=1).swapaxes(0, 1)
+    columns = np.concatenate([matrices[r] for r in maps], axis=1)
+    return (jnp.asarray(columns) @ flat.reshape(columns.shape[1], -1)).reshape(side * side, -1)
+
+
+def _enlarging(size: int, side: int) -> Float[np.ndarray, "side size"]:
+    """Matrix of bilinear interpolation from `size` points to `side`, half-pixel centres, edges repeated."""
+    (low, a), (high, b) = ((np.asarray(i), np.asarray(w)) for i, w in _neighbours(np.arange(side), size, side))
+    matrix = np.zeros((side, size), np.float32)
+    np.add.at(matrix, (np.arange(side), low), a)
+    np.add.at(matrix, (np.arange(side), high), b)
+    return matrix
+
+
+def _verdict(p: Array, entropy: Array, votes: Array, members: int, side: int) -> tuple[Array, Array]:
+    """Label and confidence of one picture from the mean probability, the mean entropy and the votes of its pixels, column by column."""
+    divergence = -(p * jnp.log(jnp.maximum(p, 1e-30))).sum(-1) - entropy
+    label = jnp.argmax(votes + 0.5 * p, axis=-1).astype(jnp.uint8)  # without votes p alone decides
+    sure = jnp.clip(1 - divergence / np.log(max(min(members, p.shape[-1]), 2)), 0, 1)
+    return label.reshape(side, side).T, sure.reshape(side, side).T
