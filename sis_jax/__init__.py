@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 # Verbs: a function and the module it lives in share one name, so that `sis.discover(gen)` and `python -m sis_jax.discover` both work.
-_VERBS = ("discover", "label", "synthesize", "distill", "predict", "evaluate", "report", "train_generator")
+_VERBS = ("discover", "label", "synthesize", "distill", "predict", "evaluate", "report", "train_generator", "edit")
 
 _HOMES = {
     **{verb: f"sis_jax.{verb}" for verb in _VERBS},
+    "project": "sis_jax._project",
     "load_discriminator": "sis_jax.weights",
     "load_clip": "sis_jax.weights",
     "load_generator": "sis_jax.weights",
@@ -53,6 +54,8 @@ __all__ = [  # noqa: RUF022  (in the order of work, not of the alphabet)
     "predict",
     "evaluate",
     "train_generator",
+    "edit",
+    "project",
     "report",
     "Parts",
     "Dataset",
@@ -69,6 +72,7 @@ __all__ = [  # noqa: RUF022  (in the order of work, not of the alphabet)
 
 if TYPE_CHECKING:
     from sis_jax import methods as methods
+    from sis_jax._project import project as project
     from sis_jax.core.types import Info as Info
     from sis_jax.core.types import Samples as Samples
     from sis_jax.core.types import SisError as SisError
@@ -79,6 +83,7 @@ if TYPE_CHECKING:
     from sis_jax.data.parts import Parts as Parts
     from sis_jax.discover import discover as discover
     from sis_jax.distill import distill as distill
+    from sis_jax.edit import edit as edit
     from sis_jax.evaluate import evaluate as evaluate
     from sis_jax.label import label as label
     from sis_jax.predict import predict as predict

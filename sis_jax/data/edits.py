@@ -1,0 +1,176 @@
+"""Edited pictures with their background kept, and what that kept: `Edit`; on disk `edit.png`, `edit.json`, `edit.safetensors` and the pictures."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from sis_jax.core import compositing, draw
+from sis_jax.core.types import SisError, UsageError
+from sis_jax.data.items import png
+from sis_jax.data.run import plain, write_atomic
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_ARRAYS = ("originals", "plain", "images", "backgrounds", "alphas", "edited_alphas")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """n pictures, each edited with s strengths.
+
+    originals: the pictures before (or photos). plain: what the generator draws for the moved latent. images: the foreground of that on the original's own,
+    completed background. backgrounds: those. alphas, edited_alphas: foreground in 0..1, before and after. direction: what was moved along, in words.
+    """
+
+    names: tuple[str, ...]
+    strengths: tuple[float, ...]
+    direction: str
+    originals: UInt8[np.ndarray, "n h w 3"]
+    plain: UInt8[np.ndarray, "n s h w 3"]
+    images: UInt8[np.ndarray, "n s h w 3"]
+    backgrounds: UInt8[np.ndarray, "n h w 3"]
+    alphas: Float[np.ndarray, "n h w"]
+    edited_alphas: Float[np.ndarray, "n s h w"]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def outside(self) -> Bool[np.ndarray, "n s h w"]:
+        """Pixels that are background before and after: outside both masks."""
+        return (self.alphas[:, None] < 0.5) & (self.edited_alphas < 0.5)
+
+    @property
+    def psnr(self) -> Float[np.ndarray, "n s"]:
+        """Of the background, outside both masks, against the original, in dB; inf where no pixel changed, NaN where there is none."""
+        return self._psnr(self.images)
+
+    @property
+    def psnr_plain(self) -> Float[np.ndarray, "n s"]:
+        """The same for the plain edit."""
+        return self._psnr(self.plain)
+
+    def _psnr(self, edited: np.ndarray) -> np.ndarray:
+        rows = [
+            [compositing.psnr(o, e, where) for e, where in zip(row, places)] for o, row, places in zip(self.originals, edited, self.outside)
+        ]
+        return np.array(rows)
+
+    def summary(self) -> dict[str, Any]:
+        """Background PSNR over all pixels outside both masks of all pictures together, kept and plain, and the gain in dB."""
+        there = np.broadcast_to(self.originals[:, None], self.images.shape)[self.outside]
+        kept, plain_ = (compositing.psnr(a[self.outside], there) for a in (self.images, self.plain))
+        return {"background_psnr": kept, "background_psnr_plain": plain_, "gain_db": kept - plain_, "pictures": len(self)}
+
+    def table(self) -> list[dict[str, Any]]:
+        """One row per picture and strength."""
+        return [
+            {"name": name, "strength": strength, "background_psnr": float(self.psnr[i, j]), "background_psnr_plain": float(self.psnr_plain[i, j]),
+             "foreground_share": float((self.alphas[i] >= 0.5).mean()), "edited_share": float((self.edited_alphas[i, j] >= 0.5).mean())}
+            for i, name in enumerate(self.names) for j, strength in enumerate(self.strengths)
+        ]  # fmt: skip
+
+    def show(self, count: int = 8) -> Image.Image:
+        """Per picture and strength one row: original, plain edit, edit with its background kept, both masks, the completed background."""
+        from PIL import Image
+
+        kept, plain_ = self.psnr, self.psnr_plain
+        cells, labels = [], []
+        for i in range(min(count, len(self))):
+            for j, strength in enumerate(self.strengths):
+                masks = [_grey(self.alphas[i]), _grey(self.edited_alphas[i, j])]
+                cells += [self.originals[i], self.plain[i, j], self.images[i, j], *masks, self.backgrounds[i]]
+                labels += [self.names[i], f"plain {strength:+g}: {plain_[i, j]:.1f} dB", f"kept: {kept[i, j]:.1f} dB"]
+                labels += ["mask before", "mask after", "background"]
+        zoom = max(1, 128 // self.originals.shape[2])
+        return Image.fromarray(draw.grid([c.repeat(zoom, 0).repeat(zoom, 1) for c in cells], 6, labels=labels, font_size=11))
+
+    # files
+
+    def files(self) -> dict[str, bytes]:
+        """Everything `save` writes, by name."""
+        from safetensors.numpy import save
+
+        facts = {
+            "names": self.names,
+            "strengths": self.strengths,
+            "direction": self.direction,
+            "summary": self.summary(),
+            "edits": self.table(),
+        }
+        sheet = io.BytesIO()
+        self.show(len(self)).save(sheet, "PNG")
+        out = {"edit.png": sheet.getvalue(), "edit.safetensors": save({k: np.ascontiguousarray(getattr(self, k)) for k in _ARRAYS})}
+        for i, stem in enumerate(_stems(self.names)):
+            out[f"{stem}.png"] = _png(self.originals[i])
+            for j, strength in enumerate(self.strengths):
+                out[f"{stem}_{strength:+g}.png"] = _png(self.images[i, j])
+                out[f"{stem}_{strength:+g}_plain.png"] = _png(self.plain[i, j])
+        return out | {
+            "edit.json": (json.dumps(plain(facts), indent=1, ensure_ascii=False) + "\n").encode()
+        }  # last: it says that all is there
+
+    def save(self, folder: str | Path) -> Path:
+        """Write pictures, masks, and the table of PSNRs into a folder; `Edit.load` reads them back."""
+        for name, data in self.files().items():
+            write_atomic(Path(folder) / name, data)
+        return Path(folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Edit:
+        """Read what `save` wrote. UsageError where there is nothing that can be read."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            facts = json.loads((Path(folder) / "edit.json").read_text("utf-8"))
+            arrays = load_file(Path(folder) / "edit.safetensors")
+            return cls(tuple(facts["names"]), tuple(facts["strengths"]), facts["direction"], **{k: arrays[k] for k in _ARRAYS})
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise UsageError(f"{folder} holds no edit that can be read ({error}): run python -m sis_jax.edit, with --overwrite") from None
+
+
+def _stems(names: tuple[str, ...]) -> list[str]:
+    """File names for pictures; numbered where two would be the same."""
+    stems = [re.sub(r"[^\w.-]+", "-", Path(n).with_suffix("").as_posix() if "." in n else n).strip("-.") or "picture" for n in names]
+    return [s if stems.count(s) == 1 else f"{s}-{i}" for i, s in enumerate(stems)]
+
+
+def _grey(alpha: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    return np.repeat((255 * alpha + 0.5).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def _png(picture: np.ndarray) -> bytes:
+    from PIL import Image
+
+    return png(Image.fromarray(picture))
+
+
+def keep_background(
+    names: tuple[str, ...],
+    strengths: tuple[float, ...],
+    direction: str,
+    originals: UInt8[np.ndarray, "n h w 3"],
+    alphas: Float[np.ndarray, "n h w"],
+    edited: UInt8[np.ndarray, "n s h w 3"],
+    edited_alphas: Float[np.ndarray, "n s h w"],
+    inpainter: compositing.Inpainter | None = None,
+) -> Edit:
+    """Complete each background once, and put every edited foreground on it (Labels4Free's recipe)."""
+    if not len(originals):
+        raise SisError("there is nothing to edit: no picture was given")
+    backgrounds = np.stack([compositing.complete(o, a, inpainter) for o, a in zip(originals, alphas)])
+    images = np.empty_like(edited)
+    for i, j in np.ndindex(edited.shape[:2]):
+        back = compositing.behind(originals[i], backgrounds[i], alphas[i], edited_alphas[i, j])
+        images[i, j] = compositing.composite(edited[i, j], edited_alphas[i, j], back)
+    return Edit(names, strengths, direction, originals, edited, images, backgrounds, alphas, edited_alphas)
