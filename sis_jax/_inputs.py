@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,44 @@ def gather(settings: Any, gen: Generator, named: str | None, folder: Path | None
     for name in wants:
         found |= {"photos": _photos, "discriminator": _discriminator, "painted": _painted}[name](settings, gen, named)
     return {"inputs": Inputs(**found)}
+
+
+def digests(settings: Any, gen: Generator) -> dict[str, str] | str:
+    """What the parts depend on beside the settings: the generator's digest, and what lies in the folders that `masks` and `photos` name.
+
+    Raises UsageError for masks or photos that cannot be read.
+    """
+    found: dict[str, str] = {}
+    wants = getattr(type(settings), "wants", ())
+    if "painted" in wants and settings.masks:
+        found["masks"] = _masks_digest(settings.masks)
+    if "photos" in wants and settings.photos:
+        found["photos"] = _photos_digest(settings.photos)
+    return {"generator": gen.info.sha256} | found if found else gen.info.sha256
+
+
+def _masks_digest(folder: str) -> str:
+    """Of class ids and names, not of the files: a mask that was only saved again is the same. The count is for the reader of an error."""
+    from sis_jax.data.blanks import IGNORE, read_blanks
+
+    blanks = read_blanks(folder)
+    known = repr((blanks.seeds, blanks.masks.shape, sorted(blanks.names.items())))
+    digest = hashlib.sha256(known.encode() + blanks.masks.tobytes()).hexdigest()
+    return f"{int((blanks.masks != IGNORE).sum()):,} painted pixels ({digest[:16]})"
+
+
+def _photos_digest(source: str) -> str:
+    """Of names and sizes, which are read at once; not of the times, which change when a folder is copied."""
+    from sis_jax.data.photo_files import list_source
+
+    listing = list_source(Path(source))
+    rows: list[tuple[str, Any]] = []
+    for name in listing.names:
+        try:
+            rows.append((name, listing.stamp(name)[0]))
+        except OSError:
+            rows.append((name, "gone"))  # a broken link; `_photos` names it and goes on
+    return f"{len(rows):,} photos in {listing.path.name} ({hashlib.sha256(repr(rows).encode()).hexdigest()[:16]})"
 
 
 def _photos(settings: Any, gen: Generator, named: str | None) -> dict[str, Any]:

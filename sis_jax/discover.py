@@ -55,11 +55,14 @@ def discover(
 
     Returns `Parts`. Raises UsageError for what cannot work (the sentence says what can), SisError for damaged weights.
     """
-    from sis_jax._inputs import gather
+    from sis_jax._inputs import digests, gather
+    from sis_jax.core.types import UsageError
     from sis_jax.data.run import RunFolder
     from sis_jax.weights import load_generator
 
     fitted_with = _resolve(method, recipe, settings)
+    if seed < 0:
+        raise UsageError(f"seed is {seed}, expected 0 or more")
     generator = load_generator(gen) if gen is None or isinstance(gen, str | Path) else gen
     texts = _texts(generator, ontology, rare, neutral, rare_n, rare_share, clip)
     named = str(gen) if isinstance(gen, str | Path) else generator.info.name
@@ -68,17 +71,16 @@ def discover(
     from sis_jax.data.page import write_page
     from sis_jax.data.parts import Parts
 
-    config = {"gen": str(gen) if isinstance(gen, str | Path) else generator.info.name, "method": method, "recipe": recipe, "seed": seed}
+    config = {"gen": named, "method": method, "recipe": recipe, "seed": seed}
     config |= {f: getattr(fitted_with, f) for f in _fields(type(fitted_with))}
     asked = {"ontology": ontology, "rare": rare, "clip": clip if isinstance(clip, str) else None}
     if rare is not None:
         asked |= {"neutral": neutral, "rare_n": rare_n, "rare_share": rare_share}
     config |= texts.config() if texts else {}
     shown = {"gen": gen, "out": out, "method": method, "recipe": recipe, "seed": seed} | asked | settings
+    reads, command = digests(fitted_with, generator), cli.command("discover", shown)
     with RunFolder.open(out, overwrite) as run:
-        with run.stage(
-            "discover", config, inputs=generator.info.sha256, generator=generator.info, command=cli.command("discover", shown)
-        ) as stage:
+        with run.stage("discover", config, inputs=reads, generator=generator.info, command=command, late=True) as stage:
             if stage.done:
                 cli.say(f"{out} already holds these parts; give --overwrite to find them again")
             else:
@@ -115,7 +117,22 @@ def _resolve(method: str, recipe: str | None, settings: dict[str, Any]) -> Any:
         if recipe not in recipes:
             raise unknown_name("recipe", recipe, recipes) if recipes else UsageError(f"{method} has no recipes, got recipe={recipe!r}")
         chosen |= recipes[recipe]
-    return cls(**chosen | {k: v for k, v in settings.items() if v != known[k]})
+    chosen |= {k: v for k, v in settings.items() if v != known[k]}
+    _check_numbers(chosen)
+    return cls(**chosen)
+
+
+def _check_numbers(settings: dict[str, Any]) -> None:
+    """What no method can do with: the methods themselves compare, and NaN passes most comparisons."""
+    import math
+
+    from sis_jax.core.types import UsageError
+
+    for name, value in settings.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"{name} is {value}, expected a finite number")
+        if name.endswith("truncation") and not 0 <= value <= 2:
+            raise UsageError(f"{name} is {value}, expected 0 to 2 (0.7 is usual)")
 
 
 def _texts(gen: Generator, ontology: Any, rare: str | None, neutral: str, rare_n: int, rare_share: float, clip: Any) -> Texts | None:
@@ -163,12 +180,9 @@ def _warnings(fitted: Any) -> list[str]:
             f"The background was not found ({fitted.background_['why']}), so no class has id 0. Look at the gallery and send the background "
             "there by hand: parts.rename({id: None})."
         )
-    shaky = [c["id"] for c in fitted.clusters_ if c["agreement"] < UNSURE]
-    if shaky:
-        listed = ", ".join(map(str, shaky))
-        found.append(
-            f"Clusters {listed} change when other samples or another seed are used: merge them with a neighbour, lower k, or raise n."
-        )
+    shaky, cure = [c["id"] for c in fitted.clusters_ if c["agreement"] < UNSURE], getattr(fitted, "shaky_cure", "")
+    if shaky and cure:
+        found.append(f"Clusters {', '.join(map(str, shaky))} change when other samples or another seed are used: {cure}.")
     return found
 
 

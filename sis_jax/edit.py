@@ -96,7 +96,8 @@ def edit(
     inputs = {"generator": teacher.gen.info.sha256, "parts": teacher.parts.digest(), "direction": _digest(way.move)}
     folder = f"edits/{_slug(name or way.prompt)}"
     with RunFolder.open(place, overwrite) as held:
-        with held.stage(folder, config, inputs=inputs, generator=teacher.gen.info, command=cli.command("edit", asked)) as stage:
+        command = cli.command("edit", asked)
+        with held.stage(folder, config, inputs=inputs, generator=teacher.gen.info, command=command, late=True) as stage:
             if stage.done:
                 cli.say(f"{place / folder} already holds this edit; give --overwrite to make it again")
             else:

@@ -1,6 +1,6 @@
 """Write an image + mask dataset with the parts that were found: `python -m sis_jax.synthesize RUN --n 10000`.
 
-Section 3.3 of Segmentation in Style: pictures from random latents, masks from the nearest cluster centres. What is written is in `data/folder.py`.
+Section 3.3 of Segmentation in Style: pictures from random latents, masks by the method that found the parts. What is written is in `data/folder.py`.
 Example i depends on its own seed and nothing else, so batches, devices, processes and interruptions do not change a byte.
 """
 
@@ -169,14 +169,16 @@ def _wait_for_all(processes: int, where: str) -> None:
 
 def _card(teacher: Teacher, config: dict[str, Any]) -> str:
     info, names = teacher.gen.info, ", ".join(f"{c['id']} {c['name']}" for c in teacher.parts.classes)
+    painted = "painted" in getattr(type(teacher.method), "wants", ())
+    learned = "learned from pictures that somebody painted" if painted else "found without labels"
     return (
         f"---\nlicense: other\ntask_categories: [image-segmentation]\ntags: [synthetic, sis_jax]\n---\n# Generated pictures with masks\n\n"
-        f"{config['n']:,} pictures drawn by the generator {info.name} (psi {config['truncation']:g}) and masks found without labels by "
-        f"{teacher.parts.method}. No person, place or thing in them exists.\n\n"
+        f"{config['n']:,} pictures drawn by the generator {info.name} (psi {config['truncation']:g}) and masks by {teacher.parts.method}, "
+        f"{learned}. No person, place or thing in them exists.\n\n"
         f"Licence: {info.licence} (it follows from the generator)\n\n"
         f"Classes: {names}. A mask's pixel is the class id, 0 is the background, 255 is to be ignored.\n\n"
-        f"`metadata.jsonl`: file names, the seed of the picture, and `confidence`, the mean over the picture of 1 - d1 / d2 of the squared "
-        f"distances to the two nearest cluster centres (0..1).\n"
+        f"`metadata.jsonl`: file names, the seed of the picture, and `confidence`, the mean over the picture of how sure the method is of each "
+        f"pixel (0..1).\n"
     )
 
 

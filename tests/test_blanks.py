@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from sis_jax import __main__ as door
-from sis_jax._inputs import gather
+from sis_jax._inputs import digests, gather
 from sis_jax.core import draw
 from sis_jax.core.features import sample_seeds
 from sis_jax.core.types import SisError, UsageError
@@ -18,6 +18,7 @@ from sis_jax.data.parts import Parts, classes_from
 from sis_jax.discover import discover
 from sis_jax.export import export
 from sis_jax.methods.datasetgan import DatasetGAN
+from sis_jax.methods.labels4free import Labels4Free
 from sis_jax.synthesize import synthesize
 from sis_jax.weights import save_generator
 
@@ -150,6 +151,9 @@ def _write(name, text):
 @pytest.mark.parametrize(
     ("spoil", "error", "message"),
     [
+        (lambda f: (f / "blanks.json").write_text('{"pictures": [5]}'), SisError, "blanks.json cannot be read"),
+        (lambda f: (f / "classes.json").write_text("{}"), UsageError, "lists no classes"),
+        (lambda f: (f / "classes.json").write_text('[{"id": 0, "name": "a", "colour": "#141414"}]'), UsageError, "colour #141414, expected"),
         (lambda f: [Image.open(m).resize((32, 32)).save(m) for m in (f / "masks").iterdir()], UsageError, "is 32x32, expected 16x16"),
         (lambda f: Image.new("RGB", (SIDE, SIDE), (1, 2, 3)).save(next((f / "masks").iterdir())), UsageError, "colour #010203: paint with"),
         (lambda f: Image.new("L", (SIDE, SIDE), 9).save(next((f / "masks").iterdir())), UsageError, "256 pixels of no class.*grey value 9"),
@@ -191,6 +195,40 @@ def test_painted_blanks_become_parts_with_their_names(generator, blanks, tmp_pat
     masks = {split: np.stack([e.mask for e in data.split(split)]) for split in data.splits}
     assert set(np.unique(masks["train"])) == {0, 1}
     assert np.array_equal(masks["train"][:10], np.stack([e.mask for e in synthesize(str(out), n=20, val=0.5).split("train")])[:10])
+
+
+def test_more_painting_makes_other_parts(generator, blanks, tmp_path):
+    """The masks are part of what was asked for: the same folder with more in it is not done, and saving a mask again changes nothing."""
+    paint(blanks)
+    ask = {"out": str(tmp_path / "run"), "method": "datasetgan", "masks": str(blanks), "classifier": "linear", "members": 1, "steps": 5}
+    discover(generator, **ask)
+    record = (tmp_path / "run" / "run.json").read_bytes()
+    paint(blanks, colours=[[0x7A] * 3 + [255], [255, 0, 0, 255]])
+    discover(generator, **ask)
+    assert (tmp_path / "run" / "run.json").read_bytes() == record
+    paint(blanks, rows=slice(3, 4))
+    with pytest.raises(UsageError, match=r"inputs.masks='768 painted pixels \(\w+\)', now asked for '1,024 painted pixels .*--overwrite"):
+        discover(generator, **ask)
+    discover(generator, **ask, overwrite=True)
+    assert len(json.loads((tmp_path / "run" / "parts" / "painted.json").read_text())["seeds"]) == 4
+    with pytest.raises(UsageError, match="no folder of blanks"):
+        discover(generator, **ask | {"masks": str(tmp_path)}, overwrite=True)
+    assert Parts.load(tmp_path / "run").names[1] == "bright"  # what cannot be read replaces nothing
+
+
+def test_digest_of_photos_sees_names_sizes_and_number(tmp_path):
+    gen, method = fakes.tiny_stylegan2(), Labels4Free(photos=str(tmp_path / "photos"))
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(UsageError, match="there is no file or folder"):
+        digests(Labels4Free(photos=str(tmp_path / "none")), gen)
+    found = []
+    for name, size in (("a.png", 16), ("b.png", 16), ("a.png", 24)):
+        Image.new("RGB", (size, size)).save(tmp_path / "photos" / name)
+        found.append(digests(method, gen)["photos"])
+    assert len(set(found)) == 3 and found[0].startswith("1 photos in photos (")
+    (tmp_path / "photos" / "c.png").symlink_to("gone.png")
+    assert digests(method, gen)["photos"].startswith("3 photos in photos (")
+    assert digests(Labels4Free(), gen) == digests(DatasetGAN(), gen) == gen.info.sha256
 
 
 def test_blanks_of_something_else_are_refused(generator, blanks):

@@ -168,6 +168,10 @@ def test_a_generator_in_plain_python(tmp_path):
         ({"k": 1}, "k is 1"),
         ({"layer": "64x64"}, "it has 4x4"),
         ({"n": 1}, "n is 1"),
+        ({"truncation": float("nan")}, "truncation is nan, expected a finite number"),
+        ({"truncation": -3.0}, "truncation is -3.0, expected 0 to 2"),
+        ({"seed": -1}, "seed is -1, expected 0 or more"),
+        ({"position_weight": float("inf")}, "position_weight is inf, expected a finite number"),
     ],
 )
 def test_impossible_requests_leave_nothing(weights, tmp_path, settings, said):
@@ -175,6 +179,23 @@ def test_impossible_requests_leave_nothing(weights, tmp_path, settings, said):
         sis_jax.discover(weights, out=str(tmp_path / "run"), **QUICK | settings)
     assert said in str(error.value)
     assert not list((tmp_path / "run").glob("parts/*")) and not (tmp_path / "run" / "report.html").exists()
+
+
+def test_only_methods_that_cluster_say_lower_k():
+    """A class that somebody painted, or one of two sides, is not made steadier by fewer clusters."""
+    from types import SimpleNamespace
+
+    from sis_jax.discover import _warnings
+    from sis_jax.methods import METHODS, get
+
+    said = {}
+    for name in METHODS:
+        fitted = get(name)()
+        facts = SimpleNamespace(clusters_=[{"id": 4, "agreement": 0.1}], background_={"found": True})
+        if hasattr(fitted, "shaky_cure"):
+            facts.shaky_cure = fitted.shaky_cure
+        said[name] = [w for w in _warnings(facts) if "lower k" in w and w.startswith("Clusters 4 change")]
+    assert {name for name, found in said.items() if found} == {"segmentation_in_style", "style_mixing"}
 
 
 def test_after_a_refused_request_the_folder_takes_another(weights, tmp_path):

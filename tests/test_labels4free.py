@@ -188,5 +188,12 @@ def test_recipes_are_settings():
         assert Labels4Free(**settings).quirk, name
 
 
+def test_a_ground_that_is_always_dark_does_not_concord():
+    a = np.random.default_rng(0).normal(0, 0.5, (500, 3))
+    assert np.isclose(checks.concordance(a, a), 1)
+    assert np.isclose(checks.concordance(a, 0.2 * a), 2 * 0.2 / (1 + 0.2**2), atol=0.02)  # where a correlation would be 1
+    assert checks.concordance(a, a - 1) < 0.5
+
+
 def test_stage_is_found(gen):
     assert checks.find_stage(gen, 0.7, n=8) in nets.stages(16)

@@ -1,6 +1,6 @@
-"""The quickstart notebook as it lies in the repository: short, without results or secrets, and it leaves the reader's JAX alone.
+"""The notebooks as they lie in the repository: short, without results or secrets, and they leave the reader's JAX alone.
 
-It is run by `.ci/run` (pytest --nbmake).
+They are run by `.ci/run` (pytest --nbmake).
 """
 
 import ast
@@ -12,25 +12,26 @@ from typing import Any
 
 import pytest
 
-NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "quickstart.ipynb"
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MOST_CELLS = 12
 SECRET = re.compile(
     r"hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[0-9A-Z]{16}|://[^/\s\"']+:[^/\s\"']+@|(?i:password|api_key|token)\s*=\s*[\"']"
 )
 TOUCHES_JAX = re.compile(r"pip.*install.*(-U|--upgrade|--force-reinstall|\bjax\[)|[!%]pip install.*\bjax\b")
-BADGE = "https://colab.research.google.com/github/sis-jax/sis_jax/blob/main/notebooks/quickstart.ipynb"
+BADGE = "https://colab.research.google.com/github/sis-jax/sis_jax/blob/main/notebooks/{}"
 
 
 def source(cell: dict[str, Any]) -> str:
     return "".join(cell["source"])
 
 
-def problems(notebook: dict[str, Any]) -> list[str]:
-    """What is wrong with a notebook that is to be committed."""
+def problems(notebook: dict[str, Any], name: str) -> list[str]:
+    """What is wrong with a notebook that is to be committed as `name`."""
     cells, found = notebook["cells"], []
     if len(cells) > MOST_CELLS:
         found.append(f"{len(cells)} cells")
-    if BADGE not in source(cells[0]):
+    if f"({BADGE.format(name)})" not in source(cells[0]):
         found.append("no Colab badge")
     if notebook["metadata"]["kernelspec"]["name"] != "python3":
         found.append("a kernel of its own")
@@ -47,13 +48,22 @@ def problems(notebook: dict[str, Any]) -> list[str]:
     return found
 
 
+@pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda path: path.stem)
+def path(request) -> Path:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def notebook() -> dict[str, Any]:
-    return json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+def notebook(path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_fit_to_commit(notebook):
-    assert problems(notebook) == []
+def test_fit_to_commit(path, notebook):
+    assert problems(notebook, path.name) == []
+
+
+def test_ci_runs_it(path):
+    assert f"notebooks/{path.name}" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -61,6 +71,7 @@ def test_fit_to_commit(notebook):
     [
         (lambda n: n["cells"].extend(n["cells"][-1:] * MOST_CELLS), "cells"),
         (lambda n: n["cells"].pop(0), "badge"),
+        (lambda n: n["cells"][0].update(source=[source(n["cells"][0]).replace("/notebooks/", "/notebooks/another_")]), "badge"),
         (lambda n: n["metadata"]["kernelspec"].update(name="mine"), "kernel"),
         (lambda n: n["cells"][1].update(outputs=[{"output_type": "stream", "name": "stdout", "text": "hello"}]), "results"),
         (lambda n: n["cells"][1].update(execution_count=3), "results"),
@@ -71,10 +82,10 @@ def test_fit_to_commit(notebook):
         (lambda n: n["cells"][1].update(source=["open('/home/me/x')"]), "folder"),
     ],
 )
-def test_each_fault_is_noticed(notebook, change, complaint):
+def test_each_fault_is_noticed(path, notebook, change, complaint):
     faulty = copy.deepcopy(notebook)
     change(faulty)
-    assert any(complaint in p for p in problems(faulty))
+    assert any(complaint in p for p in problems(faulty, path.name))
 
 
 def test_code_is_plain_python_and_public(notebook):
@@ -93,10 +104,9 @@ def test_code_is_plain_python_and_public(notebook):
 
 def test_readme_commands_are_those_that_ci_runs():
     """The two commands of the README, word for word, are what `.ci/run` runs."""
-    root = NOTEBOOK.parents[1]
-    blocks = re.findall(r"```\w*\n(.*?)```", (root / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    blocks = re.findall(r"```\w*\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
     commands = [line for block in blocks for line in block.splitlines() if line.startswith("python3 -m venv")]
-    ci = (root / ".ci" / "run").read_text(encoding="utf-8")
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert len(commands) == 2
     assert "sis_jax.discover" in commands[0]
     assert "pytest" in commands[1]

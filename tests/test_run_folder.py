@@ -56,6 +56,24 @@ def test_the_same_configuration_is_done_and_another_refused(tmp_path):
     assert json.loads((tmp_path / "r/parts/classes.json").read_text()) == {"k": 12}
 
 
+def test_an_impossible_overwrite_loses_nothing(tmp_path):
+    """A late stage removes what it replaces when it writes its first file, not when it is asked for."""
+    _finish(tmp_path / "r", {"k": 10})
+    before = (tmp_path / "r/run.json").read_bytes()
+    with RunFolder.open(tmp_path / "r", overwrite=True) as run:
+        with pytest.raises(UsageError, match="no such layer"), run.stage("discover", {"k": 12}, late=True):
+            raise UsageError("no such layer")
+        assert (tmp_path / "r/run.json").read_bytes() == before and (tmp_path / "r/parts/classes.json").is_file()
+        with run.stage("discover", {"k": 12}, late=True):
+            assert (tmp_path / "r/parts/classes.json").is_file()
+            run.write_json("parts/other.json", {})
+            assert not (tmp_path / "r/parts/classes.json").exists() and run.read()["stages"]["discover"]["state"] == "started"
+        assert run.read()["stages"]["discover"]["files"] == ["parts/other.json"]
+        with run.stage("discover", {"k": 13}, late=True):
+            pass
+    assert not (tmp_path / "r/parts/other.json").exists() and _finish(tmp_path / "r", {"k": 13}).done
+
+
 def test_changed_inputs_are_refused(tmp_path):
     with RunFolder.open(tmp_path) as run:
         with run.stage("label", {}, inputs={"parts": "aa"}):

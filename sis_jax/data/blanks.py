@@ -31,6 +31,7 @@ from sis_jax.data.run import plain, read_run
 
 FACTS, CLASSES = "blanks.json", "classes.json"
 IGNORE = draw.IGNORE
+NOT_PAINTED = int(draw.colour(IGNORE)[1:], 16)
 _AGAIN = "make the folder again with python -m sis_jax export RUN --format blanks"
 
 
@@ -153,7 +154,7 @@ def read_blanks(folder: str | Path) -> Blanks:
     """
     folder = Path(folder).expanduser()
     facts = _facts(folder)
-    side = int(facts["resolution"])
+    side = facts["resolution"]
     classes = _classes(folder)
     masks = np.full((len(facts["pictures"]), side, side), IGNORE, np.uint8)
     for i, row in enumerate(facts["pictures"]):
@@ -168,15 +169,19 @@ def read_blanks(folder: str | Path) -> Blanks:
         )
     files = [folder / row["image"] for row in facts["pictures"]]
     images = np.stack([_picture(f, side) for f in files]) if all(f.is_file() for f in files) else None
-    seeds = tuple(int(row["seed"]) for row in facts["pictures"])
+    seeds = tuple(row["seed"] for row in facts["pictures"])
     names = {i: name for i, (name, _) in classes.items()}
-    return Blanks(folder, images, masks, seeds, names, dict(facts["generator"]), float(facts["truncation"]))
+    return Blanks(folder, images, masks, seeds, names, facts["generator"], facts["truncation"])
 
 
 def _facts(folder: Path) -> dict[str, Any]:
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        return {k: facts[k] for k in ("pictures", "resolution", "generator", "truncation")}
+        kept = {"resolution": int(facts["resolution"]), "generator": dict(facts["generator"]), "truncation": float(facts["truncation"])}
+        rows = [{k: row[k] for k in ("image", "mask", "mask_sha256")} | {"seed": int(row["seed"])} for row in facts["pictures"]]
+        if not rows or kept["resolution"] < 1:
+            raise ValueError(f"{len(rows)} pictures of {kept['resolution']} pixels")
+        return kept | {"pictures": rows}
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(
             f"{folder} is no folder of blanks (it has no {FACTS}): make one with python -m sis_jax export RUN --format blanks"
@@ -190,11 +195,18 @@ def _classes(folder: Path) -> dict[int, tuple[str, int]]:
     file, found = folder / CLASSES, {}
     want = f'expected [{{"id": 0, "name": "background"}}, {{"id": 1, "name": "hair", "colour": "{draw.colour(1)}"}}, ...]'
     try:
-        for entry in json.loads(file.read_text(encoding="utf-8")):
+        entries = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(entries, list) or not entries:
+            raise UsageError(f"{file} lists no classes; {want}")
+        for entry in entries:
             number, name = int(entry["id"]), str(entry["name"]).strip()
             colour = int(str(entry.get("colour") or draw.colour(min(max(number, 0), IGNORE))).removeprefix("#"), 16)
             if not 0 <= number < IGNORE or not name:
                 raise UsageError(f"{file} has the class {entry}: ids go from 0 to 254 and every class has a name")
+            if not 0 <= colour <= 0xFFFFFF or colour == NOT_PAINTED:
+                raise UsageError(
+                    f"{file} gives {name!r} the colour {entry['colour']}, expected #rrggbb and not {draw.colour(IGNORE)}, not painted"
+                )
             if number in found or name in {n for n, _ in found.values()} or colour in {c for _, c in found.values()}:
                 raise UsageError(f"{file} has two classes with the id, name or colour of {name!r}: make them differ, or remove one")
             found[number] = (name, colour)
@@ -220,7 +232,7 @@ def _mask(path: Path, side: int, classes: Mapping[int, tuple[str, int]]) -> UInt
     ids = np.full(codes.shape, -1)
     for number, (_, colour) in classes.items():
         ids[codes == colour] = number
-    ids[(codes == int(draw.colour(IGNORE)[1:], 16)) | (pixels[..., 3] < 128)] = IGNORE
+    ids[(codes == NOT_PAINTED) | (pixels[..., 3] < 128)] = IGNORE
     if (ids >= 0).all():
         return ids.astype(np.uint8)
     if picture.mode == "P" and known[values].all():  # painted with a palette of its own

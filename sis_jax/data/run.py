@@ -43,6 +43,7 @@ class Stage:
 
     done: it finished before with this configuration and its files are there: skip the work. resumed: it began before with this
     configuration and did not finish. files: written so far, relative to the run. record: further keys for run.json, set them freely.
+    replaces: files of an earlier record, to be removed when this one begins. begun: it is on record.
     """
 
     name: str
@@ -51,6 +52,8 @@ class Stage:
     resumed: bool = False
     files: list[str] = field(default_factory=list)
     record: dict[str, Any] = field(default_factory=dict)
+    replaces: list[str] = field(default_factory=list)
+    begun: bool = False
 
 
 class RunFolder:
@@ -59,6 +62,7 @@ class RunFolder:
     def __init__(self, path: Path, lock: FolderLock, overwrite: bool):
         self.path, self.overwrite = path, overwrite
         self._lock, self._stage = lock, None
+        self._entry: dict[str, Any] = {}
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], overwrite: bool = False) -> RunFolder:
@@ -113,28 +117,33 @@ class RunFolder:
         command: str = "",
         device: str = "",
         again: bool = False,
+        late: bool = False,
     ) -> Iterator[Stage]:
         """Open a stage; leaving the block without an exception records it as done.
 
         config: the resolved arguments, made of what JSON can hold (paths and tuples are converted). inputs: digests of what the stage reads,
         compared like the configuration. generator: whose name, sha256 and licence go on record. command: the shell line that repeats it.
         device: what it ran on; the default is what JAX reports if it is in use. again: a stage that can go on after it finished (a
-        training asked for more images) is opened as resumed, never as done. Raises UsageError when the record has another configuration
-        and the folder was not opened with `overwrite`; the sentence names the first field that differs.
+        training asked for more images) is opened as resumed, never as done. late: what `overwrite` replaces stays until the first file is
+        written, so that a request that turns out to be impossible loses nothing. Raises UsageError when the record has another
+        configuration and the folder was not opened with `overwrite`; the sentence names the first field that differs.
         """
         resolved, inputs = plain(config), plain(inputs if isinstance(inputs, str) else dict(inputs))
         stage = self._begin(name, resolved, inputs, again)
         if stage.done:
             yield stage
             return
-        self._stage, started = stage, time.perf_counter()
         entry = {"state": "started", "config": resolved, "inputs": inputs, "started": _now()}
-        self._put(name, entry)
+        self._stage, self._entry, started = stage, entry, time.perf_counter()
+        if not (late and stage.replaces):
+            self._start(stage)
         try:
             yield stage
+            if not stage.begun:
+                self._start(stage)
         except BaseException:
             # A stage that failed before it wrote anything leaves no trace: the next try may be given other arguments.
-            if not stage.files and not stage.resumed:
+            if stage.begun and not stage.files and not stage.resumed:
                 with contextlib.suppress(Exception):
                     self._put(name, None)
             raise
@@ -166,9 +175,7 @@ class RunFolder:
         change = difference(record.get("config", {}), config) or difference({"inputs": record.get("inputs", "")}, {"inputs": inputs})
         files = record.get("files", [])
         if self.overwrite:
-            for file in files:
-                self._inside(file).unlink(missing_ok=True)
-            return Stage(name, config)
+            return Stage(name, config, replaces=list(files))
         if change:
             key, old, new = change
             raise UsageError(
@@ -178,6 +185,13 @@ class RunFolder:
         if not again and record.get("state") == "done" and all(self._inside(file).exists() for file in files):
             return Stage(name, config, done=True, files=list(files), record=record)
         return Stage(name, config, resumed=True)
+
+    def _start(self, stage: Stage) -> None:
+        """Put the open stage on record, and remove what it replaces."""
+        for file in stage.replaces:
+            self._inside(file).unlink(missing_ok=True)
+        stage.replaces, stage.begun = [], True
+        self._put(stage.name, self._entry)
 
     def _put(self, name: str, entry: dict[str, Any] | None) -> None:
         """Set or remove one record."""
@@ -202,6 +216,8 @@ class RunFolder:
         if not self._lock.held:
             raise SisError(f"the run folder {self.path} was closed; open it again to write {name}")
         path = self._inside(name)
+        if self._stage is not None and not self._stage.begun:
+            self._start(self._stage)
         write_atomic(path, data)
         if self._stage is not None:
             self._stage.files.append(path.relative_to(self.path).as_posix())

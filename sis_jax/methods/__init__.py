@@ -47,7 +47,8 @@ class Method(Protocol):
     """What the verbs ask of a method. `clusters_`: facts per cluster; `arrays_`: everything learned, by name; `sweep_`: why these settings.
 
     A method that needs more than a generator has `wants`, names of fields of `Inputs`, and takes them as `fit(gen, seed, inputs=...)`. Optional
-    members: `files_`, {name: bytes} to lie beside the parts (curves, logs); `warnings_`, sentences with their cure; `estimate()`, for `--dry-run`.
+    members: `files_`, {name: bytes} to lie beside the parts (curves, logs); `warnings_`, sentences with their cure; `estimate()`, for `--dry-run`;
+    `shaky_cure`, what to do about clusters of low agreement, where that is the settings' fault ("lower k").
     """
 
     clusters_: list[dict[str, Any]]
@@ -67,3 +68,9 @@ def get(name: str) -> type:
         raise unknown_name("method", name, METHODS)
     module, cls = METHODS[name].split(":")
     return getattr(importlib.import_module(module), cls)
+
+
+def fill_in(method: Any, **learned: Any) -> None:
+    """Set what was learned. Methods are frozen for users; `fit` fills in a copy of its own."""
+    for name, value in learned.items():
+        object.__setattr__(method, name, value)

@@ -39,7 +39,7 @@ from sis_jax.core import selection
 from sis_jax.core.cli import progress, say
 from sis_jax.core.features import BATCH, map_samples
 from sis_jax.core.types import Generator, Samples, SisError, UsageError, check_taps, to_uint8
-from sis_jax.methods import Inputs
+from sis_jax.methods import Inputs, fill_in
 from sis_jax.nn import pixel_classifiers as pixels
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -116,7 +116,7 @@ class DatasetGAN:
         layers = [(weights, bias - mean @ weights)] + [tuple(np.asarray(a)[: self.members] for a in pair) for pair in layers[1:]]
         fitted = replace(self, layer="+".join(taps))
         arrays = {f"{kind}{i}": a.astype(np.float32) for i, pair in enumerate(layers) for kind, a in zip(("weight", "bias"), pair)}
-        _set(fitted, arrays_=arrays, taps_=taps)
+        fill_in(fitted, arrays_=arrays, taps_=taps)
         fitted._describe(gen, seeds, painted, ids, dict(inputs.painted_names or {}) if inputs else {}, held)
         return fitted
 
@@ -144,7 +144,7 @@ class DatasetGAN:
     def restored(self, arrays: dict[str, np.ndarray]) -> DatasetGAN:
         """A fitted copy from stored `arrays_`; `layer` must be resolved (not "auto")."""
         copy = replace(self)
-        _set(copy, arrays_=dict(arrays), taps_=tuple(self.layer.split("+")))
+        fill_in(copy, arrays_=dict(arrays), taps_=tuple(self.layer.split("+")))
         return copy
 
     def estimate(self) -> dict[str, float]:
@@ -218,7 +218,7 @@ class DatasetGAN:
         found = bool(ids[0] == 0)
         why = "painted as class 0" if found else "no pixel was painted as class 0, the background"
         table = [{"name": c["name"], "painted_pixels": int(n), "held_out_iou": float(h)} for c, n, h in zip(clusters, counts, held)]
-        _set(
+        fill_in(
             self, clusters_=clusters, background_={"found": found, "why": why},
             files_={"painted.json": (json.dumps({"seeds": seeds, "classes": table}, indent=1) + "\n").encode()},
             warnings_=tuple(_warnings(table)),
@@ -322,11 +322,6 @@ def _block(gen: Generator, taps: tuple[str, ...]) -> int:
 
 def _layers(arrays: dict[str, Any]) -> pixels.Layers:
     return [(arrays[f"weight{i}"], arrays[f"bias{i}"]) for i in range(3) if f"weight{i}" in arrays]
-
-
-def _set(method: DatasetGAN, **learned: Any) -> None:
-    for name, value in learned.items():
-        object.__setattr__(method, name, value)  # frozen for users; `fit` fills in a copy of its own
 
 
 # device code

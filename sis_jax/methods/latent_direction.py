@@ -41,12 +41,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, UInt8
-from scipy import ndimage
 
 from sis_jax.core import selection
 from sis_jax.core.cli import progress
 from sis_jax.core.features import BATCH, map_samples, sample_seeds
+from sis_jax.core.patches import large_patches
 from sis_jax.core.types import Generator, Samples, SisError, UsageError, to_uint8
+from sis_jax.methods import fill_in
 
 RECIPES: dict[str, dict[str, Any]] = {
     # What the published code runs with, for the search of a direction and for making data.
@@ -125,7 +126,7 @@ class LatentDirection:
         fitted._describe(gen, seeds, halfway)
         header = ",".join(["step"] + [f"{what}_{name}" for what in ("brightness", "structure") for name in _names(self.mode)])
         rows = [f"{i},{','.join(f'{v:.6g}' for v in row)}" for i, row in enumerate(curve)]
-        _set(fitted, files_={"direction.csv": "\n".join([header, *rows, ""]).encode()}, warnings_=tuple(fitted._doubts(curve)))
+        fill_in(fitted, files_={"direction.csv": "\n".join([header, *rows, ""]).encode()}, warnings_=tuple(fitted._doubts(curve)))
         return fitted
 
     def label_seeds(
@@ -150,7 +151,7 @@ class LatentDirection:
     def restored(self, arrays: dict[str, np.ndarray]) -> LatentDirection:
         """A fitted copy from stored `arrays_`."""
         copy = replace(self)
-        _set(copy, arrays_=dict(arrays))
+        fill_in(copy, arrays_=dict(arrays))
         return copy
 
     def estimate(self) -> dict[str, float]:
@@ -170,9 +171,9 @@ class LatentDirection:
         for name in ("steps", "batch"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected at least 1")
-        for name in ("shift", "fit_shift", "learning_rate", "max_area"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{name} is {getattr(self, name)}, expected a number above 0")
+        for name, most in (("shift", 100), ("fit_shift", 100), ("learning_rate", 1), ("max_area", 1)):
+            if not 0 < getattr(self, name) <= most:
+                raise UsageError(f"{name} is {getattr(self, name)}, expected a number above 0, {most} at most")
         for name in ("center_weight", "structure_weight", "fit_shift_std", "min_component", "min_peaks"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected 0 or more")
@@ -260,11 +261,6 @@ def _names(mode: str) -> tuple[str, ...]:
     return ("light", "dark") if mode == "both" else (mode,)
 
 
-def _set(method: LatentDirection, **learned: Any) -> None:
-    for name, value in learned.items():
-        object.__setattr__(method, name, value)  # frozen for users; `fit` fills in a copy of its own
-
-
 def _unit(v: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m d"]:
     return (v / np.linalg.norm(v, axis=1, keepdims=True)).astype(np.float32)
 
@@ -301,14 +297,6 @@ def otsu(values: Float[np.ndarray, "..."], bins: int = 64) -> float:
     below, moment = share.cumsum(), (share * centers).cumsum()
     between = (moment[-1] * below - moment) ** 2 / np.maximum(below * (1 - below), 1e-12)
     return float(edges[1:][between[:-1].argmax()])
-
-
-def large_patches(mask: Bool[np.ndarray, "h w"], share: float) -> Bool[np.ndarray, "h w"]:
-    """The connected patches (4 neighbours) larger than `share` of the largest one."""
-    patches: np.ndarray = ndimage.label(mask)[0]  # type: ignore[index,assignment]
-    sizes = np.bincount(patches.ravel())
-    sizes[0] = 0
-    return (sizes > share * sizes.max())[patches]
 
 
 @partial(jax.jit, static_argnames=("rate",))

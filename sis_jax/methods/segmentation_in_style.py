@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from sis_jax.core import kmeans, ops, selection, sweep
 from sis_jax.core.cli import progress
 from sis_jax.core.features import map_samples, sample_seeds
 from sis_jax.core.types import Generator, Noise, Samples, SisError, UsageError, check_taps, to_uint8
+from sis_jax.methods import fill_in
 
 RECIPES: dict[str, dict[str, Any]] = {
     # The notebook that trains the published face model: 50 samples, psi 0.7, "layer 7", 128 x 128 grid, K = 9, ten restarts, raw features.
@@ -69,6 +70,7 @@ class SegmentationInStyle:
     max_points: int = 204_800
     align_corners: bool = False
     smooth: Literal["auto", "on", "off"] = "auto"
+    shaky_cure: ClassVar[str] = "merge them with a neighbour, lower k, or raise n"
     taps_: tuple[str, ...] = field(default=(), init=False)
     arrays_: dict[str, np.ndarray] = field(default_factory=dict, init=False, compare=False)
     clusters_: list[dict[str, Any]] = field(default_factory=list, init=False, compare=False)
@@ -89,7 +91,7 @@ class SegmentationInStyle:
         points = method._points(gen, seeds, taps)
         mean, scale, position = _standardise(points, method)
         fitted = method._cluster(points, (mean, scale, position), taps, seed)
-        _set(fitted, sweep_=found)
+        fill_in(fitted, sweep_=found)
         fitted._describe(gen, seeds)
         return fitted
 
@@ -118,7 +120,7 @@ class SegmentationInStyle:
     def restored(self, arrays: dict[str, np.ndarray]) -> SegmentationInStyle:
         """A fitted copy from stored `arrays_`; `layer` must be resolved (not "auto")."""
         copy = replace(self)
-        _set(copy, arrays_=dict(arrays), taps_=tuple(self.layer.split("+")))
+        fill_in(copy, arrays_=dict(arrays), taps_=tuple(self.layer.split("+")))
         return copy
 
     def estimate(self) -> dict[str, float]:
@@ -185,10 +187,10 @@ class SegmentationInStyle:
         arrays = {"centers": centers[order], "mean": mean, "scale": (scale * position).astype(np.float32)}
         if not self.position_weight:
             arrays["scale"][-2:] = 0
-        _set(fitted, arrays_=arrays, taps_=taps)
+        fill_in(fitted, arrays_=arrays, taps_=taps)
         labels = np.argsort(order)[np.asarray(found.labels)]
         stable = _stability(x, labels, n, self.k, seed)
-        _set(fitted, clusters_=[{"id": i, "agreement": float(stable[i])} for i in range(self.k)])
+        fill_in(fitted, clusters_=[{"id": i, "agreement": float(stable[i])} for i in range(self.k)])
         return fitted
 
     def _describe(self, gen: Generator, seeds: list[int]) -> None:
@@ -245,11 +247,6 @@ def candidate_layers(gen: Generator, single: bool = False) -> list[str]:
 
 def _side(tap: str) -> int:
     return int(tap.split("/")[0].split("x")[0])
-
-
-def _set(method: SegmentationInStyle, **learned: Any) -> None:
-    for name, value in learned.items():
-        object.__setattr__(method, name, value)  # frozen for users; `fit` fills in a copy of its own
 
 
 def _standardise(points: Float[np.ndarray, "n p d"], method: SegmentationInStyle) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -34,7 +34,9 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from sis_jax.core import kmeans, ops, selection
 from sis_jax.core.cli import progress
 from sis_jax.core.features import BATCH, map_samples, sample_seeds
+from sis_jax.core.patches import without_specks
 from sis_jax.core.types import Generator, Samples, SisError, UsageError, check_taps, to_uint8
+from sis_jax.methods import fill_in
 from sis_jax.nn.pixel_clusters import cluster, converted, distinct, vectors
 
 PIXELS = 128 * 64 * 64  # of the variants that are drawn in one pass
@@ -93,6 +95,11 @@ class StyleMixing:
     background_: dict[str, Any] = field(default_factory=dict, init=False, compare=False)
     sweep_: dict[str, Any] | None = field(default=None, init=False, compare=False)
 
+    @property
+    def shaky_cure(self) -> str:
+        """What to do about clusters that change with the samples."""
+        return "merge them with a neighbour, lower k, or raise n" if self.labels == "parts" else "raise variants"
+
     def fit(self, gen: Generator, seed: int = 0) -> StyleMixing:
         """Draw the styles to mix in, and match the clusters of `n` samples; returns a fitted copy.
 
@@ -146,7 +153,7 @@ class StyleMixing:
     def restored(self, arrays: dict[str, np.ndarray]) -> StyleMixing:
         """A fitted copy from stored `arrays_`; settings must be resolved (`slots` not 0, `layer` not "auto")."""
         copy = replace(self)
-        _set(copy, arrays_=dict(arrays))
+        fill_in(copy, arrays_=dict(arrays))
         return copy
 
     def estimate(self) -> dict[str, float]:
@@ -164,7 +171,14 @@ class StyleMixing:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise UsageError(f"{name} is {getattr(self, name)!r}, expected {', '.join(map(repr, known))}")
-        for name, least, most in (("variants", 2, 512), ("clusters", 2, 64), ("k", 2, 255), ("n_init", 1, 64), ("n", 4, 100_000)):
+        for name, least, most in (
+            ("variants", 2, 512),
+            ("clusters", 2, 64),
+            ("k", 2, 255),
+            ("n_init", 1, 64),
+            ("n", 4, 100_000),
+            ("min_patch", 0, 0.5),
+        ):
             if not least <= getattr(self, name) <= most:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected {least} to {most}")
         slots = self.slots or max(1, round(SLOTS * network.num_ws))
@@ -249,11 +263,6 @@ def _ordered(points: np.ndarray, weights: np.ndarray, k: int, seed: int) -> Floa
     return np.asarray(found.centers)[np.argsort(-mass, kind="stable")]
 
 
-def _set(method: StyleMixing, **learned: Any) -> None:
-    for name, value in learned.items():
-        object.__setattr__(method, name, value)  # frozen for users; `fit` fills in a copy of its own
-
-
 def _plain(gen: Any) -> bool:
     """Whether a generator is no pytree, and so cannot be an argument of a compiled function."""
     return jax.tree.structure(gen) == jax.tree.structure(0)
@@ -267,22 +276,6 @@ def _styled(gen: Any) -> Any:
 def _block(gen: Generator) -> int:
     """Samples at a time: a fixed number for a generator, so that a seed's bytes do not depend on its company."""
     return max(1, min(BATCH, BATCH * 256**2 // gen.resolution**2))
-
-
-def without_specks(label: UInt8[np.ndarray, "h w"], share: float) -> UInt8[np.ndarray, "h w"]:
-    """Connected patches (4 neighbours) below `share` of the picture take the label of the nearest pixel of a larger patch."""
-    from scipy import ndimage
-
-    small = np.zeros(label.shape, bool)
-    for value in np.unique(label):
-        patches: np.ndarray = ndimage.label(label == value)[0]  # type: ignore[index,assignment]
-        sizes = np.bincount(patches.ravel())
-        sizes[0] = label.size
-        small |= (sizes < share * label.size)[patches]
-    if not small.any() or small.all():
-        return label
-    nearest: Any = ndimage.distance_transform_edt(small, return_distances=False, return_indices=True)
-    return label[nearest[0], nearest[1]]
 
 
 # device code
