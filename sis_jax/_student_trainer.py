@@ -1,10 +1,7 @@
 """The loop around a student's training step: batches, schedule of the two phases, checkpoints that resume to the same bits, curves.
 
-Phase "train" learns from labelled pictures. Phase "adapt" is self-training on photos, in rounds: the averaged network labels each photo and its mirror
-image, the photo's own colours correct the mask (`data/refine.py`), and the network goes on learning from varied photos with these masks. Photos whose
-mask was corrected most are left out, pixels that were corrected count half. At the end the student from before and the one from after are compared
-without labels: how steady the masks of held-out photos are under other colours (mean IoU of the masks of two views), and whether the masks of held-out
-generated pictures are still right. The adaptation is kept only if it is the steadier one.
+Phase "train" learns from labelled pictures. Phase "adapt" is self-training on photos, in rounds (`_adaptation.py`). At the end the student from before
+and the one from after are judged without labels, and the adaptation is kept only if it is the better one.
 """
 
 from __future__ import annotations
@@ -18,24 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
+from sis_jax import _adaptation as adaptation
 from sis_jax.core import cli, metrics, parallel
 from sis_jax.core.types import Info, SisError, UsageError
-from sis_jax.data import refine
 from sis_jax.data.pairs import Pairs
 from sis_jax.data.photos import Photos
 from sis_jax.data.run import write_atomic
 from sis_jax.nn import student_training as training
 from sis_jax.nn import students
-from sis_jax.nn.student_augment import ALIGNED, NONE, WEAK, Augmentation, appearance
+from sis_jax.nn.student_augment import ALIGNED, NONE, WEAK, Augmentation
 from sis_jax.weights.student import Student, load_student
 
-HELD = 256  # photos kept apart for the comparison
-DROPPED = 0.25  # share of the photos left out of a round, those whose mask the colours corrected most
-FORGOTTEN = 0.1  # mean IoU on generated pictures that adaptation may cost
 COLUMNS: tuple[str, ...] = ("step", "loss", "accuracy", "val_iou", "phase")
 
 
@@ -108,7 +100,7 @@ class Trainer:
     def _split_photos(self, photos: Photos) -> tuple[Photos, Photos]:
         if len(photos) < 4:
             raise SisError(f"{len(photos)} photos are too few to adapt to: give at least 4")
-        return photos.holdout(min(HELD, len(photos) // 4), seed=self.job.config["seed"])
+        return photos.holdout(min(adaptation.HELD, len(photos) // 4), seed=self.job.config["seed"])
 
     # the loop
 
@@ -170,60 +162,21 @@ class Trainer:
     def _labelled_photos(self) -> Pairs:
         """Photos with the masks that the round's teacher and the photos' own colours give them."""
         assert self.photos is not None and self.teacher is not None
-        student = replace(self._student_of(self.teacher), facts={}, side=self.job.side if self.round else self.first_side)
-        fine, side = self.photos.images, self.job.side
-        small = _reduced(fine, side)
-        opinions = np.concatenate([np.stack(student.scores(list(small[i : i + 256]))) for i in range(0, len(small), 256)])[..., student.ids]
-        own = opinions.argmax(-1).astype(np.uint8)
-        if self.job.classes[0]["id"] != 0:  # nothing is the background, so there is nothing for colours to tell apart
-            return Pairs(small, own, np.full_like(own, 255))
-        share = self._refined(fine, opinions[..., 0])
-        corrected = np.where(share > 0.5, 1 + opinions[..., 1:].argmax(-1), 0).astype(np.uint8)
-        same = (corrected > 0) == (own > 0)
-        order = np.argsort(-same.mean((1, 2)), kind="stable")
-        kept = np.sort(order[: max(1, round(len(order) * (1 - DROPPED)))])
-        return Pairs(small[kept], corrected[kept], np.where(same, 255, 128).astype(np.uint8)[kept])
-
-    def _refined(self, photos: np.ndarray, ground: np.ndarray) -> np.ndarray:
-        """Share of each pixel's area that is foreground after the photo's own colours were asked."""
-        mean = ground.mean(0)
-        mean = (mean + mean[:, ::-1]) / 2 if self.recipe.augmentation.flip else mean
-        size = photos.shape[1:3]
-        bar = cli.progress(len(photos), f"masks of photos, round {self.round + 1}", "photo")
-        found = refine.foregrounds(
-            photos, lambda i: _enlarged(ground[i], size), _enlarged(mean, size), len(os.sched_getaffinity(0)), bar.update
-        )
-        bar.close()
-        return refine.shares(found, photos.shape[1] // self.job.side)
+        teacher = self._student_of(self.teacher, self.job.side if self.round else self.first_side)
+        note = f"masks of photos, round {self.round + 1}"
+        return adaptation.labelled(teacher, self.photos.images, self.job.side, self.recipe.augmentation.flip > 0, note)
 
     def _choose(self) -> None:
-        """The steadier of the students before and after adaptation, on held-out photos."""
-        assert self.before is not None
+        """The better of the students before and after adaptation, on held-out photos."""
+        assert self.before is not None and self.held is not None
         after = {"params": self._best(), "statistics": self.state["statistics"]}
-        both = ((self.before, self.first_side), (after, self.job.side))
-        old, new = (self._steadiness(s["params"], s["statistics"], side) for s, side in both)
-        val_old, val_new = (self._val_iou(replace(self._student_of(s), side=side)) for s, side in both)
-        kept = bool(new > old and val_new > val_old - FORGOTTEN)
-        self.verdict = {"steadiness_before": round(old, 4), "steadiness_after": round(new, 4), "val_iou_before": round(val_old, 4)}
-        self.verdict |= {"val_iou_after": round(val_new, 4), "adaptation_kept": kept}
+        both = [self._student_of(self.before, self.first_side), self._student_of(after, self.job.side)]
+        old, new = (adaptation.judge(s, self.held.images, self._val_iou(s), self.recipe.augmentation.flip > 0) for s in both)
+        kept = new.better_than(old)
+        self.verdict = old.facts("before") | new.facts("after") | {"adaptation_kept": kept}
         if not kept:
-            cli.say(
-                f"the adaptation is not kept: steadiness of the masks of held-out photos {old:.3f} before, {new:.3f} after; "
-                f"mean IoU on generated pictures {val_old:.3f} and {val_new:.3f}"
-            )
+            cli.say(f"the adaptation is not kept. Before: {old}. After: {new}")
             self.state |= {"params": self.before["params"], "ema": self.before["params"], "statistics": self.before["statistics"]}
-
-    def _steadiness(self, params: Any, statistics: Any, side: int) -> float:
-        """Mean IoU between the masks of held-out photos, at `side` pixels, and those of the same photos in other colours."""
-        assert self.held is not None
-        run = parallel.map_devices(_two_views, (None, None, None, 0), 0, devices=1, graph=self.graph)
-        found = []
-        held = _reduced(self.held.images, side)
-        for i in range(0, len(held), 64):
-            block = held[i : i + 64]
-            straight, varied = (np.asarray(a)[0] for a in run(params, statistics, jax.random.key(i), block[None]))
-            found += [metrics.mean_iou(metrics.confusion(a, b, len(self.job.classes))) for a, b in zip(straight, varied)]
-        return float(np.mean(found))
 
     # looking and saving
 
@@ -235,9 +188,13 @@ class Trainer:
 
     def student(self) -> Student:
         """The student as it is now."""
-        return self._student_of({"params": self._best(), "statistics": self.state["statistics"]})
+        return self._student_of({"params": self._best(), "statistics": self.state["statistics"]}, self._side())
 
-    def _student_of(self, weights: dict[str, Any]) -> Student:
+    def _side(self) -> int:
+        """At which the present network works: an adaptation to other pixels that was not kept leaves the student at its own."""
+        return self.job.side if self.verdict.get("adaptation_kept", True) else self.first_side
+
+    def _student_of(self, weights: dict[str, Any], side: int) -> Student:
         c = self.job.config
         facts = {"learned from": self.job.origin, "steps": c["steps"]} | (
             {"adapted to": self.photos.source} if self.photos is not None else {}
@@ -247,13 +204,13 @@ class Trainer:
         facts = {k: Path(v).name if k == "adapted to" else v for k, v in facts.items()}
         info = Info(name, self.job.licence, "distilled by sis_jax")
         network = training.join(self.graph, weights["params"], weights["statistics"])
-        return Student(network, self.network_config, self.job.classes, self.job.side, info, facts)
+        return Student(network, self.network_config, self.job.classes, side, info, facts)
 
     def facts(self) -> dict[str, Any]:
         """What run.json records."""
         last = self.curve[-1] if self.curve else {}
         return {
-            "pictures": len(self.job.train), "val_iou": last.get("val_iou"), "loss": last.get("loss"), "side": self.job.side, **self.verdict,
+            "pictures": len(self.job.train), "val_iou": last.get("val_iou"), "loss": last.get("loss"), "side": self._side(), **self.verdict,
             "training_device": f"{self.devices} x {jax.devices()[0].device_kind} ({os.cpu_count()} cores)",
         }  # fmt: skip
 
@@ -357,28 +314,3 @@ def _mirror(classes: tuple[dict[str, Any], ...]) -> tuple[int, ...]:
                 twin = name.replace(one, other, 1)
                 table[i] = names.index(twin) if twin in names else i
     return tuple(table) if table != list(range(len(names))) else ()
-
-
-def _two_views(params: Any, statistics: Any, key: jax.Array, photos: jax.Array, *, graph: Any) -> tuple[jax.Array, jax.Array]:
-    """Masks (channels) of the photos, and of the same photos in other colours."""
-    network, x = training.join(graph, params, statistics), training.to_float(photos)
-    views = (x, appearance(key, x, Augmentation()))
-    straight, varied = (network(v).argmax(-1).astype(jnp.int32) for v in views)
-    return straight, varied
-
-
-def _reduced(photos: np.ndarray, side: int) -> np.ndarray:
-    """uint8[n r r 3] averaged over whole blocks down to `side` pixels."""
-    factor = photos.shape[1] // side
-    n = len(photos)
-    if factor == 1:
-        return np.asarray(photos)
-    out = np.empty((n, side, side, 3), np.uint8)
-    for i in range(0, n, 512):  # the float average of a block of photos at a time
-        block = np.asarray(photos[i : i + 512])
-        out[i : i + 512] = block.reshape(len(block), side, factor, side, factor, 3).mean((2, 4)).round()
-    return out
-
-
-def _enlarged(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return np.asarray(Image.fromarray(np.ascontiguousarray(plane, np.float32)).resize((size[1], size[0]), Image.Resampling.BILINEAR))

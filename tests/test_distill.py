@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 
 import sis_jax
-from sis_jax import _student_trainer
+from sis_jax import _adaptation, _student_trainer
+from sis_jax._adaptation import Judgement
 from sis_jax.core.types import SisError, UsageError
 from sis_jax.data import refine
 from sis_jax.data.pairs import Pairs
@@ -104,7 +105,8 @@ def test_resuming_gives_the_same_bits_in_every_phase(run, photos, tmp_path, at, 
 def test_adaptation_says_what_it_compared(run, photos, tmp_path):
     student = sis_jax.distill(str(run), out=str(tmp_path / "a"), photos=photos, adapt_steps=2, **QUICK)
     record = json.loads((tmp_path / "a/run.json").read_text())["stages"]["distill"]
-    assert record["adaptation_kept"] in (True, False) and 0 <= record["steadiness_before"] <= 1
+    assert record["adaptation_kept"] in (True, False)
+    assert all(0 <= record[f"{what}_{when}"] <= 1 for what in ("steadiness", "agreement", "val_iou") for when in ("before", "after"))
     assert student.facts["adapted to"] == "photos.npz"
 
 
@@ -122,15 +124,43 @@ def test_a_student_begins_with_another_at_a_larger_side(run, student, photos, tm
         sis_jax.distill(str(run), out=str(tmp_path / "none"), **QUICK | {"steps": 0})
 
 
-def test_an_adaptation_that_shakes_is_not_kept(run, photos, tmp_path, monkeypatch):
-    """Whatever the photos did, a student less steady than before is thrown away, and the one from before is what is written."""
-    plain = sis_jax.distill(str(run), out=str(tmp_path / "plain"), **QUICK)
-    said = iter([0.9, 0.5])
-    monkeypatch.setattr(_student_trainer.Trainer, "_steadiness", lambda *a: next(said))
-    kept = sis_jax.distill(str(run), out=str(tmp_path / "adapted"), photos=photos, adapt_steps=2, **QUICK)
+@pytest.mark.parametrize("side", [None, 32])
+def test_an_adaptation_that_shakes_is_not_kept(run, student, photos, tmp_path, monkeypatch, side):
+    """Whatever the photos did, a worse student is thrown away, and the one from before is what is written, with its own side."""
+    said = iter([Judgement(0.9, 0.8, 0.7), Judgement(0.95, 0.7, 0.7)])
+    monkeypatch.setattr(_adaptation, "judge", lambda *a: next(said))
+    start = {"start_from": str(run), "steps": 0, "side": side} if side else {}
+    kept = sis_jax.distill(str(run), out=str(tmp_path / "adapted"), photos=photos, adapt_steps=2, **QUICK | start)
+    plain = student if side else sis_jax.distill(str(run), out=str(tmp_path / "plain"), **QUICK)
     pictures = list(np.random.default_rng(1).integers(0, 255, (2, 16, 16, 3), dtype=np.uint8))
     np.testing.assert_array_equal(plain.scores(pictures)[0], kept.scores(pictures)[0])
-    assert kept.facts["adaptation kept"] is False
+    assert kept.facts["adaptation kept"] is False and kept.side == plain.side
+
+
+def test_masks_without_an_object_are_no_better():
+    """They are as steady as can be, and no colour contradicts them: only the generated pictures tell."""
+    before = Judgement(0.9, 0.8, 0.8)
+    assert not Judgement(1.0, 1.0, 0.4).better_than(before)
+    assert Judgement(0.89, 0.85, 0.75).better_than(before)
+    assert not Judgement(0.85, 0.84, 0.8).better_than(before)
+    assert Judgement(0.91, None, 0.8).better_than(Judgement(0.9, None, 0.8))
+
+
+def test_agreement_is_of_masks_that_follow_the_photo(student, monkeypatch):
+    """Bright discs on dark ground: a student that reads brightness agrees with the colours, one that is blind does not."""
+    y, x = np.mgrid[:16, :16]
+    rng = np.random.default_rng(0)
+    discs = np.stack([(x - 8) ** 2 + (y - 8) ** 2 < r**2 for r in rng.uniform(4, 6, 12)])
+    photos = np.where(discs[..., None], 220, 30) + rng.integers(0, 20, (12, 16, 16, 3))
+    photos = photos.astype(np.uint8)
+
+    def says(ground):
+        monkeypatch.setattr(_adaptation, "_opinions", lambda student, photos: np.stack([ground, 1 - ground], -1).astype(np.float32))
+        return _adaptation.agreement(student, photos, True)
+
+    seeing = says(1 - photos[..., 0] / 255)
+    blind = says(np.broadcast_to(np.where(y < 8, 0.9, 0.1), discs.shape))
+    assert seeing > 0.95 and blind < seeing - 0.2
 
 
 def test_a_failure_before_the_first_checkpoint_leaves_no_trace(run, tmp_path):
