@@ -1,10 +1,12 @@
-"""Write a run's dataset in another format: `python -m sis_jax export RUN --format coco|voc|yolo|hf|tfds|npz`, or as blanks to be painted."""
+"""Write a run's dataset in another format: `python -m sis_jax export RUN --format coco|voc|yolo|hf|tfds|npz`, as blanks to be painted, or its student."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from sis_jax.core import cli
+
+STUDENT = ("jax", "onnx")
 
 
 def export(
@@ -19,20 +21,24 @@ def export(
     """Write the images and masks of a run in another format.
 
     run: a run, or a data folder.
-    format: coco, voc, yolo (lossy, says by how much), hf, tfds, npz, tfrecord; or blanks, pictures to paint for `discover --method datasetgan`.
-    out: folder to write; default RUN/exports/FORMAT.
+    format: coco, voc, yolo (lossy, says by how much), hf, tfds, npz, tfrecord; blanks, pictures to paint for `discover --method datasetgan`; or jax or
+        onnx, the run's student as one portable file.
+    out: folder to write; default RUN/exports/FORMAT. Of a student: the file; default RUN/exports/student.jax or student.onnx.
     n: of blanks: how many pictures (16).
     filled: of blanks: start from the run's masks, to be corrected.
     overwrite: replace an earlier export there; painted blanks are never replaced.
 
-    Returns the folder. Raises UsageError for a run without a dataset, an unknown format, or a folder that holds other things.
+    Returns the folder or file. Raises UsageError for a run without a dataset, an unknown format, or a folder that holds other things.
     """
     from sis_jax.data.formats import FORMATS
 
-    if format not in (*FORMATS, "blanks"):
+    if format not in (*FORMATS, "blanks", *STUDENT):
         from sis_jax.core.types import unknown_name
 
-        raise unknown_name("format", format, (*FORMATS, "blanks"))
+        raise unknown_name("format", format, (*FORMATS, "blanks", *STUDENT))
+    if format in STUDENT:
+        _check(format, n, filled)
+        return _export_student(run, format, Path(out) if out is not None else None, overwrite)
     place = Path(out) if out is not None else Path(run) / "exports" / format
     if format == "blanks":
         from sis_jax.data.blanks import write_blanks
@@ -45,11 +51,23 @@ def export(
     return write_dataset(format, Dataset.open(run), place, overwrite=overwrite)
 
 
+def _export_student(run: str | Path, format: str, out: Path | None, overwrite: bool) -> Path:  # noqa: A002
+    from sis_jax.core.types import UsageError
+    from sis_jax.weights.student import load_student
+
+    place = out or Path(run) / "exports" / f"student.{format}"
+    if place.suffix.lower() != f".{format}":
+        raise UsageError(f"{place} is to hold the student as {format}: give it a name that ends in .{format}")
+    if place.exists() and not overwrite:
+        raise UsageError(f"{place} is there already: add --overwrite, or give another --out")
+    return load_student(run).export(place)
+
+
 def _check(format: str, n: int | None, filled: bool) -> None:  # noqa: A002
     if n is not None or filled:
         from sis_jax.core.types import UsageError
 
-        raise UsageError(f"--n and --filled belong to --format blanks, got them with {format}, which always writes the whole dataset")
+        raise UsageError(f"--n and --filled belong to --format blanks, got them with {format}, which always writes everything")
 
 
 def _results(folder: Path, config: object) -> list[Path]:
@@ -57,7 +75,8 @@ def _results(folder: Path, config: object) -> list[Path]:
 
 
 def _plan(config: dict) -> dict:
-    return {"files": [config["out"] or f"{config['run']}/exports/{config['format']}"]}
+    name = f"student.{config['format']}" if config["format"] in STUDENT else config["format"]
+    return {"files": [config["out"] or f"{config['run']}/exports/{name}"]}
 
 
 export.results = _results  # type: ignore[attr-defined]

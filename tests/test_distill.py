@@ -2,6 +2,12 @@
 
 import csv
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import fakes
 import jax
@@ -17,6 +23,7 @@ from sis_jax.data import refine
 from sis_jax.data.pairs import Pairs
 
 PARTS = {"k": 3, "layer": "16x16", "n": 6, "n_init": 1, "max_points": 1536}
+ROOT = Path(__file__).parents[1]
 QUICK = {"steps": 6, "batch": 8, "width": 8, "snapshot": 2, "trim": 0.0}
 
 
@@ -100,6 +107,46 @@ def test_resuming_gives_the_same_bits_in_every_phase(run, photos, tmp_path, at, 
     assert len(again) < 12 - (at - 1) + settings["snapshot"], "it began again instead of going on"
     for name in ("model.safetensors", "curves.csv"):
         assert (tmp_path / "whole/student" / name).read_bytes() == (tmp_path / "cut/student" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_fifty_kills_and_the_same_bytes(run, photos, tmp_path):
+    """SIGKILL at random moments of both phases, between them, while a checkpoint is written, and while Python starts."""
+    settings = QUICK | {"steps": 60, "adapt_steps": 60, "snapshot": 3, "photos": str(photos)}
+
+    def command(out):
+        words = [f"--{k.replace('_', '-')}={v}" for k, v in settings.items()]
+        environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC")} | {
+            "PYTHONPATH": str(ROOT),
+            "JAX_PLATFORMS": "cpu",
+        }
+        return subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", "sis_jax.distill", str(run), "--out", str(tmp_path / out), "--quiet", *words],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    first = command("whole")
+    assert first.communicate(timeout=300)[1] == "" and first.returncode == 0
+    rng, seen, moved = np.random.default_rng(0), [], 0
+    for _ in range(50):
+        process, began, wait = command("cut"), time.monotonic(), rng.uniform(0, 1.5)
+        while process.poll() is None and time.monotonic() - began < 120:
+            now = sorted((tmp_path / "cut/student/checkpoints").glob("*"))
+            if rng.random() < 0.002 or (now and now != seen):  # a few die before they do anything
+                time.sleep(wait)
+                break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        moved, seen = moved + (now != seen), now
+    last = command("cut")
+    _, err = last.communicate(timeout=300)
+    assert last.returncode == 0, err
+    assert moved > 10, "hardly any run was killed at work"
+    for name in ("model.safetensors", "curves.csv", "config.json"):
+        assert (tmp_path / "whole/student" / name).read_bytes() == (tmp_path / "cut/student" / name).read_bytes().replace(
+            b"cut-student", b"whole-student"
+        )
 
 
 def test_adaptation_says_what_it_compared(run, photos, tmp_path):

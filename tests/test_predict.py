@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import sis_jax
+from sis_jax import __main__ as door
 from sis_jax.core.types import Info, SisError, UsageError
 from sis_jax.nn import students
 from sis_jax.weights.student import Student, _starts
@@ -209,6 +210,35 @@ def test_the_portable_file_gives_the_same_probabilities(student, tmp_path):
     for count in (1, 3):
         images = np.stack([photo(32, 32, i) for i in range(count)])
         np.testing.assert_allclose(call(images), np.stack(student.scores(list(images), flip=False)), atol=1e-5)
+
+
+def test_onnx_gives_the_same_probabilities(student, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("jax2onnx")
+    session = runtime.InferenceSession(student.export(tmp_path / "s.onnx"))
+    for count in (1, 3):
+        images = np.stack([photo(32, 32, i) for i in range(count)])
+        (found,) = session.run(["probabilities"], {"images": images})
+        np.testing.assert_allclose(found, np.stack(student.scores(list(images), flip=False)), atol=1e-5)
+    facts = session.get_modelmeta().custom_metadata_map
+    assert json.loads(facts["classes"]) == list(student.classes) and int(facts["side"]) == student.side
+
+
+def test_the_student_is_exported_from_the_shell(student, tmp_path, capsys, monkeypatch):
+    student.save(tmp_path / "student")
+    words = ["export", str(tmp_path), "--format"]
+    assert door.main([*words, "jax"]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "exports/student.jax")
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    for more, said in (
+        (["jax"], "is there already: add --overwrite"),
+        (["jax", "--out", str(tmp_path / "s.bin")], "ends in .jax"),
+        (["jax", "--n", "3"], "belong to --format blanks"),
+        (["onnx"], "pip install -e '.[onnx]'"),
+    ):
+        assert door.main([*words, *more]) == 2
+        assert said in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "exports").iterdir()] == ["student.jax"]
 
 
 def test_damaged_weights_are_told(student, tmp_path):

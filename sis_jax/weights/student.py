@@ -92,24 +92,15 @@ class Student:
         return folder
 
     def export(self, path: str | Path, flip: bool = False) -> Path:
-        """Write the network as one portable file: `jax.export.deserialize(bytes).call(images)` gives probabilities, without this library.
+        """Write the network as one portable file that works without this library: ONNX if its name ends in `.onnx`, otherwise a JAX function.
 
-        images: uint8[b side side 3] of any number b, at the size the student was trained on; the result is float32[b side side k], channels as in
-        `classes`. The file runs on CPU, CUDA and TPU.
+        It maps uint8[b side side 3], of any number b and the size the student was trained on, to probabilities float32[b side side k], channels as in
+        `classes`. `jax.export.deserialize(bytes).call(images)` runs the JAX function on CPU, CUDA and TPU. flip: mean with the mirror image. Raises
+        UsageError for ONNX without the package jax2onnx.
         """
-        from jax import export as jax_export
+        from sis_jax.weights.student_export import write
 
-        graph, params = nnx.split(self.network)
-        (b,) = jax_export.symbolic_shape("b")
-
-        def network(images: jax.Array) -> jax.Array:
-            return _probabilities(params, images, graph=graph, flip=flip)
-
-        shape = jax.ShapeDtypeStruct((b, self.side, self.side, 3), np.uint8)
-        exported = jax_export.export(jax.jit(network), platforms=("cpu", "cuda", "tpu"))(shape)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        files.write_atomic(Path(path), bytes(exported.serialize()))
-        return Path(path)
+        return write(self, Path(path), flip)
 
     def check(self, size: int | None = None, tile: int = TILE) -> None:
         """UsageError for a size or tile that cannot work."""

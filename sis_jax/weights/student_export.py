@@ -1,0 +1,76 @@
+"""The student as one file for other programs: a serialised JAX function, or ONNX."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import export as jax_export
+
+from sis_jax.core.types import UsageError
+from sis_jax.nn.student_training import to_float
+from sis_jax.weights import files
+
+if TYPE_CHECKING:
+    from sis_jax.weights.student import Student
+
+FORMATS: dict[str, str] = {"jax": ".jax", "onnx": ".onnx"}
+OPSET = 18  # what runtimes of the last years read
+Network = Callable[[jax.Array], jax.Array]
+
+
+def write(student: Student, path: Path, flip: bool) -> Path:
+    """The probabilities uint8[b side side 3] -> float32[b side side k] of any number of pictures, in the format that the name ends in."""
+    kind = "onnx" if path.suffix.lower() == FORMATS["onnx"] else "jax"
+    (b,) = jax_export.symbolic_shape("b")
+    shape = jax.ShapeDtypeStruct((b, student.side, student.side, 3), np.uint8)
+    data = _onnx(student, _network(student, flip), shape) if kind == "onnx" else _jax(_network(student, flip), shape)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_atomic(path, data)
+    return path
+
+
+def _network(student: Student, flip: bool) -> Network:
+    graph, params = nnx.split(student.network)
+
+    def network(images: jax.Array) -> jax.Array:
+        found, x = nnx.merge(graph, params), to_float(images)
+        scores = jax.nn.softmax(found(x), -1)
+        return (scores + jnp.flip(jax.nn.softmax(found(jnp.flip(x, 2)), -1), 2)) / 2 if flip else scores
+
+    return network
+
+
+def _jax(network: Network, shape: jax.ShapeDtypeStruct) -> bytes:
+    return bytes(jax_export.export(jax.jit(network), platforms=("cpu", "cuda", "tpu"))(shape).serialize())
+
+
+def _onnx(student: Student, network: Network, shape: jax.ShapeDtypeStruct) -> bytes:
+    """Input "images", output "probabilities"; classes, side and licence are in the file's metadata."""
+    try:
+        from jax2onnx import to_onnx
+    except ImportError as e:
+        raise UsageError(f"ONNX needs the package jax2onnx ({e}): pip install -e '.[onnx]', or take --format jax") from None
+    with warnings.catch_warnings():  # of shapes that are only known when it runs
+        warnings.simplefilter("ignore")
+        logger = logging.getLogger("onnx_ir")
+        level = logger.level
+        logger.setLevel(logging.ERROR)
+        try:
+            model = to_onnx(
+                network, [shape], model_name=student.info.name, opset=OPSET, input_names=["images"], output_names=["probabilities"]
+            )
+        finally:
+            logger.setLevel(level)
+    facts = {"classes": json.dumps(list(student.classes)), "side": str(student.side), "licence": student.info.licence}
+    for key, value in facts.items():
+        model.metadata_props.add(key=key, value=value)
+    return model.SerializeToString()
