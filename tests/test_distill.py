@@ -110,9 +110,10 @@ def test_resuming_gives_the_same_bits_in_every_phase(run, photos, tmp_path, at, 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_fifty_kills_and_the_same_bytes(run, photos, tmp_path):
     """SIGKILL at random moments of both phases, between them, while a checkpoint is written, and while Python starts."""
-    settings = QUICK | {"steps": 60, "adapt_steps": 60, "snapshot": 3, "photos": str(photos)}
+    settings = QUICK | {"steps": 150, "adapt_steps": 150, "snapshot": 3, "photos": str(photos)}
 
     def command(out):
         words = [f"--{k.replace('_', '-')}={v}" for k, v in settings.items()]
@@ -129,10 +130,11 @@ def test_fifty_kills_and_the_same_bytes(run, photos, tmp_path):
     assert first.communicate(timeout=300)[1] == "" and first.returncode == 0
     rng, seen, moved = np.random.default_rng(0), [], 0
     for _ in range(50):
-        process, began, wait = command("cut"), time.monotonic(), rng.uniform(0, 1.5)
-        while process.poll() is None and time.monotonic() - began < 120:
+        process, began, wait = command("cut"), time.monotonic(), rng.uniform(0, 0.5)
+        early = rng.uniform(0, 10) if rng.random() < 0.1 else 120
+        while process.poll() is None and time.monotonic() - began < early:
             now = sorted((tmp_path / "cut/student/checkpoints").glob("*"))
-            if rng.random() < 0.002 or (now and now != seen):  # a few die before they do anything
+            if now and now != seen:  # counted from the first checkpoint: the start of Python and JAX takes most of a short run
                 time.sleep(wait)
                 break
             time.sleep(0.01)

@@ -48,11 +48,25 @@ def test_composite_mixes_the_two_pictures():
 def test_alpha_loss_is_the_papers(coverage):
     rng = np.random.default_rng(1)
     alpha, scores = rng.random((3, 4, 4, 1)).astype(np.float32) * np.float32([0.2, 1, 1.0])[:, None, None, None], np.float32([0.3, -1, 2])
-    recipe = training.Recipe(adversarial=0.5, binary=3.0, least_foreground=0.4, background=6.0, least_background=0.6, coverage=coverage)
+    settings = {
+        "adversarial": 0.5,
+        "binary": 3.0,
+        "least_foreground": 0.4,
+        "background": 6.0,
+        "least_background": 0.6,
+        "coverage": coverage,
+    }
+    recipe = training.Recipe(**settings)
     share = alpha.mean() if coverage == "batch" else alpha.mean((1, 2, 3))
     binary, front, back = np.minimum(alpha, 1 - alpha).mean(), np.maximum(0.4 - share, 0).mean(), np.maximum(0.6 - (1 - share), 0).mean()
     expected = 0.5 * np.log1p(np.exp(-scores)).mean() + 3 * (binary + front) + 6 * back
     assert np.isclose(training.alpha_loss(jnp.asarray(alpha), jnp.asarray(scores), recipe)[0], expected, rtol=1e-5)
+    # ours on top: the frame of 4 x 4 pixels is the first row and the outer columns, 10 pixels
+    at_frame = np.concatenate([alpha[:, 0, :, 0], alpha[:, 1:, 0, 0], alpha[:, 1:, 3, 0]], axis=1).mean(1)
+    at_frame = at_frame.mean() if coverage == "batch" else at_frame
+    asked = training.Recipe(**settings, least_frame=0.7)
+    more = training.alpha_loss(jnp.asarray(alpha), jnp.asarray(scores), asked)[0] - expected
+    assert at_frame.max() > 0.3 and np.isclose(more, 6 * np.maximum(at_frame - 0.3, 0).mean(), rtol=1e-4)
 
 
 def test_bicubic_doubling_keeps_corners_and_straight_lines():
@@ -127,7 +141,7 @@ def test_any_number_of_devices_gives_the_same_numbers(gen):
 
 def test_fit_moves_and_labels(gen, fitted):
     rows = fitted.files_["labels4free.csv"].decode().splitlines()
-    assert len(rows) == 3 and rows[0].startswith("step,") and "separation,on_frame,score" in rows[0]
+    assert len(rows) == 3 and rows[0].startswith("step,") and "separation,boxed,on_frame,score" in rows[0]
     assert [c["name"] for c in fitted.clusters_] == ["background", "foreground"] and fitted.background_["found"]
     start = nets.init_alpha(gen, 3)
     assert any(np.abs(fitted.arrays_[k] - np.asarray(start[k])).max() > 1e-4 for k in start)
@@ -186,6 +200,52 @@ def test_what_cannot_work_is_said(gen):
 def test_recipes_are_settings():
     for name, settings in RECIPES.items():
         assert Labels4Free(**settings).quirk, name
+        assert Labels4Free(**settings).least_frame == 0, name
+
+
+def _judged(gen, monkeypatch, inside):
+    """What `judge` says of masks that are `inside` [16 16]; the features are 1 within a box of their own, a bit of noise elsewhere."""
+    rng = np.random.default_rng(5)
+    truth = np.zeros((16, 16), np.float32)
+    truth[4:, 4:12] = 1
+
+    def fake(gen, seeds, body, **_):
+        n = len(seeds)
+        images = jnp.zeros((n, 16, 16, 3))
+        x = jnp.asarray(truth[None, :, :, None] + 0.2 * rng.standard_normal((n, 16, 16, 2)), jnp.float32)
+
+        class Still:
+            def map(self, z, psi):
+                return z
+
+            def synthesize(self, w, noise, taps):
+                return images, dict.fromkeys(taps, x)
+
+        alpha = jnp.broadcast_to(jnp.asarray(inside, jnp.float32), (n, 16, 16))
+        with monkeypatch.context() as patch:
+            patch.setattr(checks, "mask", lambda *_: alpha)
+            if body is checks.separated:
+                yield checks.separated(Still(), jnp.zeros((n, 4)), jnp.float32(0.7), {}, taps=("16x16",))
+            else:
+                yield alpha, alpha
+
+    monkeypatch.setattr(checks, "map_samples", fake)
+    return checks.judge(gen, {}, list(range(4)), 0.7)
+
+
+def test_masks_that_tell_less_than_a_box_are_wrong(gen, monkeypatch):
+    box = np.zeros((16, 16))
+    box[4:, 4:12] = 1
+    right = _judged(gen, monkeypatch, box)
+    assert right["separation"] > right["boxed"] and right["on_frame"] > 1.5
+    assert np.isclose(right["score"], right["separation"] * right["steady"])
+    elsewhere = np.ones((16, 16))
+    elsewhere[:3, :] = 0  # a ground at the frame, which misses what the features show
+    wrong = _judged(gen, monkeypatch, elsewhere)
+    assert wrong["on_frame"] > 1.5 and wrong["separation"] < wrong["boxed"]
+    assert np.isclose(wrong["score"], wrong["separation"] * wrong["steady"] - checks.WRONG_SIDE)
+    inside_out = _judged(gen, monkeypatch, 1 - box)
+    assert np.isclose(inside_out["separation"], right["separation"], rtol=0.05) and inside_out["score"] < 0
 
 
 def test_a_ground_that_is_always_dark_does_not_concord():

@@ -1,6 +1,8 @@
 """The report: opens offline, shows what the run holds, escapes what it is given, stays small."""
 
+import base64
 import csv
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -8,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sis_jax.core import draw
 from sis_jax.core.types import Info, UsageError
+from sis_jax.data.edits import keep_background
 from sis_jax.data.run import RunFolder
 from sis_jax.report import report
 
@@ -233,6 +237,7 @@ def test_a_run_without_any_stage(tmp_path):
         ("evaluate celebamask-hq", "python -m sis_jax.evaluate {run} with"),
         ("discover", "python -m sis_jax.discover --out {run} with"),
         ("label", "python -m sis_jax.label {run} with"),
+        ("edits/pca-0", "python -m sis_jax.edit {run} with"),
     ],
 )
 def test_how_to_go_on_with_an_unfinished_stage(tmp_path, stage, command):
@@ -241,3 +246,48 @@ def test_how_to_go_on_with_an_unfinished_stage(tmp_path, stage, command):
         run.write_bytes("half.txt", b"x")
         raise KeyboardInterrupt
     assert f"The stage {stage} did not finish: {command.format(run=folder)}" in _page_of(folder)
+
+
+def _edit_of(count: int, shift: int, direction: str = "glasses"):
+    """Discs that get darker, on a ground that the plain edit makes brighter by `shift` and the other keeps."""
+    images, masks = _faces(count, 32)
+    plain = np.where(masks[..., None] > 0, images // 2, images + np.uint8(shift))
+    alphas = (masks > 0).astype(np.float32)
+    return keep_background(tuple(f"seed {i}" for i in range(count)), (1.0,), direction, images, alphas, plain[:, None], alphas[:, None])
+
+
+def test_edits_are_shown_side_by_side(tmp_path):
+    """Each edit has its picture, its PSNRs over all pictures, and a row per picture."""
+    folder = _make_run(tmp_path / "faces")
+    before = len(_Page(_page_of(folder)).loads)
+    _edit_of(2, 8).save(folder / "edits" / "glasses")
+    _edit_of(9, 16, "<b>hat</b>").save(folder / "edits" / "hat")
+    (folder / "edits" / "half").mkdir()
+    (folder / "edits" / "half" / "edit.json").write_text("{")  # what cannot be read is left out
+    html = _page_of(folder)
+    page = _Page(html)
+    assert "edits" in page.ids and len(page.loads) == before + 2
+    text = " ".join("".join(page.text).split())
+    for shift in (8, 16):  # the definition: 10 log10(255^2 / shift^2)
+        assert f"background kept at no pixel changed, plain edit {20 * np.log10(255 / shift):.1f} dB" in text
+    assert "2 pictures of glasses" in text and "9 pictures of hat" in text and "seed 8" in text
+    assert "&lt;b&gt;hat&lt;/b&gt;" in html and "half" not in text
+    wide, tall = (_size(uri) for uri in re.findall(r'<img class="gallery" src="([^"]+)" alt="edit ', html))
+    assert wide[0] == tall[0] and tall[1] > 2.5 * wide[1]  # 2 rows, and 6 of 9
+
+
+def test_many_edits_keep_the_page_small(tmp_path):
+    folder = _make_run(tmp_path / "faces")
+    noise = np.random.default_rng(0).integers(0, 256, (4, 128, 128, 3), np.uint8)
+    alphas = np.zeros((4, 128, 128), np.float32)
+    alphas[:, 40:90, 40:90] = 1
+    for i in range(6):
+        keep_background(tuple("abcd"), (1.0,), "pca:0", noise, alphas, noise[:, None], alphas[:, None]).save(folder / "edits" / str(i))
+    html = _page_of(folder)
+    sheets = re.findall(r'<img class="gallery" src="([^"]+)" alt="edit ', html)
+    assert len(sheets) == 6 and sum(map(len, sheets)) <= 1_200_000 and 'id="gallery"' in html
+
+
+def _size(uri: str) -> tuple[int, int]:
+    with Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))) as picture:
+        return picture.size

@@ -144,7 +144,7 @@ def _command(run, n):
     return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 def test_kill_and_resume_gives_the_same_bytes(weights, tmp_path, kills):
     n = 1200
     whole, cut = tmp_path / "whole", tmp_path / "cut"

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _UNSURE = 0.7  # agreement or confidence below this is marked
 _SHOWN = 256  # pixels: larger samples are reduced, so that the page stays small
 _LIMIT = 5 * 1024 * 1024
+_EDITED = 6  # rows of an edit's picture
+_EDITS_BUDGET = 1_200_000  # bytes of all edits' pictures together
 
 
 def write_page(run: str | Path) -> Path:
@@ -53,7 +55,7 @@ def _render(context: Mapping[str, Any]) -> str:
         undefined=jinja2.StrictUndefined,
     )
     engine.filters.update(number=lambda v: "–" if v is None else draw.number(v), fixed=lambda v: "–" if v is None else f"{v:.2f}")
-    engine.filters.update(percent=_percent, duration=cli.duration)
+    engine.filters.update(percent=_percent, duration=cli.duration, decibel=_decibel)
     engine.globals.update(swatch=lambda i: Markup(draw.swatch(i)))
     return engine.get_template("page.html.jinja").render(context)
 
@@ -62,6 +64,11 @@ def _percent(value: float | int | None) -> str:
     if value is None:
         return "–"
     return f"{100 * value:.1f} %" if value < 0.0995 else f"{100 * value:.0f} %"
+
+
+def _decibel(value: float) -> str:
+    """PSNR: infinite where no pixel changed, not a number where there is nothing to compare."""
+    return "–" if math.isnan(value) else "no pixel changed" if value == math.inf else f"{value:.1f} dB"
 
 
 def _context(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,6 +91,7 @@ def _context(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
         "gallery": _gallery(folder / "parts" / "gallery.png"),
         "sweep": _sweep(_json(folder / "parts" / "sweep.json", dict)),
         "worst": _worst(found, samples),
+        "edits": _edits(folder / "edits"),
         "curves": _curves(folder / "student" / "curves.csv"),
         "metrics": _metrics(_json(folder / "metrics.json", (dict, list))),
         "warnings": _warnings(found, generator, stages, folder),
@@ -149,20 +157,39 @@ def _uri(picture: Any, kind: str, **options: Any) -> str:
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _gallery(path: Path, budget: int = 1_500_000) -> dict[str, Any] | None:
-    """The gallery, reduced until it fits its share of the page."""
+def _gallery(path: Path) -> dict[str, Any] | None:
     from PIL import Image
 
-    if not path.exists():
-        return None
-    picture = Image.open(path).convert("RGB")
-    width = min(picture.width, 1600)
+    return _reduced(Image.open(path).convert("RGB"), 1600, 1_500_000) if path.exists() else None
+
+
+def _reduced(picture: Any, width: int, budget: float) -> dict[str, Any]:
+    """A picture as a data URI, reduced to a width and until it fits its share of the page."""
+    from PIL import Image
+
+    width = min(picture.width, width)
     while True:
         smaller = picture.resize((width, max(1, round(picture.height * width / picture.width))), Image.Resampling.LANCZOS)
         uri = _uri(smaller, "JPEG", quality=86)
         if len(uri) <= budget or width <= 200:
             return {"uri": uri, "width": width}
         width = int(width * 0.8)
+
+
+def _edits(folder: Path) -> list[dict[str, Any]]:
+    """Every edit of the run: its first pictures side by side, and how well the background was kept. One that cannot be read is left out."""
+    from sis_jax.core.types import UsageError
+    from sis_jax.data.edits import Edit
+
+    found, paths = [], sorted(folder.glob("*/edit.json"))
+    for path in paths:
+        try:
+            e = Edit.load(path.parent)
+        except UsageError:
+            continue
+        sheet = _reduced(e.show(max(1, _EDITED // len(e.strengths))), 1200, _EDITS_BUDGET / len(paths))
+        found.append({"name": path.parent.name, "direction": e.direction, "sheet": sheet, "rows": e.table(), **e.summary()})
+    return found
 
 
 def _parts(found: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -330,8 +357,8 @@ def _warnings(found: Mapping[str, Any], generator: Mapping[str, Any], stages: Ma
 
 
 def _again(stage: str, folder: Path) -> str:
-    """The command of a stage; a stage's name is its verb, and for some a word that tells several apart ("evaluate celebamask-hq")."""
-    verb = stage.split(" ")[0]
+    """The command of a stage: its name is its verb, for some with a word that tells several apart ("evaluate celebamask-hq"), or "edits/NAME"."""
+    verb = "edit" if stage.startswith("edits/") else stage.split(" ")[0]
     where = f"--out {folder}" if verb in ("discover", "train_generator") else str(folder)
     return f"python -m sis_jax.{verb} {where}"
 

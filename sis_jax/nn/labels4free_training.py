@@ -2,7 +2,9 @@
 
     x   = a G(w) + (1 - a) G_bg(w')                                                       a: the alpha network's mask of G(w)'s features
     L_D = softplus(-D(real)) + softplus(D(x)), and R1 on the real pictures once in so many steps
-    L_A = s softplus(-D(x)) + lambda [min(a, 1 - a) + relu(phi_fg - mean a)] + w_bg relu(phi_bg - (1 - mean a))
+    L_A = s softplus(-D(x)) + lambda [min(a, 1 - a) + relu(phi_fg - mean a)] + w_bg [relu(phi_bg - (1 - mean a)) + relu(phi_fr - (1 - mean_frame a))]
+
+phi_fr is ours: which side is the background is left to chance without it.
 
 The generator is frozen; gradients reach the alpha network only through a. Both networks learn from the same pictures of a step, where the
 published code draws new ones for the second: a rendering saved.
@@ -23,6 +25,7 @@ import optax
 from jaxtyping import Array, Float
 
 from sis_jax.core.parallel import pmean
+from sis_jax.core.selection import frame
 from sis_jax.nn.alpha import Params, alpha_logits, composite, flat_taps
 from sis_jax.nn.stylegan2 import StyleGAN2
 from sis_jax.nn.stylegan2_discriminator import Discriminator
@@ -37,6 +40,7 @@ class Recipe:
     """Hyper-parameters of the losses, named after the equations above. Fixed at compile time.
 
     coverage: "image" hinges the mean of each mask, "batch" that of all masks of a device's share. same_latents: w' = w, as published.
+    least_frame: phi_fr, share of the frame (`core.selection.frame`), 0 = as published.
     decay_steps: both learning rates fall to 0 over so many steps, on a cosine (0: they do not).
     """
 
@@ -48,6 +52,7 @@ class Recipe:
     least_foreground: float = 0.25
     background: float = 3.0
     least_background: float = 0.4
+    least_frame: float = 0.0
     coverage: str = "image"
     learning_rate: float = 2e-4
     d_learning_rate: float = 2e-4
@@ -111,15 +116,20 @@ def draw(
 
 def alpha_loss(alpha: Float[Array, "n r r 1"], scores: Float[Array, "n"], recipe: Recipe) -> tuple[Float[Array, ""], dict[str, jax.Array]]:
     """L_A of the module's docstring, and its parts."""
-    share = alpha.mean() if recipe.coverage == "batch" else alpha.mean((1, 2, 3))
+    edge = jnp.asarray(frame(*alpha.shape[1:3]), alpha.dtype)
+    share, at_frame = alpha.mean((1, 2, 3)), (alpha[..., 0] * edge).sum((1, 2)) / edge.sum()
+    if recipe.coverage == "batch":
+        share, at_frame = share.mean(), at_frame.mean()
     parts = {
         "adversarial": jax.nn.softplus(-scores).mean(),
         "binary": jnp.minimum(alpha, 1 - alpha).mean(),
         "short_of_foreground": jax.nn.relu(recipe.least_foreground - share).mean(),
         "short_of_background": jax.nn.relu(recipe.least_background - (1 - share)).mean(),
+        "short_of_frame": jax.nn.relu(recipe.least_frame - (1 - at_frame)).mean(),
     }
-    mask = recipe.binary * (parts["binary"] + parts["short_of_foreground"]) + recipe.background * parts["short_of_background"]
-    return recipe.adversarial * parts["adversarial"] + mask, parts
+    front = recipe.binary * (parts["binary"] + parts["short_of_foreground"])
+    back = recipe.background * (parts["short_of_background"] + parts["short_of_frame"])
+    return recipe.adversarial * parts["adversarial"] + front + back, parts
 
 
 def step(

@@ -56,7 +56,7 @@ def _jax(network: Network, shape: jax.ShapeDtypeStruct) -> bytes:
 def _onnx(student: Student, network: Network, shape: jax.ShapeDtypeStruct) -> bytes:
     """Input "images", output "probabilities"; classes, side and licence are in the file's metadata."""
     try:
-        from jax2onnx import to_onnx
+        from jax2onnx import to_onnx  # pyright: ignore[reportMissingImports]
     except ImportError as e:
         raise UsageError(f"ONNX needs the package jax2onnx ({e}): pip install -e '.[onnx]', or take --format jax") from None
     with warnings.catch_warnings():  # of shapes that are only known when it runs
