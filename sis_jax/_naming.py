@@ -55,7 +55,7 @@ class Naming:
         if self.n < 1:
             raise UsageError(f"n is {self.n}, expected at least 1 sample (50 is the default)")
         if self.size < 0:
-            raise UsageError(f"size is {self.size}, expected pixels, or 0 for twice the size the text model was trained on")
+            raise UsageError(f"size is {self.size}, expected pixels, or 0 for what the text model prefers, usually twice its own size")
         if not 0 <= self.margin <= 1:
             raise UsageError(f"margin is {self.margin}, expected a difference of probabilities from 0 (always a name) to 1")
         if self.mode not in ("dense", "crop"):
@@ -120,10 +120,21 @@ def name_parts(teacher: Teacher, clip: CLIP, ontology: Ontology, how: Naming) ->
     return Named(parts, classes, cosine, probability, verdicts, clip.info.name)
 
 
+def check_words(clip: CLIP, texts: Sequence[str]) -> None:
+    """UsageError for words that a text model of few words never learned: whatever it said of them would be wrong."""
+    strange = clip.tokenizer.strange(texts)
+    if strange:
+        raise UsageError(
+            f"{clip.info.name} does not know {', '.join(map(repr, strange[:3]))}: use words that its README.md lists, or a model that knows more, "
+            f"with a network --clip openai/clip-vit-base-patch32"
+        )
+
+
 def encode_prompts(clip: CLIP, ontology: Ontology) -> tuple[Float[np.ndarray, "p d"], list[str]]:
     """A unit vector per prompt, averaged over templates, and a sentence for every prompt of which CLIP reads the beginning only."""
     filled, cut = ontology.filled(), []
     flat = [text for several in filled for text in several]
+    check_words(clip, flat)
     for text in clip.cut(flat):
         read = _readable(clip, text)
         lost, reads = text[len(read) :].strip(), f"the {clip.config.text.context} tokens that {clip.info.name} reads"
@@ -204,9 +215,9 @@ _pool = jax.jit(pool_regions, static_argnames=("k", "align_corners"))
 
 
 def _size(asked: int, shape: Sequence[int], clip: CLIP) -> tuple[int, int]:
-    """Rows and columns at which pictures are read: `asked` (0: twice native) on the shorter side, in whole steps of the network."""
+    """Rows and columns at which pictures are read: `asked` (0: as the text model says, twice native where it says nothing), in whole steps of the network."""
     stride, native = clip.network.visual.stride, clip.config.vision.image_size
-    short = asked or 2 * native
+    short = asked or clip.preprocessing.dense or 2 * native
     steps = [max(1, round(short * side / min(shape) / stride)) for side in shape]
     return steps[0] * stride, steps[1] * stride
 

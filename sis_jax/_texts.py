@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sis_jax._naming import Naming, load_text_model, name_parts
+from sis_jax._naming import Naming, check_words, load_text_model, name_parts
 from sis_jax._rare import Rare, add_rare, described
 from sis_jax._teacher import Teacher
 from sis_jax.core.types import Generator, UsageError
@@ -32,7 +32,10 @@ class Texts:
         words = ontology_of(ontology) if ontology is not None else None
         if rare is not None and not (rare.strip() and neutral.strip() and rare.strip() != neutral.strip()):
             raise UsageError(f"--rare got {rare!r} and --neutral {neutral!r}: expected two texts that differ in what is rare")
-        return cls(load_text_model(clip, gen.info.name), words, rare, neutral, rare_n, rare_share)
+        model = load_text_model(clip, gen.info.name)
+        if rare is not None:
+            check_words(model, [rare, neutral])
+        return cls(model, words, rare, neutral, rare_n, rare_share)
 
     def config(self) -> dict[str, Any]:
         """What goes on record beside the method's settings."""

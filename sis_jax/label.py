@@ -43,7 +43,8 @@ def label(
     """Name parts from text; parts that get one name become one, and those that no text fits stay as they are, marked unsure.
 
     run: the folder in which `discover` left its parts; in Python also parts.
-    ontology: what is called what, {prompt: class}; null is the background. A JSON file, in Python also a dict; more in data/ontology.py.
+    ontology: what is called what, {prompt: class}; null is the background. A JSON file, "faces" (which ships), in Python also a dict; more in
+        data/ontology.py.
     prompt: the same as words, "a photo of hair=hair"; "a wall=" is background. May be given beside an ontology.
     neutral: words that fit nothing in particular; a part that they fit best gets no name.
     templates: sentences for the prompts, "a photo of {}"; the average of several is more reliable than one.
@@ -52,7 +53,8 @@ def label(
     gen: the generator of the parts, in Python; found by its name otherwise.
     recipe: "paper" is the setting of Segmentation in Style: RN50x64 on pictures of 2048 pixels. Settings given beside it win.
     mode: "dense" averages CLIP's features over the pixels of a part, "crop" shows it cut-out parts.
-    size: pixels of the shorter side at which CLIP reads pictures in the mode "dense", 0 is twice what it was trained on.
+    size: pixels of the shorter side at which CLIP reads pictures in the mode "dense", 0 is what it prefers, usually
+        twice what it was trained on.
     n: samples to look at.
     margin: a name is given only where its probability is ahead of the next by this much (0 = always).
     seed: of the samples.

@@ -119,6 +119,54 @@ def test_facts_first_and_words_afterwards(config):
     assert ((score > 0) == lit).mean() > 0.85
 
 
+def test_parts_and_facts_in_their_parts_are_learned(config):
+    """Left half one part, right half the other; a light square says yes only in the left one, and is told of by the patches there."""
+    rng = np.random.default_rng(0)
+    recipe = training.Recipe(learning_rate=5e-3, keep=1.0, ema=0.9)
+    start = np.linalg.qr(rng.standard_normal((8, 3)))[0].T.astype(np.float32)
+    graph, state = training.new_state(training.initial(config, 1), recipe, jnp.asarray(start[:1]), jnp.asarray(start[1:]))
+    see = jax.jit(training.grounded_step, static_argnames="recipe")
+    right = np.tile(np.arange(4) >= 2, (16, 4, 1)).reshape(16, 16)
+    share, about = np.stack([~right, right], -1).astype(np.float32), np.array([[1.0, 0.0]], np.float32)
+    losses = []
+    for _ in range(200):
+        pixels, lit, places = squares(rng, 16)
+        yes = (lit & (places % 4 < 2))[:, None].astype(np.float32)
+        state, told = see(graph, state, pixels, yes, 2 * yes - 1, share, about, jnp.float32(3e-3), recipe=recipe)
+        losses.append({k: float(v) for k, v in told.items()})
+    first, last = ({k: np.mean([x[k] for x in part]) for k in losses[0]} for part in (losses[:10], losses[-20:]))
+    assert last["parts"] < 0.3 * first["parts"] and last["local"] < 0.7 * first["local"] and last["told"] < 0.7 * first["told"]
+    network = training.averaged(graph, state)
+    pixels, lit, places = squares(np.random.default_rng(5), 64)
+    dense = np.asarray(network.visual.dense(jnp.asarray(pixels))).reshape(64, 16, 8)
+    assert ((dense @ np.asarray(state["ema"]["parts"]).T).argmax(-1) == right[0]).mean() > 0.9
+    heat = (dense @ np.asarray(state["ema"]["concepts"])[0])[lit & (places % 4 < 2)]
+    assert (heat[:, ~right[0]].mean() > heat[:, right[0]].mean()) or heat.mean() > 0
+
+
+def test_a_fact_about_no_part_is_learned_globally_only(config):
+    recipe = training.Recipe(keep=1.0)
+    network = training.initial(config, 0)
+    pixels = jnp.asarray(np.random.default_rng(0).standard_normal((4, 16, 16, 3)), jnp.float32)
+    points = jnp.eye(8)
+    yes = jnp.asarray([[1.0], [0.0], [1.0], [0.0]])
+    share = jnp.full((4, 16, 2), 0.5)
+    _, told = training.grounded_loss(network, points[:1], points[1:3], pixels, yes, yes, share, jnp.zeros((1, 2)), recipe)
+    assert float(told["local"]) == 0 and float(told["told"]) > 0
+
+
+def test_points_of_classes_stay_out_of_a_direction():
+    rng = np.random.default_rng(0)
+    kind = rng.integers(0, 2, 600)
+    dense = 0.3 * rng.standard_normal((600, 4)).astype(np.float32)
+    dense[:, 0] += 2 * kind - 1
+    dense[:, 1] += 2 * kind - 1
+    share = np.eye(2, dtype=np.float32)[kind]
+    points, scale = training.class_points(jnp.asarray(dense), jnp.asarray(share), jnp.eye(4)[:1], steps=60)
+    assert np.abs(np.asarray(points)[:, 0]).max() < 1e-5 and scale > 1
+    assert ((dense @ np.asarray(points).T).argmax(1) == kind).mean() > 0.97
+
+
 def test_where_captions_belong():
     concepts = np.array([[2, 0, 0], [0, 1, 0]], np.float32)
     neutral = np.array([0, 0, 1], np.float32)
@@ -126,6 +174,29 @@ def test_where_captions_belong():
         captions.target(captions.Caption("x", needs), concepts, neutral).tolist() for needs in ((), ((0, True),), ((0, True), (1, False)))
     ]
     assert at == [[0, 0, 1], [1, 0, 0], [1, -1, 0]]
+    there = captions.target(captions.Caption("x", ((0, True), (1, False))), concepts, neutral, {0: neutral, 1: neutral})
+    np.testing.assert_allclose(there, [1, -1, captions.PLACE])  # what is denied has no place
+
+
+def test_words_find_their_parts_without_masks():
+    """Four parts and a landmark each for eyes, nose and mouth: what tells hair best is hair, what is behind stays background."""
+    names = [n for several in captions.TELLS.values() for n in several]
+    where = np.zeros((8, 64, 64), np.float32)
+    for k, (x, y) in {2: (25, 30), 3: (32, 39), 4: (31, 47)}.items():
+        where[k, y - 2 : y + 3, x - 2 : x + 3] = 1
+    where[2, 28:33, 36:41] = 1
+    evidence = np.full((len(names), 8), 0.7, np.float32)
+    at = {thing: [names.index(n) for n in several] for thing, several in captions.TELLS.items()}
+    for thing, k in {"hair": 0, "clothes": 1, "eyebrows": 5, "beard": 6}.items():
+        evidence[at[thing], k] = 0.95
+    evidence[at["hair"], 7] = 0.94  # behind the head: it shows where the hair ends
+    about, nouns = captions.grounded(evidence, names, where, background=[7])
+    assert {k: v for k, v in nouns.items() if v} == {
+        "hair": [0], "eyebrows": [5], "eyes": [2], "nose": [3], "mouth": [4], "skin": [6], "clothes": [1], "background": [7]
+    }  # fmt: skip
+    table = captions.about_table(about, [*names, "Male"])
+    assert table.shape == (len(names) + 1, 8) and not table[-1].any() and not table[:, 7].any()
+    assert table[names.index("Blond_Hair")].argmax() == 0 and table[names.index("Eyeglasses"), 2] == 1
 
 
 # Captions

@@ -116,3 +116,34 @@ def test_the_rule():
 def test_ensembles_weigh_every_template_alike():
     texts = np.array([[[10, 0], [0, 1]]], np.float32)
     np.testing.assert_allclose(naming.ensemble(texts), [[0.5**0.5, 0.5**0.5]], rtol=1e-6)
+
+
+def test_what_ships_goes_by_its_name(tmp_path, monkeypatch):
+    faces = ontology_of("faces")
+    assert set(faces.classes) == {"hair", "face", "clothes", None}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "faces").write_text('{"a cat": "cat", "a wall": null}')
+    assert set(ontology_of("faces").classes) == {"cat", None}  # a file of that name goes first
+
+
+def test_the_shipped_text_model_knows_its_words_and_refuses_others():
+    import sis_jax
+    from sis_jax._naming import check_words, default_clip
+
+    clip = sis_jax.load_clip(default_clip("faces64"))
+    assert clip.info.name == "faces-clip" and default_clip("cats256") == "openai/clip-vit-base-patch32"
+    check_words(clip, [*ontology_of("faces").texts, "a person with glasses", "a photo of a man with blond hair"])
+    with pytest.raises(UsageError, match=r"faces-clip does not know 'car', 'sky'.*clip-vit-base-patch32"):
+        check_words(clip, ["a car", "the sky"])
+
+
+def test_the_shipped_text_model_keeps_parts_apart():
+    """Every prompt of the default ontology is nearest to those of its own class."""
+    import sis_jax
+
+    faces, clip = ontology_of("faces"), sis_jax.load_clip("faces-clip")
+    points = np.asarray(clip.encode_text(list(faces.texts)))
+    points = points / np.linalg.norm(points, axis=1, keepdims=True)
+    alike, owner = points @ points.T - 2 * np.eye(len(points)), faces.owner()
+    several = [i for i in range(len(owner)) if (owner == owner[i]).sum() > 1 and faces.classes[owner[i]] != "face"]
+    assert (owner[alike.argmax(1)] == owner)[several].all()

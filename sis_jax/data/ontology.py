@@ -17,6 +17,17 @@ from sis_jax.core.types import UsageError
 
 NEUTRAL = "(neutral)"
 _FORM = 'expected {"a photo of hair": "hair", "the background": null}'
+# What ships, by name. "faces": the parts that the text model "faces-clip" was seen to tell apart (smaller ones it does not).
+SHIPPED: dict[str, dict[str, Any]] = {
+    "faces": {
+        "classes": {
+            "hair": ["hair", "a head of hair"],
+            "face": ["skin", "cheeks", "eyes", "eyebrows", "a nose", "a mouth", "lips"],
+            "clothes": ["clothes", "clothing"],
+        },
+        "background": ["the background", "a wall", "what is behind a person"],
+    }
+}
 _FIELDS = ("classes", "background", "neutral", "templates")
 
 
@@ -61,9 +72,9 @@ class Ontology:
 def ontology_of(source: Any = None, prompts: Sequence[str] = (), neutral: Sequence[str] = (), templates: Sequence[str] = ()) -> Ontology:
     """An ontology from what a user gave.
 
-    source: an Ontology, {prompt: class or None}, or the path of a JSON file that holds one; the file may also hold {"classes": {name: [prompts]},
-    "background": [prompts], "neutral": [words], "templates": [...]}. prompts: further "prompt=class", "prompt=" for the background. neutral, templates:
-    further ones. Raises UsageError that says what is wrong.
+    source: an Ontology, {prompt: class or None}, a name in `SHIPPED`, or the path of a JSON file that holds one; the file may also hold
+    {"classes": {name: [prompts]}, "background": [prompts], "neutral": [words], "templates": [...]}. prompts: further "prompt=class", "prompt=" for the
+    background. neutral, templates: further ones. Raises UsageError that says what is wrong.
     """
     if source is None and not prompts:
         raise UsageError('no ontology was given: give --ontology FILE, or --prompt "a photo of hair=hair" once or more')
@@ -76,6 +87,8 @@ def ontology_of(source: Any = None, prompts: Sequence[str] = (), neutral: Sequen
 def _read(source: Any) -> tuple[tuple[Any, ...], tuple[str, ...], tuple[str, ...]]:
     if isinstance(source, Ontology):
         return source.prompts, source.neutral, source.templates if source.templates != ("{}",) else ()
+    if isinstance(source, str) and source in SHIPPED and not Path(source).exists():
+        return _content(SHIPPED[source], "")
     if isinstance(source, str | os.PathLike):
         return _content(_json(Path(source)), f"{os.fspath(source)} ")
     if isinstance(source, Mapping):
@@ -95,7 +108,8 @@ def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=no_twins)
     except FileNotFoundError:
-        raise UsageError(f"there is no ontology file {path}: {_FORM} in it") from None
+        names = ", ".join(map(repr, SHIPPED))
+        raise UsageError(f"there is no ontology file {path}: {_FORM} in it, or one that ships: {names}") from None
     except (OSError, ValueError) as error:
         if isinstance(error, UsageError):
             raise

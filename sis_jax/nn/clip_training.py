@@ -5,6 +5,9 @@ captions from few attributes are, and where for each text those it is true of we
 similarity of a picture and a text is that of the patches which resemble the text most (after PACL, Mukhoti et al. 2023, arXiv 2212.04994): nothing
 tells where a word's place is, but what is common to the pictures that a word is true of has to be found in few patches. During training a part of the
 patches is left out (FLIP, Li et al. 2023, arXiv 2212.00794), which saves time and keeps a patch from speaking for its neighbours.
+
+Where the parts of generated pictures are known (without labels: a clustering), `grounded_step` uses them instead: dense features learn to tell the parts
+apart, and a word is looked for in the parts that it can be about.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
@@ -33,6 +37,8 @@ class Recipe:
 
     learning_rate: the peak, see `rate_at`. weight_decay: AdamW's, of matrices only. ema: decay of the averaged network.
     keep: share of the patches that a picture is seen by. dense: weight of the patch loss. sharpness: of the choice of patches, in the patch loss.
+    parts, contrast: weight of the loss of parts in `grounded_step`, and the factor on its cosines. told: weight of its regression on a teacher's scores;
+    spread: the cosine that stands for one standard deviation of them.
     """
 
     learning_rate: float = 2e-3
@@ -41,6 +47,10 @@ class Recipe:
     keep: float = 0.5
     dense: float = 1.0
     sharpness: float = 10.0
+    parts: float = 1.0
+    contrast: float = 12.0
+    told: float = 1.0
+    spread: float = 0.15
 
 
 def initial(config: CLIPConfig, seed: int) -> CLIPNetwork:
@@ -74,7 +84,7 @@ def _deviation(name: str, shape: tuple[int, ...], config: CLIPConfig) -> float:
     return shape[0] ** -0.5
 
 
-def contrast(logits: Float[Array, "n m"], true: Bool[Array, "n m"]) -> Float[Array, ""]:
+def contrast(logits: Float[Array, "n m"], true: Bool[Array, "n m"] | Float[Array, "n m"]) -> Float[Array, ""]:
     """Mean over texts of -log sigmoid of +logit where the text (column) is true of the picture (row), of -logit where not, both kinds with half the weight.
 
     A text that is true of all pictures, or of none, has one kind only, with its half of the weight: it says where it lies, but compares nothing.
@@ -143,10 +153,14 @@ def optimizer(recipe: Recipe) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1.0, b2=0.98, weight_decay=recipe.weight_decay, mask=matrices))
 
 
-def new_state(network: CLIPNetwork, recipe: Recipe, concepts: Float[Array, "c d"] | None = None) -> tuple[Any, State]:
-    """(structure, state) at the start of training this network; concepts: points that are learned in the place of texts, see `concept_step`."""
+def new_state(
+    network: CLIPNetwork, recipe: Recipe, concepts: Float[Array, "c d"] | None = None, parts: Float[Array, "k d"] | None = None
+) -> tuple[Any, State]:
+    """(structure, state) at the start of training this network; concepts, parts: points that are learned in the place of texts, see `concept_step` and
+    `grounded_step`."""
     graph, params = nnx.split(network)
-    trained: dict[str, Any] = {"network": nnx.to_pure_dict(params)} | ({} if concepts is None else {"concepts": concepts})
+    points = {name: value for name, value in (("concepts", concepts), ("parts", parts)) if value is not None}
+    trained: dict[str, Any] = {"network": nnx.to_pure_dict(params)} | points
     average = jax.tree.map(jnp.array, trained)
     return graph, {"params": trained, "ema": average, "optimizer": optimizer(recipe).init(trained), "step": jnp.zeros((), jnp.int32)}
 
@@ -184,6 +198,61 @@ def concept_step(
     return _descend(objective, state, rate, recipe)
 
 
+def grounded_loss(
+    network: CLIPNetwork,
+    concepts: Float[Array, "a d"],
+    parts: Float[Array, "k d"],
+    pixels: Float[Array, "n h w 3"],
+    true: Float[Array, "n a"],
+    score: Float[Array, "n a"],
+    share: Float[Array, "m p k"],
+    about: Float[Array, "a k"],
+    recipe: Recipe,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Global loss, loss of parts, and loss of facts in their parts.
+
+    true: probability of each fact for each picture. score: what a teacher says of it, mean 0 and deviation 1 per fact; regression on it learns from far
+    fewer pictures than the contrast of probabilities does, so both are used. share: for the last m pictures, how much of every patch belongs to which
+    part, summing to 1. about: which parts a fact can be about, 0..1; a fact about none is learned globally only. Parts: cross-entropy of
+    softmax(contrast x cosine with the points of the parts) against `share`. Facts in parts: the mean similarity over patches, weighted by how likely
+    they belong to those parts (as the network has it, without gradient: a word must not move the parts).
+    """
+    images, patches = encode(network, pixels, None)
+    images, patches, concepts, parts = _unit(images), _unit(patches), _unit(concepts), _unit(parts)
+    scale = jnp.exp(jnp.minimum(network.logit_scale[...], _MAX_LOG_SCALE))
+    told = jnp.mean(jnp.square(images @ concepts.T / recipe.spread - score))
+    whole = contrast(scale * images @ concepts.T, true)
+    belongs = recipe.contrast * patches @ parts.T
+    known = -jnp.sum(share * jax.nn.log_softmax(belongs[-share.shape[0] :]), axis=-1)
+    apart = known.sum() / jnp.maximum(share.sum(), 1.0)
+    looked_at = jax.lax.stop_gradient(jax.nn.softmax(belongs)) @ about.T
+    similar = jnp.sum(looked_at * (patches @ concepts.T), axis=1) / (looked_at.sum(1) + 1e-3)
+    weight = (about.sum(1) > 0).astype(similar.dtype)
+    local = jnp.sum(weight * jnp.square(similar / recipe.spread - score)) / (len(score) * jnp.maximum(weight.sum(), 1.0))
+    total = whole + recipe.told * (told + recipe.dense * local) + recipe.parts * apart
+    return total, {"global": whole, "told": told, "local": local, "parts": apart, "scale": scale}
+
+
+def grounded_step(
+    graph: Any,
+    state: State,
+    pixels: Float[Array, "n h w 3"],
+    true: Float[Array, "n a"],
+    score: Float[Array, "n a"],
+    share: Float[Array, "m p k"],
+    about: Float[Array, "a k"],
+    rate: Float[Array, ""],
+    recipe: Recipe,
+) -> tuple[State, dict[str, Float[Array, ""]]]:
+    """One step of the image tower on `grounded_loss`, with points for facts and for parts."""
+
+    def objective(params: dict[str, Any]) -> tuple[Array, dict[str, Array]]:
+        network = nnx.merge(graph, params["network"])
+        return grounded_loss(network, params["concepts"], params["parts"], pixels, true, score, share, about, recipe)
+
+    return _descend(objective, state, rate, recipe)
+
+
 def text_step(
     graph: Any, state: State, ids: Int[Array, "m c"], points: Float[Array, "m d"], rate: Float[Array, ""], recipe: Recipe
 ) -> tuple[State, dict[str, Float[Array, ""]]]:
@@ -206,6 +275,34 @@ def _descend(objective: Any, state: State, rate: Array, recipe: Recipe) -> tuple
     decay = jnp.minimum(recipe.ema, (1 + state["step"]) / (10 + state["step"]))
     ema = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, state["ema"], params)
     return {"params": params, "ema": ema, "optimizer": kept, "step": state["step"] + 1}, told
+
+
+def class_points(
+    dense: Float[Array, "n d"], share: Float[Array, "n c"], avoid: Float[Array, "r d"], steps: int = 400
+) -> tuple[Float[Array, "c d"], float]:
+    """(a unit point for each class, the factor on cosines): logistic regression of which class a patch belongs to on its dense features.
+
+    share: how much of each patch belongs to which class. avoid: directions, orthonormal rows, in which whole pictures differ. The points stay out of them:
+    where a thing is must not say whether it is there.
+    """
+    dense, tune, rng = _unit(dense), optax.adam(0.02), np.random.default_rng(0)
+
+    def apart(x: Array) -> Array:
+        return _unit(x - x @ avoid.T @ avoid)
+
+    def away(free: Any, x: Array, y: Array) -> Array:
+        return -jnp.mean(jnp.sum(y * jax.nn.log_softmax(jnp.exp(free[1]) * x @ apart(free[0]).T), -1))
+
+    @jax.jit
+    def step(free: Any, inner: Any, at: Array) -> Any:
+        update, inner = tune.update(jax.grad(away)(free, dense[at], share[at]), inner)
+        return optax.apply_updates(free, update), inner
+
+    free: Any = (_unit((share.T @ dense) / jnp.maximum(share.sum(0), 1e-6)[:, None]), jnp.log(jnp.asarray(10.0)))
+    inner = tune.init(free)
+    for _ in range(steps):
+        free, inner = step(free, inner, rng.choice(len(dense), min(4096, len(dense))))
+    return apart(free[0]), float(jnp.exp(free[1]))
 
 
 def averaged(graph: Any, state: State) -> CLIPNetwork:

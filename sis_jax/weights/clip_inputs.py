@@ -7,6 +7,7 @@ import html
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,12 +34,16 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Photos to pixels: shorter side to `resize`, square of `size` from the middle, (x / 255 - mean) / std. Sizes in pixels; colours are RGB."""
+    """Photos to pixels: shorter side to `resize`, square of `size` from the middle, (x / 255 - mean) / std. Sizes in pixels; colours are RGB.
+
+    dense: shorter side at which dense features are read unless another is asked for; 0 is twice `size`.
+    """
 
     size: int
     resize: int
     mean: tuple[float, float, float] = MEAN
     std: tuple[float, float, float] = STD
+    dense: int = 0
 
     def __call__(self, photos: Any) -> Float[np.ndarray, "b s s 3"]:
         """One photo, a batch [b h w 3] or a sequence of photos of any sizes; a photo is uint8[h w 3] RGB or a Pillow image. UsageError for others."""
@@ -105,6 +110,17 @@ class Tokenizer:
                 f"the vocabulary has the id {ids.max()}, but the network knows {self.vocabulary} tokens: they do not belong together"
             )
         return ids, tuple(text for text, tokens in zip(texts, found) if len(tokens) > self.context)
+
+    def strange(self, texts: Sequence[str]) -> tuple[str, ...]:
+        """Words that a vocabulary made for few words does not hold: they fall apart into letters. Nothing where the vocabulary is CLIP's own or as large."""
+        if self.folder is None or self.vocabulary >= _SHIPPED_SIZE // 2:
+            return ()
+        tokenizer, found = self._tokenizer(), []
+        for word in dict.fromkeys(re.findall(r"[^\W\d_]{2,}", " ".join(texts).lower())):
+            pieces = tokenizer.convert_ids_to_tokens(tokenizer(word)["input_ids"])[1:-1]
+            if any(len(piece.removesuffix("</w>")) == 1 for piece in pieces):
+                found.append(word)
+        return tuple(found)
 
     @property
     def has_vocabulary(self) -> bool:
@@ -189,12 +205,19 @@ def byte_letters() -> list[str]:
 def preprocessing_of(fields: Mapping[str, Any]) -> Preprocessing:
     """From the fields in a `config.json` of ours; SisError where they are no such thing."""
     try:
-        size, resize = fields["size"], fields["resize"]
+        size, resize, dense = fields["size"], fields["resize"], fields.get("dense", 0)
         mean, std = ([float(v) for v in fields[key]] for key in ("mean", "std"))
-        if not (type(size) is int and type(resize) is int and 0 < size <= resize < 1 << 16 and len(mean) == len(std) == 3):
+        if not (
+            type(size) is int
+            and type(resize) is int
+            and type(dense) is int
+            and 0 <= dense < 1 << 16
+            and 0 < size <= resize < 1 << 16
+            and len(mean) == len(std) == 3
+        ):
             raise ValueError
         if not (all(map(math.isfinite, mean + std)) and min(std) > 0):
             raise ValueError
     except (KeyError, TypeError, ValueError, OverflowError):
         raise SisError("the sizes or colours of the preprocessing are damaged: convert the checkpoint again") from None
-    return Preprocessing(size, resize, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
+    return Preprocessing(size, resize, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]), dense)
