@@ -191,11 +191,24 @@ def test_only_methods_that_cluster_say_lower_k():
     said = {}
     for name in METHODS:
         fitted = get(name)()
-        facts = SimpleNamespace(clusters_=[{"id": 4, "agreement": 0.1}], background_={"found": True})
+        facts = SimpleNamespace(
+            clusters_=[{"id": 4, "agreement": 0.1, "background": True, "border_share": 0.6}], background_={"found": True}
+        )
         if hasattr(fitted, "shaky_cure"):
             facts.shaky_cure = fitted.shaky_cure
         said[name] = [w for w in _warnings(facts) if "lower k" in w and w.startswith("Clusters 4 change")]
     assert {name for name, found in said.items() if found} == {"segmentation_in_style", "style_mixing"}
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.6, False), (0.3, True)])
+def test_a_background_that_leaves_most_of_the_frame_is_told(share, told):
+    from types import SimpleNamespace
+
+    from sis_jax.discover import _warnings
+
+    clusters = [{"id": i, "agreement": 1.0, "background": i < 2, "border_share": s} for i, s in enumerate((share, 0.1, 0.9 - share))]
+    said = _warnings(SimpleNamespace(clusters_=clusters, background_={"found": True}))
+    assert [w.startswith(f"The background holds only {share + 0.1:.0%}") for w in said] == [True] * told
 
 
 def test_after_a_refused_request_the_folder_takes_another(weights, tmp_path):

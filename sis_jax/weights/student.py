@@ -95,12 +95,13 @@ class Student:
         """Write the network as one portable file that works without this library: ONNX if its name ends in `.onnx`, otherwise a JAX function.
 
         It maps uint8[b side side 3], of any number b and the size the student was trained on, to probabilities float32[b side side k], channels as in
-        `classes`. `jax.export.deserialize(bytes).call(images)` runs the JAX function on CPU, CUDA and TPU. flip: mean with the mirror image. Raises
-        UsageError for ONNX without the package jax2onnx.
+        `classes`, which ONNX holds as metadata. `jax.export.deserialize(bytes).call(images)` runs the JAX function on CPU, CUDA and TPU. flip: mean with
+        the mirror image. Raises UsageError for ONNX without the package jax2onnx.
         """
         from sis_jax.weights.student_export import write
 
-        return write(self, Path(path), flip)
+        facts = {"name": self.info.name, "licence": self.info.licence, "side": str(self.side), "classes": json.dumps(list(self.classes))}
+        return write(self.network, self.side, Path(path), flip=flip, facts=facts)
 
     def check(self, size: int | None = None, tile: int = TILE) -> None:
         """UsageError for a size or tile that cannot work."""

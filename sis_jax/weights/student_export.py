@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -19,42 +17,40 @@ from sis_jax.core.types import UsageError
 from sis_jax.nn.student_training import to_float
 from sis_jax.weights import files
 
-if TYPE_CHECKING:
-    from sis_jax.weights.student import Student
-
-FORMATS: dict[str, str] = {"jax": ".jax", "onnx": ".onnx"}
 OPSET = 18  # what runtimes of the last years read
 Network = Callable[[jax.Array], jax.Array]
 
 
-def write(student: Student, path: Path, flip: bool) -> Path:
-    """The probabilities uint8[b side side 3] -> float32[b side side k] of any number of pictures, in the format that the name ends in."""
-    kind = "onnx" if path.suffix.lower() == FORMATS["onnx"] else "jax"
+def write(network: nnx.Module, side: int, path: Path, *, flip: bool, facts: dict[str, str]) -> Path:
+    """The probabilities uint8[b side side 3] -> float32[b side side k] of any number of pictures, in the format that the name ends in.
+
+    flip: mean with the mirror image. facts: what ONNX's metadata is to hold. Raises UsageError for ONNX without the package jax2onnx.
+    """
     (b,) = jax_export.symbolic_shape("b")
-    shape = jax.ShapeDtypeStruct((b, student.side, student.side, 3), np.uint8)
-    data = _onnx(student, _network(student, flip), shape) if kind == "onnx" else _jax(_network(student, flip), shape)
+    shape, run = jax.ShapeDtypeStruct((b, side, side, 3), np.uint8), _probabilities(network, flip)
+    data = _onnx(run, shape, facts) if path.suffix.lower() == ".onnx" else _jax(run, shape)
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_atomic(path, data)
     return path
 
 
-def _network(student: Student, flip: bool) -> Network:
-    graph, params = nnx.split(student.network)
+def _probabilities(network: nnx.Module, flip: bool) -> Network:
+    graph, params = nnx.split(network)
 
-    def network(images: jax.Array) -> jax.Array:
+    def run(images: jax.Array) -> jax.Array:
         found, x = nnx.merge(graph, params), to_float(images)
         scores = jax.nn.softmax(found(x), -1)
         return (scores + jnp.flip(jax.nn.softmax(found(jnp.flip(x, 2)), -1), 2)) / 2 if flip else scores
 
-    return network
+    return run
 
 
 def _jax(network: Network, shape: jax.ShapeDtypeStruct) -> bytes:
     return bytes(jax_export.export(jax.jit(network), platforms=("cpu", "cuda", "tpu"))(shape).serialize())
 
 
-def _onnx(student: Student, network: Network, shape: jax.ShapeDtypeStruct) -> bytes:
-    """Input "images", output "probabilities"; classes, side and licence are in the file's metadata."""
+def _onnx(network: Network, shape: jax.ShapeDtypeStruct, facts: dict[str, str]) -> bytes:
+    """Input "images", output "probabilities"."""
     try:
         from jax2onnx import to_onnx  # pyright: ignore[reportMissingImports]
     except ImportError as e:
@@ -65,12 +61,9 @@ def _onnx(student: Student, network: Network, shape: jax.ShapeDtypeStruct) -> by
         level = logger.level
         logger.setLevel(logging.ERROR)
         try:
-            model = to_onnx(
-                network, [shape], model_name=student.info.name, opset=OPSET, input_names=["images"], output_names=["probabilities"]
-            )
+            model = to_onnx(network, [shape], opset=OPSET, input_names=["images"], output_names=["probabilities"])
         finally:
             logger.setLevel(level)
-    facts = {"classes": json.dumps(list(student.classes)), "side": str(student.side), "licence": student.info.licence}
     for key, value in facts.items():
         model.metadata_props.add(key=key, value=value)
     return model.SerializeToString()
