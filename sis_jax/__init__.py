@@ -30,6 +30,7 @@ _HOMES = {
     "load_discriminator": "sis_jax.weights",
     "load_clip": "sis_jax.weights",
     "load_generator": "sis_jax.weights",
+    "load_lpips": "sis_jax.weights",
     "load_student": "sis_jax.weights.student",
     "Dataset": "sis_jax.data.folder",
     "Masks": "sis_jax.data.masks",
@@ -47,6 +48,7 @@ __all__ = [  # noqa: RUF022  (in the order of work, not of the alphabet)
     "load_discriminator",
     "load_clip",
     "load_student",
+    "load_lpips",
     "discover",
     "label",
     "synthesize",
@@ -93,6 +95,7 @@ if TYPE_CHECKING:
     from sis_jax.weights import load_clip as load_clip
     from sis_jax.weights import load_discriminator as load_discriminator
     from sis_jax.weights import load_generator as load_generator
+    from sis_jax.weights import load_lpips as load_lpips
     from sis_jax.weights.student import Student as Student
     from sis_jax.weights.student import load_student as load_student
 

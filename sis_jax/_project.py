@@ -19,6 +19,7 @@ from sis_jax.core.types import Generator, SisError, UsageError, to_uint8
 if TYPE_CHECKING:
     from PIL import Image
 
+    from sis_jax.nn.lpips import LPIPS
     from sis_jax.nn.stylegan2_discriminator import Discriminator
 
 BLOCK = 25  # steps between two updates of the progress bar
@@ -87,6 +88,7 @@ def project(
     starts: int = 256,
     known: Bool[np.ndarray, "n _ _"] | None = None,
     discriminator: Discriminator | None = None,
+    lpips: str | tuple[str, ...] | LPIPS | None = None,
     batch: int = 16,
     seed: int = 0,
 ) -> Projection:
@@ -97,12 +99,13 @@ def project(
     space: "w+" has one w per slot and comes closer to the photo, "w" has one for all and stays what the generator can draw.
     steps: of Adam; 200 is quick, 1000 the paper's.
     rate: Adam's peak, in spreads of w (the deviation of one of its numbers over samples).
-    pyramid: weight of the Laplacian pyramid's L1. features: weight of the discriminator's features, 0 where there is none.
+    pyramid: weight of the Laplacian pyramid's L1. features: weight of the discriminator's features or of LPIPS, 0 where there is neither.
     pull: keeps the slots of W+ together; 0 lets them go.
     noise: also optimise the noise maps, as the paper does.
     starts: samples of which the nearest is where it begins; 0 begins at the mean.
     known: Bool[n r r], where the photos shall be matched; all by default.
     discriminator: by default the one that lies beside the generator's weights, if it is found by the generator's name.
+    lpips: the paper's distance in place of the discriminator's features: the files of its weights, see `sis_jax.load_lpips`, which cannot be shipped.
     batch: photos per device at once.
     seed: of the exploration.
 
@@ -114,7 +117,7 @@ def project(
     _check(recipe, gen, steps, starts, batch)
     pictures, names, skipped = _read(photos, gen.resolution)
     mask = None if known is None else _known(known, pictures)
-    net = _discriminator(gen, discriminator) if features else None
+    net = _comparer(gen, discriminator, lpips) if features else None
     if net is None and not pyramid:
         raise UsageError("nothing is left to compare: without a discriminator, pyramid must be above 0")
     mean, length = _statistics(gen)
@@ -177,6 +180,19 @@ def _known(known: np.ndarray, photos: np.ndarray) -> Float[np.ndarray, "n _ _ 1"
     if known.shape != photos.shape[:3]:
         raise UsageError(f"known is {list(known.shape)}, expected {list(photos.shape[:3])}: one number per pixel of every photo")
     return known[..., None].astype(np.float32)
+
+
+def _comparer(gen: Generator, discriminator: Any, lpips: Any) -> Any:
+    """What sees features: LPIPS where it is given, otherwise a discriminator, or nothing."""
+    if lpips is None:
+        return _discriminator(gen, discriminator)
+    if gen.resolution < 16:
+        raise UsageError(f"LPIPS needs pictures of at least 16 pixels, the generator draws {gen.resolution}")
+    if not isinstance(lpips, str | tuple | list):
+        return lpips
+    from sis_jax.weights import load_lpips
+
+    return load_lpips(*([lpips] if isinstance(lpips, str) else lpips))
 
 
 def _discriminator(gen: Generator, given: Any) -> Any:

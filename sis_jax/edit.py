@@ -40,6 +40,7 @@ def edit(
     truncation: float | None = None,
     space: Literal["w", "w+"] = "w+",
     steps: int = 200,
+    lpips: tuple[str, ...] = (),
     clip: str | CLIP | None = None,
     neutral: str = "a photo",
     n: int = 2000,
@@ -61,6 +62,7 @@ def edit(
     truncation: psi of the pictures; by default that of the samples the parts were learned from.
     space: of the projection of photos: "w+" comes closer to the photo, "w" is edited better.
     steps: of the projection.
+    lpips: of the projection: files with the weights of LPIPS on VGG16 (two as published, or one), used in place of the discriminator's features.
     clip: text model for a text, a name or a path; by default as in `label`.
     neutral: the text without what is wanted, "a person".
     n: samples from which a text's direction is learned.
@@ -80,7 +82,7 @@ def edit(
     way = _way(teacher, direction, place, clip, neutral, n, psi)
     strengths = _strengths(strength)
     if place is None:
-        return _edit(teacher, seeds, way, strengths, slots, photo, psi, space, steps, inpainter, None)
+        return _edit(teacher, seeds, way, strengths, slots, photo, psi, (space, steps, lpips), inpainter, None)
     from sis_jax.data.edits import Edit
     from sis_jax.data.page import write_page
     from sis_jax.data.run import RunFolder
@@ -88,11 +90,12 @@ def edit(
     asked = {"run": run, "seed": seeds if photo is None else None, "direction": way.prompt if not isinstance(direction, str) else direction,
              "strength": strengths, "slots": slots, "photo": photo if isinstance(photo, str | tuple) else None,
              "truncation": truncation, "clip": clip if isinstance(clip, str) else None, "name": name}  # fmt: skip
-    asked |= {"space": space, "steps": steps} if photo is not None else {}
+    asked |= {"space": space, "steps": steps} | ({"lpips": lpips} if lpips else {}) if photo is not None else {}
     asked |= {"neutral": neutral, "n": n} if way.method not in ("ganspace",) and way.neutral == neutral else {}
     config = {"seeds": seeds if photo is None else [], "direction": way.prompt, "strength": strengths, "slots": slots, "truncation": psi,
               "photo": asked["photo"], "space": asked.get("space"), "steps": asked.get("steps"),
               "inpainter": getattr(inpainter, "__name__", type(inpainter).__name__) if inpainter else "telea"}  # fmt: skip
+    config |= {"lpips": asked["lpips"]} if "lpips" in asked else {}
     inputs = {"generator": teacher.gen.info.sha256, "parts": teacher.parts.digest(), "direction": _digest(way.move)}
     folder = f"edits/{_slug(name or way.prompt)}"
     with RunFolder.open(place, overwrite) as held:
@@ -101,7 +104,7 @@ def edit(
             if stage.done:
                 cli.say(f"{place / folder} already holds this edit; give --overwrite to make it again")
             else:
-                found = _edit(teacher, seeds, way, strengths, slots, photo, psi, space, steps, inpainter, place)
+                found = _edit(teacher, seeds, way, strengths, slots, photo, psi, (space, steps, lpips), inpainter, place)
                 held.write_bytes(f"{folder}/direction.safetensors", way.to_bytes())
                 for file, data in found.files().items():
                     held.write_bytes(f"{folder}/{file}", data)
@@ -164,7 +167,7 @@ def _plain(gen: Any) -> Any:
 
 def _edit(
     teacher: Teacher, seeds: tuple[int, ...], way: Direction, strengths: tuple[float, ...], slots: str | None, photo: Any, psi: float,
-    space: Any, steps: int, inpainter: Any, place: Path | None,
+    projection: tuple[Any, int, tuple[str, ...]], inpainter: Any, place: Path | None,
 ) -> Edit:  # fmt: skip
     import numpy as np
 
@@ -182,7 +185,8 @@ def _edit(
         from sis_jax._project import project
 
         wanted = list(photo) if isinstance(photo, tuple) else photo
-        found = project(gen, wanted, space=space, steps=steps, discriminator=_discriminator(place))
+        space, steps, lpips = projection
+        found = project(gen, wanted, space=space, steps=steps, lpips=lpips or None, discriminator=_discriminator(place))
         names = found.names
         cli.say(f"projected {len(found)} photos, PSNR {found.psnr.mean():.1f} dB")
         drawn = [_redrawn(teacher, gen, found, move, psi) for move in moves]

@@ -92,6 +92,22 @@ def recognise(tree: Any, size: int, what: str) -> Source:
     return source
 
 
+def arrays_in(tree: Any, size: int, what: str) -> dict[str, np.ndarray]:
+    """The arrays of a state dict of any network, by name; SisError where the tree of `containers.read_tree` is no such thing."""
+    try:
+        if torchscript.is_module(tree):
+            tree = torchscript.state_dict(tree)
+        for wrapper in ("state_dict", "model"):
+            if isinstance(tree, dict) and isinstance(tree.get(wrapper), dict):
+                tree = tree[wrapper]
+        arrays = _Reader(size).arrays(tree) if isinstance(tree, dict) else {}
+    except Refused as error:
+        raise SisError(f"{what} was not read: {error}") from None
+    if not arrays:
+        raise SisError(f"{what} holds no state dict: expected names and arrays")
+    return arrays
+
+
 def _recognise(tree: Any, reader: _Reader) -> Source | None:
     if torchscript.is_module(tree):
         tree = torchscript.state_dict(tree)
