@@ -84,15 +84,16 @@ class Named:
 
 
 def load_text_model(clip: Any, gen_name: str) -> CLIP:
-    """A CLIP from what a user gave: one, a name or a path, None for the usual one. SisError with the three ways to get one where it is not here."""
+    """A CLIP from what a user gave: one, a name or a path, None for the usual one. UsageError with the ways to get one where it is not here."""
     if clip is not None and not isinstance(clip, str | Path):
         return clip
     try:
         return load_clip(str(clip) if clip is not None else default_clip(gen_name))
     except UsageError as error:
         raise type(error)(
-            f"{error} Three ways to a text model: (1) with a network, --clip openai/clip-vit-base-patch32; (2) without one, copy that model's "
-            f"folder, or OpenAI's ViT-B-32.pt, into ported_weights/ and give its name or path as --clip; (3) train one, scripts/train_faces_clip.py"
+            f"{str(error).rstrip('.')}. Ways to a text model: (1) --clip faces-clip, which ships and knows aligned faces only; (2) with a network, "
+            f"--clip openai/clip-vit-base-patch32; (3) without one, copy that model's folder, or OpenAI's ViT-B-32.pt, into ported_weights/ and give "
+            f"its name or path as --clip; (4) train one, scripts/train_faces_clip.py"
         ) from None
 
 

@@ -33,8 +33,8 @@ class Texts:
         if rare is not None and not (rare.strip() and neutral.strip() and rare.strip() != neutral.strip()):
             raise UsageError(f"--rare got {rare!r} and --neutral {neutral!r}: expected two texts that differ in what is rare")
         model = load_text_model(clip, gen.info.name)
-        if rare is not None:
-            check_words(model, [rare, neutral])
+        check_words(model, [rare, neutral] if rare is not None else [])
+        check_words(model, [text for several in words.filled() for text in several] if words is not None else [])
         return cls(model, words, rare, neutral, rare_n, rare_share)
 
     def config(self) -> dict[str, Any]:

@@ -28,7 +28,8 @@ def export(
     filled: of blanks: start from the run's masks, to be corrected.
     overwrite: replace an earlier export there; painted blanks are never replaced.
 
-    Returns the folder or file. Raises UsageError for a run without a dataset, an unknown format, or a folder that holds other things.
+    Returns the folder or file. Raises UsageError for a run without a dataset or student, an unknown format, or a folder that holds
+    other things.
     """
     from sis_jax.data.formats import FORMATS
 
@@ -58,6 +59,8 @@ def _export_student(run: str | Path, format: str, out: Path | None, overwrite: b
     place = out or Path(run) / "exports" / f"student.{format}"
     if place.suffix.lower() != f".{format}":
         raise UsageError(f"{place} is to hold the student as {format}: give it a name that ends in .{format}")
+    if place.is_dir():
+        raise UsageError(f"{place} is a folder, but the student is one file: give another --out")
     if place.exists() and not overwrite:
         raise UsageError(f"{place} is there already: add --overwrite, or give another --out")
     return load_student(run).export(place)

@@ -127,7 +127,7 @@ def _as_stage(run: Path, teacher: Teacher, model: CLIP, words: Ontology, how: Na
     config = {"clip": model.info.name, "ontology": asdict(words), **asdict(how)}
     inputs = {"generator": teacher.gen.info.sha256, "clip": model.info.sha256, "clusters": _digest(teacher.parts)}
     with RunFolder.open(run, overwrite) as folder:
-        with folder.stage("label", config, inputs=inputs, generator=teacher.gen.info, command=command) as stage:
+        with folder.stage("label", config, inputs=inputs, generator=teacher.gen.info, command=command, late=True) as stage:
             if stage.done and any(c["score"] is not None for c in teacher.parts.classes):
                 cli.say(f"{run} already has these names; give --overwrite to find them again")
             else:  # also where the stage is done, but `discover` wrote its parts again since

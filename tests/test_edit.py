@@ -11,6 +11,7 @@ import naming_kit
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 import sis_jax
 from sis_jax import _edit_directions as ways
@@ -255,6 +256,18 @@ def test_what_is_written_is_what_is_returned(run, tmp_path):
         np.testing.assert_array_equal(np.asarray(picture), found.originals[0])
     with pytest.raises(UsageError, match="holds no edit"):
         Edit.load(tmp_path / "none")
+    for damage in ({"names": ["one"] * 9}, {"names": [1] * len(found)}, {"strengths": []}, {"strengths": ["x"]}, {"direction": 3}):
+        file = tmp_path / "copy" / "edit.json"
+        whole = file.read_text()
+        file.write_text(json.dumps(json.loads(whole) | damage))
+        with pytest.raises(UsageError, match="holds no edit that can be read"):
+            Edit.load(tmp_path / "copy")
+        file.write_text(whole)
+    file = tmp_path / "copy" / "edit.safetensors"
+    for alphas in (found.alphas * np.nan, found.alphas[:, :4], found.alphas[:1]):
+        save_file(load_file(file) | {"alphas": alphas}, file)
+        with pytest.raises(UsageError, match=r"(?s)holds no edit that can be read.*alphas"):
+            Edit.load(tmp_path / "copy")
 
 
 def test_a_seed_looks_the_same_in_any_company(run):

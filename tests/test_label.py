@@ -1,6 +1,7 @@
 """`label`: regions in CLIP's space, names, merges, background, the run folder, and what is refused."""
 
 import json
+from pathlib import Path
 
 import clip_kit
 import fakes
@@ -17,6 +18,7 @@ from sis_jax.data.parts import Parts
 from sis_jax.label import label, shell
 from sis_jax.nn.clip_regions import pool_regions, to_pixels
 
+FACES_CLIP = str(Path(__file__).parents[1] / "ported_weights" / "faces-clip")
 LIGHT = {"a white disc": "disc", "black": "ground"}
 
 
@@ -194,7 +196,7 @@ def test_resnets_name_too(disc):
         ({"size": -1}, "size is -1"),
         ({"ontology": {}}, "the ontology is empty"),
         ({"recipe": "paperr"}, "unknown recipe"),
-        ({"clip": "openai/clip-vit-base-patch33"}, "Three ways to a text model: (1) with a network"),
+        ({"clip": "openai/clip-vit-base-patch33"}, "Ways to a text model: (1) --clip faces-clip, which ships"),
         ({"clip": "nothing here"}, "unknown CLIP 'nothing here'"),
     ],
 )
@@ -244,6 +246,15 @@ def test_a_run(run, tmp_path, capfd, monkeypatch):
     assert cli.run(shell, argv=[*words, "--seed", "1"]) == 2 and "seed=0, now asked for 1" in capfd.readouterr().err
     assert cli.run(shell, argv=[*words, "--seed", "1", "--overwrite"]) == 0
     assert Parts.load(folder).masks.shape == named.masks.shape
+
+
+def test_a_request_that_fails_takes_no_names_away(run):
+    folder, clip = run
+    label(str(folder), LIGHT, clip=str(clip), n=6, margin=0.0)
+    before = {p: p.read_bytes() for p in folder.rglob("*.json")}
+    with pytest.raises(UsageError, match="faces-clip does not know 'giraffe'"):
+        label(str(folder), {"a giraffe": "giraffe", "a wall": None}, clip=FACES_CLIP, n=6, overwrite=True)
+    assert {p: p.read_bytes() for p in folder.rglob("*.json")} == before
 
 
 def test_names_after_the_parts_were_found_again(run):

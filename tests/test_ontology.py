@@ -135,6 +135,24 @@ def test_the_shipped_text_model_knows_its_words_and_refuses_others():
     check_words(clip, [*ontology_of("faces").texts, "a person with glasses", "a photo of a man with blond hair"])
     with pytest.raises(UsageError, match=r"faces-clip does not know 'car', 'sky'.*clip-vit-base-patch32"):
         check_words(clip, ["a car", "the sky"])
+    for text, word in (("a person of 40 years", "40"), ("\u4eba", "\u4eba"), ("\u00e4", "\u00e4")):
+        with pytest.raises(UsageError, match=f"does not know '{word}'"):
+            check_words(clip, [text])
+
+
+def test_words_are_checked_before_anything_is_computed():
+    import sis_jax
+    from sis_jax._texts import Texts
+
+    asked = {"neutral": "a person", "rare_n": 10, "rare_share": 0.5, "clip": "faces-clip"}
+    gen = sis_jax.load_generator()
+    for ontology, rare in (
+        ({"a giraffe": "giraffe", "a wall": None}, None),
+        (None, "a giraffe"),
+        ({"hair": "hair", "a wall": None}, "a giraffe"),
+    ):
+        with pytest.raises(UsageError, match="does not know 'giraffe'"):
+            Texts.of(gen, ontology, rare, **asked)
 
 
 def test_the_shipped_text_model_keeps_parts_apart():

@@ -201,6 +201,9 @@ def test_no_photos_and_no_student(student, tmp_path):
         sis_jax.predict(student, [])
     with pytest.raises(UsageError, match="holds no student"):
         sis_jax.predict(str(tmp_path), photo(8, 8))
+    (tmp_path / "student.jax").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"student\.jax is a file"):
+        sis_jax.load_student(tmp_path / "student.jax")
 
 
 def test_the_portable_file_gives_the_same_probabilities(student, tmp_path):
@@ -230,14 +233,19 @@ def test_the_student_is_exported_from_the_shell(student, tmp_path, capsys, monke
     assert door.main([*words, "jax"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "exports/student.jax")
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    (folder := tmp_path / "folder.jax").mkdir()
     for more, said in (
         (["jax"], "is there already: add --overwrite"),
         (["jax", "--out", str(tmp_path / "s.bin")], "ends in .jax"),
         (["jax", "--n", "3"], "belong to --format blanks"),
         (["onnx"], "pip install -e '.[onnx]'"),
+        (["jax", "--overwrite", "--out", str(folder)], "is a folder, but the student is one file"),
+        (["JAX"], "did you mean 'jax'?"),
     ):
         assert door.main([*words, *more]) == 2
         assert said in capsys.readouterr().err
+    inside = str(tmp_path / "exports/student.jax" / "s.jax")
+    assert door.main([*words, "jax", "--out", inside]) == 1 and f"cannot write {inside}" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "exports").iterdir()] == ["student.jax"]
 
 

@@ -116,7 +116,7 @@ def test_what_it_is_called(prompt, name):
         ({"rare_share": 0.0}, "rare_share is 0.0"),
         ({"rare_n": 3}, "n is 3"),
         ({"ontology": {}}, "the ontology is empty"),
-        ({"clip": "nowhere"}, "Three ways to a text model"),
+        ({"clip": "nowhere"}, "Ways to a text model"),
     ],
 )
 def test_refused(found, clip, settings, said):

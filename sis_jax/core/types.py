@@ -33,7 +33,7 @@ class UsageError(SisError, ValueError):
 def unknown_name(kind: str, name: str, known: Iterable[str], cure: str = "") -> UsageError:
     """The error for a name that does not exist: what was got, the nearest three that do exist, and what to type."""
     known = sorted(known)
-    nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
+    nearest = [k for k in known if k.lower() == name.lower()] or difflib.get_close_matches(name, known, n=3, cutoff=0.0)
     hint = f"; did you mean {', '.join(map(repr, nearest))}" if nearest else "; none are known here"
     return UsageError(f"unknown {kind} {name!r}{hint}?{' ' + cure if cure else ''}")
 

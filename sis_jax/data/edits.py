@@ -134,9 +134,29 @@ class Edit:
         try:
             facts = json.loads((Path(folder) / "edit.json").read_text("utf-8"))
             arrays = load_file(Path(folder) / "edit.safetensors")
-            return cls(tuple(facts["names"]), tuple(facts["strengths"]), facts["direction"], **{k: arrays[k] for k in _ARRAYS})
+            edit = cls(tuple(facts["names"]), tuple(facts["strengths"]), facts["direction"], **{k: arrays[k] for k in _ARRAYS})
+            _check(edit)
+            return edit
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise UsageError(f"{folder} holds no edit that can be read ({error}): run python -m sis_jax.edit, with --overwrite") from None
+
+
+def _check(edit: Edit) -> None:
+    """ValueError where names, numbers or shapes are not what `Edit` says."""
+    n, s, (h, w) = len(edit.names), len(edit.strengths), edit.originals.shape[1:3]
+    each, moved = (n, h, w), (n, s, h, w)
+    shapes = {"originals": (*each, 3), "backgrounds": (*each, 3), "plain": (*moved, 3), "images": (*moved, 3)}
+    masks = {"alphas": each, "edited_alphas": moved}
+    words = [*edit.names, edit.direction]
+    if not (
+        n and s and all(isinstance(t, str) for t in words) and all(isinstance(t, int | float) and np.isfinite(t) for t in edit.strengths)
+    ):
+        raise ValueError("its names or strengths are damaged")
+    for key, shape in (shapes | masks).items():
+        found = getattr(edit, key)
+        usable = found.dtype == np.uint8 if key in shapes else found.dtype.kind == "f" and np.isfinite(found).all()
+        if found.shape != shape or not usable:
+            raise ValueError(f"its {key} are damaged")
 
 
 def _stems(names: tuple[str, ...]) -> list[str]:

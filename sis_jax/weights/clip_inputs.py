@@ -112,13 +112,13 @@ class Tokenizer:
         return ids, tuple(text for text, tokens in zip(texts, found) if len(tokens) > self.context)
 
     def strange(self, texts: Sequence[str]) -> tuple[str, ...]:
-        """Words that a vocabulary made for few words does not hold: they fall apart into letters. Nothing where the vocabulary is CLIP's own or as large."""
+        """Words and numbers that a vocabulary made for few words does not hold: they fall apart into letters. Nothing where it is CLIP's own or as large."""
         if self.folder is None or self.vocabulary >= _SHIPPED_SIZE // 2:
             return ()
         tokenizer, found = self._tokenizer(), []
-        for word in dict.fromkeys(re.findall(r"[^\W\d_]{2,}", " ".join(texts).lower())):
+        for word in dict.fromkeys(re.findall(r"[^\W_]+", " ".join(texts).lower())):
             pieces = tokenizer.convert_ids_to_tokens(tokenizer(word)["input_ids"])[1:-1]
-            if any(len(piece.removesuffix("</w>")) == 1 for piece in pieces):
+            if not re.fullmatch("[a-z]", word) and any(len(piece.removesuffix("</w>")) == 1 for piece in pieces):
                 found.append(word)
         return tuple(found)
 

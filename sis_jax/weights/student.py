@@ -176,6 +176,8 @@ def load_student(path: str | Path) -> Student:
         raw = json.loads((place / files.CONFIG).read_text("utf-8"))
     except FileNotFoundError:
         raise UsageError(f"{path} holds no student: train one with python -m sis_jax.distill {path}") from None
+    except NotADirectoryError:
+        raise UsageError(f"{path} is a file: give the run of a student, or the folder that Student.save wrote") from None
     except (OSError, ValueError) as error:
         raise SisError(f"{place / files.CONFIG} cannot be read ({error}): distil again") from None
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:

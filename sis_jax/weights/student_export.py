@@ -24,12 +24,16 @@ Network = Callable[[jax.Array], jax.Array]
 def write(network: nnx.Module, side: int, path: Path, *, flip: bool, facts: dict[str, str]) -> Path:
     """The probabilities uint8[b side side 3] -> float32[b side side k] of any number of pictures, in the format that the name ends in.
 
-    flip: mean with the mirror image. facts: what ONNX's metadata is to hold. Raises UsageError for ONNX without the package jax2onnx.
+    flip: mean with the mirror image. facts: what ONNX's metadata is to hold. Raises UsageError for ONNX without the package jax2onnx, SisError where the
+    file cannot be written.
     """
     (b,) = jax_export.symbolic_shape("b")
     shape, run = jax.ShapeDtypeStruct((b, side, side, 3), np.uint8), _probabilities(network, flip)
     data = _onnx(run, shape, facts) if path.suffix.lower() == ".onnx" else _jax(run, shape)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise files.CannotWrite(f"cannot write {path}: {path.parent} cannot be made ({error.strerror or error})") from None
     files.write_atomic(path, data)
     return path
 
