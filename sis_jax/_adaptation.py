@@ -140,10 +140,12 @@ def _two_views(params: dict, statistics: dict, key: jax.Array, photos: jax.Array
 
 
 def reduced(photos: UInt8[np.ndarray, "n r r 3"], side: int) -> UInt8[np.ndarray, "n s s 3"]:
-    """Averaged over whole blocks down to `side` pixels."""
+    """Averaged down to `side` pixels: over whole blocks, or where `side` does not divide (a student of another side) over areas."""
     factor, n = photos.shape[1] // side, len(photos)
-    if factor == 1:
+    if photos.shape[1] == side:
         return np.asarray(photos)
+    if photos.shape[1] % side:
+        return np.stack([np.asarray(Image.fromarray(p).resize((side, side), Image.Resampling.BOX)) for p in photos])
     out = np.empty((n, side, side, 3), np.uint8)
     for i in range(0, n, 512):  # the float average of a block of photos at a time
         block = np.asarray(photos[i : i + 512])

@@ -186,7 +186,7 @@ def _warnings(fitted: Any) -> list[str]:
         if held < FRAME:
             found.append(
                 f"The background holds only {held:.0%} of the pictures' frame: part of it may be in other clusters. Look at the gallery, send those "
-                "to the background, parts.rename({id: None}), or raise k."
+                f"to the background, parts.rename({{id: None}}), or {'raise k' if hasattr(fitted, 'k') else 'give another seed'}."
             )
     shaky, cure = [c["id"] for c in fitted.clusters_ if c["agreement"] < UNSURE], getattr(fitted, "shaky_cure", "")
     if shaky and cure:

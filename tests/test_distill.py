@@ -319,3 +319,14 @@ def test_a_run_without_parts_or_data_is_told(tmp_path):
     with pytest.raises(UsageError, match="holds no parts"):
         sis_jax.distill(str(tmp_path / "nowhere"), steps=2)
     assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("side", [8, 12, 16, 24, 32])
+def test_photos_are_reduced_to_any_side(side):
+    """A student that `--start-from` brings may have a side that does not divide that of the photos."""
+    from sis_jax._adaptation import reduced
+
+    ramp = np.broadcast_to(np.arange(16, dtype=np.uint8)[:, None] * 10, (2, 16, 16))[..., None].repeat(3, -1)
+    found = reduced(ramp, side)
+    assert found.shape == (2, side, side, 3) and found.dtype == np.uint8
+    assert abs(found.mean() - ramp.mean()) < 2 and (np.diff(found[0, :, 0, 0].astype(int)) >= 0).all()
