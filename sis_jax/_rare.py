@@ -1,8 +1,12 @@
 """Classes that a generator draws too rarely to get a cluster, found by text (Segmentation in Style, section 3.4).
 
-Samples are moved along the direction of a prompt until nearly all show the class, and clustered once more. Of the new clusters, the one whose share grows
-most when plain samples are moved is the class. Its centre is put beside those found without moving, so that one set of labels covers both; and from
-then on the generator moves only a share of its samples, so that a student sees the class, and sees pictures without it.
+Samples are moved along the direction of a prompt until nearly all show the class, and clustered once more. One of the new clusters is the class: its
+centre is put beside those found without moving, so that one set of labels covers both; and from then on the generator moves only a share of its samples,
+so that a student sees the class, and sees pictures without it.
+
+Which cluster it is the paper tells by its share, which grows most when samples are moved. But a direction also moves what goes with the class (hats are
+worn outdoors: the sky grows), so here the text model is asked: the pixels of a cluster are put back as they were before the move, and the cluster that
+takes most of the score with it, and hardly shows in plain samples, is the class.
 """
 
 from __future__ import annotations
@@ -15,21 +19,24 @@ import numpy as np
 from jaxtyping import Float
 
 from sis_jax import directions
-from sis_jax.core import cli
+from sis_jax.core import cli, naming
 from sis_jax.core.features import sample_seeds
 from sis_jax.core.types import Generator, SisError, UsageError
 from sis_jax.nn.moved import mixed, moved
 from sis_jax.weights.clip_model import CLIP
 
-LOOKED_AT = 64  # samples on which shares are compared
+LOOKED_AT = 32  # samples on which clusters are compared
 LEAST_GROWTH = 2e-3  # of the pixels: less is noise
+TRIED = 5  # clusters that hold most of the score
+LEAST_EVIDENCE = 0.15  # of the score's rise: a class whose cluster holds less is called unsure
 
 
 @dataclass(frozen=True)
 class Rare:
     """A fitted method with one more cluster, the generator that draws it often enough, and how it was found.
 
-    cluster: number of the new one. before, after: its share of the pixels of plain and of moved samples.
+    cluster: number of the new one. before, after: its share of the pixels of plain and of moved samples. evidence: share of the score's rise that is lost
+    when its pixels are put back as they were.
     """
 
     fitted: Any
@@ -39,6 +46,17 @@ class Rare:
     name: str
     before: float
     after: float
+    evidence: float
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to say where the text model hardly sees the class in its cluster."""
+        if self.evidence >= LEAST_EVIDENCE:
+            return ()
+        return (
+            f"Only {100 * max(self.evidence, 0):.0f} % of what {self.direction.prompt!r} scores comes from the cluster called {self.name!r}: it may be "
+            "something else that changes with it. Look at the gallery; raise k, take a finer layer, or give other prompts.",
+        )
 
 
 def add_rare(
@@ -53,25 +71,41 @@ def add_rare(
         raise UsageError(f"--rare needs parts that are cluster centres: use --method segmentation_in_style, not {type(fitted).__name__}")
     if not 0 < share <= 1:
         raise UsageError(f"rare_share is {share}, expected a share of the samples above 0, up to 1 (0.5 moves every second one)")
-    direction = directions.learn(gen, clip, prompt, neutral, n=n, seed=seed + 1, published=published)
+    direction = directions.learn(
+        gen, clip, prompt, neutral, n=n, truncation=None if published else fitted.truncation, seed=seed + 1, published=published
+    )
     direction = directions.with_strength(gen, clip, direction, truncation=fitted.truncation)
     cli.say(f"{prompt!r}: moved by {direction.displacement:.2f}, {100 * direction.facts['passing']:.0f} % of samples pass")
     everywhere: Any = moved(gen, direction.move)
     found = _resolved(fitted).fit(everywhere, seed)
-    seeds = sample_seeds(seed + 2, LOOKED_AT)
-    shares = [_shares(found, g, seeds) for g in (gen, everywhere)]
-    best = int(np.argmax(shares[1] - shares[0]))
-    before, after = float(shares[0][best]), float(shares[1][best])
-    if after - before < LEAST_GROWTH:
-        raise SisError(
-            f"no cluster grows when samples are moved towards {prompt!r} (at most from {100 * before:.2f} to {100 * after:.2f} % of the pixels): "
-            f"raise k, or take a finer layer"
-        )
-    arrays = fitted.arrays_ | {"centers": np.concatenate([fitted.arrays_["centers"], _translated(found, fitted, best)[None]])}
-    arrays |= {"rare/move": np.asarray(direction.move), "rare/share": np.full(1, share, np.float32)}
+    joined, (before, after), evidence, agreement = _chosen(
+        gen, everywhere, fitted, found, clip, direction, sample_seeds(seed + 2, LOOKED_AT)
+    )
+    arrays = joined.arrays_ | {"rare/move": np.asarray(direction.move), "rare/share": np.full(1, share, np.float32)}
     together = mixed(gen, arrays)
-    joined = _joined(fitted, arrays, found.clusters_[best]["agreement"], together, sample_seeds(seed, fitted.n))
-    return Rare(joined, together, direction, len(fitted.clusters_), class_name(prompt), before, after)
+    fitted = _joined(fitted, arrays, agreement, together, sample_seeds(seed, fitted.n))
+    return Rare(fitted, together, direction, len(fitted.clusters_) - 1, class_name(prompt), before, after, evidence)
+
+
+def _chosen(
+    gen: Generator, everywhere: Any, fitted: Any, found: Any, clip: CLIP, direction: directions.Direction, seeds: list[int]
+) -> tuple[Any, tuple[float, float], float, float]:
+    """(fitted with the centre of one cluster of `found` beside its own, that cluster's share of plain and of moved samples, evidence, agreement).
+
+    The cluster is that with the largest product of its evidence and the part of it that plain samples do not show. SisError where none grows.
+    """
+    evidence = _evidence(gen, everywhere, found, clip, direction, seeds)
+    order = np.argsort(-evidence)[:TRIED]
+    beside = [_with_centre(fitted, _translated(found, fitted, int(c))) for c in order]
+    shares = [(_share_of_last(b, gen, seeds), _share_of_last(b, everywhere, seeds)) for b in beside]
+    new = [(after - before) / after if after - before >= LEAST_GROWTH else -1.0 for before, after in shares]
+    if max(new) < 0:
+        said = ", ".join(f"{100 * before:.2f} to {100 * after:.2f} %" for before, after in shares)
+        raise SisError(
+            f"no cluster grows when samples are moved towards {direction.prompt!r} (of the pixels, from {said}): raise k, or take a finer layer"
+        )
+    best = int(np.argmax([float(evidence[c]) * n if n > 0 else -np.inf for c, n in zip(order, new)]))
+    return beside[best], shares[best], float(evidence[order[best]]), float(found.clusters_[order[best]]["agreement"])
 
 
 def class_name(prompt: str) -> str:
@@ -89,11 +123,30 @@ def _resolved(fitted: Any) -> Any:
     return type(fitted)(**{f.name: getattr(fitted, f.name) for f in fields(fitted) if f.init})
 
 
-def _shares(fitted: Any, gen: Generator, seeds: Sequence[int]) -> Float[np.ndarray, "k"]:
-    count = np.zeros(len(fitted.clusters_))
-    for _, labels, _ in fitted.label_seeds(gen, list(seeds)):
-        count += np.bincount(labels.ravel(), minlength=len(count))
-    return count / count.sum()
+def _evidence(
+    gen: Generator, everywhere: Any, found: Any, clip: CLIP, direction: directions.Direction, seeds: Sequence[int]
+) -> Float[np.ndarray, "k"]:
+    """Per cluster of moved samples, the share of the score's rise that is lost when its pixels are put back as they were before the move."""
+    texts = naming.unit(np.asarray(clip.encode_text([direction.prompt, direction.neutral])))
+
+    def score(images: np.ndarray) -> float:
+        return float((naming.unit(np.asarray(clip.encode_image(clip.preprocess(images)))) @ (texts[0] - texts[1])).mean())
+
+    plain = np.concatenate([images for images, _, _ in found.label_seeds(gen, list(seeds))])
+    batches = [(images, labels) for images, labels, _ in found.label_seeds(everywhere, list(seeds))]
+    there, labels = (np.concatenate(x) for x in zip(*batches))
+    rise = score(there) - score(plain)
+    lost = [score(there) - score(np.where((labels == c)[..., None], plain, there)) for c in range(len(found.clusters_))]
+    return np.asarray(lost) / max(rise, 1e-6)
+
+
+def _with_centre(fitted: Any, centre: Float[np.ndarray, "d"]) -> Any:
+    return fitted.restored(fitted.arrays_ | {"centers": np.concatenate([fitted.arrays_["centers"], centre[None]])})
+
+
+def _share_of_last(fitted: Any, gen: Generator, seeds: Sequence[int]) -> float:
+    last = len(fitted.arrays_["centers"]) - 1
+    return float(np.mean([(labels == last).mean() for _, batch, _ in fitted.label_seeds(gen, list(seeds)) for labels in batch]))
 
 
 def _translated(found: Any, base: Any, cluster: int) -> Float[np.ndarray, "d"]:
@@ -124,5 +177,5 @@ def described(rare: Rare) -> dict[str, Any]:
     d = replace(rare.direction)
     return {
         "prompt": d.prompt, "neutral": d.neutral, "name": rare.name, "cluster": rare.cluster, "displacement": d.displacement,
-        "share_plain": rare.before, "share_moved": rare.after, "threshold": d.threshold, **d.facts,
+        "share_plain": rare.before, "share_moved": rare.after, "evidence": rare.evidence, "threshold": d.threshold, **d.facts,
     }  # fmt: skip

@@ -130,16 +130,21 @@ def learn(
     neutral: str = "a photo",
     *,
     n: int = 5000,
-    truncation: float = 1.0,
+    truncation: float | None = None,
     quantile: float = 0.05,
     published: bool = False,
     seed: int = 0,
 ) -> Direction:
     """Logistic regression in W between samples that the text fits and the others, both kinds weighted alike (Segmentation in Style, section 3.4).
 
-    A sample counts as fitting when its score is in the top `quantile`; published: when its cosine with the prompt is above 0.25, on pictures as the
-    published code feeds them, as in the paper's code (which stops before it converged; this does not). Raises UsageError where no sample fits, or all do.
+    A sample counts as fitting when its score is in the top `quantile`, and the regression is penalised so much (c = 1 / (n v), v the mean variance of w)
+    that its normal lies near the line between the means of the two groups. A weakly penalised one tells them apart by what hardly varies, and moving
+    along that shows little: of eight texts on the default generator none brought 90 % of the samples to pass within six deviations, with this seven did.
+    published: it counts when its cosine with the prompt is above 0.25, on pictures as the published code feeds them, and c is 1, as in the paper's code
+    (which stops before it converged; this does not). truncation: of the samples learned from, by default 0.7; published: 1.
+    Raises UsageError where no sample fits, or all do.
     """
+    truncation = truncation if truncation is not None else (1.0 if published else 0.7)
     _check(n, quantile)
     score, w = scores(gen, clip, prompt, neutral, sample_seeds(seed, n), truncation=truncation, published=published)
     # A little below the quantile, so that samples that tie with it count.
@@ -149,7 +154,7 @@ def learn(
         raise UsageError(
             f"{y.sum()} of {n} samples have a score above {threshold:.3f}: nothing to learn {prompt!r} from; {histogram(score)}"
         )
-    found = logistic_regression(w, y)
+    found = logistic_regression(w, y, c=1.0 if published else 1 / (n * float(w.var(0).mean())))
     facts = {"n": n, "positives": int(y.sum()), "length": found.size, "auc": auc(w @ found.normal, y)}
     return Direction(
         found.normal, prompt, neutral, "segmentation_in_style", 0.0, float((w @ found.normal).std()), threshold, published, facts

@@ -166,7 +166,7 @@ def _discover(
     resolved = {name: getattr(fitted, name) for name in _fields(type(fitted))}
     parts = Parts(
         method=method, settings=resolved, arrays=fitted.arrays_, classes=classes, clusters=clusters, background=fitted.background_,
-        generator=gen.info, seed=seed, sweep=fitted.sweep_, warnings=tuple(_warnings(fitted)), samples=images, masks=masks,
+        generator=gen.info, seed=seed, sweep=fitted.sweep_, warnings=(*_warnings(fitted), *(found.warnings if found else ())), samples=images, masks=masks,
         seeds=tuple(seeds), confidence=tuple(float(c.mean()) for c in sure),
     )  # fmt: skip
     parts, files = texts.named(gen, parts, found) if texts else (parts, {})

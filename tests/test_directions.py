@@ -32,7 +32,7 @@ def lamp():
 
 @pytest.fixture(scope="module")
 def light(lamp, clip):
-    return directions.learn(lamp, clip, "white", "black", n=400, quantile=0.3)
+    return directions.learn(lamp, clip, "white", "black", n=400, quantile=0.3, truncation=1.0)
 
 
 # Scores
@@ -69,6 +69,22 @@ def test_moving_moves(lamp, clip):
 def test_the_direction_is_found(lamp, light):
     assert light.unit @ lamp.axis > 0.95 and np.linalg.norm(light.unit) == pytest.approx(1, abs=1e-5)
     assert light.facts["auc"] > 0.97 and 0.05 < light.facts["positives"] / 400 < 0.4 and light.spread == pytest.approx(1, abs=0.15)
+
+
+def test_the_direction_goes_where_samples_vary(clip):
+    """What the text sees depends on one number of w that varies much and, more steeply, on one that hardly does: going along the second needs w that
+    the generator never draws."""
+
+    class Skewed(naming_kit.Lamp):
+        axis = np.array([1.0, 15.0, 0, 0, 0], np.float32)
+
+        def map(self, z, truncation=1.0):
+            return super().map(z, truncation) * np.array([1, 0.05, 1, 1, 1], np.float32)
+
+    found = directions.learn(Skewed(), clip, "white", "black", n=400, quantile=0.3, truncation=1.0)
+    score, w = directions.scores(Skewed(), clip, "white", "black", directions.sample_seeds(0, 400))
+    weak = directions.logistic_regression(w, score > found.threshold, c=100.0).normal
+    assert found.unit[0] > 0.95 and weak[1] > weak[0]
 
 
 def test_extremes(lamp, clip, light):

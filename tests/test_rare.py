@@ -131,7 +131,38 @@ def test_a_class_that_changes_no_feature(clip):
     class Blind(Night):
         def synthesize(self, w, noise="const", taps=()):
             images, features = super().synthesize(w, noise, taps)
-            return images, {t: f.at[..., 0].set(0).at[..., 2].set(1 - f[..., 1] / 4) for t, f in features.items()}
+            return images, {t: f.at[..., 0].set(0).at[..., 2].set(1 - f[..., 1] / 4).at[..., 3].set(0) for t, f in features.items()}
 
     with pytest.raises(SisError, match=r"no cluster grows when samples are moved towards 'a room with white'"):
         sis_jax.discover(Blind(), clip=clip, **QUICK, **ASKED)
+
+
+class Day(naming_kit.Lamp):
+    """Dark rooms; where `axis` . w is large, the upper quarter is white, and the lower half has features of its own, which nobody sees."""
+
+    seen = 1.0
+
+    def synthesize(self, w, noise="const", taps=()):
+        day = (w[:, 0] @ self.axis > 1.5).astype(jnp.float32)[:, None, None]
+        rows = jnp.broadcast_to(jnp.arange(16)[None, :, None], (len(w), 16, 16))
+        lamp, ground = day * (rows < 4), day * (rows >= 8)
+        images = jnp.broadcast_to((2 * lamp - 1)[..., None], (*lamp.shape, 3))
+        own = jnp.stack([4 * lamp * self.seen, 4 * ground, 1 - lamp * self.seen - ground, jnp.where(rows < 8, 2.0, -2.0)], -1)
+        return images, dict.fromkeys(taps, own)
+
+
+class Elsewhere(Day):
+    """What is white has no features of its own."""
+
+    seen = 0.0
+
+
+@pytest.mark.parametrize(("gen", "rows", "told"), [(Day(), slice(0, 4), False), (Elsewhere(), slice(8, 16), True)])
+def test_what_the_text_model_sees_is_taken_and_not_what_grows_beside_it(clip, gen, rows, told):
+    """Half of the picture changes with a quarter that the text is about. Where only that half can be found, the parts say so."""
+    parts = sis_jax.discover(gen, clip=clip, **QUICK | {"k": 3}, **ASKED)
+    white = parts.classify(parts.masks) == next(i for i, n in parts.names.items() if n == "white")
+    where = np.zeros(white.shape, bool)
+    where[:, rows] = True
+    assert white.any() and (white & where).sum() > 0.95 * white.sum()
+    assert told == any("comes from the cluster called 'white': it may be something else" in said for said in parts.warnings)
