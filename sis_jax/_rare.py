@@ -13,17 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 
 from sis_jax import directions
-from sis_jax.core import cli, naming
+from sis_jax.core import cli, draw, naming
 from sis_jax.core.features import sample_seeds
 from sis_jax.core.types import Generator, SisError, UsageError
 from sis_jax.nn.moved import mixed, moved
 from sis_jax.weights.clip_model import CLIP
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 LOOKED_AT = 32  # samples on which clusters are compared
 LEAST_GROWTH = 2e-3  # of the pixels: less is noise
@@ -170,6 +173,19 @@ def _joined(fitted: Any, arrays: dict[str, np.ndarray], agreement: float, gen: G
     joined.clusters_[-1]["background"] = False
     joined.background_.update(fitted.background_)
     return joined
+
+
+def picture(rare: Rare, class_id: int, count: int = 8) -> Image.Image:
+    """Samples before and after the move, and where the class is then: whether the direction does what the prompt says is for people to see."""
+    from PIL import Image
+
+    plain, everywhere = rare.gen.gen, moved(rare.gen.gen, rare.direction.move)
+    seeds = sample_seeds(0, count)
+    before = np.concatenate([images for images, _, _ in rare.fitted.label_seeds(plain, seeds)])
+    after, labels = (np.concatenate(x) for x in zip(*[(i, c) for i, c, _ in rare.fitted.label_seeds(everywhere, seeds)]))
+    shown = draw.overlay(after, np.where(labels == rare.cluster, class_id, 0))
+    zoom = max(1, 128 // after.shape[1])
+    return Image.fromarray(draw.grid(np.concatenate([before, after, shown]).repeat(zoom, 1).repeat(zoom, 2), count))
 
 
 def described(rare: Rare) -> dict[str, Any]:

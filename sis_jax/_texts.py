@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from sis_jax._naming import Naming, check_words, load_text_model, name_parts
-from sis_jax._rare import Rare, add_rare, described
+from sis_jax._rare import Rare, add_rare, described, picture
 from sis_jax._teacher import Teacher
 from sis_jax.core.types import Generator, UsageError
 from sis_jax.data.ontology import Ontology, ontology_of
@@ -59,7 +60,10 @@ class Texts:
             owner = next(c for c in parts.classes if rare.cluster in c["clusters"])
             if owner["clusters"] == [rare.cluster]:
                 parts = parts.rename({owner["id"]: rare.name})
-            files |= {"rare.json": _json(described(rare)), "rare.safetensors": rare.direction.to_bytes()}
+            class_id = next(c["id"] for c in parts.classes if rare.cluster in c["clusters"])
+            sheet = io.BytesIO()
+            picture(rare, class_id).save(sheet, "PNG", optimize=True)
+            files |= {"rare.json": _json(described(rare)), "rare.png": sheet.getvalue(), "rare.safetensors": rare.direction.to_bytes()}
         return parts, files
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import naming_kit
 import numpy as np
 import pytest
+from PIL import Image
 
 import sis_jax
 from sis_jax import _rare
@@ -79,6 +80,13 @@ def test_a_run(found, clip, tmp_path):
     parts = sis_jax.discover(found[0], clip=str(folder), out=str(out), ontology={"white": "light", "black": "dark"}, **QUICK, **ASKED)
     facts = json.loads((out / "parts" / "rare.json").read_text())
     assert facts["name"] == "white" and facts["share_moved"] > facts["share_plain"] + 0.1 and facts["passing"] >= 0.9
+    assert facts["evidence"] > 0.5
+    page, sheet = (out / "report.html").read_text(), np.asarray(Image.open(out / "parts" / "rare.png"))
+    assert "samples before and after the move" in page and "“a room with white”: moved by" in page
+    before, after, shown = (sheet[4 + i * 132 : 132 + i * 132] for i in range(3))
+    assert after.mean() > before.mean() + 20 and np.ptp(before - before[..., :1]) == 0 < np.ptp(
+        shown - shown[..., :1]
+    )  # colour is the class
     direction = Direction.load(out / "parts" / "rare.safetensors")
     np.testing.assert_allclose(direction.move, parts.arrays["rare/move"], atol=1e-6)
     assert json.loads((out / "parts" / "names.json").read_text())["classes"] == ["light", "dark"]

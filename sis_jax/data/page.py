@@ -89,6 +89,7 @@ def _context(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
         "parts": _parts(found, samples),
         "unsure_below": _UNSURE,
         "gallery": _gallery(folder / "parts" / "gallery.png"),
+        "rare": _rare(folder / "parts"),
         "sweep": _sweep(_json(folder / "parts" / "sweep.json", dict)),
         "worst": _worst(found, samples),
         "edits": _edits(folder / "edits"),
@@ -161,6 +162,13 @@ def _gallery(path: Path) -> dict[str, Any] | None:
     from PIL import Image
 
     return _reduced(Image.open(path).convert("RGB"), 1600, 1_500_000) if path.exists() else None
+
+
+def _rare(folder: Path) -> dict[str, Any] | None:
+    """How the rare class was found: the numbers of rare.json, and samples before and after the move."""
+    facts = _json(folder / "rare.json", dict)
+    shown = ("prompt", "displacement", "passing", "share_plain", "share_moved")
+    return {"facts": facts, "sheet": _gallery(folder / "rare.png")} if facts and all(k in facts for k in shown) else None
 
 
 def _reduced(picture: Any, width: int, budget: float) -> dict[str, Any]:
