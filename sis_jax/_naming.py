@@ -20,7 +20,7 @@ from sis_jax.core.types import SisError, UsageError
 from sis_jax.data.ontology import NEUTRAL, Ontology
 from sis_jax.data.parts import BACKGROUND, Parts
 from sis_jax.nn.clip_regions import dense_map, pool_regions
-from sis_jax.nn.moved import mixed
+from sis_jax.nn.moved import mixed, rare_cluster
 from sis_jax.weights.clip_model import CLIP, load_clip
 
 BATCH = 8  # pictures in the CLIP at a time: an RN50x64 at 2048 pixels needs about 2 GB for each
@@ -116,7 +116,8 @@ def name_parts(teacher: Teacher, clip: CLIP, ontology: Ontology, how: Naming) ->
     neutral = [i for i, c in enumerate(classes) if c == NEUTRAL]
     verdicts = naming.decide(probability, how.margin, neutral)
     verdicts = [v if seen else replace(v, named=False) for v, seen in zip(verdicts, count > 0)]
-    said = {c["id"]: _said(verdicts[c["id"]], probability[c["id"]], ontology) for c in teacher.parts.clusters}
+    kept = rare_cluster(teacher.parts.arrays)  # it has its name from the text it was found by
+    said = {c["id"]: _said(verdicts[c["id"]], probability[c["id"]], ontology) for c in teacher.parts.clusters if c["id"] != kept}
     parts = _described(teacher.parts.named(said), said, ontology, cut, clip)
     return Named(parts, classes, cosine, probability, verdicts, clip.info.name)
 

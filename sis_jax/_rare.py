@@ -21,7 +21,7 @@ from jaxtyping import Float
 from sis_jax import directions
 from sis_jax.core import cli, draw, naming
 from sis_jax.core.features import sample_seeds
-from sis_jax.core.types import Generator, SisError, UsageError
+from sis_jax.core.types import Generator, SisError
 from sis_jax.nn.moved import mixed, moved
 from sis_jax.weights.clip_model import CLIP
 
@@ -65,15 +65,11 @@ class Rare:
 def add_rare(
     gen: Generator, fitted: Any, clip: CLIP, prompt: str, neutral: str, *, n: int, share: float, seed: int, published: bool = False
 ) -> Rare:
-    """One more cluster for what `prompt` says, in parts that `fitted` found in `gen`.
+    """One more cluster for what `prompt` says, in parts that `fitted` found in `gen`, by a method to which clusters can be added.
 
-    n: samples to learn the direction from. share: of the samples that are moved later on. Raises UsageError for a method without cluster centres, SisError
-    where the direction leads nowhere or no cluster grows.
+    n: samples to learn the direction from. share: of the samples that are moved later on. Raises SisError where the direction leads nowhere or no
+    cluster grows.
     """
-    if "centers" not in getattr(fitted, "arrays_", {}):
-        raise UsageError(f"--rare needs parts that are cluster centres: use --method segmentation_in_style, not {type(fitted).__name__}")
-    if not 0 < share <= 1:
-        raise UsageError(f"rare_share is {share}, expected a share of the samples above 0, up to 1 (0.5 moves every second one)")
     direction = directions.learn(
         gen, clip, prompt, neutral, n=n, truncation=None if published else fitted.truncation, seed=seed + 1, published=published
     )

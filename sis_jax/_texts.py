@@ -13,6 +13,7 @@ from sis_jax._teacher import Teacher
 from sis_jax.core.types import Generator, UsageError
 from sis_jax.data.ontology import Ontology, ontology_of
 from sis_jax.data.parts import Parts
+from sis_jax.directions import LEAST_N
 from sis_jax.weights.clip_model import CLIP
 
 
@@ -28,11 +29,13 @@ class Texts:
     rare_share: float
 
     @classmethod
-    def of(cls, gen: Generator, ontology: Any, rare: str | None, neutral: str, rare_n: int, rare_share: float, clip: Any) -> Texts:
+    def of(
+        cls, gen: Generator, method: Any, ontology: Any, rare: str | None, neutral: str, rare_n: int, rare_share: float, clip: Any
+    ) -> Texts:
         """UsageError for what cannot work, before anything is computed."""
         words = ontology_of(ontology) if ontology is not None else None
-        if rare is not None and not (rare.strip() and neutral.strip() and rare.strip() != neutral.strip()):
-            raise UsageError(f"--rare got {rare!r} and --neutral {neutral!r}: expected two texts that differ in what is rare")
+        if rare is not None:
+            _check_rare(method, rare, neutral, rare_n, rare_share)
         model = load_text_model(clip, gen.info.name)
         check_words(model, [rare, neutral] if rare is not None else [])
         check_words(model, [text for several in words.filled() for text in several] if words is not None else [])
@@ -53,18 +56,30 @@ class Texts:
     def named(self, gen: Any, parts: Parts, rare: Rare | None) -> tuple[Parts, dict[str, bytes]]:
         """(named parts, further files): the table of scores, and how the rare class was found. The rare class keeps the name of its prompt."""
         files: dict[str, bytes] = {}
-        if self.ontology is not None:
-            named = name_parts(Teacher.of(gen, parts), self.clip, self.ontology, Naming())
-            parts, files["names.json"] = named.parts, _json(named.table())
         if rare is not None:
             owner = next(c for c in parts.classes if rare.cluster in c["clusters"])
             if owner["clusters"] == [rare.cluster]:
                 parts = parts.rename({owner["id"]: rare.name})
+        if self.ontology is not None:
+            named = name_parts(Teacher.of(gen, parts), self.clip, self.ontology, Naming())
+            parts, files["names.json"] = named.parts, _json(named.table())
+        if rare is not None:
             class_id = next(c["id"] for c in parts.classes if rare.cluster in c["clusters"])
             sheet = io.BytesIO()
             picture(rare, class_id).save(sheet, "PNG", optimize=True)
             files |= {"rare.json": _json(described(rare)), "rare.png": sheet.getvalue(), "rare.safetensors": rare.direction.to_bytes()}
         return parts, files
+
+
+def _check_rare(method: Any, rare: str, neutral: str, n: int, share: float) -> None:
+    if not getattr(method, "adds_clusters", False):
+        raise UsageError(f"--rare needs parts that are cluster centres: use --method segmentation_in_style, not {type(method).__name__}")
+    if not (rare.strip() and neutral.strip() and rare.strip() != neutral.strip()):
+        raise UsageError(f"--rare got {rare!r} and --neutral {neutral!r}: expected two texts that differ in what is rare")
+    if n < LEAST_N:
+        raise UsageError(f"--rare-n is {n}, expected at least {LEAST_N} samples to learn from (2000 is the default)")
+    if not 0 < share <= 1:
+        raise UsageError(f"rare_share is {share}, expected a share of the samples above 0, up to 1 (0.5 moves every second one)")
 
 
 def _json(value: Any) -> bytes:

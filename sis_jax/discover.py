@@ -65,7 +65,7 @@ def discover(
     if seed < 0:
         raise UsageError(f"seed is {seed}, expected 0 or more")
     generator = load_generator(gen) if gen is None or isinstance(gen, str | Path) else gen
-    texts = _texts(generator, ontology, rare, neutral, rare_n, rare_share, clip)
+    texts = _texts(generator, fitted_with, ontology, rare, neutral, rare_n, rare_share, clip)
     named = str(gen) if isinstance(gen, str | Path) else generator.info.name
     if out is None:
         return _discover(generator, method, fitted_with, seed, texts, gather(fitted_with, generator, named, None))[0]
@@ -136,13 +136,15 @@ def _check_numbers(settings: dict[str, Any]) -> None:
             raise UsageError(f"{name} is {value}, expected 0 to 2 (0.7 is usual)")
 
 
-def _texts(gen: Generator, ontology: Any, rare: str | None, neutral: str, rare_n: int, rare_share: float, clip: Any) -> Texts | None:
+def _texts(
+    gen: Generator, method: Any, ontology: Any, rare: str | None, neutral: str, rare_n: int, rare_share: float, clip: Any
+) -> Texts | None:
     """What text shall do, None where it shall do nothing: then no text model is loaded."""
     if ontology is None and rare is None:
         return None
     from sis_jax._texts import Texts
 
-    return Texts.of(gen, ontology, rare, neutral, rare_n, rare_share, clip)
+    return Texts.of(gen, method, ontology, rare, neutral, rare_n, rare_share, clip)
 
 
 def _discover(

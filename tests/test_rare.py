@@ -90,6 +90,9 @@ def test_a_run(found, clip, tmp_path):
     direction = Direction.load(out / "parts" / "rare.safetensors")
     np.testing.assert_allclose(direction.move, parts.arrays["rare/move"], atol=1e-6)
     assert json.loads((out / "parts" / "names.json").read_text())["classes"] == ["light", "dark"]
+    assert "white" in parts.names.values()  # whatever the ontology calls it
+    again = sis_jax.label(Parts.load(out), {"white": "light", "black": "dark"}, gen=found[0], clip=clip)
+    assert "white" in again.names.values() and "light" not in again.names.values()
     assert mixed(found[0], Parts.load(out).arrays).share == 0.5
     command = json.loads((out / "run.json").read_text())["stages"]["discover"]["command"]
     assert "--rare 'a room with white'" in command and "--neutral black" in command
@@ -122,7 +125,7 @@ def test_what_it_is_called(prompt, name):
         ({"rare": "x", "neutral": "x"}, "expected two texts that differ"),
         ({"rare": " "}, "expected two texts that differ"),
         ({"rare_share": 0.0}, "rare_share is 0.0"),
-        ({"rare_n": 3}, "n is 3"),
+        ({"rare_n": 3}, "rare-n is 3"),
         ({"ontology": {}}, "the ontology is empty"),
         ({"clip": "nowhere"}, "Ways to a text model"),
     ],
@@ -131,6 +134,12 @@ def test_refused(found, clip, settings, said):
     with pytest.raises(UsageError) as error:
         sis_jax.discover(found[0], **QUICK | {"clip": clip} | ASKED | settings)
     assert said in str(error.value)
+
+
+def test_a_method_without_centres_is_refused_before_anything_is_computed(clip, tmp_path):
+    with pytest.raises(UsageError, match="needs parts that are cluster centres: .* not LatentDirection"):
+        sis_jax.discover(Night(), method="latent_direction", clip=clip, out=str(tmp_path / "run"), **ASKED)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_class_that_changes_no_feature(clip):

@@ -48,7 +48,8 @@ class Method(Protocol):
 
     A method that needs more than a generator has `wants`, names of fields of `Inputs`, and takes them as `fit(gen, seed, inputs=...)`. Optional
     members: `files_`, {name: bytes} to lie beside the parts (curves, logs); `warnings_`, sentences with their cure; `estimate()`, for `--dry-run`;
-    `shaky_cure`, what to do about clusters of low agreement, where that is the settings' fault ("lower k").
+    `shaky_cure`, what to do about clusters of low agreement, where that is the settings' fault ("lower k"); `adds_clusters`, true where arrays_["centers"]
+    may get one more row (`discover --rare`).
     """
 
     clusters_: list[dict[str, Any]]

@@ -70,6 +70,7 @@ class SegmentationInStyle:
     max_points: int = 204_800
     align_corners: bool = False
     smooth: Literal["auto", "on", "off"] = "auto"
+    adds_clusters: ClassVar[bool] = True
     shaky_cure: ClassVar[str] = "merge them with a neighbour, lower k, or raise n"
     taps_: tuple[str, ...] = field(default=(), init=False)
     arrays_: dict[str, np.ndarray] = field(default_factory=dict, init=False, compare=False)

@@ -86,3 +86,8 @@ def mixed(gen: Any, arrays: Mapping[str, Any]) -> Any:
     if "rare/move" not in arrays or isinstance(gen, Moved):
         return gen
     return moved(gen, arrays["rare/move"], float(np.ravel(arrays["rare/share"])[0]))
+
+
+def rare_cluster(arrays: Mapping[str, Any]) -> int | None:
+    """The cluster of the rare class in parts with these arrays, None where there is none."""
+    return len(arrays["centers"]) - 1 if "rare/move" in arrays else None
