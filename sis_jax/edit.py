@@ -97,7 +97,7 @@ def edit(
               "inpainter": getattr(inpainter, "__name__", type(inpainter).__name__) if inpainter else "telea"}  # fmt: skip
     config |= {"lpips": asked["lpips"]} if "lpips" in asked else {}
     inputs = {"generator": teacher.gen.info.sha256, "parts": teacher.parts.digest(), "direction": _digest(way.move)}
-    folder = f"edits/{_slug(name or way.prompt)}"
+    folder = f"edits/{_slug(name or _called(direction, way))}"
     with RunFolder.open(place, overwrite) as held:
         command = cli.command("edit", asked)
         with held.stage(folder, config, inputs=inputs, generator=teacher.gen.info, command=command, late=True) as stage:
@@ -245,8 +245,15 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")[:60] or "edit"
 
 
+def _called(direction: Any, way: Direction | None = None) -> str:
+    """The name of an edit that was given none: the direction as it was typed, a file's name without its folder and ending."""
+    if not isinstance(direction, str):
+        return way.prompt if way is not None else "edit"
+    return Path(direction).stem if direction.endswith(".safetensors") else direction
+
+
 def _folder(config: dict[str, Any]) -> Path:
-    return Path(config["run"]) / "edits" / _slug(config["name"] or config["direction"])
+    return Path(config["run"]) / "edits" / _slug(config["name"] or _called(config["direction"]))
 
 
 def _plan(config: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import clip_kit
 import fakes
@@ -335,3 +336,18 @@ def test_dry_run(tmp_path, capsys):
     assert cli.run(edit, argv=[str(tmp_path / "r"), "--direction", "a person with glasses", "--dry-run"]) == 0
     assert "edits/a-person-with-glasses/edit.png" in capsys.readouterr().out
     assert not (tmp_path / "r").exists()
+
+
+def test_the_paths_that_are_printed_are_those_that_were_written(run, capsys):
+    """A direction that the run keeps has two names, its own and its prompt; a file has a third."""
+    from sis_jax.weights import load_generator
+
+    gen = load_generator(json.loads((run / "run.json").read_text())["stages"]["discover"]["config"]["gen"])
+    (run / "directions").mkdir()
+    file = replace(ways.principal(gen, 0), prompt="a person with a hat", method="segmentation_in_style").save(
+        run / "directions" / "mine.safetensors"
+    )
+    for asked, folder in (("mine", "mine"), ("hat", "hat"), (str(file), "mine")):
+        assert cli.run(edit, argv=[str(run), "--direction", asked, "--overwrite"]) == 0
+        printed = capsys.readouterr().out.split()
+        assert printed == [str(run / "edits" / folder / f) for f in ("edit.png", "edit.json")] and all(Path(p).is_file() for p in printed)

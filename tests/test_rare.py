@@ -137,7 +137,7 @@ def test_refused(found, clip, settings, said):
 
 
 def test_a_method_without_centres_is_refused_before_anything_is_computed(clip, tmp_path):
-    with pytest.raises(UsageError, match="needs parts that are cluster centres: .* not LatentDirection"):
+    with pytest.raises(UsageError, match=r"needs parts that are cluster centres: .* not LatentDirection"):
         sis_jax.discover(Night(), method="latent_direction", clip=clip, out=str(tmp_path / "run"), **ASKED)
     assert not (tmp_path / "run").exists()
 
