@@ -92,7 +92,7 @@ def _named(
     if clip is not None or " " in asked:
         from sis_jax._naming import load_text_model
 
-        found = learn(gen, load_text_model(clip, gen.info.name), asked, neutral, n=n, seed=seed + 1)
+        found = learn(gen, load_text_model(clip, gen.info.name), asked, neutral, n=n, truncation=truncation, seed=seed + 1)
         return with_strength(gen, load_text_model(clip, gen.info.name), found, truncation=truncation)
     raise unknown_name(
         "direction",

@@ -25,12 +25,12 @@ def gather(settings: Any, gen: Generator, named: str | None, folder: Path | None
     return {"inputs": Inputs(**found)}
 
 
-def digests(settings: Any, gen: Generator) -> dict[str, str] | str:
-    """What the parts depend on beside the settings: the generator's digest, and what lies in the folders that `masks` and `photos` name.
+def digests(settings: Any, gen: Generator, clip: str | None = None) -> dict[str, str] | str:
+    """What the parts depend on beside the settings: the generator's digest, the text model's, and what lies in the folders that `masks` and `photos` name.
 
     Raises UsageError for masks or photos that cannot be read.
     """
-    found: dict[str, str] = {}
+    found: dict[str, str] = {} if clip is None else {"clip": clip}
     wants = getattr(type(settings), "wants", ())
     if "painted" in wants and settings.masks:
         found["masks"] = _masks_digest(settings.masks)

@@ -85,8 +85,10 @@ class Named:
 
 def load_text_model(clip: Any, gen_name: str) -> CLIP:
     """A CLIP from what a user gave: one, a name or a path, None for the usual one. UsageError with the ways to get one where it is not here."""
-    if clip is not None and not isinstance(clip, str | Path):
+    if isinstance(clip, CLIP):
         return clip
+    if clip is not None and not isinstance(clip, str | Path):
+        raise UsageError(f"clip is of type {type(clip).__name__}, expected a text model (sis_jax.load_clip), its name or its path")
     try:
         return load_clip(str(clip) if clip is not None else default_clip(gen_name))
     except UsageError as error:
@@ -116,7 +118,10 @@ def name_parts(teacher: Teacher, clip: CLIP, ontology: Ontology, how: Naming) ->
     neutral = [i for i, c in enumerate(classes) if c == NEUTRAL]
     verdicts = naming.decide(probability, how.margin, neutral)
     verdicts = [v if seen else replace(v, named=False) for v, seen in zip(verdicts, count > 0)]
-    kept = rare_cluster(teacher.parts.arrays)  # it has its name from the text it was found by
+    kept = rare_cluster(teacher.parts.arrays)
+    if kept is not None:  # it has its name from the text it was found by, and no other cluster gets that one
+        taken = next(c["name"] for c in teacher.parts.classes if kept in c["clusters"])
+        verdicts = [replace(v, named=v.named and i != kept and classes[v.best] != taken) for i, v in enumerate(verdicts)]
     said = {c["id"]: _said(verdicts[c["id"]], probability[c["id"]], ontology) for c in teacher.parts.clusters if c["id"] != kept}
     parts = _described(teacher.parts.named(said), said, ontology, cut, clip)
     return Named(parts, classes, cosine, probability, verdicts, clip.info.name)

@@ -12,7 +12,7 @@ takes most of the score with it, and hardly shows in plain samples, is the class
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 LOOKED_AT = 32  # samples on which clusters are compared
 LEAST_GROWTH = 2e-3  # of the pixels: less is noise
+PICTURED = 8  # samples in rare.png
 TRIED = 5  # clusters that hold most of the score
 LEAST_EVIDENCE = 0.15  # of the score's rise: a class whose cluster holds less is called unsure
 
@@ -58,21 +59,17 @@ class Rare:
             return ()
         return (
             f"Only {100 * max(self.evidence, 0):.0f} % of what {self.direction.prompt!r} scores comes from the cluster called {self.name!r}: it may be "
-            "something else that changes with it. Look at the gallery; raise k, take a finer layer, or give other prompts.",
+            "something else that changes with it. Look at parts/rare.png; raise k, take a finer layer, or give other prompts.",
         )
 
 
-def add_rare(
-    gen: Generator, fitted: Any, clip: CLIP, prompt: str, neutral: str, *, n: int, share: float, seed: int, published: bool = False
-) -> Rare:
+def add_rare(gen: Generator, fitted: Any, clip: CLIP, prompt: str, neutral: str, *, n: int, share: float, seed: int) -> Rare:
     """One more cluster for what `prompt` says, in parts that `fitted` found in `gen`, by a method to which clusters can be added.
 
     n: samples to learn the direction from. share: of the samples that are moved later on. Raises SisError where the direction leads nowhere or no
     cluster grows.
     """
-    direction = directions.learn(
-        gen, clip, prompt, neutral, n=n, truncation=None if published else fitted.truncation, seed=seed + 1, published=published
-    )
+    direction = directions.learn(gen, clip, prompt, neutral, n=n, truncation=fitted.truncation, seed=seed + 1)
     direction = directions.with_strength(gen, clip, direction, truncation=fitted.truncation)
     cli.say(f"{prompt!r}: moved by {direction.displacement:.2f}, {100 * direction.facts['passing']:.0f} % of samples pass")
     everywhere: Any = moved(gen, direction.move)
@@ -112,6 +109,7 @@ def class_name(prompt: str) -> str:
     for word in (" with ", " wearing ", " of "):
         if word in prompt:
             prompt = prompt.split(word)[-1]
+    prompt = prompt.strip()
     for article in ("a ", "an ", "the "):
         prompt = prompt.removeprefix(article)
     return prompt.strip()
@@ -134,9 +132,9 @@ def _evidence(
     plain = np.concatenate([images for images, _, _ in found.label_seeds(gen, list(seeds))])
     batches = [(images, labels) for images, labels, _ in found.label_seeds(everywhere, list(seeds))]
     there, labels = (np.concatenate(x) for x in zip(*batches))
-    rise = score(there) - score(plain)
-    lost = [score(there) - score(np.where((labels == c)[..., None], plain, there)) for c in range(len(found.clusters_))]
-    return np.asarray(lost) / max(rise, 1e-6)
+    moved_score = score(there)
+    lost = [moved_score - score(np.where((labels == c)[..., None], plain, there)) for c in range(len(found.clusters_))]
+    return np.asarray(lost) / max(moved_score - score(plain), 1e-6)
 
 
 def _with_centre(fitted: Any, centre: Float[np.ndarray, "d"]) -> Any:
@@ -171,22 +169,22 @@ def _joined(fitted: Any, arrays: dict[str, np.ndarray], agreement: float, gen: G
     return joined
 
 
-def picture(rare: Rare, class_id: int, count: int = 8) -> Image.Image:
+def picture(rare: Rare, class_id: int) -> Image.Image:
     """Samples before and after the move, and where the class is then: whether the direction does what the prompt says is for people to see."""
     from PIL import Image
 
     plain, everywhere = rare.gen.gen, moved(rare.gen.gen, rare.direction.move)
-    seeds = sample_seeds(0, count)
+    seeds = sample_seeds(0, PICTURED)
     before = np.concatenate([images for images, _, _ in rare.fitted.label_seeds(plain, seeds)])
     after, labels = (np.concatenate(x) for x in zip(*[(i, c) for i, c, _ in rare.fitted.label_seeds(everywhere, seeds)]))
     shown = draw.overlay(after, np.where(labels == rare.cluster, class_id, 0))
     zoom = max(1, 128 // after.shape[1])
-    return Image.fromarray(draw.grid(np.concatenate([before, after, shown]).repeat(zoom, 1).repeat(zoom, 2), count))
+    return Image.fromarray(draw.grid(np.concatenate([before, after, shown]).repeat(zoom, 1).repeat(zoom, 2), PICTURED))
 
 
 def described(rare: Rare) -> dict[str, Any]:
     """What was done, as JSON holds it."""
-    d = replace(rare.direction)
+    d = rare.direction
     return {
         "prompt": d.prompt, "neutral": d.neutral, "name": rare.name, "cluster": rare.cluster, "displacement": d.displacement,
         "share_plain": rare.before, "share_moved": rare.after, "evidence": rare.evidence, "threshold": d.threshold, **d.facts,

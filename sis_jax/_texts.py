@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from sis_jax._naming import Naming, check_words, load_text_model, name_parts
-from sis_jax._rare import Rare, add_rare, described, picture
+from sis_jax._rare import Rare, add_rare, class_name, described, picture
 from sis_jax._teacher import Teacher
 from sis_jax.core.types import Generator, UsageError
 from sis_jax.data.ontology import Ontology, ontology_of
 from sis_jax.data.parts import Parts
 from sis_jax.directions import LEAST_N
 from sis_jax.weights.clip_model import CLIP
+
+MOST_CLUSTERS = 253  # and one for the rare class; class ids are below 255, which masks keep for "ignore"
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class Texts:
         """UsageError for what cannot work, before anything is computed."""
         words = ontology_of(ontology) if ontology is not None else None
         if rare is not None:
-            _check_rare(method, rare, neutral, rare_n, rare_share)
+            check_rare(method, rare, neutral, rare_n, rare_share)
+            rare, neutral = rare.strip(), neutral.strip()
         model = load_text_model(clip, gen.info.name)
         check_words(model, [rare, neutral] if rare is not None else [])
         check_words(model, [text for several in words.filled() for text in several] if words is not None else [])
@@ -57,9 +61,7 @@ class Texts:
         """(named parts, further files): the table of scores, and how the rare class was found. The rare class keeps the name of its prompt."""
         files: dict[str, bytes] = {}
         if rare is not None:
-            owner = next(c for c in parts.classes if rare.cluster in c["clusters"])
-            if owner["clusters"] == [rare.cluster]:
-                parts = parts.rename({owner["id"]: rare.name})
+            parts = parts.rename({next(c["id"] for c in parts.classes if rare.cluster in c["clusters"]): rare.name})
         if self.ontology is not None:
             named = name_parts(Teacher.of(gen, parts), self.clip, self.ontology, Naming())
             parts, files["names.json"] = named.parts, _json(named.table())
@@ -71,15 +73,25 @@ class Texts:
         return parts, files
 
 
-def _check_rare(method: Any, rare: str, neutral: str, n: int, share: float) -> None:
+def check_rare(method: Any, rare: Any, neutral: Any, n: Any, share: Any) -> None:
+    """UsageError for a rare class that cannot be looked for, by what was typed alone."""
     if not getattr(method, "adds_clusters", False):
-        raise UsageError(f"--rare needs parts that are cluster centres: use --method segmentation_in_style, not {type(method).__name__}")
-    if not (rare.strip() and neutral.strip() and rare.strip() != neutral.strip()):
+        raise UsageError(f"--rare needs parts that are cluster centres: use --method segmentation_in_style, got {type(method).__name__}")
+    if not (isinstance(rare, str) and isinstance(neutral, str) and rare.strip() and neutral.strip() and rare.strip() != neutral.strip()):
         raise UsageError(f"--rare got {rare!r} and --neutral {neutral!r}: expected two texts that differ in what is rare")
-    if n < LEAST_N:
-        raise UsageError(f"--rare-n is {n}, expected at least {LEAST_N} samples to learn from (2000 is the default)")
-    if not 0 < share <= 1:
-        raise UsageError(f"rare_share is {share}, expected a share of the samples above 0, up to 1 (0.5 moves every second one)")
+    name = class_name(rare)
+    if re.fullmatch(r"|background|part \d+|(.* )?(a|an|the|with|wearing|of)", name):
+        raise UsageError(
+            f'--rare is {rare!r}, which would call the part {name!r}: expected a text that ends in a name, "a person with glasses"'
+        )
+    if not isinstance(n, int) or n < LEAST_N:
+        raise UsageError(f"--rare-n is {n!r}, expected a whole number of samples to learn from, at least {LEAST_N} (2000 is the default)")
+    if not isinstance(share, int | float) or not 0 < share <= 1:
+        raise UsageError(f"--rare-share is {share!r}, expected a share of the samples above 0, up to 1 (0.5 moves every second one)")
+    if isinstance(method.k, int) and method.k > MOST_CLUSTERS:
+        raise UsageError(
+            f"--k is {method.k}, expected at most {MOST_CLUSTERS} with --rare: masks hold 255 classes, and the rare one is one more"
+        )
 
 
 def _json(value: Any) -> bytes:

@@ -240,7 +240,8 @@ def with_strength(
             )
     raise SisError(
         f"{direction.prompt!r} was not reached: at the largest displacement {100 * passing[-1]:.0f} % of {n} samples pass, at best "
-        f"{100 * max(passing):.0f} %, needed 90 % above {direction.threshold:.3f}; {histogram(score)}. Give other prompts, or more samples with --rare-n"
+        f"{100 * max(passing):.0f} %, needed 90 % above {direction.threshold:.3f}; {histogram(score)}. "
+        "Give other prompts, or learn from more samples (discover --rare-n, edit --n)"
     )
 
 

@@ -79,7 +79,7 @@ def discover(
         asked |= {"neutral": neutral, "rare_n": rare_n, "rare_share": rare_share}
     config |= texts.config() if texts else {}
     shown = {"gen": gen, "out": out, "method": method, "recipe": recipe, "seed": seed} | asked | settings
-    reads, command = digests(fitted_with, generator), cli.command("discover", shown)
+    reads, command = digests(fitted_with, generator, texts.clip.info.sha256 if texts else None), cli.command("discover", shown)
     with RunFolder.open(out, overwrite) as run:
         with run.stage("discover", config, inputs=reads, generator=generator.info, command=command, late=True) as stage:
             if stage.done:
@@ -140,11 +140,27 @@ def _texts(
     gen: Generator, method: Any, ontology: Any, rare: str | None, neutral: str, rare_n: int, rare_share: float, clip: Any
 ) -> Texts | None:
     """What text shall do, None where it shall do nothing: then no text model is loaded."""
+    _check_texts(ontology, rare, neutral, rare_n, rare_share, clip)
     if ontology is None and rare is None:
         return None
     from sis_jax._texts import Texts
 
     return Texts.of(gen, method, ontology, rare, neutral, rare_n, rare_share, clip)
+
+
+def _check_texts(ontology: Any, rare: str | None, neutral: str, rare_n: int, rare_share: float, clip: Any) -> None:
+    """UsageError for what would be ignored."""
+    import inspect
+
+    from sis_jax.core.types import UsageError
+
+    usual = {name: p.default for name, p in inspect.signature(discover).parameters.items()}
+    given = {"neutral": neutral, "rare_n": rare_n, "rare_share": rare_share}
+    unused = [f"--{name.replace('_', '-')}" for name, value in given.items() if rare is None and value != usual[name]]
+    if unused:
+        raise UsageError(f"{unused[0]} says how a rare class is found, and none was asked for: add --rare TEXT")
+    if clip is not None and ontology is None and rare is None:
+        raise UsageError("--clip is a text model, and no text was given: add --ontology or --rare TEXT")
 
 
 def _discover(
@@ -166,17 +182,18 @@ def _discover(
     seeds = sample_seeds(seed, SHOWN)
     images, masks, sure = (np.concatenate(x) for x in zip(*fitted.label_seeds(gen, seeds)))
     resolved = {name: getattr(fitted, name) for name in _fields(type(fitted))}
+    said = [*_warnings(fitted, found.cluster), *found.warnings] if found else _warnings(fitted)
     parts = Parts(
         method=method, settings=resolved, arrays=fitted.arrays_, classes=classes, clusters=clusters, background=fitted.background_,
-        generator=gen.info, seed=seed, sweep=fitted.sweep_, warnings=(*_warnings(fitted), *(found.warnings if found else ())), samples=images, masks=masks,
+        generator=gen.info, seed=seed, sweep=fitted.sweep_, warnings=tuple(said), samples=images, masks=masks,
         seeds=tuple(seeds), confidence=tuple(float(c.mean()) for c in sure),
     )  # fmt: skip
     parts, files = texts.named(gen, parts, found) if texts else (parts, {})
     return parts, files | getattr(fitted, "files_", {})
 
 
-def _warnings(fitted: Any) -> list[str]:
-    """What a user should know before trusting the parts, each with its cure."""
+def _warnings(fitted: Any, rare: int | None = None) -> list[str]:
+    """What a user should know before trusting the parts, each with its cure. rare: the cluster of a rare class, which has warnings of its own."""
     found: list[str] = [*getattr(fitted, "warnings_", ())]
     if not fitted.background_["found"]:
         found.append(
@@ -190,20 +207,28 @@ def _warnings(fitted: Any) -> list[str]:
                 f"The background holds only {held:.0%} of the pictures' frame: part of it may be in other clusters. Look at the gallery, send those "
                 f"to the background, parts.rename({{id: None}}), or {'raise k' if hasattr(fitted, 'k') else 'give another seed'}."
             )
-    shaky, cure = [c["id"] for c in fitted.clusters_ if c["agreement"] < UNSURE], getattr(fitted, "shaky_cure", "")
+    shaky, cure = [c["id"] for c in fitted.clusters_ if c["agreement"] < UNSURE and c["id"] != rare], getattr(fitted, "shaky_cure", "")
     if shaky and cure:
         found.append(f"Clusters {', '.join(map(str, shaky))} change when other samples or another seed are used: {cure}.")
     return found
 
 
 def _plan(config: dict[str, Any]) -> dict[str, Any]:
-    """Files, and what the method expects to need."""
+    """Files, and what the method expects to need. Samples are scored at about 100 a second; a rare class is clustered once more."""
     settings = _resolve(config["method"], config["recipe"], {k: v for k, v in config.items() if k in _fields_of(config["method"])})
-    out = config["out"] or "(nothing: no --out)"
     names = ["run.json", "parts/parts.safetensors", "parts/classes.json", "parts/gallery.png", "parts/samples/*.png", "report.html"]
-    return {
-        "files": [f"{out}/{n}" for n in names] if config["out"] else [],
-    } | (settings.estimate() if hasattr(settings, "estimate") else {})
+    need = settings.estimate() if hasattr(settings, "estimate") else {}
+    rare, neutral, rare_n, rare_share = (config[name] for name in ("rare", "neutral", "rare_n", "rare_share"))
+    _check_texts(config["ontology"], rare, neutral, rare_n, rare_share, config["clip"])
+    if config["ontology"] is not None:
+        names.append("parts/names.json")
+    if rare is not None:
+        from sis_jax._texts import check_rare
+
+        check_rare(settings, rare, neutral, rare_n, rare_share)
+        names += ["parts/rare.png", "parts/rare.json", "parts/rare.safetensors"]
+        need = need | {"seconds": 2 * need["seconds"] + rare_n / 100 + 10}
+    return {"files": [f"{config['out']}/{n}" for n in names] if config["out"] else []} | need
 
 
 def _fields_of(method: str) -> list[str]:
@@ -214,7 +239,10 @@ def _fields_of(method: str) -> list[str]:
 
 def _results(parts: Any, config: dict[str, Any]) -> list[Path]:
     out = Path(config["out"]) if config["out"] else None
-    return [] if out is None else [out / "parts" / "gallery.png", out / "parts" / "classes.json", out / "report.html"]
+    if out is None:
+        return []
+    rare = [out / "parts" / "rare.png"] if config["rare"] else []
+    return [out / "parts" / "gallery.png", *rare, out / "parts" / "classes.json", out / "report.html"]
 
 
 discover.plan = _plan  # type: ignore[attr-defined]

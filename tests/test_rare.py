@@ -11,8 +11,10 @@ from PIL import Image
 
 import sis_jax
 from sis_jax import _rare
+from sis_jax.core import cli
 from sis_jax.core.types import SisError, UsageError
 from sis_jax.data.parts import Parts
+from sis_jax.methods import METHODS
 from sis_jax.nn.moved import Moved, mixed
 
 QUICK = {"k": 2, "layer": "16x16", "n": 16, "n_init": 2, "truncation": 1.0}
@@ -89,13 +91,49 @@ def test_a_run(found, clip, tmp_path):
     )  # colour is the class
     direction = Direction.load(out / "parts" / "rare.safetensors")
     np.testing.assert_allclose(direction.move, parts.arrays["rare/move"], atol=1e-6)
-    assert json.loads((out / "parts" / "names.json").read_text())["classes"] == ["light", "dark"]
+    names = json.loads((out / "parts" / "names.json").read_text())
+    assert names["classes"] == ["light", "dark"] and not names["clusters"][facts["cluster"]]["named"]
     assert "white" in parts.names.values()  # whatever the ontology calls it
     again = sis_jax.label(Parts.load(out), {"white": "light", "black": "dark"}, gen=found[0], clip=clip)
     assert "white" in again.names.values() and "light" not in again.names.values()
     assert mixed(found[0], Parts.load(out).arrays).share == 0.5
     command = json.loads((out / "run.json").read_text())["stages"]["discover"]["command"]
     assert "--rare 'a room with white'" in command and "--neutral black" in command
+
+
+def test_no_other_cluster_gets_the_name_of_the_rare_class(found, clip):
+    """An ontology that has the rare class, too, would give its name to whatever is a little like it."""
+    gen, parts = found
+    rare = next(c["clusters"] for c in parts.classes if c["name"] == "white")
+    for again in (
+        sis_jax.label(parts, {"white": "dark", "black": "white"}, gen=gen, clip=clip),
+        sis_jax.discover(gen, clip=clip, ontology={"white": "dark", "black": "white"}, **QUICK, **ASKED),
+    ):
+        assert next(c["clusters"] for c in again.classes if c["name"] == "white") == rare == [2]
+
+
+@pytest.mark.parametrize("content", [b"junk", None])
+def test_a_damaged_picture_or_number_leaves_the_report_whole(found, clip, tmp_path, content):
+    from sis_jax.data.page import write_page
+
+    out = tmp_path / "run"
+    sis_jax.discover(found[0], clip=clip, out=str(out), **QUICK, **ASKED)
+    if content is None:
+        facts = json.loads((out / "parts" / "rare.json").read_text())
+        (out / "parts" / "rare.json").write_text(json.dumps(facts | {"displacement": "far"}))
+    for name in ("rare.png", "gallery.png"):
+        data = (out / "parts" / name).read_bytes()
+        (out / "parts" / name).write_bytes(content or data[: len(data) // 2])
+    page = write_page(out).read_text()
+    assert ("moved by" in page) == (content is not None) and "samples before and after the move" not in page
+
+
+def test_dry_run(tmp_path, capsys):
+    argv = ["faces64", "--k", "6", "--layer", "32x32", "--out", str(tmp_path / "run"), "--dry-run", "--rare", "a person with a hat"]
+    assert cli.run(sis_jax.discover, argv=argv, variants={"method": METHODS}) == 0
+    assert "parts/rare.png" in capsys.readouterr().out
+    assert cli.run(sis_jax.discover, argv=[*argv, "--rare-share", "9"], variants={"method": METHODS}) == 2
+    assert "--rare-share is 9.0, expected a share" in capsys.readouterr().err
 
 
 def test_the_share_in_a_dataset(found, tmp_path):
@@ -124,8 +162,15 @@ def test_what_it_is_called(prompt, name):
     [
         ({"rare": "x", "neutral": "x"}, "expected two texts that differ"),
         ({"rare": " "}, "expected two texts that differ"),
-        ({"rare_share": 0.0}, "rare_share is 0.0"),
+        ({"rare_share": 0.0}, "--rare-share is 0.0"),
         ({"rare_n": 3}, "rare-n is 3"),
+        ({"rare": "white with the "}, "would call the part 'the'"),
+        ({"rare": "white with "}, "would call the part ''"),
+        ({"rare": "white with background"}, "would call the part 'background'"),
+        ({"rare": "white with part 1"}, "would call the part 'part 1'"),
+        ({"k": 254}, "--k is 254, expected at most 253 with --rare"),
+        ({"rare": None}, "--neutral says how a rare class is found"),
+        ({"clip": 5}, "clip is of type int"),
         ({"ontology": {}}, "the ontology is empty"),
         ({"clip": "nowhere"}, "Ways to a text model"),
     ],
@@ -136,8 +181,17 @@ def test_refused(found, clip, settings, said):
     assert said in str(error.value)
 
 
+@pytest.mark.parametrize(("rare", "n", "share"), [(5, 300, 0.5), ("a hat", 300.0, 0.5), ("a hat", 300, "0.5")])
+def test_other_types_are_refused(rare, n, share):
+    from sis_jax._texts import check_rare
+    from sis_jax.methods.segmentation_in_style import SegmentationInStyle
+
+    with pytest.raises(UsageError, match="--rare"):
+        check_rare(SegmentationInStyle(), rare, "nothing", n, share)
+
+
 def test_a_method_without_centres_is_refused_before_anything_is_computed(clip, tmp_path):
-    with pytest.raises(UsageError, match=r"needs parts that are cluster centres: .* not LatentDirection"):
+    with pytest.raises(UsageError, match=r"needs parts that are cluster centres: .* got LatentDirection"):
         sis_jax.discover(Night(), method="latent_direction", clip=clip, out=str(tmp_path / "run"), **ASKED)
     assert not (tmp_path / "run").exists()
 

@@ -161,14 +161,20 @@ def _uri(picture: Any, kind: str, **options: Any) -> str:
 def _gallery(path: Path) -> dict[str, Any] | None:
     from PIL import Image
 
-    return _reduced(Image.open(path).convert("RGB"), 1600, 1_500_000) if path.exists() else None
+    try:
+        with Image.open(path) as file:
+            return _reduced(file.convert("RGB"), 1600, 1_500_000)
+    except (OSError, ValueError):  # not there, or damaged: the page shows what there is
+        return None
 
 
 def _rare(folder: Path) -> dict[str, Any] | None:
     """How the rare class was found: the numbers of rare.json, and samples before and after the move."""
     facts = _json(folder / "rare.json", dict)
-    shown = ("prompt", "displacement", "passing", "share_plain", "share_moved")
-    return {"facts": facts, "sheet": _gallery(folder / "rare.png")} if facts and all(k in facts for k in shown) else None
+    numbers = ("displacement", "passing", "share_plain", "share_moved", "evidence")
+    if facts is None or not all(isinstance(facts.get(key), int | float) for key in numbers):
+        return None
+    return {"facts": {"name": "Rare class", "prompt": ""} | facts, "sheet": _gallery(folder / "rare.png")}
 
 
 def _reduced(picture: Any, width: int, budget: float) -> dict[str, Any]:
