@@ -143,8 +143,9 @@ def test_the_shipped_text_model_knows_its_words_and_refuses_others():
 def test_words_are_checked_before_anything_is_computed():
     import sis_jax
     from sis_jax._texts import Texts
+    from sis_jax.methods.segmentation_in_style import SegmentationInStyle
 
-    asked = {"neutral": "a person", "rare_n": 10, "rare_share": 0.5, "clip": "faces-clip"}
+    asked = {"neutral": "a person", "rare_n": 20, "rare_share": 0.5, "clip": "faces-clip"}
     gen = sis_jax.load_generator()
     for ontology, rare in (
         ({"a giraffe": "giraffe", "a wall": None}, None),
@@ -152,7 +153,7 @@ def test_words_are_checked_before_anything_is_computed():
         ({"hair": "hair", "a wall": None}, "a giraffe"),
     ):
         with pytest.raises(UsageError, match="does not know 'giraffe'"):
-            Texts.of(gen, ontology, rare, **asked)
+            Texts.of(gen, SegmentationInStyle(), ontology, rare, **asked)
 
 
 def test_the_shipped_text_model_keeps_parts_apart():
