@@ -192,7 +192,8 @@ def test_bombs(tmp_path):
         with pytest.raises(SisError):
             convert(path)
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) * 1024
-        assert time.process_time() - start < 10 and grown < 400e6 + 3 * len(content), f"{name}: {grown / 1e6} MB"
+        # No measurement of speed: what explodes would take hours; the deepest of these takes 5 seconds, 12 where two cores do three things.
+        assert time.process_time() - start < 60 and grown < 400e6 + 3 * len(content), f"{name}: {grown / 1e6} MB"
 
 
 def test_circles(tmp_path):
