@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sis_jax.core.linear import roc_area
 from sis_jax.core.types import Info
 from sis_jax.data import captions
 from sis_jax.nn import attribute_teacher
@@ -386,7 +387,7 @@ def measure(model: CLIP, faces: np.ndarray, attributes: np.ndarray, names: list[
         if true.sum() == 0:
             continue
         score = points @ (_unit(model.encode_text(prompts)).mean(0) - neutral)
-        found[name] = round(attribute_teacher.roc_area(score, true), 3)
+        found[name] = round(roc_area(score, true), 3)
     return {"mean": round(float(np.mean(list(found.values()))), 3), **found}
 
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from sis_jax.core import cli, naming
 from sis_jax.core.features import map_samples, sample_seeds
-from sis_jax.core.linear import linear_svm, logistic_regression, project_out
+from sis_jax.core.linear import linear_svm, logistic_regression, project_out, roc_area
 from sis_jax.core.types import Generator, SisError, UsageError
 from sis_jax.nn import clip_directions as bodies
 from sis_jax.weights.clip_model import CLIP
@@ -157,7 +157,7 @@ def learn(
             f"{y.sum()} of {n} samples have a score above {threshold:.3f}: nothing to learn {prompt!r} from; {histogram(score)}"
         )
     found = logistic_regression(w, y, c=1.0 if published else 1 / (n * float(w.var(0).mean())))
-    facts = {"n": n, "positives": int(y.sum()), "length": found.size, "auc": auc(w @ found.normal, y)}
+    facts = {"n": n, "positives": int(y.sum()), "length": found.size, "auc": roc_area(w @ found.normal, y)}
     return Direction(
         found.normal, prompt, neutral, "segmentation_in_style", 0.0, float((w @ found.normal).std()), threshold, published, facts
     )
@@ -249,14 +249,6 @@ def histogram(score: Float[np.ndarray, "n"], bins: int = 8) -> str:
     """Scores in words: "scores: -0.02 to 0.00: 31, ..."."""
     counts, edges = np.histogram(score, bins)
     return "scores: " + ", ".join(f"{a:.3f} to {b:.3f}: {n}" for a, b, n in zip(edges, edges[1:], counts))
-
-
-def auc(score: Float[np.ndarray, "n"], y: Bool[np.ndarray, "n"]) -> float:
-    """Area under the ROC curve: how often a true one scores higher than a false one."""
-    from scipy.stats import rankdata
-
-    positives = int(y.sum())
-    return float((rankdata(score)[y].sum() - positives * (positives + 1) / 2) / max(positives * (len(y) - positives), 1))
 
 
 def optimise(

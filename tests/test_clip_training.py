@@ -98,13 +98,15 @@ def test_facts_first_and_words_afterwards(config):
     """Points for facts are learned from pictures, then the text tower learns to say them; the image tower stays as it was."""
     rng = np.random.default_rng(0)
     recipe = training.Recipe(learning_rate=5e-3, keep=1.0, ema=0.9)
-    concepts = jnp.asarray(rng.standard_normal((1, 8)), jnp.float32)
-    graph, state = training.new_state(training.initial(config, 1), recipe, concepts)
-    see, say = (jax.jit(f, static_argnames="recipe") for f in (training.concept_step, training.text_step))
+    concepts, parts = jnp.asarray(rng.standard_normal((1, 8)), jnp.float32), jnp.ones((1, 8))
+    graph, state = training.new_state(training.initial(config, 1), recipe, concepts, parts)
+    see, say = (jax.jit(f, static_argnames="recipe") for f in (training.grounded_step, training.text_step))
+    nowhere = jnp.zeros((1, 16, 1)), jnp.zeros((1, 1))  # no part is known, and the fact is about none
     before = np.asarray(state["params"]["network"]["text"]["projection"])
-    for i in range(120):
+    for _ in range(120):
         pixels, lit, _ = squares(rng, 16)
-        state, told = see(graph, state, jnp.asarray(pixels), jnp.asarray(lit[:, None]), jnp.float32(3e-3), jax.random.key(i), recipe=recipe)
+        true = jnp.asarray(lit[:, None], jnp.float32)
+        state, told = see(graph, state, jnp.asarray(pixels), true, 2 * true - 1, *nowhere, jnp.float32(3e-3), recipe=recipe)
     assert float(told["global"]) < 0.3 and np.array_equal(before, state["params"]["network"]["text"]["projection"])
     point = np.asarray(state["ema"]["concepts"])
     graph, state = training.new_state(training.averaged(graph, state), recipe)

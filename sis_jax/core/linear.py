@@ -1,4 +1,5 @@
-"""Linear boundaries between two groups of points: logistic regression, the support vector machine, and projection onto what other boundaries leave free.
+"""Linear boundaries between two groups of points: logistic regression, the support vector machine, projection onto what other boundaries leave free, and
+how well a score tells the groups apart.
 
 Used on latent codes: w + a n, with n the unit normal of a boundary, changes what the boundary tells apart (Shen et al. 2020, "InterFaceGAN",
 arXiv 2005.09635, section 2).
@@ -115,3 +116,13 @@ def project_out(normal: Float[np.ndarray, "d"], others: Float[np.ndarray, "m d"]
     if size < 1e-6 * float(np.linalg.norm(normal)):
         raise UsageError("the direction lies in the span of those it should leave alone: nothing is left of it; give fewer conditions")
     return (rest / size).astype(np.float32)
+
+
+def roc_area(score: Float[np.ndarray, "n"], true: Bool[np.ndarray, "n"]) -> float:
+    """Area under the ROC curve, 0..1; 0.5 where all pictures are of one kind. Equal scores share their ranks."""
+    from scipy.stats import rankdata
+
+    hits = int(true.sum())
+    if hits in (0, len(true)):
+        return 0.5
+    return float((rankdata(score)[true].sum() - hits * (hits + 1) / 2) / (hits * (len(true) - hits)))

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import csv
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sis_jax.data.page_pictures import data_uri, jpeg_uri, reduced
+
 if TYPE_CHECKING:
-    import numpy as np
+    pass
 
 _UNSURE = 0.7  # agreement or confidence below this is marked
 _SHOWN = 256  # pixels: larger samples are reduced, so that the page stays small
@@ -138,24 +138,12 @@ def _samples(folder: Path) -> list[dict[str, Any]]:
                 "number": int(image_path.name.split("_")[0]) if image_path.name.split("_")[0].isdigit() else len(samples),
                 "pixels": pixels,
                 "ids": ids,
-                "image": _jpeg(pixels),
-                "parts": _uri(draw.palette_png(ids), "PNG", optimize=True),
-                "overlay": _jpeg(draw.overlay(pixels, ids)),
+                "image": jpeg_uri(pixels),
+                "parts": data_uri(draw.palette_png(ids), "PNG", optimize=True),
+                "overlay": jpeg_uri(draw.overlay(pixels, ids)),
             }
         )
     return samples
-
-
-def _jpeg(pixels: np.ndarray, quality: int = 88) -> str:
-    from PIL import Image
-
-    return _uri(Image.fromarray(pixels), "JPEG", quality=quality)
-
-
-def _uri(picture: Any, kind: str, **options: Any) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, format=kind, **options)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _gallery(path: Path) -> dict[str, Any] | None:
@@ -163,7 +151,7 @@ def _gallery(path: Path) -> dict[str, Any] | None:
 
     try:
         with Image.open(path) as file:
-            return _reduced(file.convert("RGB"), 1600, 1_500_000)
+            return reduced(file.convert("RGB"), 1600, 1_500_000)
     except (OSError, ValueError):  # not there, or damaged: the page shows what there is
         return None
 
@@ -177,19 +165,6 @@ def _rare(folder: Path) -> dict[str, Any] | None:
     return {"facts": {"name": "Rare class", "prompt": ""} | facts, "sheet": _gallery(folder / "rare.png")}
 
 
-def _reduced(picture: Any, width: int, budget: float) -> dict[str, Any]:
-    """A picture as a data URI, reduced to a width and until it fits its share of the page."""
-    from PIL import Image
-
-    width = min(picture.width, width)
-    while True:
-        smaller = picture.resize((width, max(1, round(picture.height * width / picture.width))), Image.Resampling.LANCZOS)
-        uri = _uri(smaller, "JPEG", quality=86)
-        if len(uri) <= budget or width <= 200:
-            return {"uri": uri, "width": width}
-        width = int(width * 0.8)
-
-
 def _edits(folder: Path) -> list[dict[str, Any]]:
     """Every edit of the run: its first pictures side by side, and how well the background was kept. One that cannot be read is left out."""
     from sis_jax.core.types import UsageError
@@ -201,7 +176,7 @@ def _edits(folder: Path) -> list[dict[str, Any]]:
             e = Edit.load(path.parent)
         except UsageError:
             continue
-        sheet = _reduced(e.show(max(1, _EDITED // len(e.strengths))), 1200, _EDITS_BUDGET / len(paths))
+        sheet = reduced(e.show(max(1, _EDITED // len(e.strengths))), 1200, _EDITS_BUDGET / len(paths))
         found.append({"name": path.parent.name, "direction": e.direction, "sheet": sheet, "rows": e.table(), **e.summary()})
     return found
 
@@ -261,7 +236,7 @@ def _crops(samples: Sequence[Mapping[str, Any]], id_: int, count: int = 4, side:
         left = int(np.clip((columns[0] + columns[-1] - size) // 2, 0, width - size))
         faded = np.where(inside[..., None], sample["pixels"], 0.25 * sample["pixels"] + 0.75 * 235).astype(np.uint8)
         crop = Image.fromarray(faded[top : top + size, left : left + size]).resize((side, side), Image.Resampling.BICUBIC)
-        crops.append(_uri(crop, "JPEG", quality=85))
+        crops.append(data_uri(crop, "JPEG", quality=85))
     return crops
 
 

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
+from sis_jax.core.linear import roc_area
+
 CELL, BINS = 4, 12  # pixels, orientations
 FOLDS, CHUNK = 5, 500
 
@@ -137,13 +139,3 @@ def evidence(
         score = kernel[learn:] @ _solve(kernel[:learn], target[:learn] - target[:learn].mean(0), ridge)
         found.append([roc_area(score[:, j], attributes[learn:, j]) for j in range(attributes.shape[1])])
     return np.asarray(found, np.float32).T
-
-
-def roc_area(score: Float[np.ndarray, "n"], true: Bool[np.ndarray, "n"]) -> float:
-    """Area under the ROC curve, 0..1; 0.5 where all pictures are of one kind. Equal scores share their ranks."""
-    from scipy.stats import rankdata
-
-    hits = int(true.sum())
-    if hits in (0, len(true)):
-        return 0.5
-    return float((rankdata(score)[true].sum() - hits * (hits + 1) / 2) / (hits * (len(true) - hits)))

@@ -156,8 +156,7 @@ def optimizer(recipe: Recipe) -> optax.GradientTransformation:
 def new_state(
     network: CLIPNetwork, recipe: Recipe, concepts: Float[Array, "c d"] | None = None, parts: Float[Array, "k d"] | None = None
 ) -> tuple[Any, State]:
-    """(structure, state) at the start of training this network; concepts, parts: points that are learned in the place of texts, see `concept_step` and
-    `grounded_step`."""
+    """(structure, state) at the start of training this network; concepts, parts: points that are learned in the place of texts, see `grounded_step`."""
     graph, params = nnx.split(network)
     points = {name: value for name, value in (("concepts", concepts), ("parts", parts)) if value is not None}
     trained: dict[str, Any] = {"network": nnx.to_pure_dict(params)} | points
@@ -180,20 +179,6 @@ def step(
     def objective(params: dict[str, Any]) -> tuple[Array, dict[str, Array]]:
         network = nnx.merge(graph, params["network"])
         return loss(network, pixels, network.text(ids), true, key, recipe)
-
-    return _descend(objective, state, rate, recipe)
-
-
-def concept_step(
-    graph: Any, state: State, pixels: Float[Array, "n h w 3"], true: Bool[Array, "n c"], rate: Float[Array, ""], key: Array, recipe: Recipe
-) -> tuple[State, dict[str, Float[Array, ""]]]:
-    """One step of the image tower, with a learned point for each of `c` facts about pictures instead of texts.
-
-    A text tower that begins with nothing holds the image tower up: until texts are told apart, they pull all pictures to one place.
-    """
-
-    def objective(params: dict[str, Any]) -> tuple[Array, dict[str, Array]]:
-        return loss(nnx.merge(graph, params["network"]), pixels, params["concepts"], true, key, recipe)
 
     return _descend(objective, state, rate, recipe)
 
@@ -244,7 +229,10 @@ def grounded_step(
     rate: Float[Array, ""],
     recipe: Recipe,
 ) -> tuple[State, dict[str, Float[Array, ""]]]:
-    """One step of the image tower on `grounded_loss`, with points for facts and for parts."""
+    """One step of the image tower on `grounded_loss`, with learned points for facts and for parts instead of texts.
+
+    A text tower that begins with nothing holds the image tower up: until texts are told apart, they pull all pictures to one place.
+    """
 
     def objective(params: dict[str, Any]) -> tuple[Array, dict[str, Array]]:
         network = nnx.merge(graph, params["network"])

@@ -1,0 +1,37 @@
+"""Pictures as data URIs, small enough for a page that is one file."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def data_uri(picture: Any, kind: str, **options: Any) -> str:
+    """A PIL picture as "data:image/KIND;base64,..."; options as its `save` takes them."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format=kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def jpeg_uri(pixels: np.ndarray, quality: int = 88) -> str:
+    """Pixels uint8[h, w, 3] as a JPEG."""
+    from PIL import Image
+
+    return data_uri(Image.fromarray(pixels), "JPEG", quality=quality)
+
+
+def reduced(picture: Any, width: int, budget: float) -> dict[str, Any]:
+    """{"uri", "width"} of a PIL picture, reduced to a width and until it fits `budget` bytes, its share of the page."""
+    from PIL import Image
+
+    width = min(picture.width, width)
+    while True:
+        smaller = picture.resize((width, max(1, round(picture.height * width / picture.width))), Image.Resampling.LANCZOS)
+        uri = data_uri(smaller, "JPEG", quality=86)
+        if len(uri) <= budget or width <= 200:
+            return {"uri": uri, "width": width}
+        width = int(width * 0.8)
