@@ -31,7 +31,7 @@ def few_pictures():
     import sys
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(sys.modules["sis_jax.train_generator"], "SWD_IMAGES", 100)
+    patch.setattr(sys.modules["sis_jax._generator_trainer"], "SWD_IMAGES", 100)
     yield
     patch.undo()
 
