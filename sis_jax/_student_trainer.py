@@ -58,7 +58,9 @@ class Trainer:
     def __post_init__(self) -> None:
         c, job = self.job.config, self.job
         self.devices = max(d for d in range(1, parallel.device_count() + 1) if c["batch"] % d == 0)
-        self.network_config = students.StudentConfig(c["student"], len(job.classes), c["width"])
+        start = load_student(c["start_from"]) if c["start_from"] else None
+        block = c["block"] or (start.config.block if start else 4 if job.side >= 128 else 2)
+        self.network_config = students.StudentConfig(c["student"], len(job.classes), c["width"], block)
         self.recipe = training.Recipe(
             steps=c["steps"], batch=c["batch"], side=job.side, learning_rate=c["learning_rate"], weight_decay=c["weight_decay"],
             optimizer=c["optimizer"], schedule=c["schedule"], weighting=c["weighting"], soft=c["soft"], ema=c["ema"],
@@ -71,7 +73,7 @@ class Trainer:
             self.recipe, steps=max(c["adapt_steps"], 1), weighting=1.0, soft=False, ema=self.recipe.ema or 0.995, augmentation=shown
         )
         self.first_side = job.side  # at which the student from before adaptation works
-        network = self._first_network()
+        network = self._first_network(start)
         self.graph, self.state = training.new_state(network, self.recipe)
         self.before: dict[str, Any] | None = None  # the student before adaptation
         self.teacher: dict[str, Any] | None = None  # the one that labelled the photos of this round
@@ -82,17 +84,16 @@ class Trainer:
         self._manager: Any = None
         self._resume()
 
-    def _first_network(self) -> Any:
+    def _first_network(self, found: Student | None) -> Any:
         """Random weights, or those of the student to begin with."""
         c = self.job.config
-        if not c["start_from"]:
+        if found is None:
             return students.build(self.network_config, np.random.default_rng(c["seed"]))
-        found = load_student(c["start_from"])
         ours, theirs = [x["id"] for x in self.job.classes], [x["id"] for x in found.classes]
         if (found.config, theirs) != (self.network_config, ours):
             raise UsageError(
-                f"the student in {c['start_from']} is {found.config.arch} of width {found.config.width} for classes {theirs}, this one is "
-                f"{c['student']} of width {c['width']} for classes {ours}: they cannot share weights"
+                f"the student in {c['start_from']} is {found.config} for classes {theirs}, this one is {self.network_config} for classes {ours}: "
+                "they cannot share weights"
             )
         self.first_side = self.job.side if c["steps"] else found.side
         return found.network

@@ -47,6 +47,7 @@ def distill(
     batch: int | None = None,
     side: int | None = None,
     width: int = 32,
+    block: int = 0,
     binary: bool = False,
     learning_rate: float | None = None,
     weight_decay: float | None = None,
@@ -83,6 +84,8 @@ def distill(
     batch: pictures per step over all devices (32).
     side: pixels of the pictures trained on, and of the shorter side of photos later; 0, the default, takes the generator's.
     width: channels of the first level of unet-small.
+    block: pixels of the side of the squares that unet-small sees and predicts at once, 2 or 4; 0, the default, takes 4 from 128 pixels on, or that of
+        --start-from. 4 costs a quarter at the same side.
     binary: background against everything else, whatever parts were found.
     learning_rate: at its highest (0.001).
     weight_decay: see optimizer (0.01).
@@ -153,7 +156,7 @@ def _check(config: dict[str, Any]) -> None:
         if config[name] is not None and not bound <= config[name] < below.get(name, float("inf")):
             most = f" and below {below[name]:g}" if name in below else ""
             raise UsageError(f"{name} is {config[name]}, expected at least {bound}{most}")
-    students.StudentConfig(config["student"], 2, config["width"])
+    students.StudentConfig(config["student"], 2, config["width"], config["block"] or 2)
     if not 0 < config["learning_rate"] < float("inf"):
         raise UsageError(f"learning_rate is {config['learning_rate']}, expected a number above 0 (0.001 is the default)")
     if config["side"] and (config["side"] < 16 or config["side"] % 16):
@@ -360,7 +363,8 @@ def _plan(config: dict[str, Any]) -> dict[str, Any]:
     files = ["config.json", "model.safetensors", "README.md", "curves.csv", "checkpoints/"]
     side = config["side"] or 64
     # Measured for unet-small on two cores: 77 pictures a second at 64 pixels, in proportion to the pixels; 60 ms to refine the mask of a photo.
-    per_picture = (side / 64) ** 2 / 77 * {"unet-small": 1.0}.get(config["student"], 6.0)
+    coarse = (config["block"] or (4 if side >= 128 else 2)) / 2
+    per_picture = (side / 64) ** 2 / 77 * {"unet-small": 1 / coarse**2}.get(config["student"], 6.0)
     count = config["steps"] + (config["rounds"] * config["adapt_steps"] if config["photos"] else 0)
     return {
         "files": [f"{place}/student/{f}" for f in files],

@@ -169,6 +169,8 @@ def test_a_student_begins_with_another_at_a_larger_side(run, student, photos, tm
     assert not np.array_equal(a[0], jax.tree.leaves(nnx.state(more.network))[0])
     with pytest.raises(UsageError, match=r"unet-small of width 8 .* they cannot share weights"):
         sis_jax.distill(str(run), out=str(tmp_path / "wide"), **settings | {"width": 16})
+    with pytest.raises(UsageError, match=r"width 8 and block 2 .* width 8 and block 4 .* they cannot share weights"):
+        sis_jax.distill(str(run), out=str(tmp_path / "blocks"), **settings | {"block": 4})
     with pytest.raises(UsageError, match="steps is 0"):
         sis_jax.distill(str(run), out=str(tmp_path / "none"), **QUICK | {"steps": 0})
 
@@ -291,6 +293,17 @@ def test_colours_correct_a_mask_that_leaks():
     assert wrong.mean() > 0.1 and (found != truth).mean() < 0.02
     many = refine.foregrounds(np.stack([photo] * 3), lambda i: ground, ground, threads=2)
     np.testing.assert_array_equal(many[0], many[2])
+
+
+def test_close_bounds_leave_alone_what_is_rather_sure():
+    """A photo of one colour cannot tell; where the network is rather sure, only wide bounds let the colours decide."""
+    photo = np.random.default_rng(1).integers(90, 110, (32, 32, 3), dtype=np.uint8)
+    photo[:, 16:] += 100
+    ground = np.full((32, 32), 0.75, np.float32)
+    ground[8:24, 18:30] = 0.01  # the object, as bright as the ground around it, on the right
+    kept, asked = (refine.foreground(photo, ground, ground, bounds) for bounds in (refine.CLOSE, refine.WIDE))
+    np.testing.assert_array_equal(kept, ground < 0.5)
+    assert asked[:8, 16:].mean() > 0.9
 
 
 def test_nothing_to_compare_keeps_the_opinion():

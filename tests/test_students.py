@@ -17,8 +17,8 @@ from sis_jax.nn import students
 SMALL = training.Recipe(steps=20, batch=8, side=16, learning_rate=3e-3)
 
 
-def network(arch, classes=3, seed=0, width=8):
-    return students.build(students.StudentConfig(arch, classes, width), np.random.default_rng(seed))
+def network(arch, classes=3, seed=0, width=8, block=2):
+    return students.build(students.StudentConfig(arch, classes, width, block), np.random.default_rng(seed))
 
 
 @pytest.mark.parametrize("arch", list(students.NETWORKS))
@@ -56,9 +56,19 @@ def test_group_norm_against_numpy():
     np.testing.assert_allclose(students.GroupNorm(16)(jnp.asarray(x)), want.reshape(x.shape), atol=2e-5)
 
 
-def test_blocks_of_pixels_and_back():
-    x = jnp.arange(2 * 4 * 6 * 3.0).reshape(2, 4, 6, 3)
-    np.testing.assert_array_equal(students.depth_to_space(students.space_to_depth(x)), x)
+@pytest.mark.parametrize("block", [2, 4])
+def test_blocks_of_pixels_and_back(block):
+    x = jnp.arange(2 * 4 * 8 * 3.0).reshape(2, 4, 8, 3)
+    packed = students.space_to_depth(x, block)
+    np.testing.assert_array_equal(packed[0, 0, 1], x[0, :block, block : 2 * block].reshape(-1))
+    np.testing.assert_array_equal(students.depth_to_space(packed, block), x)
+
+
+def test_a_student_of_larger_blocks_keeps_any_size_and_costs_a_quarter():
+    fine, coarse = network("unet-small", width=32), network("unet-small", width=32, block=4)
+    assert jax.eval_shape(lambda: coarse(jnp.zeros((2, 40, 24, 3)))).shape == (2, 40, 24, 3)
+    flops = [jax.jit(net.__call__).lower(jnp.zeros((1, 128, 128, 3))).cost_analysis()["flops"] for net in (fine, coarse)]
+    assert 0.2 < flops[1] / flops[0] < 0.3
 
 
 def test_batch_statistics_reach_the_right_place_and_are_used():
@@ -173,7 +183,8 @@ def test_no_augmentation_changes_nothing_but_the_size():
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"), [({"arch": "unnet"}, "unet"), ({"classes": 1}, "2 to 255 classes"), ({"width": 12}, "multiple of 8")]
+    ("fields", "said"),
+    [({"arch": "unnet"}, "unet"), ({"classes": 1}, "2 to 255 classes"), ({"width": 12}, "multiple of 8"), ({"block": 3}, "block is 3")],
 )
 def test_impossible_students_are_told(fields, said):
     with pytest.raises(UsageError, match=said):
