@@ -153,11 +153,12 @@ def _student_rate(what: str, name: str, side: int, batch: int, seconds: float) -
     from sis_jax.weights.student import Student
 
     rng = np.random.default_rng(0)
-    network = students.build(students.StudentConfig(name, 2), rng)
+    config = students.StudentConfig(name, 2, block=students.usual_block(side))
+    network = students.build(config, rng)
     images = rng.integers(0, 256, (batch, side, side, 3), np.uint8)
     if what == "predict":
         classes = tuple({"id": i, "name": str(i), "colour": "#000000"} for i in range(2))
-        ready = Student(network, students.StudentConfig(name, 2), classes, side)
+        ready = Student(network, config, classes, side)
         return _rate(lambda _: ready.masks(list(images), flip=False), batch, seconds)
     recipe = training.Recipe(batch=batch, side=side)
     graph, state = training.new_state(network, recipe)

@@ -59,7 +59,7 @@ class Trainer:
         c, job = self.job.config, self.job
         self.devices = max(d for d in range(1, parallel.device_count() + 1) if c["batch"] % d == 0)
         start = load_student(c["start_from"]) if c["start_from"] else None
-        block = c["block"] or (start.config.block if start else 4 if job.side >= 128 else 2)
+        block = c["block"] or (start.config.block if start else students.usual_block(job.side))
         self.network_config = students.StudentConfig(c["student"], len(job.classes), c["width"], block)
         self.recipe = training.Recipe(
             steps=c["steps"], batch=c["batch"], side=job.side, learning_rate=c["learning_rate"], weight_decay=c["weight_decay"],

@@ -357,14 +357,16 @@ def _head(pairs: Pairs, count: int) -> Pairs:
 
 
 def _plan(config: dict[str, Any]) -> dict[str, Any]:
+    from sis_jax.nn import students
+
     config = _resolve(config)
     _check(config)
     place, _ = _places(config)
     files = ["config.json", "model.safetensors", "README.md", "curves.csv", "checkpoints/"]
     side = config["side"] or 64
     # Measured for unet-small on two cores: 77 pictures a second at 64 pixels, in proportion to the pixels; 60 ms to refine the mask of a photo.
-    coarse = (config["block"] or (4 if side >= 128 else 2)) / 2
-    per_picture = (side / 64) ** 2 / 77 * {"unet-small": 1 / coarse**2}.get(config["student"], 6.0)
+    block = config["block"] or students.usual_block(side)
+    per_picture = (side / 64) ** 2 / 77 * {"unet-small": (2 / block) ** 2}.get(config["student"], 6.0)
     count = config["steps"] + (config["rounds"] * config["adapt_steps"] if config["photos"] else 0)
     return {
         "files": [f"{place}/student/{f}" for f in files],

@@ -62,6 +62,11 @@ class StudentConfig:
         return f"{self.arch} of width {self.width} and block {self.block}" if self.arch == "unet-small" else self.arch
 
 
+def usual_block(side: int) -> int:
+    """The `block` for pictures of `side` pixels: one of 128 costs as much as one of 64, and sees as far."""
+    return 4 if side >= 128 else 2
+
+
 def build(config: StudentConfig, rng: Rng = None) -> nnx.Module:
     """The network of a configuration, with random weights from `rng`, or zeros (shapes only) without."""
     return NETWORKS[config.arch](config, rng)
