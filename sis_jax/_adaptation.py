@@ -80,7 +80,7 @@ def labelled(student: Student, photos: UInt8[np.ndarray, "n r r 3"], side: int, 
     own = opinions.argmax(-1).astype(np.uint8)
     if not _has_background(student):
         return Pairs(small, own, np.full_like(own, 255))
-    share = refine.shares(_corrected(photos, opinions[..., 0], mirrored, refine.CLOSE, note), photos.shape[1] // side)
+    share = refine.shares(_corrected(photos, opinions[..., 0], mirrored, note), photos.shape[1] // side)
     corrected = np.where(share > 0.5, 1 + opinions[..., 1:].argmax(-1), 0).astype(np.uint8)
     same = (corrected > 0) == (own > 0)
     order = np.argsort(-same.mean((1, 2)), kind="stable")
@@ -104,7 +104,7 @@ def agreement(student: Student, photos: UInt8[np.ndarray, "n r r 3"], mirrored: 
     if not _has_background(student):
         return None
     ground = _opinions(student, reduced(photos, student.side))[..., 0]
-    corrected = _corrected(photos, ground, mirrored, refine.WIDE, "masks of held-out photos")
+    corrected = _corrected(photos, ground, mirrored, "masks of held-out photos")
     own = (enlarged(g, photos.shape[1:3]) < 0.5 for g in ground)
     return float(np.mean([metrics.mean_iou(metrics.confusion(a.astype(int), b.astype(int), 2)) for a, b in zip(own, corrected)]))
 
@@ -119,7 +119,7 @@ def _opinions(student: Student, photos: UInt8[np.ndarray, "n s s 3"]) -> Float[n
 
 
 def _corrected(
-    photos: UInt8[np.ndarray, "n r r 3"], ground: Float[np.ndarray, "n s s"], mirrored: bool, bounds: refine.Bounds, note: str
+    photos: UInt8[np.ndarray, "n r r 3"], ground: Float[np.ndarray, "n s s"], mirrored: bool, note: str
 ) -> Bool[np.ndarray, "n r r"]:
     """What is foreground, at the photos' own size, after their own colours were asked."""
     mean = ground.mean(0)
@@ -127,7 +127,7 @@ def _corrected(
     size = photos.shape[1:3]
     with cli.progress(len(photos), note, "photo") as bar:
         return refine.foregrounds(
-            photos, lambda i: enlarged(ground[i], size), enlarged(mean, size), len(os.sched_getaffinity(0)), bounds, bar.update
+            photos, lambda i: enlarged(ground[i], size), enlarged(mean, size), len(os.sched_getaffinity(0)), bar.update
         )
 
 

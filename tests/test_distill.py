@@ -295,17 +295,6 @@ def test_colours_correct_a_mask_that_leaks():
     np.testing.assert_array_equal(many[0], many[2])
 
 
-def test_close_bounds_leave_alone_what_is_rather_sure():
-    """An object half of which has the colour of the ground: only wide bounds let the colours take that half away."""
-    photo = np.random.default_rng(1).integers(90, 110, (32, 32, 3), dtype=np.uint8)
-    photo[8:24, 8:16] += 100
-    ground = np.full((32, 32), 0.95, np.float32)
-    ground[8:24, 8:24] = 0.1
-    kept, asked = (refine.foreground(photo, ground, ground, bounds) for bounds in (refine.CLOSE, refine.WIDE))
-    np.testing.assert_array_equal(kept, ground < 0.5)
-    assert asked[8:24, 8:16].all() and asked[8:24, 16:24].mean() < 0.1
-
-
 def test_nothing_to_compare_keeps_the_opinion():
     photo = np.zeros((16, 16, 3), np.uint8)
     sure = np.full((16, 16), 0.99, np.float32)
