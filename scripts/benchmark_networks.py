@@ -171,6 +171,7 @@ def _student_rate(what: str, name: str, side: int, batch: int, seconds: float) -
         state, _ = run(state, jax.random.key(i), *blocks)
         jax.block_until_ready(state)
 
+    step(0)  # the state comes back laid out over the devices, for which the second step is compiled again
     return _rate(step, batch, seconds)
 
 
