@@ -358,14 +358,16 @@ def _head(pairs: Pairs, count: int) -> Pairs:
 
 def _plan(config: dict[str, Any]) -> dict[str, Any]:
     from sis_jax.nn import students
+    from sis_jax.weights.student import load_student
 
     config = _resolve(config)
     _check(config)
     place, _ = _places(config)
+    start = load_student(config["start_from"]) if config["start_from"] else None
     files = ["config.json", "model.safetensors", "README.md", "curves.csv", "checkpoints/"]
     side = config["side"] or 64
     # Measured for unet-small on two cores: 77 pictures a second at 64 pixels, in proportion to the pixels; 60 ms to refine the mask of a photo.
-    block = config["block"] or students.usual_block(side)
+    block = config["block"] or (start.config.block if start else students.usual_block(side))
     per_picture = (side / 64) ** 2 / 77 * {"unet-small": (2 / block) ** 2}.get(config["student"], 6.0)
     count = config["steps"] + (config["rounds"] * config["adapt_steps"] if config["photos"] else 0)
     return {

@@ -59,7 +59,7 @@ class StudentConfig:
             raise UsageError(f"block is {self.block}, expected 2 or 4 pixels")
 
     def __str__(self) -> str:
-        return f"{self.arch} of width {self.width} and block {self.block}" if self.arch == "unet-small" else self.arch
+        return f"{self.arch} of width {self.width} and block {self.block}"
 
 
 def usual_block(side: int) -> int:
