@@ -79,7 +79,7 @@ def distill(
     out: run folder to write `student/` to; by default the run the data belong to.
     student: the network; unet-small by default.
     recipe: settings by name, default or paper, the published one of Segmentation in Style. Settings given beside it win; defaults below are the first's.
-    start_from: a run or folder with a student of the same network and classes to begin with, at any side; with --steps 0 it is only adapted.
+    start_from: a run, folder or name ("faces-student") with a student of the same network and classes to begin with, at any side. --steps 0 only adapts it.
     steps: of training on generated pictures (2000).
     batch: pictures per step over all devices (32).
     side: pixels of the pictures trained on, and of the shorter side of photos later; 0, the default, takes the generator's.

@@ -45,7 +45,7 @@ def evaluate(
 ) -> Metrics:
     """Compare a run's masks with true ones: IoU, F, accuracy, borders, confusion, with intervals; no label is used unless a row says so.
 
-    run: a run with a student; in Python also the network itself.
+    run: a run with a student, or "faces-student", which ships; in Python also the network itself.
     images: photos, a folder, .zip or .npz; an .npz may hold the masks too.
     masks: their true masks, paired by name; class ids in a palette or grey picture, or black and white.
     benchmark: a published test set, instead of images and masks: celebamask-hq, cub, duts, ecssd, ...

@@ -20,7 +20,7 @@ def export(
 ) -> Path:
     """Write the images and masks of a run in another format.
 
-    run: a run, or a data folder.
+    run: a run, or a data folder; for the student also its name, such as "faces-student".
     format: coco, voc, yolo (lossy, says by how much), hf, tfds, npz, tfrecord; blanks, pictures to paint for `discover --method datasetgan`; or jax or
         onnx, the run's student as one portable file.
     out: folder to write; default RUN/exports/FORMAT. Of a student: the file; default RUN/exports/student.jax or student.onnx.
@@ -56,6 +56,8 @@ def _export_student(run: str | Path, format: str, out: Path | None, overwrite: b
     from sis_jax.core.types import UsageError
     from sis_jax.weights.student import load_student
 
+    if out is None and not Path(run).exists():
+        raise UsageError(f"{run} is no run here to write into: give --out, such as --out {Path(run).name}.{format}")
     place = out or Path(run) / "exports" / f"student.{format}"
     if place.suffix.lower() != f".{format}":
         raise UsageError(f"{place} is to hold the student as {format}: give it a name that ends in .{format}")

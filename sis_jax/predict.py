@@ -40,7 +40,7 @@ def predict(
 ) -> Masks:
     """Segment photos: one mask each, at the photo's own size.
 
-    run: the run in which `distill` left a student, or the student's folder; in Python also the student itself.
+    run: the run in which `distill` left a student, the student's folder, or "faces-student", which ships; in Python also the student itself.
     photos: a photo, a folder (searched to the bottom), a .zip, .tar or .npz; in Python also arrays uint8[h w 3], and lists of any of these.
     out: folder to write; in Python, without it, masks are returned in memory and nothing is written.
     format: png writes <stem>.png and classes.json; the others are those of `python -m sis_jax export`.

@@ -206,6 +206,38 @@ def test_no_photos_and_no_student(student, tmp_path):
         sis_jax.load_student(tmp_path / "student.jax")
 
 
+def test_the_student_that_ships_finds_faces_by_its_name_alone(tmp_path, monkeypatch):
+    shipped = sis_jax.load_student()
+    assert shipped.info.name == "faces-student" and "non-commercial" in shipped.info.licence
+    assert [c["name"] for c in shipped.classes] == ["background", "hair and clothes", "face"]
+    faces = sis_jax.load_generator().sample(seeds=range(8), truncation=0.5).to_uint8()
+    found = np.stack(shipped.masks(list(faces)))
+    assert (found[:, 28:40, 28:36] == 2).mean() > 0.9  # noses and mouths
+    assert (found[:, :4, [0, 1, 2, -3, -2, -1]] == 0).mean() > 0.5  # the upper corners
+    assert 0.4 < (found > 0).mean() < 0.85
+
+    Image.fromarray(faces[0]).save(tmp_path / "face.png")
+    monkeypatch.chdir(tmp_path)
+    np.testing.assert_array_equal(sis_jax.predict("faces-student", "face.png")[0].mask, found[0])
+
+
+def test_a_student_is_taken_for_nothing_else(student, tmp_path, monkeypatch, capsys):
+    with pytest.raises(UsageError, match="faces-student is a student, which takes photos"):
+        sis_jax.load_generator("faces-student")
+    with pytest.raises(UsageError, match="faces64 holds no student"):
+        sis_jax.load_student("faces64")
+    with pytest.raises(UsageError, match="unknown student 'face-student'; did you mean 'faces-student'"):
+        sis_jax.load_student("face-student")
+    monkeypatch.chdir(tmp_path)
+    assert door.main(["export", "faces-student", "--format", "jax"]) == 2
+    assert "no run here to write into: give --out" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    student.save("faces-student", "float16")  # a folder of that name here comes first
+    near = sis_jax.load_student("faces-student")
+    assert near.info.name == student.info.name
+    for a, b in zip(near.scores([photo(32, 32)]), student.scores([photo(32, 32)])):
+        np.testing.assert_allclose(a, b, atol=0.01)
+
+
 def test_the_portable_file_gives_the_same_probabilities(student, tmp_path):
     from jax import export
 

@@ -11,6 +11,7 @@ from sis_jax.core.types import Info, SisError, UsageError, unknown_name
 from sis_jax.weights import files
 
 DEFAULT = "faces64"
+DEFAULT_STUDENT = "faces-student"
 SEARCH_PATH = "SIS_JAX_WEIGHTS"
 
 
@@ -143,6 +144,15 @@ def folders() -> dict[str, Path]:
     return found
 
 
+def students() -> dict[str, Path]:
+    """Name -> folder, as `folders`, of the students in `search_folders`: they lie beside the generators, but take photos."""
+    found: dict[str, Path] = {}
+    for path in (path for place in search_folders() for path in _inside(place)):
+        if files.is_ours(path, files.STUDENT_FORMAT):
+            found.setdefault(path.name, path)
+    return found
+
+
 def _inside(place: Path) -> list[Path]:
     """A place and its subfolders; those with a dot are being written."""
     try:
@@ -170,7 +180,14 @@ def inventory() -> dict[str, Info | SisError]:
             found[name] = SisError(f"{path} holds no {gone[0]}: copy it again") if gone else folder.info()
         except SisError as error:
             found[name] = error
-    return found
+    return found | {name: _student(path) for name, path in students().items() if name not in found}
+
+
+def _student(path: Path) -> Info | SisError:
+    raw = json.loads((path / files.CONFIG).read_text("utf-8"))
+    if not (path / files.MODEL).is_file():
+        return SisError(f"{path} holds no {files.MODEL}: copy it again")
+    return Info(path.name, str(raw.get("licence", Info.licence)), "distilled by sis_jax")
 
 
 def _is_damaged(path: Path) -> bool:
@@ -198,6 +215,8 @@ def find(name_or_path: str | os.PathLike | None) -> Path:
         return path.parent
     if text and path.exists():
         return path
+    if text in students():
+        raise UsageError(f"{text} is a student, which takes photos, not a generator: python -m sis_jax.predict {text} PHOTOS --out DIR")
     raise unknown_name("weights", text, {*known, *PUBLIC, *CLIPS}, "Give one of these, a weights folder or a checkpoint file.")
 
 

@@ -25,6 +25,7 @@ from sis_jax.core.types import Info, SisError, UsageError
 
 CONFIG, MODEL, DISCRIMINATOR, CARD = "config.json", "model.safetensors", "discriminator.safetensors", "README.md"
 FORMAT = "sis_jax weights"
+STUDENT_FORMAT = "sis_jax student"
 VERSION = 1
 _FLOAT16_MAX = 6e4
 _OURS = {CONFIG, MODEL, DISCRIMINATOR, CARD, "vocab.json", "merges.txt"}
@@ -121,13 +122,13 @@ def is_folder(path: Path) -> bool:
     return not (isinstance(config, dict) and "model_type" in config and "format" not in config)
 
 
-def is_ours(path: Path) -> bool:
+def is_ours(path: Path, kind: str = FORMAT) -> bool:
     """True where `config.json` says so itself. Before a folder is written or listed by name this is asked, not `is_folder`."""
     try:
         config = json.loads((path / CONFIG).read_text("utf-8"))
     except (ValueError, RecursionError, OSError):
         return False
-    return isinstance(config, dict) and config.get("format") == FORMAT
+    return isinstance(config, dict) and config.get("format") == kind
 
 
 @contextmanager

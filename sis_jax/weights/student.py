@@ -1,4 +1,4 @@
-"""The student on disk and in use: `student/` of a run holds config.json, model.safetensors and a card.
+"""The student on disk and in use: `student/` of a run, or a folder in ported_weights/, holds config.json, model.safetensors and a card.
 
 `Student.scores` is all that a caller needs: photos of any size in, class probabilities at the photos' own size out.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -19,13 +20,13 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from sis_jax.core import parallel
-from sis_jax.core.types import Info, SisError, UsageError
+from sis_jax.core.types import Info, SisError, UsageError, unknown_name
 from sis_jax.nn import students
 from sis_jax.nn.student_training import to_float
-from sis_jax.weights import files
+from sis_jax.weights import catalogue, files
 from sis_jax.weights.build import arrays_of, build
 
-FORMAT, VERSION = "sis_jax student", 1
+FORMAT, VERSION = files.STUDENT_FORMAT, 1
 TILE = 1024  # pixels: a photo that is larger, at the size the network works at, is cut
 _OVERLAP = 64
 _GRID = 16  # sides are rounded to this, so that photos of like shape share a compilation
@@ -78,11 +79,11 @@ class Student:
 
         return sis_jax.predict(self, photos, **options)
 
-    def save(self, folder: str | Path) -> Path:
-        """Write config.json, model.safetensors and README.md; `load_student` reads them."""
+    def save(self, folder: str | Path, dtype: str = "float32") -> Path:
+        """Write config.json, model.safetensors and README.md; `load_student` reads them. dtype: or "float16", for half the size."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        digest = files._write_arrays(folder / files.MODEL, arrays_of(self.network), "float32")
+        digest = files._write_arrays(folder / files.MODEL, arrays_of(self.network), dtype)
         files.write_atomic(folder / files.CARD, self._card().encode())
         content = {
             "format": FORMAT, "version": VERSION, "network": asdict(self.config), "side": self.side, "classes": list(self.classes),
@@ -168,9 +169,12 @@ class Student:
         )
 
 
-def load_student(path: str | Path) -> Student:
-    """The student in a run folder, or in a folder that `Student.save` wrote. UsageError where there is none, SisError where it is damaged."""
-    path = Path(path)
+def load_student(name_or_path: str | os.PathLike | None = None) -> Student:
+    """The student in a run folder, in a folder that `Student.save` wrote, or one in ported_weights/ by its name; None is the one that ships, for faces.
+
+    A folder of that name here comes first. Raises UsageError where there is none, SisError where it is damaged.
+    """
+    path = find(name_or_path)
     place = path / "student" if (path / "student" / files.CONFIG).is_file() else path
     try:
         raw = json.loads((place / files.CONFIG).read_text("utf-8"))
@@ -191,6 +195,19 @@ def load_student(path: str | Path) -> Student:
     info = Info(raw["name"], raw["licence"], "distilled by sis_jax", digest)
     network = build(lambda: students.build(config), arrays, str(place), info)
     return Student(network, config, classes, side, info, dict(raw.get("facts", {})))
+
+
+def find(name_or_path: str | os.PathLike | None) -> Path:
+    """The folder of a name or path. UsageError, with the names that are known, where neither is here."""
+    text = catalogue.DEFAULT_STUDENT if name_or_path is None else catalogue.text_of(name_or_path)
+    if text and (Path(text).exists() or os.sep in text):
+        return Path(text)
+    known = catalogue.students()
+    if text in known:
+        return known[text]
+    if text in catalogue.folders():
+        raise UsageError(f"{text} holds no student, it draws or names pictures: give one of {', '.join(known)}, or a run")
+    raise unknown_name("student", text, known, "Give one of these, a run in which python -m sis_jax.distill left one, or its folder.")
 
 
 @lru_cache(maxsize=8)
