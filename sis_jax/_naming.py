@@ -191,7 +191,7 @@ def _described(parts: Parts, said: dict[int, dict[str, Any]], ontology: Ontology
         why = "by text: " + ", ".join(map(repr, ontology.prompts_of(None)))
         background = {"found": True, "why": why} if found else {**background, "found": False, "why": f"{why} fits no part"}
         if found:
-            warnings = [w for w in warnings if not w.startswith("The background was not found")]
+            warnings = [w for w in warnings if not (w.startswith("The background was not found") or "only just taken for background" in w)]
     if parts.classes and [c["id"] for c in parts.classes] == [BACKGROUND]:
         raise SisError(
             "every part was named background: give the background other words, a larger --margin, or classes that fit the pictures"

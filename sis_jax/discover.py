@@ -194,6 +194,8 @@ def _discover(
 
 def _warnings(fitted: Any, rare: int | None = None) -> list[str]:
     """What a user should know before trusting the parts, each with its cure. rare: the cluster of a rare class, which has warnings of its own."""
+    from sis_jax.core.selection import only_just
+
     found: list[str] = [*getattr(fitted, "warnings_", ())]
     if not fitted.background_["found"]:
         found.append(
@@ -207,6 +209,12 @@ def _warnings(fitted: Any, rare: int | None = None) -> list[str]:
                 f"The background holds only {held:.0%} of the pictures' frame: part of it may be in other clusters. Look at the gallery, send those "
                 f"to the background, parts.rename({{id: None}}), or {'raise k' if hasattr(fitted, 'k') else 'give another seed'}."
             )
+        cure = f"give another {'k or seed, or leave k at auto' if hasattr(fitted, 'k') else 'seed'}"
+        found += [
+            f"Cluster {c['id']} was only just taken for background ({c['border_share']:.0%} of the frame, {c['share']:.0%} of the picture). "
+            f"Look at the gallery: if it shows the object, {cure}."
+            for c in (fitted.clusters_[i] for i in only_just(fitted.clusters_))
+        ]
     shaky, cure = [c["id"] for c in fitted.clusters_ if c["agreement"] < UNSURE and c["id"] != rare], getattr(fitted, "shaky_cure", "")
     if shaky and cure:
         found.append(f"Clusters {', '.join(map(str, shaky))} change when other samples or another seed are used: {cure}.")
