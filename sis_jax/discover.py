@@ -209,11 +209,11 @@ def _warnings(fitted: Any, rare: int | None = None) -> list[str]:
                 f"The background holds only {held:.0%} of the pictures' frame: part of it may be in other clusters. Look at the gallery, send those "
                 f"to the background, parts.rename({{id: None}}), or {'raise k' if hasattr(fitted, 'k') else 'give another seed'}."
             )
-        cure = f"give another {'k or seed, or leave k at auto' if hasattr(fitted, 'k') else 'seed'}"
+        narrow = only_just(fitted.clusters_) if hasattr(fitted, "k") else []  # others learn which side is the background
         found += [
             f"Cluster {c['id']} was only just taken for background ({c['border_share']:.0%} of the frame, {c['share']:.0%} of the picture). "
-            f"Look at the gallery: if it shows the object, {cure}."
-            for c in (fitted.clusters_[i] for i in only_just(fitted.clusters_))
+            "Look at the gallery: if it shows the object, give another k or seed."
+            for c in (fitted.clusters_[i] for i in narrow)
         ]
     shaky, cure = [c["id"] for c in fitted.clusters_ if c["agreement"] < UNSURE and c["id"] != rare], getattr(fitted, "shaky_cure", "")
     if shaky and cure:

@@ -56,6 +56,7 @@ def _export_student(run: str | Path, format: str, out: Path | None, overwrite: b
     from sis_jax.core.types import UsageError
     from sis_jax.weights.student import load_student
 
+    student = load_student(run)
     if out is None and not Path(run).exists():
         raise UsageError(f"{run} is no run here to write into: give --out, such as --out {Path(run).name}.{format}")
     place = out or Path(run) / "exports" / f"student.{format}"
@@ -65,7 +66,7 @@ def _export_student(run: str | Path, format: str, out: Path | None, overwrite: b
         raise UsageError(f"{place} is a folder, but the student is one file: give another --out")
     if place.exists() and not overwrite:
         raise UsageError(f"{place} is there already: add --overwrite, or give another --out")
-    return load_student(run).export(place)
+    return student.export(place)
 
 
 def _check(format: str, n: int | None, filled: bool) -> None:  # noqa: A002

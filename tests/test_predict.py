@@ -231,6 +231,9 @@ def test_a_student_is_taken_for_nothing_else(student, tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     assert door.main(["export", "faces-student", "--format", "jax"]) == 2
     assert "no run here to write into: give --out" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert door.main(["export", "face-student", "--format", "jax"]) == 2 and "did you mean 'faces-student'" in capsys.readouterr().err
+    (tmp_path / "faces-student").mkdir()  # such as masks that were written there
+    assert sis_jax.load_student("faces-student").side == 128
     student.save("faces-student", "float16")  # a folder of that name here comes first
     near = sis_jax.load_student("faces-student")
     assert near.info.name == student.info.name

@@ -200,11 +200,11 @@ def load_student(name_or_path: str | os.PathLike | None = None) -> Student:
 def find(name_or_path: str | os.PathLike | None) -> Path:
     """The folder of a name or path. UsageError, with the names that are known, where neither is here."""
     text = catalogue.DEFAULT_STUDENT if name_or_path is None else catalogue.text_of(name_or_path)
-    if text and (Path(text).exists() or os.sep in text):
-        return Path(text)
-    known = catalogue.students()
-    if text in known:
+    path, known = Path(text), catalogue.students()
+    if text in known and not any((place / files.CONFIG).is_file() for place in (path, path / "student")):
         return known[text]
+    if text and (path.exists() or os.sep in text):
+        return path
     if text in catalogue.folders():
         raise UsageError(f"{text} holds no student, it draws or names pictures: give one of {', '.join(known)}, or a run")
     raise unknown_name("student", text, known, "Give one of these, a run in which python -m sis_jax.distill left one, or its folder.")
