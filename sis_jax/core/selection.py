@@ -97,7 +97,7 @@ def background(share: Float[np.ndarray, "k"], frame_share: Float[np.ndarray, "k"
 def only_just(clusters: Iterable[Mapping[str, Any]]) -> list[int]:
     """Places of the clusters that are background by a narrow margin: their odds on the frame are below 2.2 times those in the picture.
 
-    Odds, since a large background cannot be much more common on the frame than in the picture. On the default (k 3 to 25, three seeds, four layers)
+    Odds, since a large background cannot be much more common on the frame than in the picture. On the default (k 3 to 25, up to three seeds, three layers)
     chosen clusters of at most 35 % ground came to 1.7 to 2.2, those that were mostly ground to 2.4 and more, but for three of some fifty.
     """
 
