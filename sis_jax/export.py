@@ -57,9 +57,7 @@ def _export_student(run: str | Path, format: str, out: Path | None, overwrite: b
     from sis_jax.weights.student import load_student
 
     student = load_student(run)
-    if out is None and not Path(run).exists():
-        raise UsageError(f"{run} is no run here to write into: give --out, such as --out {Path(run).name}.{format}")
-    place = out or Path(run) / "exports" / f"student.{format}"
+    place = out or _beside(run, format)
     if place.suffix.lower() != f".{format}":
         raise UsageError(f"{place} is to hold the student as {format}: give it a name that ends in .{format}")
     if place.is_dir():
@@ -67,6 +65,15 @@ def _export_student(run: str | Path, format: str, out: Path | None, overwrite: b
     if place.exists() and not overwrite:
         raise UsageError(f"{place} is there already: add --overwrite, or give another --out")
     return student.export(place)
+
+
+def _beside(run: str | Path, format: str) -> Path:  # noqa: A002
+    """Where the student of a run goes; UsageError for one given by name, which has no run to write into."""
+    from sis_jax.core.types import UsageError
+
+    if not Path(run).exists():
+        raise UsageError(f"{run} is no run here to write into: give --out, such as --out {Path(run).name}.{format}")
+    return Path(run) / "exports" / f"student.{format}"
 
 
 def _check(format: str, n: int | None, filled: bool) -> None:  # noqa: A002
@@ -81,8 +88,8 @@ def _results(folder: Path, config: object) -> list[Path]:
 
 
 def _plan(config: dict) -> dict:
-    name = f"student.{config['format']}" if config["format"] in STUDENT else config["format"]
-    return {"files": [config["out"] or f"{config['run']}/exports/{name}"]}
+    run, format = config["run"], config["format"]  # noqa: A001
+    return {"files": [config["out"] or str(_beside(run, format) if format in STUDENT else f"{run}/exports/{format}")]}
 
 
 export.results = _results  # type: ignore[attr-defined]

@@ -14,6 +14,7 @@ import sis_jax
 from sis_jax import __main__ as door
 from sis_jax.core.types import Info, SisError, UsageError
 from sis_jax.nn import students
+from sis_jax.weights import catalogue
 from sis_jax.weights.student import Student, _starts
 
 ROOT = Path(sis_jax.__file__).parents[1]
@@ -231,6 +232,8 @@ def test_a_student_is_taken_for_nothing_else(student, tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     assert door.main(["export", "faces-student", "--format", "jax"]) == 2
     assert "no run here to write into: give --out" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert door.main(["export", "faces-student", "--format", "jax", "--dry-run"]) == 2
+    assert "no run here to write into: give --out" in capsys.readouterr().err
     assert door.main(["export", "face-student", "--format", "jax"]) == 2 and "did you mean 'faces-student'" in capsys.readouterr().err
     (tmp_path / "faces-student").mkdir()  # such as masks that were written there
     assert sis_jax.load_student("faces-student").side == 128
@@ -282,6 +285,16 @@ def test_the_student_is_exported_from_the_shell(student, tmp_path, capsys, monke
     inside = str(tmp_path / "exports/student.jax" / "s.jax")
     assert door.main([*words, "jax", "--out", inside]) == 1 and f"cannot write {inside}" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "exports").iterdir()] == ["student.jax"]
+
+
+def test_a_student_of_another_version_is_told(student, tmp_path, monkeypatch):
+    place = student.save(tmp_path / "later")
+    config = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps(config | {"version": 99}))
+    with pytest.raises(UsageError, match=r"has version 99, this sis_jax reads version 1"):
+        sis_jax.load_student(place)
+    monkeypatch.setenv("SIS_JAX_WEIGHTS", str(tmp_path))
+    assert "version 99" in str(catalogue.inventory()["later"])
 
 
 def test_damaged_weights_are_told(student, tmp_path):

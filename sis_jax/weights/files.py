@@ -26,7 +26,7 @@ from sis_jax.core.types import Info, SisError, UsageError
 CONFIG, MODEL, DISCRIMINATOR, CARD = "config.json", "model.safetensors", "discriminator.safetensors", "README.md"
 FORMAT = "sis_jax weights"
 STUDENT_FORMAT = "sis_jax student"
-VERSION = 1
+VERSION = STUDENT_VERSION = 1
 _FLOAT16_MAX = 6e4
 _OURS = {CONFIG, MODEL, DISCRIMINATOR, CARD, "vocab.json", "merges.txt"}
 KINDS = {"stylegan2": "a StyleGAN2 generator", "dcgan": "a DCGAN generator", "biggan": "a BigGAN generator", "clip": "a CLIP"}

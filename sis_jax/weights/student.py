@@ -26,7 +26,7 @@ from sis_jax.nn.student_training import to_float
 from sis_jax.weights import catalogue, files
 from sis_jax.weights.build import arrays_of, build
 
-FORMAT, VERSION = files.STUDENT_FORMAT, 1
+FORMAT, VERSION = files.STUDENT_FORMAT, files.STUDENT_VERSION
 TILE = 1024  # pixels: a photo that is larger, at the size the network works at, is cut
 _OVERLAP = 64
 _GRID = 16  # sides are rounded to this, so that photos of like shape share a compilation
@@ -186,6 +186,8 @@ def load_student(name_or_path: str | os.PathLike | None = None) -> Student:
         raise SisError(f"{place / files.CONFIG} cannot be read ({error}): distil again") from None
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise UsageError(f'{place} holds no student: its {files.CONFIG} does not say "format": "{FORMAT}"')
+    if raw.get("version") != VERSION:
+        raise UsageError(f"{place / files.CONFIG} has version {raw.get('version')}, this sis_jax reads version {VERSION}: update sis_jax")
     try:
         config, classes, side = students.StudentConfig(**raw["network"]), tuple(raw["classes"]), int(raw["side"])
         header = files.Folder("student", raw["name"], raw["licence"], {}, sha256=raw["sha256"])
@@ -206,7 +208,7 @@ def find(name_or_path: str | os.PathLike | None) -> Path:
     if text and (path.exists() or os.sep in text):
         return path
     if text in catalogue.folders():
-        raise UsageError(f"{text} holds no student, it draws or names pictures: give one of {', '.join(known)}, or a run")
+        raise UsageError(f"{text} holds no student, it draws or names pictures: give {', '.join([*known, 'a run'])}")
     raise unknown_name("student", text, known, "Give one of these, a run in which python -m sis_jax.distill left one, or its folder.")
 
 
