@@ -77,7 +77,7 @@ def test_run_folder(run):
     out, parts = run
     assert set(content(out)) == LAYOUT
     record = json.loads((out / "run.json").read_text())["stages"]["discover"]
-    assert record["state"] == "done" and record["config"]["k"] == 3 and record["config"]["normalize"] == "channel"
+    assert record["state"] == "done" and record["config"]["k"] == 3 and record["config"]["normalize"] == "tap"
     assert record["inputs"] == parts.generator.sha256 == record["generator"]["sha256"] and record["generator"]["licence"] == "none needed"
     assert record["command"].startswith("python -m sis_jax.discover") and "--k 3" in record["command"]
     loaded = Parts.load(out)

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sis_jax.core import kmeans, ops
+from sis_jax.core import kmeans, ops, sweep
 from sis_jax.core.types import SisError, UsageError
 from sis_jax.discover import _resolve
-from sis_jax.methods.segmentation_in_style import RECIPES, SegmentationInStyle, candidate_layers, label_maps
+from sis_jax.methods.segmentation_in_style import RECIPES, SegmentationInStyle, _standardise, candidate_layers, label_maps
 
 K = 5
 
@@ -172,10 +172,24 @@ def test_normalisation():
     gen.synthesize = loud
     truth, samples = gen.truth(range(3)), gen.sample(range(3), taps=gen.taps)
     found = {}
-    for normalize in ("none", "channel"):
+    for normalize in ("none", "channel", "tap"):
         labels = SegmentationInStyle(k=2, layer="16x16", n=8, n_init=2, normalize=normalize).fit(gen).predict(samples)
         found[normalize] = np.array_equal(labels == labels[0, 8, 8], truth)
-    assert found == {"none": False, "channel": True}
+    assert found == {"none": False, "channel": True, "tap": True}
+
+
+def test_taps_count_the_same_however_wide_they_are(blocks):
+    points = np.random.default_rng(0).normal(size=(4, 50, 8)).astype(np.float32) * np.float32([1, 9, 1, 1, 1, 1, 1, 1])
+    variance = {}
+    for normalize in ("channel", "tap"):
+        method = SegmentationInStyle(k=2, layer="8x8+16x16", normalize=normalize)
+        mean, scale, position = _standardise(points, method, [1, 5])
+        spread = ((points - mean) * (scale * position)).reshape(-1, 8).var(0)
+        variance[normalize] = [spread[:1].sum(), spread[1:6].sum()]
+    np.testing.assert_allclose(variance["channel"], [1, 5], rtol=1e-3)
+    np.testing.assert_allclose(variance["tap"], [3, 3], rtol=1e-3)
+    one = [_standardise(points, SegmentationInStyle(k=2, layer="8x8", normalize=n), [6])[1] for n in ("channel", "tap")]
+    np.testing.assert_array_equal(*one)
 
 
 def test_raw_features_are_raw(blocks):
@@ -230,6 +244,27 @@ def test_auto_chooses_and_shows_its_table():
     assert len({(row["layer"], row["k"]) for row in rows}) == len(rows) > len(candidate_layers(gen))
     assert fit.taps_ == tuple(fit.layer.split("+")) and len(fit.clusters_) == fit.k == len(fit.arrays_["centers"])
     assert all(np.isfinite(v) for row in rows for v in row.values() if isinstance(v, float))
+
+
+def test_the_layer_is_chosen_by_consensus_at_few_clusters_and_then_k_by_score():
+    def rows():
+        table = {"8x8": [(3, 0.9, 0.3), (5, 0.5, 0.3), (10, 0.9, 0.9)], "16x16": [(3, 0.4, 0.5), (5, 0.6, 0.4), (10, 0.1, 0.1)]}
+        return [
+            {"layer": layer, "k": k, "agreement": a, "consensus": c, "score": a * c, "chosen": False}
+            for layer, found in table.items()
+            for k, a, c in found
+        ]
+
+    assert max(rows(), key=lambda r: r["score"])["layer"] == "8x8"  # at ten clusters, which say little about a layer
+    for (layer, k), expected in {
+        ("auto", None): ("16x16", 5),
+        ("auto", 10): ("16x16", 10),
+        ("8x8", None): ("8x8", 10),
+        ("8x8", 3): ("8x8", 3),
+    }.items():
+        table = rows()
+        chosen = sweep.choose(table, layer, k)
+        assert (chosen["layer"], chosen["k"]) == expected and [r for r in table if r["chosen"]] == [chosen]
 
 
 @pytest.mark.parametrize(("given", "fixed"), [({"k": 3}, "k"), ({"layer": "8x8"}, "layer")])

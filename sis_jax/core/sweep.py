@@ -1,9 +1,10 @@
 """Choosing layer and k without labels: many small k-means on the same pixels, compared with each other.
 
-Criterion: score = agreement x consensus.
-agreement: adjusted Rand index between clusterings of two halves of the samples. Parts that another draw of samples would not find are none.
+Criterion: the layer with the highest mean consensus at few clusters, and there the k with the highest agreement x consensus.
 consensus: mean adjusted Rand index with the clusterings of every *other* layer. Real parts show at several depths of a generator, while texture
-(fine layers) and position (coarse layers) show at one.
+(fine layers) and position (coarse layers) show at one. A mean over several k is steadier than one fit; many clusters of any layer mostly follow
+position, so they have no say in it.
+agreement: adjusted Rand index between clusterings of two halves of the samples. Parts that another draw of samples would not find are none.
 A silhouette estimate is kept in the table but does not decide: it is computed in each layer's own space and grows towards the fine layers, whose
 clusters are compact and meaningless.
 """
@@ -20,9 +21,10 @@ from jaxtyping import Float, Int
 
 from sis_jax.core import selection
 
+FEW = 6  # clusters: up to here a layer is judged by its clusterings
 CRITERION = (
-    "score = agreement (adjusted Rand index between two halves of the samples) x consensus (mean adjusted Rand index with the clusterings of "
-    "all other layers); silhouette is shown but does not decide"
+    f"The layer has the highest mean consensus (adjusted Rand index with the clusterings of all other layers) over k up to {FEW}; k has the highest "
+    "score = agreement (adjusted Rand index between two halves of the samples) x consensus there; silhouette is shown but does not decide"
 )
 DIMENSIONS = 64  # principal components that are clustered: one shape, so one compilation, for every layer
 RESTARTS = 3
@@ -59,6 +61,18 @@ def sweep(columns: Mapping[str, Float[np.ndarray, "n p d"]], ks: Sequence[int], 
         row["score"] = row["agreement"] * row["consensus"]
         row["chosen"] = False
     return rows
+
+
+def choose(rows: Sequence[dict[str, Any]], layer: str, k: int | None) -> dict[str, Any]:
+    """The row of the sweep to go on with, marked as chosen; `layer` may be "auto", k None. A given k has no say in the layer."""
+    consensus: dict[str, list[float]] = {}
+    for row in rows:
+        if layer in ("auto", row["layer"]) and row["k"] <= FEW:
+            consensus.setdefault(row["layer"], []).append(row["consensus"])
+    best = max(consensus, key=lambda name: float(np.mean(consensus[name])))
+    chosen = max((r for r in rows if r["layer"] == best and k in (None, r["k"])), key=lambda r: r["score"])
+    chosen["chosen"] = True
+    return chosen
 
 
 def _project(points: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n 64"]:

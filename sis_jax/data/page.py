@@ -241,7 +241,7 @@ def _crops(samples: Sequence[Mapping[str, Any]], id_: int, count: int = 4, side:
 
 
 def _sweep(sweep: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Why this layer and k: a chart over k with a line per layer, a heat map of layers by k, and the table."""
+    """Why this layer and k: a chart of the score over k with a line per layer, a heat map of the consensus of layers by k, and the table."""
     import numpy as np
     from markupsafe import Markup
 
@@ -258,17 +258,18 @@ def _sweep(sweep: Mapping[str, Any] | None) -> dict[str, Any] | None:
         lines = {layer: [(r["k"], r[shown]) for r in rows if r["layer"] == layer and r.get(shown) is not None] for layer in layers}
         ring = [(chosen["k"], chosen[shown])] if chosen and chosen.get(shown) is not None else []
         chart = draw.line_chart_svg(lines, x_label="k (number of clusters)", y_label=shown, marked=ring)
-    if shown and len(layers) > 1:
+    heated = "consensus" if any(r.get("consensus") is not None for r in rows) else shown
+    if heated and len(layers) > 1:
         table = np.full((len(layers), len(counts)), math.nan)
         for r in rows:
-            value = r.get(shown)
+            value = r.get(heated)
             table[layers.index(r["layer"]), counts.index(r["k"])] = math.nan if value is None else value
         place = (layers.index(chosen["layer"]), counts.index(chosen["k"])) if chosen else None
         heat = draw.heatmap_svg(table, [str(v) for v in layers], [f"k={k}" for k in counts], chosen=place)
-    columns = [key for key in ("agreement", "silhouette", "score") if any(r.get(key) is not None for r in rows)]
+    columns = [key for key in ("agreement", "consensus", "silhouette", "score") if any(r.get(key) is not None for r in rows)]
     criterion = (sweep or {}).get("criterion", "")
     return {
-        "criterion": criterion, "rows": rows, "columns": columns, "chosen": chosen, "chart": Markup(chart), "heat": Markup(heat), "shown": shown,
+        "criterion": criterion, "rows": rows, "columns": columns, "chosen": chosen, "chart": Markup(chart), "heat": Markup(heat), "heated": heated,
     }  # fmt: skip
 
 

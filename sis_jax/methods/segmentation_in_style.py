@@ -5,6 +5,7 @@ over about fifty samples. A new picture is labelled by its nearest centres.
 
 Where we differ, and why:
 * Features may come from several taps at once, and are standardised per channel: raw, the few channels with a large norm decide every distance.
+  Every tap counts the same (block scaling): a network that halves its channels towards the fine taps would not listen to them otherwise.
 * Labels come from class scores |mu|^2 - 2 x.mu, upsampled per tap at their own size: bilinear weights sum to one and |x|^2 does not depend on
   the class, so they equal the labels of upsampled features at k / channels of the memory.
 * Every pixel up to a budget of points, then an even subset of each sample's pixels: memory does not grow with the number of samples.
@@ -50,7 +51,8 @@ class SegmentationInStyle:
     layer: tap such as "32x32", several joined by "+", or "auto".
     n: samples to learn from.
     truncation: psi of these samples.
-    normalize: "channel" scales every channel to unit variance, "none" keeps raw features.
+    normalize: "channel" scales every channel to unit variance, "tap" then makes every tap count the same, however many channels it has
+        (one tap: no difference), "none" keeps raw features.
     position_weight: how much the place of a pixel counts against its features (0 = not at all, 1 = as much as all channels together).
     grid: side of the grid on which features are compared; 0 takes the finest tap's own.
     n_init: restarts of k-means, the best one is kept.
@@ -63,7 +65,7 @@ class SegmentationInStyle:
     layer: str = "auto"
     n: int = 50
     truncation: float = 0.7
-    normalize: Literal["channel", "none"] = "channel"
+    normalize: Literal["tap", "channel", "none"] = "tap"
     position_weight: float = 0.0
     grid: int = 0
     n_init: int = 10
@@ -90,7 +92,7 @@ class SegmentationInStyle:
             method, found = method._swept(gen, seeds, seed)
         taps = tuple(method.layer.split("+"))
         points = method._points(gen, seeds, taps)
-        mean, scale, position = _standardise(points, method)
+        mean, scale, position = _standardise(points, method, self._widths(gen, taps))
         fitted = method._cluster(points, (mean, scale, position), taps, seed)
         fill_in(fitted, sweep_=found)
         fitted._describe(gen, seeds)
@@ -143,8 +145,8 @@ class SegmentationInStyle:
         for name, least in (("position_weight", 0), ("grid", 0), ("n_init", 1), ("max_points", 100)):
             if getattr(self, name) < least:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected at least {least}")
-        if self.normalize not in ("channel", "none"):
-            raise UsageError(f'normalize is {self.normalize!r}, expected "channel" or "none"')
+        if self.normalize not in ("tap", "channel", "none"):
+            raise UsageError(f'normalize is {self.normalize!r}, expected "tap", "channel" or "none"')
 
     def _points(self, gen: Generator, seeds: list[int], taps: tuple[str, ...], budget: int | None = None) -> Float[np.ndarray, "n p d"]:
         """Feature vectors and, last two columns, the place in [-1, 1]: an even, seeded subset of each sample's pixels."""
@@ -218,17 +220,15 @@ class SegmentationInStyle:
             layers.append(self.layer)
         taps = tuple(dict.fromkeys(t for layer in layers for t in layer.split("+")))
         points = self._points(gen, seeds, taps, budget=SWEEP_POINTS)
-        mean, scale, position = _standardise(points, self)
+        widths = self._widths(gen, taps)
+        mean, scale, position = _standardise(points, self, widths)
         x = (points - mean) * (scale * position)
-        widths = dict(zip(taps, np.split(np.arange(x.shape[-1] - 2), np.cumsum(self._widths(gen, taps))[:-1])))
+        own = dict(zip(taps, np.split(np.arange(x.shape[-1] - 2), np.cumsum(widths)[:-1])))
         place = [x.shape[-1] - 2, x.shape[-1] - 1] if self.position_weight else []
-        columns = {layer: x[..., [*np.concatenate([widths[t] for t in layer.split("+")]), *place]] for layer in layers}
-        # A layer is judged at the k that suits it, also when k is given: many clusters of any layer mostly follow position.
-        ks = sorted({*SWEEP_KS, *(() if self.k == "auto" else (int(self.k),))})
-        table = sweep.sweep(columns, ks, seed)
-        best = max((r for r in table if self.layer in ("auto", r["layer"])), key=lambda r: r["score"])
-        chosen = next(r for r in table if r["layer"] == best["layer"] and r["k"] == (best["k"] if self.k == "auto" else self.k))
-        chosen["chosen"] = True
+        columns = {layer: x[..., [*np.concatenate([own[t] for t in layer.split("+")]), *place]] for layer in layers}
+        given = None if self.k == "auto" else int(self.k)
+        table = sweep.sweep(columns, sorted({*SWEEP_KS, *([given] if given else [])}), seed)
+        chosen = sweep.choose(table, self.layer, given)
         return replace(self, k=chosen["k"], layer=chosen["layer"]), {"criterion": sweep.CRITERION, "rows": table}
 
     def _widths(self, gen: Generator, taps: tuple[str, ...]) -> list[int]:
@@ -250,16 +250,20 @@ def _side(tap: str) -> int:
     return int(tap.split("/")[0].split("x")[0])
 
 
-def _standardise(points: Float[np.ndarray, "n p d"], method: SegmentationInStyle) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _standardise(
+    points: Float[np.ndarray, "n p d"], method: SegmentationInStyle, widths: list[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(mean, scale, position factor) per column. The place is centred on 0 and weighs position_weight times all channels together."""
     flat = points.reshape(-1, points.shape[-1])
     mean, spread = _moments(flat)
     channels = slice(0, -2)
     scale = np.ones(len(mean))
-    if method.normalize == "channel":
-        scale[channels] = 1 / np.maximum(spread[channels], 1e-6)
-    else:
+    if method.normalize == "none":
         mean[channels] = 0
+    else:
+        scale[channels] = 1 / np.maximum(spread[channels], 1e-6)
+    if method.normalize == "tap":
+        scale[channels] *= np.repeat([np.sqrt(sum(widths) / len(widths) / w) for w in widths], widths)
     total = float(np.sum((spread[channels] * scale[channels]) ** 2))
     factor = np.ones(len(mean))
     factor[-2:] = method.position_weight * np.sqrt(total / 2) / np.maximum(spread[-2:], 1e-6)
