@@ -171,6 +171,8 @@ def test_a_student_begins_with_another_at_a_larger_side(run, student, photos, tm
         sis_jax.distill(str(run), out=str(tmp_path / "wide"), **settings | {"width": 16})
     with pytest.raises(UsageError, match=r"width 8 and block 2 .* width 8 and block 4 .* they cannot share weights"):
         sis_jax.distill(str(run), out=str(tmp_path / "blocks"), **settings | {"block": 4})
+    with pytest.raises(UsageError, match=r"faces-student is .* width 32 .* they cannot share weights"):
+        sis_jax.distill(str(run), out=str(tmp_path / "named"), **settings | {"start_from": "faces-student"})
     with pytest.raises(UsageError, match="steps is 0"):
         sis_jax.distill(str(run), out=str(tmp_path / "none"), **QUICK | {"steps": 0})
 

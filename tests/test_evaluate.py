@@ -15,6 +15,7 @@ from sis_jax.data.metrics import Metrics
 from sis_jax.data.page import write_page
 from sis_jax.data.run import RunFolder
 from sis_jax.evaluate import evaluate
+from sis_jax.weights.student import load_student
 
 PRED = [{"id": 0, "name": "background"}, {"id": 1, "name": "Hair"}, {"id": 2, "name": "part 2"}]
 TRUE = [{"id": i, "name": n} for i, n in enumerate(["background", "skin", "hair", "l_eye", "r_eye"])]
@@ -395,6 +396,17 @@ def test_an_npz_holds_photos_and_masks(tmp_path):
     folders = evaluate(Threshold(), images=str(place / "photos"), masks=str(place / "masks"), resamples=0)
     assert alone["confusion"] == folders["confusion"]
     assert evaluate(Threshold(), images=str(tmp_path / "both.npz"), limit=2, resamples=0)["images"] == 2
+
+
+def test_the_student_that_ships_is_measured_by_name(tmp_path, monkeypatch):
+    place = disc_folders(tmp_path, n=2, size=(64, 64))
+    given = {"images": str(place / "photos"), "masks": str(place / "masks"), "resamples": 0, "matching": ()}
+    monkeypatch.chdir(tmp_path)
+    found = evaluate("faces-student", **given)
+    assert found["images"] == 2 and found["confusion"] == evaluate(load_student("faces-student"), **given)["confusion"]
+    assert not (tmp_path / "faces-student").exists()  # nothing to write into: it is no run here
+    with pytest.raises(UsageError, match="did you mean 'faces-student'"):
+        evaluate("faces-studnet", **given)
 
 
 def test_from_the_shell(tmp_path, capsys):
