@@ -57,23 +57,26 @@ def _export_student(run: str | Path, format: str, out: Path | None, overwrite: b
     from sis_jax.weights.student import load_student
 
     student = load_student(run)
-    place = out or _beside(run, format)
-    if place.suffix.lower() != f".{format}":
-        raise UsageError(f"{place} is to hold the student as {format}: give it a name that ends in .{format}")
-    if place.is_dir():
-        raise UsageError(f"{place} is a folder, but the student is one file: give another --out")
+    place = _student_file(run, format, out)
     if place.exists() and not overwrite:
         raise UsageError(f"{place} is there already: add --overwrite, or give another --out")
     return student.export(place)
 
 
-def _beside(run: str | Path, format: str) -> Path:  # noqa: A002
-    """Where the student of a run goes; UsageError for one given by name, which has no run to write into."""
+def _student_file(run: str | Path, format: str, out: Path | None) -> Path:  # noqa: A002
+    """Where the student goes; UsageError for one that does not exist, a place that cannot be, or one given by name, which has no run to write into."""
     from sis_jax.core.types import UsageError
+    from sis_jax.weights.student import find
 
-    if not Path(run).exists():
+    find(run)
+    if out is None and not Path(run).exists():
         raise UsageError(f"{run} is no run here to write into: give --out, such as --out {Path(run).name}.{format}")
-    return Path(run) / "exports" / f"student.{format}"
+    place = out or Path(run) / "exports" / f"student.{format}"
+    if place.suffix.lower() != f".{format}":
+        raise UsageError(f"{place} is to hold the student as {format}: give it a name that ends in .{format}")
+    if place.is_dir():
+        raise UsageError(f"{place} is a folder, but the student is one file: give another --out")
+    return place
 
 
 def _check(format: str, n: int | None, filled: bool) -> None:  # noqa: A002
@@ -88,8 +91,10 @@ def _results(folder: Path, config: object) -> list[Path]:
 
 
 def _plan(config: dict) -> dict:
-    run, format = config["run"], config["format"]  # noqa: A001
-    return {"files": [config["out"] or str(_beside(run, format) if format in STUDENT else f"{run}/exports/{format}")]}
+    run, format, out = config["run"], config["format"], config["out"]  # noqa: A001
+    if format in STUDENT:
+        return {"files": [str(_student_file(run, format, Path(out) if out is not None else None))]}
+    return {"files": [out or f"{run}/exports/{format}"]}
 
 
 export.results = _results  # type: ignore[attr-defined]

@@ -125,6 +125,20 @@ def test_the_page_opens_offline(tmp_path):
     assert "prefers-color-scheme: dark" in html
 
 
+def test_the_heat_map_shows_what_decided_the_layer(tmp_path):
+    run = _make_run(tmp_path / "faces")
+    table = json.loads((run / "parts/sweep.json").read_text())
+    assert "<figcaption>Score</figcaption>" in report(run).read_text()
+    for i, row in enumerate(table["rows"]):
+        row["consensus"] = 0.11 + 0.01 * i
+    (run / "parts/sweep.json").write_text(json.dumps(table | {"layers": {"16x16": 0.31, "32x32": 0.77}}))
+    heat = report(run).read_text().split('class="chart heat"')[1].split("</svg>")[0]
+    assert (
+        all(f">{value}<" in heat for value in ("mean", "0.31", "0.77", "0.11", "0.18"))
+        and "<figcaption>Consensus: how much" in report(run).read_text()
+    )
+
+
 def test_every_section_with_data_is_there(tmp_path):
     page = _Page(report(_make_run(tmp_path / "faces")).read_text(encoding="utf-8"))
     assert page.ids == ["samples", "parts", "gallery", "sweep", "worst", "student", "metrics", "provenance"]

@@ -246,6 +246,34 @@ def test_auto_chooses_and_shows_its_table():
     assert all(np.isfinite(v) for row in rows for v in row.values() if isinstance(v, float))
 
 
+def test_a_given_k_changes_no_other_row(blocks):
+    points = np.random.default_rng(0).normal(size=(6, 40, 5)).astype(np.float32)
+    columns = {"8x8": points[..., :2], "16x16": points[..., :4], "32x32": points[..., 3:]}
+    plain, more = sweep.sweep(columns, (3, 4, 8)), sweep.sweep(columns, (3, 4, 8), given=2)
+    assert [r for r in more if r["k"] != 2] == plain and {r["layer"] for r in more if r["k"] == 2} == set(columns)
+    assert sweep.consensus_of_layers(more, (3, 4, 8)) == sweep.consensus_of_layers(plain, (3, 4, 8))
+
+
+@pytest.mark.parametrize(("layer", "k", "said"), [("auto", None, 2), ("auto", 4, 1), ("8x8", None, 1), ("8x8", 4, 0)])
+def test_the_criterion_says_what_was_left_to_it(layer, k, said):
+    text = sweep.criterion(layer, k)
+    assert text.count("highest") == said and ("layer was given" in text) == (layer != "auto") and ("k was given" in text) == (k is not None)
+
+
+def test_the_place_weighs_the_same_against_every_layer(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(sweep, "sweep", lambda columns, *rest: seen.update(columns) or _rows(columns))
+    SegmentationInStyle(n=6, n_init=1, max_points=1500, position_weight=0.3).fit(fakes.tiny_stylegan2(16))
+    assert set(seen) == {"8x8", "16x16", "8x8+16x16"}
+    for x in seen.values():
+        variance = x.reshape(-1, x.shape[-1]).var(0)
+        np.testing.assert_allclose(variance[-2:].sum() / variance[:-2].sum(), 0.3**2, rtol=1e-2)
+
+
+def _rows(columns):
+    return [{"layer": layer, "k": 3, "agreement": 1.0, "consensus": 1.0, "score": 1.0, "chosen": False} for layer in columns]
+
+
 def test_the_layer_is_chosen_by_consensus_at_few_clusters_and_then_k_by_score():
     def rows():
         table = {"8x8": [(3, 0.9, 0.3), (5, 0.5, 0.3), (10, 0.9, 0.9)], "16x16": [(3, 0.4, 0.5), (5, 0.6, 0.4), (10, 0.1, 0.1)]}
@@ -263,7 +291,7 @@ def test_the_layer_is_chosen_by_consensus_at_few_clusters_and_then_k_by_score():
         ("8x8", 3): ("8x8", 3),
     }.items():
         table = rows()
-        chosen = sweep.choose(table, layer, k)
+        chosen = sweep.choose(table, sweep.consensus_of_layers(table, (3, 5, 10)), layer, k)
         assert (chosen["layer"], chosen["k"]) == expected and [r for r in table if r["chosen"]] == [chosen]
 
 

@@ -1,9 +1,9 @@
 """Choosing layer and k without labels: many small k-means on the same pixels, compared with each other.
 
 Criterion: the layer with the highest mean consensus at few clusters, and there the k with the highest agreement x consensus.
-consensus: mean adjusted Rand index with the clusterings of every *other* layer. Real parts show at several depths of a generator, while texture
-(fine layers) and position (coarse layers) show at one. A mean over several k is steadier than one fit; many clusters of any layer mostly follow
-position, so they have no say in it.
+consensus: mean adjusted Rand index with the clusterings of every *other* layer into few clusters. Real parts show at several depths of a generator,
+while texture (fine layers) and position (coarse layers) show at one; a layer of several taps agrees with those that share one, so this leans to
+taps in the middle. A mean over several k is steadier than one fit; many clusters of any layer mostly follow position, so they have no say in it.
 agreement: adjusted Rand index between clusterings of two halves of the samples. Parts that another draw of samples would not find are none.
 A silhouette estimate is kept in the table but does not decide: it is computed in each layer's own space and grows towards the fine layers, whose
 clusters are compact and meaningless.
@@ -22,10 +22,6 @@ from jaxtyping import Float, Int
 from sis_jax.core import selection
 
 FEW = 6  # clusters: up to here a layer is judged by its clusterings
-CRITERION = (
-    f"The layer has the highest mean consensus (adjusted Rand index with the clusterings of all other layers) over k up to {FEW}; k has the highest "
-    "score = agreement (adjusted Rand index between two halves of the samples) x consensus there; silhouette is shown but does not decide"
-)
 DIMENSIONS = 64  # principal components that are clustered: one shape, so one compilation, for every layer
 RESTARTS = 3
 STEPS = 25
@@ -33,11 +29,15 @@ JUDGED = 4_096
 SILHOUETTES = 1_000
 
 
-def sweep(columns: Mapping[str, Float[np.ndarray, "n p d"]], ks: Sequence[int], seed: int = 0) -> list[dict[str, Any]]:
+def sweep(
+    columns: Mapping[str, Float[np.ndarray, "n p d"]], ks: Sequence[int], seed: int = 0, given: int | None = None
+) -> list[dict[str, Any]]:
     """One row {layer, k, agreement, consensus, silhouette, score} per layer and k.
 
     columns: for each layer the standardised features of the same p pixels of n samples. The first half of the samples is clustered against the second.
+    given: one more k that is wanted whatever the table says; it changes no other row.
     """
+    more = [given] if given is not None and given not in ks else []
     rng = np.random.default_rng(seed)
     rows: list[dict[str, Any]] = []
     labels: list[Int[np.ndarray, "j"]] = []
@@ -49,30 +49,46 @@ def sweep(columns: Mapping[str, Float[np.ndarray, "n p d"]], ks: Sequence[int], 
         if judged is None:
             judged = rng.permutation(2 * len(a))[:JUDGED]
         look = np.concatenate([a, b])[judged]
-        found = cluster_many(np.stack([a, b]), ks, look, seed)
-        for k, (one, two) in zip(ks, found):
+        halves = np.stack([a, b])
+        found = cluster_many(halves, ks, look, seed) + (cluster_many(halves, more, look, seed) if more else [])
+        for k, (one, two) in zip([*ks, *more], found):
             apart = selection.silhouette(look[:SILHOUETTES], one[:SILHOUETTES])
             rows.append({"layer": layer, "k": int(k), "agreement": float(selection.agreement(one, two, k)), "silhouette": apart})
             labels.append(one)
-    most = max(ks)
+    few = [(r["layer"], theirs) for r, theirs in zip(rows, labels) if r["k"] <= FEW and r["k"] not in more]
     for row, own in zip(rows, labels):
-        others = [selection.agreement(own, theirs, most) for theirs, r in zip(labels, rows) if r["layer"] != row["layer"]]
+        others = [selection.agreement(own, theirs, max(FEW, row["k"])) for layer, theirs in few if layer != row["layer"]]
         row["consensus"] = float(np.mean(others)) if others else 1.0
         row["score"] = row["agreement"] * row["consensus"]
         row["chosen"] = False
     return rows
 
 
-def choose(rows: Sequence[dict[str, Any]], layer: str, k: int | None) -> dict[str, Any]:
-    """The row of the sweep to go on with, marked as chosen; `layer` may be "auto", k None. A given k has no say in the layer."""
-    consensus: dict[str, list[float]] = {}
+def consensus_of_layers(rows: Sequence[dict[str, Any]], ks: Sequence[int]) -> dict[str, float]:
+    """Mean consensus of each layer at those of `ks` that are few clusters, which decides between layers."""
+    found: dict[str, list[float]] = {}
     for row in rows:
-        if layer in ("auto", row["layer"]) and row["k"] <= FEW:
-            consensus.setdefault(row["layer"], []).append(row["consensus"])
-    best = max(consensus, key=lambda name: float(np.mean(consensus[name])))
+        if row["k"] <= FEW and row["k"] in ks:
+            found.setdefault(row["layer"], []).append(row["consensus"])
+    return {layer: float(np.mean(values)) for layer, values in found.items()}
+
+
+def choose(rows: Sequence[dict[str, Any]], layers: Mapping[str, float], layer: str, k: int | None) -> dict[str, Any]:
+    """The row of the sweep to go on with, marked as chosen; `layers` by `consensus_of_layers`, `layer` may be "auto", k None."""
+    best = max(layers, key=lambda name: layers[name]) if layer == "auto" else layer
     chosen = max((r for r in rows if r["layer"] == best and k in (None, r["k"])), key=lambda r: r["score"])
     chosen["chosen"] = True
     return chosen
+
+
+def criterion(layer: str, k: int | None) -> str:
+    """What `choose` went by, in words: only what was left to it."""
+    why_layer = (
+        f"the layer has the highest mean consensus (adjusted Rand index with the clusterings of all other layers) over k up to {FEW}"
+    )
+    why_k = "k has the highest score = agreement (adjusted Rand index between two halves of the samples) x consensus there"
+    said = "; ".join([why_layer if layer == "auto" else "the layer was given", why_k if k is None else "k was given"])
+    return f"{said[0].upper()}{said[1:]}; silhouette is shown but does not decide."
 
 
 def _project(points: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n 64"]:

@@ -265,7 +265,11 @@ def _sweep(sweep: Mapping[str, Any] | None) -> dict[str, Any] | None:
             value = r.get(heated)
             table[layers.index(r["layer"]), counts.index(r["k"])] = math.nan if value is None else value
         place = (layers.index(chosen["layer"]), counts.index(chosen["k"])) if chosen else None
-        heat = draw.heatmap_svg(table, [str(v) for v in layers], [f"k={k}" for k in counts], chosen=place)
+        mean, titles = (sweep or {}).get("layers") or {}, [f"k={k}" for k in counts]
+        if mean:  # what decides between layers comes first
+            table = np.column_stack([[mean.get(layer, math.nan) for layer in layers], table])
+            titles, place = ["mean", *titles], place and (place[0], place[1] + 1)
+        heat = draw.heatmap_svg(table, [str(v) for v in layers], titles, chosen=place)
     columns = [key for key in ("agreement", "consensus", "silhouette", "score") if any(r.get(key) is not None for r in rows)]
     criterion = (sweep or {}).get("criterion", "")
     return {

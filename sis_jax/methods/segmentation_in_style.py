@@ -51,8 +51,8 @@ class SegmentationInStyle:
     layer: tap such as "32x32", several joined by "+", or "auto".
     n: samples to learn from.
     truncation: psi of these samples.
-    normalize: "channel" scales every channel to unit variance, "tap" then makes every tap count the same, however many channels it has
-        (one tap: no difference), "none" keeps raw features.
+    normalize: "tap" scales every channel to unit variance and then makes every tap count the same, however many channels it has; "channel" does
+        the first alone (one tap: no difference); "none" keeps raw features.
     position_weight: how much the place of a pixel counts against its features (0 = not at all, 1 = as much as all channels together).
     grid: side of the grid on which features are compared; 0 takes the finest tap's own.
     n_init: restarts of k-means, the best one is kept.
@@ -92,7 +92,7 @@ class SegmentationInStyle:
             method, found = method._swept(gen, seeds, seed)
         taps = tuple(method.layer.split("+"))
         points = method._points(gen, seeds, taps)
-        mean, scale, position = _standardise(points, method, self._widths(gen, taps))
+        mean, scale, position = _standardise(points, method, method._widths(gen, taps))
         fitted = method._cluster(points, (mean, scale, position), taps, seed)
         fill_in(fitted, sweep_=found)
         fitted._describe(gen, seeds)
@@ -221,15 +221,19 @@ class SegmentationInStyle:
         taps = tuple(dict.fromkeys(t for layer in layers for t in layer.split("+")))
         points = self._points(gen, seeds, taps, budget=SWEEP_POINTS)
         widths = self._widths(gen, taps)
-        mean, scale, position = _standardise(points, self, widths)
-        x = (points - mean) * (scale * position)
-        own = dict(zip(taps, np.split(np.arange(x.shape[-1] - 2), np.cumsum(widths)[:-1])))
-        place = [x.shape[-1] - 2, x.shape[-1] - 1] if self.position_weight else []
-        columns = {layer: x[..., [*np.concatenate([own[t] for t in layer.split("+")]), *place]] for layer in layers}
+        own = dict(zip(taps, np.split(np.arange(sum(widths)), np.cumsum(widths)[:-1])))
+        columns = {}
+        for layer in layers:  # each as if it were the only one: the place weighs against the layer's own channels
+            used = [own[t] for t in layer.split("+")]
+            x = points[..., [*np.concatenate(used), -2, -1]]
+            mean, scale, position = _standardise(x, self, [len(channels) for channels in used])
+            columns[layer] = ((x - mean) * (scale * position))[..., : None if self.position_weight else -2]
         given = None if self.k == "auto" else int(self.k)
-        table = sweep.sweep(columns, sorted({*SWEEP_KS, *([given] if given else [])}), seed)
-        chosen = sweep.choose(table, self.layer, given)
-        return replace(self, k=chosen["k"], layer=chosen["layer"]), {"criterion": sweep.CRITERION, "rows": table}
+        table = sweep.sweep(columns, SWEEP_KS, seed, given)
+        by_layer = sweep.consensus_of_layers(table, SWEEP_KS)
+        chosen = sweep.choose(table, by_layer, self.layer, given)
+        found = {"criterion": sweep.criterion(self.layer, given), "layers": by_layer, "rows": table}
+        return replace(self, k=chosen["k"], layer=chosen["layer"]), found
 
     def _widths(self, gen: Generator, taps: tuple[str, ...]) -> list[int]:
         """Channels of each tap, by shape inference."""

@@ -187,7 +187,8 @@ def _student(path: Path) -> Info | SisError:
     raw = json.loads((path / files.CONFIG).read_text("utf-8"))
     if raw.get("version") != files.STUDENT_VERSION:
         return SisError(
-            f"{path / files.CONFIG} has version {raw.get('version')}, this sis_jax reads version {files.STUDENT_VERSION}: update sis_jax"
+            f"{path / files.CONFIG} has version {raw.get('version')}, this sis_jax reads version {files.STUDENT_VERSION}: "
+            "update sis_jax, or distil again"
         )
     if not (path / files.MODEL).is_file():
         return SisError(f"{path} holds no {files.MODEL}: copy it again")

@@ -187,7 +187,9 @@ def load_student(name_or_path: str | os.PathLike | None = None) -> Student:
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise UsageError(f'{place} holds no student: its {files.CONFIG} does not say "format": "{FORMAT}"')
     if raw.get("version") != VERSION:
-        raise UsageError(f"{place / files.CONFIG} has version {raw.get('version')}, this sis_jax reads version {VERSION}: update sis_jax")
+        raise UsageError(
+            f"{place / files.CONFIG} has version {raw.get('version')}, this sis_jax reads version {VERSION}: update sis_jax, or distil again"
+        )
     try:
         config, classes, side = students.StudentConfig(**raw["network"]), tuple(raw["classes"]), int(raw["side"])
         header = files.Folder("student", raw["name"], raw["licence"], {}, sha256=raw["sha256"])
