@@ -44,7 +44,7 @@ def discover(
     gen: a generator, the name of one, a weights folder, or a checkpoint file; the default one ships with the library.
     out: run folder to write (parts, gallery, report); in Python nothing is written without it.
     method: how; its own settings are flags too.
-    recipe: settings by name; "paper" is the published one of Segmentation in Style. Settings given beside it win.
+    recipe: settings by name; "paper" is the published one of Segmentation in Style. Settings given beside it win where they differ from the usual defaults.
     ontology: names for the parts, {prompt: class}, a JSON file or in Python a dict; `python -m sis_jax.label` has more to say about it.
     rare: what is drawn too rarely to become a part, "a person with glasses": samples are moved towards it until it does.
     neutral: the same without it, "a person".
