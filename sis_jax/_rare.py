@@ -20,6 +20,7 @@ from jaxtyping import Float
 
 from sis_jax import directions
 from sis_jax.core import cli, draw, naming
+from sis_jax.core.cluster_labels import with_centre
 from sis_jax.core.features import sample_seeds
 from sis_jax.core.types import Generator, SisError
 from sis_jax.nn.moved import mixed, moved
@@ -138,7 +139,7 @@ def _evidence(
 
 
 def _with_centre(fitted: Any, centre: Float[np.ndarray, "d"]) -> Any:
-    return fitted.restored(fitted.arrays_ | {"centers": np.concatenate([fitted.arrays_["centers"], centre[None]])})
+    return fitted.restored(with_centre(fitted.arrays_, centre))
 
 
 def _share_of_last(fitted: Any, gen: Generator, seeds: Sequence[int]) -> float:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from sis_jax.core import kmeans, ops, sweep
+from sis_jax.core.cluster_labels import label_maps
 from sis_jax.core.types import SisError, UsageError
 from sis_jax.discover import _resolve
-from sis_jax.methods.segmentation_in_style import RECIPES, SegmentationInStyle, _standardise, candidate_layers, label_maps
+from sis_jax.methods.segmentation_in_style import RECIPES, SegmentationInStyle, _standardise, candidate_layers
 
 K = 5
 
@@ -54,7 +55,7 @@ def literally(maps, arrays, side, align_corners):
 def test_labels_from_scores_are_labels_of_enlarged_features(shapes, position_weight, align_corners):
     side = 32
     maps, arrays = features(*shapes), learned(sum(c for _, c in shapes), position_weight)
-    labels, sure = label_maps(tuple(maps.values()), arrays, side, align_corners)
+    labels, sure = label_maps(tuple(maps.values()), jnp.zeros((2, side, side, 3)), arrays, align_corners)
     expected, distances = literally(maps, arrays, side, align_corners)
     nearest = np.sort(distances, -1)
     clear = nearest[..., 1] - nearest[..., 0] > 1e-3
@@ -70,7 +71,7 @@ def test_half_precision_features_are_compared_in_full():
     maps, arrays = features((16, 6)), learned(6)
     half = {t: x.astype(jnp.bfloat16) for t, x in maps.items()}
     again = {t: x.astype(jnp.float32) for t, x in half.items()}
-    for a, b in zip(*(label_maps(tuple(m.values()), arrays, 16, False) for m in (half, again))):
+    for a, b in zip(*(label_maps(tuple(m.values()), jnp.zeros((2, 16, 16, 3)), arrays, False) for m in (half, again))):
         assert np.array_equal(a, b)
 
 
@@ -228,6 +229,7 @@ def test_the_published_recipe():
         "n_init": 10,
         "normalize": "none",
         "align_corners": True,
+        "refine": "none",
     }
     assert {key: getattr(method, key) for key in published} == published and "paper" in RECIPES
     assert method.max_points >= 50 * 128 * 128 and method.position_weight == 0

@@ -9,6 +9,8 @@ Where we differ, and why:
 * Labels come from class scores |mu|^2 - 2 x.mu, upsampled per tap at their own size: bilinear weights sum to one and |x|^2 does not depend on
   the class, so they equal the labels of upsampled features at k / channels of the memory.
 * Every pixel up to a budget of points, then an even subset of each sample's pixels: memory does not grow with the number of samples.
+* Labels follow the picture (`refine`): the nearest centre is evidence, weighed with what is usual at that place in the samples themselves and with
+  what neighbours of the same colour are (`core/cluster_labels.py`, `core/crf.py`).
 * k and layer can be chosen by a sweep (`core/sweep.py`), the background by a border rule instead of by eye, and one number, `position_weight`,
   adds the pixel's place to its features, which splits left from right.
 `RECIPES["paper"]` is the published setting.
@@ -27,6 +29,7 @@ from jaxtyping import Array, Float, UInt8
 
 from sis_jax.core import kmeans, ops, selection, sweep
 from sis_jax.core.cli import progress
+from sis_jax.core.cluster_labels import filtered, label_maps, learn_refinement, place_of
 from sis_jax.core.features import map_samples, sample_seeds
 from sis_jax.core.types import Generator, Noise, Samples, SisError, UsageError, check_taps, to_uint8
 from sis_jax.methods import fill_in
@@ -34,7 +37,7 @@ from sis_jax.methods import fill_in
 RECIPES: dict[str, dict[str, Any]] = {
     # The notebook that trains the published face model: 50 samples, psi 0.7, "layer 7", 128 x 128 grid, K = 9, ten restarts, raw features.
     "paper": {"k": 9, "layer": "64x64", "n": 50, "truncation": 0.7, "grid": 128, "normalize": "none", "n_init": 10,
-              "max_points": 819_200, "align_corners": True, "smooth": "off"},
+              "max_points": 819_200, "align_corners": True, "smooth": "off", "refine": "none"},
 }  # fmt: skip
 
 SWEEP_KS = (3, 4, 5, 6, 8, 10)
@@ -59,6 +62,7 @@ class SegmentationInStyle:
     max_points: pixels to cluster, at most; more samples give fewer pixels each.
     align_corners: interpolation rule when features are brought to one size.
     smooth: filter features with [1,2,1] first, "on", "off" or "auto" (where the checkerboard of transposed convolutions shows, as in a DCGAN).
+    refine: "crf" makes labels follow the outlines of the picture and what is usual at each place; "none" takes the nearest centre, as published.
     """
 
     k: int | Literal["auto"] = "auto"
@@ -72,6 +76,7 @@ class SegmentationInStyle:
     max_points: int = 204_800
     align_corners: bool = False
     smooth: Literal["auto", "on", "off"] = "auto"
+    refine: Literal["crf", "none"] = "crf"
     adds_clusters: ClassVar[bool] = True
     shaky_cure: ClassVar[str] = "merge them with a neighbour, lower k, or raise n"
     taps_: tuple[str, ...] = field(default=(), init=False)
@@ -102,17 +107,17 @@ class SegmentationInStyle:
 
     def predict(self, samples: Samples) -> UInt8[np.ndarray, "n h w"]:
         """Cluster of every pixel of samples made with `taps=method.taps_`."""
-        side = samples.images.shape[1]
         missing = [t for t in self.taps_ if t not in samples.features]
         if missing:
             raise UsageError(f"these samples carry no {missing[0]} features: make them with gen.sample(seeds, taps={self.taps_})")
         features = tuple(samples.features[tap] for tap in self.taps_)
-        return np.asarray(_label(features, self.arrays_, side, self.align_corners, self.smooth == "on")[0])
+        return np.asarray(_label(features, samples.images, self.arrays_, self.align_corners, self.smooth == "on")[0])
 
     def label_seeds(
         self, gen: Generator, seeds: Sequence[int], truncation: float | None = None
     ) -> Iterator[tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"], Float[np.ndarray, "b h w"]]]:
-        """Stream (images, clusters, confidence) for seeds, in batches. Confidence 1 - d1 / d2 of the two smallest squared distances, 0..1."""
+        """Stream (images, clusters, confidence) for seeds, in batches. Confidence: 1 - d / d' of the squared distances to the cluster's
+        centre and to the nearest other one, 0..1; 0 where another centre is nearer."""
         psi = self.truncation if truncation is None else truncation
         for image, label, sure in map_samples(
             gen, list(seeds), _label_body, truncation=psi, shared=(self.arrays_,), taps=self.taps_, align_corners=self.align_corners,
@@ -147,10 +152,12 @@ class SegmentationInStyle:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected at least {least}")
         if self.normalize not in ("tap", "channel", "none"):
             raise UsageError(f'normalize is {self.normalize!r}, expected "tap", "channel" or "none"')
+        if self.refine not in ("crf", "none"):
+            raise UsageError(f'refine is {self.refine!r}, expected "crf" or "none"')
 
     def _points(self, gen: Generator, seeds: list[int], taps: tuple[str, ...], budget: int | None = None) -> Float[np.ndarray, "n p d"]:
         """Feature vectors and, last two columns, the place in [-1, 1]: an even, seeded subset of each sample's pixels."""
-        side = self.grid or max(_side(t) for t in taps)
+        side = self._grid(taps)
         per_sample = max(1, min(side * side, (budget or self.max_points) // len(seeds)))
         starts = np.array([np.random.default_rng(s).integers(side * side) for s in seeds], np.int32)
         batches = map_samples(
@@ -170,11 +177,15 @@ class SegmentationInStyle:
             raise SisError(f"the features of {bad} of {len(points)} samples are NaN or infinite: the generator's weights are damaged")
         return points
 
+    def _grid(self, taps: tuple[str, ...]) -> int:
+        return self.grid or max(_side(t) for t in taps)
+
     def _cluster(self, points: np.ndarray, scaling: tuple, taps: tuple[str, ...], seed: int) -> SegmentationInStyle:
         """A copy with centres and their stability; `points` are scaled where they lie, since a second set would double the memory."""
         mean, scale, position = scaling
         n, p, d = points.shape
         flat = points.reshape(n * p, d)
+        places = flat[:, -2:].copy()
         columns = d if self.position_weight else d - 2
         x = flat[:, :columns]
         x -= mean[:columns]
@@ -192,6 +203,8 @@ class SegmentationInStyle:
             arrays["scale"][-2:] = 0
         fill_in(fitted, arrays_=arrays, taps_=taps)
         labels = np.argsort(order)[np.asarray(found.labels)]
+        if self.refine == "crf":
+            arrays.update(learn_refinement(x, centers[order][:, :columns], labels, places, self._grid(taps)))
         stable = _stability(x, labels, n, self.k, seed)
         fill_in(fitted, clusters_=[{"id": i, "agreement": float(stable[i])} for i in range(self.k)])
         return fitted
@@ -297,12 +310,6 @@ def _stability(x: np.ndarray, labels: np.ndarray, n: int, k: int, seed: int) -> 
 # device code
 
 
-def _place(side: int) -> np.ndarray:
-    """[side, side, 2]: column and row of each pixel's centre, in [-1, 1]."""
-    at = (np.arange(side, dtype=np.float32) + 0.5) / side * 2 - 1
-    return np.stack(np.meshgrid(at, at), axis=-1)
-
-
 def _render(gen: Generator, z: Array, truncation: Array, taps: tuple[str, ...]) -> tuple[Array, dict[str, Array]]:
     noise: Noise = "const"
     return gen.synthesize(gen.map(z, truncation), noise, taps)
@@ -322,8 +329,8 @@ def _collect_body(
 ) -> Float[Array, "b count d"]:
     """Features of `count` pixels of each sample on a common grid, and their place: the golden-ratio walk from a start of the sample's own."""
     features = _render(gen, z, truncation, taps)[1]
-    common = [ops.resize_bilinear(_filtered(features[t], smooth), (side, side), align_corners=align_corners) for t in taps]
-    place = jnp.broadcast_to(_place(side), (z.shape[0], side, side, 2))
+    common = [ops.resize_bilinear(filtered(features[t], smooth), (side, side), align_corners=align_corners) for t in taps]
+    place = jnp.broadcast_to(place_of(side), (z.shape[0], side, side, 2))
     flat = jnp.concatenate([*common, place], axis=-1).reshape(z.shape[0], side * side, -1)
     if count == side * side:
         return flat
@@ -346,44 +353,12 @@ def _phase_body(gen: Generator, z: Array, truncation: Array, *, taps: tuple[str,
     return jnp.stack([share(features[t].astype(jnp.float32)) for t in taps], axis=1)
 
 
-def _filtered(x: Array, smooth: bool) -> Float[Array, "b h w c"]:
-    """float32; with [1,2,1] / 4 along both axes if asked, edges repeated."""
-    x = x.astype(jnp.float32)
-    for axis in (1, 2) if smooth else ():
-        n = x.shape[axis]
-        padded = jnp.pad(x, [(1, 1) if a == axis else (0, 0) for a in range(4)], mode="edge")
-        a, b, c = (jax.lax.slice_in_dim(padded, i, i + n, axis=axis) for i in range(3))
-        x = 0.25 * a + 0.5 * b + 0.25 * c
-    return x
-
-
 def _label_body(
     gen: Generator, z: Array, truncation: Array, arrays: dict, *, taps: tuple[str, ...], align_corners: bool, smooth: bool
 ) -> tuple[Array, Array, Array]:
     image, features = _render(gen, z, truncation, taps)
-    labels, sure = label_maps(tuple(features[t] for t in taps), arrays, image.shape[1], align_corners, smooth)
+    labels, sure = label_maps(tuple(features[t] for t in taps), image, arrays, align_corners, smooth)
     return image, labels, sure
 
 
-def label_maps(
-    features: tuple[Float[Array, "b _ _ _"], ...], arrays: dict[str, Array], side: int, align_corners: bool, smooth: bool = False
-) -> tuple[UInt8[Array, "b h w"], Float[Array, "b h w"]]:
-    """Nearest centre of every pixel at `side` pixels, and confidence 1 - d1 / d2, from class scores upsampled tap by tap."""
-    centers, mean, scale = arrays["centers"], arrays["mean"], arrays["scale"]
-    total = jnp.zeros(())
-    at = 0
-    for x in features:  # in the order of the taps, as the centres' columns are
-        c = slice(at, at + x.shape[-1])
-        at = c.stop
-        y = (_filtered(x, smooth) - mean[c]) * scale[c]
-        own = jnp.sum(y * y, axis=-1, keepdims=True)
-        scores = own + kmeans.scores(y, centers[:, c])
-        total = total + ops.resize_bilinear(scores, (side, side), align_corners=align_corners, antialias=False)
-    place = (jnp.asarray(_place(side)) - mean[at:]) * scale[at:]
-    total = total + jnp.sum(place * place, -1, keepdims=True) + kmeans.scores(place, centers[:, at:])
-    nearest = -jax.lax.top_k(-total, 2)[0]
-    sure = 1 - jnp.maximum(nearest[..., 0], 0) / jnp.maximum(nearest[..., 1], 1e-12)
-    return jnp.argmin(total, axis=-1).astype(jnp.uint8), jnp.clip(sure, 0, 1)
-
-
-_label = jax.jit(label_maps, static_argnames=("side", "align_corners", "smooth"))
+_label = jax.jit(label_maps, static_argnames=("align_corners", "smooth"))
