@@ -131,11 +131,11 @@ def test_a_cluster_that_joins_later():
     arrays = {
         "centers": np.zeros((3, 4), np.float32),
         "gap": np.ones(1, np.float32),
-        "log_prior": np.log(np.full((2, 2, 3), 1 / 3, np.float32)),
+        "log_prior": np.log(np.float32([0.2, 0.7, 0.1])) * np.ones((2, 2, 1), np.float32),
     }
     more = cluster_labels.with_centre(arrays, np.ones(4, np.float32))
     assert more["centers"].shape == (4, 4) and more["log_prior"].shape == (2, 2, 4) and more["log_prior"].dtype == np.float32
-    np.testing.assert_allclose(np.exp(more["log_prior"][..., -1]), 0.25, rtol=1e-6)
+    np.testing.assert_allclose(np.exp(more["log_prior"][..., -1]), 0.7, rtol=1e-6)
     assert set(cluster_labels.with_centre({"centers": arrays["centers"]}, np.ones(4, np.float32))) == {"centers"}
 
 

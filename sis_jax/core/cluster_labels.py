@@ -46,11 +46,11 @@ def learn_refinement(
 
 
 def with_centre(arrays: dict[str, np.ndarray], centre: Float[np.ndarray, "d"]) -> dict[str, np.ndarray]:
-    """`arrays` with one more cluster, of which nothing is known about where it lies: everywhere as likely as any other."""
+    """`arrays` with one more cluster, of which it is not known where it lies: everywhere as likely as the most usual one there, so distances decide."""
     more = dict(arrays, centers=np.concatenate([arrays["centers"], centre[None]]))
     if "log_prior" in arrays:
         known = arrays["log_prior"]
-        more["log_prior"] = np.concatenate([known, np.full_like(known[..., :1], -np.log(known.shape[-1] + 1))], -1)
+        more["log_prior"] = np.concatenate([known, known.max(-1, keepdims=True)], -1)
     return more
 
 
