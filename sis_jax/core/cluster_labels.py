@@ -1,8 +1,8 @@
 """Labels of a picture's pixels from cluster centres in feature space.
 
 `arrays`: centers [k d + 2] (the last two columns are the place), mean and scale [d + 2] that standardise features, and, where labels are to follow the
-picture, what `learn_refinement` found: Bayes' rule with the nearest centre as evidence, log p(k | pixel) = d_k / gap x NATS + log p(k | place), and
-then the neighbours of the same colour (`core/crf.py`).
+picture, what `learn_refinement` found: Bayes' rule with features as evidence, log p(k | pixel) = -NATS d_k / gap + log p(k | place) with squared
+distances d, and then the neighbours of the same colour (`core/crf.py`).
 
 Measured with an independent segmenter of people, mean IoU of foreground / background over five sets of 256 samples, k 3: on the default generator
 nearest centre 0.916 / 0.781, with neighbours 0.920 / 0.790, with the place as well 0.923 / 0.794; on another of poorer pictures 0.906 / 0.760,
@@ -36,7 +36,7 @@ def learn_refinement(
     than the grid, and coarse enough that a place has as many points as there are clusters in the mean.
     """
     k = len(centers)
-    some = jnp.asarray(x[:: max(1, len(x) // _LOOKED_AT)])
+    some = jnp.asarray(x[np.random.default_rng(0).permutation(len(x))[:_LOOKED_AT]])
     two = -jax.lax.top_k(-kmeans.scores(some, jnp.asarray(centers)), 2)[0]
     side = int(np.clip(np.sqrt(len(x) / k), 1, min(grid, CELLS)))
     column, row = np.clip((places.T + 1) / 2 * side, 0, side - 1).astype(np.int64)
@@ -46,11 +46,12 @@ def learn_refinement(
 
 
 def with_centre(arrays: dict[str, np.ndarray], centre: Float[np.ndarray, "d"]) -> dict[str, np.ndarray]:
-    """`arrays` with one more cluster, of which it is not known where it lies: everywhere as likely as the most usual one there, so distances decide."""
+    """`arrays` with one more cluster. Of where it lies nothing is known: as likely at each place as the cluster of the nearest centre, so that the
+    features decide between these two, and a copy of a cluster takes nothing from it."""
     more = dict(arrays, centers=np.concatenate([arrays["centers"], centre[None]]))
     if "log_prior" in arrays:
-        known = arrays["log_prior"]
-        more["log_prior"] = np.concatenate([known, known.max(-1, keepdims=True)], -1)
+        nearest = int(np.square(arrays["centers"] - centre).sum(1).argmin())
+        more["log_prior"] = np.concatenate([arrays["log_prior"], arrays["log_prior"][..., [nearest]]], -1)
     return more
 
 
@@ -61,17 +62,23 @@ def label_maps(
     align_corners: bool,
     smooth: bool = False,
 ) -> tuple[UInt8[Array, "b h w"], Float[Array, "b h w"]]:
-    """Cluster of every pixel of square images, and confidence 1 - d / d' of its squared distance and that to the nearest other centre, at least 0."""
+    """Cluster of every pixel of square images, and confidence 1 - d1 / d2 of the two smallest squared distances, 0..1.
+
+    Where labels follow the picture, d2 is as far behind d1 as the odds against the second class say: the same number where place and neighbours say
+    nothing, larger where they agree with the features, and not 0 where they decide against the nearest centre.
+    """
     distances = squared_distances(features, image.shape[1], arrays, align_corners, smooth)
-    labels = jnp.argmin(distances, axis=-1)
-    if "log_prior" in arrays:
+    if "log_prior" not in arrays:
+        nearest = -jax.lax.top_k(-distances, 2)[0]
+        labels, least, apart = jnp.argmin(distances, axis=-1).astype(jnp.uint8), nearest[..., 0], nearest[..., 1] - nearest[..., 0]
+    else:
+        least = distances.min(-1)
+        nat = jnp.maximum(arrays["gap"], 1e-12) / NATS
         usual = ops.resize_bilinear(arrays["log_prior"][None], (image.shape[1], image.shape[2]), antialias=False)
-        evidence = usual - (distances - distances.min(-1, keepdims=True)) * (NATS / jnp.maximum(arrays["gap"], 1e-12))
-        labels = jnp.argmax(crf.mean_field(evidence, image), axis=-1)
-    own = jnp.arange(distances.shape[-1]) == labels[..., None]
-    mine, other = (jnp.where(which, distances, jnp.inf).min(-1) for which in (own, ~own))
-    sure = 1 - jnp.maximum(mine, 0) / jnp.maximum(other, 1e-12)
-    return labels.astype(jnp.uint8), jnp.clip(sure, 0, 1)
+        labels, odds = crf.best(usual - (distances - least[..., None]) / nat, image)
+        apart = odds * nat
+    least = jnp.maximum(least, 0)
+    return labels, jnp.clip(1 - least / jnp.maximum(least + apart, 1e-12), 0, 1)
 
 
 def squared_distances(

@@ -62,7 +62,8 @@ class SegmentationInStyle:
     max_points: pixels to cluster, at most; more samples give fewer pixels each.
     align_corners: interpolation rule when features are brought to one size.
     smooth: filter features with [1,2,1] first, "on", "off" or "auto" (where the checkerboard of transposed convolutions shows, as in a DCGAN).
-    refine: "crf" makes labels follow the outlines of the picture and what is usual at each place; "none" takes the nearest centre, as published.
+    refine: "crf" makes labels follow the outlines of the picture and what is usual at each place; "none" takes the nearest centre, as published. Saved parts
+        keep to what they learned.
     """
 
     k: int | Literal["auto"] = "auto"
@@ -116,8 +117,7 @@ class SegmentationInStyle:
     def label_seeds(
         self, gen: Generator, seeds: Sequence[int], truncation: float | None = None
     ) -> Iterator[tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"], Float[np.ndarray, "b h w"]]]:
-        """Stream (images, clusters, confidence) for seeds, in batches. Confidence: 1 - d / d' of the squared distances to the cluster's
-        centre and to the nearest other one, 0..1; 0 where another centre is nearer."""
+        """Stream (images, clusters, confidence) for seeds, in batches. Confidence: `label_maps` in `core/cluster_labels.py`, 0..1."""
         psi = self.truncation if truncation is None else truncation
         for image, label, sure in map_samples(
             gen, list(seeds), _label_body, truncation=psi, shared=(self.arrays_,), taps=self.taps_, align_corners=self.align_corners,
@@ -134,7 +134,10 @@ class SegmentationInStyle:
     def estimate(self) -> dict[str, float]:
         """Seconds and bytes of `fit`, roughly, for the default network on two processor cores: a pass per sample and tap set, then k-means."""
         passes = 16 if "auto" in (self.layer, self.k) else 1
-        return {"seconds": 8 + self.n * 0.01 * (passes + 3), "memory_bytes": 900e6 + self.max_points * 512 * 4 * 2}
+        return {
+            "seconds": (8 if self.refine == "none" else 12) + self.n * 0.01 * (passes + 3),
+            "memory_bytes": 900e6 + self.max_points * 512 * 4 * 2,
+        }
 
     # learning
 
