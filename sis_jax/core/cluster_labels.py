@@ -36,13 +36,13 @@ def learn_refinement(
     than the grid, and coarse enough that a place has as many points as there are clusters in the mean.
     """
     k = len(centers)
-    some = jnp.asarray(x[np.random.default_rng(0).permutation(len(x))[:_LOOKED_AT]])
-    two = -jax.lax.top_k(-kmeans.scores(some, jnp.asarray(centers)), 2)[0]
+    some = x[np.random.default_rng(0).permutation(len(x))[:_LOOKED_AT]]
+    two = np.partition(np.square(centers).sum(1) - 2 * some @ centers.T, 1, axis=1)
     side = int(np.clip(np.sqrt(len(x) / k), 1, min(grid, CELLS)))
     column, row = np.clip((places.T + 1) / 2 * side, 0, side - 1).astype(np.int64)
     counts = np.bincount((row * side + column) * k + labels, minlength=side * side * k).reshape(side, side, k)
     prior = (counts + 1) / (counts.sum(-1, keepdims=True) + k)
-    return {"gap": np.asarray(jnp.mean(two[:, 1] - two[:, 0]))[None], "log_prior": np.log(prior).astype(np.float32)}
+    return {"gap": (two[:, 1] - two[:, 0]).mean(keepdims=True), "log_prior": np.log(prior).astype(np.float32)}
 
 
 def with_centre(arrays: dict[str, np.ndarray], centre: Float[np.ndarray, "d"]) -> dict[str, np.ndarray]:
