@@ -122,7 +122,7 @@ def kmeans(
     """
     import jax
 
-    from sis_jax.core import kmeans as ours
+    from sis_jax.ops import kmeans as ours
 
     print(f"{n} x {d} float32, k = {k}, {n_init} restarts, on {jax.devices()[0].device_kind}; making the data", file=sys.stderr)
     x = structured_features(n, d)
@@ -168,7 +168,7 @@ BENCHMARKS = {"kmeans": kmeans, "generator": networks.generator, "train": networ
 if __name__ == "__main__":
     import tyro
 
-    from sis_jax.core import cli
+    from sis_jax.runs import cli
 
     cli.use_cpu_cores()
     tyro.extras.subcommand_cli_from_dict(BENCHMARKS, description=__doc__)

@@ -30,13 +30,13 @@ def _printed(python: str, script: Path, *arguments: object) -> float:
 
 
 def _networks(config: str):
-    from sis_jax.nn import stylegan2, stylegan2_discriminator
+    from sis_jax.models import discriminator, stylegan2
 
     resolution, base, most, latent, layers = CONFIGS[config]
     channels, rng = stylegan2.channel_table(resolution, base, most), np.random.default_rng(0)
     shape = stylegan2.GeneratorConfig(resolution, channels, latent, latent, mapping_layers=layers, mapping_width=latent)
-    judge = stylegan2_discriminator.DiscriminatorConfig(resolution, channels)
-    return stylegan2.StyleGAN2(shape, rng), stylegan2_discriminator.Discriminator(judge, rng)
+    judge = discriminator.DiscriminatorConfig(resolution, channels)
+    return stylegan2.StyleGAN2(shape, rng), discriminator.Discriminator(judge, rng)
 
 
 def _rate(step, batch: int, seconds: float, whole: int = 1) -> float:
@@ -63,7 +63,7 @@ def generator(
     """Images per second of the generator with one tap, float32, turn by turn with PyTorch (float32 and bfloat16) on the same cores."""
     import jax
 
-    from sis_jax.core.features import map_samples
+    from sis_jax.ops.sampling import map_samples
 
     gen, _ = _networks(config)
     tap = "32x32" if gen.resolution < 128 else "64x64"
@@ -93,8 +93,8 @@ def train(config: str = "default", batch: int = 32, turns: int = 2, seconds: flo
     """Training images per second: G main, D main, R1 every 16 steps (no path length, no augmentation), turn by turn with PyTorch in bfloat16."""
     import jax
 
-    from sis_jax.core import parallel
-    from sis_jax.nn import stylegan2_training as training
+    from sis_jax import parallel
+    from sis_jax.training import gan as training
 
     gen, disc = _networks(config)
     recipe, devices = training.Recipe(path_length=0.0), parallel.device_count()
@@ -147,10 +147,10 @@ def student(
 def _student_rate(what: str, name: str, side: int, batch: int, seconds: float) -> float:
     import jax
 
-    from sis_jax.core import parallel
-    from sis_jax.nn import student_training as training
-    from sis_jax.nn import students
-    from sis_jax.weights.student import Student
+    from sis_jax import parallel
+    from sis_jax.checkpoints.student import Student
+    from sis_jax.models import students
+    from sis_jax.training import student as training
 
     rng = np.random.default_rng(0)
     config = students.StudentConfig(name, 2, block=students.usual_block(side))
@@ -181,7 +181,7 @@ def ops(turns: int = 6, batch: int = 16) -> None:
     import jax.numpy as jnp
     from jax import lax
 
-    from sis_jax.core import ops as ours
+    from sis_jax.ops import convolution as ours
 
     nhwc = ("NHWC", "HWIO", "NHWC")
 

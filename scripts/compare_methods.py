@@ -82,10 +82,10 @@ def compare(
         smoke: A few pictures and steps, to see that everything runs.
         overwrite: Throw away the rows and runs that are there.
     """
-    from sis_jax.core.types import UsageError, unknown_name
-    from sis_jax.data.page import write_page
-    from sis_jax.data.run import RunFolder
-    from sis_jax.methods import METHODS
+    from sis_jax.methods.base import METHODS
+    from sis_jax.runs.page import write_page
+    from sis_jax.runs.run import RunFolder
+    from sis_jax.types import UsageError, unknown_name
 
     small = SMOKE if smoke else {"n": n, "steps": steps, "limit": limit}
     try:
@@ -191,8 +191,8 @@ def started(command: list[str]) -> tuple[int, int, str]:
 
 def _numbers(run: Path) -> dict[str, Any]:
     """What the run's files say: scores of the student on photos, seconds of every stage."""
-    from sis_jax.data.metrics import Metrics
-    from sis_jax.data.run import read_run
+    from sis_jax.data.files import read_run
+    from sis_jax.runs.metrics import Metrics
 
     stages = read_run(run)["stages"]
     found = Metrics.load(run)
@@ -203,7 +203,7 @@ def _numbers(run: Path) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: ours, then published numbers."""
-    from sis_jax.core.cli import byte_size, duration
+    from sis_jax.runs.cli import byte_size, duration
 
     def number(value: float | None) -> str:
         return "–" if value is None else f"{value:.3f}"
@@ -240,7 +240,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 if __name__ == "__main__":
     import tyro
 
-    from sis_jax.core.types import SisError
+    from sis_jax.types import SisError
 
     try:
         print(tyro.cli(compare))

@@ -11,11 +11,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from sis_jax.core.types import SisError, UsageError
+from sis_jax.types import SisError, UsageError
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags; they are the arguments of `sis_jax.weights.convert.convert`."""
+    """The flags; they are the arguments of `sis_jax.checkpoints.convert.convert`."""
     made = argparse.ArgumentParser(prog="convert_weights.py", description=(__doc__ or "").split("\n\n")[0])
     made.add_argument(
         "src", nargs="?", metavar="SRC", help="a checkpoint, a public name (--list) or hub name, or a weights folder to verify"
@@ -34,7 +34,8 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """What the flags ask for; SisError with one sentence where it cannot be done."""
-    from sis_jax.weights import biggan, catalogue, clip_files, clip_names, convert, files, verify
+    from sis_jax.checkpoints import catalogue, clip_files, clip_names, convert, files, verify
+    from sis_jax.checkpoints.layouts import biggan
 
     if args.list:
         print(listing())
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
 
 def listing() -> str:
     """The weights that lie here, then the public checkpoints, with licences."""
-    from sis_jax.weights import catalogue
+    from sis_jax.checkpoints import catalogue
 
     found = catalogue.inventory().items()
     here = [f"  {name:20}{f'damaged: {info}' if isinstance(info, SisError) else info.licence}" for name, info in found]

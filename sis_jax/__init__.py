@@ -26,21 +26,21 @@ _VERBS = ("discover", "label", "synthesize", "distill", "predict", "evaluate", "
 
 _HOMES = {
     **{verb: f"sis_jax.{verb}" for verb in _VERBS},
-    "project": "sis_jax._project",
-    "load_discriminator": "sis_jax.weights",
-    "load_clip": "sis_jax.weights",
-    "load_generator": "sis_jax.weights",
-    "load_lpips": "sis_jax.weights",
-    "load_student": "sis_jax.weights.student",
+    "project": "sis_jax.stages.project",
+    "load_discriminator": "sis_jax.checkpoints",
+    "load_clip": "sis_jax.checkpoints",
+    "load_generator": "sis_jax.checkpoints",
+    "load_lpips": "sis_jax.checkpoints",
+    "load_student": "sis_jax.checkpoints.student",
     "Dataset": "sis_jax.data.folder",
     "Masks": "sis_jax.data.masks",
-    "Metrics": "sis_jax.data.metrics",
-    "Student": "sis_jax.weights.student",
+    "Metrics": "sis_jax.runs.metrics",
+    "Student": "sis_jax.checkpoints.student",
     "Parts": "sis_jax.data.parts",
-    "Info": "sis_jax.core.types",
-    "Samples": "sis_jax.core.types",
-    "SisError": "sis_jax.core.types",
-    "UsageError": "sis_jax.core.types",
+    "Info": "sis_jax.types",
+    "Samples": "sis_jax.types",
+    "SisError": "sis_jax.types",
+    "UsageError": "sis_jax.types",
 }
 
 __all__ = [  # noqa: RUF022  (in the order of work, not of the alphabet)
@@ -74,14 +74,14 @@ __all__ = [  # noqa: RUF022  (in the order of work, not of the alphabet)
 
 if TYPE_CHECKING:
     from sis_jax import methods as methods
-    from sis_jax._project import project as project
-    from sis_jax.core.types import Info as Info
-    from sis_jax.core.types import Samples as Samples
-    from sis_jax.core.types import SisError as SisError
-    from sis_jax.core.types import UsageError as UsageError
+    from sis_jax.checkpoints import load_clip as load_clip
+    from sis_jax.checkpoints import load_discriminator as load_discriminator
+    from sis_jax.checkpoints import load_generator as load_generator
+    from sis_jax.checkpoints import load_lpips as load_lpips
+    from sis_jax.checkpoints.student import Student as Student
+    from sis_jax.checkpoints.student import load_student as load_student
     from sis_jax.data.folder import Dataset as Dataset
     from sis_jax.data.masks import Masks as Masks
-    from sis_jax.data.metrics import Metrics as Metrics
     from sis_jax.data.parts import Parts as Parts
     from sis_jax.discover import discover as discover
     from sis_jax.distill import distill as distill
@@ -90,14 +90,14 @@ if TYPE_CHECKING:
     from sis_jax.label import label as label
     from sis_jax.predict import predict as predict
     from sis_jax.report import report as report
+    from sis_jax.runs.metrics import Metrics as Metrics
+    from sis_jax.stages.project import project as project
     from sis_jax.synthesize import synthesize as synthesize
     from sis_jax.train_generator import train_generator as train_generator
-    from sis_jax.weights import load_clip as load_clip
-    from sis_jax.weights import load_discriminator as load_discriminator
-    from sis_jax.weights import load_generator as load_generator
-    from sis_jax.weights import load_lpips as load_lpips
-    from sis_jax.weights.student import Student as Student
-    from sis_jax.weights.student import load_student as load_student
+    from sis_jax.types import Info as Info
+    from sis_jax.types import Samples as Samples
+    from sis_jax.types import SisError as SisError
+    from sis_jax.types import UsageError as UsageError
 
 
 def __getattr__(name: str):

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import sis_jax
-from sis_jax.core import cli
+from sis_jax.runs import cli
 
 _NEEDED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "einops", "safetensors", "pillow", "scipy", "transformers")
 
 # Sub-commands, "module:function"; the stages are modules of their own.
-_COMMANDS = {"run": "sis_jax._pipeline:run", "export": "sis_jax.export:export"}
+_COMMANDS = {"run": "sis_jax.stages.pipeline:run", "export": "sis_jax.export:export"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -118,7 +118,7 @@ def _show_weights(problems: list[str]) -> None:
 
 
 def _shipped() -> list:
-    from sis_jax.weights import catalogue
+    from sis_jax.checkpoints import catalogue
 
     return list(catalogue.shipped())
 

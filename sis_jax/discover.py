@@ -9,14 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sis_jax.core import cli
-from sis_jax.methods import METHODS
+from sis_jax.methods.base import METHODS
+from sis_jax.ops.progress import say
+from sis_jax.runs import cli
 
 if TYPE_CHECKING:
-    from sis_jax._texts import Texts
-    from sis_jax.core.types import Generator
+    from sis_jax.checkpoints.clip import CLIP
     from sis_jax.data.parts import Parts
-    from sis_jax.weights.clip_model import CLIP
+    from sis_jax.stages.texts import Texts
+    from sis_jax.types import Generator
 
 SHOWN = 8  # samples in the gallery
 FRAME = 0.5  # share of the frame that a background holds: 0.57 to 0.75 on the default faces, 0.45 on a DCGAN whose masks were poor
@@ -56,10 +57,10 @@ def discover(
 
     Returns `Parts`. Raises UsageError for what cannot work (the sentence says what can), SisError for damaged weights.
     """
-    from sis_jax._inputs import digests, gather
-    from sis_jax.core.types import UsageError
-    from sis_jax.data.run import RunFolder
-    from sis_jax.weights import load_generator
+    from sis_jax.checkpoints import load_generator
+    from sis_jax.runs.run import RunFolder
+    from sis_jax.stages.inputs import digests, gather
+    from sis_jax.types import UsageError
 
     fitted_with = _resolve(method, recipe, settings)
     if seed < 0:
@@ -69,8 +70,8 @@ def discover(
     named = str(gen) if isinstance(gen, str | Path) else generator.info.name
     if out is None:
         return _discover(generator, method, fitted_with, seed, texts, gather(fitted_with, generator, named, None))[0]
-    from sis_jax.data.page import write_page
     from sis_jax.data.parts import Parts
+    from sis_jax.runs.page import write_page
 
     config = {"gen": named, "method": method, "recipe": recipe, "seed": seed}
     config |= {f: getattr(fitted_with, f) for f in _fields(type(fitted_with))}
@@ -83,7 +84,7 @@ def discover(
     with RunFolder.open(out, overwrite) as run:
         with run.stage("discover", config, inputs=reads, generator=generator.info, command=command, late=True) as stage:
             if stage.done:
-                cli.say(f"{out} already holds these parts; give --overwrite to find them again")
+                say(f"{out} already holds these parts; give --overwrite to find them again")
             else:
                 inputs = gather(fitted_with, generator, named, run.path / "parts" / "training")
                 parts, others = _discover(generator, method, fitted_with, seed, texts, inputs)
@@ -105,7 +106,7 @@ def _resolve(method: str, recipe: str | None, settings: dict[str, Any]) -> Any:
     import importlib
 
     from sis_jax import methods
-    from sis_jax.core.types import UsageError, unknown_name
+    from sis_jax.types import UsageError, unknown_name
 
     cls = methods.get(method)
     known = {f.name: f.default for f in dataclasses.fields(cls) if f.init}
@@ -127,7 +128,7 @@ def _check_numbers(settings: dict[str, Any]) -> None:
     """What no method can do with: the methods themselves compare, and NaN passes most comparisons."""
     import math
 
-    from sis_jax.core.types import UsageError
+    from sis_jax.types import UsageError
 
     for name, value in settings.items():
         if isinstance(value, float) and not math.isfinite(value):
@@ -143,7 +144,7 @@ def _texts(
     _check_texts(ontology, rare, neutral, rare_n, rare_share, clip)
     if ontology is None and rare is None:
         return None
-    from sis_jax._texts import Texts
+    from sis_jax.stages.texts import Texts
 
     return Texts.of(gen, method, ontology, rare, neutral, rare_n, rare_share, clip)
 
@@ -152,7 +153,7 @@ def _check_texts(ontology: Any, rare: str | None, neutral: str, rare_n: int, rar
     """UsageError for what would be ignored."""
     import inspect
 
-    from sis_jax.core.types import UsageError
+    from sis_jax.types import UsageError
 
     usual = {name: p.default for name, p in inspect.signature(discover).parameters.items()}
     given = {"neutral": neutral, "rare_n": rare_n, "rare_share": rare_share}
@@ -169,8 +170,8 @@ def _discover(
     """Fit, look at a few samples, and put all of it into one object; and further files of the run's `parts/`."""
     import numpy as np
 
-    from sis_jax.core.features import sample_seeds
     from sis_jax.data.parts import Parts, classes_from
+    from sis_jax.ops.sampling import sample_seeds
 
     fitted = settings.fit(gen, seed, **inputs)
     found = texts.extended(gen, fitted, seed) if texts else None
@@ -194,7 +195,7 @@ def _discover(
 
 def _warnings(fitted: Any, rare: int | None = None) -> list[str]:
     """What a user should know before trusting the parts, each with its cure. rare: the cluster of a rare class, which has warnings of its own."""
-    from sis_jax.core.selection import only_just
+    from sis_jax.ops.selection import only_just
 
     found: list[str] = [*getattr(fitted, "warnings_", ())]
     if not fitted.background_["found"]:
@@ -231,7 +232,7 @@ def _plan(config: dict[str, Any]) -> dict[str, Any]:
     if config["ontology"] is not None:
         names.append("parts/names.json")
     if rare is not None:
-        from sis_jax._texts import check_rare
+        from sis_jax.stages.texts import check_rare
 
         check_rare(settings, rare, neutral, rare_n, rare_share)
         names += ["parts/rare.png", "parts/rare.json", "parts/rare.safetensors"]

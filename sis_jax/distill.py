@@ -8,7 +8,7 @@ Where the default differs, and why:
 * pictures are varied in place, colour, blur and noise, and another background is put behind some: a teacher that clusters features confuses parts
   of like colour, and photos are more varied than a truncated generator's pictures;
 * pictures whose mask hardly holds background are left out (`trim`), pixels count by how sure the teacher was (`weighting`);
-* with photos, the student adapts to them without labels (`_student_trainer.py`), and the result is kept only where it is the steadier one.
+* with photos, the student adapts to them without labels (`training/student_loop.py`), and the result is kept only where it is the steadier one.
 
     RUN/student/ config.json · model.safetensors · README.md · curves.csv · checkpoints/ (Orbax)
 """
@@ -20,13 +20,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sis_jax.core import cli
+from sis_jax.ops.progress import progress, progress_shown, say
+from sis_jax.runs import cli
 
 if TYPE_CHECKING:
-    from sis_jax._student_trainer import Job
+    from sis_jax.checkpoints.student import Student
     from sis_jax.data.folder import Dataset
     from sis_jax.data.pairs import Pairs
-    from sis_jax.weights.student import Student
+    from sis_jax.training.student_loop import Job
 
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {"student": "unet-small", "steps": 2000, "batch": 32, "side": 0, "learning_rate": 1e-3, "weight_decay": 1e-2, "optimizer": "adamw",
@@ -116,7 +117,7 @@ def distill(
     config = _resolve(given)
     _check(config)
     place, source = _places(config)
-    from sis_jax.data.run import RunFolder
+    from sis_jax.runs.run import RunFolder
 
     compared = {k: v for k, v in config.items() if k not in ("data", "overwrite", "out", "recipe")}
     shown = {k: v for k, v in given.items() if v is not None and v is not False} | {"data": None if source is None else str(source)}
@@ -124,20 +125,20 @@ def distill(
         inputs = _inputs(source, config["fly"]) | _first_weights(config["start_from"])
         with run.stage("distill", compared, inputs=inputs, command=cli.command("distill", shown, positional=("data",))) as stage:
             if stage.done:
-                cli.say(f"{place} already holds this student; give --overwrite to train it again")
+                say(f"{place} already holds this student; give --overwrite to train it again")
             else:
                 if not stage.resumed:
                     shutil.rmtree(run.path / "student", ignore_errors=True)
                 stage.record |= _train(config, source, run, stage)
                 stage.files += [f"student/{name}" for name in ("config.json", "model.safetensors")]
-    from sis_jax.weights.student import load_student
+    from sis_jax.checkpoints.student import load_student
 
     return load_student(place)
 
 
 def _resolve(config: dict[str, Any]) -> dict[str, Any]:
     """The recipe's settings, overridden by those given."""
-    from sis_jax.core.types import unknown_name
+    from sis_jax.types import unknown_name
 
     if config["recipe"] not in RECIPES:
         raise unknown_name("recipe", config["recipe"], RECIPES)
@@ -145,8 +146,8 @@ def _resolve(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check(config: dict[str, Any]) -> None:
-    from sis_jax.core.types import UsageError
-    from sis_jax.nn import students
+    from sis_jax.models import students
+    from sis_jax.types import UsageError
 
     least = {"steps": 1, "batch": 1, "side": 0, "weight_decay": 0, "background": 0, "trim": 0, "weighting": 0, "ema": 0, "adapt_steps": 0, "n": 2,
              "snapshot": 1, "seed": 0, "rounds": 0, "rows": 1, "limit": 1}  # fmt: skip
@@ -178,7 +179,7 @@ def _places(config: dict[str, Any]) -> tuple[Path, Path | None]:
         return Path(config["out"]), None
     source = Path(data if isinstance(data, str | Path) else data.path)
     if not _has_data(source) and not (source / "parts" / "classes.json").is_file():
-        from sis_jax.core.types import UsageError
+        from sis_jax.types import UsageError
 
         raise UsageError(f"{source} holds no parts and no dataset to learn from: run python -m sis_jax.discover --out {source} first")
     home = source.parent if source.name == "data" and (source.parent / "run.json").is_file() else source
@@ -203,16 +204,16 @@ def _first_weights(folder: str | None) -> dict[str, str]:
     """Digest of the student to begin with, so that another one there is noticed."""
     if folder is None:
         return {}
-    from sis_jax.weights.student import load_student
+    from sis_jax.checkpoints.student import load_student
 
     return {"start_from": load_student(folder).info.sha256}
 
 
 def _warn_of_other_parts(source: Path) -> None:
     """Say so where the dataset was written with other parts than the run holds now."""
-    from sis_jax.core.types import SisError
+    from sis_jax.data.files import read_run
     from sis_jax.data.parts import Parts
-    from sis_jax.data.run import read_run
+    from sis_jax.types import SisError
 
     home = source.parent if source.name == "data" else source
     try:
@@ -221,11 +222,11 @@ def _warn_of_other_parts(source: Path) -> None:
     except (SisError, KeyError, TypeError):
         return
     if written != now:
-        cli.say(f"the dataset in {home} was written with other parts than those in it now: python -m sis_jax.synthesize {home} --overwrite")
+        say(f"the dataset in {home} was written with other parts than those in it now: python -m sis_jax.synthesize {home} --overwrite")
 
 
 def _train(config: dict[str, Any], source: Path | None, run: Any, stage: Any) -> dict[str, Any]:
-    from sis_jax._student_trainer import Trainer
+    from sis_jax.training.student_loop import Trainer
 
     job = _job(config, source)
     trainer = Trainer(run.path / "student", job)
@@ -241,7 +242,7 @@ def _train(config: dict[str, Any], source: Path | None, run: Any, stage: Any) ->
 
 def _job(config: dict[str, Any], source: Path | None) -> Job:
     """Everything the trainer needs, in memory: pairs to learn from, pairs to watch, photos to adapt to."""
-    from sis_jax._student_trainer import Job
+    from sis_jax.training.student_loop import Job
 
     if source is None:
         classes, train, val, origin, licence = _human(config)
@@ -253,7 +254,7 @@ def _job(config: dict[str, Any], source: Path | None) -> Job:
         classes, (train, val) = _two_classes(classes), (_as_two(p) for p in (train, val))
     kept = train.without_odd_ones(config["trim"]) if classes[0]["id"] == 0 else train
     if len(kept) < len(train):
-        cli.say(f"{len(train) - len(kept):,} of {len(train):,} pictures left out: hardly any background on their frame")
+        say(f"{len(train) - len(kept):,} of {len(train):,} pictures left out: hardly any background on their frame")
     side = config["side"] or max(16, 16 * round(min(train.masks.shape[1:]) / 16))
     photos = None
     if config["photos"]:
@@ -261,8 +262,8 @@ def _job(config: dict[str, Any], source: Path | None) -> Job:
 
         rows = slice(0, config["rows"]) if config["rows"] else None
         finer = 2 if own_side(config["photos"]) >= 2 * side else 1  # what is smaller has no colours to add at twice the size
-        photos = Photos.open(config["photos"], finer * side, rows=rows, min_size=side, progress=cli.progress_shown())
-        cli.say(photos.summary())
+        photos = Photos.open(config["photos"], finer * side, rows=rows, min_size=side, progress=progress_shown())
+        say(photos.summary())
     return Job(config, tuple(dict(c) for c in classes), kept, val, photos, side, origin, licence)
 
 
@@ -271,9 +272,9 @@ def _has_data(source: Path) -> bool:
 
 
 def _from_folder(source: Path, config: dict[str, Any]) -> tuple[Sequence[Mapping[str, Any]], Pairs, Pairs, str, str]:
-    from sis_jax.core.types import UsageError
     from sis_jax.data.folder import Dataset
     from sis_jax.data.pairs import Pairs
+    from sis_jax.types import UsageError
 
     data = Dataset.open(source)
     _warn_of_other_parts(source)
@@ -287,14 +288,14 @@ def _from_folder(source: Path, config: dict[str, Any]) -> tuple[Sequence[Mapping
 
 
 def _on_the_fly(source: Path, config: dict[str, Any]) -> tuple[Sequence[Mapping[str, Any]], Pairs, Pairs, str, str]:
-    from sis_jax._teacher import Teacher
-    from sis_jax.core.features import sample_seeds
     from sis_jax.data.pairs import labelled
+    from sis_jax.ops.sampling import sample_seeds
+    from sis_jax.stages.teacher import Teacher
 
     teacher = Teacher.from_run(source)
     ids = [c["id"] for c in teacher.parts.classes]
     seeds = sample_seeds(1 + config["seed"], config["n"])
-    bar = cli.progress(len(seeds), "labelling", "img")
+    bar = progress(len(seeds), "labelling", "img")
 
     def counted() -> Any:
         for rows in teacher.label(seeds):
@@ -310,11 +311,11 @@ def _on_the_fly(source: Path, config: dict[str, Any]) -> tuple[Sequence[Mapping[
 
 def _human(config: dict[str, Any]) -> tuple[Sequence[Mapping[str, Any]], Pairs, Pairs, str, str]:
     """Photos with human masks; every tenth is kept to watch the training by."""
-    from sis_jax.core import draw
-    from sis_jax.core.types import UsageError
+    from sis_jax.data import draw
     from sis_jax.data.folder import Example
+    from sis_jax.data.ground_truth import open_pairs
     from sis_jax.data.pairs import Pairs
-    from sis_jax.data.truth import open_pairs
+    from sis_jax.types import UsageError
 
     truth = open_pairs(config["images"], config["masks"])
     count = min(len(truth), config["limit"] or len(truth))
@@ -327,8 +328,8 @@ def _human(config: dict[str, Any]) -> tuple[Sequence[Mapping[str, Any]], Pairs, 
 
 
 def _two_classes(classes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    from sis_jax.core import draw
-    from sis_jax.core.types import UsageError
+    from sis_jax.data import draw
+    from sis_jax.types import UsageError
 
     if classes[0]["id"] != 0:
         raise UsageError("there is no background among these parts, so nothing to tell from it: name one with parts.rename({id: None})")
@@ -357,8 +358,8 @@ def _head(pairs: Pairs, count: int) -> Pairs:
 
 
 def _plan(config: dict[str, Any]) -> dict[str, Any]:
-    from sis_jax.nn import students
-    from sis_jax.weights.student import load_student
+    from sis_jax.checkpoints.student import load_student
+    from sis_jax.models import students
 
     config = _resolve(config)
     _check(config)

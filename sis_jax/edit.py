@@ -15,18 +15,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sis_jax.core import cli
+from sis_jax.ops.progress import say
+from sis_jax.runs import cli
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from sis_jax._project import Projection
-    from sis_jax._teacher import Teacher
-    from sis_jax.core.types import Generator
+    from sis_jax.checkpoints.clip import CLIP
     from sis_jax.data.edits import Edit
     from sis_jax.data.parts import Parts
-    from sis_jax.directions import Direction
-    from sis_jax.weights.clip_model import CLIP
+    from sis_jax.stages.directions import Direction
+    from sis_jax.stages.project import Projection
+    from sis_jax.stages.teacher import Teacher
+    from sis_jax.types import Generator
 
 
 def edit(
@@ -84,8 +85,8 @@ def edit(
     if place is None:
         return _edit(teacher, seeds, way, strengths, slots, photo, psi, (space, steps, lpips), inpainter, None)
     from sis_jax.data.edits import Edit
-    from sis_jax.data.page import write_page
-    from sis_jax.data.run import RunFolder
+    from sis_jax.runs.page import write_page
+    from sis_jax.runs.run import RunFolder
 
     asked = {"run": run, "seed": seeds if photo is None else None, "direction": way.prompt if not isinstance(direction, str) else direction,
              "strength": strengths, "slots": slots, "photo": photo if isinstance(photo, str | tuple) else None,
@@ -102,7 +103,7 @@ def edit(
         command = cli.command("edit", asked)
         with held.stage(folder, config, inputs=inputs, generator=teacher.gen.info, command=command, late=True) as stage:
             if stage.done:
-                cli.say(f"{place / folder} already holds this edit; give --overwrite to make it again")
+                say(f"{place / folder} already holds this edit; give --overwrite to make it again")
             else:
                 found = _edit(teacher, seeds, way, strengths, slots, photo, psi, (space, steps, lpips), inpainter, place)
                 held.write_bytes(f"{folder}/direction.safetensors", way.to_bytes())
@@ -115,9 +116,9 @@ def edit(
 
 def _teacher(run: Any, gen: Generator | None) -> Teacher:
     """The generator and its parts. UsageError where there are no parts, or parts came without their generator."""
-    from sis_jax._teacher import Teacher
-    from sis_jax.core.types import UsageError
     from sis_jax.data.parts import Parts
+    from sis_jax.stages.teacher import Teacher
+    from sis_jax.types import UsageError
 
     if isinstance(run, str | Path):
         return Teacher.from_run(run) if gen is None else Teacher.of(gen, Parts.load(run))
@@ -127,7 +128,7 @@ def _teacher(run: Any, gen: Generator | None) -> Teacher:
 
 
 def _check(teacher: Teacher, seeds: Sequence[int], truncation: float | None, n: int) -> None:
-    from sis_jax.core.types import UsageError
+    from sis_jax.types import UsageError
 
     if not any(c["id"] == 0 and c["clusters"] for c in teacher.parts.classes):
         raise UsageError(
@@ -144,13 +145,13 @@ def _check(teacher: Teacher, seeds: Sequence[int], truncation: float | None, n: 
 
 
 def _way(teacher: Teacher, direction: Any, place: Path | None, clip: Any, neutral: str, n: int, psi: float) -> Direction:
-    from sis_jax._edit_directions import resolve
+    from sis_jax.stages.edit_directions import resolve
 
     return resolve(direction, _plain(teacher.gen), place, clip=clip, neutral=neutral, n=n, truncation=psi)
 
 
 def _strengths(strength: Any) -> tuple[float, ...]:
-    from sis_jax.core.types import UsageError
+    from sis_jax.types import UsageError
 
     found = (float(strength),) if isinstance(strength, int | float) else tuple(float(s) for s in strength)
     if not found or not all(abs(s) < 1e3 for s in found):
@@ -160,7 +161,7 @@ def _strengths(strength: Any) -> tuple[float, ...]:
 
 def _plain(gen: Any) -> Any:
     """The generator itself, where the parts of a rare class made it move some samples."""
-    from sis_jax.nn.moved import Moved
+    from sis_jax.models.moved import Moved
 
     return gen.gen if isinstance(gen, Moved) else gen
 
@@ -171,8 +172,8 @@ def _edit(
 ) -> Edit:  # fmt: skip
     import numpy as np
 
-    from sis_jax._edit_directions import amount, in_slots
     from sis_jax.data.edits import keep_background
+    from sis_jax.stages.edit_directions import amount, in_slots
 
     gen = _plain(teacher.gen)
     total = np.asarray(gen.map(gen.latents([0]))).shape[1]
@@ -182,13 +183,13 @@ def _edit(
         names = tuple(f"seed {s}" for s in seeds)
         drawn = [_drawn(teacher, gen, move, list(seeds), psi) for move in moves]
     else:
-        from sis_jax._project import project
+        from sis_jax.stages.project import project
 
         wanted = list(photo) if isinstance(photo, tuple) else photo
         space, steps, lpips = projection
         found = project(gen, wanted, space=space, steps=steps, lpips=lpips or None, discriminator=_discriminator(place))
         names = found.names
-        cli.say(f"projected {len(found)} photos, PSNR {found.psnr.mean():.1f} dB")
+        say(f"projected {len(found)} photos, PSNR {found.psnr.mean():.1f} dB")
         drawn = [_redrawn(teacher, gen, found, move, psi) for move in moves]
     (originals, alphas), *edited = drawn
     originals = originals if photo is None else found.photos
@@ -202,8 +203,8 @@ def _drawn(teacher: Teacher, gen: Any, move: np.ndarray, seeds: list[int], psi: 
 
     import numpy as np
 
-    from sis_jax.core.compositing import soft_alpha
-    from sis_jax.nn.moved import moved
+    from sis_jax.models.moved import moved
+    from sis_jax.ops.compositing import soft_alpha
 
     elsewhere = dataclasses.replace(moved(gen, move[0]), move=move)  # one move per slot, and so also one w per slot
     there = dataclasses.replace(teacher, gen=elsewhere)  # type: ignore[arg-type]
@@ -223,9 +224,9 @@ def _redrawn(teacher: Teacher, gen: Any, found: Projection, move: np.ndarray, ps
 
 def _discriminator(place: Path | None) -> Any:
     """The one beside the weights that the run names, which may be a folder; None leaves it to `project` to look by the generator's own name."""
-    from sis_jax.core.types import SisError
-    from sis_jax.data.run import read_run
-    from sis_jax.weights import load_discriminator
+    from sis_jax.checkpoints import load_discriminator
+    from sis_jax.data.files import read_run
+    from sis_jax.types import SisError
 
     if place is None:
         return None

@@ -1,6 +1,6 @@
 """Measure masks on real photos: `python -m sis_jax.evaluate RUN --images DIR --masks DIR`, or `--benchmark celebamask-hq --root DIR`.
 
-This file only wires: photos and truth come from `data`, the scores from `core.scoring.measure`, which can be called on any pairs of arrays.
+This file only wires: photos and truth come from `data`, the scores from `ops.scoring.measure`, which can be called on any pairs of arrays.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sis_jax.core import cli
+from sis_jax.ops.progress import progress, say
+from sis_jax.runs import cli
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from sis_jax.core import protocols
-    from sis_jax.core.scoring import Segmenter
-    from sis_jax.data.metrics import Metrics
-    from sis_jax.data.truth import Truth
+    from sis_jax.data.ground_truth import Truth
+    from sis_jax.ops import protocols
+    from sis_jax.ops.scoring import Segmenter
+    from sis_jax.runs.metrics import Metrics
 
 
 def evaluate(
@@ -65,14 +66,14 @@ def evaluate(
 
     Returns `Metrics`; a run gets RUN/metrics/<name>.json and RUN/metrics.json. Raises UsageError for what cannot be measured.
     """
-    from sis_jax.core import protocols
+    from sis_jax.ops import protocols
 
     rule = protocols.get(protocol).at(size)
     _check(run, images, benchmark, root, predictions, batch)
     _check_numbers(limit, resamples, matching)
     truth = _truth(images, masks, benchmark, root, split, mask_values, rule, limit)
     for name, reason in truth.skipped[:3]:
-        cli.say(f"left out {name}: {reason}" + (f" (and {len(truth.skipped) - 3} more)" if len(truth.skipped) > 3 else ""))
+        say(f"left out {name}: {reason}" + (f" (and {len(truth.skipped) - 3} more)" if len(truth.skipped) > 3 else ""))
     mapping = _read_map(classes_map)
     settings = {"matching": matching, "resamples": resamples, "seed": seed, "classes_map": mapping}
     name = "-".join(
@@ -96,12 +97,12 @@ def evaluate(
         found = _in_run(Path(run), name, config, work, overwrite)
     if out is not None:
         found.save(out)
-    cli.say(found.show())
+    say(found.show())
     return found
 
 
 def _check(run: Any, images: str | None, benchmark: str | None, root: str | None, predictions: str | None, batch: int) -> None:
-    from sis_jax.core.types import UsageError
+    from sis_jax.types import UsageError
 
     if (images is None) == (benchmark is None):
         got = "neither" if images is None else "both"
@@ -124,14 +125,14 @@ def _truth(
         from sis_jax.data.benchmarks import open_benchmark
 
         return open_benchmark(benchmark, str(root), split, grey_from=rule.grey_from, limit=limit)
-    from sis_jax.data.truth import open_pairs
+    from sis_jax.data.ground_truth import open_pairs
 
     found = open_pairs(str(images), masks, values=values, grey_from=rule.grey_from)
     return replace(found, names=found.names[:limit])
 
 
 def _read_map(given: str | Mapping[str, Any] | None) -> dict[str, Any] | None:
-    from sis_jax.core.types import UsageError
+    from sis_jax.types import UsageError
 
     if given is None or isinstance(given, Mapping):
         return None if given is None else dict(given)
@@ -150,8 +151,9 @@ def _in_run(run: Path, name: str, config: dict[str, Any], work: Any, overwrite: 
     """Measure as a stage of the run, or read what the same configuration measured before on the same student."""
     import hashlib
 
-    from sis_jax.data.metrics import FOLDER, Metrics, write_summary
-    from sis_jax.data.run import RunFolder, plain
+    from sis_jax.data.files import plain
+    from sis_jax.runs.metrics import FOLDER, Metrics, write_summary
+    from sis_jax.runs.run import RunFolder
 
     weights = run / "student" / "model.safetensors"
     digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() and config["predictions"] is None else ""
@@ -159,7 +161,7 @@ def _in_run(run: Path, name: str, config: dict[str, Any], work: Any, overwrite: 
     with RunFolder.open(run, overwrite) as folder:
         with folder.stage(f"evaluate {name}", config, inputs=digest, command=_command(run, config)) as stage:
             if stage.done:
-                cli.say(f"{run} already holds this evaluation; give --overwrite to measure again")
+                say(f"{run} already holds this evaluation; give --overwrite to measure again")
             else:
                 found = work()
                 folder.write_json(f"{FOLDER}/{name}.json", plain({"name": found.name, "paper": found.paper, **found.values}))
@@ -180,7 +182,7 @@ def _stamp(place: str | None) -> str:
 
 
 def _check_numbers(limit: int | None, resamples: int, matching: tuple[str, ...]) -> None:
-    from sis_jax.core.types import UsageError, unknown_name
+    from sis_jax.types import UsageError, unknown_name
 
     if limit is not None and limit < 1:
         raise UsageError(f"limit is {limit}, expected at least 1 image")
@@ -200,12 +202,12 @@ def _measure(
     run: Any, predictions: str | None, truth: Truth, rule: protocols.Protocol, batch: int, benchmark: str | None, name: str,
     settings: Mapping[str, Any],
 ) -> Metrics:  # fmt: skip
-    from sis_jax.core.scoring import measure
     from sis_jax.data.benchmarks import PAPER, canonical
-    from sis_jax.data.metrics import Metrics
+    from sis_jax.ops.scoring import measure
+    from sis_jax.runs.metrics import Metrics
 
     square = benchmark is not None and canonical(benchmark) in rule.square
-    with cli.progress(len(truth), "evaluate", "photo") as bar:
+    with progress(len(truth), "evaluate", "photo") as bar:
         if predictions is not None:
             classes, pairs = _from_folder(predictions, truth, square)
         else:
@@ -226,13 +228,13 @@ def _counted(pairs: Iterator[Any], bar: Any) -> Iterator[Any]:
 
 def _load(run: Any) -> Segmenter:
     if not isinstance(run, str | Path):
-        from sis_jax.core.scoring import Segmenter
-        from sis_jax.core.types import UsageError
+        from sis_jax.ops.scoring import Segmenter
+        from sis_jax.types import UsageError
 
         if not isinstance(run, Segmenter):
             raise UsageError(f"a {type(run).__name__} is no network that can be measured: expected `.classes` and `.scores(images)`")
         return run
-    from sis_jax.weights.student import load_student
+    from sis_jax.checkpoints.student import load_student
 
     return load_student(run)
 
@@ -249,8 +251,8 @@ def _from_student(student: Segmenter, truth: Truth, rule: protocols.Protocol, ba
 
 def _from_folder(folder: str, truth: Truth, square: bool) -> tuple[Sequence[Mapping[str, Any]], Iterator[Any]]:
     """(name, mask as predicted, true mask); a photo without a predicted mask is an error: leaving it out would flatter."""
-    from sis_jax.core.types import UsageError
-    from sis_jax.data.truth import _named_classes, read_mask
+    from sis_jax.data.ground_truth import _named_classes, read_mask
+    from sis_jax.types import UsageError
 
     place = Path(folder)
     classes = _named_classes(place)

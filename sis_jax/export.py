@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sis_jax.core import cli
+from sis_jax.runs import cli
 
 STUDENT = ("jax", "onnx")
 
@@ -31,10 +31,10 @@ def export(
     Returns the folder or file. Raises UsageError for a run without a dataset or student, an unknown format, or a folder that holds
     other things.
     """
-    from sis_jax.data.formats import FORMATS
+    from sis_jax.data.exports.formats import FORMATS
 
     if format not in (*FORMATS, "blanks", *STUDENT):
-        from sis_jax.core.types import unknown_name
+        from sis_jax.types import unknown_name
 
         raise unknown_name("format", format, (*FORMATS, "blanks", *STUDENT))
     if format in STUDENT:
@@ -45,16 +45,16 @@ def export(
         from sis_jax.data.blanks import write_blanks
 
         return write_blanks(run, place, n=16 if n is None else n, filled=filled, overwrite=overwrite)
+    from sis_jax.data.exports.formats import write_dataset
     from sis_jax.data.folder import Dataset
-    from sis_jax.data.formats import write_dataset
 
     _check(format, n, filled)
     return write_dataset(format, Dataset.open(run), place, overwrite=overwrite)
 
 
 def _export_student(run: str | Path, format: str, out: Path | None, overwrite: bool) -> Path:  # noqa: A002
-    from sis_jax.core.types import UsageError
-    from sis_jax.weights.student import load_student
+    from sis_jax.checkpoints.student import load_student
+    from sis_jax.types import UsageError
 
     student = load_student(run)
     place = _student_file(run, format, out)
@@ -65,8 +65,8 @@ def _export_student(run: str | Path, format: str, out: Path | None, overwrite: b
 
 def _student_file(run: str | Path, format: str, out: Path | None) -> Path:  # noqa: A002
     """Where the student goes; UsageError for one that does not exist, a place that cannot be, or one given by name, which has no run to write into."""
-    from sis_jax.core.types import UsageError
-    from sis_jax.weights.student import find
+    from sis_jax.checkpoints.student import find
+    from sis_jax.types import UsageError
 
     find(run)
     if out is None and not Path(run).exists():
@@ -81,7 +81,7 @@ def _student_file(run: str | Path, format: str, out: Path | None) -> Path:  # no
 
 def _check(format: str, n: int | None, filled: bool) -> None:  # noqa: A002
     if n is not None or filled:
-        from sis_jax.core.types import UsageError
+        from sis_jax.types import UsageError
 
         raise UsageError(f"--n and --filled belong to --format blanks, got them with {format}, which always writes everything")
 

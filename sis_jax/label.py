@@ -1,6 +1,6 @@
 """Name the parts of a run from text: `python -m sis_jax.label RUN --ontology FILE`, or `--prompt "a photo of hair=hair"`.
 
-What is compared with what is in `_naming.py`, the rule by which a name is given in `core/naming.py`.
+What is compared with what is in `stages/naming.py`, the rule by which a name is given in `ops/class_scores.py`.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sis_jax.core import cli
+from sis_jax.ops.progress import say
+from sis_jax.runs import cli
 
 if TYPE_CHECKING:
-    from sis_jax._naming import Naming
-    from sis_jax._teacher import Teacher
-    from sis_jax.core.types import Generator
+    from sis_jax.checkpoints.clip import CLIP
     from sis_jax.data.ontology import Ontology
     from sis_jax.data.parts import Parts
-    from sis_jax.weights.clip_model import CLIP
+    from sis_jax.stages.naming import Naming
+    from sis_jax.stages.teacher import Teacher
+    from sis_jax.types import Generator
 
 
 def label(
@@ -63,8 +64,8 @@ def label(
     Returns the named Parts, the table of all scores is in RUN/parts/names.json. Raises UsageError for an ontology that cannot work, parts without a
     generator, or a text model that is not here; SisError for damaged weights.
     """
-    from sis_jax._naming import Naming, load_text_model, name_parts
     from sis_jax.data.ontology import ontology_of
+    from sis_jax.stages.naming import Naming, load_text_model, name_parts
 
     asked = {"clip": clip, "templates": templates, "mode": mode, "size": size, "n": n, "margin": margin, "seed": seed}
     resolved = _with_recipe(recipe, asked)
@@ -81,8 +82,8 @@ def label(
 
 def _with_recipe(recipe: str | None, asked: dict[str, Any]) -> dict[str, Any]:
     """What was asked, with the recipe's settings wherever that is the default."""
-    from sis_jax._naming import RECIPES
-    from sis_jax.core.types import unknown_name
+    from sis_jax.stages.naming import RECIPES
+    from sis_jax.types import unknown_name
 
     if recipe is not None and recipe not in RECIPES:
         raise unknown_name("recipe", recipe, RECIPES)
@@ -97,10 +98,10 @@ def _changed(asked: dict[str, Any]) -> dict[str, Any]:
 
 def _teacher(run: str | Path | Parts, gen: Generator | None) -> Teacher:
     """The generator that the parts were found in, with them."""
-    from sis_jax._teacher import Teacher
-    from sis_jax.core.types import UsageError
+    from sis_jax.checkpoints import load_generator
     from sis_jax.data.parts import Parts
-    from sis_jax.weights import load_generator
+    from sis_jax.stages.teacher import Teacher
+    from sis_jax.types import UsageError
 
     if isinstance(run, str | Path) and gen is None:
         return Teacher.from_run(run)
@@ -119,17 +120,17 @@ def _as_stage(run: Path, teacher: Teacher, model: CLIP, words: Ontology, how: Na
     """Name the parts of a run folder in place, with the table of scores beside them and the report made again."""
     from dataclasses import asdict
 
-    from sis_jax._naming import name_parts
-    from sis_jax.data.page import write_page
     from sis_jax.data.parts import Parts
-    from sis_jax.data.run import RunFolder
+    from sis_jax.runs.page import write_page
+    from sis_jax.runs.run import RunFolder
+    from sis_jax.stages.naming import name_parts
 
     config = {"clip": model.info.name, "ontology": asdict(words), **asdict(how)}
     inputs = {"generator": teacher.gen.info.sha256, "clip": model.info.sha256, "clusters": _digest(teacher.parts)}
     with RunFolder.open(run, overwrite) as folder:
         with folder.stage("label", config, inputs=inputs, generator=teacher.gen.info, command=command, late=True) as stage:
             if stage.done and any(c["score"] is not None for c in teacher.parts.classes):
-                cli.say(f"{run} already has these names; give --overwrite to find them again")
+                say(f"{run} already has these names; give --overwrite to find them again")
             else:  # also where the stage is done, but `discover` wrote its parts again since
                 named = name_parts(teacher, model, words, how)
                 for name, data in named.parts.files().items():

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sis_jax.core import cli
+from sis_jax.ops.progress import progress, say
+from sis_jax.runs import cli
 
 if TYPE_CHECKING:
+    from sis_jax.checkpoints.student import Student
     from sis_jax.data.masks import Masks, Prediction
-    from sis_jax.weights.student import Student
 
 _MARK = ".sis-masks.json"  # what tells a folder we wrote from one we must not touch
 Photo = tuple[str, np.ndarray | str]  # name, and the picture or why there is none
@@ -54,9 +55,9 @@ def predict(
 
     Returns Masks. A photo that cannot be read is in `.skipped` with the reason. Raises UsageError where there is nothing to segment.
     """
-    from sis_jax.core.types import UsageError
+    from sis_jax.checkpoints.student import load_student
     from sis_jax.data.masks import Masks, write_mask
-    from sis_jax.weights.student import load_student
+    from sis_jax.types import UsageError
 
     student = load_student(run) if isinstance(run, str | Path) else run
     if batch < 1:
@@ -75,7 +76,7 @@ def predict(
         return Masks(classes, tuple(p.name for p in held), tuple(skipped), None, held)
     folder, names = Path(out), _names(sources)
     if format != "png":
-        from sis_jax.data.formats import write
+        from sis_jax.data.exports.formats import write
 
         found = _segment(student, *_stream(sources, frozenset()), batch, soft, options, skipped)
         write(format, found, classes, folder, split="photos", overwrite=overwrite, licence=student.info.licence)
@@ -96,8 +97,8 @@ def _without(names: Sequence[str], skipped: list[tuple[str, str]]) -> tuple[str,
 
 def _names(sources: list[tuple[Sequence[str], Any]]) -> list[str]:
     """The name of every photo; UsageError where two would be written to one file."""
-    from sis_jax.core.types import UsageError
     from sis_jax.data.masks import mask_file
+    from sis_jax.types import UsageError
 
     names = [_name(number, name, len(sources)) for number, (listed, _) in enumerate(sources) for name in listed]
     seen: dict[str, str] = {}
@@ -127,8 +128,8 @@ def _stream(sources: list[tuple[Sequence[str], Any]], done: frozenset[str]) -> t
 
 def _sources(photos: Any) -> list[tuple[Sequence[str], Any]]:
     """(names, function that yields (name, picture) of those wanted) per source."""
-    from sis_jax.core.types import UsageError
     from sis_jax.data.photo_files import list_source, nothing_found, readable
+    from sis_jax.types import UsageError
 
     if isinstance(photos, str | Path):
         if (Path(photos) / "run.json").is_file():
@@ -148,7 +149,7 @@ def _sources(photos: Any) -> list[tuple[Sequence[str], Any]]:
 
 
 def _checked(image: np.ndarray) -> np.ndarray:
-    from sis_jax.core.types import UsageError
+    from sis_jax.types import UsageError
 
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)) or not image.size:
         raise UsageError(f"a photo is {image.dtype}{list(image.shape)}, expected uint8[h w 3] (RGB, 0 to 255)")
@@ -166,11 +167,11 @@ def _segment(
     """A batch of photos at a time; those that cannot be read go to `skipped`."""
     from sis_jax.data.masks import Prediction
 
-    bar = cli.progress(total, "predict", "photo")
+    bar = progress(total, "predict", "photo")
     while chunk := list(islice(photos, batch)):
         bad = [(name, picture) for name, picture in chunk if isinstance(picture, str)]
         for name, reason in bad:
-            cli.say(f"skipped {name}: {reason}")
+            say(f"skipped {name}: {reason}")
             skipped.append((name, reason))
         good = [(name, picture) for name, picture in chunk if not isinstance(picture, str)]
         pictures = [picture for _, picture in good]
@@ -192,9 +193,9 @@ def _winner(scores: np.ndarray, ids: np.ndarray) -> np.ndarray:
 def _write_extras(folder: Path, prediction: Prediction, soft: bool, cutouts: bool) -> None:
     import io
 
+    from sis_jax.data.files import write_atomic
     from sis_jax.data.items import png
     from sis_jax.data.masks import cutout, mask_file
-    from sis_jax.data.run import write_atomic
 
     target = folder / mask_file(prediction.name)
     if soft and prediction.scores is not None:
@@ -207,7 +208,7 @@ def _write_extras(folder: Path, prediction: Prediction, soft: bool, cutouts: boo
 
 def _check_apart(folder: Path, photos: Any) -> None:
     """Masks beside photos would be photos the next time, or take their place."""
-    from sis_jax.core.types import UsageError
+    from sis_jax.types import UsageError
 
     source = Path(photos).resolve() if isinstance(photos, str | Path) else None
     if source is not None and source.is_dir() and (folder.resolve() == source or source in folder.resolve().parents):
@@ -218,9 +219,9 @@ def _open_folder(folder: Path, names: list[str], config: dict[str, Any], classes
     """Make the folder, or open one that predict wrote; returns the names whose masks are there. Never touches other people's files."""
     import json
 
-    from sis_jax.core.types import UsageError
+    from sis_jax.data.files import plain, write_atomic
     from sis_jax.data.masks import mask_file, write_classes
-    from sis_jax.data.run import plain, write_atomic
+    from sis_jax.types import UsageError
 
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; masks need a folder: give another --out")

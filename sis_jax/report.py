@@ -14,12 +14,12 @@ def report(run: str | Path) -> Path:
 
     Returns the path of the page. Raises UsageError when the folder is no run.
     """
-    from sis_jax.data.page import write_page
+    from sis_jax.runs.page import write_page
 
     return write_page(run)
 
 
 if __name__ == "__main__":
-    from sis_jax.core import cli
+    from sis_jax.runs import cli
 
     cli.main(report)

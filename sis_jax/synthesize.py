@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sis_jax.core import cli
+from sis_jax.ops.progress import progress, say
+from sis_jax.runs import cli
 
 if TYPE_CHECKING:
-    from sis_jax._teacher import Teacher
-    from sis_jax.core.types import Generator
     from sis_jax.data.folder import Dataset, Example
     from sis_jax.data.parts import Parts
+    from sis_jax.stages.teacher import Teacher
+    from sis_jax.types import Generator
 
 CHUNK = 128  # examples between two points from which a killed run goes on
 
@@ -50,10 +51,10 @@ def synthesize(
 
     Returns the Dataset. Raises UsageError where there are no parts or the numbers cannot work.
     """
-    from sis_jax._teacher import Teacher
-    from sis_jax.core import parallel
-    from sis_jax.core.types import UsageError
+    from sis_jax import parallel
     from sis_jax.data.folder import Dataset
+    from sis_jax.stages.teacher import Teacher
+    from sis_jax.types import UsageError
 
     _check(n, val, truncation, seed, mix)
     process, processes = parallel.initialize()  # before anything touches a device
@@ -66,7 +67,7 @@ def synthesize(
     teacher = teacher if mix is None else teacher.mixing(mix)
     place = place.parent if place.name == "data" else place
     if teacher.parts.background.get("found") is False:
-        cli.say("the background was not found, so no pixel has class 0: see the warnings in report.html")
+        say("the background was not found, so no pixel has class 0: see the warnings in report.html")
     psi = teacher.truncation if truncation is None else truncation
     config = {"n": n, "val": val, "truncation": psi, "soft": soft, "seed": seed, "classes": [c["name"] for c in teacher.parts.classes]}
     config |= {} if mix is None else {"mix": mix}
@@ -82,7 +83,7 @@ def synthesize(
 
 
 def _check(n: int, val: float, truncation: float | None, seed: int, mix: float | None = None) -> None:
-    from sis_jax.core.types import UsageError
+    from sis_jax.types import UsageError
 
     if n < 2:
         raise UsageError(f"n is {n}, expected at least 2 pictures (10000 is the default)")
@@ -99,13 +100,13 @@ def _check(n: int, val: float, truncation: float | None, seed: int, mix: float |
 def _write_as_stage(place: Path, teacher: Teacher, config: dict[str, Any], overwrite: bool, processes: int, asked: dict[str, Any]) -> None:
     """The first process: it holds the run folder, writes classes and card, and puts the metadata together."""
     from sis_jax.data.folder import CARD, CLASSES, METADATA, classes_json
-    from sis_jax.data.run import RunFolder
+    from sis_jax.runs.run import RunFolder
 
     with RunFolder.open(place, overwrite) as run:
         inputs = {"generator": teacher.gen.info.sha256, "parts": teacher.parts.digest()}
         with run.stage("synthesize", config, inputs=inputs, generator=teacher.gen.info, command=cli.command("synthesize", asked)) as stage:
             if stage.done:
-                cli.say(f"{place / 'data'} already holds this dataset; give --overwrite to write it again")
+                say(f"{place / 'data'} already holds this dataset; give --overwrite to write it again")
                 return
             if not stage.resumed:
                 shutil.rmtree(place / "data", ignore_errors=True)
@@ -127,7 +128,7 @@ def _write_share(folder: Path, teacher: Teacher, config: dict[str, Any], process
     for split, seeds in splits.items():
         writer = _writer(folder / split, len(seeds))
         todo += [(writer, chunk, seeds) for i, chunk in enumerate(writer.chunks()) if i % processes == process and not writer.done(chunk)]
-    bar = cli.progress(sum(map(len, splits.values())), "pictures", "img")
+    bar = progress(sum(map(len, splits.values())), "pictures", "img")
     bar.update(bar.total - sum(len(chunk) for _, chunk, _ in todo))
     for writer, chunk, seeds in todo:
         writer.write(chunk, _examples(teacher, [seeds[i] for i in chunk], config))

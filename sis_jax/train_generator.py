@@ -1,7 +1,7 @@
 """Train a StyleGAN2 on a folder of photos: `python -m sis_jax.train_generator PHOTOS --out DIR`.
 
-The method is StyleGAN2 with adaptive augmentation (arXiv 1912.04958, 2006.06676); one step is in `nn/stylegan2_training.py`. The loop around it
-is `_generator_trainer.py`; this file holds the arguments, their checks, and the run folder.
+The method is StyleGAN2 with adaptive augmentation (arXiv 1912.04958, 2006.06676); one step is in `training/gan.py`. The loop around it
+is `training/generator_loop.py`; this file holds the arguments, their checks, and the run folder.
 
     DIR/
     ├── run.json · curves.csv
@@ -15,13 +15,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sis_jax._generator_trainer import Trainer
-from sis_jax.core import cli
-from sis_jax.core.types import UsageError
-from sis_jax.data.run import RunFolder
+from sis_jax.runs import cli
+from sis_jax.runs.run import RunFolder
+from sis_jax.training.generator_loop import Trainer
+from sis_jax.types import UsageError
 
 if TYPE_CHECKING:
-    from sis_jax.nn.stylegan2 import StyleGAN2
+    from sis_jax.models.stylegan2 import StyleGAN2
 
 
 def train_generator(
@@ -123,9 +123,10 @@ def _discard(folder: Path) -> None:
 def _plan(config: dict[str, Any]) -> dict[str, Any]:
     """The seconds are those of two processor cores: 1.4e10 multiply-adds of the forward pass a second, as 22 pictures of the default's size are."""
     _check(config)
-    from sis_jax.nn import stylegan2, stylegan2_training
+    from sis_jax.models import stylegan2
+    from sis_jax.training import gan
 
-    work = stylegan2_training.multiply_adds(stylegan2.channel_table(config["resolution"], config["channel_base"], config["channel_max"]))
+    work = gan.multiply_adds(stylegan2.channel_table(config["resolution"], config["channel_base"], config["channel_max"]))
     seconds = min(config["images"] * work / 1.4e10, 60 * config["minutes"] if config["minutes"] else float("inf"))
     files = ["run.json", "curves.csv", "samples/*.png", "checkpoints/", "generator/"]
     return {"files": files, "images": config["images"], "seconds": seconds}

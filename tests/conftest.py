@@ -51,6 +51,6 @@ def _free_programs():
     """Every compiled program holds memory maps, of which a process may have some 65,000: the whole suite in one process would run out and crash."""
     yield
     jax.clear_caches()
-    parallel = sys.modules.get("sis_jax.core.parallel")
+    parallel = sys.modules.get("sis_jax.parallel")
     if parallel is not None:
         parallel._compiled.cache_clear()

@@ -3,15 +3,15 @@
 import jax.numpy as jnp
 import numpy as np
 
-from sis_jax.core.types import Info, Samples, latents_from_seeds
-from sis_jax.nn.dcgan import DCGAN, DCGANConfig
-from sis_jax.nn.stylegan2 import GeneratorConfig, StyleGAN2
-from sis_jax.nn.stylegan2_discriminator import Discriminator, DiscriminatorConfig
+from sis_jax.models.dcgan import DCGAN, DCGANConfig
+from sis_jax.models.discriminator import Discriminator, DiscriminatorConfig
+from sis_jax.models.stylegan2 import GeneratorConfig, StyleGAN2
+from sis_jax.types import Info, Samples, latents_from_seeds
 
 
 def _filled(module, seed, info):
     """`module` with every array redrawn N(0, 1), biases and strengths small: no layer is left at a zero that would hide it."""
-    from sis_jax.weights.build import arrays_of, build
+    from sis_jax.checkpoints.build import arrays_of, build
 
     rng = np.random.default_rng(seed)
     arrays = {}

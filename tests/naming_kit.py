@@ -4,11 +4,11 @@ import fakes
 import jax.numpy as jnp
 import numpy as np
 
-from sis_jax.core.types import Info, Samples, latents_from_seeds
-from sis_jax.nn.clip import CLIPConfig, CLIPNetwork, TextConfig, TransformerConfig, ViTConfig
-from sis_jax.weights.build import arrays_of, build
-from sis_jax.weights.clip_inputs import Preprocessing, Tokenizer
-from sis_jax.weights.clip_model import CLIP
+from sis_jax.checkpoints.build import arrays_of, build
+from sis_jax.checkpoints.clip import CLIP
+from sis_jax.checkpoints.clip_inputs import Preprocessing, Tokenizer
+from sis_jax.models.clip import CLIPConfig, CLIPNetwork, TextConfig, TransformerConfig, ViTConfig
+from sis_jax.types import Info, Samples, latents_from_seeds
 
 _VOCABULARY, _CONTEXT, _SIDE, _PATCH = 49408, 12, 16, 4
 
@@ -39,7 +39,7 @@ def two_words(scale=5.0, name="two words"):
 
 def save(clip, folder):
     """A weights folder with it."""
-    from sis_jax.weights import clip_files
+    from sis_jax.checkpoints import clip_files
 
     clip_files.write_folder(clip_files.Stored(clip.config, arrays_of(clip.network), clip.preprocessing, clip.tokenizer, clip.info), folder)
     return folder

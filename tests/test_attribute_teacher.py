@@ -1,10 +1,10 @@
-"""`nn/attribute_teacher.py`: areas by hand, calibrated odds, and a teacher that learns where a fact shows."""
+"""`scripts/faces_clip/attribute_teacher.py`: areas by hand, calibrated odds, and a teacher that learns where a fact shows."""
 
+import attribute_teacher
 import numpy as np
 import pytest
 
-from sis_jax.core.linear import roc_area
-from sis_jax.nn import attribute_teacher
+from sis_jax.ops.linear_models import roc_area
 
 
 def pictures(n, seed=0):

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sis_jax.core import augment as module
-from sis_jax.core.augment import adjust_probability, augment, resample
+from sis_jax.ops import augment as module
+from sis_jax.ops.augment import adjust_probability, augment, resample
 
 run = jax.jit(augment)
 

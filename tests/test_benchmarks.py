@@ -8,12 +8,12 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from sis_jax.core import draw
-from sis_jax.core.types import SisError, UsageError
-from sis_jax.data import tfds_export
+from sis_jax.data import draw
 from sis_jax.data.benchmark_layouts import CELEBA_PARTS
 from sis_jax.data.benchmarks import BENCHMARKS, PAPER, open_benchmark
-from sis_jax.data.truth import open_pairs, read_mask, read_photo
+from sis_jax.data.exports import tfds as tfds_export
+from sis_jax.data.ground_truth import open_pairs, read_mask, read_photo
+from sis_jax.types import SisError, UsageError
 
 
 def save(path, array, **options):

@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 
 import sis_jax
-from sis_jax.core.types import Generator, SisError, UsageError
-from sis_jax.nn.biggan import interpolate, stats_position
-from sis_jax.weights import convert, files, verify
-from sis_jax.weights.biggan import published_settings
-from sis_jax.weights.containers import read_tree
-from sis_jax.weights.load import save_generator
-from sis_jax.weights.sources import recognise
+from sis_jax.checkpoints import convert, files, verify
+from sis_jax.checkpoints.containers import read_tree
+from sis_jax.checkpoints.layouts.biggan import published_settings
+from sis_jax.checkpoints.load import save_generator
+from sis_jax.checkpoints.sources import recognise
+from sis_jax.models.biggan import interpolate, stats_position
+from sis_jax.types import Generator, SisError, UsageError
 
 CHECKPOINT = "biggan32-pytorch_model.bin"
 TAPS = {"4x4": "layer0", "8x8": "layer3", "16x16": "layer4", "32x32": "layer5"}  # layer2 is the attention

@@ -9,18 +9,18 @@ import pytest
 from PIL import Image
 
 from sis_jax import __main__ as door
-from sis_jax._inputs import digests, gather
-from sis_jax.core import draw
-from sis_jax.core.features import sample_seeds
-from sis_jax.core.types import SisError, UsageError
+from sis_jax.checkpoints import save_generator
+from sis_jax.data import draw
 from sis_jax.data.blanks import read_blanks
 from sis_jax.data.parts import Parts, classes_from
 from sis_jax.discover import discover
 from sis_jax.export import export
 from sis_jax.methods.datasetgan import DatasetGAN
 from sis_jax.methods.labels4free import Labels4Free
+from sis_jax.ops.sampling import sample_seeds
+from sis_jax.stages.inputs import digests, gather
 from sis_jax.synthesize import synthesize
-from sis_jax.weights import save_generator
+from sis_jax.types import SisError, UsageError
 
 SIDE = 16
 
@@ -232,7 +232,7 @@ def test_digest_of_photos_sees_names_sizes_and_number(tmp_path):
 
 
 def test_blanks_of_something_else_are_refused(generator, blanks):
-    from sis_jax.weights import load_generator
+    from sis_jax.checkpoints import load_generator
 
     paint(blanks)
     gen = load_generator(generator)

@@ -14,8 +14,9 @@ from typing import Literal
 import pytest
 
 import sis_jax
-from sis_jax.core import cli, flags
-from sis_jax.core.types import SisError
+from sis_jax.ops.progress import progress, progress_shown, say, showing_progress
+from sis_jax.runs import cli, flags
+from sis_jax.types import SisError
 
 VERB = '''
 """A verb for the tests."""
@@ -35,11 +36,11 @@ def discover(gen: Generator | str | None = None, *, k: int | Literal["auto"] = 6
     k, seeds: how many clusters,
     and the seeds.
     """
-    from sis_jax.core import cli
-    from sis_jax.core.types import SisError, UsageError
+    from sis_jax.runs import cli
+    from sis_jax.types import SisError, UsageError
     if fail:
         raise {"usage": UsageError("asked wrongly"), "work": SisError("went wrong"), "bug": RuntimeError("a bug"), "stop": KeyboardInterrupt()}[fail]
-    for _ in cli.progress(range(3), "working", "step"):
+    for _ in progress(range(3), "working", "step"):
         pass
     with open(out, "w") as file:
         import json
@@ -49,7 +50,7 @@ def discover(gen: Generator | str | None = None, *, k: int | Literal["auto"] = 6
 discover.plan = lambda config: {"files": [f"{config['out']}/parts.json"], "seconds": 130, "memory_bytes": 3 * 2**30, "note": "small"}
 
 if __name__ == "__main__":
-    from sis_jax.core import cli
+    from sis_jax.runs import cli
     cli.main(discover, variants={"method": {"plain": "test_methods_of_cli:Plain", "fancy": "test_methods_of_cli:Fancy"}})
 '''
 
@@ -285,32 +286,32 @@ def test_byte_sizes(count, text):
 
 
 def test_progress_is_quiet_until_asked(capsys):
-    assert list(cli.progress([1, 2], "x", "u")) == [1, 2]
+    assert list(progress([1, 2], "x", "u")) == [1, 2]
     assert capsys.readouterr().err == ""
-    with cli.showing_progress(), cli.progress(4, "counting", "thing") as bar:
+    with showing_progress(), progress(4, "counting", "thing") as bar:
         bar.update(4)
     assert re.search(r"counting: 100%.*4/4.*thing", capsys.readouterr().err)
 
 
 def test_notes_follow_the_progress_switch(capsys):
-    cli.say("hidden")
-    with cli.showing_progress():
-        assert cli.progress_shown()
-        cli.say("seen")
+    say("hidden")
+    with showing_progress():
+        assert progress_shown()
+        say("seen")
     assert capsys.readouterr().err == "seen\n"
 
 
 @pytest.mark.parametrize("given", ["", "--xla_force_host_platform_device_count=3"])
 def test_cpu_cores_become_devices(given):
     env = {k: v for k, v in os.environ.items() if k not in ("NPROC", "XLA_FLAGS")} | {"XLA_FLAGS": given, "JAX_PLATFORMS": "cpu"}
-    code = "import os\nos.sched_getaffinity = lambda _: range(6)\nfrom sis_jax.core import cli\ncli.use_cpu_cores()\nimport jax\nprint(len(jax.devices()))"
+    code = "import os\nos.sched_getaffinity = lambda _: range(6)\nfrom sis_jax.runs import cli\ncli.use_cpu_cores()\nimport jax\nprint(len(jax.devices()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert done.stdout == ("3\n" if given else "4\n"), done.stderr
 
 
 def test_compiled_programs_are_kept_between_processes(tmp_path):
     code = (
-        "import sys\nfrom sis_jax.core import cli\nfolder = cli.enable_compilation_cache()\nassert 'jax' not in sys.modules\nprint(folder)\n"
+        "import sys\nfrom sis_jax.runs import cli\nfolder = cli.enable_compilation_cache()\nassert 'jax' not in sys.modules\nprint(folder)\n"
         "import jax\njax.jit(lambda x: x * 2 + 1)(3.0).block_until_ready()"
     )
     env = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}

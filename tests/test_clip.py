@@ -21,10 +21,10 @@ from clip_kit import close
 from PIL import Image
 
 import sis_jax
-from sis_jax.core.types import SisError, UsageError
-from sis_jax.nn import clip as nets
-from sis_jax.weights import clip_inputs, clip_model, clip_names, convert, files, verify
-from sis_jax.weights.clip_inputs import Preprocessing, Tokenizer
+from sis_jax.checkpoints import clip, clip_inputs, clip_names, convert, files, verify
+from sis_jax.checkpoints.clip_inputs import Preprocessing, Tokenizer
+from sis_jax.models import clip as nets
+from sis_jax.types import SisError, UsageError
 
 ROOT = Path(__file__).parents[1]
 
@@ -126,10 +126,10 @@ def test_works_inside_jit_and_vmap_and_takes_chunks(folder, expected):
 def test_one_compilation_per_shape(folder):
     clip = sis_jax.load_clip(folder / "openai_vit_tiny.pt")
     pixels = np.zeros((11, 32, 32, 3), np.float32)
-    clip_model._encode_image.clear_cache()
+    clip._encode_image.clear_cache()
     for n in (5, 9, 10, 11):
         clip.encode_image(pixels[:n], batch=5)
-    assert clip_model._encode_image._cache_size() == 1
+    assert clip._encode_image._cache_size() == 1
 
 
 @pytest.mark.parametrize(
@@ -141,8 +141,8 @@ def test_one_compilation_per_shape(folder):
         (lambda c: c.encode_text(np.full((1, 77), 300, np.int32)), "from 0 to 299"),
         (lambda c: c.encode_text(np.zeros((1, 78), np.int32)), r"\[b, 77\], got int32\[1, 78\]"),
         (lambda c: c.encode_text("hair"), "knows 300 tokens and came without vocab.json and merges.txt"),
-        (lambda c: clip_model._texts(3), "a string or a list of strings, got int"),
-        (lambda c: clip_model._texts(["hair", 3]), "a string or a list of strings, got list"),
+        (lambda c: clip._texts(3), "a string or a list of strings, got int"),
+        (lambda c: clip._texts(["hair", 3]), "a string or a list of strings, got list"),
         (lambda c: c.encode_image(np.zeros((1, 32, 32, 3), np.float32), batch=0), "batch must be a whole number of at least 1, got 0"),
         (lambda c: c.preprocess(np.zeros((9, 9, 3), np.float32)), r"uint8\[h, w, 3\].*got float32\[9, 9, 3\]"),
         (lambda c: c.preprocess(np.zeros((9, 9), np.uint8)), r"got uint8\[9, 9\]"),
@@ -247,7 +247,7 @@ def test_nothing_warns(folder):
 
 WRONG_TYPES = """
 import sys, jax, numpy as np, sis_jax
-from sis_jax.core.types import UsageError
+from sis_jax.types import UsageError
 vit, resnet = (sis_jax.load_clip(path) for path in sys.argv[1:3])
 def refused(said, run):
     try:

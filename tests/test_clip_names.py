@@ -11,9 +11,9 @@ from clip_kit import close, save_pt
 from safetensors.numpy import load_file
 
 import sis_jax
-from sis_jax.core import cli
-from sis_jax.core.types import SisError, UsageError
-from sis_jax.weights import catalogue, convert, files
+from sis_jax.checkpoints import catalogue, convert, files
+from sis_jax.ops.progress import showing_progress
+from sis_jax.types import SisError, UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -204,7 +204,7 @@ def test_the_converter_takes_names(hub, folder, tmp_path, monkeypatch, capsys):
 
 def test_notes_are_told_once(folder, tmp_path, capfd):
     copy = shutil.copy(folder / "openai_vit_tiny.pt", tmp_path / "told-once.pt")
-    with cli.showing_progress():
+    with showing_progress():
         for _ in range(2):
             sis_jax.load_clip(copy)
     assert capfd.readouterr().err.count("told-once: such a file does not name its activation") == 1

@@ -1,13 +1,12 @@
-"""`nn/clip_training.py` and `data/captions.py`: the losses by hand, a network that learns two words, captions that are true."""
+"""`scripts/faces_clip`, training and captions: the losses by hand, a network that learns two words, captions that are true."""
 
+import captions
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sis_jax.data import captions
-from sis_jax.nn import clip_training as training
-from sis_jax.nn.clip import CLIPConfig, TextConfig, TransformerConfig, ViTConfig
+from sis_jax.models.clip import CLIPConfig, TextConfig, TransformerConfig, ViTConfig
 
 NAMES = [*captions.WITH, "Male", "Young", "No_Beard"]
 
@@ -235,9 +234,9 @@ def test_a_small_vocabulary_cuts_its_own_texts_like_the_large_one(tmp_path):
     import importlib.util
     from pathlib import Path
 
-    from sis_jax.weights.clip_inputs import Tokenizer, read_vocabulary, shipped_vocabulary
+    from sis_jax.checkpoints.clip_inputs import Tokenizer, read_vocabulary, shipped_vocabulary
 
-    place = Path(__file__).parents[1] / "scripts" / "train_faces_clip.py"
+    place = Path(__file__).parents[1] / "scripts" / "faces_clip" / "train.py"
     spec = importlib.util.spec_from_file_location("train_faces_clip", place)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)

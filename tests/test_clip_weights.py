@@ -20,10 +20,10 @@ from clip_kit import close, plain, save_pt
 from safetensors.numpy import load_file, save_file
 
 import sis_jax
-from sis_jax.core.types import SisError, UsageError
-from sis_jax.weights import convert, files, verify
-from sis_jax.weights.build import arrays_of
-from sis_jax.weights.containers import read_tree
+from sis_jax.checkpoints import convert, files, verify
+from sis_jax.checkpoints.build import arrays_of
+from sis_jax.checkpoints.containers import read_tree
+from sis_jax.types import SisError, UsageError
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "convert_weights.py"

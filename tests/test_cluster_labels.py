@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sis_jax.core import cluster_labels, crf, ops
-from sis_jax.core.types import UsageError
 from sis_jax.methods.segmentation_in_style import SegmentationInStyle
+from sis_jax.ops import cluster_labels, crf
+from sis_jax.ops.resize import resize_bilinear
+from sis_jax.types import UsageError
 
 
 def literally(evidence, image):
@@ -57,7 +58,7 @@ def test_mean_field_is_its_definition(height, width, classes):
 def test_a_picture_and_its_enlargement_are_treated_alike():
     rng = np.random.default_rng(2)
     coarse = rng.normal(size=(1, 8, 8, 3 + 3))
-    small = np.array(ops.resize_bilinear(jnp.asarray(coarse, jnp.float32), (64, 64)))
+    small = np.array(resize_bilinear(jnp.asarray(coarse, jnp.float32), (64, 64)))
     small += 0.3 * rng.normal(size=small.shape).astype(np.float32)  # specks
     large = small.repeat(4, 1).repeat(4, 2)
     labels, again = (np.asarray(crf.best(jnp.asarray(x[..., :3]) * 2, jnp.asarray(x[..., 3:]) * 0.5)[0]) for x in (small, large))

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sis_jax.core.types import UsageError
+from sis_jax.types import UsageError
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "compare_methods.py"
 

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sis_jax.core import ops
-from sis_jax.core.types import UsageError
-from sis_jax.methods import Inputs, get
+from sis_jax.methods.base import Inputs, get
 from sis_jax.methods.datasetgan import DatasetGAN, choose_pixels
-from sis_jax.nn import pixel_classifiers as pixels
+from sis_jax.ops.resize import resize_bilinear
+from sis_jax.training import pixel_classifiers as pixels
+from sis_jax.types import UsageError
 
 SIDE = 16
 NAMES = {0: "background", 3: "disc"}
@@ -27,7 +27,7 @@ def maps(*shapes, n=3, seed=0):
 
 def whole(features, side=SIDE):
     """Hypercolumns by the definition: all maps enlarged, then concatenated."""
-    return np.concatenate([ops.resize_bilinear(x, (side, side), antialias=False) for x in features], -1)
+    return np.concatenate([resize_bilinear(x, (side, side), antialias=False) for x in features], -1)
 
 
 def layers(d, members=4, classes=3, hidden=(8, 5), seed=1):

@@ -9,9 +9,9 @@ import pytest
 from safetensors.numpy import save_file
 
 import sis_jax
-from sis_jax.core.types import Generator, SisError, UsageError
-from sis_jax.nn.dcgan import conv_transpose
-from sis_jax.weights import convert, files
+from sis_jax.checkpoints import convert, files
+from sis_jax.models.dcgan import conv_transpose
+from sis_jax.types import Generator, SisError, UsageError
 
 WIDTHS = (6, 12, 8, 5, 3)  # z, three stages, RGB: 32 pixels
 

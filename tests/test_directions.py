@@ -1,4 +1,4 @@
-"""`directions.py`: scores, learning, strength, latent optimisation and style space, on a generator and a CLIP whose answers are known."""
+"""`stages/directions.py`: scores, learning, strength, latent optimisation and style space, on a generator and a CLIP whose answers are known."""
 
 import clip_kit
 import fakes
@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import sis_jax
-from sis_jax import directions
-from sis_jax.core.types import SisError, UsageError
-from sis_jax.nn import clip_directions as bodies
-from sis_jax.nn.moved import moved
+from sis_jax.models import clip_directions as bodies
+from sis_jax.models.moved import moved
+from sis_jax.stages import directions
+from sis_jax.types import SisError, UsageError
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 import sis_jax
-from sis_jax.core.types import SisError, UsageError
+from sis_jax.checkpoints import files
+from sis_jax.checkpoints.build import arrays_of
 from sis_jax.data.parts import Parts
-from sis_jax.weights import files
-from sis_jax.weights.build import arrays_of
+from sis_jax.types import SisError, UsageError
 
 ROOT = Path(sis_jax.__file__).parents[1]
 QUICK = {"k": 3, "layer": "16x16", "n": 6, "n_init": 1, "max_points": 1536}
@@ -45,7 +45,7 @@ def one_line(text):
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """A weights folder with a tiny StyleGAN2 in it."""
-    from sis_jax.weights import save_generator
+    from sis_jax.checkpoints import save_generator
 
     return save_generator(fakes.tiny_stylegan2(16), tmp_path_factory.mktemp("weights") / "tiny")
 
@@ -122,7 +122,7 @@ def test_another_configuration_is_refused(run, weights, change, said):
 
 def test_other_weights_are_refused(run, tmp_path):
     """The same path with other numbers in it is not the same generator."""
-    from sis_jax.weights import load_generator, save_generator
+    from sis_jax.checkpoints import load_generator, save_generator
 
     other = load_generator(save_generator(fakes.tiny_stylegan2(16, seed=9), tmp_path / "tiny"))
     with pytest.raises(UsageError, match="already has discover with"):
@@ -186,7 +186,7 @@ def test_only_methods_that_cluster_say_lower_k():
     from types import SimpleNamespace
 
     from sis_jax.discover import _warnings
-    from sis_jax.methods import METHODS, get
+    from sis_jax.methods.base import METHODS, get
 
     said = {}
     for name in METHODS:
@@ -270,8 +270,8 @@ def test_the_default_from_the_shell(shell_run):
 @pytest.fixture
 def call(capfd, monkeypatch):
     """The command line without a new process: exit code and what it said."""
-    from sis_jax.core import cli
     from sis_jax.discover import METHODS, discover
+    from sis_jax.runs import cli
 
     monkeypatch.setattr(cli, "enable_compilation_cache", lambda: None)
 
@@ -355,8 +355,8 @@ def test_impossible_numbers_from_the_shell(call, weights, tmp_path):
 
 
 def test_dry_run_touches_nothing(capfd, weights, tmp_path):
-    from sis_jax.core import cli
     from sis_jax.discover import METHODS, discover
+    from sis_jax.runs import cli
 
     code = cli.run(discover, {"method": METHODS}, [str(weights), "--dry-run", "--recipe", "paper", "--out", str(tmp_path / "run")])
     said = capfd.readouterr().out

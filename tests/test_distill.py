@@ -16,11 +16,12 @@ import pytest
 from flax import nnx
 
 import sis_jax
-from sis_jax import _adaptation, _student_trainer
-from sis_jax._adaptation import Judgement
-from sis_jax.core.types import SisError, UsageError
-from sis_jax.data import refine
 from sis_jax.data.pairs import Pairs
+from sis_jax.ops import grabcut
+from sis_jax.stages import adapt
+from sis_jax.stages.adapt import Judgement
+from sis_jax.training import student_loop
+from sis_jax.types import SisError, UsageError
 
 PARTS = {"k": 3, "layer": "16x16", "n": 6, "n_init": 1, "max_points": 1536}
 ROOT = Path(__file__).parents[1]
@@ -29,7 +30,7 @@ QUICK = {"steps": 6, "batch": 8, "width": 8, "snapshot": 2, "trim": 0.0}
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    from sis_jax.weights import save_generator
+    from sis_jax.checkpoints import save_generator
 
     return save_generator(fakes.tiny_stylegan2(16), tmp_path_factory.mktemp("weights") / "tiny")
 
@@ -90,7 +91,7 @@ def test_resuming_gives_the_same_bits_in_every_phase(run, photos, tmp_path, at, 
     settings = QUICK | {"photos": photos, "adapt_steps": 3, "rounds": 2, "batch": 4}
     sis_jax.distill(str(run), out=str(tmp_path / "whole"), **settings)
     calls = []
-    straight = _student_trainer.Trainer._blocks
+    straight = student_loop.Trainer._blocks
 
     def killed(self, rows):
         calls.append(1)
@@ -98,11 +99,11 @@ def test_resuming_gives_the_same_bits_in_every_phase(run, photos, tmp_path, at, 
             raise _Killed
         return straight(self, rows)
 
-    monkeypatch.setattr(_student_trainer.Trainer, "_blocks", killed)
+    monkeypatch.setattr(student_loop.Trainer, "_blocks", killed)
     with pytest.raises(_Killed):
         sis_jax.distill(str(run), out=str(tmp_path / "cut"), **settings)
     again = []
-    monkeypatch.setattr(_student_trainer.Trainer, "_blocks", lambda self, rows: again.append(1) or straight(self, rows))
+    monkeypatch.setattr(student_loop.Trainer, "_blocks", lambda self, rows: again.append(1) or straight(self, rows))
     sis_jax.distill(str(run), out=str(tmp_path / "cut"), **settings)
     assert len(again) < 12 - (at - 1) + settings["snapshot"], "it began again instead of going on"
     for name in ("model.safetensors", "curves.csv"):
@@ -160,7 +161,7 @@ def test_adaptation_says_what_it_compared(run, photos, tmp_path):
 
 
 def test_a_student_begins_with_another_at_a_larger_side(run, student, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(_student_trainer.Trainer, "_choose", lambda self: None)
+    monkeypatch.setattr(student_loop.Trainer, "_choose", lambda self: None)
     settings = QUICK | {"steps": 0, "side": 32, "start_from": str(run), "rounds": 0}
     same = sis_jax.distill(str(run), out=str(tmp_path / "same"), **settings)
     a, b = (jax.tree.leaves(nnx.state(s.network)) for s in (student, same))
@@ -181,7 +182,7 @@ def test_a_student_begins_with_another_at_a_larger_side(run, student, photos, tm
 def test_an_adaptation_that_shakes_is_not_kept(run, student, photos, tmp_path, monkeypatch, side):
     """Whatever the photos did, a worse student is thrown away, and the one from before is what is written, with its own side."""
     said = iter([Judgement(0.9, 0.8, 0.7), Judgement(0.95, 0.7, 0.7)])
-    monkeypatch.setattr(_adaptation, "judge", lambda *a: next(said))
+    monkeypatch.setattr(adapt, "judge", lambda *a: next(said))
     start = {"start_from": str(run), "steps": 0, "side": side} if side else {}
     kept = sis_jax.distill(str(run), out=str(tmp_path / "adapted"), photos=photos, adapt_steps=2, **QUICK | start)
     plain = student if side else sis_jax.distill(str(run), out=str(tmp_path / "plain"), **QUICK)
@@ -208,8 +209,8 @@ def test_agreement_is_of_masks_that_follow_the_photo(student, monkeypatch):
     photos = photos.astype(np.uint8)
 
     def says(ground):
-        monkeypatch.setattr(_adaptation, "_opinions", lambda student, photos: np.stack([ground, 1 - ground], -1).astype(np.float32))
-        return _adaptation.agreement(student, photos, True)
+        monkeypatch.setattr(adapt, "_opinions", lambda student, photos: np.stack([ground, 1 - ground], -1).astype(np.float32))
+        return adapt.agreement(student, photos, True)
 
     seeing = says(1 - photos[..., 0] / 255)
     blind = says(np.broadcast_to(np.where(y < 8, 0.9, 0.1), discs.shape))
@@ -291,16 +292,16 @@ def test_colours_correct_a_mask_that_leaks():
     ground = np.where(truth, 0.05, 0.9).astype(np.float32)
     ground[24:, 36:] = 0.2
     wrong = (ground < 0.5) != truth
-    found = refine.foreground(photo, ground, np.where(truth, 0.05, 0.9).astype(np.float32))
+    found = grabcut.foreground(photo, ground, np.where(truth, 0.05, 0.9).astype(np.float32))
     assert wrong.mean() > 0.1 and (found != truth).mean() < 0.02
-    many = refine.foregrounds(np.stack([photo] * 3), lambda i: ground, ground, threads=2)
+    many = grabcut.foregrounds(np.stack([photo] * 3), lambda i: ground, ground, threads=2)
     np.testing.assert_array_equal(many[0], many[2])
 
 
 def test_nothing_to_compare_keeps_the_opinion():
     photo = np.zeros((16, 16, 3), np.uint8)
     sure = np.full((16, 16), 0.99, np.float32)
-    assert not refine.foreground(photo, sure, sure).any()
+    assert not grabcut.foreground(photo, sure, sure).any()
 
 
 @pytest.mark.parametrize(
@@ -328,7 +329,7 @@ def test_a_run_without_parts_or_data_is_told(tmp_path):
 @pytest.mark.parametrize("side", [8, 12, 16, 24, 32])
 def test_photos_are_reduced_to_any_side(side):
     """A student that `--start-from` brings may have a side that does not divide that of the photos."""
-    from sis_jax._adaptation import reduced
+    from sis_jax.stages.adapt import reduced
 
     ramp = np.broadcast_to(np.arange(16, dtype=np.uint8)[:, None] * 10, (2, 16, 16))[..., None].repeat(3, -1)
     found = reduced(ramp, side)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sis_jax.core import draw
-from sis_jax.core.types import UsageError
+from sis_jax.data import draw
+from sis_jax.runs import charts
+from sis_jax.types import UsageError
 
 # Machado, Oliveira and Fernandes (2009), severity 1, in linear RGB.
 _VIEWERS = {
@@ -124,7 +125,7 @@ def test_sample_grid_has_three_rows():
 def test_charts_are_well_formed():
     from xml.etree import ElementTree
 
-    chart = draw.line_chart_svg(
+    chart = charts.line_chart_svg(
         {"a<b": [(1, 0.5), (2, float("nan")), (4, 0.25)], "c": [(1, 1)]}, x_label="k & n", y_label="score", marked=[(4, 0.25)]
     )
     root = ElementTree.fromstring(chart)
@@ -136,17 +137,17 @@ def test_charts_are_well_formed():
     (_, low), (_, high) = (tuple(map(float, p.split(","))) for p in lines[0].attrib["points"].split())
     assert low < high
     heat = ElementTree.fromstring(
-        draw.heatmap_svg(np.array([[0.1, np.nan], [0.3, 0.9]]), ["16x16", "32x32"], ["k=3", "k=4"], chosen=(1, 1))
+        charts.heatmap_svg(np.array([[0.1, np.nan], [0.3, 0.9]]), ["16x16", "32x32"], ["k=3", "k=4"], chosen=(1, 1))
     )
     cells = heat.findall("{*}rect")
     assert len(cells) == 3
     assert "stroke" in cells[2].attrib
-    assert draw.line_chart_svg({}) == ""
-    ElementTree.fromstring(draw.line_chart_svg({"one": [(3, 3)]}))
+    assert charts.line_chart_svg({}) == ""
+    ElementTree.fromstring(charts.line_chart_svg({"one": [(3, 3)]}))
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(0.81349, "0.813"), (12.5, "12.5"), (3000, "3000"), (0, "0"), (1.23e-5, "1.2e-05"), (-0.5, "-0.5"), (6.0, "6")]
 )
 def test_numbers_are_short(value, text):
-    assert draw.number(value) == text
+    assert charts.number(value) == text

@@ -15,12 +15,13 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import sis_jax
-from sis_jax import _edit_directions as ways
-from sis_jax.core import cli, compositing
-from sis_jax.core.types import Info, SisError, UsageError
 from sis_jax.data.edits import Edit
 from sis_jax.data.parts import Parts
-from sis_jax.directions import Direction
+from sis_jax.ops import compositing
+from sis_jax.runs import cli
+from sis_jax.stages import edit_directions as ways
+from sis_jax.stages.directions import Direction
+from sis_jax.types import Info, SisError, UsageError
 
 edit = sis_jax.edit
 verb = sys.modules["sis_jax.edit"]
@@ -61,7 +62,7 @@ def room():
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    from sis_jax.weights import save_generator
+    from sis_jax.checkpoints import save_generator
 
     return save_generator(fakes.tiny_stylegan2(16), tmp_path_factory.mktemp("weights") / "tiny")
 
@@ -278,7 +279,7 @@ def test_a_seed_looks_the_same_in_any_company(run):
 
 
 def test_photos(run, weights, tmp_path, monkeypatch):
-    monkeypatch.setattr("sis_jax._project.STATISTICS", 64)
+    monkeypatch.setattr("sis_jax.stages.project.STATISTICS", 64)
     gen = sis_jax.load_generator(str(weights))
     for seed in (1, 2):
         Image.fromarray(gen.sample([seed], truncation=0.7).to_uint8()[0]).save(tmp_path / f"p{seed}.png")
@@ -340,7 +341,7 @@ def test_dry_run(tmp_path, capsys):
 
 def test_the_paths_that_are_printed_are_those_that_were_written(run, capsys):
     """A direction that the run keeps has two names, its own and its prompt; a file has a third."""
-    from sis_jax.weights import load_generator
+    from sis_jax.checkpoints import load_generator
 
     gen = load_generator(json.loads((run / "run.json").read_text())["stages"]["discover"]["config"]["gen"])
     (run / "directions").mkdir()

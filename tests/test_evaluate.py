@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sis_jax.core import cli, draw, metrics, protocols
-from sis_jax.core.scoring import match_names, measure
-from sis_jax.core.types import Info, SisError, UsageError
+from sis_jax.checkpoints.student import load_student
+from sis_jax.data import draw
 from sis_jax.data.benchmarks import open_benchmark
-from sis_jax.data.metrics import Metrics
-from sis_jax.data.page import write_page
-from sis_jax.data.run import RunFolder
 from sis_jax.evaluate import evaluate
-from sis_jax.weights.student import load_student
+from sis_jax.ops import metrics, protocols
+from sis_jax.ops.scoring import match_names, measure
+from sis_jax.runs import cli
+from sis_jax.runs.metrics import Metrics
+from sis_jax.runs.page import write_page
+from sis_jax.runs.run import RunFolder
+from sis_jax.types import Info, SisError, UsageError
 
 PRED = [{"id": 0, "name": "background"}, {"id": 1, "name": "Hair"}, {"id": 2, "name": "part 2"}]
 TRUE = [{"id": i, "name": n} for i, n in enumerate(["background", "skin", "hair", "l_eye", "r_eye"])]

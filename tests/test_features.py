@@ -1,11 +1,11 @@
-"""`core/features.py`: any number of samples, any batch, any number of devices, one result."""
+"""`ops/sampling.py`: any number of samples, any batch, any number of devices, one result."""
 
 import fakes
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sis_jax.core.features import map_samples, sample_seeds
+from sis_jax.ops.sampling import map_samples, sample_seeds
 
 
 def body(gen, z, truncation, *more, taps, factor=1.0):

@@ -11,12 +11,12 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from sis_jax import __main__ as door
-from sis_jax.core.types import SisError, UsageError
-from sis_jax.data import formats
+from sis_jax.data.exports import formats
+from sis_jax.data.exports.polygons import fill, polygons
 from sis_jax.data.folder import Dataset, Example, SplitWriter, classes_json
-from sis_jax.data.polygons import fill, polygons
-from sis_jax.data.truth import open_pairs
+from sis_jax.data.ground_truth import open_pairs
 from sis_jax.export import export
+from sis_jax.types import SisError, UsageError
 
 CLASSES = [{"id": 1, "name": "hair"}, {"id": 3, "name": "skin: tone"}]
 

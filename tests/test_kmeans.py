@@ -1,4 +1,4 @@
-"""`core/kmeans.py` against scikit-learn (stored and live), on one and eight devices, with weights, empty clusters, batches and bad input."""
+"""`ops/kmeans.py` against scikit-learn (stored and live), on one and eight devices, with weights, empty clusters, batches and bad input."""
 
 import jax
 import jax.numpy as jnp
@@ -7,10 +7,10 @@ import pytest
 from sklearn.cluster import KMeans as Reference
 from threadpoolctl import threadpool_limits
 
-from sis_jax.core import kmeans_steps as steps
-from sis_jax.core import parallel
-from sis_jax.core.kmeans import KMeans, _contenders, _Data, assign, kmeans, minibatch_kmeans, predict, scores
-from sis_jax.core.types import UsageError
+from sis_jax import parallel
+from sis_jax.ops import kmeans_steps as steps
+from sis_jax.ops.kmeans import KMeans, _contenders, _Data, assign, kmeans, minibatch_kmeans, predict, scores
+from sis_jax.types import UsageError
 
 
 def smooth_features(n, d, parts=9, seed=0, noise=0.3):

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 import sis_jax
-from sis_jax import _naming
-from sis_jax.core import cli, ops
-from sis_jax.core.types import SisError, UsageError
 from sis_jax.data.parts import Parts
 from sis_jax.label import label, shell
-from sis_jax.nn.clip_regions import pool_regions, to_pixels
+from sis_jax.models.clip_regions import pool_regions, to_pixels
+from sis_jax.ops.resize import resize_bilinear
+from sis_jax.runs import cli
+from sis_jax.stages import naming
+from sis_jax.types import SisError, UsageError
 
 FACES_CLIP = str(Path(__file__).parents[1] / "ported_weights" / "faces-clip")
 LIGHT = {"a white disc": "disc", "black": "ground"}
@@ -46,7 +47,7 @@ def test_pooling_is_that_of_upsampled_features(align_corners):
     features = rng.standard_normal((2, 3, 5, 4)).astype(np.float32)
     labels = rng.integers(0, 3, (2, 12, 10)).astype(np.uint8)
     labels[1, 6:] = 255  # filled up: no cluster
-    large = np.asarray(ops.resize_bilinear(jnp.asarray(features), (12, 10), align_corners=align_corners, antialias=False))
+    large = np.asarray(resize_bilinear(jnp.asarray(features), (12, 10), align_corners=align_corners, antialias=False))
     sums, count = pool_regions(jnp.asarray(features), jnp.asarray(labels), 3, align_corners)
     for cluster in range(3):
         np.testing.assert_allclose(sums[cluster], large[labels == cluster].sum(0), rtol=1e-4, atol=1e-4)
@@ -63,7 +64,7 @@ def test_crops():
     image = np.full((8, 10, 3), 200, np.uint8)
     inside = np.zeros((8, 10), bool)
     inside[2:6, 0:2] = True
-    crop = _naming.masked_crop(image, inside)
+    crop = naming.masked_crop(image, inside)
     assert crop.shape == (6, 6, 3) and (crop == 200).all(-1).sum() == 8 and (crop == 127).all(-1).sum() == 28
     assert (crop[1:5, 2:4] == 200).all()  # in the middle, as far as it can be
 
@@ -88,8 +89,8 @@ def test_names(disc, clip, mode):
 def test_the_score_is_the_one_of_the_equation(disc, clip):
     """Cosines are 1 and -1 but for patches on the edge; the softmax of 5 times them is told by hand."""
     gen, parts = disc
-    teacher = _naming.Teacher.of(gen, parts)
-    found = _naming.name_parts(teacher, clip, _naming.Ontology((("white", "disc"), ("black", "ground"))), _naming.Naming(n=4))
+    teacher = naming.Teacher.of(gen, parts)
+    found = naming.name_parts(teacher, clip, naming.Ontology((("white", "disc"), ("black", "ground"))), naming.Naming(n=4))
     np.testing.assert_allclose(np.abs(found.cosine), 1, atol=1e-4)
     np.testing.assert_allclose(found.probability.max(1), 1 / (1 + np.exp(-10)), rtol=1e-4)
     assert found.table()["probability"][0] == pytest.approx(found.probability[0].tolist()) and len(found.table()["clusters"]) == 2
@@ -160,10 +161,10 @@ def test_long_prompts_say_what_was_cut(disc, clip):
 
 def test_batches_change_nothing(disc, clip, monkeypatch):
     gen, parts = disc
-    teacher, words = _naming.Teacher.of(gen, parts), _naming.Ontology((("white", "disc"), ("black", "ground")))
-    one = _naming.name_parts(teacher, clip, words, _naming.Naming(n=11))
-    monkeypatch.setattr(_naming, "BATCH", 3)
-    other = _naming.name_parts(teacher, clip, words, _naming.Naming(n=11))
+    teacher, words = naming.Teacher.of(gen, parts), naming.Ontology((("white", "disc"), ("black", "ground")))
+    one = naming.name_parts(teacher, clip, words, naming.Naming(n=11))
+    monkeypatch.setattr(naming, "BATCH", 3)
+    other = naming.name_parts(teacher, clip, words, naming.Naming(n=11))
     np.testing.assert_allclose(one.cosine, other.cosine, atol=1e-5)
 
 
@@ -181,7 +182,7 @@ def test_the_papers_setting():
 def test_resnets_name_too(disc):
     gen, parts = disc
     clip = sis_jax.load_clip(clip_kit.GOLDENS / "openai_rn_tiny.pt")
-    found = _naming._dense_regions(_naming.Teacher.of(gen, parts), clip, _naming.Naming(n=3), 2)
+    found = naming._dense_regions(naming.Teacher.of(gen, parts), clip, naming.Naming(n=3), 2)
     assert found[0].shape == (2, clip.config.embed_dim) and np.isfinite(found[0]).all() and found[1].sum() == 3 * 16 * 16
 
 
@@ -221,7 +222,7 @@ def test_parts_of_a_generator_that_is_not_found(disc, clip):
 @pytest.fixture
 def run(tmp_path):
     """A finished `discover` of a tiny network, and a CLIP in a folder."""
-    from sis_jax.weights import save_generator
+    from sis_jax.checkpoints import save_generator
 
     weights = save_generator(fakes.tiny_stylegan2(16), tmp_path / "tiny")
     sis_jax.discover(weights, out=str(tmp_path / "run"), k=3, layer="16x16", n=6, n_init=1, max_points=1536)

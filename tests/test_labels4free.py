@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 from fakes import tiny_dcgan, tiny_discriminator, tiny_stylegan2
 
-from sis_jax import methods
-from sis_jax.core import parallel
-from sis_jax.core.training_state import TrainingState
-from sis_jax.core.types import SisError, UsageError
-from sis_jax.methods import Inputs
+from sis_jax import methods, parallel
+from sis_jax.methods.base import Inputs
 from sis_jax.methods.labels4free import RECIPES, Labels4Free
-from sis_jax.nn import alpha as nets
-from sis_jax.nn import labels4free_checks as checks
-from sis_jax.nn import labels4free_training as training
+from sis_jax.models import alpha as nets
+from sis_jax.training import labels4free as training
+from sis_jax.training import labels4free_checks as checks
+from sis_jax.training.state import TrainingState
+from sis_jax.types import SisError, UsageError
 
 SHORT = Labels4Free(steps=2, batch=8, check=1, start=0.0, stage="4x4", r1_interval=2, tries=1)
 

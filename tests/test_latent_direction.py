@@ -8,9 +8,9 @@ import pytest
 from scipy import ndimage
 
 import sis_jax
-from sis_jax.core.types import Info, Samples, UsageError, latents_from_seeds
-from sis_jax.methods import latent_direction as ld
+from sis_jax.methods.base import latent_direction as ld
 from sis_jax.methods.latent_direction import LatentDirection
+from sis_jax.types import Info, Samples, UsageError, latents_from_seeds
 
 QUICK = {"mode": "both", "space": "z", "steps": 40, "batch": 8, "learning_rate": 0.05, "prior": "center", "shift": 2.0}
 SIDE = 24
@@ -106,7 +106,7 @@ def test_restored_and_predict(fitted):
 
 
 def test_number_of_devices_changes_nothing(fitted, monkeypatch):
-    from sis_jax.core import parallel
+    from sis_jax import parallel
 
     real = parallel.local_devices
     monkeypatch.setattr(parallel, "local_devices", lambda devices=None: real(3 if devices is None else devices))
@@ -222,7 +222,7 @@ def test_a_direction_that_does_nothing_is_said():
 def test_discover_and_what_follows(tmp_path):
     """In Python and as a run folder: discover, synthesize."""
     gen = fakes.tiny_stylegan2(16)
-    from sis_jax.weights import save_generator
+    from sis_jax.checkpoints import save_generator
 
     folder = save_generator(gen, tmp_path / "tiny")
     parts = sis_jax.discover(folder, out=str(tmp_path / "run"), method="latent_direction", steps=2, batch=2)

@@ -86,9 +86,9 @@ def test_imports_keep_the_layers(file):
         ("sis_jax.nn.x", "import os"),
         ("sis_jax.nn.x", "def f():\n    from sis_jax.weights import load"),
         ("sis_jax.data.x", "def f():\n    import jax.numpy as jnp"),
-        ("sis_jax.data.run", "from ..nn import dcgan"),
+        ("sis_jax.runs.run", "from ..nn import dcgan"),
         ("sis_jax.methods.x", "from sis_jax import report"),
-        ("sis_jax.methods.x", "from sis_jax.data.run import RunFolder"),
+        ("sis_jax.methods.x", "from sis_jax.runs.run import RunFolder"),
         ("sis_jax.discover", "from sis_jax.report import report"),
     ],
 )
@@ -98,4 +98,4 @@ def test_a_forbidden_import_is_found(module, source):
 
 def test_allowed_imports_pass():
     source = "import numpy\nfrom sis_jax.core import draw\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import jax"
-    assert broken("sis_jax.data.run", _imports(source, "sis_jax.data.run", False)) == []
+    assert broken("sis_jax.runs.run", _imports(source, "sis_jax.runs.run", False)) == []

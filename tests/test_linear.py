@@ -1,10 +1,10 @@
-"""`core/linear.py` against scikit-learn, and projections against algebra."""
+"""`ops/linear_models.py` against scikit-learn, and projections against algebra."""
 
 import numpy as np
 import pytest
 
-from sis_jax.core.linear import linear_svm, logistic_regression, project_out
-from sis_jax.core.types import UsageError
+from sis_jax.ops.linear_models import linear_svm, logistic_regression, project_out
+from sis_jax.types import UsageError
 
 
 def clouds(n=120, d=6, apart=1.0, share=0.3, seed=0):

@@ -10,11 +10,11 @@ import pytest
 from safetensors.numpy import save_file
 
 import sis_jax
-from sis_jax.core.types import SisError, UsageError
-from sis_jax.nn import lpips
-from sis_jax.nn import projection as nn
-from sis_jax.nn.lpips import BLOCKS
-from sis_jax.weights.lpips import _PLACES
+from sis_jax.checkpoints.lpips import _PLACES
+from sis_jax.models import lpips
+from sis_jax.models.lpips import BLOCKS
+from sis_jax.training import projection as nn
+from sis_jax.types import SisError, UsageError
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import correlate1d
 
-from sis_jax.core import metrics
-from sis_jax.core.types import UsageError
+from sis_jax.ops import metrics, wasserstein
+from sis_jax.types import UsageError
 
 
 @pytest.fixture(scope="module")
@@ -103,18 +103,18 @@ def _pictures(n: int, seed: int, side: int = 32) -> np.ndarray:
 
 def test_swd_levels_zero_and_determinism():
     a, b = _pictures(60, 0), _pictures(60, 1)
-    same = metrics.sliced_wasserstein(a, a, descriptors=2000)
+    same = wasserstein.sliced_wasserstein(a, a, descriptors=2000)
     assert same == {"32": 0.0, "16": 0.0, "average": 0.0}
-    first = metrics.sliced_wasserstein(a, b, seed=3, descriptors=2000)
-    assert first == metrics.sliced_wasserstein(a, b, seed=3, descriptors=2000)
-    assert first != metrics.sliced_wasserstein(a, b, seed=4, descriptors=2000)
+    first = wasserstein.sliced_wasserstein(a, b, seed=3, descriptors=2000)
+    assert first == wasserstein.sliced_wasserstein(a, b, seed=3, descriptors=2000)
+    assert first != wasserstein.sliced_wasserstein(a, b, seed=4, descriptors=2000)
     assert first["average"] == pytest.approx((first["32"] + first["16"]) / 2)
     assert first["average"] > 0
 
 
 def test_swd_sees_blur_at_the_fine_level_and_grows_with_it():
     a, b = _pictures(150, 0), _pictures(150, 1)
-    reference = metrics.SwdReference(a, 0)
+    reference = wasserstein.SwdReference(a, 0)
     blurred = [b] + [
         correlate1d(correlate1d(b.astype(float), k, 1), k, 2).round().astype(np.uint8) for k in ([0.1, 0.8, 0.1], [0.25, 0.5, 0.25])
     ]
@@ -126,7 +126,7 @@ def test_swd_sees_blur_at_the_fine_level_and_grows_with_it():
 def test_swd_of_a_known_pair():
     """One level, one value per set of pictures: normalisation leaves nothing, so flat sets agree whatever their colour."""
     a, b = np.full((4, 8, 8, 3), 10, np.uint8), np.full((4, 8, 8, 3), 200, np.uint8)
-    assert metrics.sliced_wasserstein(a, b) == {"8": 0.0, "average": 0.0}
+    assert wasserstein.sliced_wasserstein(a, b) == {"8": 0.0, "average": 0.0}
 
 
 def test_swd_equals_its_definition():
@@ -138,19 +138,19 @@ def test_swd_equals_its_definition():
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     rows = [np.sort(directions @ x.reshape(40, 147).T, axis=1) for x in unit]
     expected = 1e3 * np.abs(rows[0] - rows[1]).mean()
-    found = metrics.sliced_wasserstein(a, b, projections=4000, descriptors=40)["7"]
+    found = wasserstein.sliced_wasserstein(a, b, projections=4000, descriptors=40)["7"]
     assert found == pytest.approx(expected, rel=0.02)  # other directions: the mean over 4,000 of them agrees to about 0.5 %
 
 
 def test_swd_of_sets_of_different_size():
-    reference = metrics.SwdReference(_pictures(150, 0), descriptors=4000)
+    reference = wasserstein.SwdReference(_pictures(150, 0), descriptors=4000)
     floor = reference.distance(_pictures(150, 1))["average"]
     assert reference.distance(_pictures(90, 1))["average"] < 2 * floor
     assert reference.distance(np.repeat(_pictures(150, 0), 2, 0))["average"] < 2 * floor
 
 
 def test_more_pictures_than_descriptors():
-    assert metrics.sliced_wasserstein(_pictures(40, 0), _pictures(40, 1), descriptors=10)["average"] > 0
+    assert wasserstein.sliced_wasserstein(_pictures(40, 0), _pictures(40, 1), descriptors=10)["average"] > 0
 
 
 def test_pyramid_filters_against_scipy():
@@ -159,33 +159,35 @@ def test_pyramid_filters_against_scipy():
     blurred = correlate1d(correlate1d(x, taps, 1, mode="mirror"), taps, 2, mode="mirror")
     import jax.numpy as jnp
 
-    np.testing.assert_allclose(metrics.binomial_down(jnp.asarray(x)), blurred[:, ::2, ::2], atol=1e-6)
+    np.testing.assert_allclose(wasserstein.binomial_down(jnp.asarray(x)), blurred[:, ::2, ::2], atol=1e-6)
     wide = np.zeros((1, 32, 24, 3), np.float32)
     wide[:, ::2, ::2] = x
     expected = correlate1d(correlate1d(wide, taps * 2, 1, mode="mirror"), taps * 2, 2, mode="mirror")
-    np.testing.assert_allclose(metrics.binomial_up(jnp.asarray(x)), expected, atol=1e-6)
+    np.testing.assert_allclose(wasserstein.binomial_up(jnp.asarray(x)), expected, atol=1e-6)
 
 
 def test_the_accelerator_path_sorts_like_the_host():
     rng = np.random.default_rng(0)
     directions, patches = rng.normal(size=(5, 147)).astype(np.float32), rng.normal(size=(300, 147)).astype(np.float32)
-    np.testing.assert_array_equal(np.asarray(metrics._sorter(False)(directions, patches)), metrics._project_and_sort(directions, patches))
+    np.testing.assert_array_equal(
+        np.asarray(wasserstein._sorter(False)(directions, patches)), wasserstein._project_and_sort(directions, patches)
+    )
 
 
 def test_swd_refuses_what_it_cannot_compare():
     pictures = _pictures(4, 0)
     with pytest.raises(UsageError, match=r"16x16 cannot be compared with a reference of 32x32"):
-        metrics.SwdReference(pictures).distance(pictures[:, ::2, ::2])
+        wasserstein.SwdReference(pictures).distance(pictures[:, ::2, ::2])
     with pytest.raises(UsageError, match="at least 7x7"):
-        metrics.SwdReference(pictures[:, :6, :6])
+        wasserstein.SwdReference(pictures[:, :6, :6])
     with pytest.raises(UsageError, match="descriptors"):
-        metrics.SwdReference(pictures, descriptors=0)
+        wasserstein.SwdReference(pictures, descriptors=0)
 
 
 @pytest.mark.slow
 def test_swd_speed():
     a, b = _pictures(2000, 0, 64), _pictures(2000, 1, 64)
-    metrics.sliced_wasserstein(a, b)
+    wasserstein.sliced_wasserstein(a, b)
     start = time.process_time()
-    metrics.sliced_wasserstein(a, b)
+    wasserstein.sliced_wasserstein(a, b)
     assert time.process_time() - start < 12  # of all threads together; 2 seconds on two idle cores

@@ -1,13 +1,13 @@
-"""`data/ontology.py` and `core/naming.py`: words to classes, similarities to names, and what is refused."""
+"""`data/ontology.py` and `ops/class_scores.py`: words to classes, similarities to names, and what is refused."""
 
 import json
 
 import numpy as np
 import pytest
 
-from sis_jax.core import naming
-from sis_jax.core.types import UsageError
 from sis_jax.data.ontology import NEUTRAL, Ontology, ontology_of
+from sis_jax.ops import class_scores
+from sis_jax.types import UsageError
 
 HAIR = {"black hair": "hair", "blond hair": "hair", "a hat": "hat", "the wall": None}
 
@@ -85,7 +85,7 @@ def test_templates_need_one_place(template):
 def test_scores_are_those_of_the_best_prompt():
     regions = np.array([[1, 0, 0], [0, 0, 2]], np.float32)
     prompts = np.array([[1, 0, 0], [0, 1, 0], [0.6, 0, 0.8]], np.float32)
-    cosine, probability = naming.class_scores(regions, prompts, np.array([0, 0, 1]), 10.0)
+    cosine, probability = class_scores.class_scores(regions, prompts, np.array([0, 0, 1]), 10.0)
     np.testing.assert_allclose(cosine, [[1, 0.6], [0, 0.8]], atol=1e-6)
     np.testing.assert_allclose(probability[0, 0], 1 / (1 + np.exp(-4)), rtol=1e-5)
     np.testing.assert_allclose(probability.sum(1), 1, rtol=1e-6)
@@ -94,28 +94,28 @@ def test_scores_are_those_of_the_best_prompt():
 def test_describing_a_class_more_often_changes_nothing():
     rng = np.random.default_rng(0)
     regions, prompts = rng.standard_normal((4, 8)).astype(np.float32), rng.standard_normal((2, 8)).astype(np.float32)
-    once = naming.class_scores(regions, prompts, np.array([0, 1]), 20.0)[1]
-    often = naming.class_scores(regions, prompts[[0, 0, 0, 1]], np.array([0, 0, 0, 1]), 20.0)[1]
+    once = class_scores.class_scores(regions, prompts, np.array([0, 1]), 20.0)[1]
+    often = class_scores.class_scores(regions, prompts[[0, 0, 0, 1]], np.array([0, 0, 0, 1]), 20.0)[1]
     np.testing.assert_allclose(once, often, rtol=1e-5)
 
 
 def test_a_region_without_content_is_nothing():
-    probability = naming.class_scores(np.zeros((1, 2), np.float32), np.eye(2, dtype=np.float32), np.array([0, 1]), 100.0)[1]
-    assert probability.tolist() == [[0.5, 0.5]] and not naming.decide(probability)[0].named
+    probability = class_scores.class_scores(np.zeros((1, 2), np.float32), np.eye(2, dtype=np.float32), np.array([0, 1]), 100.0)[1]
+    assert probability.tolist() == [[0.5, 0.5]] and not class_scores.decide(probability)[0].named
 
 
 def test_the_rule():
     rows = np.array([[0.55, 0.45, 0.0], [0.2, 0.6, 0.2], [0.1, 0.1, 0.8]], np.float32)
-    first, second, third = naming.decide(rows, 0.2, neutral=[2])
+    first, second, third = class_scores.decide(rows, 0.2, neutral=[2])
     assert (first.best, first.second, first.named) == (0, 1, False) and first.margin == pytest.approx(0.1, abs=1e-6)
     assert (second.best, second.named) == (1, True) and second.score == pytest.approx(0.6)
     assert (third.best, third.named) == (2, False)  # neutral
-    assert naming.decide(rows, 0.0)[0].named and naming.decide(rows, 0.2)[2].named
+    assert class_scores.decide(rows, 0.0)[0].named and class_scores.decide(rows, 0.2)[2].named
 
 
 def test_ensembles_weigh_every_template_alike():
     texts = np.array([[[10, 0], [0, 1]]], np.float32)
-    np.testing.assert_allclose(naming.ensemble(texts), [[0.5**0.5, 0.5**0.5]], rtol=1e-6)
+    np.testing.assert_allclose(class_scores.ensemble(texts), [[0.5**0.5, 0.5**0.5]], rtol=1e-6)
 
 
 def test_what_ships_goes_by_its_name(tmp_path, monkeypatch):
@@ -128,7 +128,7 @@ def test_what_ships_goes_by_its_name(tmp_path, monkeypatch):
 
 def test_the_shipped_text_model_knows_its_words_and_refuses_others():
     import sis_jax
-    from sis_jax._naming import check_words, default_clip
+    from sis_jax.stages.naming import check_words, default_clip
 
     clip = sis_jax.load_clip(default_clip("faces64"))
     assert clip.info.name == "faces-clip" and default_clip("cats256") == "openai/clip-vit-base-patch32"
@@ -142,8 +142,8 @@ def test_the_shipped_text_model_knows_its_words_and_refuses_others():
 
 def test_words_are_checked_before_anything_is_computed():
     import sis_jax
-    from sis_jax._texts import Texts
     from sis_jax.methods.segmentation_in_style import SegmentationInStyle
+    from sis_jax.stages.texts import Texts
 
     asked = {"neutral": "a person", "rare_n": 20, "rare_share": 0.5, "clip": "faces-clip"}
     gen = sis_jax.load_generator()

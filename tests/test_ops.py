@@ -1,4 +1,4 @@
-"""`core/ops.py` against plain definitions: values, first and second derivatives, adjoints, both precisions."""
+"""`ops/convolution.py` against plain definitions: values, first and second derivatives, adjoints, both precisions."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,8 @@ import pytest
 from jax import lax
 from scipy.signal import convolve2d, correlate2d
 
-from sis_jax.core import ops
+from sis_jax.ops import convolution
+from sis_jax.ops.resize import resize_bilinear
 
 TAPS = np.array([1.0, 3.0, 3.0, 1.0])
 FILTER = np.outer(TAPS, TAPS) / 64
@@ -80,13 +81,16 @@ def plain_conv_down(x, kernel):
 
 
 LINEAR = {
-    "blur1": (lambda x: ops.blur(x, 1), lambda x: plain_filter(x, (1, 1)), lambda p: filtered(p, 1, 1)),
-    "blur2": (lambda x: ops.blur(x, 2), lambda x: plain_filter(x, (2, 2)), lambda p: filtered(p, 2, 2)),
-    "blur1 gain": (lambda x: ops.blur(x, 1, 4.0), lambda x: plain_filter(x, (1, 1), 4.0), lambda p: filtered(p, 1, 1, 4)),
-    "upsample": (ops.upsample2d, lambda x: plain_filter(x, (2, 2), 4.0, up=2), lambda p: filtered(inserted(p), 2, 1, 4)),
-    "downsample": (ops.downsample2d, lambda x: plain_filter(x, (1, 1), down=2), lambda p: filtered(p, 1, 1)[::2, ::2]),
+    "blur1": (lambda x: convolution.blur(x, 1), lambda x: plain_filter(x, (1, 1)), lambda p: filtered(p, 1, 1)),
+    "blur2": (lambda x: convolution.blur(x, 2), lambda x: plain_filter(x, (2, 2)), lambda p: filtered(p, 2, 2)),
+    "blur1 gain": (lambda x: convolution.blur(x, 1, 4.0), lambda x: plain_filter(x, (1, 1), 4.0), lambda p: filtered(p, 1, 1, 4)),
+    "upsample": (convolution.upsample2d, lambda x: plain_filter(x, (2, 2), 4.0, up=2), lambda p: filtered(inserted(p), 2, 1, 4)),
+    "downsample": (convolution.downsample2d, lambda x: plain_filter(x, (1, 1), down=2), lambda p: filtered(p, 1, 1)[::2, ::2]),
 }
-CONVOLUTIONS = {"up": (ops.conv_up, plain_conv_up, numpy_conv_up), "down": (ops.conv_down, plain_conv_down, numpy_conv_down)}
+CONVOLUTIONS = {
+    "up": (convolution.conv_up, plain_conv_up, numpy_conv_up),
+    "down": (convolution.conv_down, plain_conv_down, numpy_conv_down),
+}
 
 
 def near(ours, expected, tolerance=2e-5):
@@ -171,9 +175,9 @@ def test_resampling_convolutions_derivatives(name):
 
 def test_bilinear_maps_are_each_others_adjoints():
     y, x, k = normal(2, 9, 13, 3), normal(2, 4, 6, 5, seed=1), normal(3, 3, 3, 5, seed=2)
-    a = np.vdot(ops.strided_conv(y, k), x)
-    np.testing.assert_allclose(np.vdot(y, ops.transposed_conv(x, k)), a, rtol=1e-4)
-    np.testing.assert_allclose(np.vdot(k, ops.strided_kernel(y, x)), a, rtol=1e-4)
+    a = np.vdot(convolution.strided_conv(y, k), x)
+    np.testing.assert_allclose(np.vdot(y, convolution.transposed_conv(x, k)), a, rtol=1e-4)
+    np.testing.assert_allclose(np.vdot(k, convolution.strided_kernel(y, x)), a, rtol=1e-4)
 
 
 def grouped(x, kernel, style, demodulate, up):
@@ -196,8 +200,8 @@ def grouped(x, kernel, style, demodulate, up):
 def test_modulated_conv(size, demodulate, up):
     x, kernel, style = normal(3, 4, 6, 5), 3 * normal(size, size, 5, 4, seed=1), 2 * normal(3, 5, seed=2) + 1
     expected = grouped(*(np.asarray(a, np.float64) for a in (x, kernel, style)), demodulate, up)
-    near(ops.modulated_conv(x, kernel, style, demodulate=demodulate, up=up), expected)
-    half = ops.modulated_conv(jnp.asarray(x, jnp.bfloat16), kernel, style, demodulate=demodulate, up=up)
+    near(convolution.modulated_conv(x, kernel, style, demodulate=demodulate, up=up), expected)
+    half = convolution.modulated_conv(jnp.asarray(x, jnp.bfloat16), kernel, style, demodulate=demodulate, up=up)
     assert half.dtype == jnp.bfloat16
     near(half.astype(jnp.float32), expected, 0.03)
 
@@ -205,7 +209,7 @@ def test_modulated_conv(size, demodulate, up):
 def test_modulated_conv_in_half_precision_survives_large_styles():
     """Demodulated, a style 10000 times larger gives the same result: nothing may overflow on the way in float16."""
     x, kernel, style = normal(2, 4, 4, 3), normal(3, 3, 3, 4, seed=1), normal(2, 3, seed=2) + 2
-    half = [ops.modulated_conv(jnp.asarray(x, jnp.float16), kernel, style * size).astype(jnp.float32) for size in (1, 1e4)]
+    half = [convolution.modulated_conv(jnp.asarray(x, jnp.float16), kernel, style * size).astype(jnp.float32) for size in (1, 1e4)]
     assert np.isfinite(half[1]).all()
     near(half[1], half[0], 0.01)
 
@@ -224,7 +228,7 @@ def test_modulated_conv_derivatives():
         second = jax.grad(lambda *a: sum(jnp.sum(jnp.square(g)) for g in first(*a)), argnums=(0, 1, 2))
         return jax.jit(lambda *a: (*first(*a), *second(*a)))(x, kernel, style)
 
-    for ours, plain in zip(first_and_second(lambda *a: ops.modulated_conv(*a, up=True)), first_and_second(literally)):
+    for ours, plain in zip(first_and_second(lambda *a: convolution.modulated_conv(*a, up=True)), first_and_second(literally)):
         near(ours, plain, 1e-4)
 
 
@@ -235,27 +239,27 @@ def test_resize_against_the_reference(goldens):
     for case in cases:
         x = jnp.asarray(z[f"{case}/x"])
         size = z[f"{case}/bilinear"].shape[1:3]
-        near(ops.resize_bilinear(x, size, align_corners=True), z[f"{case}/bilinear_ac"], 1e-5)
-        near(ops.resize_bilinear(x, size, antialias=False), z[f"{case}/bilinear"], 1e-5)
-        near(ops.resize_bilinear(x, size, antialias=True), z[f"{case}/bilinear_antialias"], 1e-5)
+        near(resize_bilinear(x, size, align_corners=True), z[f"{case}/bilinear_ac"], 1e-5)
+        near(resize_bilinear(x, size, antialias=False), z[f"{case}/bilinear"], 1e-5)
+        near(resize_bilinear(x, size, antialias=True), z[f"{case}/bilinear_antialias"], 1e-5)
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
 def test_resize_keeps_constants_and_corners(align_corners):
     """Weights sum to one (the labels of upsampled scores rest on it), and with aligned corners the corners stay."""
-    flat = ops.resize_bilinear(jnp.full((1, 3, 5, 2), 2.5), (11, 8), align_corners=align_corners)
+    flat = resize_bilinear(jnp.full((1, 3, 5, 2), 2.5), (11, 8), align_corners=align_corners)
     np.testing.assert_allclose(flat, 2.5, rtol=1e-6)
     x = normal(1, 3, 5, 2)
-    corners = np.asarray(ops.resize_bilinear(x, (11, 8), align_corners=align_corners))[:, [0, 0, -1, -1], [0, -1, 0, -1]]
+    corners = np.asarray(resize_bilinear(x, (11, 8), align_corners=align_corners))[:, [0, 0, -1, -1], [0, -1, 0, -1]]
     same = np.allclose(corners, x[:, [0, 0, -1, -1], [0, -1, 0, -1]], atol=1e-6)
     assert same  # with half-pixel centres too: outside the outermost centres the edge is repeated
-    assert ops.resize_bilinear(x, (1, 1), align_corners=align_corners).shape == (1, 1, 1, 2)
+    assert resize_bilinear(x, (1, 1), align_corners=align_corners).shape == (1, 1, 1, 2)
 
 
 def test_small_layers():
     x = normal(4, 6)
-    near(ops.pixel_norm(x), x / np.sqrt((np.asarray(x) ** 2).mean(1, keepdims=True) + 1e-8))
-    near(ops.leaky_relu(x), np.sqrt(2) * np.where(x > 0, x, 0.2 * x))
-    assert np.abs(ops.leaky_relu(100 * x, clamp=3.0)).max() == 3
+    near(convolution.pixel_norm(x), x / np.sqrt((np.asarray(x) ** 2).mean(1, keepdims=True) + 1e-8))
+    near(convolution.leaky_relu(x), np.sqrt(2) * np.where(x > 0, x, 0.2 * x))
+    assert np.abs(convolution.leaky_relu(100 * x, clamp=3.0)).max() == 3
     weight, bias = normal(6, 2, seed=1), normal(2, seed=2)
-    near(ops.linear(x, weight, bias, 0.01), x @ weight * 0.01 / np.sqrt(6) + 0.01 * bias)
+    near(convolution.linear(x, weight, bias, 0.01), x @ weight * 0.01 / np.sqrt(6) + 0.01 * bias)

@@ -1,4 +1,4 @@
-"""`core/parallel.py`: cutting, padding, both engines, one and many devices, two processes."""
+"""`parallel.py`: cutting, padding, both engines, one and many devices, two processes."""
 
 import os
 import socket
@@ -13,8 +13,8 @@ import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from sis_jax.core import parallel
-from sis_jax.core.types import UsageError
+from sis_jax import parallel
+from sis_jax.types import UsageError
 
 
 def mean_body(state, x, w, power=1):
@@ -159,7 +159,7 @@ def test_initialize_alone_does_nothing(monkeypatch):
 PROCESS = textwrap.dedent(
     """
     import numpy as np
-    from sis_jax.core import parallel
+    from sis_jax import parallel
     me, count = parallel.initialize()
     assert count == 2
 

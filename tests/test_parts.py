@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sis_jax.core.types import Info, SisError, UsageError
 from sis_jax.data.parts import Parts, classes_from
+from sis_jax.types import Info, SisError, UsageError
 
 
 @pytest.fixture

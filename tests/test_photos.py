@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sis_jax.core.types import SisError, UsageError
 from sis_jax.data import photo_files
 from sis_jax.data.photos import Photos
+from sis_jax.types import SisError, UsageError
 
 
 def _pixels(seed: int, h: int = 32, w: int = 32) -> np.ndarray:

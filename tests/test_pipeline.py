@@ -6,8 +6,8 @@ import fakes
 import numpy as np
 import pytest
 
-from sis_jax._pipeline import run
-from sis_jax.weights import save_generator
+from sis_jax.checkpoints import save_generator
+from sis_jax.stages.pipeline import run
 
 
 @pytest.fixture

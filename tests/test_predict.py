@@ -12,10 +12,10 @@ from PIL import Image
 
 import sis_jax
 from sis_jax import __main__ as door
-from sis_jax.core.types import Info, SisError, UsageError
-from sis_jax.nn import students
-from sis_jax.weights import catalogue
-from sis_jax.weights.student import Student, _starts
+from sis_jax.checkpoints import catalogue
+from sis_jax.checkpoints.student import Student, _starts
+from sis_jax.models import students
+from sis_jax.types import Info, SisError, UsageError
 
 ROOT = Path(sis_jax.__file__).parents[1]
 CLASSES = tuple(

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 import sis_jax
-from sis_jax import _project
-from sis_jax.core import parallel
-from sis_jax.core.types import SisError, UsageError, to_uint8
-from sis_jax.nn import projection as nn
+from sis_jax import parallel
+from sis_jax.stages import project
+from sis_jax.training import projection as nn
+from sis_jax.types import SisError, UsageError, to_uint8
 
 QUICK = {"steps": 60, "starts": 0, "features": 0.0, "rate": 0.2}
 
@@ -23,7 +23,7 @@ devices = parallel.local_devices
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
     """Few samples, and one device: photos share a batch, and every test with three of them shares one program."""
-    monkeypatch.setattr(_project, "STATISTICS", 64)
+    monkeypatch.setattr(project, "STATISTICS", 64)
     monkeypatch.setattr(parallel, "local_devices", lambda chosen=None: devices(chosen)[:1])
 
 
@@ -50,10 +50,10 @@ def test_bands_add_up_to_the_picture():
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 16, 16, 3)).astype(np.float32))
     *bands, rest = nn.laplacian(x)
     assert [b.shape[1] for b in bands] == [16, 8] and rest.shape[1] == 4
-    from sis_jax.core import ops
+    from sis_jax.ops import convolution
 
     for band in reversed(bands):
-        rest = band + ops.upsample2d(rest)
+        rest = band + convolution.upsample2d(rest)
     np.testing.assert_allclose(rest, x, atol=1e-5)
 
 

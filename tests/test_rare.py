@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 import sis_jax
-from sis_jax import _rare
-from sis_jax.core import cli
-from sis_jax.core.types import SisError, UsageError
 from sis_jax.data.parts import Parts
-from sis_jax.methods import METHODS
-from sis_jax.nn.moved import Moved, mixed
+from sis_jax.methods.base import METHODS
+from sis_jax.models.moved import Moved, mixed
+from sis_jax.runs import cli
+from sis_jax.stages import rare
+from sis_jax.types import SisError, UsageError
 
 QUICK = {"k": 2, "layer": "16x16", "n": 16, "n_init": 2, "truncation": 1.0}
 ASKED = {"rare": "a room with white", "neutral": "black", "rare_n": 300, "rare_share": 0.5}
@@ -76,7 +76,7 @@ def test_the_other_labels_are_those_without_it(found):
 
 
 def test_a_run(found, clip, tmp_path):
-    from sis_jax.directions import Direction
+    from sis_jax.stages.directions import Direction
 
     folder, out = naming_kit.save(clip, tmp_path / "clip"), tmp_path / "run"
     parts = sis_jax.discover(found[0], clip=str(folder), out=str(out), ontology={"white": "light", "black": "dark"}, **QUICK, **ASKED)
@@ -114,7 +114,7 @@ def test_no_other_cluster_gets_the_name_of_the_rare_class(found, clip):
 
 @pytest.mark.parametrize("content", [b"junk", None])
 def test_a_damaged_picture_or_number_leaves_the_report_whole(found, clip, tmp_path, content):
-    from sis_jax.data.page import write_page
+    from sis_jax.runs.page import write_page
 
     out = tmp_path / "run"
     sis_jax.discover(found[0], clip=clip, out=str(out), **QUICK, **ASKED)
@@ -154,7 +154,7 @@ def test_the_share_in_a_dataset(found, tmp_path):
     [("a person with glasses", "glasses"), ("a photo of a man wearing a hat", "hat"), ("a photo of a beard", "beard"), ("beard", "beard")],
 )
 def test_what_it_is_called(prompt, name):
-    assert _rare.class_name(prompt) == name
+    assert rare.class_name(prompt) == name
 
 
 @pytest.mark.parametrize(
@@ -183,8 +183,8 @@ def test_refused(found, clip, settings, said):
 
 @pytest.mark.parametrize(("rare", "n", "share"), [(5, 300, 0.5), ("a hat", 300.0, 0.5), ("a hat", 300, "0.5")])
 def test_other_types_are_refused(rare, n, share):
-    from sis_jax._texts import check_rare
     from sis_jax.methods.segmentation_in_style import SegmentationInStyle
+    from sis_jax.stages.texts import check_rare
 
     with pytest.raises(UsageError, match="--rare"):
         check_rare(SegmentationInStyle(), rare, "nothing", n, share)

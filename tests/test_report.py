@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sis_jax.core import draw
-from sis_jax.core.types import Info, UsageError
+from sis_jax.data import draw
 from sis_jax.data.edits import keep_background
-from sis_jax.data.run import RunFolder
 from sis_jax.report import report
+from sis_jax.runs.run import RunFolder
+from sis_jax.types import Info, UsageError
 
 _VOID = {"meta", "img", "br", "line", "rect", "polyline", "path", "circle"}
 

@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 import sis_jax
-from sis_jax.core.types import SisError
-from sis_jax.weights import biggan, dcgan
-from sis_jax.weights.containers import read_tree
-from sis_jax.weights.sources import recognise
-from sis_jax.weights.stylegan2 import convert_discriminator, convert_generator
+from sis_jax.checkpoints.containers import read_tree
+from sis_jax.checkpoints.layouts import biggan, dcgan
+from sis_jax.checkpoints.layouts.stylegan2 import convert_discriminator, convert_generator
+from sis_jax.checkpoints.sources import recognise
+from sis_jax.types import SisError
 
 PICKLES = ("ada16.pkl", "tf32.pkl", "ros16_legacy.pt", "ros32_zip.pt")
 FILES = (*PICKLES, "biggan32-pytorch_model.bin", "ada16.safetensors", "ada16.h5", "dcgan.pt")

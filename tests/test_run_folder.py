@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from sis_jax.core.types import Info, SisError, UsageError
-from sis_jax.data import run as run_module
-from sis_jax.data.run import RunFolder, difference, plain, read_run
+from sis_jax.data.files import plain, read_run
+from sis_jax.runs import run as run_module
+from sis_jax.runs.run import RunFolder, difference
+from sis_jax.types import Info, SisError, UsageError
 
 
 def _finish(path, config, **options):
@@ -175,7 +176,7 @@ def test_every_kind_of_file_can_be_read_back(tmp_path):
 
 
 _HOLD = (
-    "import sys, time\nfrom sis_jax.data.run import RunFolder\nrun = RunFolder.open(sys.argv[1])\nprint('open', flush=True)\ntime.sleep(60)"
+    "import sys, time\nfrom sis_jax.runs.run import RunFolder\nrun = RunFolder.open(sys.argv[1])\nprint('open', flush=True)\ntime.sleep(60)"
 )
 
 
@@ -196,7 +197,7 @@ def test_two_processes_are_refused_and_a_killed_one_is_forgotten(tmp_path):
 
 
 def test_without_system_locks_the_named_process_decides(tmp_path, monkeypatch):
-    from sis_jax.data import lock
+    from sis_jax.runs import lock
 
     monkeypatch.setattr(lock, "_flock", lambda fd: None)
     host = lock.socket.gethostname()

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sis_jax.core import kmeans, ops, sweep
-from sis_jax.core.cluster_labels import label_maps
-from sis_jax.core.types import SisError, UsageError
 from sis_jax.discover import _resolve
 from sis_jax.methods.segmentation_in_style import RECIPES, SegmentationInStyle, _standardise, candidate_layers
+from sis_jax.ops import kmeans, sweep
+from sis_jax.ops.cluster_labels import label_maps
+from sis_jax.ops.resize import resize_bilinear
+from sis_jax.types import SisError, UsageError
 
 K = 5
 
@@ -22,7 +23,7 @@ def features(*shapes, n=2):
     made = {}
     for side, channels in shapes:
         coarse = jnp.asarray(rng.standard_normal((n, max(2, side // 4), max(2, side // 4), channels)), jnp.float32)
-        made[f"{side}x{side}"] = ops.resize_bilinear(coarse, (side, side))
+        made[f"{side}x{side}"] = resize_bilinear(coarse, (side, side))
     return made
 
 
@@ -40,7 +41,7 @@ def learned(channels, position_weight=0.0, seed=1):
 
 def literally(maps, arrays, side, align_corners):
     """The definition: enlarge all features, standardise, add the place, nearest centre; [n s s] labels, squared distances [n s s k]."""
-    large = [ops.resize_bilinear(x, (side, side), align_corners=align_corners, antialias=False) for x in maps.values()]
+    large = [resize_bilinear(x, (side, side), align_corners=align_corners, antialias=False) for x in maps.values()]
     at = (np.arange(side) + 0.5) / side * 2 - 1
     place = np.broadcast_to(np.stack(np.meshgrid(at, at), -1), (*large[0].shape[:3], 2))
     x = np.concatenate([*map(np.asarray, large), place], -1).astype(np.float64)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
-from sis_jax.core import selection
+from sis_jax.ops import selection
 
 
 def labels(n, k, seed):

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sis_jax.core import parallel
-from sis_jax.core.types import UsageError
-from sis_jax.nn import student_augment as augment
-from sis_jax.nn import student_training as training
-from sis_jax.nn import students
+from sis_jax import parallel
+from sis_jax.models import students
+from sis_jax.ops import student_augment as augment
+from sis_jax.training import student as training
+from sis_jax.types import UsageError
 
 SMALL = training.Recipe(steps=20, batch=8, side=16, learning_rate=3e-3)
 
@@ -150,7 +150,7 @@ def test_paper_schedule_and_coupled_decay():
 def test_the_mask_follows_its_picture_through_every_map():
     images, masks, sure = (jnp.asarray(a) for a in _toy(8, 32))
     maps, mirrored = augment.geometry(jax.random.key(3), 8, augment.Augmentation())
-    x, y, _ = augment.warp(training.to_float(images), masks, sure / 255.0, maps, mirrored, 32)
+    x, y, _ = augment.warp(students.to_float(images), masks, sure / 255.0, maps, mirrored, 32)
     inside = np.asarray(x.mean(-1) > 0)
     assert (inside == (np.asarray(y) == 1)).mean() > 0.97
     assert np.asarray(mirrored).min() == 0 and np.asarray(mirrored).max() == 1
@@ -166,7 +166,7 @@ def test_mirroring_swaps_left_and_right_classes():
 
 def test_another_background_leaves_the_foreground_alone():
     images, masks, _ = _toy(16, 32)
-    x, front = training.to_float(jnp.asarray(images)), jnp.asarray(masks, jnp.float32)
+    x, front = students.to_float(jnp.asarray(images)), jnp.asarray(masks, jnp.float32)
     y = augment.other_backgrounds(jax.random.key(0), x, front, 1.0)
     np.testing.assert_allclose(np.asarray(y)[masks == 1], np.asarray(x)[masks == 1], atol=1e-6)
     changed = np.abs(np.asarray(y - x)).mean((1, 2, 3))
@@ -177,8 +177,8 @@ def test_another_background_leaves_the_foreground_alone():
 def test_no_augmentation_changes_nothing_but_the_size():
     images, masks, sure = (jnp.asarray(a) for a in _toy(4, 16))
     maps, mirrored = augment.geometry(jax.random.key(0), 4, augment.NONE)
-    x, y, _ = augment.warp(training.to_float(images), masks, sure / 255.0, maps, mirrored, 16)
-    np.testing.assert_allclose(x, training.to_float(images), atol=1e-5)
+    x, y, _ = augment.warp(students.to_float(images), masks, sure / 255.0, maps, mirrored, 16)
+    np.testing.assert_allclose(x, students.to_float(images), atol=1e-5)
     np.testing.assert_array_equal(y, masks)
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import sis_jax
-from sis_jax.core.types import Info, Samples, UsageError, latents_from_seeds
-from sis_jax.methods import style_mixing as sm
+from sis_jax.methods.base import style_mixing as sm
 from sis_jax.methods.style_mixing import StyleMixing, segment_boxes
-from sis_jax.nn import pixel_clusters as pc
+from sis_jax.ops import pixel_clusters as pc
+from sis_jax.types import Info, Samples, UsageError, latents_from_seeds
 
 SIDE = 24
 QUICK = {"variants": 6, "clusters": 4, "k": 2, "n": 16, "n_init": 2, "slots": 2}
@@ -190,7 +190,7 @@ def test_a_dcgan_has_no_styles():
 
 def test_discover_and_what_follows(tmp_path):
     """A StyleGAN2 through discover, synthesize and, by hand, its own w."""
-    from sis_jax.weights import load_generator, save_generator
+    from sis_jax.checkpoints import load_generator, save_generator
 
     folder = save_generator(fakes.tiny_stylegan2(16), tmp_path / "tiny")
     parts = sis_jax.discover(folder, out=str(tmp_path / "run"), method="style_mixing", variants=4, clusters=3, k=3, n=8)

@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 import sis_jax
-from sis_jax.core.types import Generator, UsageError
-from sis_jax.weights.stylegan2_layouts import TABLES, translate
+from sis_jax.checkpoints.layouts.tables import TABLES, translate
+from sis_jax.types import Generator, UsageError
 
 FILES = {"ada16": "ada16.pkl", "tf32": "tf32.pkl", "ros16_legacy": "ros16_legacy.pt", "ros32_zip": "ros32_zip.pt"}
 TOLERANCE = 5e-5

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 import sis_jax
-from sis_jax.core.types import SisError, UsageError
 from sis_jax.data.folder import Dataset, Example, SplitWriter
+from sis_jax.types import SisError, UsageError
 
 ROOT = Path(sis_jax.__file__).parents[1]
 QUICK = {"k": 3, "layer": "16x16", "n": 6, "n_init": 1, "max_points": 1536}
@@ -27,7 +27,7 @@ def content(folder):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    from sis_jax.weights import save_generator
+    from sis_jax.checkpoints import save_generator
 
     return save_generator(fakes.tiny_stylegan2(16), tmp_path_factory.mktemp("weights") / "tiny")
 
@@ -69,7 +69,7 @@ def test_examples_are_the_generators_pictures_with_the_parts_masks(run, weights)
 
 @pytest.mark.parametrize("devices", [1, 3])
 def test_devices_and_company_do_not_change_a_byte(run, weights, tmp_path, devices, monkeypatch):
-    from sis_jax.core import parallel
+    from sis_jax import parallel
 
     here = parallel.local_devices()
     monkeypatch.setattr(parallel, "local_devices", lambda d=None: here[:devices] if d is None else tuple(d))
@@ -97,7 +97,7 @@ def test_done_is_kept_and_other_settings_are_refused(run):
 
 
 def test_parts_of_another_generator_are_refused(run, tmp_path):
-    from sis_jax.weights import save_generator
+    from sis_jax.checkpoints import save_generator
 
     other = sis_jax.load_generator(save_generator(fakes.tiny_stylegan2(16, seed=5), tmp_path / "w"))
     with pytest.raises(SisError, match="were found in tiny"):

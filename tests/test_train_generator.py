@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 import sis_jax
-from sis_jax.core import cli, parallel
-from sis_jax.core.types import SisError, UsageError
-from sis_jax.weights import save_generator
+from sis_jax import parallel
+from sis_jax.checkpoints import save_generator
+from sis_jax.runs import cli
+from sis_jax.types import SisError, UsageError
 
 train_generator = sis_jax.train_generator
 
@@ -31,7 +32,7 @@ def few_pictures():
     import sys
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(sys.modules["sis_jax._generator_trainer"], "SWD_IMAGES", 100)
+    patch.setattr(sys.modules["sis_jax.training.generator_loop"], "SWD_IMAGES", 100)
     yield
     patch.undo()
 
@@ -130,7 +131,7 @@ def test_a_finished_run_is_left_alone(whole, photos):
 
 def test_killed_between_snapshots(whole, photos, tmp_path, monkeypatch):
     """Stopped by force in step 4, after the snapshot at step 2: the same bits again."""
-    from sis_jax.nn import stylegan2_training as training
+    from sis_jax.training import gan as training
 
     real, calls = training.ema_decay, []
 
@@ -226,8 +227,8 @@ def test_start_from_another_size(parent, photos, tmp_path):
 
 def test_start_from_another_family(photos, tmp_path):
     """A DCGAN is a generator, but not one that this trains: a sentence, no traceback."""
-    from sis_jax.weights import files
-    from sis_jax.weights.build import arrays_of
+    from sis_jax.checkpoints import files
+    from sis_jax.checkpoints.build import arrays_of
 
     gen = fakes.tiny_dcgan((8,))
     config = {"z_dim": gen.z_dim, "channels": list(gen.config.channels)}

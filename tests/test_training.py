@@ -1,4 +1,4 @@
-"""One training step (`nn/stylegan2_training.py`): losses by hand, one and several devices, moving averages, precision.
+"""One training step (`training/gan.py`): losses by hand, one and several devices, moving averages, precision.
 
 Gradients of R1 and path length against the reference are in `test_stylegan2.py`.
 """
@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sis_jax.core import parallel
-from sis_jax.nn import stylegan2_training as training
+from sis_jax import parallel
+from sis_jax.training import gan as training
 
 RECIPE = training.Recipe(r1_gamma=0.5)
 BATCH, SIDE = 8, 8

@@ -12,15 +12,15 @@ import pytest
 from safetensors.numpy import save_file
 
 import sis_jax
-from sis_jax.core.ops import upsample2d
-from sis_jax.core.types import Info, SisError, UsageError
-from sis_jax.nn.stylegan2 import GeneratorConfig, StyleGAN2, channel_table
-from sis_jax.nn.stylegan2_discriminator import Discriminator, DiscriminatorConfig
-from sis_jax.weights import convert, files
-from sis_jax.weights.build import arrays_of, build, shapes_of
-from sis_jax.weights.containers import read_tree
-from sis_jax.weights.sources import recognise
-from sis_jax.weights.stylegan2 import convert_discriminator
+from sis_jax.checkpoints import convert, files
+from sis_jax.checkpoints.build import arrays_of, build, shapes_of
+from sis_jax.checkpoints.containers import read_tree
+from sis_jax.checkpoints.layouts.stylegan2 import convert_discriminator
+from sis_jax.checkpoints.sources import recognise
+from sis_jax.models.discriminator import Discriminator, DiscriminatorConfig
+from sis_jax.models.stylegan2 import GeneratorConfig, StyleGAN2, channel_table
+from sis_jax.ops.convolution import upsample2d
+from sis_jax.types import Info, SisError, UsageError
 
 ROOT = Path(__file__).parents[1]
 
@@ -316,7 +316,7 @@ def test_largest_network(tmp_path, layout):
     arrays = {key: np.asarray(rng.standard_normal(shape, np.float32)) for key, shape in shapes.items()}
     source = written(layout, arrays, tmp_path / "big")
     code = (
-        "import re, sys, time; from sis_jax.weights import convert, load; start = time.perf_counter();"
+        "import re, sys, time; from sis_jax.checkpoints import convert, load; start = time.perf_counter();"
         "folder = convert.convert(sys.argv[1], sys.argv[2]); peak = int(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1]);"
         "middle = time.perf_counter(); times = [(time.perf_counter(), load.load_generator(folder), time.perf_counter()) for _ in range(3)];"
         "print(middle - start, peak * 1024, min(end - begin for begin, _, end in times))"

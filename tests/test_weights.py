@@ -16,14 +16,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import sis_jax
-from sis_jax.core.types import Generator, Info, SisError, UsageError
-from sis_jax.nn.stylegan2 import GeneratorConfig, StyleGAN2
-from sis_jax.nn.stylegan2_discriminator import Discriminator, DiscriminatorConfig
-from sis_jax.weights import catalogue, convert, files, verify
-from sis_jax.weights.build import arrays_of
-from sis_jax.weights.containers import read_tree
-from sis_jax.weights.load import save_generator
-from sis_jax.weights.sources import recognise
+from sis_jax.checkpoints import catalogue, convert, files, verify
+from sis_jax.checkpoints.build import arrays_of
+from sis_jax.checkpoints.containers import read_tree
+from sis_jax.checkpoints.load import save_generator
+from sis_jax.checkpoints.sources import recognise
+from sis_jax.models.discriminator import Discriminator, DiscriminatorConfig
+from sis_jax.models.stylegan2 import GeneratorConfig, StyleGAN2
+from sis_jax.types import Generator, Info, SisError, UsageError
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "convert_weights.py"

@@ -17,11 +17,11 @@ from typing import Any
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from sis_jax.core.types import UsageError, unknown_name
-from sis_jax.data import tfds_export
 from sis_jax.data.benchmarks import BENCHMARKS, canonical, open_benchmark
+from sis_jax.data.exports import tfds as tfds_export
+from sis_jax.data.ground_truth import Truth
 from sis_jax.data.items import Item, grey_pngs, png
-from sis_jax.data.truth import Truth
+from sis_jax.types import UsageError, unknown_name
 
 
 class _Masks(tfds.core.GeneratorBasedBuilder, skip_registration=True):

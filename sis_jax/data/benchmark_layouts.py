@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sis_jax.core.types import SisError, UsageError
-from sis_jax.data.truth import fit_photo, read_mask, read_photo
+from sis_jax.data.ground_truth import fit_photo, read_mask, read_photo
+from sis_jax.types import SisError, UsageError
 
 # In the order of painting: later parts cover earlier ones.
 CELEBA_PARTS = (

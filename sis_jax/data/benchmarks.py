@@ -14,20 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from sis_jax.core.types import SisError, UsageError, unknown_name
-from sis_jax.data.benchmark_layouts import (
-    CELEBA_8,
-    CELEBA_PARTS,
-    Entry,
-    birds_tfds,
-    celebamask,
-    cub,
-    flowers,
-    openeds,
-    pets,
-    saliency,
-)
-from sis_jax.data.truth import BINARY, Truth
+from sis_jax.data.benchmark_layouts import CELEBA_8, CELEBA_PARTS, Entry, birds_tfds, celebamask, cub, flowers, openeds, pets, saliency
+from sis_jax.data.ground_truth import BINARY, Truth
+from sis_jax.types import SisError, UsageError, unknown_name
 
 _FACES = "CelebAMask-HQ/{CelebA-HQ-img/0.jpg, CelebAMask-HQ-mask-anno/0/00000_skin.png, CelebA-HQ-to-CelebA-mapping.txt}"
 _FACES_TERMS = "CelebAMask-HQ: non-commercial research and education only"

@@ -22,12 +22,12 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from sis_jax.core import draw
-from sis_jax.core.types import SisError, UsageError
+from sis_jax.data import draw
+from sis_jax.data.exports.formats import new_folder
+from sis_jax.data.files import plain, read_run
 from sis_jax.data.folder import Dataset
-from sis_jax.data.formats import new_folder
 from sis_jax.data.items import png
-from sis_jax.data.run import plain, read_run
+from sis_jax.types import SisError, UsageError
 
 FACTS, CLASSES = "blanks.json", "classes.json"
 IGNORE = draw.IGNORE

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from sis_jax.core import compositing, draw
-from sis_jax.core.types import SisError, UsageError
+from sis_jax.data import draw
+from sis_jax.data.files import plain, write_atomic
 from sis_jax.data.items import png
-from sis_jax.data.run import plain, write_atomic
+from sis_jax.ops import compositing
+from sis_jax.types import SisError, UsageError
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -24,9 +24,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from sis_jax.core import draw
-from sis_jax.core.types import SisError, UsageError
-from sis_jax.data.run import write_atomic
+from sis_jax.data import draw
+from sis_jax.data.files import write_atomic
+from sis_jax.types import SisError, UsageError
 
 METADATA, CLASSES, CARD = "metadata.jsonl", "classes.json", "README.md"
 _CHUNKS = ".chunks"

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from sis_jax.core import draw
-from sis_jax.core.types import SisError
+from sis_jax.data import draw
+from sis_jax.types import SisError
 
 _AHEAD = 8  # pictures being deflated at once: what an export holds in memory
 

@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from sis_jax.core import draw
-from sis_jax.core.types import SisError, UsageError
+from sis_jax.data import draw
+from sis_jax.data.files import write_atomic
 from sis_jax.data.items import png
-from sis_jax.data.run import write_atomic
+from sis_jax.types import SisError, UsageError
 
 CLASSES = "classes.json"
 
@@ -66,7 +66,7 @@ class Masks(Sequence):
         """Write the masks. format: "png", palette pictures <stem>.png beside classes.json; or coco, voc, yolo, hf, npz, tfds. Returns the folder."""
         folder = Path(folder)
         if format != "png":
-            from sis_jax.data.formats import write
+            from sis_jax.data.exports.formats import write
 
             return write(format, iter(self), self.classes, folder, split="photos", overwrite=overwrite)
         for prediction in self:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from sis_jax.core.types import UsageError
+from sis_jax.types import UsageError
 
 NEUTRAL = "(neutral)"
 _FORM = 'expected {"a photo of hair": "hair", "the background": null}'

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from sis_jax.core import cli, draw
-from sis_jax.core.selection import frame
-from sis_jax.core.types import SisError
+from sis_jax.data import draw
+from sis_jax.ops.progress import progress
+from sis_jax.ops.selection import frame
+from sis_jax.types import SisError
 
 IGNORE = draw.IGNORE
 
@@ -32,7 +33,7 @@ class Pairs:
     def read(cls, examples: Sequence[Any], ids: Sequence[int], side: int, source: str) -> Pairs:
         """Examples of one size, at most `side` pixels; ids: the class id of each channel. Raises SisError for an id that is not among them."""
         table = channel_table(ids)
-        bar = cli.progress(len(examples), f"reading {source}", "img")
+        bar = progress(len(examples), f"reading {source}", "img")
         rows = []
         for example in examples:
             image, mask, sure = _reduced(example, side)

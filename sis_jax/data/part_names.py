@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sis_jax.core import draw
+from sis_jax.data import draw
 
 BACKGROUND = 0
 _Said = Mapping[int, Mapping[str, Any]]

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Integer, UInt8
 
-from sis_jax.core import draw
-from sis_jax.core.types import Info, SisError, UsageError
-from sis_jax.data.run import plain, write_atomic
+from sis_jax.data import draw
+from sis_jax.data.files import plain, write_atomic
+from sis_jax.types import Info, SisError, UsageError
 
 if TYPE_CHECKING:
     from PIL import Image

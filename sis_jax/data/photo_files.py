@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from ..core.types import SisError, UsageError
+from sis_jax.types import SisError, UsageError
 
 EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".avif", ".heic", ".heif")
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".npz")

@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from ..core.types import SisError, UsageError
-from .photo_files import MAX_BYTES, Crop, Listing, Raw, Unusable, decode, list_source, nothing_found, readable, too_large
+from sis_jax.data.photo_files import MAX_BYTES, Crop, Listing, Raw, Unusable, decode, list_source, nothing_found, readable, too_large
+from sis_jax.types import SisError, UsageError
 
 Progress = bool | Callable[[int, int], None]
 Found = tuple[np.ndarray, tuple[str, ...], tuple[tuple[str, str], ...]]  # images, names, skipped

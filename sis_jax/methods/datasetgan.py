@@ -35,12 +35,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from sis_jax.core import selection
-from sis_jax.core.cli import progress, say
-from sis_jax.core.features import BATCH, map_samples
-from sis_jax.core.types import Generator, Samples, SisError, UsageError, check_taps, to_uint8
-from sis_jax.methods import Inputs, fill_in
-from sis_jax.nn import pixel_classifiers as pixels
+from sis_jax.methods.base import Inputs, fill_in
+from sis_jax.ops import selection
+from sis_jax.ops.progress import progress, say
+from sis_jax.ops.sampling import BATCH, map_samples
+from sis_jax.training import pixel_classifiers as pixels
+from sis_jax.types import Generator, Samples, SisError, UsageError, check_taps, to_uint8
 
 RECIPES: dict[str, dict[str, Any]] = {
     # All painted pixels, minibatches of 64, plain Adam at 1e-3, ten networks that vote.

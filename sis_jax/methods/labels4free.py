@@ -16,7 +16,7 @@ Where we differ, and why (each one a setting; `RECIPES` has the published values
 * `threshold` is in the middle. Default faces, 1,000 samples at psi 0.7, mean IoU of both sides with a people segmenter, seeds 0 to 4: 0.82, 0.77, 0.78,
   0.79, 0.75 at 0.5; 0.83, 0.73, 0.75, 0.71, 0.66 at 0.2.
 * Training is short and its rates fall to 0 (`decay`): the longer the weak D goes on, the more dark hair and clothes it gives to the ground.
-* A checkpoint is chosen without labels (`pick`): the published runs stop at a step chosen by eye, between 50 and 1,200. `nn/labels4free_checks.py` says how.
+* A checkpoint is chosen without labels (`pick`): the published runs stop at a step chosen by eye, between 50 and 1,200. `training/labels4free_checks.py` says how.
 * The averaged weights are used; the published "ema" is a copy of the last ones. The R1 step's stray + D(real) is left out (`quirk`).
 * Any size. A run whose masks are wrong, as far as that shows, is left at half its steps and repeated from other weights (`tries`).
 """
@@ -32,17 +32,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from sis_jax.core import parallel, selection
-from sis_jax.core.cli import progress, say
-from sis_jax.core.features import map_samples, sample_seeds
-from sis_jax.core.training_state import TrainingState
-from sis_jax.core.types import Generator, Samples, SisError, UsageError, to_uint8
-from sis_jax.methods import Inputs
-from sis_jax.nn import alpha as nets
-from sis_jax.nn import labels4free_checks as checks
-from sis_jax.nn import labels4free_training as training
-from sis_jax.nn.stylegan2 import StyleGAN2
-from sis_jax.nn.stylegan2_discriminator import Discriminator, DiscriminatorConfig
+from sis_jax import parallel
+from sis_jax.methods.base import Inputs
+from sis_jax.models import alpha as nets
+from sis_jax.models.discriminator import Discriminator, DiscriminatorConfig
+from sis_jax.models.stylegan2 import StyleGAN2
+from sis_jax.ops import selection
+from sis_jax.ops.progress import progress, say
+from sis_jax.ops.sampling import map_samples, sample_seeds
+from sis_jax.training import labels4free as training
+from sis_jax.training import labels4free_checks as checks
+from sis_jax.training.state import TrainingState
+from sis_jax.types import Generator, Samples, SisError, UsageError, to_uint8
 
 _PUBLISHED: dict[str, Any] = {
     "same_latents": True, "d_width": 1.0, "normalize": False, "decay": False, "start": 0.0, "pick": "last", "quirk": True, "ema": 0.0,

@@ -42,12 +42,12 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, UInt8
 
-from sis_jax.core import selection
-from sis_jax.core.cli import progress
-from sis_jax.core.features import BATCH, map_samples, sample_seeds
-from sis_jax.core.patches import large_patches
-from sis_jax.core.types import Generator, Samples, SisError, UsageError, to_uint8
-from sis_jax.methods import fill_in
+from sis_jax.methods.base import fill_in
+from sis_jax.ops import selection
+from sis_jax.ops.patches import large_patches
+from sis_jax.ops.progress import progress
+from sis_jax.ops.sampling import BATCH, map_samples, sample_seeds
+from sis_jax.types import Generator, Samples, SisError, UsageError, to_uint8
 
 RECIPES: dict[str, dict[str, Any]] = {
     # What the published code runs with, for the search of a direction and for making data.

@@ -10,8 +10,8 @@ Where we differ, and why:
   the class, so they equal the labels of upsampled features at k / channels of the memory.
 * Every pixel up to a budget of points, then an even subset of each sample's pixels: memory does not grow with the number of samples.
 * Labels follow the picture (`refine`): the nearest centre is evidence, weighed with what is usual at that place in the samples themselves and with
-  what neighbours of the same colour are (`core/cluster_labels.py`, `core/crf.py`).
-* k and layer can be chosen by a sweep (`core/sweep.py`), the background by a border rule instead of by eye, and one number, `position_weight`,
+  what neighbours of the same colour are (`ops/cluster_labels.py`, `ops/crf.py`).
+* k and layer can be chosen by a sweep (`ops/sweep.py`), the background by a border rule instead of by eye, and one number, `position_weight`,
   adds the pixel's place to its features, which splits left from right.
 `RECIPES["paper"]` is the published setting.
 """
@@ -27,12 +27,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from sis_jax.core import kmeans, ops, selection, sweep
-from sis_jax.core.cli import progress
-from sis_jax.core.cluster_labels import filtered, label_maps, learn_refinement, place_of
-from sis_jax.core.features import map_samples, sample_seeds
-from sis_jax.core.types import Generator, Noise, Samples, SisError, UsageError, check_taps, to_uint8
-from sis_jax.methods import fill_in
+from sis_jax.methods.base import fill_in
+from sis_jax.ops import kmeans, selection, sweep
+from sis_jax.ops.cluster_labels import filtered, label_maps, learn_refinement, place_of
+from sis_jax.ops.progress import progress
+from sis_jax.ops.resize import resize_bilinear
+from sis_jax.ops.sampling import map_samples, sample_seeds
+from sis_jax.types import Generator, Noise, Samples, SisError, UsageError, check_taps, to_uint8
 
 RECIPES: dict[str, dict[str, Any]] = {
     # The notebook that trains the published face model: 50 samples, psi 0.7, "layer 7", 128 x 128 grid, K = 9, ten restarts, raw features.
@@ -117,7 +118,7 @@ class SegmentationInStyle:
     def label_seeds(
         self, gen: Generator, seeds: Sequence[int], truncation: float | None = None
     ) -> Iterator[tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"], Float[np.ndarray, "b h w"]]]:
-        """Stream (images, clusters, confidence) for seeds, in batches. Confidence: `label_maps` in `core/cluster_labels.py`, 0..1."""
+        """Stream (images, clusters, confidence) for seeds, in batches. Confidence: `label_maps` in `ops/cluster_labels.py`, 0..1."""
         psi = self.truncation if truncation is None else truncation
         for image, label, sure in map_samples(
             gen, list(seeds), _label_body, truncation=psi, shared=(self.arrays_,), taps=self.taps_, align_corners=self.align_corners,
@@ -230,7 +231,7 @@ class SegmentationInStyle:
         return replace(self, smooth="on" if np.max(shares) > CHECKERBOARD else "off")
 
     def _swept(self, gen: Generator, seeds: list[int], seed: int) -> tuple[SegmentationInStyle, dict[str, Any]]:
-        """This method with k and layer chosen, and the table that says why (criterion: `core/sweep.py`)."""
+        """This method with k and layer chosen, and the table that says why (criterion: `ops/sweep.py`)."""
         layers = candidate_layers(gen)
         if self.layer != "auto" and self.layer not in layers:
             layers.append(self.layer)
@@ -332,7 +333,7 @@ def _collect_body(
 ) -> Float[Array, "b count d"]:
     """Features of `count` pixels of each sample on a common grid, and their place: the golden-ratio walk from a start of the sample's own."""
     features = _render(gen, z, truncation, taps)[1]
-    common = [ops.resize_bilinear(filtered(features[t], smooth), (side, side), align_corners=align_corners) for t in taps]
+    common = [resize_bilinear(filtered(features[t], smooth), (side, side), align_corners=align_corners) for t in taps]
     place = jnp.broadcast_to(place_of(side), (z.shape[0], side, side, 2))
     flat = jnp.concatenate([*common, place], axis=-1).reshape(z.shape[0], side * side, -1)
     if count == side * side:

@@ -31,13 +31,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from sis_jax.core import kmeans, ops, selection
-from sis_jax.core.cli import progress
-from sis_jax.core.features import BATCH, map_samples, sample_seeds
-from sis_jax.core.patches import without_specks
-from sis_jax.core.types import Generator, Samples, SisError, UsageError, check_taps, to_uint8
-from sis_jax.methods import fill_in
-from sis_jax.nn.pixel_clusters import cluster, converted, distinct, vectors
+from sis_jax.methods.base import fill_in
+from sis_jax.ops import kmeans, selection
+from sis_jax.ops.patches import without_specks
+from sis_jax.ops.pixel_clusters import cluster, converted, distinct, vectors
+from sis_jax.ops.progress import progress
+from sis_jax.ops.resize import resize_bilinear
+from sis_jax.ops.sampling import BATCH, map_samples, sample_seeds
+from sis_jax.types import Generator, Samples, SisError, UsageError, check_taps, to_uint8
 
 PIXELS = 128 * 64 * 64  # of the variants that are drawn in one pass
 SLOTS = 0.4  # of the slots of w keep the picture's own styles: 4 of 10 at 64 pixels, 7 of 18 at 1024
@@ -318,7 +319,7 @@ def _mean_features(
 ) -> tuple[Float[Array, "n k c"], Float[Array, "n k"]]:
     """Mean feature of each cluster, and its share of the picture."""
     member = jax.nn.one_hot(jnp.argmin(distance, -1), distance.shape[-1])
-    small = ops.resize_bilinear(member, (features.shape[1], features.shape[2]))
+    small = resize_bilinear(member, (features.shape[1], features.shape[2]))
     total = jnp.einsum("nhwk,nhwc->nkc", small, features.astype(jnp.float32))
     return total / jnp.maximum(small.sum((1, 2)), 1e-6)[..., None], member.mean((1, 2))
 
@@ -346,7 +347,7 @@ def _segmented(
         part = kmeans.assign((mean - arrays["mean"]) * arrays["scale"], arrays["centers"])
     member = jax.nn.one_hot(part, arrays["centers"].shape[0], dtype=bool)  # [n, cluster, part]
     parts = jnp.stack([jnp.where(member[:, None, None, :, i], distance, 1e9).min(-1) for i in range(member.shape[-1])], -1)
-    parts = ops.resize_bilinear(parts, (image.shape[1], image.shape[2]), antialias=False)
+    parts = resize_bilinear(parts, (image.shape[1], image.shape[2]), antialias=False)
     nearest = -jax.lax.top_k(-parts, 2)[0]
     sure = 1 - nearest[..., 0] / jnp.maximum(nearest[..., 1], 1e-12)
     return image, jnp.argmin(parts, -1).astype(jnp.uint8), jnp.clip(sure, 0, 1)
@@ -386,7 +387,7 @@ def _boxes(
         ground = _ground(distance, inside, edge)
         gap = jnp.where(ground, distance, jnp.inf).min(-1) - jnp.where(ground, jnp.inf, distance).min(-1)
         score = jnp.where(inside, jnp.clip(gap, -1e9, 1e9), -1e9)
-        return ops.resize_bilinear(score[None, ..., None], (gen.resolution,) * 2, antialias=False)[0, ..., 0] > 0
+        return resize_bilinear(score[None, ..., None], (gen.resolution,) * 2, antialias=False)[0, ..., 0] > 0
 
     return jax.lax.map(one, boxes)
 

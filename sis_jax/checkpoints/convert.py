@@ -1,0 +1,182 @@
+"""A checkpoint of any known layout to a weights folder. `scripts/convert_weights.py` is the door to this.
+
+No torch, TensorFlow or CUDA is needed, and nothing that a checkpoint carries is ever run: see `restricted.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from sis_jax.checkpoints import catalogue, clip_files, clip_names, files
+from sis_jax.checkpoints.containers import read_tree
+from sis_jax.checkpoints.layouts import biggan, dcgan, stylegan2
+from sis_jax.checkpoints.sources import Source, recognise
+from sis_jax.models.conditional import check_classes
+from sis_jax.types import Info, SisError, UsageError
+
+KINDS = ("auto", *files.KINDS)
+CACHE = "SIS_JAX_CONVERTED"
+_CACHE_VERSION = 2
+
+
+def convert(
+    src: str | os.PathLike,
+    out: str | os.PathLike | None = None,
+    kind: str = "auto",
+    *,
+    name: str | None = None,
+    licence: str | None = None,
+    dtype: str = "float32",
+    classes: int | Iterable[int] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Convert a checkpoint file to a weights folder; returns the folder, ported_weights/<name> where `out` is not given.
+
+    kind: "auto", or what the file must hold: "stylegan2", "dcgan", "biggan" or "clip". name: that of the file where not given. licence: that of the
+    catalogue where the file has a known name, else unknown. classes: those that a conditional generator shall draw, all where not given. overwrite: replace
+    a weights folder that was made of another checkpoint. Raises UsageError where `out` is anything else than a weights folder, or the source's own,
+    SisError for a file that is damaged, hostile or of another network, and tells every array that does not fit. The folder is replaced as a whole.
+    """
+    given = Path(catalogue.text_of(src))
+    path = biggan.checkpoint_in(clip_files.weights_file(given))
+    if kind not in KINDS:
+        raise UsageError(f"unknown kind {kind!r}; use one of {', '.join(KINDS)}")
+    if not path.is_file():
+        raise UsageError(f"{path} is no file: give a .pkl, .pt, .pth, .bin, .safetensors or .h5 checkpoint")
+    digest = files.sha256_of(path)
+    folder = Path(catalogue.text_of(out)) if out is not None else Path("ported_weights") / Path(name or clip_files.name_of(path)).name
+    _check_out(folder, given, path, digest, overwrite)
+    source = recognise(read_tree(path), path.stat().st_size, str(path))
+    found = clip_files.kind_of(source)
+    if kind not in ("auto", found):
+        raise UsageError(f"{path} holds {files.in_words(found)}, not {files.in_words(kind)}")
+    catalogue.check_published(path, catalogue.public_by_file(path.name), digest)
+    _write(source, folder, path, _Wishes(digest, name, licence, dtype, classes, keep_digests=not overwrite))
+    return folder
+
+
+@dataclass(frozen=True)
+class _Wishes:
+    """What a folder shall be like. digest: sha256 of the checkpoint. keep_digests: those of `verify.py` in the folder that is replaced."""
+
+    digest: str
+    name: str | None = None
+    licence: str | None = None
+    dtype: str = "float32"
+    classes: int | Iterable[int] | None = None
+    keep_digests: bool = False
+
+
+def _check_out(folder: Path, given: Path, path: Path, digest: str, overwrite: bool) -> None:
+    """UsageError unless the folder may be written."""
+    there, own = folder.resolve(), path.parent.resolve()
+    if there == own or there in own.parents or (given.is_dir() and given.resolve() in there.parents):
+        raise UsageError(f"{folder} is the folder of the checkpoint itself, or lies in it: give another --out")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file: give a folder as --out")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not files.is_ours(folder):
+        raise UsageError(f"{folder} is not empty and no weights folder: give another --out")
+    if overwrite:
+        return
+    old = files.read_config(folder)
+    if old.source.get("sha256") != digest:
+        raise UsageError(
+            f"{folder} holds {old.name}, made of another file ({old.source.get('file', 'none')}): give another --out, or --overwrite to replace it"
+        )
+
+
+def _write(source: Source, folder: Path, path: Path, wishes: _Wishes) -> None:
+    if source.clip is not None:
+        if wishes.classes is not None:
+            raise UsageError(f"{path} holds a CLIP, which has no classes: leave out --classes")
+        stored = clip_files.read_foreign(path, source, wishes.name, wishes.licence)
+        with files.replacing(folder) as new:
+            clip_files.write_folder(stored, new, wishes.dtype)
+            _keep_digests(folder, new, wishes)
+        return
+    made, other = _networks(source, path, wishes.classes)
+    public = catalogue.public_by_file(path.name)
+    header = files.Folder(
+        kind=clip_files.kind_of(source),
+        name=wishes.name or (public.name if public else clip_files.name_of(path)),
+        licence=wishes.licence or (public.licence if public else Info.licence),
+        generator=made.config,
+        discriminator=other.config if other else None,
+        source={"file": path.name, "sha256": wishes.digest, "layout": source.layout},
+        notes=(*source.notes, *made.notes),
+    )
+    with files.replacing(folder) as new:
+        files.write_folder(new, header, made.arrays, other.arrays if other else None, catalogue.card(header), wishes.dtype)
+        _keep_digests(folder, new, wishes)
+
+
+def _networks(source: Source, path: Path, classes: int | Iterable[int] | None) -> tuple[stylegan2.Converted, stylegan2.Converted | None]:
+    """The generator and, where there is one, the discriminator under our names."""
+    what, other = str(path), None
+    if source.generator is None:
+        raise SisError(f"{what} holds a discriminator but no generator")
+    if source.layout == "dcgan":
+        made = dcgan.convert_generator(source.generator.arrays, what)
+    elif source.layout == "biggan":
+        made = biggan.convert_generator(source.generator.arrays, biggan.published_settings(path), what)
+    else:
+        made = stylegan2.convert_generator(source.generator, source.layout, what)
+        if source.discriminator:
+            other = stylegan2.convert_discriminator(source.discriminator, source.layout, f"{what} (discriminator)")
+    if classes is not None:
+        count = made.config.get("c_dim", made.config.get("num_classes", 0))
+        made = replace(made, config={**made.config, "classes": check_classes(classes, count)})
+    return made, other
+
+
+def _keep_digests(old: Path, new: Path, wishes: _Wishes) -> None:
+    """What `verify.py` stored in the folder that `new` replaces, so that it compares: where network, classes and number format are the same."""
+    if not (wishes.keep_digests and files.is_ours(old) and (old / files.MODEL).is_file()):
+        return
+    before, now = files.read_config(old), files.read_config(new)
+    sizes = [(place / files.MODEL).stat().st_size for place in (old, new)]
+    if (before.kind, before.generator, before.clip) == (now.kind, now.generator, now.clip) and 0.8 < sizes[0] / sizes[1] < 1.25:
+        files.write_config(new, replace(now, digests=before.digests))
+
+
+def cached(path: Path, wanted: Literal["generator", "clip"] = "generator") -> Path:
+    """The converted folder of a checkpoint file, made on first use and kept under SIS_JAX_CONVERTED (default ~/.cache/sis_jax).
+
+    UsageError where the file holds the other of both; nothing is written then. Files of a CLIP's neighbors (configs, vocabulary) and its name count as
+    part of it.
+    """
+    root = os.environ.get(CACHE) or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "sis_jax")
+    own = digest = files.sha256_of(path)
+    settings = biggan.published_settings(path) if path.suffix == ".bin" else None
+    if settings is not None:
+        digest = _joined(digest, json.dumps(settings, sort_keys=True))
+    elif wanted == "clip":
+        beside = [path.with_name(name) for name in clip_names.BESIDE]
+        published = catalogue.clip_by_digest(own)
+        digest = _joined(
+            digest, published.name if published else path.name, *(f"{p.name} {files.sha256_of(p)}" for p in beside if p.is_file())
+        )
+    folder = Path(root) / "weights" / f"{digest[:24]}-{_CACHE_VERSION}"
+    if files.is_folder(folder):
+        return folder
+    source = recognise(read_tree(path), path.stat().st_size, str(path))
+    if (source.clip is not None) != (wanted == "clip"):
+        right = "load_generator" if wanted == "clip" else "load_clip"
+        asked = "a CLIP" if wanted == "clip" else "a generator"
+        raise UsageError(f"{path} holds {files.in_words(clip_files.kind_of(source))}, not {asked}: use sis.{right}")
+    if source.clip is None:  # a CLIP that is given by its path may be anybody's, and is nobody's licence
+        catalogue.check_published(path, catalogue.public_by_file(path.name), own)
+    _write(source, folder, path, _Wishes(own))
+    return folder
+
+
+def _joined(*parts: str) -> str:
+    return hashlib.sha256(" ".join(parts).encode("utf-8", "surrogateescape")).hexdigest()

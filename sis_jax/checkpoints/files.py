@@ -1,0 +1,276 @@
+"""Our own weights folders: `config.json` (shape and origin), `model.safetensors`, `README.md`; a discriminator lies beside the generator.
+
+Every file is written under a temporary name and renamed. `config.json` goes last and holds the digests of the others, so a folder that was
+cut off while it was written, or changed afterwards, is noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from sis_jax.types import Info, SisError, UsageError
+
+CONFIG, MODEL, DISCRIMINATOR, CARD = "config.json", "model.safetensors", "discriminator.safetensors", "README.md"
+FORMAT = "sis_jax weights"
+STUDENT_FORMAT = "sis_jax student"
+VERSION = STUDENT_VERSION = 1
+_FLOAT16_MAX = 6e4
+_OURS = {CONFIG, MODEL, DISCRIMINATOR, CARD, "vocab.json", "merges.txt"}
+KINDS = {"stylegan2": "a StyleGAN2 generator", "dcgan": "a DCGAN generator", "biggan": "a BigGAN generator", "clip": "a CLIP"}
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class CannotWrite(SisError):
+    """A disk that is full, a folder that may not be written."""
+
+
+def in_words(kind: str) -> str:
+    """A kind as it stands in a sentence: "a StyleGAN2 generator"."""
+    return KINDS.get(kind, f"weights of the kind {kind!r}")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What `config.json` says. kind: "stylegan2", "dcgan", "clip", ... generator, discriminator, clip: the fields of the networks' configs.
+
+    source: name of the file it was converted from, its sha256 and layout. sha256: digests of the files of this folder. notes: what the converter had
+    to supply. digests: those of pictures of fixed seeds (`convert_weights.py --verify`).
+    """
+
+    kind: str
+    name: str
+    licence: str
+    generator: dict[str, Any]
+    discriminator: dict[str, Any] | None = None
+    source: dict[str, str] = field(default_factory=dict)
+    sha256: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    digests: dict[str, Any] | None = None
+    clip: dict[str, Any] | None = None
+
+    def info(self, file: str = MODEL) -> Info:
+        """The origin, as every network carries it; sha256 is that of `file`."""
+        origin = self.source.get("file") or "trained by sis_jax"
+        return Info(self.name, self.licence, origin, self.sha256.get(file, ""), self.source.get("layout", "sis_jax"))
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a whole file or nothing."""
+    _write_parts(path, [data])
+
+
+def _write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> str:
+    """Write the parts one after another, the whole file or nothing; returns its sha256."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    digest = hashlib.sha256()
+    try:
+        with open(temporary, "wb") as f:
+            for part in parts:
+                f.write(part)
+                digest.update(part)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CannotWrite(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return digest.hexdigest()
+
+
+def _write_arrays(path: Path, arrays: Arrays, dtype: str) -> str:
+    """A .safetensors file, array by array: the library's writer would hold the whole file in memory, twice. Returns its sha256."""
+    header: dict[str, Any] = {"__metadata__": {"format": "np"}}
+    kinds, end = {}, 0
+    for key, value in arrays.items():
+        fits = dtype == "float16" and (value.size == 0 or np.abs(value).max() < _FLOAT16_MAX)
+        kinds[key] = np.dtype("<f2" if fits else "<f4")
+        begin, end = end, end + value.size * kinds[key].itemsize
+        header[key] = {"dtype": "F16" if fits else "F32", "shape": list(value.shape), "data_offsets": [begin, end]}
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    data = (np.ascontiguousarray(value, kinds[key]).reshape(-1).data.cast("B") for key, value in arrays.items() if value.size)
+    return _write_parts(path, chain([len(head).to_bytes(8, "little"), head], data))
+
+
+def is_folder(path: Path) -> bool:
+    """True where a folder holds one of ours, as far as its config tells: a damaged one is ours, that of a Hugging Face model is not."""
+    try:
+        config = json.loads((path / CONFIG).read_text("utf-8"))
+    except (ValueError, RecursionError):
+        return True
+    except OSError:
+        return False
+    return not (isinstance(config, dict) and "model_type" in config and "format" not in config)
+
+
+def is_ours(path: Path, kind: str = FORMAT) -> bool:
+    """True where `config.json` says so itself. Before a folder is written or listed by name this is asked, not `is_folder`."""
+    try:
+        config = json.loads((path / CONFIG).read_text("utf-8"))
+    except (ValueError, RecursionError, OSError):
+        return False
+    return isinstance(config, dict) and config.get("format") == kind
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new folder to write into, which takes the place of `folder` when the block ends without an error; files there that are not ours stay.
+
+    A kill leaves the old folder or the new one, whole; in the instant between two renames the old one is called .NAME.*.old.
+    """
+    folder = folder.resolve()
+    new = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(3)}.part")
+    try:
+        new.mkdir(parents=True)
+    except OSError as error:
+        raise CannotWrite(f"cannot make the folder {folder}: {error.strerror or error}") from None
+    try:
+        yield new
+        try:
+            _swap(new, folder)
+        except OSError as error:
+            raise CannotWrite(f"cannot write {folder}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _swap(new: Path, folder: Path) -> None:
+    if not folder.exists():
+        os.replace(new, folder)
+        return
+    if not any(folder.iterdir()):  # it may be where the user's shell stands, so it is kept
+        for path in sorted(new.iterdir(), key=lambda path: path.name == CONFIG):
+            os.replace(path, folder / path.name)
+        return
+    old = new.with_suffix(".old")
+    os.replace(folder, old)
+    try:
+        os.replace(new, folder)
+    except BaseException:
+        os.replace(old, folder)
+        raise
+    for path in old.iterdir():
+        if path.name not in _OURS:
+            os.replace(path, folder / path.name)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read_config(path: Path) -> Folder:
+    """The `config.json` of a weights folder, checked. UsageError where the folder is none of ours."""
+    if not is_folder(path):
+        raise UsageError(f"{path} is no weights folder: looked for {CONFIG} beside {MODEL} in it; make one with scripts/convert_weights.py")
+    try:
+        raw = json.loads((path / CONFIG).read_text("utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise SisError(f"{path / CONFIG} cannot be read ({error}): convert the checkpoint again") from None
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise UsageError(f'{path / CONFIG} is no weights folder of sis_jax: expected "format": "{FORMAT}" in it')
+    if raw.get("version") != VERSION:
+        raise UsageError(
+            f"{path / CONFIG} has version {raw.get('version')}, this sis_jax reads version {VERSION}: update sis_jax or convert again"
+        )
+    kind, generator = raw.get("kind"), raw.get("generator")
+    if not isinstance(kind, str) or not isinstance(generator, dict):
+        raise SisError(f'{path / CONFIG} lacks "kind" or "generator": convert the checkpoint again')
+    texts = _texts(raw)
+    discriminator, digests, clip = (raw[key] if isinstance(raw.get(key), dict) else None for key in ("discriminator", "digests", "clip"))
+    return Folder(
+        kind=kind,
+        name=texts.get("name", path.name),
+        licence=texts.get("licence", Info.licence),
+        generator=generator,
+        discriminator=discriminator,
+        source=_texts(raw.get("source")),
+        sha256=_texts(raw.get("sha256")),
+        notes=tuple(map(str, raw["notes"])) if isinstance(raw.get("notes"), list) else (),
+        digests=digests,
+        clip=clip,
+    )
+
+
+def _texts(table: Any) -> dict[str, str]:
+    """The entries of a JSON object that are texts."""
+    return {key: value for key, value in table.items() if isinstance(value, str)} if isinstance(table, dict) else {}
+
+
+def read_arrays(path: Path, folder: Folder, file: str = MODEL) -> tuple[dict[str, np.ndarray], str]:
+    """The arrays of one file of a weights folder, with its sha256, which must be the one in the config."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    where = path / file
+    if not where.is_file():
+        raise UsageError(f"{path} holds no {file}")
+    digest = sha256_of(where)
+    if folder.sha256.get(file, digest) != digest:
+        raise SisError(
+            f"{where} is not the file that {CONFIG} describes (sha256 {digest[:12]}...): it is damaged or was changed; convert it again"
+        )
+    try:
+        return dict(load_file(where)), digest
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise SisError(f"{where} cannot be read: {error}") from None
+
+
+def write_folder(
+    path: Path,
+    folder: Folder,
+    model: Arrays,
+    discriminator: Arrays | None,
+    card: str,
+    dtype: str = "float32",
+    others: Mapping[str, bytes] = MappingProxyType({}),
+) -> Folder:
+    """Write a weights folder; returns what its config says, digests included.
+
+    dtype: "float32", or "float16" for half the size (numbers beyond its range keep the array in float32). others: more files by name, such as a vocabulary.
+    """
+    if dtype not in ("float32", "float16"):
+        raise UsageError(f'weights are stored as "float32" or "float16", not {dtype!r}')
+    ours = is_ours(path)
+    if not ours and (path / CONFIG).exists():
+        raise UsageError(
+            f'{path / CONFIG} is not one of sis_jax ("format": "{FORMAT}" is not in it) and stays as it is: give another folder'
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotWrite(f"cannot make the folder {path}: {error.strerror or error}") from None
+    digests = {}
+    for file, arrays in ((MODEL, model), (DISCRIMINATOR, discriminator)):
+        if arrays is None:
+            continue
+        digests[file] = _write_arrays(path / file, arrays, dtype)
+    for file, content in others.items():
+        digests[file] = _write_parts(path / file, [content])
+    if discriminator is None and ours:
+        (path / DISCRIMINATOR).unlink(missing_ok=True)
+    write_atomic(path / CARD, card.encode())
+    folder = replace(folder, sha256=digests)
+    write_config(path, folder)
+    return folder
+
+
+def write_config(path: Path, folder: Folder) -> None:
+    """Write `config.json` of a folder."""
+    content = {"format": FORMAT, "version": VERSION, **asdict(folder)}
+    write_atomic(path / CONFIG, (json.dumps(content, indent=1) + "\n").encode())

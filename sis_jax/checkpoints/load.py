@@ -1,0 +1,120 @@
+"""Names, folders and foreign files to networks: `load_generator`, `load_discriminator`; and back: `save_generator`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+
+from sis_jax.checkpoints import catalogue, files
+from sis_jax.checkpoints.build import arrays_of
+from sis_jax.checkpoints.layouts import biggan, dcgan, stylegan2
+from sis_jax.models.biggan import BigGAN
+from sis_jax.models.conditional import check_classes
+from sis_jax.models.dcgan import DCGAN
+from sis_jax.models.discriminator import Discriminator
+from sis_jax.models.stylegan2 import StyleGAN2
+from sis_jax.types import Generator, SisError, UsageError
+
+_CONVERT = "convert a checkpoint with scripts/convert_weights.py"
+
+
+def load_generator(name_or_path: str | os.PathLike | None = None, classes: int | Iterable[int] | None = None) -> Generator:
+    """A generator by name, from a weights folder, or straight from a foreign checkpoint (converted once, then kept in the cache).
+
+    None is the default that ships, "faces64". Names: `shipped()`. classes: those that a conditional generator draws from, by number (default: those it was
+    converted for, else all); every seed stands for one of them. Raises UsageError for an unknown name or a folder without a generator, SisError
+    where the weights are damaged; NaN and infinite numbers are refused.
+    """
+    path = _folder(name_or_path)
+    folder = files.read_config(path)
+    if folder.kind not in ("stylegan2", "dcgan", "biggan"):
+        raise UsageError(f'{path} holds {files.in_words(folder.kind)}: expected "stylegan2", "dcgan" or "biggan"; {_CONVERT}')
+    arrays, digest = files.read_arrays(path, folder)
+    info = replace(folder.info(), sha256=digest)
+    if folder.kind == "dcgan":
+        check_classes(classes, 0)
+        return dcgan.build_generator(dcgan.config_of(folder.generator), arrays, str(path), info)
+    if folder.kind == "biggan":
+        gen = biggan.build_generator(biggan.config_of(folder.generator), arrays, str(path), info)
+    else:
+        gen = stylegan2.build_generator(stylegan2.generator_config(folder.generator), arrays, str(path), info)
+    return gen if classes is None else gen.with_classes(classes)
+
+
+def load_discriminator(name_or_path: str | os.PathLike | None = None) -> Discriminator:
+    """The discriminator that lies beside a generator; names and errors as in `load_generator`.
+
+    It maps images [n, r, r, 3] in [-1, 1] to scores [n, 1], higher for what it takes as real.
+    """
+    path = _folder(name_or_path)
+    folder = files.read_config(path)
+    if folder.discriminator is None:
+        asked = catalogue.DEFAULT if name_or_path is None else os.fspath(name_or_path)
+        raise UsageError(
+            f"{asked} has no discriminator: convert a checkpoint that holds one (most published .pt files hold the generator only)"
+        )
+    arrays, digest = files.read_arrays(path, folder, files.DISCRIMINATOR)
+    config = stylegan2.discriminator_config(folder.discriminator)
+    return stylegan2.build_discriminator(config, arrays, str(path), replace(folder.info(files.DISCRIMINATOR), sha256=digest))
+
+
+def save_generator(
+    gen: StyleGAN2 | DCGAN | BigGAN,
+    path: str | os.PathLike,
+    discriminator: Discriminator | None = None,
+    *,
+    card: str | None = None,
+    dtype: str = "float32",
+    notes: tuple[str, ...] = (),
+) -> Path:
+    """Write a generator (and its discriminator) as a weights folder that `load_generator` reads; returns its path.
+
+    Name, licence and source are those of `gen.info`. card: the README.md, written from them where not given. dtype: "float32" or "float16" (half the
+    size; pictures change by about 1 grey level).
+    """
+    path = Path(path)
+    folder = files.Folder(
+        kind={StyleGAN2: "stylegan2", DCGAN: "dcgan", BigGAN: "biggan"}[type(gen)],
+        name=gen.info.name,
+        licence=gen.info.licence,
+        generator=asdict(gen.config),
+        discriminator=asdict(discriminator.config) if discriminator is not None else None,
+        source={"file": gen.info.source, "layout": gen.info.layout},
+        notes=notes,
+    )
+    model = _finite(arrays_of(gen), "the generator")
+    other = _finite(arrays_of(discriminator), "the discriminator") if discriminator is not None else None
+    files.write_folder(path, folder, model, other, card or catalogue.card(folder), dtype)
+    return path
+
+
+def _finite(arrays: Mapping[str, np.ndarray], what: str) -> Mapping[str, np.ndarray]:
+    bad = [key for key, value in arrays.items() if not np.isfinite(value).all()]
+    if bad:
+        raise SisError(f"{what} was not saved: {bad[0]} holds NaN or infinite numbers (and {len(bad) - 1} other arrays)")
+    return arrays
+
+
+def _folder(name_or_path: str | os.PathLike | None) -> Path:
+    """The weights folder of a generator by name or path, converted where it was none; UsageError for a CLIP."""
+    from sis_jax.checkpoints import clip_files
+
+    text = catalogue.DEFAULT if name_or_path is None else catalogue.text_of(name_or_path)
+    name = text if text in catalogue.CLIPS else catalogue.clip_name(text)
+    if name in catalogue.CLIPS and not Path(text).exists() and text not in catalogue.folders():
+        raise UsageError(f"{text} is a CLIP, not a generator: use sis.load_clip")
+    path = biggan.checkpoint_in(catalogue.find(name_or_path))
+    foreign = clip_files.weights_file(path)
+    if path.is_dir() and (path / files.CONFIG).is_file() and foreign.is_file() and not files.is_ours(path):
+        raise UsageError(f"{text} is a folder of another program, no weights folder: a CLIP is loaded with sis.load_clip; {_CONVERT}")
+    if path.is_file():
+        from sis_jax.checkpoints.convert import cached
+
+        return cached(path, "generator")
+    if files.is_ours(path) and files.read_config(path).kind == "clip":
+        raise UsageError(f"{text} holds a CLIP, not a generator: use sis.load_clip")
+    return path

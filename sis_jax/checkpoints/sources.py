@@ -1,0 +1,299 @@
+"""What a checkpoint's tree holds: which layout, which networks, and what is said beside the arrays."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sis_jax.checkpoints import torchscript
+from sis_jax.checkpoints.arrays import NumpyArray, Tensor
+from sis_jax.checkpoints.layouts.stylegan2 import Facts, Network
+from sis_jax.checkpoints.unpickle import Record, Refused
+from sis_jax.types import SisError
+
+_MAX_MODULES = 4096
+_MAX_NAME = 400
+_LABEL_LR = 0.1  # of the label network in NVIDIA's TensorFlow discriminators, unless they say otherwise
+_PREFIXES = ("G_ema", "g_ema", "generator_ema", "G", "g", "generator", "D", "d", "discriminator")
+# A name that only this network of this layout has.
+_SIGNS = (
+    ("ada", "generator", "synthesis.b4.const"),
+    ("ada", "discriminator", "b4.out.weight"),
+    ("rosinality", "generator", "input.input"),
+    ("rosinality", "discriminator", "final_linear.1.weight"),
+    ("dcgan", "generator", "main.0.weight"),
+    ("openai-clip", "clip", "ln_final.weight"),
+    ("openai-clip", "clip", "text.ln_final.weight"),
+    ("openai-clip", "clip", "visual.conv1.weight"),
+    ("transformers-clip", "clip", "text_model.final_layer_norm.weight"),
+    ("transformers-clip", "clip", "vision_model.post_layernorm.weight"),
+    ("biggan", "generator", "generator.gen_z.bias"),
+    ("flaxmodels", "generator", "synthesis_network/const"),
+    ("flaxmodels", "discriminator", "discriminator/output/weight"),
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A foreign checkpoint: its layout, and its networks, None where absent: the (averaged, where it has one) generator, its discriminator; or a CLIP."""
+
+    layout: str
+    generator: Network | None
+    discriminator: Network | None
+    notes: tuple[str, ...] = ()
+    clip: Network | None = None
+
+
+class _Reader:
+    """Turns wrapped arrays into views, and keeps their sum within what the file can hold: many tensors can show the same bytes."""
+
+    def __init__(self, size: int):
+        self.left = 4 * size + (1 << 20)
+
+    def array(self, value: Any) -> np.ndarray:
+        array = value.array() if isinstance(value, (Tensor, NumpyArray)) else np.asarray(value)
+        self.left -= array.nbytes + 64  # empty arrays cost something too
+        if self.left < 0:
+            raise Refused("its arrays show the same bytes again and again")
+        return array
+
+    def arrays(self, tree: Mapping[Any, Any]) -> dict[str, np.ndarray]:
+        return {_short(key): self.array(value) for key, value in tree.items() if _is_array(value)}
+
+
+def _short(name: Any) -> str:
+    """A name as text. One long text, recalled again and again, would fill the memory once it is joined to others."""
+    text = str(name)
+    if len(text) > _MAX_NAME:
+        raise Refused(f"a name of {len(text)} letters")
+    return text
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, (Tensor, NumpyArray, np.ndarray, float))
+
+
+def recognise(tree: Any, size: int, what: str) -> Source:
+    """The networks in a tree of `containers.read_tree`; `size` is that of the file in bytes. SisError where there are none."""
+    try:
+        source = _recognise(tree, _Reader(size))
+    except Refused as error:
+        raise SisError(f"{what} was not read: {error}") from None
+    if source is None or source.generator is source.discriminator is source.clip is None:
+        keys = [str(key)[:40] for key in list(tree)[:6]] if isinstance(tree, dict) else type(tree).__name__
+        raise SisError(
+            f"{what} holds no network known here: looked for StyleGAN2 (NVIDIA's PyTorch and TensorFlow pickles, rosinality's .pt, state dicts, "
+            f"flaxmodels' .h5), DCGAN, BigGAN and CLIP, found {keys}"
+        )
+    return source
+
+
+def arrays_in(tree: Any, size: int, what: str) -> dict[str, np.ndarray]:
+    """The arrays of a state dict of any network, by name; SisError where the tree of `containers.read_tree` is no such thing."""
+    try:
+        if torchscript.is_module(tree):
+            tree = torchscript.state_dict(tree)
+        for wrapper in ("state_dict", "model"):
+            if isinstance(tree, dict) and isinstance(tree.get(wrapper), dict):
+                tree = tree[wrapper]
+        arrays = _Reader(size).arrays(tree) if isinstance(tree, dict) else {}
+    except Refused as error:
+        raise SisError(f"{what} was not read: {error}") from None
+    if not arrays:
+        raise SisError(f"{what} holds no state dict: expected names and arrays")
+    return arrays
+
+
+def _recognise(tree: Any, reader: _Reader) -> Source | None:
+    if torchscript.is_module(tree):
+        tree = torchscript.state_dict(tree)
+    if isinstance(tree, Record):
+        tree = (tree,) if tree.name == "network" else {"G": tree}
+    if isinstance(tree, (tuple, list)):
+        return _tensorflow([net for net in tree[:8] if isinstance(net, Record) and net.name == "network"], reader)
+    if not isinstance(tree, dict):
+        return None
+    modules = {key: tree[key] for key in _PREFIXES if isinstance(tree.get(key), Record)}
+    if modules:
+        return _pick("ada", [_module_network(net, reader) for net in modules.values() if net.name == "module"])
+    for wrapper in ("state_dict", "model", "model_state_dict"):
+        if isinstance(tree.get(wrapper), dict):
+            tree = tree[wrapper]
+    return _state_dicts(tree, reader)
+
+
+def _pick(layout: str, networks: list[tuple[str, Network]], notes: tuple[str, ...] = ()) -> Source:
+    """The first generator (names are tried with the averaged one first) and the first discriminator."""
+    generator = next((net for kind, net in networks if kind == "generator"), None)
+    discriminator = next((net for kind, net in networks if kind == "discriminator"), None)
+    clip = next((net for kind, net in networks if kind == "clip"), None)
+    return Source(layout, generator, discriminator, notes, clip)
+
+
+def _kind(arrays: Mapping[str, Any]) -> tuple[str, str] | None:
+    return next(((layout, kind) for layout, kind, sign in _SIGNS if sign in arrays), None)
+
+
+# State dicts: rosinality's files, bare ones, .safetensors with or without prefixes
+
+
+def _state_dicts(tree: dict, reader: _Reader) -> Source | None:
+    found = []
+    for arrays in _groups(tree, reader):
+        kind = _kind(arrays)
+        if kind:
+            found.append((*kind, arrays))
+    if not found:
+        return None
+    layout = found[0][0]
+    average = tree.get("latent_avg")
+    for _, kind, arrays in found:
+        if kind == "generator" and layout == "rosinality" and average is not None and _is_array(average):
+            arrays.setdefault("latent_avg", reader.array(average))
+    notes = (
+        ("a state dict does not say whether activations were clamped (conv_clamp); taken as not",)
+        if layout in ("ada", "flaxmodels")
+        else ()
+    )
+    return _pick(layout, [(kind, Network(arrays)) for where, kind, arrays in found if where == layout], notes)
+
+
+def _groups(tree: dict, reader: _Reader) -> Iterator[dict[str, np.ndarray]]:
+    """The state dicts of a tree: those under the usual names, those told apart by a prefix, or the tree itself."""
+    nested = [tree[name] for name in _PREFIXES if isinstance(tree.get(name), dict)]
+    if nested:
+        yield from (_plain_names(reader.arrays(net)) for net in nested)
+        return
+    flat = _plain_names(reader.arrays(tree))
+    if _kind(flat):
+        yield flat
+        return
+    for prefix in _PREFIXES:
+        part = {key.removeprefix(prefix + "."): value for key, value in flat.items() if key.startswith(prefix + ".")}
+        if part:
+            yield _plain_names(part)
+
+
+def _plain_names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {key.removeprefix("module."): value for key, value in arrays.items()}
+
+
+# NVIDIA's PyTorch pickles
+
+
+def _module_network(net: Record, reader: _Reader) -> tuple[str, Network]:
+    arrays: dict[str, np.ndarray] = {}
+    states: dict[str, dict] = {}
+    for name, state in _modules(net):
+        states[name] = state
+        dot = name + "." if name else ""
+        for table in ("_parameters", "_buffers"):
+            part = state.get(table)
+            arrays |= {dot + key: value for key, value in reader.arrays(part if isinstance(part, dict) else {}).items()}
+    kind = _kind(arrays)
+    return (kind[1] if kind else "unknown"), Network(arrays, _module_facts(states))
+
+
+def _modules(net: Record) -> Iterator[tuple[str, dict]]:
+    """Every module of a network as (name, its __dict__), without recursion: files can nest as deep as they like, or in circles."""
+    seen: set[int] = set()
+    waiting: list[tuple[str, Any]] = [("", net)]
+    while waiting:
+        name, module = waiting.pop()
+        meta = module.state if isinstance(module, Record) else None
+        state = meta.get("state", meta) if isinstance(meta, dict) else None
+        if not isinstance(state, dict):
+            continue
+        if id(module) in seen or len(seen) > _MAX_MODULES or len(name) > _MAX_NAME:
+            raise Refused("its modules contain each other in a circle")
+        seen.add(id(module))
+        yield name, state
+        children = state.get("_modules")
+        if isinstance(children, dict):
+            if len(children) + len(waiting) > _MAX_MODULES:
+                raise Refused("it has more modules than any network")
+            waiting += [(f"{name}.{_short(key)}" if name else _short(key), child) for key, child in children.items() if child is not None]
+
+
+def _module_facts(states: Mapping[str, dict]) -> Facts:
+    def first(pattern: str, attribute: str) -> Any:
+        return next((s[attribute] for name, s in states.items() if re.fullmatch(pattern, name) and attribute in s), None)
+
+    return _facts(
+        conv_clamp=first(r"(synthesis\.)?b\d+\.conv[01]", "conv_clamp"),
+        mbstd_group=first(r"b4\.mbstd", "group_size"),
+        mapping_lr=first(r"mapping\.fc0", "bias_gain"),
+        architecture=first(r"(synthesis\.)?b(8|16)", "architecture"),
+        activation=first(r"(synthesis\.)?b\d+\.conv1", "activation"),
+    )
+
+
+def _facts(conv_clamp: Any, mbstd_group: Any, mapping_lr: Any, architecture: Any, activation: Any) -> Facts:
+    def positive(value: Any) -> bool:
+        return type(value) in (int, float) and 0 < value < 1e9
+
+    return Facts(
+        conv_clamp=float(conv_clamp) if positive(conv_clamp) else None,
+        mbstd_group=mbstd_group if type(mbstd_group) is int and 0 < mbstd_group < 1 << 16 else None,
+        mapping_lr=float(mapping_lr) if positive(mapping_lr) else Facts.mapping_lr,
+        architecture=architecture if type(architecture) is str else "",
+        activation=activation if type(activation) is str else "lrelu",
+    )
+
+
+# NVIDIA's TensorFlow pickles
+
+
+def _tensorflow(networks: list[Record], reader: _Reader) -> Source | None:
+    found = []
+    for net in networks[::-1]:  # (G, D, Gs): the averaged generator is the last
+        state = net.state if isinstance(net.state, dict) else {}
+        version = state.get("version")
+        if type(version) is int and version < 4:
+            raise Refused(f"it is a TensorFlow network of version {version}: StyleGAN1 or older, only StyleGAN2 is supported")
+        arrays = dict(_variables(net, reader))
+        kind = "generator" if "dlatent_avg" in arrays else "discriminator" if "Output/weight" in arrays else "unknown"
+        found.append((kind, Network(arrays, _tensorflow_facts(state, kind))))
+    return _pick("tf", found) if found else None
+
+
+def _variables(net: Record, reader: _Reader) -> Iterator[tuple[str, np.ndarray]]:
+    """Own variables, then those of the components under their names: mapping/..., synthesis/..."""
+    parts: list[tuple[str, Any]] = [("", net)]
+    own = net.state if isinstance(net.state, dict) else {}
+    if isinstance(own.get("components"), dict):
+        parts += [(f"{name}/", part) for name, part in list(own["components"].items())[:8]]
+    for prefix, part in parts:
+        state = part.state if isinstance(part, Record) and isinstance(part.state, dict) else {}
+        variables = state.get("variables")
+        for pair in variables if isinstance(variables, list) else ():
+            if type(pair) not in (tuple, list) or len(pair) != 2 or type(pair[0]) is not str:
+                raise Refused("a variable without a name")
+            if not _is_array(pair[1]):
+                raise Refused(f"variable {pair[0][:60]} is no array")
+            yield _short(prefix) + _short(pair[0]), reader.array(pair[1])
+
+
+def _tensorflow_facts(state: dict, kind: str) -> Facts:
+    given = state.get("static_kwargs")
+    kwargs: dict = given if isinstance(given, dict) else {}
+    if kind == "discriminator":
+        kwargs = {"mapping_lrmul": _LABEL_LR, **kwargs}
+    kernel = kwargs.get("resample_kernel", [1, 3, 3, 1])
+    if kernel is not None and (
+        type(kernel) not in (list, tuple) or [k if type(k) in (int, float) else None for k in kernel] != [1, 3, 3, 1]
+    ):
+        raise Refused("it resamples with another filter than [1, 3, 3, 1], the only one supported here")
+    if kwargs.get("normalize_latents") is False:
+        raise Refused("its mapping network does not normalise z, which is not supported")
+    return _facts(
+        conv_clamp=kwargs.get("conv_clamp"),
+        mbstd_group=kwargs.get("mbstd_group_size"),
+        mapping_lr=kwargs.get("mapping_lrmul"),
+        architecture=kwargs.get("architecture"),
+        activation=kwargs.get("nonlinearity", kwargs.get("act")),
+    )

@@ -1,0 +1,263 @@
+"""The student on disk and in use: `student/` of a run, or a folder in ported_weights/, holds config.json, model.safetensors and a card.
+
+`Student.scores` is all that a caller needs: photos of any size in, class probabilities at the photos' own size out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from sis_jax import parallel
+from sis_jax.checkpoints import catalogue, files
+from sis_jax.checkpoints.build import arrays_of, build
+from sis_jax.models import students
+from sis_jax.models.students import to_float
+from sis_jax.types import Info, SisError, UsageError, unknown_name
+
+FORMAT, VERSION = files.STUDENT_FORMAT, files.STUDENT_VERSION
+TILE = 1024  # pixels: a photo that is larger, at the size the network works at, is cut
+_OVERLAP = 64
+_GRID = 16  # sides are rounded to this, so that photos of like shape share a compilation
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Student:
+    """A trained segmenter. classes: as in classes.json, channel i is the class classes[i]. side: shorter side of the pictures it was trained on.
+
+    facts: how it came about (generator, steps, licence), for its card.
+    """
+
+    network: nnx.Module
+    config: students.StudentConfig
+    classes: tuple[dict[str, Any], ...]
+    side: int
+    info: Info = field(default_factory=Info)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ids(self) -> UInt8[np.ndarray, "k"]:
+        """The class id of each channel."""
+        return np.array([c["id"] for c in self.classes], np.uint8)
+
+    def scores(
+        self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], *, flip: bool = True, size: int | None = None, tile: int = TILE
+    ) -> list[Float[np.ndarray, "_ _ k"]]:
+        """Class probabilities at each photo's own size, channel = class id (a channel without a class is zero).
+
+        flip: mean of the photo and its mirror image. size: shorter side to which a photo is brought before the network sees it; by default that of the
+        training pictures. tile: a photo that is then still larger than this is cut into overlapping tiles.
+        """
+        out = []
+        for small, image in zip(self._at_work(images, flip, size, tile), images):
+            full = np.zeros((*image.shape[:2], int(self.ids.max()) + 1), np.float32)
+            full[..., self.ids] = _enlarged(small, image.shape[:2])
+            out.append(full)
+        return out
+
+    def masks(
+        self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], *, flip: bool = True, size: int | None = None, tile: int = TILE
+    ) -> list[UInt8[np.ndarray, "_ _"]]:
+        """Masks of class ids at each photo's own size; memory for one class of the full-size photo at a time. Arguments as in `scores`."""
+        return [self._winner(s, image.shape[:2]) for s, image in zip(self._at_work(images, flip, size, tile), images)]
+
+    def predict(self, photos: Any, **options: Any) -> Any:
+        """`sis_jax.predict` with this student: an array, a list of arrays, a path, a folder or an archive -> Masks."""
+        import sis_jax
+
+        return sis_jax.predict(self, photos, **options)
+
+    def save(self, folder: str | Path, dtype: str = "float32") -> Path:
+        """Write config.json, model.safetensors and README.md; `load_student` reads them. dtype: or "float16", for half the size."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        digest = files._write_arrays(folder / files.MODEL, arrays_of(self.network), dtype)
+        files.write_atomic(folder / files.CARD, self._card().encode())
+        content = {
+            "format": FORMAT, "version": VERSION, "network": asdict(self.config), "side": self.side, "classes": list(self.classes),
+            "name": self.info.name, "licence": self.info.licence, "sha256": {files.MODEL: digest}, "facts": self.facts,
+        }  # fmt: skip
+        files.write_atomic(folder / files.CONFIG, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+        return folder
+
+    def export(self, path: str | Path, flip: bool = False) -> Path:
+        """Write the network as one portable file that works without this library: ONNX if its name ends in `.onnx`, otherwise a JAX function.
+
+        It maps uint8[b side side 3], of any number b and the size the student was trained on, to probabilities float32[b side side k], channels as in
+        `classes`, which ONNX holds as metadata. `jax.export.deserialize(bytes).call(images)` runs the JAX function on CPU, CUDA and TPU. flip: mean with
+        the mirror image. Raises UsageError for ONNX without the package jax2onnx.
+        """
+        from sis_jax.checkpoints.student_export import write
+
+        facts = {"name": self.info.name, "licence": self.info.licence, "side": str(self.side), "classes": json.dumps(list(self.classes))}
+        return write(self.network, self.side, Path(path), flip=flip, facts=facts)
+
+    def check(self, size: int | None = None, tile: int = TILE) -> None:
+        """UsageError for a size or tile that cannot work."""
+        if (size is not None and size < 16) or tile < 4 * _OVERLAP:
+            raise UsageError(f"size is {size} and tile {tile}, expected at least 16 and {4 * _OVERLAP} pixels")
+
+    # how
+
+    def _at_work(self, images: Sequence[np.ndarray], flip: bool, size: int | None, tile: int) -> list[np.ndarray]:
+        """Probabilities at the size the network works at. Photos of one shape go through together."""
+        self.check(size, tile)
+        side = self.side if size is None else size
+        small = [_brought_to(np.asarray(image), side) for image in images]
+        out: list[Any] = [None] * len(small)
+        shapes: dict[tuple[int, ...], list[int]] = {}
+        for i, image in enumerate(small):
+            shapes.setdefault(image.shape, []).append(i)
+        for shape, members in shapes.items():
+            if max(shape[:2]) > tile:
+                for i in members:
+                    out[i] = self._tiled(small[i], flip, tile)
+                continue
+            for i, scores in zip(members, self._forward(np.stack([small[i] for i in members]), flip)):
+                out[i] = scores
+        return out
+
+    def _forward(self, batch: np.ndarray, flip: bool) -> Iterator[np.ndarray]:
+        run, params = _compiled(self.network), nnx.split(self.network)[1]
+        devices = parallel.device_count()
+        rows = max(1, min(_BATCH, -(-len(batch) // devices)))
+        for start in range(0, len(batch), rows * devices):
+            chunk = batch[start : start + rows * devices]
+            blocks, _ = parallel.shard(chunk, devices, rows)
+            yield from parallel.unshard(np.asarray(run(params, blocks, flip)), len(chunk))
+
+    def _tiled(self, image: np.ndarray, flip: bool, tile: int) -> np.ndarray:
+        """Overlapping tiles, each fading out towards its border."""
+        h, w = image.shape[:2]
+        total, weight = np.zeros((h, w, len(self.classes)), np.float32), np.zeros((h, w, 1), np.float32)
+        for top in _starts(h, tile):
+            for left in _starts(w, tile):
+                piece = image[top : top + tile, left : left + tile]
+                fade = _fade(piece.shape[0])[:, None, None] * _fade(piece.shape[1])[None, :, None]
+                where = np.s_[top : top + tile, left : left + tile]
+                total[where] += fade * next(self._forward(piece[None], flip))
+                weight[where] += fade
+        return total / weight
+
+    def _winner(self, scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        best, ids = np.full(size, -1, np.float32), np.zeros(size, np.uint8)
+        for channel, class_id in enumerate(self.ids):
+            score = _enlarged(scores[..., channel : channel + 1], size)[..., 0]
+            better = score > best
+            best[better], ids[better] = score[better], class_id
+        return ids
+
+    def _card(self) -> str:
+        rows = {"network": f"{self.config.arch}, {self.side} pixels", "classes": ", ".join(c["name"] for c in self.classes), **self.facts}
+        table = "\n".join(f"| {k} | {v} |" for k, v in rows.items())
+        return (
+            f"---\nlibrary_name: sis_jax\ntags: [jax, flax, image-segmentation]\n---\n# {self.info.name}\n\nA segmenter for photos, distilled by `sis_jax` "
+            f"from a generator's parts without labels.\n\nLicence: {self.info.licence}\n\n| | |\n|---|---|\n{table}\n\n"
+            f"Load it: `sis_jax.load_student(PATH)`; use it: `python -m sis_jax.predict RUN PHOTOS --out DIR`.\n"
+        )
+
+
+def load_student(name_or_path: str | os.PathLike | None = None) -> Student:
+    """The student in a run folder, in a folder that `Student.save` wrote, or one in ported_weights/ by its name; None is the one that ships, for faces.
+
+    A folder of that name here comes first. Raises UsageError where there is none, SisError where it is damaged.
+    """
+    path = find(name_or_path)
+    place = path / "student" if (path / "student" / files.CONFIG).is_file() else path
+    try:
+        raw = json.loads((place / files.CONFIG).read_text("utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path} holds no student: train one with python -m sis_jax.distill {path}") from None
+    except NotADirectoryError:
+        raise UsageError(f"{path} is a file: give the run of a student, or the folder that Student.save wrote") from None
+    except (OSError, ValueError) as error:
+        raise SisError(f"{place / files.CONFIG} cannot be read ({error}): distil again") from None
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise UsageError(f'{place} holds no student: its {files.CONFIG} does not say "format": "{FORMAT}"')
+    if raw.get("version") != VERSION:
+        raise UsageError(
+            f"{place / files.CONFIG} has version {raw.get('version')}, this sis_jax reads version {VERSION}: update sis_jax, or distil again"
+        )
+    try:
+        config, classes, side = students.StudentConfig(**raw["network"]), tuple(raw["classes"]), int(raw["side"])
+        header = files.Folder("student", raw["name"], raw["licence"], {}, sha256=raw["sha256"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise SisError(f"{place / files.CONFIG} is damaged ({error}): distil again") from None
+    arrays, digest = files.read_arrays(place, header)
+    info = Info(raw["name"], raw["licence"], "distilled by sis_jax", digest)
+    network = build(lambda: students.build(config), arrays, str(place), info)
+    return Student(network, config, classes, side, info, dict(raw.get("facts", {})))
+
+
+def find(name_or_path: str | os.PathLike | None) -> Path:
+    """The folder of a name or path. UsageError, with the names that are known, where neither is here."""
+    text = catalogue.DEFAULT_STUDENT if name_or_path is None else catalogue.text_of(name_or_path)
+    path, known = Path(text), catalogue.students()
+    if text in known and not any((place / files.CONFIG).is_file() for place in (path, path / "student")):
+        return known[text]
+    if text and (path.exists() or os.sep in text):
+        return path
+    if text in catalogue.folders():
+        raise UsageError(f"{text} holds no student, it draws or names pictures: give {', '.join([*known, 'a run'])}")
+    raise unknown_name("student", text, known, "Give one of these, a run in which python -m sis_jax.distill left one, or its folder.")
+
+
+@lru_cache(maxsize=8)
+def _runner(graph: Any, flip: bool) -> Callable[..., Any]:
+    return parallel.map_devices(_probabilities, (None, 0), 0, graph=graph, flip=flip)
+
+
+def _compiled(network: nnx.Module) -> Callable[..., Any]:
+    graph = nnx.split(network)[0]
+    return lambda params, blocks, flip: _runner(graph, flip)(params, blocks)
+
+
+def _probabilities(params: Any, images: jax.Array, *, graph: Any, flip: bool) -> jax.Array:
+    network, x = nnx.merge(graph, params), to_float(images)
+    out = jax.nn.softmax(network(x))
+    return (out + jax.nn.softmax(network(x[:, :, ::-1]))[:, :, ::-1]) / 2 if flip else out
+
+
+def _brought_to(image: np.ndarray, side: int) -> np.ndarray:
+    """The photo with its shorter side at about `side` pixels, both sides multiples of 16 (the aspect changes by a few per cent at most)."""
+    h, w = image.shape[:2]
+    new_h, new_w = (max(_GRID, _GRID * round(s * side / min(h, w) / _GRID)) for s in (h, w))
+    if (new_h, new_w) == (h, w):
+        return image
+    whole = h % new_h == 0 and w % new_w == 0
+    rule = Image.Resampling.BOX if whole else Image.Resampling.BILINEAR if new_h > h else Image.Resampling.LANCZOS
+    return np.asarray(Image.fromarray(image).resize((new_w, new_h), rule))
+
+
+def _enlarged(scores: Float[np.ndarray, "h w k"], size: tuple[int, int]) -> Float[np.ndarray, "_ _ k"]:
+    """Bilinear, channel by channel."""
+    if scores.shape[:2] == size:
+        return np.asarray(scores, np.float32)
+    planes = (Image.fromarray(np.ascontiguousarray(scores[..., i], np.float32)) for i in range(scores.shape[-1]))
+    return np.stack([np.asarray(p.resize((size[1], size[0]), Image.Resampling.BILINEAR)) for p in planes], -1)
+
+
+def _starts(length: int, tile: int) -> list[int]:
+    """Where tiles begin: evenly spread, overlapping by at least 64 pixels."""
+    if length <= tile:
+        return [0]
+    count = -(-(length - _OVERLAP) // (tile - _OVERLAP))
+    return [round(i * (length - tile) / (count - 1)) for i in range(count)]
+
+
+def _fade(length: int) -> np.ndarray:
+    """1 in the middle, falling to almost nothing over the last pixels."""
+    at = np.arange(length, dtype=np.float32)
+    return np.minimum(np.minimum(at + 1, length - at) / _OVERLAP, 1.0)

@@ -1,0 +1,73 @@
+"""The student as one file for other programs: a serialised JAX function, or ONNX."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import export as jax_export
+
+from sis_jax.checkpoints import files
+from sis_jax.models.students import to_float
+from sis_jax.types import UsageError
+
+OPSET = 18  # what runtimes of the last years read
+Network = Callable[[jax.Array], jax.Array]
+
+
+def write(network: nnx.Module, side: int, path: Path, *, flip: bool, facts: dict[str, str]) -> Path:
+    """The probabilities uint8[b side side 3] -> float32[b side side k] of any number of pictures, in the format that the name ends in.
+
+    flip: mean with the mirror image. facts: what ONNX's metadata is to hold. Raises UsageError for ONNX without the package jax2onnx, SisError where the
+    file cannot be written.
+    """
+    (b,) = jax_export.symbolic_shape("b")
+    shape, run = jax.ShapeDtypeStruct((b, side, side, 3), np.uint8), _probabilities(network, flip)
+    data = _onnx(run, shape, facts) if path.suffix.lower() == ".onnx" else _jax(run, shape)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise files.CannotWrite(f"cannot write {path}: {path.parent} cannot be made ({error.strerror or error})") from None
+    files.write_atomic(path, data)
+    return path
+
+
+def _probabilities(network: nnx.Module, flip: bool) -> Network:
+    graph, params = nnx.split(network)
+
+    def run(images: jax.Array) -> jax.Array:
+        found, x = nnx.merge(graph, params), to_float(images)
+        scores = jax.nn.softmax(found(x), -1)
+        return (scores + jnp.flip(jax.nn.softmax(found(jnp.flip(x, 2)), -1), 2)) / 2 if flip else scores
+
+    return run
+
+
+def _jax(network: Network, shape: jax.ShapeDtypeStruct) -> bytes:
+    return bytes(jax_export.export(jax.jit(network), platforms=("cpu", "cuda", "tpu"))(shape).serialize())
+
+
+def _onnx(network: Network, shape: jax.ShapeDtypeStruct, facts: dict[str, str]) -> bytes:
+    """Input "images", output "probabilities"."""
+    try:
+        from jax2onnx import to_onnx  # pyright: ignore[reportMissingImports]
+    except ImportError as e:
+        raise UsageError(f"ONNX needs the package jax2onnx ({e}): pip install -e '.[onnx]', or take --format jax") from None
+    with warnings.catch_warnings():  # of shapes that are only known when it runs
+        warnings.simplefilter("ignore")
+        logger = logging.getLogger("onnx_ir")
+        level = logger.level
+        logger.setLevel(logging.ERROR)
+        try:
+            model = to_onnx(network, [shape], opset=OPSET, input_names=["images"], output_names=["probabilities"])
+        finally:
+            logger.setLevel(level)
+    for key, value in facts.items():
+        model.metadata_props.add(key=key, value=value)
+    return model.SerializeToString()

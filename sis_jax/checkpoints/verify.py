@@ -1,0 +1,75 @@
+"""Does a weights folder still draw what it drew? Digests of fixed seeds, stored on the first call and compared on every later one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sis_jax.checkpoints import clip, files, load
+from sis_jax.types import SisError, to_uint8
+
+_SEEDS, _PSI = (0, 1, 2, 3), 0.7
+_GREY_LEVELS = 1
+_POINTS = 5e-3  # of unit length; devices with short matrix products stay below, another network does not
+
+
+def verify(path: str | os.PathLike) -> str:
+    """Render four fixed seeds of a weights folder; store the digests in its config, or compare with those stored. Returns what was found.
+
+    Pictures may differ by rounding between devices, so small averages are kept beside the digest; SisError where those differ too.
+    """
+    path = Path(path)
+    folder = files.read_config(path)
+    if folder.kind == "clip":
+        return _verify_clip(path, folder)
+    now = _digests(load.load_generator(path))
+    before = folder.digests
+    if before is None:
+        files.write_config(path, replace(folder, digests=now))
+        return f"stored the digests of {len(_SEEDS)} pictures"
+    if before == now:
+        return f"the {len(_SEEDS)} pictures are the same to the byte"
+    try:
+        old, new = (np.frombuffer(bytes.fromhex(d["averages"]), np.uint8).astype(int) for d in (before, now))
+        worst = int(np.abs(old - new).max())
+    except (KeyError, ValueError, TypeError):
+        raise SisError(f'the "digests" in {path / files.CONFIG} are damaged: remove them and verify again') from None
+    if worst > _GREY_LEVELS:
+        raise SisError(
+            f"{path} draws other pictures than when it was converted (averages differ by {worst} grey levels): convert it again with --overwrite"
+        )
+    return f"the {len(_SEEDS)} pictures are the same up to rounding (averages within {worst} grey level)"
+
+
+def _verify_clip(path: Path, folder: files.Folder) -> str:
+    model = clip.load_clip(path)
+    if model.tokenizer.has_vocabulary:
+        model.tokenizer.check()
+        model.tokenize("a photo")
+    texts = "" if model.tokenizer.has_vocabulary else "; it has no vocabulary and takes token ids only"
+    now = clip.fingerprint(model)
+    if folder.digests is None:
+        files.write_config(path, replace(folder, digests={"points": now.tolist()}))
+        return f"stored the points of one picture and one text{texts}"
+    try:
+        worst = float(np.abs(np.array(folder.digests["points"], np.float32) - now).max())
+    except (KeyError, ValueError, TypeError):
+        raise SisError(f'the "digests" in {path / files.CONFIG} are damaged: remove them and verify again') from None
+    if not worst <= _POINTS:
+        raise SisError(
+            f"{path} gives other points than when it was converted (they differ by {worst:.2g}): convert it again with --overwrite"
+        )
+    return f"the points of one picture and one text are the same (within {worst:.2g}){texts}"
+
+
+def _digests(gen: Any) -> dict[str, Any]:
+    pictures = to_uint8(gen.sample(_SEEDS, truncation=_PSI).images)
+    n, h = len(pictures), pictures.shape[1] // 4
+    averages = pictures.reshape(n, 4, h, 4, h, 3).mean(axis=(2, 4)).round().astype(np.uint8)
+    digest = hashlib.sha256(pictures.tobytes()).hexdigest()
+    return {"seeds": list(_SEEDS), "truncation": _PSI, "sha256": digest, "averages": averages.tobytes().hex()}

@@ -1,0 +1,138 @@
+"""Datasets in other people's formats: COCO, VOC, YOLO, Hugging Face, npz, TFDS.
+
+`write` takes a stream of pictures and masks, so that a dataset and the masks predicted for a folder of photos go through one door. A new
+format is one function `save(splits, classes, folder, card) -> note` and one line in `FORMATS`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sis_jax.data.files import disk_errors
+from sis_jax.data.items import items
+from sis_jax.ops.progress import progress, say
+from sis_jax.types import UsageError, unknown_name
+
+# name -> the function that writes it; each one's docstring says what it loses.
+FORMATS = {
+    "coco": "sis_jax.data.exports.coco:save",
+    "voc": "sis_jax.data.exports.voc:save",
+    "yolo": "sis_jax.data.exports.yolo:save",
+    "hf": "sis_jax.data.exports.hf:save",
+    "npz": "sis_jax.data.exports.npz:save",
+    "tfds": "sis_jax.data.exports.tfds:save",
+    "tfrecord": "sis_jax.data.exports.tfds:save_tfrecord",
+}
+_MARK = ".sis-export.json"  # what tells a folder we wrote from one we must not touch
+_CLASSES = "classes.json"
+
+
+def write(
+    format: str,  # noqa: A002
+    examples: Iterable[Any] | Mapping[str, Iterable[Any]],
+    classes: Sequence[Mapping[str, Any]],
+    folder: str | os.PathLike[str],
+    *,
+    card: str = "",
+    licence: str = "",
+    split: str = "train",
+    overwrite: bool = False,
+) -> Path:
+    """Write pictures and masks to `folder` in another format; streamed, and the folder appears whole or not at all.
+
+    format: coco, voc, yolo, hf, npz, tfds, or tfrecord. examples: objects with `.name`, `.image` uint8[h w 3] (or None), `.mask` uint8[h w]
+    and, where known, `.seed`, `.confidence`, `.scores` float[h w c]; or tuples (name, image or None, mask[, scores]); or a mapping
+    {split: such a stream}. classes: as in classes.json. card: Markdown on how the data were made. licence: one line, where the card has none.
+    split: the name of a stream that was not given as a mapping. overwrite: replace an earlier export in this folder.
+
+    Returns the folder. Raises UsageError for an unknown format or a folder that is not empty, SisError for data that do not fit together.
+    """
+    save = _writer(format)
+    streams = examples if isinstance(examples, Mapping) else {split: examples}
+    with new_folder(folder, format, overwrite) as place:
+        note = save({name: items(stream, classes) for name, stream in streams.items()}, list(classes), place, card)
+        if not (place / _CLASSES).exists():
+            (place / _CLASSES).write_text(json.dumps(list(classes), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (place / "README.md").write_text(_card(place, card, licence, format, note), encoding="utf-8")
+    if note:
+        say(f"{format}: {note}")
+    return Path(os.path.abspath(Path(folder).expanduser()))
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | os.PathLike[str], format: str, overwrite: bool = False) -> Iterator[Path]:  # noqa: A002
+    """A temporary folder to fill; afterwards it is at `folder`, marked as ours, whole, or after an error not at all.
+
+    Raises UsageError where `folder` is not empty (overwrite: where it is no earlier export), SisError for a full or closed disk.
+    """
+    target = Path(os.path.abspath(Path(folder).expanduser()))
+    _check_target(target, overwrite)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.sis-tmp")
+    with disk_errors(target):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            (temporary / _MARK).write_text(json.dumps({"format": format}) + "\n", encoding="utf-8")
+            _swap(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_dataset(format_name: str, dataset: Any, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+    """`write` for a whole `Dataset`, all its splits."""
+    streams = {name: dataset.split(name) for name in dataset.splits}
+    total = sum(len(s) for s in streams.values())
+    with progress(total, f"export {format_name}", "image") as bar:
+
+        def counted(stream: Iterable[Any]) -> Iterable[Any]:
+            for example in stream:
+                yield example
+                bar.update(1)
+
+        shown = {name: counted(stream) for name, stream in streams.items()}
+        return write(format_name, shown, dataset.classes, folder, card=dataset.card, licence=dataset.licence, overwrite=overwrite)
+
+
+def _writer(name: str) -> Callable[..., str]:
+    if name not in FORMATS:
+        raise unknown_name("format", name, FORMATS)
+    module, _, function = FORMATS[name].partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"{target} is a file; an export needs a folder: give another --out")
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    if not overwrite:
+        raise UsageError(f"{target} is not empty; give another --out, or --overwrite to replace an earlier export")
+    if not (target / _MARK).is_file():
+        raise UsageError(f"{target} holds other things than an export (no {_MARK}), so --overwrite leaves it alone; give another --out")
+
+
+def _swap(temporary: Path, target: Path) -> None:
+    """Put the finished folder in place; what was there goes last, so that a killed run leaves one of the two."""
+    old = target.with_name(f".{target.name}.{os.getpid()}.sis-old")
+    if target.exists():
+        os.replace(target, old)
+    os.replace(temporary, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _card(folder: Path, card: str, licence: str, kind: str, note: str) -> str:
+    """README.md: the dataset's card, then what this copy is."""
+    made = folder / "README.md"
+    text = made.read_text(encoding="utf-8") if made.exists() else card
+    parts = [text.rstrip()] if text.strip() else ["# Images and masks"]
+    if licence and licence not in text:
+        parts.append(f"Licence: {licence}")
+    parts.append(f"## This copy\n\nWritten by sis_jax in the format `{kind}`." + (f" {note}" if note else ""))
+    return "\n\n".join(parts) + "\n"

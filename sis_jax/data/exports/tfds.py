@@ -1,0 +1,166 @@
+"""TFDS export: array_record (random access, read with or without TensorFlow), or tfrecord for `tf.data`.
+
+    import tensorflow_datasets as tfds
+    source = tfds.builder_from_directory(folder).as_data_source("train")     # no TensorFlow needed
+    source[0]["image"], source[0]["mask"]
+
+Pictures reach TFDS as PNG bytes: it would need TensorFlow to encode arrays itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import io
+import json
+import os
+import shutil
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sis_jax.data.exports.common import need_image, with_background
+from sis_jax.data.items import Item, ahead, grey_pngs
+from sis_jax.types import UsageError
+
+VERSION = "1.0.0"
+# TFDS looks beside a builder's source for lists of downloads, and needs a package it does not declare (importlib_resources) to find the place.
+NO_CODE_PATH = None
+
+
+def save(splits: Mapping[str, Iterable[Item]], classes: Sequence[Mapping[str, Any]], folder: Path, card: str) -> str:
+    """Features: image, mask (`LabeledImage`, so the class names travel along), name, seed (-1 unknown), confidence (NaN unknown)."""
+    builder_class = _builder_class()
+    work = folder / ".tfds"
+    builder = builder_class(data_dir=str(work), file_format="array_record", streams=splits, labels=labels_by_id(classes), card=card)
+    prepare(builder)
+    for file in Path(builder.data_dir).iterdir():
+        os.replace(file, folder / file.name)
+    shutil.rmtree(work)
+    return "Read it with `tfds.builder_from_directory(FOLDER).as_data_source('train')`; TensorFlow is not needed. Nothing is lost."
+
+
+def labels_by_id(classes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A name for every class id up to the largest: TFDS looks names up by position. 255 stays the value to ignore, without a name."""
+    known = with_background(classes)
+    names = [known.get(i, f"unused {i}") for i in range(max(known) + 1)]
+    # TFDS wants each name once, and one class per line.
+    firsts: dict[str, int] = {}
+    clean = [" ".join(str(name).split()) or f"class {i}" for i, name in enumerate(names)]
+    return [name if firsts.setdefault(name, i) == i else f"{name} ({i})" for i, name in enumerate(clean)]
+
+
+def mask_features(tfds: Any, labels: list[str]) -> dict[str, Any]:
+    """The features every TFDS dataset of this library has."""
+    return {
+        "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+        "mask": tfds.features.LabeledImage(labels=labels, shape=(None, None, 1), encoding_format="png"),
+        "name": tfds.features.Text(),
+    }
+
+
+def encoded(image: bytes, mask: bytes, name: str) -> dict[str, Any]:
+    """One example of `mask_features`."""
+    return {"image": io.BytesIO(image), "mask": io.BytesIO(mask), "name": name}
+
+
+def prepare(builder: Any, manual_dir: str | None = None) -> None:
+    """`download_and_prepare`, quietly and without looking for anything on the network."""
+    import tensorflow_datasets as tfds
+
+    config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False, register_checksums=False)
+    bars = importlib.import_module("tensorflow_datasets.core.utils.tqdm_utils")
+    shown = bars._active
+    bars.display_progress_bar(False)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # stdout is for results
+            builder.download_and_prepare(download_config=config)
+    finally:
+        bars.display_progress_bar(shown)
+
+
+@functools.cache
+def _builder_class() -> Any:
+    """The builder, made once: TFDS registers each class by name and refuses a second of the same name."""
+    import tensorflow_datasets as tfds
+
+    class SisMasks(tfds.core.GeneratorBasedBuilder):
+        """Pictures with class masks, written by sis_jax."""
+
+        VERSION = tfds.core.Version(VERSION)
+        code_path = NO_CODE_PATH
+
+        def __init__(self, *, streams: Mapping[str, Iterable[Item]], labels: list[str], card: str, **options: Any) -> None:
+            self._streams, self._labels, self._card = streams, labels, card
+            super().__init__(**options)
+
+        def _info(self) -> Any:
+            scalars = {"seed": tfds.features.Scalar(np.int64), "confidence": tfds.features.Scalar(np.float32)}
+            features = tfds.features.FeaturesDict(mask_features(tfds, self._labels) | scalars)
+            return tfds.core.DatasetInfo(
+                builder=self, features=features, description=self._card or "Pictures and masks.", disable_shuffling=True
+            )
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            return {split: self._generate_examples(stream) for split, stream in self._streams.items()}
+
+        def _generate_examples(self, stream: Iterable[Item]) -> Iterator[tuple[int, dict[str, Any]]]:
+            for number, (item, (image, mask)) in enumerate(ahead(grey_pngs, stream)):
+                need_image(item, "tfds")
+                seed = -1 if item.seed is None else item.seed
+                confidence = float("nan") if item.confidence is None else item.confidence
+                yield number, encoded(image or b"", mask, item.name) | {"seed": seed, "confidence": confidence}
+
+    return SisMasks
+
+
+# -------------------------------------------------------------------------------------------------------------------------------- tfrecord
+
+
+def save_tfrecord(splits: Mapping[str, Iterable[Item]], classes: Sequence[Mapping[str, Any]], folder: Path, card: str) -> str:
+    """The same examples framed as TFRecord, for `tfds.builder_from_directory(folder).as_dataset("train")`, which needs TensorFlow to read.
+
+    array_record holds the same serialised examples, so each is only framed anew: length, checksum, bytes, checksum.
+    """
+    checksum = _checksum()
+    save(splits, classes, folder, card)
+    for path in sorted(folder.glob("*.array_record*")):
+        _reframe(path, path.with_name(path.name.replace("array_record", "tfrecord")), checksum)
+        path.unlink()
+    info = folder / "dataset_info.json"
+    content = json.loads(info.read_text(encoding="utf-8"))
+    content["fileFormat"] = "tfrecord"
+    for split in content.get("splits", []):
+        split["filepathTemplate"] = split.get("filepathTemplate", "").replace("array_record", "tfrecord")
+    info.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    return "Read it with `tfds.builder_from_directory(FOLDER).as_dataset(split='train')`, which needs TensorFlow. Nothing is lost."
+
+
+def _checksum() -> Callable[[bytes], int]:
+    try:
+        import google_crc32c
+    except ImportError:
+        raise UsageError("the format tfrecord needs google-crc32c: pip install google-crc32c, or use the format tfds") from None
+    return google_crc32c.value
+
+
+def _reframe(source: Path, target: Path, checksum: Callable[[bytes], int]) -> None:
+    array_record_module = importlib.import_module("array_record.python.array_record_module")
+
+    def masked(data: bytes) -> bytes:
+        crc = checksum(data)
+        return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
+
+    reader = array_record_module.ArrayRecordReader(str(source))
+    try:
+        with open(target, "wb") as file:
+            for _ in range(reader.num_records()):
+                record = reader.read()
+                length = struct.pack("<Q", len(record))
+                file.write(length + masked(length) + record + masked(record))
+    finally:
+        reader.close()

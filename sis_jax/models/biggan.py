@@ -1,0 +1,282 @@
+"""BigGAN-deep's generator (Brock, Donahue, Simonyan 2019, arXiv 1809.11096, appendix B and figure 16; table 7 to 9 for the sizes).
+
+Residual blocks with a bottleneck, batch norms conditioned on [z, class embedding], nearest-neighbour upsampling, one self-attention layer (Zhang et
+al. 2019, arXiv 1805.08318). Inference only. Parameters are NHWC/HWIO and [in, out], already divided by their spectral norms. The batch norms hold one
+set of statistics per truncation in equal steps from 0 to 1 (51 in the published networks), between which `stats_position` interpolates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from sis_jax.models.conditional import check_classes, check_labels, one_hot
+from sis_jax.models.stylegan2 import AnyArray, Buffer
+from sis_jax.ops.convolution import conv2d
+from sis_jax.types import Info, Noise, Samples, UsageError, check_taps, latents_from_seeds
+
+Condition = tuple[jax.Array, jax.Array]  # [z, class embedding] and the place in the table of statistics, one row per picture
+
+
+@dataclass(frozen=True)
+class BigGANConfig:
+    """Shape of a generator. channels: at the bottom (4 pixels) and after every block; bottlenecks: inside every block; ups: does the block double the size.
+
+    attention: index of the block before which the self-attention stands, None for none. n_stats: truncations that the batch norms know. classes: those
+    that `sample` draws from, all of them where empty.
+    """
+
+    z_dim: int
+    embed_dim: int
+    num_classes: int
+    channels: tuple[int, ...]
+    bottlenecks: tuple[int, ...]
+    ups: tuple[bool, ...]
+    attention: int | None
+    n_stats: int = 51
+    eps: float = 1e-4
+    classes: tuple[int, ...] = ()
+
+    @property
+    def resolution(self) -> int:
+        """Side of the picture in pixels."""
+        return 4 * 2 ** sum(self.ups)
+
+
+class Conv(nnx.Module):
+    """Convolution with stride 1, same size."""
+
+    def __init__(self, n_in: int, n_out: int, size: int, bias: bool = True):
+        self.weight = nnx.Param(jnp.zeros((size, size, n_in, n_out)))
+        self.bias = nnx.Param(jnp.zeros((n_out,))) if bias else None
+
+    def __call__(self, x: Float[Array, "n h w i"]) -> Float[Array, "n h w o"]:
+        y = conv2d(x, self.weight[...])
+        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+
+
+class Norm(nnx.Module):
+    """Batch norm in inference mode, then ReLU. With `condition` numbers, gain and offset are linear in them, else learnt per channel."""
+
+    def __init__(self, channels: int, config: BigGANConfig, condition: int = 0):
+        self.means = Buffer(jnp.zeros((config.n_stats, channels)))
+        self.variances = Buffer(jnp.ones((config.n_stats, channels)))
+        shape = (condition, channels) if condition else (channels,)
+        self.scale = nnx.Param(jnp.zeros(shape))
+        self.offset = nnx.Param(jnp.zeros(shape))
+        self.eps = config.eps
+
+    def __call__(self, x: Float[Array, "n h w c"], condition: Condition) -> Float[Array, "n h w c"]:
+        vector, position = condition
+        mean, variance = (interpolate(table[...], position) for table in (self.means, self.variances))
+        scale, offset = self.scale[...], self.offset[...]
+        gain, offset = (1 + vector @ scale, vector @ offset) if scale.ndim == 2 else (scale, offset)
+        gain = gain / jnp.sqrt(variance + self.eps)
+        offset = offset - mean * gain
+        return jax.nn.relu(x * gain[:, None, None].astype(x.dtype) + offset[:, None, None].astype(x.dtype))
+
+
+def interpolate(table: Float[Array, "s c"], position: Float[Array, "n"]) -> Float[Array, "n c"]:
+    """Rows of the table at places between 0 and s - 1, linearly."""
+    position = jnp.clip(position, 0, len(table) - 1)
+    low = jnp.minimum(position.astype(jnp.int32), len(table) - 2) if len(table) > 1 else jnp.zeros(position.shape, jnp.int32)
+    high, share = jnp.minimum(low + 1, len(table) - 1), (position - low)[:, None]
+    return table[low] * (1 - share) + table[high] * share
+
+
+def stats_position(truncation: float | Float[Array, ""], n_stats: int) -> Float[Array, ""]:
+    """Where a truncation in [0, 1] lies in the table of statistics.
+
+    Between two rows the published code gives each row the share of the other (at row 3.2, row 4 counts 0.8); followed here, because the pictures should
+    be those of the published network. Multiples of 1 / (n_stats - 1), such as 0.4 or 0.7, and places half way between do not notice.
+    """
+    exact = jnp.clip(jnp.asarray(truncation, jnp.float32), 0, 1) * (n_stats - 1)
+    nearest = jnp.round(exact)
+    low = jnp.floor(exact)
+    return jnp.where(jnp.abs(exact - nearest) < 1e-3, nearest, low + 1 - (exact - low))
+
+
+def double(x: Float[Array, "n h w c"]) -> Float[Array, "n 2*h 2*w c"]:
+    """Twice the size, nearest neighbour."""
+    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+
+
+class Block(nnx.Module):
+    """Residual block (figure 16a): 1x1 down to the bottleneck, two 3x3, 1x1 out. The shortcut drops the channels it has too many."""
+
+    def __init__(self, n_in: int, middle: int, n_out: int, up: bool, config: BigGANConfig):
+        condition = config.z_dim + config.embed_dim
+        widths, sizes = (n_in, middle, middle, middle, n_out), (1, 3, 3, 1)
+        for i, (a, b) in enumerate(pairwise(widths)):
+            setattr(self, f"bn{i}", Norm(a, config, condition))
+            setattr(self, f"conv{i}", Conv(a, b, sizes[i]))
+        self.up, self.n_out = up, n_out
+
+    def __call__(self, x: Float[Array, "n h w i"], condition: Condition) -> Float[Array, "n h2 w2 o"]:
+        y = x
+        for i in range(4):
+            y = getattr(self, f"bn{i}")(y, condition)
+            y = getattr(self, f"conv{i}")(double(y) if self.up and i == 1 else y)
+        kept = x[..., : self.n_out]
+        return y + (double(kept) if self.up else kept)
+
+
+class Attention(nnx.Module):
+    """Self-attention over the picture; keys and values are pooled to half the size."""
+
+    def __init__(self, channels: int):
+        self.theta, self.phi = Conv(channels, channels // 8, 1, False), Conv(channels, channels // 8, 1, False)
+        self.g, self.out = Conv(channels, channels // 2, 1, False), Conv(channels // 2, channels, 1, False)
+        self.gamma = nnx.Param(jnp.zeros(()))
+
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        n, h, w, _ = x.shape
+        query, key, value = self.theta(x), _pool(self.phi(x)), _pool(self.g(x))
+        query, key, value = (a.reshape(n, -1, a.shape[-1]) for a in (query, key, value))
+        weights = jax.nn.softmax(jnp.einsum("nqc,nkc->nqk", query, key).astype(jnp.float32), axis=-1).astype(x.dtype)
+        found = jnp.einsum("nqk,nkc->nqc", weights, value).reshape(n, h, w, -1)
+        return x + self.gamma[...].astype(x.dtype) * self.out(found)
+
+
+def _pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h/2 w/2 c"]:
+    n, h, w, c = x.shape
+    return x.reshape(n, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
+
+
+class BigGAN(nnx.Module):
+    """A BigGAN-deep generator behind the protocol of `types.Generator`. Its methods are compiled; it is a pytree.
+
+    z is [n, z_dim]: the network's own latent, truncated normal in [-2, 2], then the number that picks the class (see `models/conditional.py`; choose with
+    `with_classes`). w is [n, 1, w_dim]: truncated latent, class embedding, and the place in the batch norms' table that belongs to the truncation.
+    Taps: "4x4", "8x8", ..., the picture's own size: the residual stream after the last block at that resolution.
+    """
+
+    def __init__(self, config: BigGANConfig, info: Info | None = None):
+        self.embedding = nnx.Param(jnp.zeros((config.num_classes, config.embed_dim)))
+        self.weight = nnx.Param(jnp.zeros((config.z_dim + config.embed_dim, 16 * config.channels[0])))
+        self.bias = nnx.Param(jnp.zeros((16 * config.channels[0],)))
+        for i, (n_in, n_out) in enumerate(pairwise(config.channels)):
+            setattr(self, f"block{i}", Block(n_in, config.bottlenecks[i], n_out, config.ups[i], config))
+            if i == config.attention:
+                self.attention = Attention(n_in)
+        self.bn = Norm(config.channels[-1], config)
+        self.torgb = Conv(config.channels[-1], 3, 3)
+        self.config = config
+        self.info = info or Info()
+
+    @property
+    def resolution(self) -> int:
+        return self.config.resolution
+
+    @property
+    def z_dim(self) -> int:
+        """The network's latent and one number for the class."""
+        return self.config.z_dim + 1
+
+    @property
+    def num_ws(self) -> int:
+        """One: every layer sees the same vector."""
+        return 1
+
+    @property
+    def w_dim(self) -> int:
+        return self.config.z_dim + self.config.embed_dim + 1
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Names of the feature maps that `synthesize` can return, coarse to fine."""
+        return tuple(f"{r}x{r}" for r in (4 * 2**i for i in range(sum(self.config.ups) + 1)))
+
+    def with_classes(self, classes: int | Iterable[int] | None) -> BigGAN:
+        """The same generator, drawing from these classes only (0 to num_classes - 1; None: all). UsageError for a class that does not exist."""
+        other = nnx.merge(*nnx.split(self))
+        other.config = replace(self.config, classes=check_classes(classes, self.config.num_classes))
+        return other
+
+    def latents(self, seeds: Iterable[int]) -> Float[Array, "n z"]:
+        """z for seeds: truncated normal as the published tools draw it for one picture, `truncnorm(-2, 2)` of RandomState(seed); then the class's number."""
+        from scipy.special import ndtr, ndtri
+
+        seeds = tuple(int(s) for s in seeds)
+        latents_from_seeds(seeds, 1)  # refuses seeds out of range
+        rows = np.zeros((len(seeds), self.z_dim))
+        for row, seed in zip(rows, seeds):
+            rng = np.random.RandomState(seed)
+            row[:-1] = ndtri(ndtr(-2) + rng.uniform(size=self.config.z_dim) * (ndtr(2) - ndtr(-2)))
+            row[-1] = rng.randn()
+        return jnp.asarray(rows.astype(np.float32))
+
+    def map(
+        self, z: Float[AnyArray, "n z"], truncation: float | Float[Array, ""] = 1.0, labels: Float[AnyArray, "n c"] | None = None
+    ) -> Float[Array, "n 1 w"]:
+        """z -> w. truncation in (0, 1] scales the latent and picks the batch norms' statistics; larger counts as 1, the most there are statistics for.
+
+        labels: one-hot rows (mixtures work too) in place of the classes that z stands for; z may then lack its last number.
+        """
+        z = jnp.asarray(z)
+        bare = labels is not None and z.ndim == 2 and z.shape[1] == self.config.z_dim
+        if z.ndim != 2 or not (bare or z.shape[1] == self.z_dim):
+            raise UsageError(f"z must be [n, {self.z_dim}] for this generator (the last number picks the class), got {list(z.shape)}")
+        rows = check_labels(labels, len(z), self.config.num_classes) if labels is not None else None
+        return _map(self, z, truncation, rows)
+
+    def synthesize(
+        self,
+        w: Float[AnyArray, "n *slots w"],
+        noise: Noise = "const",
+        taps: tuple[str, ...] = (),
+        key: jax.Array | None = None,
+        dtype: str = "float32",
+    ) -> tuple[Float[Array, "n r r 3"], dict[str, Float[Array, "n s s c"]]]:
+        """Image in [-1, 1] and the features named in `taps`; w is [n, 1, w_dim] or [n, w_dim]. noise and key change nothing: there are no noise inputs.
+
+        dtype: "float32", or "bfloat16" for the blocks. Raises UsageError for a w of another shape or an unknown tap.
+        """
+        taps = check_taps(taps, self.taps)
+        w = jnp.asarray(w)
+        if w.ndim not in (2, 3) or w.shape[-1] != self.w_dim or (w.ndim == 3 and w.shape[1] != 1):
+            raise UsageError(f"w must be [n, 1, {self.w_dim}] or [n, {self.w_dim}] for this generator, got {list(w.shape)}")
+        if noise not in ("const", "random", "none"):
+            raise UsageError(f'noise must be "const", "random" or "none", got {noise!r}')
+        return _synthesize(self, w.reshape(len(w), self.w_dim), taps, dtype)
+
+    def sample(self, seeds: Iterable[int], truncation: float = 1.0, taps: tuple[str, ...] = ()) -> Samples:
+        """Pictures for seeds, as one batch: sample i, its class included, depends on its own seed and nothing else."""
+        seeds = tuple(int(s) for s in seeds)
+        z = self.latents(seeds)
+        w = self.map(z, truncation)
+        images, features = self.synthesize(w, taps=taps)
+        return Samples(seeds, z, w, images, features)
+
+
+@jax.jit
+def _map(gen: BigGAN, z: jax.Array, truncation: float | jax.Array, labels: jax.Array | None) -> jax.Array:
+    config = gen.config
+    if labels is None:
+        labels = one_hot(z[:, -1], config.classes, config.num_classes)
+    truncation = jnp.clip(jnp.asarray(truncation, jnp.float32), 0, 1)
+    place = jnp.broadcast_to(stats_position(truncation, config.n_stats), (len(z), 1))
+    return jnp.concatenate([truncation * z[:, : config.z_dim], labels @ gen.embedding[...], place], axis=1)[:, None]
+
+
+@partial(jax.jit, static_argnames=("taps", "dtype"))
+def _synthesize(gen: BigGAN, w: jax.Array, taps: tuple[str, ...], dtype: str) -> tuple[jax.Array, dict[str, jax.Array]]:
+    config = gen.config
+    condition = (w[:, :-1], w[:, -1])
+    x = (condition[0] @ gen.weight[...] + gen.bias[...]).reshape(len(w), 4, 4, config.channels[0]).astype(dtype)
+    features: dict[str, jax.Array] = {}
+    for i in range(len(config.ups)):
+        if i == config.attention:
+            x = gen.attention(x)
+        x = getattr(gen, f"block{i}")(x, condition)
+        features[f"{x.shape[1]}x{x.shape[1]}"] = x
+    image = jnp.tanh(gen.torgb(gen.bn(x, condition)).astype(jnp.float32))
+    return image, {tap: features[tap] for tap in taps}

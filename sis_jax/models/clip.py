@@ -1,0 +1,258 @@
+"""CLIP (Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", arXiv 2103.00020): pictures and text in one space.
+
+Here: the text transformer, the vision transformer (section 2.4; Dosovitskiy et al. 2020) and the network that holds both towers. The ResNet tower is
+in `clip_resnet.py`. Modules only hold parameters: linear layers as [in, out], convolutions as HWIO, activations as NHWC. Every size is in the config,
+which the readers of files take from the arrays.
+
+Dense features follow the value path of MaskCLIP (Zhou et al. 2022, arXiv 2112.01071, section 3.2): the last attention layer without its attention
+weights, so that every position keeps its own place in the space that text lives in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, Shaped
+
+from sis_jax.models.clip_resnet import Dense, ResNet, ResNetConfig, attend, check_floating
+from sis_jax.types import UsageError
+
+_BICUBIC = -0.75  # the coefficient of torch's bicubic, with which published code resizes positional embeddings
+
+
+def quick_gelu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """x sigmoid(1.702 x): what OpenAI's models were trained with."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "quick_gelu": quick_gelu,
+    "gelu": partial(jax.nn.gelu, approximate=False),  # x Phi(x), by the error function
+}
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Shape of a stack of blocks. hidden: width inside the two-layer networks. activation: a key of `ACTIVATIONS`. epsilon: of the layer norms."""
+
+    width: int
+    layers: int
+    heads: int
+    hidden: int
+    activation: str = "quick_gelu"
+    epsilon: float = 1e-5
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """Shape of a vision transformer; image_size and patch_size in pixels."""
+
+    image_size: int
+    patch_size: int
+    transformer: TransformerConfig
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Shape of a text transformer. vocabulary: number of tokens; context: length of a text in tokens.
+
+    end: id of the token whose place is read out; None reads the largest id of each text, which is the same in OpenAI's vocabulary.
+    """
+
+    vocabulary: int
+    context: int
+    transformer: TransformerConfig
+    end: int | None = None
+
+
+@dataclass(frozen=True)
+class CLIPConfig:
+    """Shape of both towers; embed_dim: of the space they share."""
+
+    embed_dim: int
+    vision: ViTConfig | ResNetConfig
+    text: TextConfig
+
+
+class LayerNorm(nnx.Module):
+    """Layer norm over the last axis, in float32."""
+
+    def __init__(self, width: int, epsilon: float):
+        self.weight = nnx.Param(jnp.ones((width,)))
+        self.bias = nnx.Param(jnp.zeros((width,)))
+        self.epsilon = epsilon
+
+    def __call__(self, x: Float[Array, "*n c"]) -> Float[Array, "*n c"]:
+        y = x.astype(jnp.float32)
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
+        return (y * self.weight[...] + self.bias[...]).astype(x.dtype)
+
+
+class Block(nnx.Module):
+    """Self-attention and a two-layer network, each after a layer norm and added to its input."""
+
+    def __init__(self, config: TransformerConfig):
+        width = config.width
+        self.ln_1, self.ln_2 = LayerNorm(width, config.epsilon), LayerNorm(width, config.epsilon)
+        self.q, self.k, self.v, self.out = (Dense(width, width) for _ in range(4))
+        self.fc, self.proj = Dense(width, config.hidden), Dense(config.hidden, width)
+        self.heads, self.activation = config.heads, config.activation
+
+    def __call__(self, x: Float[Array, "b n c"], mask: Array | None = None) -> Float[Array, "b n c"]:
+        y = self.ln_1(x)
+        x = x + self.out(attend(self.q(y), self.k(y), self.v(y), self.heads, mask))
+        return x + self.proj(ACTIVATIONS[self.activation](self.fc(self.ln_2(x))))
+
+    def value_path(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        """W_o (W_v LN1(x) + b_v) + b_o: no attention weights, no residual, no second half."""
+        return self.out(self.v(self.ln_1(x)))
+
+
+class Transformer(nnx.Module):
+    """`layers` blocks, called block0, block1, ..."""
+
+    def __init__(self, config: TransformerConfig):
+        for i in range(config.layers):
+            setattr(self, f"block{i}", Block(config))
+        self.layers = config.layers
+
+    def blocks(self) -> list[Block]:
+        """The blocks in the order they run."""
+        return [getattr(self, f"block{i}") for i in range(self.layers)]
+
+    def __call__(self, x: Float[Array, "b n c"], mask: Array | None = None) -> Float[Array, "b n c"]:
+        for block in self.blocks():
+            x = block(x, mask)
+        return x
+
+
+class ViT(nnx.Module):
+    """Patches and a class token through a transformer; the class token, normed and projected, is the picture's place."""
+
+    def __init__(self, config: ViTConfig, embed_dim: int):
+        width, patch = config.transformer.width, config.patch_size
+        self.patch = nnx.Param(jnp.zeros((patch, patch, 3, width)))
+        self.class_embedding = nnx.Param(jnp.zeros((width,)))
+        self.positions = nnx.Param(jnp.zeros((1 + (config.image_size // patch) ** 2, width)))
+        self.ln_pre = LayerNorm(width, config.transformer.epsilon)
+        self.transformer = Transformer(config.transformer)
+        self.ln_post = LayerNorm(width, config.transformer.epsilon)
+        self.projection = nnx.Param(jnp.zeros((width, embed_dim)))
+        self.config = config
+
+    @property
+    def stride(self) -> int:
+        """Pixels from one position of `dense` to the next."""
+        return self.config.patch_size
+
+    def tokens(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b n c"]:
+        """Input of the first block: the class token, then the patches row by row. Positions are resized where the picture is not of native size."""
+        check_floating(pixels)
+        b, h, w, _ = pixels.shape
+        p = self.config.patch_size
+        patches = pixels.reshape(b, h // p, p, w // p, p, 3).transpose(0, 1, 3, 2, 4, 5).reshape(b, (h // p) * (w // p), p * p * 3)
+        x = patches @ self.patch[...].reshape(p * p * 3, -1)
+        first = jnp.broadcast_to(self.class_embedding[...], (b, 1, x.shape[-1]))
+        return self.ln_pre(jnp.concatenate([first, x], axis=1) + resize_positions(self.positions[...], (h // p, w // p)))
+
+    def hidden(self, pixels: Float[Array, "b h w 3"]) -> list[Float[Array, "b n c"]]:
+        """Input of the first block, then each block's output, before the final norm."""
+        states = [self.tokens(pixels)]
+        for block in self.transformer.blocks():
+            states.append(block(states[-1]))
+        return states
+
+    def __call__(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
+        x = self.transformer(self.tokens(pixels))
+        return self.ln_post(x[:, 0]) @ self.projection[...]
+
+    def dense(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 d"]:
+        """LN_post of the last block's value path, projected, per patch."""
+        *before, last = self.transformer.blocks()
+        x = self.tokens(pixels)
+        for block in before:
+            x = block(x)
+        y = self.ln_post(last.value_path(x[:, 1:])) @ self.projection[...]
+        b, h, w, _ = pixels.shape
+        return y.reshape(b, h // self.stride, w // self.stride, y.shape[-1])
+
+
+def resize_positions(positions: Float[Array, "n c"], grid: tuple[int, int]) -> Float[Array, "m c"]:
+    """Positional embeddings (class token first, then a square grid row by row) for another grid, by bicubic interpolation."""
+    side = round((positions.shape[0] - 1) ** 0.5)
+    if grid == (side, side):
+        return positions
+    x = positions[1:].reshape(side, side, -1)
+    rows, columns = (jnp.asarray(_bicubic(side, m), x.dtype) for m in grid)
+    x = jnp.einsum("yi,xj,ijc->yxc", rows, columns, x, precision=jax.lax.Precision.HIGHEST)
+    return jnp.concatenate([positions[:1], x.reshape(grid[0] * grid[1], -1)])
+
+
+def _bicubic(n: int, m: int) -> np.ndarray:
+    """[m, n] matrix of bicubic interpolation (Keys 1981) with half-pixel centres; taps beyond the edge read the edge."""
+    where = (np.arange(m) + 0.5) * (n / m) - 0.5
+    low = np.floor(where).astype(int)
+    matrix = np.zeros((m, n))
+    for tap in range(-1, 3):
+        d = np.abs(where - low - tap)
+        near = ((_BICUBIC + 2) * d - (_BICUBIC + 3)) * d * d + 1
+        far = _BICUBIC * (((d - 5) * d + 8) * d - 4)
+        np.add.at(matrix, (np.arange(m), np.clip(low + tap, 0, n - 1)), np.where(d <= 1, near, far))
+    return matrix
+
+
+class Text(nnx.Module):
+    """Tokens through a transformer in which each sees those before it; what the end token holds is the text's place."""
+
+    def __init__(self, config: TextConfig, embed_dim: int):
+        width = config.transformer.width
+        self.token_embedding = nnx.Param(jnp.zeros((config.vocabulary, width)))
+        self.positions = nnx.Param(jnp.zeros((config.context, width)))
+        self.transformer = Transformer(config.transformer)
+        self.ln_final = LayerNorm(width, config.transformer.epsilon)
+        self.projection = nnx.Param(jnp.zeros((width, embed_dim)))
+        self.config = config
+
+    def hidden(self, ids: Int[Array, "b n"]) -> Float[Array, "b n c"]:
+        """Every position after the final norm."""
+        n = ids.shape[1]
+        x = self.token_embedding[...][ids] + self.positions[...][:n]
+        return self.ln_final(self.transformer(x, jnp.tril(jnp.ones((n, n), bool))))
+
+    def __call__(self, ids: Int[Array, "b n"]) -> Float[Array, "b d"]:
+        end = jnp.argmax(ids if self.config.end is None else ids == self.config.end, axis=1)
+        x = self.hidden(ids)
+        return x[jnp.arange(ids.shape[0]), end] @ self.projection[...]
+
+
+class CLIPNetwork(nnx.Module):
+    """Both towers, and the logarithm of the factor that pretraining put on their cosine similarity."""
+
+    def __init__(self, config: CLIPConfig):
+        d, vision = config.embed_dim, config.vision
+        self.visual = ViT(vision, d) if isinstance(vision, ViTConfig) else ResNet(vision, d)
+        self.text = Text(config.text, config.embed_dim)
+        self.logit_scale = nnx.Param(jnp.zeros(()))
+        self.config = config
+
+    def check_pixels(self, pixels: Shaped[Array | np.ndarray, "..."], *, native: bool) -> None:
+        """UsageError unless these pictures can be read (traced or not); native: only at the size the network was trained for."""
+        shape = pixels.shape
+        side, stride = self.config.vision.image_size, self.visual.stride
+        square = f"{side}x{side}"
+        if len(shape) != 4 or shape[3] != 3:
+            raise UsageError(f"pixels must be [b, {side}, {side}, 3], got {list(shape)}: use clip.preprocess(photos)")
+        check_floating(pixels)
+        if native and shape[1:3] != (side, side):
+            raise UsageError(f"this CLIP reads pictures of {square} pixels, got {shape[1]}x{shape[2]}: use clip.preprocess(photos)")
+        if shape[1] % stride or shape[2] % stride or 0 in shape[1:3]:
+            raise UsageError(
+                f"dense features need sides that are multiples of {stride} pixels, got {shape[1]}x{shape[2]}; native is {square}"
+            )

@@ -1,0 +1,400 @@
+"""StyleGAN2's generator: mapping and synthesis ("skip" architecture). The discriminator is in `stylegan2_discriminator.py`.
+
+Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN" (arXiv 1912.04958) and "Training Generative Adversarial Networks with
+Limited Data" (arXiv 2006.06676) for conv_clamp and the conditional parts.
+
+Where we differ from the published code: NHWC; parameters are kept in TensorFlow's orientation (convolutions HWIO, fully connected [in, out],
+style bias with its +1 included, rows of the discriminator's first fully connected layer in H, W, C order), so one forward pass serves every
+checkpoint layout; feature taps are explicit, named results. Modules only hold parameters; the maths is in `ops/convolution.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from sis_jax.models.conditional import check_classes, check_labels, one_hot
+from sis_jax.ops import convolution
+from sis_jax.types import Info, Noise, Samples, UsageError, check_taps, latents_from_seeds
+
+AnyArray = jax.Array | np.ndarray
+Stem = tuple[Float[Array, "_n _r _r _c"], Float[Array, "_n _s _s 3"]]  # activations and image after some of the layers
+LR_MULTIPLIER = 0.01  # of the mapping network
+
+
+class Buffer(nnx.Variable):
+    """A stored array that no gradient reaches: noise maps and the average w."""
+
+
+def channel_table(resolution: int, channel_base: int, channel_max: int) -> tuple[int, ...]:
+    """Channels at 4, 8, ..., resolution: min(channel_base / r, channel_max). config-F is (32768, 512), its half-width sister (16384, 512)."""
+    return tuple(min(channel_base // r, channel_max) for r in resolutions(resolution))
+
+
+def resolutions(resolution: int) -> tuple[int, ...]:
+    """4, 8, ..., resolution."""
+    if resolution < 4 or resolution & (resolution - 1):
+        raise UsageError(f"a StyleGAN2 draws squares of 4, 8, 16, ... pixels, not {resolution}; give a power of two")
+    return tuple(2**i for i in range(2, resolution.bit_length()))
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """Shape of a generator. `channels`: one number per resolution from 4 up. `conv_clamp`: activations are clamped to +-conv_clamp where set.
+
+    Conditional ones: c_dim classes, embedded into embed_dim numbers (0: w_dim of them). label_concat: z and the embedding are normalised together (the
+    first TensorFlow code) and not each on its own (ADA). classes: those that `sample` draws from, all of them where empty.
+    """
+
+    resolution: int
+    channels: tuple[int, ...]
+    z_dim: int = 512
+    w_dim: int = 512
+    c_dim: int = 0
+    mapping_layers: int = 8
+    mapping_width: int = 512
+    conv_clamp: float | None = None
+    embed_dim: int = 0
+    label_concat: bool = False
+    classes: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.channels) != len(resolutions(self.resolution)):
+            raise UsageError(
+                f"{self.resolution} pixels need {len(resolutions(self.resolution))} channel counts (4, 8, ...), got {len(self.channels)}"
+            )
+
+    @property
+    def num_ws(self) -> int:
+        """Slots of w: 2 log2(resolution) - 2. The RGB layer of a block shares its slot with the next block's first convolution."""
+        return 2 * len(self.channels)
+
+
+Rng = np.random.Generator | None
+
+
+def normal(rng: Rng, *shape: int, scale: float = 1.0) -> jax.Array:
+    """N(0, scale^2) drawn by NumPy: compiling one random draw per shape would cost seconds. Zeros without an rng (shape only)."""
+    return jnp.zeros(shape) if rng is None else jnp.asarray(rng.standard_normal(shape, dtype=np.float32) * scale)
+
+
+class Linear(nnx.Module):
+    """Fully connected, equalised learning rate."""
+
+    def __init__(self, n_in: int, n_out: int, rng: Rng, *, bias: float = 0.0, lr_multiplier: float = 1.0):
+        self.weight = nnx.Param(normal(rng, n_in, n_out, scale=1 / lr_multiplier))
+        self.bias = nnx.Param(jnp.full((n_out,), bias))
+        self.lr_multiplier = lr_multiplier
+
+    def __call__(self, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
+        return convolution.linear(x, self.weight[...], self.bias[...], self.lr_multiplier)
+
+
+class Mapping(nnx.Module):
+    """f: Z -> W (section 2 of StyleGAN): normalise z (and the embedded label), then `mapping_layers` times linear and leaky ReLU."""
+
+    def __init__(self, config: GeneratorConfig, rng: Rng = None):
+        embedded = (config.embed_dim or config.w_dim) if config.c_dim else 0
+        self.embed = Linear(config.c_dim, embedded, rng) if config.c_dim else None
+        widths = [config.z_dim + embedded] + [config.mapping_width] * (config.mapping_layers - 1) + [config.w_dim]
+        for i in range(config.mapping_layers):
+            setattr(self, f"fc{i}", Linear(widths[i], widths[i + 1], rng, lr_multiplier=LR_MULTIPLIER))
+        self.w_avg = Buffer(jnp.zeros((config.w_dim,)))
+        self.config = config
+
+    def __call__(self, z: Float[Array, "n z"], labels: Float[Array, "n c"] | None = None) -> Float[Array, "n w"]:
+        if self.embed is None:
+            x = convolution.pixel_norm(z)
+        elif labels is None:
+            raise UsageError(f"this generator is conditional: give labels, one-hot rows of {self.config.c_dim}")
+        elif self.config.label_concat:
+            x = convolution.pixel_norm(jnp.concatenate([z, self.embed(labels)], axis=-1))
+        else:
+            x = jnp.concatenate([convolution.pixel_norm(z), convolution.pixel_norm(self.embed(labels))], axis=-1)
+        for i in range(self.config.mapping_layers):
+            x = convolution.leaky_relu(getattr(self, f"fc{i}")(x))
+        return x
+
+    def truncate(self, w: Float[Array, "n s w"], psi: float | Float[Array, ""], cutoff: int | None = None) -> Float[Array, "n s w"]:
+        """w_avg + psi (w - w_avg), on the slots below `cutoff` only if one is given."""
+        shifted = self.w_avg[...] + psi * (w - self.w_avg[...])
+        if cutoff is None:
+            return shifted
+        return jnp.where(jnp.arange(w.shape[1])[None, :, None] < cutoff, shifted, w)
+
+
+class StyledConv(nnx.Module):
+    """Modulated 3x3 convolution, noise, bias, leaky ReLU (figure 2c of StyleGAN2)."""
+
+    def __init__(self, n_in: int, n_out: int, resolution: int, config: GeneratorConfig, rng: Rng, *, up: bool):
+        self.weight = nnx.Param(normal(rng, 3, 3, n_in, n_out))
+        self.affine = Linear(config.w_dim, n_in, rng, bias=1.0)
+        self.bias = nnx.Param(jnp.zeros((n_out,)))
+        self.noise_strength = nnx.Param(jnp.zeros(()))
+        self.noise_const = Buffer(normal(rng, resolution, resolution))
+        self.up, self.resolution, self.clamp = up, resolution, config.conv_clamp
+
+    def __call__(self, x: jax.Array, style: jax.Array, noise: Noise, key: jax.Array | None) -> jax.Array:
+        y = convolution.modulated_conv(x, self.weight[...], style, up=self.up)
+        if noise != "none":
+            shape = (x.shape[0], self.resolution, self.resolution, 1)
+            pattern = self.noise_const[...][None, :, :, None] if key is None else jax.random.normal(key, shape)
+            y = y + (pattern * self.noise_strength[...]).astype(y.dtype)
+        return convolution.leaky_relu(y + self.bias[...].astype(y.dtype), self.clamp)
+
+
+class ToRGB(nnx.Module):
+    """Modulated 1x1 convolution to RGB, without demodulation."""
+
+    def __init__(self, n_in: int, config: GeneratorConfig, rng: Rng):
+        self.weight = nnx.Param(normal(rng, 1, 1, n_in, 3))
+        self.affine = Linear(config.w_dim, n_in, rng, bias=1.0)
+        self.bias = nnx.Param(jnp.zeros((3,)))
+        self.clamp = config.conv_clamp
+
+    def __call__(self, x: jax.Array, style: jax.Array) -> jax.Array:
+        rgb = convolution.modulated_conv(x, self.weight[...], style, demodulate=False).astype(jnp.float32) + self.bias[...]
+        return rgb if self.clamp is None else jnp.clip(rgb, -self.clamp, self.clamp)
+
+
+class SynthesisBlock(nnx.Module):
+    """One resolution: (conv0, which doubles the size,) conv1, ToRGB. The 4x4 block starts from a learnt constant and has conv1 only."""
+
+    def __init__(self, n_in: int, n_out: int, resolution: int, config: GeneratorConfig, rng: Rng):
+        if resolution == 4:
+            self.const = nnx.Param(normal(rng, 4, 4, n_out))
+        else:
+            self.conv0 = StyledConv(n_in, n_out, resolution, config, rng, up=True)
+        self.conv1 = StyledConv(n_out, n_out, resolution, config, rng, up=False)
+        self.torgb = ToRGB(n_out, config, rng)
+
+
+class Synthesis(nnx.Module):
+    """g: styles -> image and named features. Layers, and so style vectors, are called `b4.conv1`, `b4.torgb`, `b8.conv0`, ..."""
+
+    def __init__(self, config: GeneratorConfig, rng: Rng = None):
+        before = 0
+        for resolution, channels in zip(resolutions(config.resolution), config.channels):
+            setattr(self, f"b{resolution}", SynthesisBlock(before, channels, resolution, config, rng))
+            before = channels
+        self.config = config
+
+    def layers(self) -> list[tuple[str, int]]:
+        """(name, slot of w) of every layer in the order they run."""
+        found = []
+        for r in resolutions(self.config.resolution):
+            first = 2 * (r.bit_length() - 1) - 5  # slot of conv0; 4x4 has none
+            found += [(f"b{r}.conv0", first)] if r > 4 else []
+            found += [(f"b{r}.conv1", first + 1), (f"b{r}.torgb", first + 2)]
+        return found
+
+    def layer(self, name: str) -> StyledConv | ToRGB:
+        block, layer = name.split(".")
+        return getattr(getattr(self, block), layer)
+
+    def styles(self, w: Float[Array, "n s w"]) -> dict[str, Float[Array, "n _"]]:
+        """W+ to style space: the per-channel scales of every layer (StyleSpace, Wu et al. 2021)."""
+        return {name: self.layer(name).affine(w[:, slot]) for name, slot in self.layers()}
+
+    def __call__(
+        self, styles: dict[str, Float[Array, "n _"]], noise: Noise = "const", taps: tuple[str, ...] = (), key: jax.Array | None = None,
+        dtype: Any = jnp.float32,
+    ) -> tuple[Float[Array, "n r r 3"], dict[str, Float[Array, "n ..."]]]:  # fmt: skip
+        """Image (float32) and the asked features (in `dtype`), each after noise, bias, activation and clamp."""
+        (_, image), features = self.advance(self.begin(styles["b4.conv1"].shape[0], dtype), styles, noise, key)
+        return image, {tap: features[tap] for tap in taps}
+
+    def begin(self, n: int, dtype: Any = jnp.float32) -> Stem:
+        """What every picture starts from: the learnt constant, and no image yet."""
+        const = getattr(self, "b4").const[...]  # noqa: B009  (the blocks are attributes by name, unknown to type checkers)
+        return jnp.broadcast_to(const.astype(dtype), (n, *const.shape)), jnp.zeros((n, 2, 2, 3))
+
+    def advance(
+        self, stem: Stem, styles: dict[str, Float[Array, "n _"]], noise: Noise = "const", key: jax.Array | None = None,
+        first: int = 0, stop: int | None = None,
+    ) -> tuple[Stem, dict[str, Float[Array, "n ..."]]]:  # fmt: skip
+        """Run the layers of the slots first, ..., stop - 1 (None: to the end); the activations and image so far, and the features on the way.
+
+        Layers run in the order of their slots, so running to a slot and from it on is the whole network, also with random noise of one key.
+        """
+        if noise == "random" and key is None:
+            raise UsageError('noise="random" needs a key: pass key=jax.random.key(seed), or use noise="const"')
+        x, image = stem
+        features: dict[str, jax.Array] = {}
+        for name, slot in self.layers():
+            layer, used = self.layer(name), None
+            if noise == "random" and key is not None and isinstance(layer, StyledConv):
+                key, used = jax.random.split(key)  # also for layers that are passed over: each keeps its own noise
+            if slot < first or (stop is not None and slot >= stop):
+                continue
+            if isinstance(layer, StyledConv):
+                x = layer(x, styles[name], noise, used)
+                side = f"{layer.resolution}x{layer.resolution}"
+                features[f"{side}/{name.split('.')[1]}"] = features[side] = x
+            else:
+                image = convolution.upsample2d(image) + layer(x, styles[name])
+        return (x, image), features
+
+
+class StyleGAN2(nnx.Module):
+    """A generator: mapping and synthesis behind the protocol of `types.Generator`. Its methods are compiled; it is a pytree.
+
+    Taps: "RxR" (the last convolution at R pixels), "RxR/conv0", "RxR/conv1", after noise, bias and activation. A conditional generator's z has one more
+    number than its network takes, which picks the class (see `models/conditional.py`); narrow the choice with `with_classes`, or give `map` labels.
+    """
+
+    def __init__(self, config: GeneratorConfig, rng: Rng = None, info: Info | None = None):
+        self.mapping = Mapping(config, rng)
+        self.synthesis = Synthesis(config, rng)
+        self.config = config
+        self.info = info or Info()
+
+    @property
+    def resolution(self) -> int:
+        return self.config.resolution
+
+    @property
+    def z_dim(self) -> int:
+        """Numbers in z: the network's, and one for the class where it is conditional."""
+        return self.config.z_dim + (self.config.c_dim > 0)
+
+    @property
+    def num_ws(self) -> int:
+        return self.config.num_ws
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Names of the feature maps that `synthesize` can return, coarse to fine."""
+        names = [(f"{r}x{r}",) + ((f"{r}x{r}/conv0",) if r > 4 else ()) + (f"{r}x{r}/conv1",) for r in resolutions(self.resolution)]
+        return tuple(name for group in names for name in group)
+
+    def with_classes(self, classes: int | Iterable[int] | None) -> StyleGAN2:
+        """The same generator, drawing from these classes only (0 to c_dim - 1; None: all). UsageError where it has no such class, or none at all."""
+        other = nnx.merge(*nnx.split(self))
+        other.config = replace(self.config, classes=check_classes(classes, self.config.c_dim))
+        return other
+
+    def latents(self, seeds: Iterable[int]) -> Float[Array, "n z"]:
+        """z ~ N(0, 1), one row per seed, the same face for a seed as in the published tools."""
+        return jnp.asarray(latents_from_seeds(seeds, self.z_dim))
+
+    def map(
+        self,
+        z: Float[AnyArray, "n z"],
+        truncation: float | Float[Array, ""] = 1.0,
+        cutoff: int | None = None,
+        labels: Float[AnyArray, "n c"] | None = None,
+    ) -> Float[Array, "n s w"]:
+        """z -> w in every slot, drawn towards the average by `truncation` (psi; 1 = not at all), on slots < `cutoff` if given.
+
+        labels: one-hot rows for a conditional generator, in place of the classes that z stands for; z may then lack its last number.
+        """
+        z = jnp.asarray(z)
+        bare = labels is not None and z.ndim == 2 and z.shape[1] == self.config.z_dim
+        if z.ndim != 2 or not (bare or z.shape[1] == self.z_dim):
+            more = " (the last number picks the class; leave it out if you give labels)" if self.config.c_dim else ""
+            raise UsageError(f"z must be [n, {self.z_dim}] for this generator{more}, got {list(z.shape)}")
+        rows = check_labels(labels, len(z), self.config.c_dim) if labels is not None else None
+        return _map(self, z, truncation, rows, cutoff)
+
+    def synthesize(
+        self,
+        w: Float[AnyArray, "n s w"] | Float[AnyArray, "n w"] | dict[str, Float[Array, "n _"]],
+        noise: Noise = "const",
+        taps: tuple[str, ...] = (),
+        key: jax.Array | None = None,
+        dtype: str = "float32",
+    ) -> tuple[Float[Array, "n r r 3"], dict[str, Float[Array, "n ..."]]]:
+        """Image in about [-1, 1] and the features named in `taps`.
+
+        w: one vector per image, one per slot (W+), or a dict of style vectors (style space, see `styles`). noise: "const" (the stored maps), "random"
+        (needs `key`) or "none". dtype: "float32", or "bfloat16" for the convolutions.
+        """
+        taps = check_taps(taps, self.taps)
+        if not isinstance(w, dict):
+            w = jnp.asarray(w)
+            if w.ndim == 2:
+                w = jnp.broadcast_to(w[:, None], (w.shape[0], self.num_ws, w.shape[1]))
+            if w.ndim != 3 or w.shape[1:] != (self.num_ws, self.config.w_dim):
+                raise UsageError(f"w must be [n, {self.num_ws}, {self.config.w_dim}] or [n, {self.config.w_dim}], got {list(w.shape)}")
+        if noise not in ("const", "random", "none"):
+            raise UsageError(f'noise must be "const", "random" or "none", got {noise!r}')
+        return _synthesize(self, w, key, noise, taps, dtype)
+
+    def stem(self, w: Float[AnyArray, "n s w"], slots: int, noise: Noise = "const", dtype: str = "float32") -> Stem:
+        """What the first `slots` slots of w draw (1 to num_ws - 1): shared by all pictures that differ in later slots only, see `synthesize_from`."""
+        self._check_slots(w, slots)
+        return _stem(self, jnp.asarray(w), slots, noise, dtype)
+
+    def synthesize_from(
+        self, stem: Stem, w: Float[AnyArray, "n s w"], slots: int, noise: Noise = "const", taps: tuple[str, ...] = ()
+    ) -> tuple[Float[Array, "n r r 3"], dict[str, Float[Array, "n ..."]]]:
+        """The rest of `synthesize` after `stem(..., slots)`, with the styles of w from that slot on; slots below are not looked at.
+
+        taps: of layers that run here. `noise` is "const" or "none", as in `stem`: random noise needs one key for the whole picture.
+        """
+        self._check_slots(w, slots)
+        return _synthesize_from(self, stem, jnp.asarray(w), slots, noise, check_taps(taps, self.taps_from(slots)))
+
+    def taps_from(self, slots: int) -> tuple[str, ...]:
+        """Taps of the layers that `synthesize_from` runs."""
+        convs = [name[1:].split(".") for name, slot in self.synthesis.layers() if slot >= slots and not name.endswith("torgb")]
+        names = {f"{r}x{r}/{conv}" for r, conv in convs} | {f"{r}x{r}" for r, conv in convs if conv == "conv1"}
+        return tuple(tap for tap in self.taps if tap in names)
+
+    def _check_slots(self, w: AnyArray, slots: int) -> None:
+        if not 1 <= slots < self.num_ws:
+            raise UsageError(f"slots is {slots}, expected 1 to {self.num_ws - 1}: this generator has {self.num_ws} slots of w")
+        if np.ndim(w) != 3 or np.shape(w)[1:] != (self.num_ws, self.config.w_dim):
+            raise UsageError(f"w must be [n, {self.num_ws}, {self.config.w_dim}] for this generator, got {list(np.shape(w))}")
+
+    def styles(self, w: Float[AnyArray, "n s w"]) -> dict[str, Float[Array, "n _"]]:
+        """Style-space coordinates of w, to edit and hand back to `synthesize`."""
+        return _styles(self, jnp.asarray(w))
+
+    def sample(self, seeds: Iterable[int], truncation: float = 1.0, taps: tuple[str, ...] = ()) -> Samples:
+        """Pictures for seeds, as one batch: sample i depends on its own seed and nothing else."""
+        seeds = tuple(int(s) for s in seeds)
+        z = self.latents(seeds)
+        w = self.map(z, truncation)
+        images, features = self.synthesize(w, taps=taps)
+        return Samples(seeds, z, w, images, features)
+
+
+@partial(jax.jit, static_argnames=("cutoff",))
+def _map(gen: StyleGAN2, z: jax.Array, truncation: float | jax.Array, labels: jax.Array | None, cutoff: int | None) -> jax.Array:
+    config = gen.config
+    if config.c_dim and labels is None:
+        labels = one_hot(z[:, -1], config.classes, config.c_dim)
+    w = gen.mapping(z[:, : config.z_dim], labels)
+    return gen.mapping.truncate(jnp.broadcast_to(w[:, None], (w.shape[0], gen.num_ws, w.shape[1])), truncation, cutoff)
+
+
+@partial(jax.jit, static_argnames=("noise", "taps", "dtype"))
+def _synthesize(gen: StyleGAN2, w: jax.Array | dict, key: jax.Array | None, noise: Noise, taps: tuple[str, ...], dtype: str):
+    styles = w if isinstance(w, dict) else gen.synthesis.styles(w)
+    return gen.synthesis(styles, noise, taps, key, jnp.dtype(dtype))
+
+
+@partial(jax.jit, static_argnames=("slots", "noise", "dtype"))
+def _stem(gen: StyleGAN2, w: jax.Array, slots: int, noise: Noise, dtype: str) -> Stem:
+    return gen.synthesis.advance(gen.synthesis.begin(w.shape[0], jnp.dtype(dtype)), gen.synthesis.styles(w), noise, stop=slots)[0]
+
+
+@partial(jax.jit, static_argnames=("slots", "noise", "taps"))
+def _synthesize_from(gen: StyleGAN2, stem: Stem, w: jax.Array, slots: int, noise: Noise, taps: tuple[str, ...]):
+    (_, image), features = gen.synthesis.advance(stem, gen.synthesis.styles(w), noise, first=slots)
+    return image, {tap: features[tap] for tap in taps}
+
+
+@jax.jit
+def _styles(gen: StyleGAN2, w: jax.Array) -> dict[str, jax.Array]:
+    return gen.synthesis.styles(w)

@@ -1,0 +1,117 @@
+"""Labels of a picture's pixels from cluster centres in feature space.
+
+`arrays`: centers [k d + 2] (the last two columns are the place), mean and scale [d + 2] that standardise features, and, where labels are to follow the
+picture, what `learn_refinement` found: Bayes' rule with features as evidence, log p(k | pixel) = -NATS d_k / gap + log p(k | place) with squared
+distances d, and then the neighbours of the same colour (`ops/crf.py`).
+
+Measured with an independent segmenter of people, mean IoU of foreground / background over five sets of 256 samples, k 3: on the default generator
+nearest centre 0.916 / 0.781, with neighbours 0.920 / 0.790, with the place as well 0.923 / 0.794; on another of poorer pictures 0.906 / 0.760,
+0.909 / 0.767 and 0.916 / 0.781. Neighbours whatever their colour make it worse (0.915 / 0.777). From 4 to 9 nats the mean moves by 0.003 at most.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from sis_jax.ops import crf, kmeans
+from sis_jax.ops.resize import resize_bilinear
+
+NATS = 6.0  # that the mean distance between nearest and second nearest centre counts for
+CELLS = 32  # places that are told apart along a side, at most
+_LOOKED_AT = 20_000
+
+
+def learn_refinement(
+    x: Float[np.ndarray, "n d"],
+    centers: Float[np.ndarray, "k d"],
+    labels: Int[np.ndarray, "n"],
+    places: Float[np.ndarray, "n 2"],
+    grid: int,
+) -> dict[str, np.ndarray]:
+    """{"gap": [1], "log_prior": [s s k]} from the points that were clustered; places: (column, row) in [-1, 1], of a grid with so many along a side.
+
+    gap: mean difference of the two smallest squared distances. log_prior: share of each cluster at each place, by Laplace's rule of succession; no finer
+    than the grid, and coarse enough that a place has as many points as there are clusters in the mean.
+    """
+    k = len(centers)
+    some = x[np.random.default_rng(0).permutation(len(x))[:_LOOKED_AT]]
+    two = np.partition(np.square(centers).sum(1) - 2 * some @ centers.T, 1, axis=1)
+    side = int(np.clip(np.sqrt(len(x) / k), 1, min(grid, CELLS)))
+    column, row = np.clip((places.T + 1) / 2 * side, 0, side - 1).astype(np.int64)
+    counts = np.bincount((row * side + column) * k + labels, minlength=side * side * k).reshape(side, side, k)
+    prior = (counts + 1) / (counts.sum(-1, keepdims=True) + k)
+    return {"gap": (two[:, 1] - two[:, 0]).mean(keepdims=True), "log_prior": np.log(prior).astype(np.float32)}
+
+
+def with_centre(arrays: dict[str, np.ndarray], centre: Float[np.ndarray, "d"]) -> dict[str, np.ndarray]:
+    """`arrays` with one more cluster. Of where it lies nothing is known: as likely at each place as the cluster of the nearest centre, so that the
+    features decide between these two, and a copy of a cluster takes nothing from it."""
+    more = dict(arrays, centers=np.concatenate([arrays["centers"], centre[None]]))
+    if "log_prior" in arrays:
+        nearest = int(np.square(arrays["centers"] - centre).sum(1).argmin())
+        more["log_prior"] = np.concatenate([arrays["log_prior"], arrays["log_prior"][..., [nearest]]], -1)
+    return more
+
+
+def label_maps(
+    features: tuple[Float[Array, "b _ _ _"], ...],
+    image: Float[Array, "b h w 3"],
+    arrays: dict[str, Array],
+    align_corners: bool,
+    smooth: bool = False,
+) -> tuple[UInt8[Array, "b h w"], Float[Array, "b h w"]]:
+    """Cluster of every pixel of square images, and confidence 1 - d1 / d2 of the two smallest squared distances, 0..1.
+
+    Where labels follow the picture, d2 is as far behind d1 as the odds against the second class say: the same number where place and neighbours say
+    nothing, larger where they agree with the features, and not 0 where they decide against the nearest centre.
+    """
+    distances = squared_distances(features, image.shape[1], arrays, align_corners, smooth)
+    if "log_prior" not in arrays:
+        nearest = -jax.lax.top_k(-distances, 2)[0]
+        labels, least, apart = jnp.argmin(distances, axis=-1).astype(jnp.uint8), nearest[..., 0], nearest[..., 1] - nearest[..., 0]
+    else:
+        least = distances.min(-1)
+        nat = jnp.maximum(arrays["gap"], 1e-12) / NATS
+        usual = resize_bilinear(arrays["log_prior"][None], (image.shape[1], image.shape[2]), antialias=False)
+        labels, odds = crf.best(usual - (distances - least[..., None]) / nat, image)
+        apart = odds * nat
+    least = jnp.maximum(least, 0)
+    return labels, jnp.clip(1 - least / jnp.maximum(least + apart, 1e-12), 0, 1)
+
+
+def squared_distances(
+    features: tuple[Float[Array, "b _ _ _"], ...], side: int, arrays: dict[str, Array], align_corners: bool, smooth: bool
+) -> Float[Array, "b h w k"]:
+    """Of every pixel to every centre, from class scores upsampled tap by tap: at no time are features at `side` pixels held."""
+    centers, mean, scale = arrays["centers"], arrays["mean"], arrays["scale"]
+    total = jnp.zeros(())
+    at = 0
+    for x in features:  # in the order of the taps, as the centres' columns are
+        c = slice(at, at + x.shape[-1])
+        at = c.stop
+        y = (filtered(x, smooth) - mean[c]) * scale[c]
+        own = jnp.sum(y * y, axis=-1, keepdims=True)
+        scores = own + kmeans.scores(y, centers[:, c])
+        total = total + resize_bilinear(scores, (side, side), align_corners=align_corners, antialias=False)
+    place = (jnp.asarray(place_of(side)) - mean[at:]) * scale[at:]
+    return total + jnp.sum(place * place, -1, keepdims=True) + kmeans.scores(place, centers[:, at:])
+
+
+def place_of(side: int) -> Float[np.ndarray, "side side 2"]:
+    """Column and row of each pixel's centre, in [-1, 1]."""
+    at = (np.arange(side, dtype=np.float32) + 0.5) / side * 2 - 1
+    return np.stack(np.meshgrid(at, at), axis=-1)
+
+
+def filtered(x: Float[Array, "b h w c"], smooth: bool) -> Float[Array, "b h w c"]:
+    """float32; with [1,2,1] / 4 along both axes if asked, edges repeated."""
+    x = x.astype(jnp.float32)
+    for axis in (1, 2) if smooth else ():
+        n = x.shape[axis]
+        padded = jnp.pad(x, [(1, 1) if a == axis else (0, 0) for a in range(4)], mode="edge")
+        a, b, c = (jax.lax.slice_in_dim(padded, i, i + n, axis=axis) for i in range(3))
+        x = 0.25 * a + 0.5 * b + 0.25 * c
+    return x

@@ -1,0 +1,88 @@
+"""Labels that follow the picture: mean-field inference in a conditional random field whose pixels see their neighbourhood.
+
+Krähenbühl and Koltun 2011 (arXiv 1210.5644) with one bilateral kernel and the Potts model; windows instead of all pairs of pixels, as in Teichmann and
+Cipolla 2018 (arXiv 1805.04777). What is repeated, from q = softmax(evidence):
+q_i = softmax(evidence_i + w sum_j k_ij q_j / sum_j k_ij), k_ij = exp(-|colour_i - colour_j|^2 / 2 s^2 - |place_i - place_j|^2 / 2 t^2).
+
+The window is a fraction of the side. Pictures of more than 127 pixels are averaged down to 64 to 127 for it, and what neighbours say is enlarged again:
+evidence from features of 64 x 64 knows of nothing finer, and a picture and its enlargement are treated alike.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from sis_jax.ops.resize import resize_bilinear
+
+SIDE = 64  # pixels at least, of the picture that the window moves over
+RADIUS = 3
+PLACE = 0.75 * RADIUS  # standard deviation t, in pixels
+COLOUR = 0.2  # standard deviation s, of colours in [-1, 1]
+WEIGHT = 4.0  # w, in nats
+STEPS = 3
+_VALUES = 2**22  # at a time, of kernels and probabilities
+_NEAR = range(-RADIUS, RADIUS + 1)
+_OFFSETS = np.array([(y, x) for y in _NEAR for x in _NEAR if 0 < y * y + x * x <= RADIUS * RADIUS])
+
+
+def best(evidence: Float[Array, "b h w k"], image: Float[Array, "b h w 3"]) -> tuple[UInt8[Array, "b h w"], Float[Array, "b h w"]]:
+    """The likeliest class of every pixel, and by how many nats it is likelier than the next.
+
+    evidence: log-likelihood of the classes, up to a constant per pixel. image: in [-1, 1], clipped to it.
+    """
+    b, h, w, k = evidence.shape
+    evidence = jnp.nan_to_num(evidence)  # a damaged pixel stays one: NaN would spread over its neighbours
+    most = max(1, _VALUES // (h * w * (len(_OFFSETS) + 3 * k)))
+    together = max(d for d in range(1, b + 1) if b % d == 0 and d <= most) if b else 1
+
+    def one(pair: tuple[Array, Array]) -> tuple[Array, Array]:
+        logits = posterior(*pair)
+        two = jax.lax.top_k(logits, 2)[0]
+        return jnp.argmax(logits, axis=-1).astype(jnp.uint8), two[..., 0] - two[..., 1]
+
+    return jax.lax.map(one, (evidence, image), batch_size=together)
+
+
+def posterior(evidence: Float[Array, "h w k"], image: Float[Array, "h w 3"]) -> Float[Array, "h w k"]:
+    """Log-probability of every class at every pixel of one picture, up to a constant per pixel."""
+    height, width, _ = image.shape
+    factor = max(1, max(height, width) // SIDE)
+    image = jnp.clip(image.astype(jnp.float32), -1, 1)
+    if factor == 1:
+        return evidence + _said_by_neighbours(evidence, image)
+    size = (-(-height // factor), -(-width // factor))
+    said = _said_by_neighbours(resize_bilinear(evidence[None], size)[0], resize_bilinear(image[None], size)[0])
+    return evidence + resize_bilinear(said[None], (height, width))[0]
+
+
+def _said_by_neighbours(evidence: Float[Array, "h w k"], image: Float[Array, "h w 3"]) -> Float[Array, "h w k"]:
+    """w sum_j k_ij q_j / sum_j k_ij after the last step."""
+    height, width, _ = image.shape
+
+    def padded(x: Array) -> Array:
+        return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(RADIUS, RADIUS)] * 2)
+
+    def moved(x: Array, offset: Array) -> Array:  # of padded arrays [c h + 2 RADIUS w + 2 RADIUS]
+        return jax.lax.dynamic_slice(x, (0, RADIUS + offset[0], RADIUS + offset[1]), (x.shape[0], height, width))
+
+    colour = jnp.moveaxis(image, -1, 0)  # channels and classes first: a picture of each lies together, however many there are
+    around, inside = padded(colour), padded(jnp.ones((1, height, width)))
+
+    def kernel_of(offset: Array) -> Array:
+        unlike = jnp.square(moved(around, offset) - colour).sum(0) / (2 * COLOUR**2)
+        return moved(inside, offset)[0] * jnp.exp(-unlike - jnp.square(offset).sum() / (2 * PLACE**2))
+
+    offsets = jnp.asarray(_OFFSETS)
+    kernel = jax.lax.map(kernel_of, offsets)
+    kernel = kernel * (WEIGHT / jnp.maximum(kernel.sum(0), 1e-6))
+    unary = jnp.moveaxis(evidence, -1, 0)
+
+    def update(_: Array, said: Array) -> Array:
+        q = padded(jax.nn.softmax(unary + said, axis=0))
+        add = lambda total, at: (total + at[0] * moved(q, at[1]), None)  # noqa: E731
+        return jax.lax.scan(add, jnp.zeros_like(unary), (kernel, offsets))[0]
+
+    return jnp.moveaxis(jax.lax.fori_loop(0, STEPS, update, jnp.zeros_like(unary)), 0, -1)

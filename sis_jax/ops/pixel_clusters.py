@@ -1,0 +1,73 @@
+"""Clusters of the pixels of one picture: color spaces, vectors of what a pixel shows in many variants, and a k-means that can be mapped over pictures.
+
+`ops/kmeans.py` clusters the rows of one large set on all devices; here thousands of small sets are clustered one after another inside a compiled
+function, each on its own.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from sis_jax.ops import kmeans
+
+ITERATIONS = 20  # of Lloyd's algorithm, in every restart
+
+
+def converted(rgb: Float[Array, "*n 3"], color: str) -> Float[Array, "*n 3"]:
+    """RGB in [-1, 1] as it is, as luma and color differences, or as CIE L*a*b* (sRGB, D65) over 50."""
+    if color == "rgb":
+        return rgb
+    if color == "ycc":
+        y = rgb @ jnp.array([0.299, 0.587, 0.114])
+        return jnp.stack([y, 0.564 * (rgb[..., 2] - y), 0.713 * (rgb[..., 0] - y)], -1)
+    unit = jnp.clip((rgb + 1) / 2, 0, 1)
+    linear = jnp.where(unit <= 0.04045, unit / 12.92, ((unit + 0.055) / 1.055) ** 2.4)
+    to_xyz = jnp.array([[0.412456, 0.357576, 0.180438], [0.212673, 0.715152, 0.072175], [0.019334, 0.119192, 0.950304]])
+    xyz = linear @ (to_xyz / jnp.array([[0.95047], [1.0], [1.08883]])).T
+    f = jnp.where(xyz > 0.008856, jnp.cbrt(jnp.maximum(xyz, 1e-6)), 7.787 * xyz + 16 / 116)
+    return jnp.stack([116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], -1) / 50
+
+
+def vectors(tensor: Float[Array, "h w d 3"], mode: str) -> Float[Array, "p v"]:
+    """One vector per pixel. "correlation": less its mean over the variants and over its norm, so squared distances are 2 (1 - correlation)."""
+    if mode == "correlation":
+        tensor = tensor - tensor.mean(2, keepdims=True)
+        tensor = tensor / jnp.sqrt(jnp.sum(tensor**2, axis=(2, 3), keepdims=True) + 1e-6)
+    return tensor.reshape(tensor.shape[0] * tensor.shape[1], -1)
+
+
+def cluster(x: Float[Array, "p v"], weight: Float[Array, "p"], k: int, n_init: int) -> Float[Array, "k v"]:
+    """k-means of one picture's pixels: the best of n_init k-means++ starts after ITERATIONS steps. The draws are the same for every picture."""
+    own = jnp.sum(x * x, -1)
+
+    def distances(centers: Float[Array, "k v"]) -> Float[Array, "p k"]:
+        return jnp.maximum(own[:, None] + kmeans.scores(x, centers), 0)
+
+    def start(key: Array) -> Float[Array, "k v"]:
+        def pick(carry: tuple[Array, Array], key: Array) -> tuple[tuple[Array, Array], Array]:
+            near, _ = carry
+            chosen = x[jax.random.categorical(key, jnp.log(near * weight + 1e-12))]
+            return (jnp.minimum(near, jnp.maximum(own + jnp.sum(chosen**2) - 2 * x @ chosen, 0)), chosen), chosen
+
+        return jax.lax.scan(pick, (jnp.ones_like(own), x[0]), jax.random.split(key, k))[1]
+
+    def step(centers: Array, _: None) -> tuple[Array, None]:
+        member = jax.nn.one_hot(jnp.argmin(distances(centers), -1), k) * weight[:, None]
+        mass = member.sum(0)[:, None]
+        return jnp.where(mass > 0, member.T @ x / jnp.maximum(mass, 1e-6), centers), None
+
+    def run(key: Array) -> tuple[Array, Array]:
+        centers = jax.lax.scan(step, start(key), None, length=ITERATIONS)[0]
+        return jnp.sum(distances(centers).min(-1) * weight), centers
+
+    inertia, centers = jax.lax.map(run, jax.random.split(jax.random.key(0), n_init))
+    return centers[jnp.argmin(inertia)]
+
+
+def distinct(centers: Float[Array, "k v"]) -> Bool[Array, "k"]:
+    """False for a centre that an earlier one equals, as where a picture shows fewer kinds of pixels than there are clusters."""
+    apart = jnp.sum((centers[:, None] - centers[None]) ** 2, -1)
+    equal = apart <= 1e-6 * jnp.maximum(apart.max(), 1e-12)
+    return ~jnp.any(jnp.tril(equal, -1), axis=1)

@@ -1,0 +1,174 @@
+"""How published papers measure masks on real photos, by name: what the network sees, what its answer is compared with, how pixels are summed.
+
+The differences move numbers by whole points, so a number means little without its protocol. `PROTOCOLS` lists them; all report all scores,
+each marks its own as the headline. NumPy and Pillow only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, UInt8
+from PIL import Image
+
+from sis_jax.types import UsageError, unknown_name
+
+Fit = Literal["native", "square", "short"]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One way to measure.
+
+    side, fit: the photo's size for the network: "native" as it is, "square" squeezed to side x side, "short" the shorter edge at `side`.
+    through: a square the photo is squeezed to before that (0: none). scores: how soft masks return to the truth's size: "logits"
+    (bilinear), "aligned" (bilinear, corners aligned), "8-bit" (the foreground's score as a grey picture). grey_from: grey values of a truth
+    picture from here on are foreground. binary: foreground is a score above one half, rather than any class but the background being the
+    likeliest. thresholds, beta2, f_order: of max-F over scores > k/255: thresholds are the first k and one past the last; "mean-max" is
+    the largest mean over images, "max-mean" the mean of each image's largest. empty: foreground IoU of an image without foreground in truth
+    and prediction (NaN: left out). square: benchmarks cut to their centred square first. headline: the score its papers report.
+    """
+
+    name: str
+    source: str
+    headline: str
+    side: int = 0
+    fit: Fit = "native"
+    through: int = 0
+    scores: Literal["logits", "aligned", "8-bit"] = "logits"
+    grey_from: int = 128
+    binary: bool = False
+    thresholds: tuple[int, int] = (0, 255)
+    beta2: float = 0.3
+    f_order: Literal["mean-max", "max-mean"] = "mean-max"
+    empty: float = float("nan")
+    square: tuple[str, ...] = ()
+
+    def at(self, size: int | None) -> Protocol:
+        """This protocol with photos of another size for the network: 0 leaves them as they are, None changes nothing."""
+        if size is None:
+            return self
+        if size < 0:
+            raise UsageError(f"size is a number of pixels, 0 for the photo's own size, got {size}")
+        fit: Fit = "native" if size == 0 else "short" if self.fit == "native" else self.fit
+        return replace(self, side=size, fit=fit, through=0)
+
+    def photo(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H W 3"]:
+        """The photo as the network sees it (Pillow's bilinear filter, which averages when it shrinks)."""
+        if self.through:
+            # The second step of the published protocol does not average, and its result is rounded here to 8 bits.
+            squeezed = np.asarray(Image.fromarray(image).resize((self.through, self.through), Image.Resampling.BILINEAR))
+            return np.round(resize(squeezed.astype(np.float32), (self.side, self.side), aligned=True)).astype(np.uint8)
+        if self.fit == "native":
+            return image
+        height, width = (self.side, self.side) if self.fit == "square" else _short(image.shape[:2], self.side)
+        return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+    def masks(
+        self, scores: Float[np.ndarray, "h w c"], height: int, width: int
+    ) -> tuple[UInt8[np.ndarray, "H W"], Float32[np.ndarray, "H W"]]:
+        """Scores (probabilities per class id) at the truth's size: the likeliest class ids, and the foreground's score in 0..1."""
+        # Log-probabilities are logits up to a constant per pixel, which neither argmax nor softmax sees.
+        logits = np.log(np.clip(np.asarray(scores, np.float32), 1e-30, None))
+        if scores.shape[:2] != (height, width):
+            logits = resize(logits, (height, width), aligned=self.scores == "aligned")
+        odds = np.exp(logits - logits.max(-1, keepdims=True))
+        soft = 1 - odds[..., 0] / odds.sum(-1)
+        if self.scores == "8-bit":
+            grey = Image.fromarray(np.round(255 * (1 - np.clip(scores[..., 0], 0, 1))).astype(np.uint8))
+            soft = np.asarray(grey.resize((width, height), Image.Resampling.BILINEAR), np.float32) / 255
+        return logits.argmax(-1).astype(np.uint8), soft.astype(np.float32)
+
+
+_FOREGROUND = "foreground IoU, mean of images"
+PROTOCOLS = {
+    p.name: p
+    for p in (
+        Protocol("native", "photos and masks as they are, one confusion matrix", "mean IoU of foreground and background"),
+        Protocol(
+            "sis", "Segmentation in Style, Pakhomov et al. 2021: 512 then 128 pixels square, one confusion matrix",
+            "mean IoU of foreground and background", side=128, fit="square", through=512, scores="aligned", grey_from=1,
+        ),
+        Protocol(
+            "l4f", "Labels4Free, Abdal et al. 2021: one confusion matrix; only grey value 255 is foreground",
+            "mean IoU of foreground and background", grey_from=255,
+        ),
+        Protocol(
+            "voynov", "Voynov et al. 2021: shorter edge 128, soft masks as 8-bit pictures, foreground IoU per image", _FOREGROUND,
+            side=128, fit="short", scores="8-bit", binary=True,
+        ),
+        Protocol(
+            "melas", "Melas-Kyriazi et al. 2022: shorter edge 128, foreground IoU per image, an empty pair counts 0", _FOREGROUND,
+            side=128, fit="short", binary=True, thresholds=(1, 255), empty=0.0, square=("cub", "flowers"),
+        ),
+        Protocol(
+            "selfmask", "Shin et al. 2022, Simeoni et al. 2023: beta squared twice, each image its own threshold, grey above 0 is foreground",
+            _FOREGROUND, grey_from=1, binary=True, beta2=0.09, f_order="max-mean",
+        ),
+    )
+}  # fmt: skip
+
+
+def get(name: str) -> Protocol:
+    """A protocol by name; UsageError names the nearest."""
+    if name not in PROTOCOLS:
+        raise unknown_name("protocol", name, PROTOCOLS)
+    return PROTOCOLS[name]
+
+
+def _short(shape: tuple[int, ...], side: int) -> tuple[int, int]:
+    """Height and width with the shorter edge at `side`, the longer rounded down."""
+    height, width = shape[:2]
+    short = min(height, width)
+    return side * height // short, side * width // short
+
+
+def resize(x: Float32[np.ndarray, "h w c"], size: tuple[int, int], *, aligned: bool = False) -> Float32[np.ndarray, "H W c"]:
+    """Bilinear without averaging, edges repeated. aligned: the corner pixels' centres stay in place, else the corners themselves."""
+    rows, columns = (_taps(n, m, aligned) for n, m in zip(x.shape[:2], size))
+    return np.einsum("Wv,Hvc->HWc", columns, np.tensordot(rows, x, 1), optimize=True).astype(np.float32, copy=False)
+
+
+def _taps(n: int, m: int, aligned: bool) -> Float32[np.ndarray, "m n"]:
+    """The matrix of linear interpolation from n points to m."""
+    at = np.arange(m) * ((n - 1) / max(m - 1, 1)) if aligned else (np.arange(m) + 0.5) * n / m - 0.5
+    at = np.clip(at, 0, n - 1)
+    low = np.minimum(np.floor(at).astype(int), max(n - 2, 0))
+    weights = np.zeros((m, n), np.float32)
+    np.add.at(weights, (np.arange(m), low), 1 - (at - low))
+    np.add.at(weights, (np.arange(m), np.minimum(low + 1, n - 1)), at - low)
+    return weights
+
+
+# ------------------------------------------------------------------------------------------------------------------------------ F-measure
+
+
+def f_curve(
+    score: Float[np.ndarray, "h w"], truth: Bool[np.ndarray, "h w"], keep: Bool[np.ndarray, "h w"], beta2: float
+) -> Float32[np.ndarray, "255"]:
+    """F-measure of one image for foreground = score > k/255, k = 0..254, on the pixels to `keep`.
+
+    (1 + beta2) P R / (beta2 P + R); an empty prediction has precision 1, an empty truth recall 1, and 0/0 counts 0.
+    """
+    # Scores that are multiples of 1/255 must not slip over their own threshold by rounding.
+    level = np.clip(np.ceil(np.round(np.asarray(score, np.float64)[keep] * 255, 4)), 0, 255).astype(np.int64)
+    inside = truth[keep]
+    predicted = _at_least(level)
+    hits = _at_least(level[inside])
+    return f_measure(hits, predicted, int(inside.sum()), beta2).astype(np.float32)
+
+
+def _at_least(level: np.ndarray) -> np.ndarray:
+    """How many levels exceed k, for k = 0..254."""
+    counts = np.bincount(level, minlength=256)
+    return counts[::-1].cumsum()[::-1][1:].astype(np.float64)
+
+
+def f_measure(hits: Float[np.ndarray, "k"], predicted: Float[np.ndarray, "k"], truth: int | float, beta2: float) -> Float[np.ndarray, "k"]:
+    """F-measure from pixel counts, with the conventions of `f_curve`."""
+    precision = np.divide(hits, predicted, out=np.ones_like(hits), where=predicted > 0)
+    recall = hits / truth if truth else np.ones_like(hits)
+    below = beta2 * precision + recall
+    return np.divide((1 + beta2) * precision * recall, below, out=np.zeros_like(hits), where=below > 0)

@@ -1,0 +1,380 @@
+"""The report page: one HTML file made from a run folder's files. `discover` writes it at its end, the verb `report` at any time."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sis_jax.runs import charts
+from sis_jax.runs.page_images import data_uri, jpeg_uri, reduced
+
+if TYPE_CHECKING:
+    pass
+
+_UNSURE = 0.7  # agreement or confidence below this is marked
+_SHOWN = 256  # pixels: larger samples are reduced, so that the page stays small
+_LIMIT = 5 * 1024 * 1024
+_EDITED = 6  # rows of an edit's picture
+_EDITS_BUDGET = 1_200_000  # bytes of all edits' pictures together
+
+
+def write_page(run: str | Path) -> Path:
+    """Write RUN/report.html: parts, samples, the choice of layer and k, warnings, and how to repeat the run.
+
+    The page is made from the run's files only, opens offline in any browser, and stays under 5 MB. A section without data is left out.
+
+    run: the run folder, as `--out` named it.
+
+    Returns the path of the page. Raises UsageError when the folder is no run.
+    """
+    from sis_jax.data.files import read_run, write_atomic
+
+    folder = Path(run).expanduser()
+    context = _context(folder, read_run(folder))
+    page = _render(context).encode()
+    if len(page) > _LIMIT:  # only pictures can be that large; the gallery is also a file of its own
+        page = _render({**context, "gallery": None}).encode()
+    write_atomic(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def _render(context: Mapping[str, Any]) -> str:
+    import jinja2
+    from markupsafe import Markup
+
+    from sis_jax.runs import cli
+
+    engine = jinja2.Environment(
+        loader=jinja2.PackageLoader("sis_jax.runs", ""),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    engine.filters.update(number=lambda v: "–" if v is None else charts.number(v), fixed=lambda v: "–" if v is None else f"{v:.2f}")
+    engine.filters.update(percent=_percent, duration=cli.duration, decibel=_decibel)
+    engine.globals.update(swatch=lambda i: Markup(charts.swatch(i)))
+    return engine.get_template("page.html.jinja").render(context)
+
+
+def _percent(value: float | int | None) -> str:
+    if value is None:
+        return "–"
+    return f"{100 * value:.1f} %" if value < 0.0995 else f"{100 * value:.0f} %"
+
+
+def _decibel(value: float) -> str:
+    """PSNR: infinite where no pixel changed, not a number where there is nothing to compare."""
+    return "–" if math.isnan(value) else "no pixel changed" if value == math.inf else f"{value:.1f} dB"
+
+
+def _context(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything the template shows, each entry None or empty where the run has no data for it."""
+    stages = run["stages"]
+    found = _json(folder / "parts" / "classes.json", dict) or {}
+    samples = _samples(folder / "parts" / "samples")
+    generator = next((s["generator"] for s in stages.values() if s.get("generator")), {})
+    finished = [s["finished"] for s in stages.values() if s.get("finished")]
+    return {
+        "title": folder.resolve().name,
+        "generator": generator,
+        "facts": _facts(stages),
+        "commands": [s["command"] for s in stages.values() if s.get("command")],
+        "seconds": sum(s.get("seconds") or 0 for s in stages.values()),
+        "finished": max(finished, default=""),
+        "samples": [{key: s[key] for key in ("number", "image", "parts", "overlay")} for s in samples],
+        "parts": _parts(found, samples),
+        "unsure_below": _UNSURE,
+        "gallery": _gallery(folder / "parts" / "gallery.png"),
+        "rare": _rare(folder / "parts"),
+        "sweep": _sweep(_json(folder / "parts" / "sweep.json", dict)),
+        "worst": _worst(found, samples),
+        "edits": _edits(folder / "edits"),
+        "curves": _curves(folder / "student" / "curves.csv"),
+        "metrics": _metrics(_json(folder / "metrics.json", (dict, list))),
+        "warnings": _warnings(found, generator, stages, folder),
+        "stages": [_provenance(name, record) for name, record in stages.items()],
+        "arrays": _arrays(folder / "parts" / "parts.safetensors"),
+    }
+
+
+def _facts(stages: Mapping[str, Any]) -> dict[str, Any]:
+    """k, layer and device of the run: those of `discover`, else of its first stage; None what that stage does not have."""
+    record = stages.get("discover") or next(iter(stages.values()), {})
+    config = record.get("config") or {}
+    return {"k": config.get("k"), "layer": config.get("layer"), "device": record.get("device")}
+
+
+def _json(path: Path, kind: Any) -> Any:
+    """The content of a JSON file, None when it is missing or holds something else: the page shows what there is."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, kind) else None
+
+
+def _samples(folder: Path) -> list[dict[str, Any]]:
+    """Up to eight samples as arrays and data URIs."""
+    import numpy as np
+    from PIL import Image
+
+    from sis_jax.data import draw
+
+    samples = []
+    for image_path in sorted(folder.glob("*_image.png"))[:8]:
+        mask_path = image_path.with_name(image_path.name.replace("_image", "_mask"))
+        if not mask_path.exists():
+            continue
+        image, mask = Image.open(image_path).convert("RGB"), Image.open(mask_path)
+        if max(image.size) > _SHOWN:
+            image = image.resize([max(1, round(side * _SHOWN / max(image.size))) for side in image.size], Image.Resampling.LANCZOS)
+        pixels, ids = np.asarray(image), np.asarray(mask.resize(image.size, Image.Resampling.NEAREST))
+        samples.append(
+            {
+                "number": int(image_path.name.split("_")[0]) if image_path.name.split("_")[0].isdigit() else len(samples),
+                "pixels": pixels,
+                "ids": ids,
+                "image": jpeg_uri(pixels),
+                "parts": data_uri(draw.palette_png(ids), "PNG", optimize=True),
+                "overlay": jpeg_uri(draw.overlay(pixels, ids)),
+            }
+        )
+    return samples
+
+
+def _gallery(path: Path) -> dict[str, Any] | None:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            return reduced(file.convert("RGB"), 1600, 1_500_000)
+    except (OSError, ValueError):  # not there, or damaged: the page shows what there is
+        return None
+
+
+def _rare(folder: Path) -> dict[str, Any] | None:
+    """How the rare class was found: the numbers of rare.json, and samples before and after the move."""
+    facts = _json(folder / "rare.json", dict)
+    numbers = ("displacement", "passing", "share_plain", "share_moved", "evidence")
+    if facts is None or not all(isinstance(facts.get(key), int | float) for key in numbers):
+        return None
+    return {"facts": {"name": "Rare class", "prompt": ""} | facts, "sheet": _gallery(folder / "rare.png")}
+
+
+def _edits(folder: Path) -> list[dict[str, Any]]:
+    """Every edit of the run: its first pictures side by side, and how well the background was kept. One that cannot be read is left out."""
+    from sis_jax.data.edits import Edit
+    from sis_jax.types import UsageError
+
+    found, paths = [], sorted(folder.glob("*/edit.json"))
+    for path in paths:
+        try:
+            e = Edit.load(path.parent)
+        except UsageError:
+            continue
+        sheet = reduced(e.show(max(1, _EDITED // len(e.strengths))), 1200, _EDITS_BUDGET / len(paths))
+        found.append({"name": path.parent.name, "direction": e.direction, "sheet": sheet, "rows": e.table(), **e.summary()})
+    return found
+
+
+def _parts(found: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row per class, those the run is least sure of first; background and ignored pixels are rows too."""
+    classes = {c["id"]: c for c in found.get("classes", [])}
+    clusters = found.get("clusters", [])
+    for cluster in clusters:
+        owner = cluster.get("class_id", cluster["id"])
+        if owner not in classes and (owner == 0 or not found.get("classes")):
+            classes[owner] = {"id": owner, "name": "background" if owner == 0 else f"part {owner}"}
+    rows = []
+    for id_, entry in classes.items():
+        mine = [c for c in clusters if c.get("class_id", c["id"]) == id_ or c["id"] in entry.get("clusters", ())]
+        row = {
+            "id": id_,
+            "name": entry.get("name") or f"part {id_}",
+            "clusters": [c["id"] for c in mine],
+            "share": sum(c.get("share") or 0 for c in mine) if mine else None,
+            "background": id_ == 0 or any(c.get("background") for c in mine),
+            "score": entry.get("score"),
+            "margin": entry.get("margin"),
+            "runner_up": entry.get("runner_up"),
+            "guess": entry.get("guess"),
+            "crops": _crops(samples, id_),
+            **{key: _weighted(mine, key) for key in ("confidence", "agreement", "border_share")},
+        }
+        sure = [v for v in (row["confidence"], row["agreement"]) if v is not None]
+        row["sureness"] = min(sure, default=None)
+        row["unnamed"] = bool(entry.get("unsure"))
+        row["unsure"] = bool(sure) and min(sure) < _UNSURE
+        rows.append(row)
+    return sorted(rows, key=lambda r: (not (r["unsure"] or r["unnamed"]), r["sureness"] is None, r["sureness"] or 0, r["id"]))
+
+
+def _weighted(clusters: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    """The mean of a cluster statistic over a class, each cluster by its share of the pixels."""
+    known = [(c[key], c.get("share") or 1e-9) for c in clusters if c.get(key) is not None]
+    return sum(v * w for v, w in known) / sum(w for _, w in known) if known else None
+
+
+def _crops(samples: Sequence[Mapping[str, Any]], id_: int, count: int = 4, side: int = 72) -> list[str]:
+    """Where the class is largest: a square around it, everything else faded."""
+    import numpy as np
+    from PIL import Image
+
+    crops = []
+    for sample in sorted(samples, key=lambda s: -int((s["ids"] == id_).sum()))[:count]:
+        inside = sample["ids"] == id_
+        if inside.sum() < 4:
+            break
+        rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+        height, width = inside.shape
+        size = min(int(max(rows[-1] - rows[0], columns[-1] - columns[0]) * 1.2) + 3, height, width)
+        top = int(np.clip((rows[0] + rows[-1] - size) // 2, 0, height - size))
+        left = int(np.clip((columns[0] + columns[-1] - size) // 2, 0, width - size))
+        faded = np.where(inside[..., None], sample["pixels"], 0.25 * sample["pixels"] + 0.75 * 235).astype(np.uint8)
+        crop = Image.fromarray(faded[top : top + size, left : left + size]).resize((side, side), Image.Resampling.BICUBIC)
+        crops.append(data_uri(crop, "JPEG", quality=85))
+    return crops
+
+
+def _sweep(sweep: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Why this layer and k: a chart of the score over k with a line per layer, a heat map of the consensus of layers by k, and the table."""
+    import numpy as np
+    from markupsafe import Markup
+
+    rows = [r for r in (sweep or {}).get("rows", []) if "layer" in r and "k" in r]
+    if not rows:
+        return None
+    shown = next((key for key in ("score", "agreement", "silhouette") if any(r.get(key) is not None for r in rows)), None)
+    layers, counts = list(dict.fromkeys(r["layer"] for r in rows)), sorted({r["k"] for r in rows})
+    chosen = next((r for r in rows if r.get("chosen")), None)
+    chart = heat = ""
+    if shown and len(counts) > 1:
+        lines = {layer: [(r["k"], r[shown]) for r in rows if r["layer"] == layer and r.get(shown) is not None] for layer in layers}
+        ring = [(chosen["k"], chosen[shown])] if chosen and chosen.get(shown) is not None else []
+        chart = charts.line_chart_svg(lines, x_label="k (number of clusters)", y_label=shown, marked=ring)
+    heated = "consensus" if any(r.get("consensus") is not None for r in rows) else shown
+    if heated and len(layers) > 1:
+        table = np.full((len(layers), len(counts)), math.nan)
+        for r in rows:
+            value = r.get(heated)
+            table[layers.index(r["layer"]), counts.index(r["k"])] = math.nan if value is None else value
+        place = (layers.index(chosen["layer"]), counts.index(chosen["k"])) if chosen else None
+        mean, titles = (sweep or {}).get("layers") or {}, [f"k={k}" for k in counts]
+        if mean:  # what decides between layers comes first
+            table = np.column_stack([[mean.get(layer, math.nan) for layer in layers], table])
+            titles, place = ["mean", *titles], place and (place[0], place[1] + 1)
+        heat = charts.heatmap_svg(table, [str(v) for v in layers], titles, chosen=place)
+    columns = [key for key in ("agreement", "consensus", "silhouette", "score") if any(r.get(key) is not None for r in rows)]
+    criterion = (sweep or {}).get("criterion", "")
+    return {
+        "criterion": criterion, "rows": rows, "columns": columns, "chosen": chosen, "chart": Markup(chart), "heat": Markup(heat), "heated": heated,
+    }  # fmt: skip
+
+
+def _worst(found: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The samples with the lowest confidence first, where the run recorded one per sample."""
+    notes = [s for s in found.get("samples", []) if s.get("confidence") is not None]
+    if len(notes) < len(samples):
+        return []
+    ranked = sorted(zip(notes, samples), key=lambda pair: pair[0]["confidence"])
+    return [{"confidence": n["confidence"], "seed": n.get("seed"), "overlay": s["overlay"]} for n, s in ranked[:4]]
+
+
+def _curves(path: Path) -> list[Any]:
+    """One chart per measured column of student/curves.csv over its first column."""
+    from markupsafe import Markup
+
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if len(rows) < 2:
+        return []
+    step, *names = rows[0]
+    drawn = []
+    for name in names:
+        points = [(float(r[step]), float(r[name])) for r in rows if _is_number(r[step]) and _is_number(r[name])]
+        if len(points) > 1:
+            drawn.append(Markup(charts.line_chart_svg({name: points}, x_label=step, y_label=name, width=420, height=220)))
+    return drawn
+
+
+def _is_number(text: Any) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except (TypeError, ValueError):
+        return False
+
+
+def _metrics(content: Any) -> list[dict[str, Any]]:
+    """Rows of name, paper, ours, difference, from a list of such records or from {name: number or record}."""
+    if isinstance(content, dict):
+        content = content.get("metrics", content)
+    if isinstance(content, dict):
+        content = [{"name": k, **(v if isinstance(v, dict) else {"ours": v})} for k, v in content.items()]
+    rows = [r for r in content or [] if isinstance(r, dict) and _is_number(r.get("ours"))]
+    both = [(r, _is_number(r.get("paper"))) for r in rows]
+    return [
+        {
+            "name": r.get("name", ""),
+            "ours": r["ours"],
+            "paper": r["paper"] if p else None,
+            "difference": r["ours"] - r["paper"] if p else None,
+        }
+        for r, p in both
+    ]
+
+
+def _warnings(found: Mapping[str, Any], generator: Mapping[str, Any], stages: Mapping[str, Any], folder: Path) -> list[str]:
+    """What a reader must know before using the result, each with what to do about it."""
+    told = [str(w) for w in found.get("warnings", [])]
+    background = found.get("background") or {}
+    if background.get("found") is False:
+        why = str(background.get("why", "")).rstrip(".")
+        told.append(
+            f"No background was found{': ' + why if why else ''}. Class 0 is empty; send parts to it with parts.rename({{3: None}})."
+        )
+    if generator and generator.get("licence", "").startswith("unknown"):
+        told.append("The licence of the generator is unknown, so that of everything made with it is too. Ask whoever gave you the weights.")
+    for name, record in stages.items():
+        if record.get("state") != "done":
+            told.append(f"The stage {name} did not finish: {_again(name, folder)} with the same arguments resumes it.")
+    return list(dict.fromkeys(told))
+
+
+def _again(stage: str, folder: Path) -> str:
+    """The command of a stage: its name is its verb, for some with a word that tells several apart ("evaluate celebamask-hq"), or "edits/NAME"."""
+    verb = "edit" if stage.startswith("edits/") else stage.split(" ")[0]
+    where = f"--out {folder}" if verb in ("discover", "train_generator") else str(folder)
+    return f"python -m sis_jax.{verb} {where}"
+
+
+def _provenance(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    keys = ("finished", "device", "command")
+    return {
+        "name": name,
+        "state": record.get("state", ""),
+        "seconds": record.get("seconds"),
+        "config": {k: json.dumps(v, ensure_ascii=False) for k, v in record.get("config", {}).items()},
+        "versions": record.get("versions", {}),
+        "files": record.get("files", []),
+        **{key: record.get(key, "") for key in keys},
+    }
+
+
+def _arrays(path: Path) -> dict[str, Any] | None:
+    """What parts.safetensors holds, and its digest."""
+    import hashlib
+
+    from safetensors import safe_open
+
+    if not path.exists():
+        return None
+    with safe_open(path, framework="np") as file:
+        shapes = {key: " × ".join(map(str, file.get_slice(key).get_shape())) or "scalar" for key in file.keys()}  # noqa: SIM118
+    return {"shapes": shapes, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}

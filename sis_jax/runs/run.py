@@ -1,0 +1,294 @@
+"""The run folder: what was asked, what it was made with, and files that are whole or not there.
+
+    with RunFolder.open("runs/faces") as run:
+        with run.stage("discover", config, generator=gen.info) as stage:
+            if not stage.done:
+                run.write_json("parts/classes.json", classes)
+
+A stage that finished with the same configuration is done; another configuration is refused unless `overwrite`. `run.json` keeps one record
+per stage. No JAX here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sis_jax.data.files import TEMPORARY, disk_errors, plain, read_run, write_atomic
+from sis_jax.runs.lock import FolderLock
+from sis_jax.types import Info, SisError, UsageError
+
+_PACKAGES = ("sis_jax", "jax", "jaxlib", "flax", "numpy")
+_NOT_COMPARED = ("out", "overwrite", "quiet", "dry_run")  # where and how a stage runs, not what it makes
+
+
+@dataclass
+class Stage:
+    """One stage of a run while it is open.
+
+    done: it finished before with this configuration and its files are there: skip the work. resumed: it began before with this
+    configuration and did not finish. files: written so far, relative to the run. record: further keys for run.json, set them freely.
+    replaces: files of an earlier record, to be removed when this one begins. begun: it is on record.
+    """
+
+    name: str
+    config: dict[str, Any]
+    done: bool = False
+    resumed: bool = False
+    files: list[str] = field(default_factory=list)
+    record: dict[str, Any] = field(default_factory=dict)
+    replaces: list[str] = field(default_factory=list)
+    begun: bool = False
+
+
+class RunFolder:
+    """A run folder this process holds; open it with `RunFolder.open`, and close it (or use `with`)."""
+
+    def __init__(self, path: Path, lock: FolderLock, overwrite: bool):
+        self.path, self.overwrite = path, overwrite
+        self._lock, self._stage = lock, None
+        self._entry: dict[str, Any] = {}
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], overwrite: bool = False) -> RunFolder:
+        """Create the folder, or open one that has a run.json.
+
+        overwrite: let a stage with another configuration replace the one on record. Raises UsageError for a folder that holds other things,
+        SisError where nothing can be written or another process is at work.
+        """
+        path = Path(path).expanduser()
+        if path.exists() and not path.is_dir():
+            raise UsageError(f"{path} is a file; a run needs a folder: give another --out")
+        with disk_errors(path):
+            if path.is_dir() and not (path / "run.json").exists():
+                strangers = sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
+                if strangers:
+                    raise UsageError(f"{path} is not a run: it holds {strangers[0]!r} and no run.json; give a new folder as --out")
+            path.mkdir(parents=True, exist_ok=True)
+            run = cls(path, FolderLock(path / ".lock"), overwrite)
+            try:
+                for left in path.rglob(f".*{TEMPORARY}"):
+                    left.unlink(missing_ok=True)
+                if not (path / "run.json").exists():
+                    run._save({"format": 1, "stages": {}})
+                run.read()
+            except BaseException:
+                run.close()
+                raise
+        return run
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let other processes in. Nothing can be written afterwards."""
+        self._lock.release()
+
+    def read(self) -> dict[str, Any]:
+        """The content of run.json: {"format": 1, "stages": {name: record}}."""
+        return read_run(self.path)
+
+    @contextlib.contextmanager
+    def stage(
+        self,
+        name: str,
+        config: Mapping[str, Any],
+        *,
+        inputs: Mapping[str, str] | str = "",
+        generator: Info | None = None,
+        command: str = "",
+        device: str = "",
+        again: bool = False,
+        late: bool = False,
+    ) -> Iterator[Stage]:
+        """Open a stage; leaving the block without an exception records it as done.
+
+        config: the resolved arguments, made of what JSON can hold (paths and tuples are converted). inputs: digests of what the stage reads,
+        compared like the configuration. generator: whose name, sha256 and licence go on record. command: the shell line that repeats it.
+        device: what it ran on; the default is what JAX reports if it is in use. again: a stage that can go on after it finished (a
+        training asked for more images) is opened as resumed, never as done. late: what `overwrite` replaces stays until the first file is
+        written, so that a request that turns out to be impossible loses nothing. Raises UsageError when the record has another
+        configuration and the folder was not opened with `overwrite`; the sentence names the first field that differs.
+        """
+        resolved, inputs = plain(config), plain(inputs if isinstance(inputs, str) else dict(inputs))
+        stage = self._begin(name, resolved, inputs, again)
+        if stage.done:
+            yield stage
+            return
+        entry = {"state": "started", "config": resolved, "inputs": inputs, "started": _now()}
+        self._stage, self._entry, started = stage, entry, time.perf_counter()
+        if not (late and stage.replaces):
+            self._start(stage)
+        try:
+            yield stage
+            if not stage.begun:
+                self._start(stage)
+        except BaseException:
+            # A stage that failed before it wrote anything leaves no trace: the next try may be given other arguments.
+            if stage.begun and not stage.files and not stage.resumed:
+                with contextlib.suppress(Exception):
+                    self._put(name, None)
+            raise
+        finally:
+            self._stage = None
+        made_with = _generator_record(generator)
+        self._put(
+            name,
+            {
+                **entry,
+                "state": "done",
+                "finished": _now(),
+                "seconds": round(time.perf_counter() - started, 3),
+                "command": command,
+                "seeds": {k: v for k, v in resolved.items() if k in ("seed", "seeds")},
+                "versions": versions(),
+                "device": device or _device(),
+                **({"generator": made_with} if made_with else {}),
+                **plain(stage.record),
+                "files": sorted(set(stage.files)),
+            },
+        )
+
+    def _begin(self, name: str, config: dict[str, Any], inputs: Any, again: bool = False) -> Stage:
+        """Compare with the record: done, resumed, new, or refused."""
+        record = self.read()["stages"].get(name)
+        if record is None:
+            return Stage(name, config)
+        change = difference(record.get("config", {}), config) or difference({"inputs": record.get("inputs", "")}, {"inputs": inputs})
+        files = record.get("files", [])
+        if self.overwrite:
+            return Stage(name, config, replaces=list(files))
+        if change:
+            key, old, new = change
+            raise UsageError(
+                f"{self.path} already has {name} with {key}={_show(old)}, now asked for {_show(new)}; "
+                f"give another --out, or --overwrite to replace what is there"
+            )
+        if not again and record.get("state") == "done" and all(self._inside(file).exists() for file in files):
+            return Stage(name, config, done=True, files=list(files), record=record)
+        return Stage(name, config, resumed=True)
+
+    def _start(self, stage: Stage) -> None:
+        """Put the open stage on record, and remove what it replaces."""
+        for file in stage.replaces:
+            self._inside(file).unlink(missing_ok=True)
+        stage.replaces, stage.begun = [], True
+        self._put(stage.name, self._entry)
+
+    def _put(self, name: str, entry: dict[str, Any] | None) -> None:
+        """Set or remove one record."""
+        content = self.read()
+        content["stages"].pop(name, None)
+        if entry is not None:
+            content["stages"][name] = entry
+        self._save(content)
+
+    def _save(self, content: dict[str, Any]) -> None:
+        write_atomic(self.path / "run.json", _json_bytes(content), durable=True)
+
+    def _inside(self, name: str | os.PathLike[str]) -> Path:
+        """A path of this run, however it was spelled; never one outside it."""
+        path = self.path / name
+        if ".." in Path(name).parts or not path.absolute().is_relative_to(self.path.absolute()):
+            raise UsageError(f"{os.fspath(name)!r} lies outside the run folder {self.path}")
+        return path
+
+    def write_bytes(self, name: str, data: bytes) -> Path:
+        """Write RUN/name, whole or not at all, and count it as a file of the open stage. Folders are made. Returns the path."""
+        if not self._lock.held:
+            raise SisError(f"the run folder {self.path} was closed; open it again to write {name}")
+        path = self._inside(name)
+        if self._stage is not None and not self._stage.begun:
+            self._start(self._stage)
+        write_atomic(path, data)
+        if self._stage is not None:
+            self._stage.files.append(path.relative_to(self.path).as_posix())
+        return path
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Like `write_bytes`, for what JSON can hold; paths, tuples, dataclasses and NumPy values are converted, NaN becomes null."""
+        return self.write_bytes(name, _json_bytes(value))
+
+    def write_image(self, name: str, picture: np.ndarray | Image.Image, **options: Any) -> Path:
+        """Like `write_bytes`, for uint8[h w 3] or [h w], or a Pillow image; the suffix of `name` is the format, `options` go to Pillow."""
+        if not isinstance(picture, Image.Image):
+            picture = Image.fromarray(picture)
+        buffer = io.BytesIO()
+        picture.save(buffer, format=Image.registered_extensions()[Path(name).suffix.lower()], **options)
+        return self.write_bytes(name, buffer.getvalue())
+
+    def write_safetensors(self, name: str, arrays: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> Path:
+        """Like `write_bytes`, for named arrays of any kind NumPy understands. metadata: text stored in the header."""
+        from safetensors.numpy import save
+
+        tensors = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
+        return self.write_bytes(name, save(tensors, dict(metadata) if metadata else None))
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> tuple[str, Any, Any] | None:
+    """The first field in which two configurations differ: (name, old value, new value), or None. Where a run is kept does not count."""
+    for key in sorted({*old, *new}):
+        if not prefix and key in _NOT_COMPARED:
+            continue
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found = difference(a, b, f"{prefix}{key}.")
+            if found:
+                return found
+        elif a != b:
+            return prefix + key, a, b
+    return None
+
+
+def versions() -> dict[str, str]:
+    """The versions a result depends on, read without importing the packages."""
+    from importlib import metadata
+
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def _device() -> str:
+    """What JAX computes on, if the process uses JAX at all; this module does not import it."""
+    jax = sys.modules.get("jax")
+    if jax is None:
+        return f"{platform.machine()} CPU, without JAX"
+    devices = jax.devices()
+    kind = devices[0].device_kind
+    return f"{len(devices)} x {kind if kind != 'cpu' else platform.machine() + ' CPU'}"
+
+
+def _generator_record(info: Info | None) -> dict[str, Any]:
+    return {} if info is None else {key: getattr(info, key, "") for key in ("name", "sha256", "licence", "source")}
+
+
+def _json_bytes(value: Any) -> bytes:
+    return (json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _show(value: Any) -> str:
+    text = repr(value) if value is not None else "nothing"
+    return text if len(text) <= 60 else text[:57] + "..."

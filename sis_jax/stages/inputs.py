@@ -1,0 +1,121 @@
+"""What a method needs beside the generator, read from the paths in its settings: `photos`, `masks`, and the discriminator beside the weights."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from sis_jax.methods.base import Inputs
+from sis_jax.ops.progress import say
+from sis_jax.types import Generator, UsageError
+
+
+def gather(settings: Any, gen: Generator, named: str | None, folder: Path | None) -> dict[str, Any]:
+    """Keyword arguments for `settings.fit`: {} for a method that wants nothing but the generator.
+
+    named: how the user named the generator (its weights folder holds the discriminator); None where it came as an object. folder: see `Inputs`.
+    """
+    wants = getattr(type(settings), "wants", ())
+    if not wants:
+        return {}
+    found: dict[str, Any] = {"folder": folder}
+    for name in wants:
+        found |= {"photos": _photos, "discriminator": _discriminator, "painted": _painted}[name](settings, gen, named)
+    return {"inputs": Inputs(**found)}
+
+
+def digests(settings: Any, gen: Generator, clip: str | None = None) -> dict[str, str] | str:
+    """What the parts depend on beside the settings: the generator's digest, the text model's, and what lies in the folders that `masks` and `photos` name.
+
+    Raises UsageError for masks or photos that cannot be read.
+    """
+    found: dict[str, str] = {} if clip is None else {"clip": clip}
+    wants = getattr(type(settings), "wants", ())
+    if "painted" in wants and settings.masks:
+        found["masks"] = _masks_digest(settings.masks)
+    if "photos" in wants and settings.photos:
+        found["photos"] = _photos_digest(settings.photos)
+    return {"generator": gen.info.sha256} | found if found else gen.info.sha256
+
+
+def _masks_digest(folder: str) -> str:
+    """Of class ids and names, not of the files: a mask that was only saved again is the same. The count is for the reader of an error."""
+    from sis_jax.data.blanks import IGNORE, read_blanks
+
+    blanks = read_blanks(folder)
+    known = repr((blanks.seeds, blanks.masks.shape, sorted(blanks.names.items())))
+    digest = hashlib.sha256(known.encode() + blanks.masks.tobytes()).hexdigest()
+    return f"{int((blanks.masks != IGNORE).sum()):,} painted pixels ({digest[:16]})"
+
+
+def _photos_digest(source: str) -> str:
+    """Of names and sizes, which are read at once; not of the times, which change when a folder is copied."""
+    from sis_jax.data.photo_files import list_source
+
+    listing = list_source(Path(source))
+    rows: list[tuple[str, Any]] = []
+    for name in listing.names:
+        try:
+            rows.append((name, listing.stamp(name)[0]))
+        except OSError:
+            rows.append((name, "gone"))  # a broken link; `_photos` names it and goes on
+    return f"{len(rows):,} photos in {listing.path.name} ({hashlib.sha256(repr(rows).encode()).hexdigest()[:16]})"
+
+
+def _photos(settings: Any, gen: Generator, named: str | None) -> dict[str, Any]:
+    from sis_jax.data.photos import Photos
+
+    if not settings.photos:
+        return {"photos": None}
+    photos = Photos.open(settings.photos, gen.resolution, progress=True)
+    say(photos.summary())
+    return {"photos": photos.images}
+
+
+def _discriminator(settings: Any, gen: Generator, named: str | None) -> dict[str, Any]:
+    """The one beside the generator's weights, None where there is none: then the method says what it does without."""
+    from sis_jax.checkpoints import load_discriminator
+
+    try:
+        return {"discriminator": load_discriminator(named)}
+    except UsageError:
+        return {"discriminator": None}
+
+
+def _painted(settings: Any, gen: Generator, named: str | None) -> dict[str, Any]:
+    """Painted blanks, after making sure that they are pictures of this very generator."""
+    from sis_jax.data.blanks import read_blanks
+
+    if not settings.masks:
+        return {"painted": None}
+    blanks = read_blanks(settings.masks)
+    theirs = blanks.generator
+    if theirs.get("sha256") and gen.info.sha256 and theirs["sha256"] != gen.info.sha256:
+        raise UsageError(
+            f"{blanks.path} was drawn by the generator {theirs.get('name')} ({theirs['sha256'][:12]}), this one is {gen.info.name} "
+            f"({gen.info.sha256[:12]}): give that generator, or blanks of this one"
+        )
+    if abs(blanks.truncation - settings.truncation) > 1e-9:
+        raise UsageError(
+            f"{blanks.path} was drawn at psi {blanks.truncation:g}, not {settings.truncation:g}: give --truncation {blanks.truncation:g}"
+        )
+    if blanks.masks.shape[1] != gen.resolution:
+        raise UsageError(f"{blanks.path} holds pictures of {blanks.masks.shape[1]} pixels, {gen.info.name} draws {gen.resolution}")
+    _same_pictures(blanks, gen)
+    return {"painted": blanks.masks, "painted_seeds": blanks.seeds, "painted_names": blanks.names}
+
+
+def _same_pictures(blanks: Any, gen: Generator) -> None:
+    """Seeds that stand for other pictures (another generator without a digest, samples moved for a rare class) would spoil the features silently."""
+    import numpy as np
+
+    if blanks.images is None:
+        return
+    drawn = gen.sample(blanks.seeds[:4], blanks.truncation).to_uint8().astype(np.int16)
+    far = np.abs(drawn - blanks.images[:4]).mean(axis=(1, 2, 3))
+    if far.max() > 4:  # grey values; another processor rounds differently by a fraction of one
+        raise UsageError(
+            f"the picture of seed {blanks.seeds[int(far.argmax())]} in {blanks.path} is not what {gen.info.name} draws for it (mean difference "
+            f"{far.max():.0f} of 255): use the generator that drew the blanks, without --rare, and leave images/ as it is"
+        )

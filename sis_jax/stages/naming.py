@@ -1,0 +1,279 @@
+"""Parts named from text: dense CLIP features pooled per cluster, compared with the prompts of an ontology (Segmentation in Style, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from sis_jax.checkpoints.clip import CLIP, load_clip
+from sis_jax.data.ontology import NEUTRAL, Ontology
+from sis_jax.data.parts import BACKGROUND, Parts
+from sis_jax.models.clip_regions import dense_map, pool_regions
+from sis_jax.models.moved import mixed, rare_cluster
+from sis_jax.ops import class_scores
+from sis_jax.ops.progress import progress
+from sis_jax.ops.sampling import sample_seeds
+from sis_jax.stages.teacher import Teacher
+from sis_jax.types import SisError, UsageError
+
+BATCH = 8  # pictures in the CLIP at a time: an RN50x64 at 2048 pixels needs about 2 GB for each
+CROPS = 16  # crops per cluster in the mode "crop"
+_PAD = 255  # no cluster has this number
+
+# Section 3.2 and its code: ResNet-50x64 on pictures of 2048 pixels, bilinear with aligned corners, one template, no neutral words, always a name.
+RECIPES: dict[str, dict[str, Any]] = {
+    "paper": {
+        "clip": "RN50x64",
+        "size": 2048,
+        "align_corners": True,
+        "templates": ("This is a photo of a {}",),
+        "margin": 0.0,
+        "mode": "dense",
+    }
+}
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How parts are named; the fields are those of `sis_jax.label`."""
+
+    mode: Literal["dense", "crop"] = "dense"
+    size: int = 0
+    n: int = 50
+    margin: float = class_scores.MARGIN
+    align_corners: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise UsageError(f"n is {self.n}, expected at least 1 sample (50 is the default)")
+        if self.size < 0:
+            raise UsageError(f"size is {self.size}, expected pixels, or 0 for what the text model prefers, usually twice its own size")
+        if not 0 <= self.margin <= 1:
+            raise UsageError(f"margin is {self.margin}, expected a difference of probabilities from 0 (always a name) to 1")
+        if self.mode not in ("dense", "crop"):
+            raise UsageError(f'mode is {self.mode!r}, expected "dense" or "crop"')
+
+
+@dataclass(frozen=True)
+class Named:
+    """Named parts, and the table behind the names: rows are clusters, columns classes (None: background)."""
+
+    parts: Parts
+    classes: tuple[str | None, ...]
+    cosine: Float[np.ndarray, "k c"]
+    probability: Float[np.ndarray, "k c"]
+    verdicts: list[class_scores.Verdict]
+    clip: str
+
+    def table(self) -> dict[str, Any]:
+        """The table as JSON holds it; None is the background."""
+        rows = [
+            {"cluster": i, "best": self.classes[v.best], "score": v.score, "margin": v.margin, "named": v.named}
+            for i, v in enumerate(self.verdicts)
+        ]
+        numbers = {"cosine": self.cosine.tolist(), "probability": self.probability.tolist()}
+        return {"rule": class_scores.RULE, "clip": self.clip, "classes": list(self.classes), "clusters": rows, **numbers}
+
+
+def load_text_model(clip: Any, gen_name: str) -> CLIP:
+    """A CLIP from what a user gave: one, a name or a path, None for the usual one. UsageError with the ways to get one where it is not here."""
+    if isinstance(clip, CLIP):
+        return clip
+    if clip is not None and not isinstance(clip, str | Path):
+        raise UsageError(f"clip is of type {type(clip).__name__}, expected a text model (sis_jax.load_clip), its name or its path")
+    try:
+        return load_clip(str(clip) if clip is not None else default_clip(gen_name))
+    except UsageError as error:
+        raise type(error)(
+            f"{str(error).rstrip('.')}. Ways to a text model: (1) --clip faces-clip, which ships and knows aligned faces only; (2) with a network, "
+            f"--clip openai/clip-vit-base-patch32; (3) without one, copy that model's folder, or OpenAI's ViT-B-32.pt, into ported_weights/ and give "
+            f"its name or path as --clip; (4) train one, scripts/faces_clip/train.py"
+        ) from None
+
+
+def default_clip(gen_name: str) -> str:
+    """The text model made for this generator ("faces-clip" for "faces64") where it lies among the weights; else the usual one."""
+    from sis_jax.checkpoints.catalogue import folders
+
+    small = f"{gen_name.rstrip('0123456789')}-clip"
+    return small if small in folders() else "openai/clip-vit-base-patch32"
+
+
+def name_parts(teacher: Teacher, clip: CLIP, ontology: Ontology, how: Naming) -> Named:
+    """Names for the clusters of a teacher's parts: pooled regions against prompts, by `naming.RULE`."""
+    k = 1 + max(cluster for c in teacher.parts.classes for cluster in c["clusters"])
+    texts, cut = encode_prompts(clip, ontology)
+    pool = _dense_regions if how.mode == "dense" else _crop_regions
+    regions, count = pool(teacher, clip, how, k)
+    cosine, probability = class_scores.class_scores(regions, texts, ontology.owner(), float(clip.logit_scale))
+    classes = ontology.classes
+    neutral = [i for i, c in enumerate(classes) if c == NEUTRAL]
+    verdicts = class_scores.decide(probability, how.margin, neutral)
+    verdicts = [v if seen else replace(v, named=False) for v, seen in zip(verdicts, count > 0)]
+    kept = rare_cluster(teacher.parts.arrays)
+    if kept is not None:  # it has its name from the text it was found by, and no other cluster gets that one
+        taken = next(c["name"] for c in teacher.parts.classes if kept in c["clusters"])
+        verdicts = [replace(v, named=v.named and i != kept and classes[v.best] != taken) for i, v in enumerate(verdicts)]
+    said = {c["id"]: _said(verdicts[c["id"]], probability[c["id"]], ontology) for c in teacher.parts.clusters if c["id"] != kept}
+    parts = _described(teacher.parts.named(said), said, ontology, cut, clip)
+    return Named(parts, classes, cosine, probability, verdicts, clip.info.name)
+
+
+def check_words(clip: CLIP, texts: Sequence[str]) -> None:
+    """UsageError for words that a text model of few words never learned: whatever it said of them would be wrong."""
+    strange = clip.tokenizer.strange(texts)
+    if strange:
+        raise UsageError(
+            f"{clip.info.name} does not know {', '.join(map(repr, strange[:3]))}: use words that its README.md lists, or a model that knows more, "
+            f"with a network --clip openai/clip-vit-base-patch32"
+        )
+
+
+def encode_prompts(clip: CLIP, ontology: Ontology) -> tuple[Float[np.ndarray, "p d"], list[str]]:
+    """A unit vector per prompt, averaged over templates, and a sentence for every prompt of which CLIP reads the beginning only."""
+    filled, cut = ontology.filled(), []
+    flat = [text for several in filled for text in several]
+    check_words(clip, flat)
+    for text in clip.cut(flat):
+        read = _readable(clip, text)
+        lost, reads = text[len(read) :].strip(), f"the {clip.config.text.context} tokens that {clip.info.name} reads"
+        cut.append(f"The text {text!r} is longer than {reads}: cut off was {lost!r}. Shorten it.")
+        flat = [read if t == text else t for t in flat]
+    points = np.asarray(clip.encode_text(flat))
+    return class_scores.ensemble(points.reshape(len(filled), -1, points.shape[-1])), cut
+
+
+def _readable(clip: CLIP, text: str) -> str:
+    """The longest beginning of a text, in whole words, that is read to its end."""
+    words = text.split(" ")
+    low, high = 0, len(words)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if clip.cut(" ".join(words[:middle])) else (middle, high)
+    return " ".join(words[:low]) if low else text[:1]
+
+
+def _said(verdict: class_scores.Verdict, row: Float[np.ndarray, "c"], ontology: Ontology) -> dict[str, Any]:
+    classes = [_shown(c) for c in ontology.classes]
+    name = ontology.classes[verdict.best]
+    return {
+        "name": name if verdict.named or name != NEUTRAL else NEUTRAL,
+        "score": verdict.score,
+        "margin": verdict.margin,
+        "runner_up": None if verdict.second is None else classes[verdict.second],
+        "named": verdict.named,
+        "prompts": ontology.prompts_of(name),
+        "scores": {c: float(p) for c, p in zip(classes, row)},
+    }
+
+
+def _shown(name: str | None) -> str:
+    return "background" if name is None else name
+
+
+def _described(parts: Parts, said: dict[int, dict[str, Any]], ontology: Ontology, cut: list[str], clip: CLIP) -> Parts:
+    """Warnings, and the background where the ontology has words for it."""
+    warnings = [w for w in parts.warnings if not w.startswith(_OURS)] + cut
+    if not any(v["named"] for v in said.values()):
+        why = f"{_OURS[0]} {clip.info.name} named no part: no class was ahead of the next by the margin."
+        warnings.append(f"{why} Give other words, --mode crop, or a larger text model with --clip.")
+    background = parts.background
+    if None in ontology.classes:
+        found = any(c["id"] == BACKGROUND for c in parts.classes)
+        why = "by text: " + ", ".join(map(repr, ontology.prompts_of(None)))
+        background = {"found": True, "why": why} if found else {**background, "found": False, "why": f"{why} fits no part"}
+        if found:
+            warnings = [w for w in warnings if not (w.startswith("The background was not found") or "only just taken for background" in w)]
+    if parts.classes and [c["id"] for c in parts.classes] == [BACKGROUND]:
+        raise SisError(
+            "every part was named background: give the background other words, a larger --margin, or classes that fit the pictures"
+        )
+    return replace(parts, warnings=tuple(dict.fromkeys(warnings)), background=background)
+
+
+_OURS = ("The text model", "The text '", 'The text "')
+
+
+# Regions
+
+
+def _dense_regions(teacher: Teacher, clip: CLIP, how: Naming, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Means over all pixels of all samples of each cluster, [k, d], and the numbers of these pixels."""
+    total, count = np.zeros((k, clip.config.embed_dim)), np.zeros(k)
+    colours = clip.preprocessing.mean, clip.preprocessing.std
+    for images, labels in _batches(teacher, how):
+        size = _size(how.size, images.shape[1:3], clip)
+        features = _dense(clip.network, images, size=size, colours=colours, align_corners=how.align_corners)
+        sums, pixels = _pool(features, labels, k=k, align_corners=how.align_corners)
+        total, count = total + np.asarray(sums, np.float64), count + np.asarray(pixels)
+    return (total / np.maximum(count, 1)[:, None]).astype(np.float32), count
+
+
+_dense = jax.jit(dense_map, static_argnames=("size", "colours", "align_corners"))
+_pool = jax.jit(pool_regions, static_argnames=("k", "align_corners"))
+
+
+def _size(asked: int, shape: Sequence[int], clip: CLIP) -> tuple[int, int]:
+    """Rows and columns at which pictures are read: `asked` (0: as the text model says, twice native where it says nothing), in whole steps of the network."""
+    stride, native = clip.network.visual.stride, clip.config.vision.image_size
+    short = asked or clip.preprocessing.dense or 2 * native
+    steps = [max(1, round(short * side / min(shape) / stride)) for side in shape]
+    return steps[0] * stride, steps[1] * stride
+
+
+def _batches(teacher: Teacher, how: Naming) -> Iterator[tuple[Float[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"]]]:
+    """Pictures in [-1, 1] with the cluster of every pixel, always `BATCH` of them: what fills the last batch up belongs to no cluster."""
+    bar = progress(how.n, "names", "sample")
+    for images, labels in _labelled(teacher, how):
+        for at in range(0, len(images), BATCH):
+            picture, label = images[at : at + BATCH], labels[at : at + BATCH]
+            bar.update(len(picture))
+            missing = [(0, BATCH - len(picture)), (0, 0), (0, 0)]
+            yield np.pad(picture, [*missing, (0, 0)]).astype(np.float32) / 127.5 - 1, np.pad(label, missing, constant_values=_PAD)
+    bar.close()
+
+
+def _labelled(teacher: Teacher, how: Naming) -> Iterator[tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"]]]:
+    seeds = sample_seeds(how.seed, how.n)
+    gen = mixed(teacher.gen, teacher.parts.arrays)  # a rare class shows in the samples that it is drawn into only
+    for images, labels, _ in teacher.method.label_seeds(gen, seeds, teacher.truncation):
+        yield np.asarray(images), np.asarray(labels)
+
+
+def _crop_regions(teacher: Teacher, clip: CLIP, how: Naming, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Means of the unit embeddings of up to `CROPS` masked crops of each cluster, [k, d], and their numbers."""
+    crops: list[list[np.ndarray]] = [[] for _ in range(k)]
+    for images, labels in _labelled(teacher, how):
+        for image, label in zip(images, labels):
+            for cluster in np.unique(label):
+                if len(crops[cluster]) < CROPS and (label == cluster).mean() > 1e-3:
+                    crops[cluster].append(masked_crop(image, label == cluster))
+    flat = [crop for several in crops for crop in several]
+    encode = partial(clip.encode_image, batch=4 * BATCH)
+    points = class_scores.unit(np.asarray(encode(clip.preprocess(flat)))) if flat else np.zeros((0, clip.config.embed_dim), np.float32)
+    ends = np.cumsum([0, *map(len, crops)])
+    means = [points[a:b].mean(0) if b > a else np.zeros(points.shape[1], np.float32) for a, b in pairwise(ends)]
+    return np.stack(means), np.diff(ends)
+
+
+def masked_crop(image: UInt8[np.ndarray, "h w 3"], inside: np.ndarray, border: float = 0.1) -> UInt8[np.ndarray, "s s 3"]:
+    """A square around a region, with a border of that share of its side on each; what is outside of the region is grey.
+
+    image: uint8[h w 3]; inside: bool[h w], true somewhere.
+    """
+    rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+    side = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
+    side += 2 * max(1, round(border * side))
+    top, left = (int(a[0] + a[-1] + 1 - side) // 2 for a in (rows, columns))
+    masked = np.where(inside[..., None], image, 127).astype(np.uint8)
+    padded = np.pad(masked, [(side, side), (side, side), (0, 0)], constant_values=127)
+    return padded[top + side : top + 2 * side, left + side : left + 2 * side]

@@ -1,0 +1,269 @@
+"""Real photos as latents of a generator: `sis.project(gen, "photos/")`. The optimisation is in `training/projection.py`."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from sis_jax import parallel
+from sis_jax.data import draw
+from sis_jax.ops.compositing import psnr
+from sis_jax.ops.progress import progress, say
+from sis_jax.ops.sampling import map_samples, sample_seeds
+from sis_jax.types import Generator, SisError, UsageError, to_uint8
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from sis_jax.models.discriminator import Discriminator
+    from sis_jax.models.lpips import LPIPS
+
+BLOCK = 25  # steps between two updates of the progress bar
+STATISTICS = 2000  # samples for the mean and spread of w
+STARTS_SEED = 123
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Photos and the latents that draw them again.
+
+    w: one per slot, for `gen.synthesize`. photos, images: the photos as they were matched, and what the generator draws. noise: layer -> maps, where they were
+    optimised (`nn.projection.with_noise` puts one set into a generator). distance: what was minimised, at the end. skipped: (name, reason).
+    """
+
+    names: tuple[str, ...]
+    w: Float[np.ndarray, "n s w"]
+    photos: UInt8[np.ndarray, "n r r 3"]
+    images: UInt8[np.ndarray, "n r r 3"]
+    distance: Float[np.ndarray, "n"]
+    noise: dict[str, Float[np.ndarray, "n _ _"]] = field(default_factory=dict)
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def psnr(self) -> Float[np.ndarray, "n"]:
+        """Peak signal-to-noise ratio of each picture against its photo, in dB: 20 is a likeness, 30 is hard to tell apart."""
+        return np.array([psnr(a, b) for a, b in zip(self.photos, self.images)])
+
+    def show(self, count: int = 8) -> Image.Image:
+        """Photos over what the generator draws, as one picture."""
+        from PIL import Image
+
+        n = min(count, len(self))
+        zoom = max(1, 128 // self.photos.shape[1])
+        cells = np.concatenate([self.photos[:n], self.images[:n]]).repeat(zoom, 1).repeat(zoom, 2)
+        return Image.fromarray(draw.grid(cells, n, labels=[*self.names[:n], *(f"{x:.1f} dB" for x in self.psnr[:n])]))
+
+    def save(self, folder: str | Path) -> Path:
+        """Write projection.safetensors (w, noise maps) and one picture of all; returns the folder."""
+        from safetensors.numpy import save
+
+        from sis_jax.data.files import write_atomic
+
+        arrays = {"w": np.ascontiguousarray(self.w)} | {f"noise/{k}": np.ascontiguousarray(v) for k, v in self.noise.items()}
+        picture = io.BytesIO()
+        self.show(len(self)).save(picture, "PNG")
+        write_atomic(Path(folder) / "projection.safetensors", save(arrays))
+        write_atomic(Path(folder) / "projection.png", picture.getvalue())
+        return Path(folder)
+
+
+def project(
+    gen: Generator,
+    photos: str | Path | UInt8[np.ndarray, "n r r 3"] | Sequence[str | Path],
+    *,
+    space: Literal["w", "w+"] = "w+",
+    steps: int = 200,
+    rate: float = 0.2,
+    pyramid: float = 1.0,
+    features: float = 0.3,
+    pull: float = 0.0,
+    noise: bool = False,
+    starts: int = 256,
+    known: Bool[np.ndarray, "n _ _"] | None = None,
+    discriminator: Discriminator | None = None,
+    lpips: str | tuple[str, ...] | LPIPS | None = None,
+    batch: int = 16,
+    seed: int = 0,
+) -> Projection:
+    """Find the latents of which `gen` draws real photos (appendix D of StyleGAN2; where we differ: `training/projection.py`).
+
+    gen: any generator; noise maps need a StyleGAN2.
+    photos: a photo, a folder, an archive, a list of these, or uint8[n r r 3] at the generator's size; files are cut to their centred square.
+    space: "w+" has one w per slot and comes closer to the photo, "w" has one for all and stays what the generator can draw.
+    steps: of Adam; 200 is quick, 1000 the paper's.
+    rate: Adam's peak, in spreads of w (the deviation of one of its numbers over samples).
+    pyramid: weight of the Laplacian pyramid's L1. features: weight of the discriminator's features or of LPIPS, 0 where there is neither.
+    pull: keeps the slots of W+ together; 0 lets them go.
+    noise: also optimise the noise maps, as the paper does.
+    starts: samples of which the nearest is where it begins; 0 begins at the mean.
+    known: Bool[n r r], where the photos shall be matched; all by default.
+    discriminator: by default the one that lies beside the generator's weights, if it is found by the generator's name.
+    lpips: the paper's distance in place of the discriminator's features: the files of its weights, see `sis_jax.load_lpips`, which cannot be shipped.
+    batch: photos per device at once.
+    seed: of the exploration.
+
+    Returns a Projection. Raises UsageError for photos that are not there or of another size, SisError where none can be read.
+    """
+    from sis_jax.training import projection as nn
+
+    recipe = nn.Recipe(space, rate, pyramid, features, pull, noise)
+    _check(recipe, gen, steps, starts, batch)
+    pictures, names, skipped = _read(photos, gen.resolution)
+    mask = None if known is None else _known(known, pictures)
+    net = _comparer(gen, discriminator, lpips) if features else None
+    if net is None and not pyramid:
+        raise UsageError("nothing is left to compare: without a discriminator, pyramid must be above 0")
+    mean, length = _statistics(gen)
+    start = _nearest(gen, pictures, mask, starts) if starts else np.broadcast_to(mean, (len(pictures), *mean.shape))
+    maps = {name: np.asarray(value) for name, value in nn.noise_maps(gen).items()} if noise else {}  # type: ignore[arg-type]
+    found = [
+        _block(
+            gen,
+            net,
+            length,
+            pictures[at : at + step],
+            None if mask is None else mask[at : at + step],
+            start[at : at + step],
+            maps,
+            recipe,
+            seed + at,
+            steps,
+        )
+        for step in [batch * parallel.device_count()]
+        for at in range(0, len(pictures), step)
+    ]
+    blocks_w, blocks_images, blocks_distance, blocks_noise = zip(*found)
+    w = np.concatenate(blocks_w)
+    if not np.isfinite(w).all():
+        raise SisError("the projection gave NaN or infinite latents: lower rate, or look whether the generator's weights are damaged")
+    kept = {name: np.concatenate([b[name] for b in blocks_noise]) for name in maps}
+    return Projection(names, w, pictures, to_uint8(np.concatenate(blocks_images)), np.concatenate(blocks_distance), kept, skipped)
+
+
+def _check(recipe: Any, gen: Generator, steps: int, starts: int, batch: int) -> None:
+    for name, value, least in (("steps", steps, 1), ("starts", starts, 0), ("batch", batch, 1)):
+        if value < least:
+            raise UsageError(f"{name} is {value}, expected at least {least}")
+    if recipe.space not in ("w", "w+"):
+        raise UsageError(f'space is {recipe.space!r}, expected "w" or "w+"')
+    if recipe.rate <= 0:
+        raise UsageError(f"rate is {recipe.rate}, expected more than 0 (0.2 is usual)")
+    if min(recipe.pyramid, recipe.features, recipe.pull) < 0 or recipe.pyramid + recipe.features == 0:
+        raise UsageError("pyramid, features and pull are weights from 0 up, and one of the first two must be above 0")
+    if recipe.noise and not hasattr(gen, "synthesis"):
+        raise UsageError(f"{gen.info.name} has no noise maps: they need a StyleGAN2; leave noise off")
+
+
+def _read(photos: Any, side: int) -> tuple[np.ndarray, tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """(photos at `side` pixels, names, those skipped with the reason)."""
+    if isinstance(photos, np.ndarray):
+        photos = photos[None] if photos.ndim == 3 else photos
+        if photos.dtype != np.uint8 or photos.shape[1:] != (side, side, 3) or not len(photos):
+            raise UsageError(f"photos are {photos.dtype}{list(photos.shape)}, expected uint8[n {side} {side} 3], the generator's size")
+        return photos, tuple(f"photo {i}" for i in range(len(photos))), ()
+    from sis_jax.data.photos import Photos
+
+    found = Photos.open(photos, side, min_size=1)
+    for name, reason in found.skipped:
+        say(f"skipped {name}: {reason}")
+    return np.asarray(found.images), tuple(found.names), tuple(found.skipped)
+
+
+def _known(known: np.ndarray, photos: np.ndarray) -> Float[np.ndarray, "n _ _ 1"]:
+    if known.shape != photos.shape[:3]:
+        raise UsageError(f"known is {list(known.shape)}, expected {list(photos.shape[:3])}: one number per pixel of every photo")
+    return known[..., None].astype(np.float32)
+
+
+def _comparer(gen: Generator, discriminator: Any, lpips: Any) -> Any:
+    """What sees features: LPIPS where it is given, otherwise a discriminator, or nothing."""
+    if lpips is None:
+        return _discriminator(gen, discriminator)
+    if gen.resolution < 16:
+        raise UsageError(f"LPIPS needs pictures of at least 16 pixels, the generator draws {gen.resolution}")
+    if not isinstance(lpips, str | tuple | list):
+        return lpips
+    from sis_jax.checkpoints import load_lpips
+
+    return load_lpips(*([lpips] if isinstance(lpips, str) else lpips))
+
+
+def _discriminator(gen: Generator, given: Any) -> Any:
+    """The one given, or the one beside the generator's own weights; None where there is none of its size."""
+    if given is None:
+        from sis_jax.checkpoints import load_discriminator
+
+        try:
+            given = load_discriminator(gen.info.name)
+        except SisError:
+            say(f"no discriminator is found for {gen.info.name}: photos are matched by the Laplacian pyramid alone")
+            return None
+    if given.config.resolution != gen.resolution:
+        raise UsageError(f"the discriminator sees {given.config.resolution} pixels and the generator draws {gen.resolution}")
+    return given
+
+
+def _statistics(gen: Generator) -> tuple[Float[np.ndarray, "s w"], np.float32]:
+    """(mean of w in every slot, root mean squared distance of w from it)."""
+    from sis_jax.training import projection as nn
+
+    w = np.concatenate(list(map_samples(gen, sample_seeds(STARTS_SEED, STATISTICS), nn.map_body, batch=256)))
+    slots = np.asarray(gen.map(gen.latents([0]))).shape[1]
+    mean = w.mean(0)
+    return np.tile(mean, (slots, 1)), np.float32(np.sqrt(np.square(w - mean).sum(1).mean()))
+
+
+def _nearest(gen: Generator, photos: np.ndarray, known: np.ndarray | None, n: int) -> Float[np.ndarray, "n s w"]:
+    """w of the sample that looks most like each photo at 16 pixels."""
+    from sis_jax.training import projection as nn
+
+    bar = progress(n, "samples to begin with", "sample")
+    found = []
+    for batch in map_samples(gen, sample_seeds(STARTS_SEED, n), nn.sample_body, truncation=0.7):
+        found.append(batch)
+        bar.update(len(batch[0]))
+    bar.close()
+    w, small = (np.concatenate(x) for x in zip(*found))
+    known = np.ones((*photos.shape[:3], 1), np.float32) if known is None else known
+    wanted, weight = (np.asarray(nn.thumbnails(a)) for a in (photos / np.float32(127.5) - 1, known))
+    return np.stack([w[np.argmin((weight[i] * np.square(small - wanted[i])).sum(axis=(1, 2, 3)))] for i in range(len(photos))])
+
+
+def _block(
+    gen: Any, net: Any, length: np.float32, photos: np.ndarray, known: np.ndarray | None, start: np.ndarray, maps: dict[str, np.ndarray],
+    recipe: Any, seed: int, steps: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:  # fmt: skip
+    """(w, pictures, distances, noise maps) of as many photos as fit the devices at once."""
+    import jax
+
+    from sis_jax.training import projection as nn
+
+    devices = parallel.local_devices()[: len(photos)]
+    n, rows = len(photos), -(-len(photos) // len(devices))
+    seeds = np.arange(seed, seed + n, dtype=np.int32)
+
+    def cut(tree: Any) -> Any:
+        return jax.tree.map(lambda a: parallel.shard(a, len(devices), rows)[0], tree)
+
+    data = cut((photos.astype(np.float32) / np.float32(127.5) - 1, known, seeds))
+    state, each = cut(nn.begin(start, maps, recipe)), np.zeros(0)
+    bar = progress(steps, f"projection of {n} photos", "step")
+    run = parallel.map_devices(nn.steps_body, (None, None, None, 0, 0, 0, 0, None), 0, devices=devices, donate=(3,), recipe=recipe)
+    for first in range(0, steps, BLOCK):
+        last = min(first + BLOCK, steps)
+        state, each = run(gen, net, length, state, *data, np.array([first, last, steps], np.int32))
+        each.block_until_ready()  # so that the bar tells the truth
+        bar.update(last - first)
+    bar.close()
+    values, distance = jax.tree.map(lambda a: parallel.unshard(np.asarray(a), n), (state[0], each))
+    w = np.broadcast_to(values["w"], start.shape)
+    return np.array(w), np.asarray(nn.draw(gen, w, values["noise"])), distance, values["noise"]

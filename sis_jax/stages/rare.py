@@ -1,0 +1,194 @@
+"""Classes that a generator draws too rarely to get a cluster, found by text (Segmentation in Style, section 3.4).
+
+Samples are moved along the direction of a prompt until nearly all show the class, and clustered once more. One of the new clusters is the class: its
+centre is put beside those found without moving, so that one set of labels covers both; and from then on the generator moves only a share of its samples,
+so that a student sees the class, and sees pictures without it.
+
+Which cluster it is the paper tells by its share, which grows most when samples are moved. But a direction also moves what goes with the class (hats are
+worn outdoors: the sky grows), so here the text model is asked: the pixels of a cluster are put back as they were before the move, and the cluster that
+takes most of the score with it, and hardly shows in plain samples, is the class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+
+from sis_jax.checkpoints.clip import CLIP
+from sis_jax.data import draw
+from sis_jax.models.moved import mixed, moved
+from sis_jax.ops import class_scores
+from sis_jax.ops.cluster_labels import with_centre
+from sis_jax.ops.progress import say
+from sis_jax.ops.sampling import sample_seeds
+from sis_jax.stages import directions
+from sis_jax.types import Generator, SisError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+LOOKED_AT = 32  # samples on which clusters are compared
+LEAST_GROWTH = 2e-3  # of the pixels: less is noise
+PICTURED = 8  # samples in rare.png
+TRIED = 5  # clusters that hold most of the score
+LEAST_EVIDENCE = 0.15  # of the score's rise: a class whose cluster holds less is called unsure
+
+
+@dataclass(frozen=True)
+class Rare:
+    """A fitted method with one more cluster, the generator that draws it often enough, and how it was found.
+
+    cluster: number of the new one. before, after: its share of the pixels of plain and of moved samples. evidence: share of the score's rise that is lost
+    when its pixels are put back as they were.
+    """
+
+    fitted: Any
+    gen: Any
+    direction: directions.Direction
+    cluster: int
+    name: str
+    before: float
+    after: float
+    evidence: float
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to say where the text model hardly sees the class in its cluster."""
+        if self.evidence >= LEAST_EVIDENCE:
+            return ()
+        return (
+            f"Only {100 * max(self.evidence, 0):.0f} % of what {self.direction.prompt!r} scores comes from the cluster called {self.name!r}: it may be "
+            "something else that changes with it. Look at parts/rare.png; raise k, take a finer layer, or give other prompts.",
+        )
+
+
+def add_rare(gen: Generator, fitted: Any, clip: CLIP, prompt: str, neutral: str, *, n: int, share: float, seed: int) -> Rare:
+    """One more cluster for what `prompt` says, in parts that `fitted` found in `gen`, by a method to which clusters can be added.
+
+    n: samples to learn the direction from. share: of the samples that are moved later on. Raises SisError where the direction leads nowhere or no
+    cluster grows.
+    """
+    direction = directions.learn(gen, clip, prompt, neutral, n=n, truncation=fitted.truncation, seed=seed + 1)
+    direction = directions.with_strength(gen, clip, direction, truncation=fitted.truncation)
+    say(f"{prompt!r}: moved by {direction.displacement:.2f}, {100 * direction.facts['passing']:.0f} % of samples pass")
+    everywhere: Any = moved(gen, direction.move)
+    found = _resolved(fitted).fit(everywhere, seed)
+    joined, (before, after), evidence, agreement = _chosen(
+        gen, everywhere, fitted, found, clip, direction, sample_seeds(seed + 2, LOOKED_AT)
+    )
+    arrays = joined.arrays_ | {"rare/move": np.asarray(direction.move), "rare/share": np.full(1, share, np.float32)}
+    together = mixed(gen, arrays)
+    fitted = _joined(fitted, arrays, agreement, together, sample_seeds(seed, fitted.n))
+    return Rare(fitted, together, direction, len(fitted.clusters_) - 1, class_name(prompt), before, after, evidence)
+
+
+def _chosen(
+    gen: Generator, everywhere: Any, fitted: Any, found: Any, clip: CLIP, direction: directions.Direction, seeds: list[int]
+) -> tuple[Any, tuple[float, float], float, float]:
+    """(fitted with the centre of one cluster of `found` beside its own, that cluster's share of plain and of moved samples, evidence, agreement).
+
+    The cluster is that with the largest product of its evidence and the part of it that plain samples do not show. SisError where none grows.
+    """
+    evidence = _evidence(gen, everywhere, found, clip, direction, seeds)
+    order = np.argsort(-evidence)[:TRIED]
+    beside = [_with_centre(fitted, _translated(found, fitted, int(c))) for c in order]
+    shares = [(_share_of_last(b, gen, seeds), _share_of_last(b, everywhere, seeds)) for b in beside]
+    new = [(after - before) / after if after - before >= LEAST_GROWTH else -1.0 for before, after in shares]
+    if max(new) < 0:
+        said = ", ".join(f"{100 * before:.2f} to {100 * after:.2f} %" for before, after in shares)
+        raise SisError(
+            f"no cluster grows when samples are moved towards {direction.prompt!r} (of the pixels, from {said}): raise k, or take a finer layer"
+        )
+    best = int(np.argmax([float(evidence[c]) * n if n > 0 else -np.inf for c, n in zip(order, new)]))
+    return beside[best], shares[best], float(evidence[order[best]]), float(found.clusters_[order[best]]["agreement"])
+
+
+def class_name(prompt: str) -> str:
+    """What a prompt calls the rare thing: "a photo of a person with glasses" is "glasses"."""
+    for word in (" with ", " wearing ", " of "):
+        if word in prompt:
+            prompt = prompt.split(word)[-1]
+    prompt = prompt.strip()
+    for article in ("a ", "an ", "the "):
+        prompt = prompt.removeprefix(article)
+    return prompt.strip()
+
+
+def _resolved(fitted: Any) -> Any:
+    """The method with the settings it ended up with, not yet fitted."""
+    return type(fitted)(**{f.name: getattr(fitted, f.name) for f in fields(fitted) if f.init})
+
+
+def _evidence(
+    gen: Generator, everywhere: Any, found: Any, clip: CLIP, direction: directions.Direction, seeds: Sequence[int]
+) -> Float[np.ndarray, "k"]:
+    """Per cluster of moved samples, the share of the score's rise that is lost when its pixels are put back as they were before the move."""
+    texts = class_scores.unit(np.asarray(clip.encode_text([direction.prompt, direction.neutral])))
+
+    def score(images: np.ndarray) -> float:
+        return float((class_scores.unit(np.asarray(clip.encode_image(clip.preprocess(images)))) @ (texts[0] - texts[1])).mean())
+
+    plain = np.concatenate([images for images, _, _ in found.label_seeds(gen, list(seeds))])
+    batches = [(images, labels) for images, labels, _ in found.label_seeds(everywhere, list(seeds))]
+    there, labels = (np.concatenate(x) for x in zip(*batches))
+    moved_score = score(there)
+    lost = [moved_score - score(np.where((labels == c)[..., None], plain, there)) for c in range(len(found.clusters_))]
+    return np.asarray(lost) / max(moved_score - score(plain), 1e-6)
+
+
+def _with_centre(fitted: Any, centre: Float[np.ndarray, "d"]) -> Any:
+    return fitted.restored(with_centre(fitted.arrays_, centre))
+
+
+def _share_of_last(fitted: Any, gen: Generator, seeds: Sequence[int]) -> float:
+    last = len(fitted.arrays_["centers"]) - 1
+    return float(np.mean([(labels == last).mean() for _, batch, _ in fitted.label_seeds(gen, list(seeds)) for labels in batch]))
+
+
+def _translated(found: Any, base: Any, cluster: int) -> Float[np.ndarray, "d"]:
+    """A centre of one fit in the coordinates of another: each scales features by the samples it saw."""
+    theirs, ours = found.arrays_, base.arrays_
+    scale = np.where(theirs["scale"] == 0, 1, theirs["scale"])  # columns that take no part
+    raw = theirs["centers"][cluster] / scale + theirs["mean"]
+    return ((raw - ours["mean"]) * ours["scale"]).astype(np.float32)
+
+
+def _joined(fitted: Any, arrays: dict[str, np.ndarray], agreement: float, gen: Generator, seeds: list[int]) -> Any:
+    """A fitted copy with one more cluster, described on samples of which some are moved; what was background stays it."""
+    joined = fitted.restored(arrays)
+    before = [dict(c) for c in fitted.clusters_]
+    learned = {"clusters_": [*before, {"id": len(before), "agreement": float(agreement)}], "background_": {}, "sweep_": fitted.sweep_}
+    for name, value in learned.items():
+        object.__setattr__(joined, name, value)
+    joined._describe(gen, seeds)
+    for cluster, old in zip(joined.clusters_, before):
+        cluster["background"] = old["background"]
+    joined.clusters_[-1]["background"] = False
+    joined.background_.update(fitted.background_)
+    return joined
+
+
+def picture(rare: Rare, class_id: int) -> Image.Image:
+    """Samples before and after the move, and where the class is then: whether the direction does what the prompt says is for people to see."""
+    from PIL import Image
+
+    plain, everywhere = rare.gen.gen, moved(rare.gen.gen, rare.direction.move)
+    seeds = sample_seeds(0, PICTURED)
+    before = np.concatenate([images for images, _, _ in rare.fitted.label_seeds(plain, seeds)])
+    after, labels = (np.concatenate(x) for x in zip(*[(i, c) for i, c, _ in rare.fitted.label_seeds(everywhere, seeds)]))
+    shown = draw.overlay(after, np.where(labels == rare.cluster, class_id, 0))
+    zoom = max(1, 128 // after.shape[1])
+    return Image.fromarray(draw.grid(np.concatenate([before, after, shown]).repeat(zoom, 1).repeat(zoom, 2), PICTURED))
+
+
+def described(rare: Rare) -> dict[str, Any]:
+    """What was done, as JSON holds it."""
+    d = rare.direction
+    return {
+        "prompt": d.prompt, "neutral": d.neutral, "name": rare.name, "cluster": rare.cluster, "displacement": d.displacement,
+        "share_plain": rare.before, "share_moved": rare.after, "evidence": rare.evidence, "threshold": d.threshold, **d.facts,
+    }  # fmt: skip

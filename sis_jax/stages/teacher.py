@@ -1,0 +1,76 @@
+"""The teacher: a generator and the parts found in it, which together label any number of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from sis_jax import methods
+from sis_jax.data.parts import Parts
+from sis_jax.models.moved import Moved, mixed
+from sis_jax.ops.sampling import BATCH
+from sis_jax.types import Generator, SisError, UsageError
+
+Labelled = tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"], Float[np.ndarray, "b h w"]]
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A generator, the parts found in it, and the fitted method that labels its pictures."""
+
+    gen: Generator
+    parts: Parts
+    method: Any
+
+    @classmethod
+    def of(cls, gen: Generator, parts: Parts) -> Teacher:
+        """From a generator and its parts. Raises SisError where the parts were found in another generator."""
+        mine, theirs = gen.info.sha256, parts.generator.sha256
+        if mine and theirs and mine != theirs:
+            raise SisError(
+                f"the parts were found in {parts.generator.name} ({theirs[:12]}), this generator is {gen.info.name} ({mine[:12]}): "
+                f"run python -m sis_jax.discover again"
+            )
+        gen = mixed(gen, parts.arrays)  # rare classes are drawn beside plain samples
+        return cls(gen, parts, methods.get(parts.method)(**_settings(parts)).restored(parts.arrays))
+
+    @classmethod
+    def from_run(cls, run: str | Path) -> Teacher:
+        """From a run folder that `discover` made; the generator is found again by the name it was given."""
+        from sis_jax.checkpoints import load_generator
+        from sis_jax.data.files import read_run
+
+        parts = Parts.load(run)
+        asked = read_run(run)["stages"].get("discover", {}).get("config", {}).get("gen")
+        return cls.of(load_generator(asked), parts)
+
+    def mixing(self, share: float) -> Teacher:
+        """The same with another share of its samples moved towards the rare class. UsageError where the parts have none."""
+        if not isinstance(self.gen, Moved):
+            raise UsageError("these parts have no rare class to mix in: find one with python -m sis_jax.discover --rare TEXT")
+        return replace(self, gen=replace(self.gen, share=float(share)))
+
+    @property
+    def truncation(self) -> float:
+        """psi of the samples the parts were learned from."""
+        return float(self.parts.settings.get("truncation", 0.7))
+
+    def label(self, seeds: Sequence[int], truncation: float | None = None) -> Iterator[Labelled]:
+        """Stream (pictures, masks of class ids, certainty in 0..1) of seeds, in batches; a seed gives the same bytes in any company."""
+        # Fewer seeds than one block would compile to another program, whose rounding differs in the last bit.
+        padded, n = [*seeds, *[seeds[-1]] * (BATCH - len(seeds))], len(seeds)
+        for images, clusters, sure in self.method.label_seeds(self.gen, padded, truncation):
+            m = min(n, len(images))
+            n -= m
+            if m:
+                yield images[:m], self.parts.classify(clusters[:m]), sure[:m]
+
+
+def _settings(parts: Parts) -> dict[str, Any]:
+    """The method's settings as its constructor takes them: JSON keeps tuples as lists."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in parts.settings.items()}

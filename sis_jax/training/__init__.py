@@ -1,0 +1,1 @@
+"""Losses and steps of training, and the loops around them."""

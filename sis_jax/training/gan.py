@@ -1,0 +1,270 @@
+"""One training step of StyleGAN2(-ADA), as pure functions of one device's share of a batch.
+
+Karras et al. 2020, arXiv 1912.04958 (losses, lazy regularisation, path length: sections 3.1 and 3.2) and arXiv 2006.06676 (ADA). In the order of the
+ADA code: G main, G regularisation, D main, D regularisation, EMA. The four phases are four functions, so that a lazy phase costs nothing when
+it does not run; each is mapped over devices by `parallel.py` and averages its gradients with `pmean`.
+
+Sample i of a batch draws its latents, noise and augmentation from (key, i) alone. The minibatch standard deviation groups images of one device,
+so a run on another number of devices is the same experiment but not the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from sis_jax.models.discriminator import Discriminator
+from sis_jax.models.stylegan2 import StyleGAN2
+from sis_jax.ops.augment import augment
+from sis_jax.parallel import AXIS, is_mapped, pmean
+
+State = dict[str, Any]  # a pytree of arrays only, so that any checkpoint library can hold it
+W_AVG_DECAY = 0.995
+MIXING_PROBABILITY = 0.9
+PATH_DECAY = 0.01
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hyper-parameters of a run (section 4.5 of the reference sheet: names as published). Hashable: it is fixed at compile time.
+
+    r1_gamma weighs the gradient penalty on photos, path_length the perceptual path length; both run once in so many steps, scaled up to match.
+    """
+
+    learning_rate: float = 0.0025
+    r1_gamma: float = 0.1
+    r1_interval: int = 16
+    path_length: float = 2.0
+    path_interval: int = 4
+    ema_images: float = 10_000.0
+    ema_rampup: float | None = 0.05
+    dtype: str = "float32"
+
+
+def optimizer(recipe: Recipe, interval: int | None) -> optax.GradientTransformation:
+    """Adam(beta1 = 0, beta2 = 0.99, eps = 1e-8); with a regulariser every `interval` steps both are corrected by c = k / (k + 1)."""
+    c = 1.0 if interval is None else interval / (interval + 1)
+    return optax.adam(recipe.learning_rate * c, b1=0.0, b2=0.99**c, eps=1e-8)
+
+
+def optimizers(recipe: Recipe) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+    """The generator's and the discriminator's."""
+    return optimizer(recipe, recipe.path_interval if recipe.path_length else None), optimizer(recipe, recipe.r1_interval)
+
+
+def split(module: nnx.Module) -> tuple[Any, dict, dict]:
+    """(structure, trained parameters, other arrays); the last two as plain nested dicts."""
+    graph, params, rest = nnx.split(module, nnx.Param, ...)
+    return graph, nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
+
+
+def join(graph: Any, params: dict, rest: dict) -> Any:
+    """The module again."""
+    return nnx.merge(graph, jax.tree.map(lambda a: a, _merged(params, rest)))
+
+
+def _merged(a: dict, b: dict) -> dict:
+    out = dict(a)
+    for key, value in b.items():
+        out[key] = _merged(out[key], value) if isinstance(value, dict) and key in out else value
+    return out
+
+
+def new_state(gen: StyleGAN2, disc: Discriminator, recipe: Recipe, ema: StyleGAN2 | None = None) -> tuple[Any, Any, State]:
+    """(generator structure, discriminator structure, state) at the start of a run from these networks."""
+    g_graph, g, buffers = split(gen)
+    d_graph, d, _ = split(disc)
+    opt_g, opt_d = optimizers(recipe)
+    state = {
+        "g": g,
+        "buffers": buffers,
+        "ema": split(ema)[1] if ema is not None else jax.tree.map(jnp.array, g),
+        "d": d,
+        "opt_g": _plain(opt_g.init(g)),
+        "opt_d": _plain(opt_d.init(d)),
+        "path_mean": jnp.zeros(()),
+        "augment": jnp.zeros(()),
+    }
+    return g_graph, d_graph, state
+
+
+def _plain(opt_state: Any) -> list:
+    """Optax state as a list of its leaves: its classes are then no part of the files on disk."""
+    return jax.tree.leaves(opt_state)
+
+
+def _restore(optimiser: optax.GradientTransformation, leaves: list, params: dict) -> Any:
+    return jax.tree.unflatten(jax.tree.structure(jax.eval_shape(optimiser.init, params)), leaves)
+
+
+def _apply(optimiser: optax.GradientTransformation, grads: dict, leaves: list, params: dict) -> tuple[Any, list]:
+    grads = jax.tree.map(lambda g: jnp.nan_to_num(g, nan=0.0, posinf=1e5, neginf=-1e5), pmean(grads))
+    updates, opt_state = optimiser.update(grads, _restore(optimiser, leaves, params), params)
+    return optax.apply_updates(params, updates), _plain(opt_state)
+
+
+def _indices(n: int) -> jax.Array:
+    """Numbers of this device's samples within the whole batch."""
+    return jnp.arange(n) + (jax.lax.axis_index(AXIS) * n if is_mapped() else 0)
+
+
+def _draw(key: jax.Array, n: int, size: int) -> jax.Array:
+    """N(0, 1) [n, size], row i from (key, number of sample i)."""
+    return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), (size,)))(_indices(n))
+
+
+def _map_mixed(gen: StyleGAN2, key: jax.Array, n: int) -> tuple[Float[Array, "n s w"], Float[Array, "w"]]:
+    """w with style mixing (one cutoff per batch, with probability 0.9), and the average w moved towards this batch's."""
+    first, second, which, where = jax.random.split(key, 4)
+    z = jnp.concatenate([_draw(first, n, gen.z_dim), _draw(second, n, gen.z_dim)])
+    w, other = jnp.split(gen.mapping(z), 2)
+    average = gen.mapping.w_avg[...]
+    moved = average + (1 - W_AVG_DECAY) * (pmean(jax.lax.stop_gradient(w).mean(0)) - average)
+    cutoff = jnp.where(jax.random.uniform(which) < MIXING_PROBABILITY, jax.random.randint(where, (), 1, gen.num_ws), gen.num_ws)
+    return jnp.where(jnp.arange(gen.num_ws)[None, :, None] < cutoff, w[:, None], other[:, None]), moved
+
+
+def _render(gen: StyleGAN2, ws: jax.Array, key: jax.Array, dtype: str) -> jax.Array:
+    key = jax.random.fold_in(key, _indices(1)[0])
+    return gen.synthesis(gen.synthesis.styles(ws), "random", (), key, jnp.dtype(dtype))[0]
+
+
+def _score(disc: Discriminator, images: jax.Array, key: jax.Array | None, p: jax.Array, dtype: str) -> jax.Array:
+    if key is not None:
+        images = augment(key, images, p, first=_indices(images.shape[0])[0])
+    return disc.score(images, dtype=jnp.dtype(dtype))[:, 0]
+
+
+def g_main(state: State, key: jax.Array, slots: jax.Array, *, graphs: tuple, recipe: Recipe, augmented: bool) -> tuple[State, dict]:
+    """G main: mean softplus(-D(G(z))), the non-saturating loss. `slots`: one entry per image of this device (only its length counts)."""
+    n = slots.shape[0]
+    k_map, k_noise, k_aug = jax.random.split(key, 3)
+
+    def loss(params):
+        gen, disc = join(graphs[0], params, state["buffers"]), join(graphs[1], state["d"], {})
+        ws, w_avg = _map_mixed(gen, k_map, n)
+        scores = _score(disc, _render(gen, ws, k_noise, recipe.dtype), k_aug if augmented else None, state["augment"], recipe.dtype)
+        return jax.nn.softplus(-scores).mean(), w_avg
+
+    (value, w_avg), grads = jax.value_and_grad(loss, has_aux=True)(state["g"])
+    g, opt_g = _apply(optimizers(recipe)[0], grads, state["opt_g"], state["g"])
+    return state | {"g": g, "opt_g": opt_g, "buffers": _with_average(state["buffers"], w_avg)}, {"loss_g": pmean(value)}
+
+
+def _with_average(buffers: dict, w_avg: jax.Array) -> dict:
+    return buffers | {"mapping": buffers["mapping"] | {"w_avg": w_avg}}
+
+
+def path_lengths(gen: StyleGAN2, ws: Float[Array, "n s w"], y: Float[Array, "n r r 3"], **render: Any) -> Float[Array, "n"]:
+    """|J^T y| of eq. 4, y = N(0, 1) / sqrt(pixels): gradient of sum(G(w) y) with respect to w, root of the mean over slots of the sum of squares."""
+
+    def projected(w):
+        return jnp.sum(gen.synthesis(gen.synthesis.styles(w), **render)[0] * y)
+
+    return jnp.sqrt(jnp.square(jax.grad(projected)(ws)).sum(2).mean(1))
+
+
+def g_regularise(state: State, key: jax.Array, slots: jax.Array, *, graphs: tuple, recipe: Recipe) -> tuple[State, dict]:
+    """Path length penalty (eq. 4) on half the batch: 2 E(|J^T y| - a)^2 times the interval, a following the mean length."""
+    n = max(slots.shape[0] // 2, 1)
+    k_map, k_noise, k_y = jax.random.split(key, 3)
+
+    def loss(params):
+        gen = join(graphs[0], params, state["buffers"])
+        ws, _ = _map_mixed(gen, k_map, n)
+        side = gen.resolution
+        y = _draw(k_y, n, side * side * 3).reshape(n, side, side, 3) / side
+        noise_key = jax.random.fold_in(k_noise, _indices(1)[0])
+        lengths = path_lengths(gen, ws, y, noise="random", key=noise_key, dtype=jnp.dtype(recipe.dtype))
+        a = state["path_mean"] + PATH_DECAY * (pmean(lengths.mean()) - state["path_mean"])
+        return jnp.square(lengths - a).mean() * recipe.path_length * recipe.path_interval, (a, lengths.mean())
+
+    grads, (a, length) = jax.grad(loss, has_aux=True)(state["g"])
+    g, opt_g = _apply(optimizers(recipe)[0], grads, state["opt_g"], state["g"])
+    return state | {"g": g, "opt_g": opt_g, "path_mean": a}, {"path_length": pmean(length)}
+
+
+def d_main(state: State, key: jax.Array, real: jax.Array, *, graphs: tuple, recipe: Recipe, augmented: bool) -> tuple[State, dict]:
+    """D main: mean softplus(D(G(z))) + softplus(-D(x)). real: uint8[n r r 3]. Reports r_t = E[sign D(x)], which drives the augmentation."""
+    k_map, k_noise, k_fake, k_real = jax.random.split(key, 4)
+    gen = join(graphs[0], state["g"], state["buffers"])
+    ws, w_avg = _map_mixed(gen, k_map, real.shape[0])
+    fake = jax.lax.stop_gradient(_render(gen, ws, k_noise, recipe.dtype))
+    photos = _to_float(real)
+
+    def loss(params):
+        disc = join(graphs[1], params, {})
+        on_fake = _score(disc, fake, k_fake if augmented else None, state["augment"], recipe.dtype)
+        on_real = _score(disc, photos, k_real if augmented else None, state["augment"], recipe.dtype)
+        aux = {"score_fake": on_fake.mean(), "score_real": on_real.mean(), "sign_real": jnp.sign(on_real).mean()}
+        return (jax.nn.softplus(on_fake) + jax.nn.softplus(-on_real)).mean(), aux
+
+    (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(state["d"])
+    d, opt_d = _apply(optimizers(recipe)[1], grads, state["opt_d"], state["d"])
+    return state | {"d": d, "opt_d": opt_d, "buffers": _with_average(state["buffers"], w_avg)}, pmean({"loss_d": value} | aux)
+
+
+def r1_penalty(
+    disc: Discriminator, real: Float[Array, "n r r 3"], dtype: Any = jnp.float32, transform: Any = lambda x: x
+) -> Float[Array, "n"]:
+    """Squared norm of the gradient of D's score with respect to each photo (Mescheder et al. 2018)."""
+    grad = jax.grad(lambda x: disc.score(transform(x), dtype=dtype).sum())(real)
+    return jnp.square(grad).sum((1, 2, 3))
+
+
+def d_regularise(state: State, key: jax.Array, real: jax.Array, *, graphs: tuple, recipe: Recipe, augmented: bool) -> tuple[State, dict]:
+    """R1: gamma / 2 times the penalty, times the interval."""
+    first = _indices(real.shape[0])[0]
+
+    def loss(params):
+        disc = join(graphs[1], params, {})
+        transform = (lambda x: augment(key, x, state["augment"], first=first)) if augmented else (lambda x: x)
+        penalty = r1_penalty(disc, _to_float(real), jnp.dtype(recipe.dtype), transform).mean()
+        return penalty * (recipe.r1_gamma / 2 * recipe.r1_interval), penalty
+
+    grads, penalty = jax.grad(loss, has_aux=True)(state["d"])
+    d, opt_d = _apply(optimizers(recipe)[1], grads, state["opt_d"], state["d"])
+    return state | {"d": d, "opt_d": opt_d}, {"r1": pmean(penalty)}
+
+
+def _to_float(real: jax.Array) -> jax.Array:
+    return real.astype(jnp.float32) / 127.5 - 1
+
+
+def ema_decay(recipe: Recipe, batch: int, images_seen: int) -> float:
+    """0.5 ** (batch / half-life): half-life `ema_images`, in a young run at most `ema_rampup` of the images seen."""
+    half_life = recipe.ema_images
+    if recipe.ema_rampup is not None:
+        half_life = min(half_life, images_seen * recipe.ema_rampup)
+    return float(0.5 ** (batch / max(half_life, 1e-8)))
+
+
+def average(ema: dict, g: dict, decay: jax.Array) -> dict:
+    """The exponential moving average of the generator's parameters, one step on."""
+    return jax.tree.map(lambda e, p: p + decay * (e - p), ema, g)
+
+
+def r1_gamma_for(resolution: int, batch: int) -> float:
+    """The ADA code's rule of thumb: 0.0002 resolution^2 / batch."""
+    return 0.0002 * resolution**2 / batch
+
+
+def count(tree: Any) -> int:
+    """Number of parameters."""
+    return int(sum(np.prod(a.shape) for a in jax.tree.leaves(tree)))
+
+
+def multiply_adds(channels: Sequence[int]) -> float:
+    """Of the 3 x 3 convolutions of one picture in generator and discriminator, forward; channels at 4, 8, ... pixels. What training costs follows it."""
+    sizes = [4 * 2**i for i in range(len(channels))]
+    inner = sum(9 * r * r * c * c for r, c in zip(sizes, channels))
+    between = sum(9 * r * r * a * b for r, a, b in zip(sizes[1:], channels, channels[1:]))
+    return 2.0 * (inner + between)

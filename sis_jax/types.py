@@ -1,0 +1,123 @@
+"""The nouns every layer shares: errors, where weights come from, the generator contract, a batch of samples.
+
+Nothing here touches files or compiles anything; every other module may import it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+
+Array = Any  # jaxtyping's own `Array` imports JAX, which `--help` and the readers of files must not
+
+Noise = Literal["const", "random", "none"]
+
+
+class SisError(Exception):
+    """Something stopped the work; the message is one sentence a user can act on. The command line exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class UsageError(SisError, ValueError):
+    """The request itself was wrong (unknown name, impossible number, foreign folder): exit code 2."""
+
+    exit_code = 2
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], cure: str = "") -> UsageError:
+    """The error for a name that does not exist: what was got, the nearest three that do exist, and what to type."""
+    known = sorted(known)
+    nearest = [k for k in known if k.lower() == name.lower()] or difflib.get_close_matches(name, known, n=3, cutoff=0.0)
+    hint = f"; did you mean {', '.join(map(repr, nearest))}" if nearest else "; none are known here"
+    return UsageError(f"unknown {kind} {name!r}{hint}?{' ' + cure if cure else ''}")
+
+
+@dataclass(frozen=True)
+class Info:
+    """Where a network comes from. Copied into everything made with it, because the licence follows the pictures.
+
+    `sha256` is the digest of the weights as stored (`model.safetensors`), `source` the file they were converted from.
+    """
+
+    name: str = "unnamed"
+    licence: str = "unknown: ask whoever gave you the weights"
+    source: str = "made in memory"
+    sha256: str = ""
+    layout: str = "sis_jax"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A batch of generated pictures with all that is needed to make them again.
+
+    seeds: one per sample. z, w: latents. images: Float[n h w 3] in [-1, 1] (may go slightly beyond). features: tap name -> Float[n r r c].
+    """
+
+    seeds: tuple[int, ...]
+    z: Float[Array, "n z"]
+    w: Float[Array, "n num_ws w"]
+    images: Float[Array, "n rows columns 3"]
+    features: dict[str, Float[Array, "n ..."]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def to_uint8(self) -> np.ndarray:
+        """The pictures as uint8[n h w 3], rounded as every StyleGAN2 does: clip(127.5 x + 128) truncated."""
+        return to_uint8(self.images)
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """What a method may ask of a generator. Any object with these members works, see `models/dcgan.py` for a second family.
+
+    A tap is named by its resolution: `"32x32"` is the output of the last stage at that resolution.
+    """
+
+    info: Info
+
+    @property
+    def resolution(self) -> int: ...
+    @property
+    def z_dim(self) -> int: ...
+    @property
+    def taps(self) -> tuple[str, ...]: ...
+
+    def latents(self, seeds: Sequence[int]) -> Float[Array, "n z"]: ...
+    def map(self, z: Float[Array, "n z"], truncation: float | Any = 1.0) -> Float[Array, "n num_ws w"]: ...
+    def synthesize(
+        self, w: Float[Array, "n num_ws w"], noise: Noise = "const", taps: tuple[str, ...] = ()
+    ) -> tuple[Float[Array, "n rows columns 3"], dict[str, Float[Array, "n ..."]]]: ...
+    def sample(self, seeds: Iterable[int], truncation: float = 1.0, taps: tuple[str, ...] = ()) -> Samples: ...
+
+
+def to_uint8(images: Float[Array, "*n h w 3"] | np.ndarray) -> np.ndarray:
+    """Pictures in [-1, 1] as uint8, by the rule of the StyleGAN2 code bases: clip(127.5 x + 128, 0, 255), truncated."""
+    return np.clip(np.asarray(images, np.float32) * 127.5 + 128, 0, 255).astype(np.uint8)
+
+
+def check_taps(taps: Sequence[str], available: Sequence[str]) -> tuple[str, ...]:
+    """`taps` as a tuple, or the one-sentence error that lists those that exist."""
+    for tap in taps:
+        if tap not in available:
+            raise UsageError(f"this generator has no tap {tap!r}; it has {', '.join(available)}")
+    return tuple(taps)
+
+
+def latents_from_seeds(seeds: Iterable[int], z_dim: int) -> np.ndarray:
+    """z ~ N(0, 1), Float32[n z_dim]: sample i depends on its own seed and nothing else.
+
+    The draw is `numpy.random.RandomState(seed).randn(1, z_dim)`, which is what the published tools use, so a seed means the same face there and here.
+    """
+    seeds = [int(s) for s in seeds]
+    for s in seeds:
+        if not 0 <= s < 2**32:
+            raise UsageError(f"seed {s} is out of range: seeds are whole numbers from 0 to 4294967295")
+    rows = [np.random.RandomState(s).randn(1, z_dim) for s in seeds]
+    return np.concatenate(rows).astype(np.float32) if rows else np.zeros((0, z_dim), np.float32)
