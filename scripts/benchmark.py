@@ -38,7 +38,9 @@ class Row:
 
 def table(rows: list[Row], quality: str) -> str:
     """Median seconds (by the clock, and of all threads together) and quality of each row, and all relative to the first row."""
-    lines = [f"{'':24}{'seconds':>10}{'ratio':>9}{'cpu s':>10}{'ratio':>9}{quality:>16}{'ratio':>11}"]
+    lines = [
+        f"{'':24}{'seconds':>10}{'ratio':>9}{'cpu s':>10}{'ratio':>9}{quality:>16}{'ratio':>11}"
+    ]
     base = [float(np.median(a)) for a in (rows[0].seconds, rows[0].cpu, rows[0].quality)]
     for row in rows:
         s, c, q = (float(np.median(a)) for a in (row.seconds, row.cpu, row.quality))
@@ -56,7 +58,9 @@ def structured_features(n: int, d: int, parts: int = 13, seed: int = 0) -> np.nd
     up = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(8))).astype(np.float32)
     out = np.empty((n, d), np.float32)
     for i in range(0, n, 4096):
-        logits = np.einsum("yi,xj,ijp->yxp", up, up, g.standard_normal((8, 8, parts), np.float32), optimize=True).reshape(4096, parts)
+        logits = np.einsum(
+            "yi,xj,ijp->yxp", up, up, g.standard_normal((8, 8, parts), np.float32), optimize=True
+        ).reshape(4096, parts)
         share = np.exp(3 * logits)
         share /= share.sum(1, keepdims=True)
         x = (share @ vectors + 0.2 * g.standard_normal((4096, 12), np.float32)) @ lift
@@ -99,9 +103,17 @@ def reference(python: str, code: str, data: Path, **settings) -> tuple[float, fl
     answer = data.with_name("answer.npz")
     command = [python, "-c", HEAD + code + TAIL, str(data), str(answer), json.dumps(settings)]
     # Threads that wait by spinning would make the references look worse on a machine that does other things too.
-    run = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"})
+    run = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
+    )
     if run.returncode:
-        raise SystemExit(f"the reference failed in {python}: {(run.stderr.strip() or 'no message').splitlines()[-1]}")
+        raise SystemExit(
+            f"the reference failed in {python}: {(run.stderr.strip() or 'no message').splitlines()[-1]}"
+        )
     with np.load(answer) as out:
         return float(out["seconds"]), float(out["cpu"]), out["centers"]
 
@@ -124,7 +136,10 @@ def kmeans(
 
     from sis_jax.ops import kmeans as ours
 
-    print(f"{n} x {d} float32, k = {k}, {n_init} restarts, on {jax.devices()[0].device_kind}; making the data", file=sys.stderr)
+    print(
+        f"{n} x {d} float32, k = {k}, {n_init} restarts, on {jax.devices()[0].device_kind}; making the data",
+        file=sys.stderr,
+    )
     x = structured_features(n, d)
     codes = {
         "scikit-learn": (SKLEARN, {}),
@@ -140,7 +155,8 @@ def kmeans(
 
     def inertia(centers: np.ndarray) -> float:
         return sum(
-            float(((b - centers[ours.predict(b, centers)]) ** 2).sum(dtype=np.float64)) for b in np.array_split(x, max(n // 16_384, 1))
+            float(((b - centers[ours.predict(b, centers)]) ** 2).sum(dtype=np.float64))
+            for b in np.array_split(x, max(n // 16_384, 1))
         )
 
     with tempfile.TemporaryDirectory() as folder:
@@ -154,15 +170,26 @@ def kmeans(
             rows[0].quality.append(inertia(np.asarray(fit.centers)))
             for row in rows[1:]:
                 code, extra = codes[row.name]
-                seconds, cpu, centers = reference(reference_python, code, data, k=k, n_init=n_init, seed=seed, **extra)
+                seconds, cpu, centers = reference(
+                    reference_python, code, data, k=k, n_init=n_init, seed=seed, **extra
+                )
                 row.seconds.append(seconds)
                 row.cpu.append(cpu)
                 row.quality.append(inertia(centers))
-                print(f"turn {seed + 1}: {row.name} {seconds:.1f} s, sis_jax {rows[0].seconds[-1]:.1f} s", file=sys.stderr)
+                print(
+                    f"turn {seed + 1}: {row.name} {seconds:.1f} s, sis_jax {rows[0].seconds[-1]:.1f} s",
+                    file=sys.stderr,
+                )
     print(table(rows, "inertia"))
 
 
-BENCHMARKS = {"kmeans": kmeans, "generator": networks.generator, "train": networks.train, "student": networks.student, "ops": networks.ops}
+BENCHMARKS = {
+    "kmeans": kmeans,
+    "generator": networks.generator,
+    "train": networks.train,
+    "student": networks.student,
+    "ops": networks.ops,
+}
 
 
 if __name__ == "__main__":

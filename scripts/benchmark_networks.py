@@ -23,9 +23,13 @@ def _torch(python: str, what: str, config: str, batch: int, dtype: str, seconds:
 
 def _printed(python: str, script: Path, *arguments: object) -> float:
     """The number that a script prints in another interpreter."""
-    run = subprocess.run([python, str(script), *map(str, arguments)], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [python, str(script), *map(str, arguments)], capture_output=True, text=True, check=False
+    )
     if run.returncode:
-        raise SystemExit(f"the reference failed in {python}: {(run.stderr.strip() or 'no message').splitlines()[-1]}")
+        raise SystemExit(
+            f"the reference failed in {python}: {(run.stderr.strip() or 'no message').splitlines()[-1]}"
+        )
     return float(run.stdout)
 
 
@@ -34,7 +38,9 @@ def _networks(config: str):
 
     resolution, base, most, latent, layers = CONFIGS[config]
     channels, rng = stylegan2.channel_table(resolution, base, most), np.random.default_rng(0)
-    shape = stylegan2.GeneratorConfig(resolution, channels, latent, latent, mapping_layers=layers, mapping_width=latent)
+    shape = stylegan2.GeneratorConfig(
+        resolution, channels, latent, latent, mapping_layers=layers, mapping_width=latent
+    )
     judge = discriminator.DiscriminatorConfig(resolution, channels)
     return stylegan2.StyleGAN2(shape, rng), discriminator.Discriminator(judge, rng)
 
@@ -54,11 +60,17 @@ def _report(rows: dict[str, list[float]]) -> None:
     base = float(np.median(next(iter(rows.values()))))
     print(f"{'':28}{'images/s':>10}{'ratio':>8}   min .. max")
     for name, rates in rows.items():
-        print(f"{name:28}{np.median(rates):10.2f}{np.median(rates) / base:8.2f}   {min(rates):.2f} .. {max(rates):.2f}")
+        print(
+            f"{name:28}{np.median(rates):10.2f}{np.median(rates) / base:8.2f}   {min(rates):.2f} .. {max(rates):.2f}"
+        )
 
 
 def generator(
-    config: str = "default", batch: int = 16, turns: int = 3, seconds: float = 5.0, reference_python: str = sys.executable
+    config: str = "default",
+    batch: int = 16,
+    turns: int = 3,
+    seconds: float = 5.0,
+    reference_python: str = sys.executable,
 ) -> None:
     """Images per second of the generator with one tap, float32, turn by turn with PyTorch (float32 and bfloat16) on the same cores."""
     import jax
@@ -74,10 +86,17 @@ def generator(
         for _ in map_samples(gen, seeds, _tapped, batch=batch, tap=tap):
             pass
 
-    rows: dict[str, list[float]] = {f"sis_jax ({devices} devices)": [], "torch float32": [], "torch bfloat16": []}
+    rows: dict[str, list[float]] = {
+        f"sis_jax ({devices} devices)": [],
+        "torch float32": [],
+        "torch bfloat16": [],
+    }
     for _ in range(turns):
         rates = [_rate(step, batch * devices, seconds)]
-        rates += [_torch(reference_python, "generate", config, batch, dtype, seconds) for dtype in ("float32", "bfloat16")]
+        rates += [
+            _torch(reference_python, "generate", config, batch, dtype, seconds)
+            for dtype in ("float32", "bfloat16")
+        ]
         for row, rate in zip(rows.values(), rates, strict=True):
             row.append(rate)
     print(f"{config}: {CONFIGS[config]}, batch {batch}, tap {tap}")
@@ -89,7 +108,13 @@ def _tapped(gen, z, truncation, *, tap: str):
     return image, features[tap].mean((1, 2, 3))  # only a number of the tap leaves the device
 
 
-def train(config: str = "default", batch: int = 32, turns: int = 2, seconds: float = 20.0, reference_python: str = sys.executable) -> None:
+def train(
+    config: str = "default",
+    batch: int = 32,
+    turns: int = 2,
+    seconds: float = 20.0,
+    reference_python: str = sys.executable,
+) -> None:
     """Training images per second: G main, D main, R1 every 16 steps (no path length, no augmentation), turn by turn with PyTorch in bfloat16."""
     import jax
 
@@ -99,9 +124,16 @@ def train(config: str = "default", batch: int = 32, turns: int = 2, seconds: flo
     gen, disc = _networks(config)
     recipe, devices = training.Recipe(path_length=0.0), parallel.device_count()
     g_graph, d_graph, state = training.new_state(gen, disc, recipe)
-    blocks, _ = parallel.shard(np.random.default_rng(0).integers(0, 256, (batch, gen.resolution, gen.resolution, 3), np.uint8), devices)
+    blocks, _ = parallel.shard(
+        np.random.default_rng(0).integers(
+            0, 256, (batch, gen.resolution, gen.resolution, 3), np.uint8
+        ),
+        devices,
+    )
     phases = [
-        parallel.map_devices(body, (None, None, 0), None, graphs=(g_graph, d_graph), recipe=recipe, augmented=False)
+        parallel.map_devices(
+            body, (None, None, 0), None, graphs=(g_graph, d_graph), recipe=recipe, augmented=False
+        )
         for body in (training.g_main, training.d_main, training.d_regularise)
     ]
 
@@ -111,10 +143,17 @@ def train(config: str = "default", batch: int = 32, turns: int = 2, seconds: flo
             state, _ = phase(state, jax.random.key(i), blocks)
         jax.block_until_ready(state)
 
-    rows: dict[str, list[float]] = {f"sis_jax ({devices} devices)": [], "torch bfloat16": [], "torch float32": []}
+    rows: dict[str, list[float]] = {
+        f"sis_jax ({devices} devices)": [],
+        "torch bfloat16": [],
+        "torch float32": [],
+    }
     for _ in range(turns):
         rates = [_rate(step, batch, seconds, 16)]
-        rates += [_torch(reference_python, "train", config, batch, dtype, seconds) for dtype in ("bfloat16", "float32")]
+        rates += [
+            _torch(reference_python, "train", config, batch, dtype, seconds)
+            for dtype in ("bfloat16", "float32")
+        ]
         for row, rate in zip(rows.values(), rates, strict=True):
             row.append(rate)
     print(f"{config}: {CONFIGS[config]}, batch {batch}")
@@ -133,13 +172,17 @@ def student(
     """Photos per second of students in use and in training (AdamW, no augmentation), turn by turn with PyTorch's dilated ResNet-18 on the same cores."""
     script = Path(__file__).with_name("torch_student.py")
     for what, side in (("predict", predict_side), ("train", train_side)):
-        rows: dict[str, list[float]] = {f"torch resnet18 {dtype}": [] for dtype in ("float32", "bfloat16")}
+        rows: dict[str, list[float]] = {
+            f"torch resnet18 {dtype}": [] for dtype in ("float32", "bfloat16")
+        }
         rows |= {f"sis_jax {name}": [] for name in networks}
         for _ in range(turns):
             for name in networks:
                 rows[f"sis_jax {name}"].append(_student_rate(what, name, side, batch, seconds))
             for dtype in ("float32", "bfloat16"):
-                rows[f"torch resnet18 {dtype}"].append(_printed(reference_python, script, what, side, batch, 2, dtype, seconds))
+                rows[f"torch resnet18 {dtype}"].append(
+                    _printed(reference_python, script, what, side, batch, 2, dtype, seconds)
+                )
         print(f"{what}, {side} pixels, batch {batch}")
         _report(rows)
 
@@ -163,15 +206,27 @@ def _student_rate(what: str, name: str, side: int, batch: int, seconds: float) -
     recipe = training.Recipe(batch=batch, side=side)
     graph, state = training.new_state(network, recipe)
     devices = parallel.device_count()
-    blocks = [parallel.shard(a, devices)[0] for a in (images, images[..., 0] % 2, np.full(images.shape[:3], 255, np.uint8))]
-    run = parallel.map_devices(training.train_step, (None, None, 0, 0, 0), None, devices=devices, graph=graph, recipe=recipe)
+    blocks = [
+        parallel.shard(a, devices)[0]
+        for a in (images, images[..., 0] % 2, np.full(images.shape[:3], 255, np.uint8))
+    ]
+    run = parallel.map_devices(
+        training.train_step,
+        (None, None, 0, 0, 0),
+        None,
+        devices=devices,
+        graph=graph,
+        recipe=recipe,
+    )
 
     def step(i: int) -> None:
         nonlocal state
         state, _ = run(state, jax.random.key(i), *blocks)
         jax.block_until_ready(state)
 
-    step(0)  # the state comes back laid out over the devices, for which the second step is compiled again
+    step(
+        0
+    )  # the state comes back laid out over the devices, for which the second step is compiled again
     return _rate(step, batch, seconds)
 
 
@@ -186,15 +241,30 @@ def ops(turns: int = 6, batch: int = 16) -> None:
     nhwc = ("NHWC", "HWIO", "NHWC")
 
     def plain_up(x, k):
-        return ours.blur(lax.conv_general_dilated(x, k, (1, 1), [(2, 2), (2, 2)], lhs_dilation=(2, 2), dimension_numbers=nhwc), 1, 4.0)
+        return ours.blur(
+            lax.conv_general_dilated(
+                x, k, (1, 1), [(2, 2), (2, 2)], lhs_dilation=(2, 2), dimension_numbers=nhwc
+            ),
+            1,
+            4.0,
+        )
 
     def plain_down(x, k):
         return lax.conv_general_dilated(ours.blur(x, 2), k, (2, 2), "VALID", dimension_numbers=nhwc)
 
     def depthwise(x, k):
         taps = np.array([1, 3, 3, 1], np.float32)
-        kernel = jnp.tile(jnp.asarray(np.outer(taps, taps) / 64)[:, :, None, None], (1, 1, 1, x.shape[-1]))
-        return lax.conv_general_dilated(x, kernel, (1, 1), [(2, 2), (2, 2)], dimension_numbers=nhwc, feature_group_count=x.shape[-1])
+        kernel = jnp.tile(
+            jnp.asarray(np.outer(taps, taps) / 64)[:, :, None, None], (1, 1, 1, x.shape[-1])
+        )
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            (1, 1),
+            [(2, 2), (2, 2)],
+            dimension_numbers=nhwc,
+            feature_group_count=x.shape[-1],
+        )
 
     def shift_and_add(x, k):
         return ours.blur(x, 2)
@@ -210,7 +280,9 @@ def ops(turns: int = 6, batch: int = 16) -> None:
         return 1e3 * min(took)
 
     rng = np.random.default_rng(0)
-    print(f"{'':36}{'forward':>9}{'gradient':>10}{'second':>9}   ms, best of {turns}, batch {batch}")
+    print(
+        f"{'':36}{'forward':>9}{'gradient':>10}{'second':>9}   ms, best of {turns}, batch {batch}"
+    )
     cases = [
         ("up", (ours.conv_up, plain_up), ((32, 64, 32), (16, 128, 64))),
         ("down", (ours.conv_down, plain_down), ((64, 32, 64), (32, 64, 128))),
@@ -229,5 +301,10 @@ def ops(turns: int = 6, batch: int = 16) -> None:
                 def penalty(x, k, loss=loss):
                     return jnp.square(jax.grad(loss)(x, k)).sum()
 
-                times = [milliseconds(g, x, k) for g in (f, jax.grad(loss, wrt), jax.grad(penalty, wrt))]
-                print(f"{what:7}{side:3} px {n_in:3} -> {n_out:3} {name:12}{times[0]:13.1f}{times[1]:10.1f}{times[2]:9.1f}", flush=True)
+                times = [
+                    milliseconds(g, x, k) for g in (f, jax.grad(loss, wrt), jax.grad(penalty, wrt))
+                ]
+                print(
+                    f"{what:7}{side:3} px {n_in:3} -> {n_out:3} {name:12}{times[0]:13.1f}{times[1]:10.1f}{times[2]:9.1f}",
+                    flush=True,
+                )

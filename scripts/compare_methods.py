@@ -21,7 +21,14 @@ from typing import Any
 # CelebAMask-HQ, DeepLabV3 trained on pictures of FFHQ's generator: IoU of foreground, background, their mean, mean in a border of 3 pixels, labels
 # used; as Feng et al. 2023 (CVPR) report them for all methods.
 PUBLISHED: dict[str, tuple[str, float, float, float, float, str]] = {
-    "segmentation_in_style": ("Segmentation in Style, 50 + 15k pictures", 0.92, 0.80, 0.86, 0.39, "0 (clusters chosen by hand)"),
+    "segmentation_in_style": (
+        "Segmentation in Style, 50 + 15k pictures",
+        0.92,
+        0.80,
+        0.86,
+        0.39,
+        "0 (clusters chosen by hand)",
+    ),
     "labels4free": ("Labels4Free", 0.92, 0.82, 0.87, 0.41, "0"),
     "style_mixing": ("Feng et al. 2023", 0.92, 0.82, 0.87, 0.42, "0"),
     "datasetgan": ("DatasetGAN", 0.90, 0.79, 0.84, 0.41, "16"),
@@ -91,14 +98,19 @@ def compare(
     try:
         own = json.loads(settings)
     except ValueError as error:
-        raise UsageError(f'settings is {settings!r}, expected JSON such as {{"segmentation_in_style": {{"k": 9}}}} ({error})') from None
+        raise UsageError(
+            f'settings is {settings!r}, expected JSON such as {{"segmentation_in_style": {{"k": 9}}}} ({error})'
+        ) from None
     for name in (*methods, *own):
         if name not in METHODS:
             raise unknown_name("method", name, METHODS)
     job = Job(gen, Path(out), images, masks, blanks, photos, seed=seed, settings=own, **small)
     chosen = methods or tuple(METHODS)
     config = {"gen": gen, "images": images, "masks": masks, "seed": seed, "settings": own, **small}
-    with RunFolder.open(out, overwrite) as run, run.stage("compare", config, command=" ".join(["python", *sys.argv]), again=True) as stage:
+    with (
+        RunFolder.open(out, overwrite) as run,
+        run.stage("compare", config, command=" ".join(["python", *sys.argv]), again=True) as stage,
+    ):
         rows = [] if overwrite or not stage.resumed else _read(run.path / "comparison.json")
         for name in chosen:
             if any(r["method"] == name and not r["note"] for r in rows):
@@ -136,13 +148,29 @@ def measure(name: str, job: Job, overwrite: bool = False) -> dict[str, Any]:
     seed, again = ["--seed", str(job.seed)], ["--overwrite"] if overwrite else []
     masks = ["--masks", job.masks] if job.masks else []
     stages = {
-        "discover": [*([job.gen] if job.gen else []), "--method", name, "--out", run, *flags, *seed],
+        "discover": [
+            *([job.gen] if job.gen else []),
+            "--method",
+            name,
+            "--out",
+            run,
+            *flags,
+            *seed,
+        ],
         "synthesize": [run, "--n", str(job.n), "--seed", str(job.seed + 1)],
         "distill": [run, "--binary", "--steps", str(job.steps), *seed],
-        "evaluate": [run, "--images", job.images, *masks, *(["--limit", str(job.limit)] if job.limit else [])],
+        "evaluate": [
+            run,
+            "--images",
+            job.images,
+            *masks,
+            *(["--limit", str(job.limit)] if job.limit else []),
+        ],
     }
     for verb, words in stages.items():
-        code, peak, told = started([sys.executable, "-m", f"sis_jax.{verb}", *words, *again, "--quiet"])
+        code, peak, told = started(
+            [sys.executable, "-m", f"sis_jax.{verb}", *words, *again, "--quiet"]
+        )
         if verb == "discover":
             row["peak_bytes"] = peak
         if code:
@@ -171,7 +199,11 @@ def given(name: str, job: Job) -> tuple[list[str], int]:
     words = []
     for key, value in values.items():
         flag = key.replace("_", "-")
-        words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+        words += (
+            [f"--{'' if value else 'no-'}{flag}"]
+            if isinstance(value, bool)
+            else [f"--{flag}", str(value)]
+        )
     return words, labels
 
 
@@ -180,13 +212,19 @@ def started(command: list[str]) -> tuple[int, int, str]:
 
     On Linux the peak is at least what this process holds when it forks, which is little as long as no JAX array is made here.
     """
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     assert process.stderr is not None
     with process.stderr as said:
         told = said.read().strip()
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, used.ru_maxrss * (1 if sys.platform == "darwin" else 1024), told.splitlines()[-1] if told else ""
+    return (
+        process.returncode,
+        used.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        told.splitlines()[-1] if told else "",
+    )
 
 
 def _numbers(run: Path) -> dict[str, Any]:
@@ -198,7 +236,11 @@ def _numbers(run: Path) -> dict[str, Any]:
     found = Metrics.load(run)
     seconds = [s.get("seconds") or 0 for s in stages.values()]
     scores = {key: float(found[f"foreground.{key}"]) for key in SCORES}
-    return {**scores, "find_seconds": stages["discover"]["seconds"], "seconds": round(sum(seconds), 1)}
+    return {
+        **scores,
+        "find_seconds": stages["discover"]["seconds"],
+        "seconds": round(sum(seconds), 1),
+    }
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -211,20 +253,39 @@ def table(rows: list[dict[str, Any]]) -> str:
     head = "| method | IoU fg | IoU bg | mean | border, 3 px | labels | finding parts | all stages | peak memory |\n|---|---|---|---|---|---|---|---|---|"
     lines = ["# Methods on one generator, students on the same photos", "", head]
     for r in rows:
-        cells = [number(r[key]) for key in SCORES] + ["–" if r["labels"] is None else str(r["labels"])]
-        cells += ["–" if r[key] is None else duration(r[key]) for key in ("find_seconds", "seconds")]
+        cells = [number(r[key]) for key in SCORES] + [
+            "–" if r["labels"] is None else str(r["labels"])
+        ]
+        cells += [
+            "–" if r[key] is None else duration(r[key]) for key in ("find_seconds", "seconds")
+        ]
         cells += ["–" if r["peak_bytes"] is None else byte_size(r["peak_bytes"])]
         lines.append(f"| {r['method']} | " + " | ".join(cells) + " |")
     lines += ["", *(f"- {r['method']}: {r['note']}" for r in rows if r["note"])]
-    lines += ["", "Published, CelebAMask-HQ, after Feng et al. 2023 (other generator, size and student):", ""]
-    lines += ["| method | IoU fg | IoU bg | mean | border, 3 px | labels |", "|---|---|---|---|---|---|"]
-    lines += [f"| {title} | {' | '.join(f'{v:.2f}' for v in scores)} | {labels} |" for title, *scores, labels in PUBLISHED.values()]
+    lines += [
+        "",
+        "Published, CelebAMask-HQ, after Feng et al. 2023 (other generator, size and student):",
+        "",
+    ]
+    lines += [
+        "| method | IoU fg | IoU bg | mean | border, 3 px | labels |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {title} | {' | '.join(f'{v:.2f}' for v in scores)} | {labels} |"
+        for title, *scores, labels in PUBLISHED.values()
+    ]
     return "\n".join(lines) + "\n"
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The same numbers as the report reads them: name, ours, paper."""
-    told = dict(zip(SCORES, ("foreground IoU", "background IoU", "mean IoU", "mean IoU in a border of 3 pixels")))
+    told = dict(
+        zip(
+            SCORES,
+            ("foreground IoU", "background IoU", "mean IoU", "mean IoU in a border of 3 pixels"),
+        )
+    )
     return [
         {
             "name": f"{r['method']}: {told[key]}",

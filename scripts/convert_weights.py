@@ -16,19 +16,57 @@ from sis_jax.types import SisError, UsageError
 
 def parser() -> argparse.ArgumentParser:
     """The flags; they are the arguments of `sis_jax.checkpoints.convert.convert`."""
-    made = argparse.ArgumentParser(prog="convert_weights.py", description=(__doc__ or "").split("\n\n")[0])
-    made.add_argument(
-        "src", nargs="?", metavar="SRC", help="a checkpoint, a public name (--list) or hub name, or a weights folder to verify"
+    made = argparse.ArgumentParser(
+        prog="convert_weights.py", description=(__doc__ or "").split("\n\n")[0]
     )
-    made.add_argument("--out", metavar="DIR", help="where to write the folder (default: ported_weights/<name of the file>)")
-    made.add_argument("--kind", default="auto", help="what the file must hold: stylegan2, dcgan, biggan, clip (default: whatever it holds)")
+    made.add_argument(
+        "src",
+        nargs="?",
+        metavar="SRC",
+        help="a checkpoint, a public name (--list) or hub name, or a weights folder to verify",
+    )
+    made.add_argument(
+        "--out",
+        metavar="DIR",
+        help="where to write the folder (default: ported_weights/<name of the file>)",
+    )
+    made.add_argument(
+        "--kind",
+        default="auto",
+        help="what the file must hold: stylegan2, dcgan, biggan, clip (default: whatever it holds)",
+    )
     made.add_argument("--name", help="name of the weights (default: name of the file)")
-    made.add_argument("--licence", help="licence of the weights, copied into everything made with them")
-    made.add_argument("--classes", type=int, nargs="+", metavar="N", help="classes that a conditional generator shall draw (default: all)")
-    made.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="how to store the numbers (default: float32)")
-    made.add_argument("--overwrite", action="store_true", help="replace a weights folder that was made of another checkpoint")
-    made.add_argument("--verify", action="store_true", help="render fixed seeds; store their digests, or compare with those stored")
-    made.add_argument("--list", action="store_true", help="list the weights that lie here and the public checkpoints known by name")
+    made.add_argument(
+        "--licence", help="licence of the weights, copied into everything made with them"
+    )
+    made.add_argument(
+        "--classes",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="classes that a conditional generator shall draw (default: all)",
+    )
+    made.add_argument(
+        "--dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="how to store the numbers (default: float32)",
+    )
+    made.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace a weights folder that was made of another checkpoint",
+    )
+    made.add_argument(
+        "--verify",
+        action="store_true",
+        help="render fixed seeds; store their digests, or compare with those stored",
+    )
+    made.add_argument(
+        "--list",
+        action="store_true",
+        help="list the weights that lie here and the public checkpoints known by name",
+    )
     return made
 
 
@@ -46,9 +84,15 @@ def run(args: argparse.Namespace) -> None:
     folder = biggan.checkpoint_in(clip_files.weights_file(place))
     if not (folder.is_dir() and args.verify):
         if folder.is_dir():
-            done = "is converted already; add --verify to check it" if files.is_folder(folder) else "is a folder: give a checkpoint file"
+            done = (
+                "is converted already; add --verify to check it"
+                if files.is_folder(folder)
+                else "is a folder: give a checkpoint file"
+            )
             raise UsageError(f"{folder} {done}")
-        wishes = {key: getattr(args, key) for key in ("name", "licence", "dtype", "classes", "overwrite")}
+        wishes = {
+            key: getattr(args, key) for key in ("name", "licence", "dtype", "classes", "overwrite")
+        }
         folder = convert.convert(place if place.is_dir() else folder, args.out, args.kind, **wishes)
         for note in files.read_config(folder).notes:
             print(f"note: {note}", file=sys.stderr)
@@ -62,10 +106,20 @@ def listing() -> str:
     from sis_jax.checkpoints import catalogue
 
     found = catalogue.inventory().items()
-    here = [f"  {name:20}{f'damaged: {info}' if isinstance(info, SisError) else info.licence}" for name, info in found]
+    here = [
+        f"  {name:20}{f'damaged: {info}' if isinstance(info, SisError) else info.licence}"
+        for name, info in found
+    ]
     known = (*catalogue.PUBLIC.values(), *catalogue.CLIPS.values())
     public = [f"  {p.name:20}{p.resolution:5} px  {p.source}/{p.file}  {p.licence}" for p in known]
-    return "\n".join(["here:", *(here or ["  none"]), "public (download by hand, then give the file or its name):", *public])
+    return "\n".join(
+        [
+            "here:",
+            *(here or ["  none"]),
+            "public (download by hand, then give the file or its name):",
+            *public,
+        ]
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

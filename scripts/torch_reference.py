@@ -20,7 +20,9 @@ FIR = FIR[:, None] * FIR[None] / 64
 def fir(x, pad, gain=1.0, up=1, down=1):
     n, c, h, w = x.shape
     if up > 1:
-        x = F.pad(x.reshape(n, c, h, 1, w, 1), (0, up - 1, 0, 0, 0, up - 1)).reshape(n, c, h * up, w * up)
+        x = F.pad(x.reshape(n, c, h, 1, w, 1), (0, up - 1, 0, 0, 0, up - 1)).reshape(
+            n, c, h * up, w * up
+        )
     kernel = (FIR * gain).to(x.dtype)[None, None].expand(c, 1, 4, 4)
     return F.conv2d(F.pad(x, (pad[0], pad[1], pad[0], pad[1])), kernel, groups=c, stride=down)
 
@@ -32,11 +34,16 @@ def act(x):
 class Linear(nn.Module):
     def __init__(self, i, o, bias=0.0, lr=1.0):
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.randn(o, i) / lr), nn.Parameter(torch.full((o,), bias))
+        self.weight, self.bias = (
+            nn.Parameter(torch.randn(o, i) / lr),
+            nn.Parameter(torch.full((o,), bias)),
+        )
         self.lr = lr
 
     def forward(self, x):
-        return F.linear(x, self.weight * (self.lr / self.weight.shape[1] ** 0.5), self.bias * self.lr)
+        return F.linear(
+            x, self.weight * (self.lr / self.weight.shape[1] ** 0.5), self.bias * self.lr
+        )
 
 
 class Styled(nn.Module):
@@ -57,7 +64,9 @@ class Styled(nn.Module):
         weight = weight.to(dtype)
         x = x.reshape(1, n * i, h, wd)
         if self.up:
-            y = F.conv_transpose2d(x, weight.transpose(1, 2).reshape(n * i, o, k, k), stride=2, groups=n)
+            y = F.conv_transpose2d(
+                x, weight.transpose(1, 2).reshape(n * i, o, k, k), stride=2, groups=n
+            )
             y = fir(y.reshape(n, o, *y.shape[2:]), (1, 1), 4.0)
         else:
             y = F.conv2d(x, weight.reshape(n * o, i, k, k), padding=k // 2, groups=n)
@@ -74,9 +83,15 @@ class Generator(nn.Module):
         self.mapping = nn.ModuleList(Linear(latent, latent, lr=0.01) for _ in range(layers))
         self.const = nn.Parameter(torch.randn(channels[4], 4, 4))
         self.sizes = [r for r in sorted(channels) if r <= res]
-        self.conv0 = nn.ModuleDict({str(r): Styled(channels[r // 2], channels[r], latent, up=True) for r in self.sizes[1:]})
-        self.conv1 = nn.ModuleDict({str(r): Styled(channels[r], channels[r], latent) for r in self.sizes})
-        self.rgb = nn.ModuleDict({str(r): Styled(channels[r], 3, latent, rgb=True) for r in self.sizes})
+        self.conv0 = nn.ModuleDict(
+            {str(r): Styled(channels[r // 2], channels[r], latent, up=True) for r in self.sizes[1:]}
+        )
+        self.conv1 = nn.ModuleDict(
+            {str(r): Styled(channels[r], channels[r], latent) for r in self.sizes}
+        )
+        self.rgb = nn.ModuleDict(
+            {str(r): Styled(channels[r], 3, latent, rgb=True) for r in self.sizes}
+        )
 
     def forward(self, z, dtype=torch.float32):
         w = z * (z.square().mean(1, keepdim=True) + 1e-8).rsqrt()
@@ -114,9 +129,17 @@ class Discriminator(nn.Module):
         self.sizes = [r for r in sorted(channels, reverse=True) if 4 < r <= res]
         self.rgb = Conv(3, channels[res], 1)
         self.conv0 = nn.ModuleDict({str(r): Conv(channels[r], channels[r], 3) for r in self.sizes})
-        self.conv1 = nn.ModuleDict({str(r): Conv(channels[r], channels[r // 2], 3) for r in self.sizes})
-        self.skip = nn.ModuleDict({str(r): Conv(channels[r], channels[r // 2], 1, bias=False) for r in self.sizes})
-        self.conv, self.fc, self.out = Conv(channels[4] + 1, channels[4], 3), Linear(channels[4] * 16, channels[4]), Linear(channels[4], 1)
+        self.conv1 = nn.ModuleDict(
+            {str(r): Conv(channels[r], channels[r // 2], 3) for r in self.sizes}
+        )
+        self.skip = nn.ModuleDict(
+            {str(r): Conv(channels[r], channels[r // 2], 1, bias=False) for r in self.sizes}
+        )
+        self.conv, self.fc, self.out = (
+            Conv(channels[4] + 1, channels[4], 3),
+            Linear(channels[4] * 16, channels[4]),
+            Linear(channels[4], 1),
+        )
 
     def forward(self, x, dtype=torch.float32):
         x = self.rgb(x.to(dtype))
@@ -125,7 +148,11 @@ class Discriminator(nn.Module):
             x = (self.conv1[r](self.conv0[r](x), down=True) + self.skip[r](x, down=True)) * 0.5**0.5
         x = x.float()
         n = len(x)
-        std = (x.reshape(4, n // 4, *x.shape[1:]).var(0, unbiased=False) + 1e-8).sqrt().mean([1, 2, 3])
+        std = (
+            (x.reshape(4, n // 4, *x.shape[1:]).var(0, unbiased=False) + 1e-8)
+            .sqrt()
+            .mean([1, 2, 3])
+        )
         x = torch.cat([x, std.repeat(4)[:, None, None, None].expand(n, 1, 4, 4)], 1)
         return self.out(act(self.fc(self.conv(x).flatten(1))))
 

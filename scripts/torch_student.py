@@ -21,7 +21,11 @@ class Block(nn.Module):
         self.conv1 = nn.Conv2d(n_out, n_out, 3, 1, dilation, dilation, bias=False)
         self.norm0, self.norm1 = nn.BatchNorm2d(n_out), nn.BatchNorm2d(n_out)
         changed = stride != 1 or n_in != n_out
-        self.skip = nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out)) if changed else nn.Identity()
+        self.skip = (
+            nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out))
+            if changed
+            else nn.Identity()
+        )
 
     def forward(self, x):
         return F.relu(self.norm1(self.conv1(F.relu(self.norm0(self.conv0(x))))) + self.skip(x))
@@ -31,8 +35,15 @@ class Student(nn.Module):
     def __init__(self, classes):
         super().__init__()
         stages = [(64, 64, 1, 1), (64, 128, 2, 1), (128, 256, 1, 2), (256, 512, 1, 4)]
-        self.stem = nn.Sequential(nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
-        self.blocks = nn.Sequential(*(b for i, o, s, d in stages for b in (Block(i, o, s, d), Block(o, o, 1, d))))
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 64, 7, 2, 3, bias=False),
+            nn.BatchNorm2d(64),
+            nn.ReLU(),
+            nn.MaxPool2d(3, 2, 1),
+        )
+        self.blocks = nn.Sequential(
+            *(b for i, o, s, d in stages for b in (Block(i, o, s, d), Block(o, o, 1, d)))
+        )
         self.head = nn.Conv2d(512, classes, 1)
 
     def forward(self, x):

@@ -22,7 +22,17 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 # Verbs: a function and the module it lives in share one name, so that `sis.discover(gen)` and `python -m sis_jax.discover` both work.
-_VERBS = ("discover", "label", "synthesize", "distill", "predict", "evaluate", "report", "train_generator", "edit")
+_VERBS = (
+    "discover",
+    "label",
+    "synthesize",
+    "distill",
+    "predict",
+    "evaluate",
+    "report",
+    "train_generator",
+    "edit",
+)
 
 _HOMES = {
     **{verb: f"sis_jax.{verb}" for verb in _VERBS},
@@ -106,7 +116,9 @@ def __getattr__(name: str):
     elif name == "methods":
         value = importlib.import_module("sis_jax.methods")
     else:
-        raise AttributeError(f"module 'sis_jax' has no attribute {name!r}; it has {', '.join(__all__)}")
+        raise AttributeError(
+            f"module 'sis_jax' has no attribute {name!r}; it has {', '.join(__all__)}"
+        )
     globals()[name] = value
     return value
 

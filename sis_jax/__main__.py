@@ -11,7 +11,19 @@ from pathlib import Path
 import sis_jax
 from sis_jax.runs import cli
 
-_NEEDED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "einops", "safetensors", "pillow", "scipy", "transformers")
+_NEEDED = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "einops",
+    "safetensors",
+    "pillow",
+    "scipy",
+    "transformers",
+)
 
 # Sub-commands, "module:function"; the stages are modules of their own.
 _COMMANDS = {"run": "sis_jax.stages.pipeline:run", "export": "sis_jax.export:export"}
@@ -35,12 +47,18 @@ def main(argv: list[str] | None = None) -> int:
     if argv:
         known = ", ".join(_COMMANDS)
         print(
-            f"python -m sis_jax takes no arguments but a command ({known}), got {argv[0]!r}; the stages are {_commands()}", file=sys.stderr
+            f"python -m sis_jax takes no arguments but a command ({known}), got {argv[0]!r}; the stages are {_commands()}",
+            file=sys.stderr,
         )
         return 2
     problems: list[str] = []
     print(f"sis_jax {sis_jax.__version__}, Python {sys.version.split()[0]}")
-    for title, show in (("Stages", _show_stages), ("Versions", _show_versions), ("Devices", _show_devices), ("Weights", _show_weights)):
+    for title, show in (
+        ("Stages", _show_stages),
+        ("Versions", _show_versions),
+        ("Devices", _show_devices),
+        ("Weights", _show_weights),
+    ):
         print(f"\n{title}")
         show(problems)
     folder = cli.cache_folder()
@@ -99,9 +117,13 @@ def _show_devices(problems: list[str]) -> None:
 
         devices = jax.devices()
     except Exception as error:  # a broken driver shows in many ways
-        problems.append(f"JAX finds no device ({str(error).splitlines()[0]}): set JAX_PLATFORMS=cpu, or repair the driver")
+        problems.append(
+            f"JAX finds no device ({str(error).splitlines()[0]}): set JAX_PLATFORMS=cpu, or repair the driver"
+        )
         return
-    print(f"  {len(devices)} x {devices[0].device_kind} ({devices[0].platform}), {os.cpu_count()} processor cores")
+    print(
+        f"  {len(devices)} x {devices[0].device_kind} ({devices[0].platform}), {os.cpu_count()} processor cores"
+    )
     if devices[0].platform == "cpu" and any(Path("/dev").glob("nvidia[0-9]*")):
         problems.append("there is a GPU, but this JAX cannot use it: pip install -e '.[cuda]'")
 

@@ -1,29 +1,20 @@
-"""Find the parts a generator draws: `python -m sis_jax.discover [GEN] --k 10 --out RUN`.
-
-The method does the work (`methods/`); this file resolves the request, and turns what was fitted into `Parts`, a run folder and a report.
-"""
+"""Find the parts a generator draws: `python -m sis_jax.discover [GEN] --k 10 --out RUN`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sis_jax.methods.base import METHODS
-from sis_jax.ops.progress import say
+from sis_jax.methods import METHODS
 from sis_jax.runs import cli
 
 if TYPE_CHECKING:
     from sis_jax.checkpoints.clip import CLIP
     from sis_jax.data.parts import Parts
-    from sis_jax.stages.texts import Texts
     from sis_jax.types import Generator
 
-SHOWN = 8  # samples in the gallery
-FRAME = 0.5  # share of the frame that a background holds: 0.57 to 0.75 on the default faces, 0.45 on a DCGAN whose masks were poor
-UNSURE = 0.7  # agreement below this earns a warning
 
-
+@cli.hooks("sis_jax.stages.discover", "plan", "results")
 def discover(
     gen: str | Generator | None = None,
     *,
@@ -57,205 +48,23 @@ def discover(
 
     Returns `Parts`. Raises UsageError for what cannot work (the sentence says what can), SisError for damaged weights.
     """
-    from sis_jax.checkpoints import load_generator
-    from sis_jax.runs.run import RunFolder
-    from sis_jax.stages.inputs import digests, gather
-    from sis_jax.types import UsageError
+    from sis_jax.stages.discover import discover as work
 
-    fitted_with = _resolve(method, recipe, settings)
-    if seed < 0:
-        raise UsageError(f"seed is {seed}, expected 0 or more")
-    generator = load_generator(gen) if gen is None or isinstance(gen, str | Path) else gen
-    texts = _texts(generator, fitted_with, ontology, rare, neutral, rare_n, rare_share, clip)
-    named = str(gen) if isinstance(gen, str | Path) else generator.info.name
-    if out is None:
-        return _discover(generator, method, fitted_with, seed, texts, gather(fitted_with, generator, named, None))[0]
-    from sis_jax.data.parts import Parts
-    from sis_jax.runs.page import write_page
-
-    config = {"gen": named, "method": method, "recipe": recipe, "seed": seed}
-    config |= {f: getattr(fitted_with, f) for f in _fields(type(fitted_with))}
-    asked = {"ontology": ontology, "rare": rare, "clip": clip if isinstance(clip, str) else None}
-    if rare is not None:
-        asked |= {"neutral": neutral, "rare_n": rare_n, "rare_share": rare_share}
-    config |= texts.config() if texts else {}
-    shown = {"gen": gen, "out": out, "method": method, "recipe": recipe, "seed": seed} | asked | settings
-    reads, command = digests(fitted_with, generator, texts.clip.info.sha256 if texts else None), cli.command("discover", shown)
-    with RunFolder.open(out, overwrite) as run:
-        with run.stage("discover", config, inputs=reads, generator=generator.info, command=command, late=True) as stage:
-            if stage.done:
-                say(f"{out} already holds these parts; give --overwrite to find them again")
-            else:
-                inputs = gather(fitted_with, generator, named, run.path / "parts" / "training")
-                parts, others = _discover(generator, method, fitted_with, seed, texts, inputs)
-                for name, data in (parts.files() | others).items():
-                    run.write_bytes(f"parts/{name}", data)
-        write_page(run.path)
-        return Parts.load(run.path)
-
-
-def _fields(cls: type) -> list[str]:
-    import dataclasses
-
-    return [f.name for f in dataclasses.fields(cls) if f.init]
-
-
-def _resolve(method: str, recipe: str | None, settings: dict[str, Any]) -> Any:
-    """The method with the recipe's settings, overridden by those given that are not the default."""
-    import dataclasses
-    import importlib
-
-    from sis_jax import methods
-    from sis_jax.types import UsageError, unknown_name
-
-    cls = methods.get(method)
-    known = {f.name: f.default for f in dataclasses.fields(cls) if f.init}
-    for name in settings:
-        if name not in known:
-            raise unknown_name(f"setting of {method}", name, known, f"It has {', '.join(known)}.")
-    chosen: dict[str, Any] = {}
-    if recipe is not None:
-        recipes = getattr(importlib.import_module(cls.__module__), "RECIPES", {})
-        if recipe not in recipes:
-            raise unknown_name("recipe", recipe, recipes) if recipes else UsageError(f"{method} has no recipes, got recipe={recipe!r}")
-        chosen |= recipes[recipe]
-    chosen |= {k: v for k, v in settings.items() if v != known[k]}
-    _check_numbers(chosen)
-    return cls(**chosen)
-
-
-def _check_numbers(settings: dict[str, Any]) -> None:
-    """What no method can do with: the methods themselves compare, and NaN passes most comparisons."""
-    import math
-
-    from sis_jax.types import UsageError
-
-    for name, value in settings.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UsageError(f"{name} is {value}, expected a finite number")
-        if name.endswith("truncation") and not 0 <= value <= 2:
-            raise UsageError(f"{name} is {value}, expected 0 to 2 (0.7 is usual)")
-
-
-def _texts(
-    gen: Generator, method: Any, ontology: Any, rare: str | None, neutral: str, rare_n: int, rare_share: float, clip: Any
-) -> Texts | None:
-    """What text shall do, None where it shall do nothing: then no text model is loaded."""
-    _check_texts(ontology, rare, neutral, rare_n, rare_share, clip)
-    if ontology is None and rare is None:
-        return None
-    from sis_jax.stages.texts import Texts
-
-    return Texts.of(gen, method, ontology, rare, neutral, rare_n, rare_share, clip)
-
-
-def _check_texts(ontology: Any, rare: str | None, neutral: str, rare_n: int, rare_share: float, clip: Any) -> None:
-    """UsageError for what would be ignored."""
-    import inspect
-
-    from sis_jax.types import UsageError
-
-    usual = {name: p.default for name, p in inspect.signature(discover).parameters.items()}
-    given = {"neutral": neutral, "rare_n": rare_n, "rare_share": rare_share}
-    unused = [f"--{name.replace('_', '-')}" for name, value in given.items() if rare is None and value != usual[name]]
-    if unused:
-        raise UsageError(f"{unused[0]} says how a rare class is found, and none was asked for: add --rare TEXT")
-    if clip is not None and ontology is None and rare is None:
-        raise UsageError("--clip is a text model, and no text was given: add --ontology or --rare TEXT")
-
-
-def _discover(
-    gen: Generator, method: str, settings: Any, seed: int, texts: Texts | None, inputs: dict[str, Any]
-) -> tuple[Parts, dict[str, bytes]]:
-    """Fit, look at a few samples, and put all of it into one object; and further files of the run's `parts/`."""
-    import numpy as np
-
-    from sis_jax.data.parts import Parts, classes_from
-    from sis_jax.ops.sampling import sample_seeds
-
-    fitted = settings.fit(gen, seed, **inputs)
-    found = texts.extended(gen, fitted, seed) if texts else None
-    if found:
-        gen, fitted = found.gen, found.fitted
-    classes = classes_from(fitted.clusters_, fitted.background_["found"])
-    owner = {cluster: c["id"] for c in classes for cluster in c["clusters"]}
-    clusters = tuple(c | {"class_id": owner[c["id"]], "background": owner[c["id"]] == 0} for c in fitted.clusters_)
-    seeds = sample_seeds(seed, SHOWN)
-    images, masks, sure = (np.concatenate(x) for x in zip(*fitted.label_seeds(gen, seeds)))
-    resolved = {name: getattr(fitted, name) for name in _fields(type(fitted))}
-    said = [*_warnings(fitted, found.cluster), *found.warnings] if found else _warnings(fitted)
-    parts = Parts(
-        method=method, settings=resolved, arrays=fitted.arrays_, classes=classes, clusters=clusters, background=fitted.background_,
-        generator=gen.info, seed=seed, sweep=fitted.sweep_, warnings=tuple(said), samples=images, masks=masks,
-        seeds=tuple(seeds), confidence=tuple(float(c.mean()) for c in sure),
-    )  # fmt: skip
-    parts, files = texts.named(gen, parts, found) if texts else (parts, {})
-    return parts, files | getattr(fitted, "files_", {})
-
-
-def _warnings(fitted: Any, rare: int | None = None) -> list[str]:
-    """What a user should know before trusting the parts, each with its cure. rare: the cluster of a rare class, which has warnings of its own."""
-    from sis_jax.ops.selection import only_just
-
-    found: list[str] = [*getattr(fitted, "warnings_", ())]
-    if not fitted.background_["found"]:
-        found.append(
-            f"The background was not found ({fitted.background_['why']}), so no class has id 0. Look at the gallery and send the background "
-            "there by hand: parts.rename({id: None})."
-        )
-    elif "painted" not in getattr(type(fitted), "wants", ()):
-        held = sum(c["border_share"] for c in fitted.clusters_ if c["background"])
-        if held < FRAME:
-            found.append(
-                f"The background holds only {held:.0%} of the pictures' frame: part of it may be in other clusters. Look at the gallery, send those "
-                f"to the background, parts.rename({{id: None}}), or {'raise k' if hasattr(fitted, 'k') else 'give another seed'}."
-            )
-        narrow = only_just(fitted.clusters_) if hasattr(fitted, "k") else []  # others learn which side is the background
-        found += [
-            f"Cluster {c['id']} was only just taken for background ({c['border_share']:.0%} of the frame, {c['share']:.0%} of the picture). "
-            "Look at the gallery: if it shows the object, give another k or seed."
-            for c in (fitted.clusters_[i] for i in narrow)
-        ]
-    shaky, cure = [c["id"] for c in fitted.clusters_ if c["agreement"] < UNSURE and c["id"] != rare], getattr(fitted, "shaky_cure", "")
-    if shaky and cure:
-        found.append(f"Clusters {', '.join(map(str, shaky))} change when other samples or another seed are used: {cure}.")
-    return found
-
-
-def _plan(config: dict[str, Any]) -> dict[str, Any]:
-    """Files, and what the method expects to need. Samples are scored at about 100 a second; a rare class is clustered once more."""
-    settings = _resolve(config["method"], config["recipe"], {k: v for k, v in config.items() if k in _fields_of(config["method"])})
-    names = ["run.json", "parts/parts.safetensors", "parts/classes.json", "parts/gallery.png", "parts/samples/*.png", "report.html"]
-    need = settings.estimate() if hasattr(settings, "estimate") else {}
-    rare, neutral, rare_n, rare_share = (config[name] for name in ("rare", "neutral", "rare_n", "rare_share"))
-    _check_texts(config["ontology"], rare, neutral, rare_n, rare_share, config["clip"])
-    if config["ontology"] is not None:
-        names.append("parts/names.json")
-    if rare is not None:
-        from sis_jax.stages.texts import check_rare
-
-        check_rare(settings, rare, neutral, rare_n, rare_share)
-        names += ["parts/rare.png", "parts/rare.json", "parts/rare.safetensors"]
-        need = need | {"seconds": 2 * need["seconds"] + rare_n / 100 + 10}
-    return {"files": [f"{config['out']}/{n}" for n in names] if config["out"] else []} | need
-
-
-def _fields_of(method: str) -> list[str]:
-    from sis_jax import methods
-
-    return _fields(methods.get(method))
-
-
-def _results(parts: Any, config: dict[str, Any]) -> list[Path]:
-    out = Path(config["out"]) if config["out"] else None
-    if out is None:
-        return []
-    rare = [out / "parts" / "rare.png"] if config["rare"] else []
-    return [out / "parts" / "gallery.png", *rare, out / "parts" / "classes.json", out / "report.html"]
-
-
-discover.plan = _plan  # type: ignore[attr-defined]
-discover.results = _results  # type: ignore[attr-defined]
+    return work(
+        gen,
+        out=out,
+        method=method,
+        recipe=recipe,
+        ontology=ontology,
+        rare=rare,
+        neutral=neutral,
+        rare_n=rare_n,
+        rare_share=rare_share,
+        clip=clip,
+        seed=seed,
+        overwrite=overwrite,
+        **settings,
+    )
 
 
 if __name__ == "__main__":

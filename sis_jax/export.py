@@ -6,9 +6,8 @@ from pathlib import Path
 
 from sis_jax.runs import cli
 
-STUDENT = ("jax", "onnx")
 
-
+@cli.hooks("sis_jax.stages.export", "results", "plan")
 def export(
     run: str | Path,
     *,
@@ -31,74 +30,9 @@ def export(
     Returns the folder or file. Raises UsageError for a run without a dataset or student, an unknown format, or a folder that holds
     other things.
     """
-    from sis_jax.data.exports.formats import FORMATS
+    from sis_jax.stages.export import export as work
 
-    if format not in (*FORMATS, "blanks", *STUDENT):
-        from sis_jax.types import unknown_name
-
-        raise unknown_name("format", format, (*FORMATS, "blanks", *STUDENT))
-    if format in STUDENT:
-        _check(format, n, filled)
-        return _export_student(run, format, Path(out) if out is not None else None, overwrite)
-    place = Path(out) if out is not None else Path(run) / "exports" / format
-    if format == "blanks":
-        from sis_jax.data.blanks import write_blanks
-
-        return write_blanks(run, place, n=16 if n is None else n, filled=filled, overwrite=overwrite)
-    from sis_jax.data.exports.formats import write_dataset
-    from sis_jax.data.folder import Dataset
-
-    _check(format, n, filled)
-    return write_dataset(format, Dataset.open(run), place, overwrite=overwrite)
-
-
-def _export_student(run: str | Path, format: str, out: Path | None, overwrite: bool) -> Path:  # noqa: A002
-    from sis_jax.checkpoints.student import load_student
-    from sis_jax.types import UsageError
-
-    student = load_student(run)
-    place = _student_file(run, format, out)
-    if place.exists() and not overwrite:
-        raise UsageError(f"{place} is there already: add --overwrite, or give another --out")
-    return student.export(place)
-
-
-def _student_file(run: str | Path, format: str, out: Path | None) -> Path:  # noqa: A002
-    """Where the student goes; UsageError for one that does not exist, a place that cannot be, or one given by name, which has no run to write into."""
-    from sis_jax.checkpoints.student import find
-    from sis_jax.types import UsageError
-
-    find(run)
-    if out is None and not Path(run).exists():
-        raise UsageError(f"{run} is no run here to write into: give --out, such as --out {Path(run).name}.{format}")
-    place = out or Path(run) / "exports" / f"student.{format}"
-    if place.suffix.lower() != f".{format}":
-        raise UsageError(f"{place} is to hold the student as {format}: give it a name that ends in .{format}")
-    if place.is_dir():
-        raise UsageError(f"{place} is a folder, but the student is one file: give another --out")
-    return place
-
-
-def _check(format: str, n: int | None, filled: bool) -> None:  # noqa: A002
-    if n is not None or filled:
-        from sis_jax.types import UsageError
-
-        raise UsageError(f"--n and --filled belong to --format blanks, got them with {format}, which always writes everything")
-
-
-def _results(folder: Path, config: object) -> list[Path]:
-    return [folder]
-
-
-def _plan(config: dict) -> dict:
-    run, format, out = config["run"], config["format"], config["out"]  # noqa: A001
-    if format in STUDENT:
-        return {"files": [str(_student_file(run, format, Path(out) if out is not None else None))]}
-    return {"files": [out or f"{run}/exports/{format}"]}
-
-
-export.results = _results  # type: ignore[attr-defined]
-export.plan = _plan  # type: ignore[attr-defined]
+    return work(run, format=format, out=out, n=n, filled=filled, overwrite=overwrite)
 
 
 if __name__ == "__main__":

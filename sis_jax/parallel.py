@@ -91,7 +91,9 @@ def local_devices(devices: Devices = None) -> tuple[Any, ...]:
     if isinstance(devices, int):
         here = jax.local_devices()
         if not 1 <= devices <= len(here):
-            raise UsageError(f"asked for {devices} devices, but this process has {len(here)}: give a number from 1 to {len(here)}")
+            raise UsageError(
+                f"asked for {devices} devices, but this process has {len(here)}: give a number from 1 to {len(here)}"
+            )
         return tuple(here[:devices])
     if not devices:
         raise UsageError("the list of devices is empty: give at least one, or None for all")
@@ -104,7 +106,9 @@ def device_count(devices: Devices = None) -> int:
 
 
 def shard(
-    x: Shaped[np.ndarray, "n *rest"] | Shaped[Array, "n *rest"], n_devices: int, rows: int | None = None
+    x: Shaped[np.ndarray, "n *rest"] | Shaped[Array, "n *rest"],
+    n_devices: int,
+    rows: int | None = None,
 ) -> tuple[Shaped[np.ndarray, "d m *rest"] | Shaped[Array, "d m *rest"], Float[np.ndarray, "d m"]]:
     """Cut [n ...] into blocks [d, m, ...] of m = ceil(n / d) rows (or `rows`), the last ones filled up with zero rows.
 
@@ -116,7 +120,9 @@ def shard(
         raise UsageError(f"cannot cut {n} rows into {n_devices} blocks: give at least one device")
     m = max(-(-n // n_devices), 1) if rows is None else rows
     if m * n_devices < n:
-        raise UsageError(f"{n} rows do not fit into {n_devices} blocks of {m}: rows must be at least {-(-n // n_devices)}")
+        raise UsageError(
+            f"{n} rows do not fit into {n_devices} blocks of {m}: rows must be at least {-(-n // n_devices)}"
+        )
     missing = m * n_devices - n
     if missing:
         lib = jnp if isinstance(x, jax.Array) else np
@@ -125,7 +131,9 @@ def shard(
     return x.reshape(n_devices, m, *x.shape[1:]), weights
 
 
-def unshard(blocks: Shaped[np.ndarray, "d m *rest"] | Shaped[Array, "d m *rest"], n: int) -> np.ndarray | Array:
+def unshard(
+    blocks: Shaped[np.ndarray, "d m *rest"] | Shaped[Array, "d m *rest"], n: int
+) -> np.ndarray | Array:
     """The first `n` rows of blocks [d m ...] as [n ...]: the inverse of `shard`."""
     d, m = blocks.shape[:2]
     if not 0 <= n <= d * m:
@@ -135,7 +143,9 @@ def unshard(blocks: Shaped[np.ndarray, "d m *rest"] | Shaped[Array, "d m *rest"]
 
 def place(tree: PyTree, devices: Devices = None) -> PyTree:
     """Blocks [d ...] laid out once, one on each device, so that a loop of calls does not send them again."""
-    return jax.device_put(tree, NamedSharding(Mesh(np.array(local_devices(devices)), (AXIS,)), P(AXIS)))
+    return jax.device_put(
+        tree, NamedSharding(Mesh(np.array(local_devices(devices)), (AXIS,)), P(AXIS))
+    )
 
 
 def replicate(tree: PyTree, devices: Devices = None) -> PyTree:
@@ -164,30 +174,45 @@ def map_devices(
     if engine not in ("pmap", "shard_map"):
         raise UsageError(f"unknown engine {engine!r}: use 'pmap' or 'shard_map'")
     if 0 not in in_axes:
-        raise UsageError("map_devices needs at least one argument with in_axes 0: nothing says what differs between devices")
+        raise UsageError(
+            "map_devices needs at least one argument with in_axes 0: nothing says what differs between devices"
+        )
     if devices is None and jax.process_count() > 1:
         chosen = tuple(jax.devices())
     else:
         chosen = local_devices(devices)
-    return _compiled(body, tuple(in_axes), out_axes, chosen, engine, tuple(donate), tuple(sorted(static.items())))
+    return _compiled(
+        body, tuple(in_axes), out_axes, chosen, engine, tuple(donate), tuple(sorted(static.items()))
+    )
 
 
 @lru_cache(maxsize=256)
 def _compiled(body, in_axes, out_axes, devices, engine, donate, static) -> Callable[..., Any]:
     fixed = partial(body, **dict(static)) if static else body
     if engine == "pmap":
-        mapped = jax.pmap(fixed, axis_name=AXIS, in_axes=in_axes, out_axes=out_axes, devices=devices, donate_argnums=donate)
+        mapped = jax.pmap(
+            fixed,
+            axis_name=AXIS,
+            in_axes=in_axes,
+            out_axes=out_axes,
+            devices=devices,
+            donate_argnums=donate,
+        )
     else:
         mapped = _shard_mapped(fixed, in_axes, out_axes, devices, donate)
     here = sum(d.process_index == jax.process_index() for d in devices)
 
     def call(*args):
         if len(args) != len(in_axes):
-            raise TypeError(f"{getattr(body, '__name__', 'body')} takes {len(in_axes)} mapped arguments, got {len(args)}")
+            raise TypeError(
+                f"{getattr(body, '__name__', 'body')} takes {len(in_axes)} mapped arguments, got {len(args)}"
+            )
         for i, (arg, axis) in enumerate(zip(args, in_axes, strict=True)):
             sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(arg)} if axis == 0 else set()
             if sizes - {(here,)}:
-                raise UsageError(f"argument {i} must have one block for each of {here} devices along its first axis: use parallel.shard")
+                raise UsageError(
+                    f"argument {i} must have one block for each of {here} devices along its first axis: use parallel.shard"
+                )
         return mapped(*args)
 
     return call
@@ -197,16 +222,27 @@ def _shard_mapped(body, in_axes, out_axes, devices, donate) -> Callable[..., Any
     mesh = Mesh(np.array(devices), (AXIS,))
 
     def spec(axes):
-        return tuple(spec(a) for a in axes) if isinstance(axes, tuple) else P(AXIS) if axes == 0 else P()
+        return (
+            tuple(spec(a) for a in axes)
+            if isinstance(axes, tuple)
+            else P(AXIS)
+            if axes == 0
+            else P()
+        )
 
     def lifted(*args):
-        inner = (jax.tree.map(lambda a: lax.squeeze(a, [0]), arg) if axis == 0 else arg for arg, axis in zip(args, in_axes, strict=True))
+        inner = (
+            jax.tree.map(lambda a: lax.squeeze(a, [0]), arg) if axis == 0 else arg
+            for arg, axis in zip(args, in_axes, strict=True)
+        )
         out = body(*inner)
         if isinstance(out_axes, tuple):
             return tuple(_stackable(o, axis) for o, axis in zip(out, out_axes, strict=True))
         return _stackable(out, out_axes)
 
-    run = jax.shard_map(lifted, mesh=mesh, in_specs=spec(in_axes), out_specs=spec(out_axes), check_vma=False)
+    run = jax.shard_map(
+        lifted, mesh=mesh, in_specs=spec(in_axes), out_specs=spec(out_axes), check_vma=False
+    )
     return jax.jit(run, donate_argnums=donate)
 
 
@@ -214,7 +250,9 @@ def _stackable(tree, axis):
     return jax.tree.map(lambda a: lax.expand_dims(a, [0]), tree) if axis == 0 else tree
 
 
-def initialize(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> tuple[int, int]:
+def initialize(
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> tuple[int, int]:
     """Join the processes of one job; returns (this process, number of processes), (0, 1) where there is only one.
 
     coordinator: "host:port" of process 0, or "auto" on a cluster that JAX knows (Slurm, TPU pods, ...). What is not given is read from
@@ -234,7 +272,9 @@ def initialize(coordinator: str | None = None, num_processes: int | None = None,
             "set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
         )
     if not 0 <= process_id < num_processes:
-        raise UsageError(f"process {process_id} of {num_processes} does not exist: number them from 0 to {num_processes - 1}")
+        raise UsageError(
+            f"process {process_id} of {num_processes} does not exist: number them from 0 to {num_processes - 1}"
+        )
     jax.distributed.initialize(coordinator, num_processes, process_id)
     return jax.process_index(), jax.process_count()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sis_jax.runs import cli
+
 
 def report(run: str | Path) -> Path:
     """Write RUN/report.html: parts, samples, the choice of layer and k, warnings, and how to repeat the run.
@@ -20,6 +22,4 @@ def report(run: str | Path) -> Path:
 
 
 if __name__ == "__main__":
-    from sis_jax.runs import cli
-
     cli.main(report)

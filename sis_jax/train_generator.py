@@ -1,29 +1,16 @@
-"""Train a StyleGAN2 on a folder of photos: `python -m sis_jax.train_generator PHOTOS --out DIR`.
-
-The method is StyleGAN2 with adaptive augmentation (arXiv 1912.04958, 2006.06676); one step is in `training/gan.py`. The loop around it
-is `training/generator_loop.py`; this file holds the arguments, their checks, and the run folder.
-
-    DIR/
-    ├── run.json · curves.csv
-    ├── samples/000123456.png    64 samples of the averaged generator, the same seeds every time
-    ├── checkpoints/             Orbax; resuming is the default
-    └── generator/               a weights folder: what `discover` and `load_generator` take
-"""
+"""Train a StyleGAN2 on a folder of photos: `python -m sis_jax.train_generator PHOTOS --out DIR`."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from sis_jax.runs import cli
-from sis_jax.runs.run import RunFolder
-from sis_jax.training.generator_loop import Trainer
-from sis_jax.types import UsageError
 
 if TYPE_CHECKING:
     from sis_jax.models.stylegan2 import StyleGAN2
 
 
+@cli.hooks("sis_jax.stages.train_generator", "plan", "results")
 def train_generator(
     photos: str,
     *,
@@ -80,60 +67,34 @@ def train_generator(
 
     Returns the averaged generator.
     """
-    config = dict(locals())
-    _check(config)
-    with RunFolder.open(out, overwrite) as run:
-        if overwrite:
-            _discard(run.path)
-        compared = {k: v for k, v in config.items() if k not in ("images", "minutes", "overwrite", "out")}
-        with run.stage("train_generator", compared, command=cli.command("train_generator", config), again=True) as stage:
-            trainer = Trainer(run, config)
-            trainer.run()
-            stage.record |= trainer.facts()
-            return trainer.generator()
+    from sis_jax.stages.train_generator import train_generator as work
 
-
-def _check(config: dict[str, Any]) -> None:
-    least = dict.fromkeys(("images", "batch", "latent", "mapping_layers", "channel_base", "channel_max", "snapshot", "holdout", "rows"), 1)
-    least |= dict.fromkeys(("r1_gamma", "path_length", "ema_images", "seed", "minutes"), 0)
-    for name, bound in least.items():
-        if config[name] is not None and config[name] < bound:
-            raise UsageError(f"{name} is {config[name]}, expected at least {bound}")
-    if config["learning_rate"] <= 0:
-        raise UsageError(f"learning_rate is {config['learning_rate']}, expected a number above 0 (0.0025 is the papers')")
-    if config["batch"] % 4:
-        raise UsageError(f"batch is {config['batch']}, expected a multiple of 4: the discriminator compares images in groups of four")
-    side = config["resolution"]
-    if side < 8 or side & (side - 1):
-        raise UsageError(f"resolution is {side}, expected 8, 16, 32, 64, ...: a StyleGAN2 doubles its way up from 4")
-    if config["channel_base"] < side:
-        raise UsageError(
-            f"channel_base is {config['channel_base']}, expected at least the resolution, {side}: that leaves one channel there"
-        )
-
-
-def _discard(folder: Path) -> None:
-    import shutil
-
-    for name in ("checkpoints", "samples", "generator"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    (folder / "curves.csv").unlink(missing_ok=True)
-
-
-def _plan(config: dict[str, Any]) -> dict[str, Any]:
-    """The seconds are those of two processor cores: 1.4e10 multiply-adds of the forward pass a second, as 22 pictures of the default's size are."""
-    _check(config)
-    from sis_jax.models import stylegan2
-    from sis_jax.training import gan
-
-    work = gan.multiply_adds(stylegan2.channel_table(config["resolution"], config["channel_base"], config["channel_max"]))
-    seconds = min(config["images"] * work / 1.4e10, 60 * config["minutes"] if config["minutes"] else float("inf"))
-    files = ["run.json", "curves.csv", "samples/*.png", "checkpoints/", "generator/"]
-    return {"files": files, "images": config["images"], "seconds": seconds}
-
-
-train_generator.plan = _plan  # type: ignore[attr-defined]
-train_generator.results = lambda value, config: [Path(config["out"]) / "generator"]  # type: ignore[attr-defined]
+    return work(
+        photos,
+        out=out,
+        resolution=resolution,
+        images=images,
+        start_from=start_from,
+        batch=batch,
+        channel_base=channel_base,
+        channel_max=channel_max,
+        latent=latent,
+        mapping_layers=mapping_layers,
+        learning_rate=learning_rate,
+        r1_gamma=r1_gamma,
+        path_length=path_length,
+        augment=augment,
+        mirror=mirror,
+        rows=rows,
+        holdout=holdout,
+        ema_images=ema_images,
+        dtype=dtype,
+        snapshot=snapshot,
+        minutes=minutes,
+        licence=licence,
+        seed=seed,
+        overwrite=overwrite,
+    )
 
 
 if __name__ == "__main__":

@@ -33,7 +33,9 @@ class UsageError(SisError, ValueError):
 def unknown_name(kind: str, name: str, known: Iterable[str], cure: str = "") -> UsageError:
     """The error for a name that does not exist: what was got, the nearest three that do exist, and what to type."""
     known = sorted(known)
-    nearest = [k for k in known if k.lower() == name.lower()] or difflib.get_close_matches(name, known, n=3, cutoff=0.0)
+    nearest = [k for k in known if k.lower() == name.lower()] or difflib.get_close_matches(
+        name, known, n=3, cutoff=0.0
+    )
     hint = f"; did you mean {', '.join(map(repr, nearest))}" if nearest else "; none are known here"
     return UsageError(f"unknown {kind} {name!r}{hint}?{' ' + cure if cure else ''}")
 
@@ -90,11 +92,15 @@ class Generator(Protocol):
     def taps(self) -> tuple[str, ...]: ...
 
     def latents(self, seeds: Sequence[int]) -> Float[Array, "n z"]: ...
-    def map(self, z: Float[Array, "n z"], truncation: float | Any = 1.0) -> Float[Array, "n num_ws w"]: ...
+    def map(
+        self, z: Float[Array, "n z"], truncation: float | Any = 1.0
+    ) -> Float[Array, "n num_ws w"]: ...
     def synthesize(
         self, w: Float[Array, "n num_ws w"], noise: Noise = "const", taps: tuple[str, ...] = ()
     ) -> tuple[Float[Array, "n rows columns 3"], dict[str, Float[Array, "n ..."]]]: ...
-    def sample(self, seeds: Iterable[int], truncation: float = 1.0, taps: tuple[str, ...] = ()) -> Samples: ...
+    def sample(
+        self, seeds: Iterable[int], truncation: float = 1.0, taps: tuple[str, ...] = ()
+    ) -> Samples: ...
 
 
 def to_uint8(images: Float[Array, "*n h w 3"] | np.ndarray) -> np.ndarray:
@@ -118,6 +124,8 @@ def latents_from_seeds(seeds: Iterable[int], z_dim: int) -> np.ndarray:
     seeds = [int(s) for s in seeds]
     for s in seeds:
         if not 0 <= s < 2**32:
-            raise UsageError(f"seed {s} is out of range: seeds are whole numbers from 0 to 4294967295")
+            raise UsageError(
+                f"seed {s} is out of range: seeds are whole numbers from 0 to 4294967295"
+            )
     rows = [np.random.RandomState(s).randn(1, z_dim) for s in seeds]
     return np.concatenate(rows).astype(np.float32) if rows else np.zeros((0, z_dim), np.float32)

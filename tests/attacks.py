@@ -24,11 +24,25 @@ def attacks(wire):
     yield "protocol 0", pickle.dumps(Attack(os.system, (shell,)), 0)
     yield "eval", pickle.dumps(Attack(eval, (write,)), 4)
     yield "exec in a weights dict", pickle.dumps({"g_ema": {"x": Attack(exec, (write,))}}, 4)
-    for module, name in (("subprocess", "call"), ("builtins", "exec"), ("__builtin__", "eval"), ("posix", "system"), ("runpy", "run_path")):
+    for module, name in (
+        ("subprocess", "call"),
+        ("builtins", "exec"),
+        ("__builtin__", "eval"),
+        ("posix", "system"),
+        ("runpy", "run_path"),
+    ):
         yield f"{module}.{name}", pickled(Call(Global(module, name), (shell,)))
-    yield "chain", pickled(Call(Call(Global("builtins", "getattr"), (Global("os", "path"), "system")), (shell,)))
+    yield (
+        "chain",
+        pickled(
+            Call(Call(Global("builtins", "getattr"), (Global("os", "path"), "system")), (shell,))
+        ),
+    )
     yield "getattr walk", b"\x80\x04\x8c\x08builtins\x8c\x11__import__.__self__\x93."
-    yield "dotted walk in an allowed module", pickled(Call(Global("collections", "OrderedDict.__init__.__globals__"), ()))
+    yield (
+        "dotted walk in an allowed module",
+        pickled(Call(Global("collections", "OrderedDict.__init__.__globals__"), ())),
+    )
     yield "dotted walk through numpy", b"\x80\x04\x8c\x05numpy\x8c\x10ctypeslib.os.sys\x93."
     yield "numpy.load", pickled(Call(Global("numpy", "load"), ("x",)))
     yield "torch.load", pickled(Call(Global("torch.serialization", "load"), ("x",)))
@@ -40,19 +54,48 @@ def attacks(wire):
     yield "OBJ", b"(cos\nsystem\nS'" + shell.encode() + b"'\no."
     yield "NEWOBJ", b"\x80\x02cos\nsystem\n(S'x'\nt\x81."
     yield "NEWOBJ_EX", b"\x80\x04cos\nsystem\n(S'x'\nt}\x92."
-    yield "BUILD on a name", b"\x80\x02ccollections\nOrderedDict\n" + factory.assemble({"__reduce__": 1}) + b"b."
+    yield (
+        "BUILD on a name",
+        b"\x80\x02ccollections\nOrderedDict\n" + factory.assemble({"__reduce__": 1}) + b"b.",
+    )
     yield "BUILD on a list", b"\x80\x02]" + factory.assemble({"append": 1}) + b"b."
-    yield "BUILD with slots", b"\x80\x02cnumpy\nndarray\n" + factory.assemble((None, {"shape": 1})) + b"b."
-    yield "set state by a call", pickled(Call(Global("builtins", "setattr"), (Global("numpy", "dtype"), "x", 1)))
+    yield (
+        "BUILD with slots",
+        b"\x80\x02cnumpy\nndarray\n" + factory.assemble((None, {"shape": 1})) + b"b.",
+    )
+    yield (
+        "set state by a call",
+        pickled(Call(Global("builtins", "setattr"), (Global("numpy", "dtype"), "x", 1))),
+    )
     yield "memo out of range", b"\x80\x02j\xff\xff\xff\xff."
-    yield "memo overwritten by a call", b"\x80\x02cos\nsystem\nq\x00h\x00(S'" + shell.encode() + b"'\ntR."
+    yield (
+        "memo overwritten by a call",
+        b"\x80\x02cos\nsystem\nq\x00h\x00(S'" + shell.encode() + b"'\ntR.",
+    )
     yield "calling a value", pickled(Call("text", ()))
     yield "calling a type name", pickled(Call(Global("torch", "FloatStorage"), (3,)))
     yield "persistent id", pickled(Persistent(("storage", Global("os", "system"), "0", "cpu", 1)))
     yield "persistent module", b"\x80\x02(S'module'\nS'" + shell.encode() + b"'\ntQ."
     yield "text persistent id", b"P" + shell.encode() + b"\n."
-    yield "object arrays", pickled(Call(Global("numpy", "dtype"), ("O8", False, True), (3, "|", None, None, None, -1, -1, 63)))
-    yield "embedded stream", pickled(Call(Global("torch.storage", "_load_from_bytes"), (pickle.dumps(Attack(os.system, (shell,)), 2),)))
+    yield (
+        "object arrays",
+        pickled(
+            Call(
+                Global("numpy", "dtype"),
+                ("O8", False, True),
+                (3, "|", None, None, None, -1, -1, 63),
+            )
+        ),
+    )
+    yield (
+        "embedded stream",
+        pickled(
+            Call(
+                Global("torch.storage", "_load_from_bytes"),
+                (pickle.dumps(Attack(os.system, (shell,)), 2),),
+            )
+        ),
+    )
     yield "zip", factory.torch_zip({"g_ema": Call(Global("os", "system"), (shell,))})
     yield "out-of-band buffer", b"\x80\x05\x97."
     for module, name in (
@@ -115,26 +158,79 @@ def attacks(wire):
     yield "subclass walk", pickled(Call(Global("builtins", "object.__subclasses__"), ()))
     yield "arguments that are no tuple", b"\x80\x02ccollections\nOrderedDict\n]R."
     yield "keyword arguments", b"\x80\x04ccollections\nOrderedDict\n)}\x92."
-    yield "second pickle behind the first", b"\x80\x02}." + pickle.dumps(Attack(os.system, (shell,)), 2)
-    yield "call in a key", b"\x80\x02}" + factory.assemble(Call(Global("os", "system"), (shell,))) + b"Ns."
-    yield "call in a discarded value", factory.assemble(Call(Global("os", "system"), (shell,))).join((b"\x80\x02", b"0}."))
-    yield "call behind a mark", b"\x80\x02(" + factory.assemble(Call(Global("os", "system"), (shell,))) + b"1}."
-    yield "state of a state", pickled(Call(Global("argparse", "Namespace"), (), Call(Global("os", "system"), (shell,))))
+    yield (
+        "second pickle behind the first",
+        b"\x80\x02}." + pickle.dumps(Attack(os.system, (shell,)), 2),
+    )
+    yield (
+        "call in a key",
+        b"\x80\x02}" + factory.assemble(Call(Global("os", "system"), (shell,))) + b"Ns.",
+    )
+    yield (
+        "call in a discarded value",
+        factory.assemble(Call(Global("os", "system"), (shell,))).join((b"\x80\x02", b"0}.")),
+    )
+    yield (
+        "call behind a mark",
+        b"\x80\x02(" + factory.assemble(Call(Global("os", "system"), (shell,))) + b"1}.",
+    )
+    yield (
+        "state of a state",
+        pickled(Call(Global("argparse", "Namespace"), (), Call(Global("os", "system"), (shell,)))),
+    )
     yield (
         "module source",
-        pickled({"G_ema": factory.persistent_module({}, {"": {"module_src": write, "_modules": {"x": Call(Global("os", "system"), ())}}})}),
+        pickled(
+            {
+                "G_ema": factory.persistent_module(
+                    {},
+                    {
+                        "": {
+                            "module_src": write,
+                            "_modules": {"x": Call(Global("os", "system"), ())},
+                        }
+                    },
+                )
+            }
+        ),
     )
     yield "legacy stream", factory.torch_legacy({"g_ema": Call(Global("os", "system"), (shell,))})
-    yield "keys of a legacy stream", factory.torch_legacy({})[: -len(pickled([]))] + pickle.dumps(Attack(os.system, (shell,)), 2)
-    yield "zip with two pickles", zip_of({"a/data.pkl": pickled({}), "b/data.pkl": pickled(Call(Global("os", "system"), (shell,)))})
-    yield "zip that climbs", zip_of({"../../x": b"", "archive/../data.pkl": pickled(Call(Global("os", "system"), (shell,)))})
+    yield (
+        "keys of a legacy stream",
+        factory.torch_legacy({})[: -len(pickled([]))]
+        + pickle.dumps(Attack(os.system, (shell,)), 2),
+    )
+    yield (
+        "zip with two pickles",
+        zip_of(
+            {
+                "a/data.pkl": pickled({}),
+                "b/data.pkl": pickled(Call(Global("os", "system"), (shell,))),
+            }
+        ),
+    )
+    yield (
+        "zip that climbs",
+        zip_of(
+            {"../../x": b"", "archive/../data.pkl": pickled(Call(Global("os", "system"), (shell,)))}
+        ),
+    )
     yield (
         "TorchScript",
         zip_of(
-            {"a/constants.pkl": pickled(Call(Global("os", "system"), (shell,))), "a/data.pkl": pickled({}), "a/code/x.py": write.encode()}
+            {
+                "a/constants.pkl": pickled(Call(Global("os", "system"), (shell,))),
+                "a/data.pkl": pickled({}),
+                "a/code/x.py": write.encode(),
+            }
         ),
     )
     yield (
         "TorchScript's own names",
-        zip_of({"a/constants.pkl": pickled(()), "a/data.pkl": pickled(Call(Global("__torch__.os", "system"), (shell,)))}),
+        zip_of(
+            {
+                "a/constants.pkl": pickled(()),
+                "a/data.pkl": pickled(Call(Global("__torch__.os", "system"), (shell,))),
+            }
+        ),
     )

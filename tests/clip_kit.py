@@ -29,7 +29,9 @@ def plain(tree):
 
 def save_pt(path, arrays):
     """A state dict as a torch file."""
-    path.write_bytes(factory.torch_zip({key: np.ascontiguousarray(value) for key, value in arrays.items()}))
+    path.write_bytes(
+        factory.torch_zip({key: np.ascontiguousarray(value) for key, value in arrays.items()})
+    )
     return path
 
 

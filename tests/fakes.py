@@ -25,14 +25,20 @@ def _filled(module, seed, info):
 def tiny_stylegan2(resolution=16, channels=8, latent=8, seed=0):
     """A StyleGAN2 with random weights: `channels` at every resolution, two mapping layers."""
     stages = resolution.bit_length() - 2
-    config = GeneratorConfig(resolution, (channels,) * stages, latent, latent, mapping_layers=2, mapping_width=latent)
+    config = GeneratorConfig(
+        resolution, (channels,) * stages, latent, latent, mapping_layers=2, mapping_width=latent
+    )
     return _filled(StyleGAN2(config), seed, Info(name="tiny", licence="none needed"))
 
 
 def tiny_discriminator(resolution=16, channels=8, seed=1):
     """The discriminator of `tiny_stylegan2`'s size."""
     stages = resolution.bit_length() - 2
-    return _filled(Discriminator(DiscriminatorConfig(resolution, (channels,) * stages)), seed, Info(name="tiny"))
+    return _filled(
+        Discriminator(DiscriminatorConfig(resolution, (channels,) * stages)),
+        seed,
+        Info(name="tiny"),
+    )
 
 
 def tiny_dcgan(channels=(16, 8), z_dim=6, seed=2):
@@ -57,7 +63,9 @@ class Blocks:
         side = self.resolution
         at = lib.arange(side) + 0.5 - side / 2
         x, y = at[None, None, :] - shift[:, None, None], at[None, :, None]
-        return (abs(x) > 0.2 * side) & (y == y) if self.mirrored else x**2 + y**2 < (0.36 * side) ** 2
+        return (
+            (abs(x) > 0.2 * side) & (y == y) if self.mirrored else x**2 + y**2 < (0.36 * side) ** 2
+        )
 
     def truth(self, seeds, truncation=1.0):
         """Which pixels are the disc: bool[n r r]."""

@@ -20,7 +20,9 @@ def two_words(scale=5.0, name="two words"):
     pictures, so that these lie between the two words: the more light patches, the nearer to "white".
     """
     block = TransformerConfig(3, 1, 1, 3)
-    config = CLIPConfig(3, ViTConfig(_SIDE, _PATCH, block), TextConfig(_VOCABULARY, _CONTEXT, block))
+    config = CLIPConfig(
+        3, ViTConfig(_SIDE, _PATCH, block), TextConfig(_VOCABULARY, _CONTEXT, block)
+    )
     tokenizer = Tokenizer(_CONTEXT, _VOCABULARY)
     arrays = {key: np.zeros_like(value) for key, value in arrays_of(CLIPNetwork(config)).items()}
     for key in arrays:
@@ -41,7 +43,12 @@ def save(clip, folder):
     """A weights folder with it."""
     from sis_jax.checkpoints import clip_files
 
-    clip_files.write_folder(clip_files.Stored(clip.config, arrays_of(clip.network), clip.preprocessing, clip.tokenizer, clip.info), folder)
+    clip_files.write_folder(
+        clip_files.Stored(
+            clip.config, arrays_of(clip.network), clip.preprocessing, clip.tokenizer, clip.info
+        ),
+        folder,
+    )
     return folder
 
 

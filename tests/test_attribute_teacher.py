@@ -29,7 +29,9 @@ def test_the_descriptor_sees_edges_and_colours():
     step[:, :, 8:] = 200
     a, b = (attribute_teacher.described(x) for x in (flat, step))
     assert a.shape == (1, 4, 4, 18) and not a[..., :12].any() and not a[..., 15:].any()
-    assert b[0, :, 1, 0].min() > 0.5 and b[0, :, 1, 6].max() == pytest.approx(0, abs=1e-3)  # brighter to the right, nothing to the left
+    assert b[0, :, 1, 0].min() > 0.5 and b[0, :, 1, 6].max() == pytest.approx(
+        0, abs=1e-3
+    )  # brighter to the right, nothing to the left
     np.testing.assert_allclose(b[0, 0, 3, 12:15], 200 / 255, atol=1e-5)
 
 
@@ -38,7 +40,9 @@ def test_the_teacher_knows_new_pictures_and_is_calibrated():
     teacher = attribute_teacher.fit(seen, facts)
     new, truth = pictures(100, seed=1)
     told = teacher(new)
-    assert told.shape == (100, 2) and min(roc_area(told[:, j], truth[:, j]) for j in range(2)) > 0.95
+    assert (
+        told.shape == (100, 2) and min(roc_area(told[:, j], truth[:, j]) for j in range(2)) > 0.95
+    )
     assert np.abs(told.mean(0) - truth.mean(0)).max() < 0.1
 
 

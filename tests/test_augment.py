@@ -20,7 +20,10 @@ def _noise(b: int, h: int, w: int, seed: int = 0) -> jax.Array:
 def _smooth(b: int, h: int, w: int) -> jax.Array:
     """Pictures without detail near the pixel scale, so that resampling may cost little."""
     y, x = np.mgrid[0:h, 0:w]
-    waves = [np.sin(2 * np.pi * (fx * x / w + fy * y / h) + ph) for fx, fy, ph in ((1, 0.5, 0), (0.7, -1, 1), (1.2, 1, 2))]
+    waves = [
+        np.sin(2 * np.pi * (fx * x / w + fy * y / h) + ph)
+        for fx, fy, ph in ((1, 0.5, 0), (0.7, -1, 1), (1.2, 1, 2))
+    ]
     return jnp.asarray(np.tile(0.8 * np.stack(waves, -1)[None], (b, 1, 1, 1)).astype(np.float32))
 
 
@@ -60,8 +63,12 @@ def test_resampling_keeps_lattice_moves(size):
     images = _noise(2, *size)
     tolerance = 0.012
     np.testing.assert_allclose(resample(images, _matrix(2)), images, atol=tolerance)
-    np.testing.assert_allclose(resample(images, _matrix(2, m00=-1)), images[:, :, ::-1], atol=tolerance)
-    np.testing.assert_allclose(resample(images, _matrix(2, m00=-1, m11=-1)), images[:, ::-1, ::-1], atol=tolerance)
+    np.testing.assert_allclose(
+        resample(images, _matrix(2, m00=-1)), images[:, :, ::-1], atol=tolerance
+    )
+    np.testing.assert_allclose(
+        resample(images, _matrix(2, m00=-1, m11=-1)), images[:, ::-1, ::-1], atol=tolerance
+    )
     shifted = resample(images, _matrix(2, m02=3))
     expected = jnp.pad(images, ((0, 0), (0, 0), (0, 3), (0, 0)), mode="reflect")[:, :, 3:]
     np.testing.assert_allclose(shifted, expected, atol=tolerance)
@@ -82,7 +89,16 @@ def test_resampling_of_a_smooth_picture_is_the_function_itself():
     got = resample(_smooth(1, h, w), _matrix(1, m00=c, m01=-s, m10=s, m11=c, m02=dx, m12=dy))[0]
     y, x = np.mgrid[0:h, 0:w] - 23.5
     sx, sy = c * x - s * y + dx + 23.5, s * x + c * y + dy + 23.5
-    exact = np.stack([np.sin(2 * np.pi * (a * sx / w + b * sy / h) + p) for a, b, p in ((1, 0.5, 0), (0.7, -1, 1), (1.2, 1, 2))], -1) * 0.8
+    exact = (
+        np.stack(
+            [
+                np.sin(2 * np.pi * (a * sx / w + b * sy / h) + p)
+                for a, b, p in ((1, 0.5, 0), (0.7, -1, 1), (1.2, 1, 2))
+            ],
+            -1,
+        )
+        * 0.8
+    )
     inside = ((sx > 3) & (sx < w - 4) & (sy > 3) & (sy < h - 4))[..., None]
     assert inside.mean() > 0.6
     assert np.abs((got - exact) * inside).max() < 0.006
@@ -100,7 +116,11 @@ def test_low_pass_is_nearly_its_own_inverse_and_symmetric():
 
 def test_minification_does_not_alias():
     """Detail that a picture half the size cannot hold is removed, not folded into a pattern."""
-    checks = jnp.asarray((np.indices((32, 32)).sum(0) % 2 * 2.0 - 1)[None, :, :, None].repeat(3, -1).astype(np.float32))
+    checks = jnp.asarray(
+        (np.indices((32, 32)).sum(0) % 2 * 2.0 - 1)[None, :, :, None]
+        .repeat(3, -1)
+        .astype(np.float32)
+    )
     assert jnp.abs(resample(checks, _matrix(1, m00=1.9, m11=1.9))).max() < 0.1
 
 
@@ -138,14 +158,20 @@ def test_strengths_at_full_probability():
     inverse, moved, colour, _ = _drawn(1.0)
     assert moved.mean() > 0.9999
     singular = np.log2(np.linalg.svd(inverse[:, :2, :2], compute_uv=False))
-    squeeze = (singular[:, 0] - singular[:, 1]) / 2  # |s|: anisotropic scaling stretches by 2^s and 2^-s
+    squeeze = (
+        singular[:, 0] - singular[:, 1]
+    ) / 2  # |s|: anisotropic scaling stretches by 2^s and 2^-s
     assert np.sqrt((squeeze**2).mean()) == pytest.approx(module.SCALE_STD, rel=0.03)
     # Where the centre of the input ends up: undo the linear part to read the two translations together.
     forward = np.linalg.inv(inverse.astype(np.float64))[:, :2, 2]
-    zoom2 = 2 ** (2 * (module.SCALE_STD * math.log(2)) ** 2 / math.log(2))  # E[s^2] of a scale of 2 ** N(0, SCALE_STD^2)
+    zoom2 = 2 ** (
+        2 * (module.SCALE_STD * math.log(2)) ** 2 / math.log(2)
+    )  # E[s^2] of a scale of 2 ** N(0, SCALE_STD^2)
     blit = (64 * module.BLIT_SHIFT) ** 2 / 3
     squeeze2 = zoom2
-    assert (forward**2).mean() == pytest.approx(blit * zoom2 * squeeze2 + (64 * module.SHIFT_STD) ** 2, rel=0.04)
+    assert (forward**2).mean() == pytest.approx(
+        blit * zoom2 * squeeze2 + (64 * module.SHIFT_STD) ** 2, rel=0.04
+    )
     grey = np.full(3, 1 / math.sqrt(3))
     luma_gain = np.log2(np.abs(np.einsum("i,nij,j->n", grey, colour[:, :, :3], grey)))
     assert luma_gain.std() == pytest.approx(module.CONTRAST_STD, rel=0.03)
@@ -166,13 +192,19 @@ def test_rotations_have_the_probability_of_either():
 def test_hue_and_saturation_leave_grey_alone_and_the_order_is_the_papers():
     one = jnp.float32(1)
     off = 1.0
-    u = jnp.asarray([off, off, off, 0.0, 0.0, 0.8, 0.0])  # hue and saturation drawn: the draw of an operation is below p
+    u = jnp.asarray(
+        [off, off, off, 0.0, 0.0, 0.8, 0.0]
+    )  # hue and saturation drawn: the draw of an operation is below p
     matrix, drawn = module._colour(u, jnp.asarray([0.0, 0.0, 0.7]), one * 0.5)
     assert bool(drawn)
     np.testing.assert_allclose(matrix[:, :3] @ jnp.ones(3), 1, atol=1e-6)
-    u = jnp.asarray([0.0, 0.0, 0.0, 0.0, off, 0.0, off])  # brightness, then contrast, then luma flip: -(c (x + b)) for grey
+    u = jnp.asarray(
+        [0.0, 0.0, 0.0, 0.0, off, 0.0, off]
+    )  # brightness, then contrast, then luma flip: -(c (x + b)) for grey
     matrix, _ = module._colour(u, jnp.asarray([1.0, 2.0, 0.0]), one * 0.5)
-    np.testing.assert_allclose(matrix[:, :3] @ jnp.full(3, 0.3) + matrix[:, 3], -2 * (0.3 + 0.2), atol=1e-6)
+    np.testing.assert_allclose(
+        matrix[:, :3] @ jnp.full(3, 0.3) + matrix[:, 3], -2 * (0.3 + 0.2), atol=1e-6
+    )
 
 
 def test_range_and_mean_stay_sane():
@@ -202,7 +234,8 @@ def test_a_picture_depends_on_its_own_index_only():
 def test_old_style_keys_work():
     images = _noise(3, 8, 8)
     np.testing.assert_array_equal(
-        run(jax.random.PRNGKey(4), images, 0.5), run(jax.random.wrap_key_data(jax.random.PRNGKey(4)), images, 0.5)
+        run(jax.random.PRNGKey(4), images, 0.5),
+        run(jax.random.wrap_key_data(jax.random.PRNGKey(4)), images, 0.5),
     )
 
 
@@ -239,7 +272,9 @@ def test_second_derivative_matches_finite_differences():
 
 def test_no_gradient_reaches_the_probability():
     images = _noise(3, 8, 8)
-    assert float(jax.jit(jax.grad(lambda p: augment(jax.random.key(0), images, p).sum()))(0.5)) == 0.0
+    assert (
+        float(jax.jit(jax.grad(lambda p: augment(jax.random.key(0), images, p).sum()))(0.5)) == 0.0
+    )
 
 
 def test_one_compilation_serves_every_probability():
@@ -266,7 +301,9 @@ def test_refuses_what_is_not_rgb():
 def test_probability_follows_the_sign_of_the_overfitting_signal():
     assert float(adjust_probability(0.2, 0.8, 5_000)) == pytest.approx(0.21)
     assert float(adjust_probability(0.2, 0.4, 5_000)) == pytest.approx(0.19)
-    assert float(adjust_probability(0.2, 0.4, 5_000, target=0.1, speed_images=50_000)) == pytest.approx(0.3)
+    assert float(
+        adjust_probability(0.2, 0.4, 5_000, target=0.1, speed_images=50_000)
+    ) == pytest.approx(0.3)
     assert float(adjust_probability(0.2, 0.5, 5_000, target=0.5)) == pytest.approx(0.2)
     assert float(adjust_probability(0.0, -1.0, 5_000)) == 0.0
     assert float(adjust_probability(0.999, 1.0, 5_000)) == 1.0

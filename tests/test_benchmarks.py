@@ -41,10 +41,16 @@ def faces(tmp_path):
     for number in original:
         save(root / "CelebA-HQ-img" / f"{number}.jpg", photo((64, 64), number))
         folder = root / "CelebAMask-HQ-mask-anno" / str(number // 2000)
-        skin, hair, eye = disc((32, 32), 12), np.zeros((32, 32), np.uint8), np.zeros((32, 32), np.uint8)
+        skin, hair, eye = (
+            disc((32, 32), 12),
+            np.zeros((32, 32), np.uint8),
+            np.zeros((32, 32), np.uint8),
+        )
         hair[:10], eye[15:17, 12:14] = 255, 255
         for part, mask in (("skin", skin), ("hair", hair), ("l_eye", eye)):
-            save(folder / f"{number:05d}_{part}.png", np.repeat(mask[..., None], 3, 2))  # the files have three equal channels
+            save(
+                folder / f"{number:05d}_{part}.png", np.repeat(mask[..., None], 3, 2)
+            )  # the files have three equal channels
     lines = ["idx orig_idx orig_file", *(f"{i} {o} {o:06d}.jpg" for i, o in original.items())]
     (root / "CelebA-HQ-to-CelebA-mapping.txt").write_text("\n".join(lines))
     return tmp_path / "data"
@@ -60,7 +66,10 @@ def test_faces_paint_parts_in_order_at_the_size_of_the_masks(faces):
 
 
 def test_face_splits_go_by_the_original_index(faces):
-    splits = {s: open_benchmark("celebamask-hq", faces, s).names for s in ("train", "val", "test", "sis", "all")}
+    splits = {
+        s: open_benchmark("celebamask-hq", faces, s).names
+        for s in ("train", "val", "test", "sis", "all")
+    }
     assert splits == {
         "train": ("0",),
         "val": ("1999", "28000"),
@@ -76,7 +85,12 @@ def test_faces_with_8_classes_and_foreground(faces):
     eight, binary = (open_benchmark(f"celebamask-hq-{k}", faces, "all") for k in ("8", "fg"))
     names = [c["name"] for c in eight.classes]
     assert names == ["background", "skin", "nose", "eye", "brow", "ear", "mouth", "hair"]
-    for part, group in (("skin", "skin"), ("hair", "hair"), ("l_eye", "eye"), ("background", "background")):
+    for part, group in (
+        ("skin", "skin"),
+        ("hair", "hair"),
+        ("l_eye", "eye"),
+        ("background", "background"),
+    ):
         where = full == CELEBA_PARTS.index(part)
         assert set(eight[0][2][where]) == {names.index(group)}
     np.testing.assert_array_equal(binary[0][2], full > 0)
@@ -107,7 +121,10 @@ def birds(tmp_path):
         save(root / "images" / f"{name}.jpg", photo((20, 30), k))
         grey = disc((20, 30), 6, 128)
         grey[:2] = 127  # fewer than half of the annotators
-        save(tmp_path / "segmentations" / f"{name}.png", np.stack([grey, np.full_like(grey, 255)], -1))  # two channels: grey and opacity
+        save(
+            tmp_path / "segmentations" / f"{name}.png",
+            np.stack([grey, np.full_like(grey, 255)], -1),
+        )  # two channels: grey and opacity
     (root / "images.txt").write_text("".join(f"{i} {n}.jpg\n" for i, n in enumerate(names, 1)))
     (root / "train_test_split.txt").write_text("1 1\n2 0\n3 1\n4 0\n")
     (root / "train_val_test_split.txt").write_text("1 0\n2 1\n3 2\n4 2\n")
@@ -138,7 +155,9 @@ def test_flowers_follow_the_blue_rule(tmp_path):
     assert found.names == ("image_00002",)  # ReDO tests on the official train list
     assert open_benchmark("flowers", tmp_path, "test").names == ("image_00001",)
     mask = found[0][2]
-    red, green, blue = np.moveaxis(np.asarray(Image.open(tmp_path / "segmim" / "segmim_00002.jpg")), 2, 0)
+    red, green, blue = np.moveaxis(
+        np.asarray(Image.open(tmp_path / "segmim" / "segmim_00002.jpg")), 2, 0
+    )
     np.testing.assert_array_equal(mask == 0, (red == 0) | (green == 0) | (blue == 254))
     assert mask[6:].all()
     assert mask[:3].mean() < 0.5
@@ -174,8 +193,14 @@ def test_saliency_sets_pair_by_stem_and_threshold_by_protocol(tmp_path, name, ph
         save(tmp_path / masks / f"{stem}.png", soft)
     found = open_benchmark(name, tmp_path)
     assert found.names == ("a", "b")
-    for grey_from, expected in ((1, [0, 1, 1, 1, 1, 1]), (128, [0, 0, 0, 1, 1, 1]), (255, [0, 0, 0, 0, 0, 1])):
-        np.testing.assert_array_equal(open_benchmark(name, tmp_path, grey_from=grey_from)[0][2][0], expected)
+    for grey_from, expected in (
+        (1, [0, 1, 1, 1, 1, 1]),
+        (128, [0, 0, 0, 1, 1, 1]),
+        (255, [0, 0, 0, 0, 0, 1]),
+    ):
+        np.testing.assert_array_equal(
+            open_benchmark(name, tmp_path, grey_from=grey_from)[0][2][0], expected
+        )
     (tmp_path / masks / "a.png").unlink()
     with pytest.raises(UsageError, match=r"1 of 2 photos .* have no mask .* a\.jpg"):
         open_benchmark(name, tmp_path)
@@ -205,7 +230,9 @@ class _Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _info(self):
         mask = tfds.features.Image(shape=(None, None, 1))
-        features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "segmentation_mask": mask})
+        features = tfds.features.FeaturesDict(
+            {"image": tfds.features.Image(), "segmentation_mask": mask}
+        )
         return tfds.core.DatasetInfo(builder=self, features=features)
 
     def _split_generators(self, dl_manager):
@@ -235,7 +262,9 @@ def test_prepared_tfds_folders(tmp_path):
     ((_, image, mask),) = open_benchmark("oxford-iiit-pet", tmp_path)
     np.testing.assert_array_equal(image, photo((16, 20)))
     np.testing.assert_array_equal(mask, np.array([0, 1, 0, 255])[TRIMAP])
-    np.testing.assert_array_equal(open_benchmark("caltech-birds2011", tmp_path)[0][2], disc((16, 20), 5, 1))
+    np.testing.assert_array_equal(
+        open_benchmark("caltech-birds2011", tmp_path)[0][2], disc((16, 20), 5, 1)
+    )
 
 
 def test_benchmarks_as_tfds_builders(tmp_path, faces, birds, capsys):
@@ -273,7 +302,9 @@ def test_mistakes_are_named(tmp_path):
         open_benchmark("duts", tmp_path, "tset")
     with pytest.raises(UsageError, match="there is no folder"):
         open_benchmark("duts", tmp_path / "none")
-    with pytest.raises(UsageError, match=r"does not hold DUTS: there is no DUTS-TE-Image; expected DUTS-TE/"):
+    with pytest.raises(
+        UsageError, match=r"does not hold DUTS: there is no DUTS-TE-Image; expected DUTS-TE/"
+    ):
         open_benchmark("duts", tmp_path)
     assert {b for b, _ in PAPER} <= set(BENCHMARKS)
 
@@ -293,8 +324,13 @@ def test_paired_folders_and_what_has_no_partner(tmp_path):
     _, image, mask = found[0]
     assert image.shape == (10, 14, 3)  # the photo follows the mask
     np.testing.assert_array_equal(mask, ids)
-    (tmp_path / "masks" / "classes.json").write_text('[{"id": 0, "name": "background"}, {"id": 2, "name": "cat"}]')
-    assert open_pairs(tmp_path / "photos", tmp_path / "masks").classes[1] == {"id": 2, "name": "cat"}
+    (tmp_path / "masks" / "classes.json").write_text(
+        '[{"id": 0, "name": "background"}, {"id": 2, "name": "cat"}]'
+    )
+    assert open_pairs(tmp_path / "photos", tmp_path / "masks").classes[1] == {
+        "id": 2,
+        "name": "cat",
+    }
 
 
 def test_grey_masks_are_told_from_ids(tmp_path):
@@ -306,14 +342,19 @@ def test_grey_masks_are_told_from_ids(tmp_path):
         ("ids", disc((8, 8), 3, 7), disc((8, 8), 3, 7)),
     ):
         save(tmp_path / name / "a.png", mask)
-        np.testing.assert_array_equal(open_pairs(tmp_path / "p", tmp_path / name)[0][2], expected, err_msg=name)
+        np.testing.assert_array_equal(
+            open_pairs(tmp_path / "p", tmp_path / name)[0][2], expected, err_msg=name
+        )
     assert open_pairs(tmp_path / "p", tmp_path / "soft", values="ids")[0][2].max() == 140
     assert not open_pairs(tmp_path / "p", tmp_path / "soft", grey_from=255)[0][2].any()
 
 
 def test_one_npz_holds_photos_and_masks(tmp_path):
     photos, masks = [photo((6, 8), i) for i in range(3)], [disc((6, 8), 2, i + 1) for i in range(3)]
-    arrays = {"labels": np.array(["background", "one", "two", "three"]), "name": np.array(["x", "y", "z"])}
+    arrays = {
+        "labels": np.array(["background", "one", "two", "three"]),
+        "name": np.array(["x", "y", "z"]),
+    }
     for key, pictures in (("img", photos), ("mask", masks)):
         files = []
         for p in pictures:
@@ -340,7 +381,9 @@ def test_one_npz_holds_photos_and_masks(tmp_path):
 def test_pairs_that_cannot_be(tmp_path):
     save(tmp_path / "p" / "a.jpg", photo((8, 8)))
     save(tmp_path / "m" / "b.png", disc((8, 8), 3))
-    with pytest.raises(UsageError, match=r"no photo in .* has a mask of its name .* a\.jpg and b\.png"):
+    with pytest.raises(
+        UsageError, match=r"no photo in .* has a mask of its name .* a\.jpg and b\.png"
+    ):
         open_pairs(tmp_path / "p", tmp_path / "m")
     with pytest.raises(UsageError, match="give --masks"):
         open_pairs(tmp_path / "p")

@@ -26,7 +26,12 @@ from sis_jax.models.biggan import interpolate, stats_position
 from sis_jax.types import Generator, SisError, UsageError
 
 CHECKPOINT = "biggan32-pytorch_model.bin"
-TAPS = {"4x4": "layer0", "8x8": "layer3", "16x16": "layer4", "32x32": "layer5"}  # layer2 is the attention
+TAPS = {
+    "4x4": "layer0",
+    "8x8": "layer3",
+    "16x16": "layer4",
+    "32x32": "layer5",
+}  # layer2 is the attention
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +47,11 @@ def state(goldens):
 
 @pytest.fixture(scope="module")
 def gen(goldens, tmp_path_factory):
-    return sis_jax.load_generator(convert.convert(goldens / "gan" / CHECKPOINT, tmp_path_factory.mktemp("biggan") / "out", "biggan"))
+    return sis_jax.load_generator(
+        convert.convert(
+            goldens / "gan" / CHECKPOINT, tmp_path_factory.mktemp("biggan") / "out", "biggan"
+        )
+    )
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +89,12 @@ def test_protocol(gen):
     samples = gen.sample([4, 9], truncation=0.6, taps=("8x8",))
     assert samples.w.shape == (2, 1, 9) and samples.features["8x8"].shape == (2, 8, 8, 16)
     np.testing.assert_allclose(samples.w[:, 0, :4], 0.6 * samples.z[:, :4], rtol=1e-6)
-    np.testing.assert_allclose(gen.sample([9], truncation=0.6).images, samples.images[1:], atol=1e-5)
-    traced = jax.jit(lambda gen, z, psi: gen.synthesize(gen.map(z, psi))[0])(gen, samples.z, jnp.float32(0.6))
+    np.testing.assert_allclose(
+        gen.sample([9], truncation=0.6).images, samples.images[1:], atol=1e-5
+    )
+    traced = jax.jit(lambda gen, z, psi: gen.synthesize(gen.map(z, psi))[0])(
+        gen, samples.z, jnp.float32(0.6)
+    )
     np.testing.assert_allclose(traced, samples.images, atol=1e-5)
     for wrong in (
         lambda: gen.map(jnp.zeros((2, 4))),
@@ -95,10 +108,16 @@ def test_protocol(gen):
 
 
 def test_statistics_between_two_truncations():
-    assert [float(stats_position(t, 51)) for t in (0, 0.4, 0.7, 0.45, 1, 3)] == pytest.approx([0, 20, 35, 22.5, 50, 50])
-    assert float(stats_position(0.404, 51)) == pytest.approx(20.8)  # the published weights: 0.2 of row 20, 0.8 of row 21
+    assert [float(stats_position(t, 51)) for t in (0, 0.4, 0.7, 0.45, 1, 3)] == pytest.approx(
+        [0, 20, 35, 22.5, 50, 50]
+    )
+    assert float(stats_position(0.404, 51)) == pytest.approx(
+        20.8
+    )  # the published weights: 0.2 of row 20, 0.8 of row 21
     table = jnp.arange(12.0).reshape(6, 2)
-    np.testing.assert_allclose(interpolate(table, jnp.array([0, 2.25, 5, 9])), [[0, 1], [4.5, 5.5], [10, 11], [10, 11]])
+    np.testing.assert_allclose(
+        interpolate(table, jnp.array([0, 2.25, 5, 9])), [[0, 1], [4.5, 5.5], [10, 11], [10, 11]]
+    )
     np.testing.assert_allclose(interpolate(table[:1], jnp.array([0.0, 3])), [[0, 1], [0, 1]])
 
 
@@ -107,7 +126,9 @@ def test_classes(gen, goldens, tmp_path):
 
     def drawn(g, n=400):
         w = g.map(g.latents(range(n)))[:, 0, 4:8]
-        return np.argmin(np.abs(np.asarray(w)[:, None] - np.asarray(gen.embedding[...])[None]).sum(-1), axis=1)
+        return np.argmin(
+            np.abs(np.asarray(w)[:, None] - np.asarray(gen.embedding[...])[None]).sum(-1), axis=1
+        )
 
     assert np.bincount(drawn(gen), minlength=5).min() > 50
     assert set(drawn(gen.with_classes(3))) == {3} and set(drawn(gen.with_classes([1, 4]))) == {1, 4}
@@ -119,7 +140,10 @@ def test_classes(gen, goldens, tmp_path):
     assert set(drawn(sis_jax.load_generator(folder))) == {0, 2}
     save_generator(one, tmp_path / "saved")
     assert sis_jax.load_generator(tmp_path / "saved").config == one.config
-    for classes, told in ((5, "there is no class 5: this generator has 5"), ([], "classes is empty")):
+    for classes, told in (
+        (5, "there is no class 5: this generator has 5"),
+        ([], "classes is empty"),
+    ):
         with pytest.raises(UsageError, match=told):
             gen.with_classes(classes)
 
@@ -134,17 +158,25 @@ def test_published_folder(goldens, tmp_path):
     assert gen.resolution == 32 and gen.info.name == "biggan-tiny"
     before = (folder / "config.json").read_bytes()
     for place in (folder, folder / "inside", tmp_path):
-        with pytest.raises(UsageError, match="is the folder of the checkpoint itself, or lies in it"):
+        with pytest.raises(
+            UsageError, match="is the folder of the checkpoint itself, or lies in it"
+        ):
             convert.convert(folder, place, overwrite=True)
     assert (folder / "config.json").read_bytes() == before
     out = convert.convert(folder, tmp_path / "out")
-    assert files.read_config(out).name == "biggan-tiny" and "stored" in verify.verify(out) and "to the byte" in verify.verify(out)
+    assert (
+        files.read_config(out).name == "biggan-tiny"
+        and "stored" in verify.verify(out)
+        and "to the byte" in verify.verify(out)
+    )
     (folder / "config.json").unlink()
     bare = convert.convert(folder / "pytorch_model.bin", tmp_path / "bare")
     assert any("every other block" in note for note in files.read_config(bare).notes)
     assert files.read_config(bare).generator["ups"] == [False, True, False, True, False]
     (folder / "config.json").write_text("{")
-    with pytest.raises(SisError, match=r"config\.json, beside the BigGAN checkpoint, cannot be read"):
+    with pytest.raises(
+        SisError, match=r"config\.json, beside the BigGAN checkpoint, cannot be read"
+    ):
         convert.convert(folder / "pytorch_model.bin", tmp_path / "torn")
 
 
@@ -181,7 +213,9 @@ def test_without_spectral_norm(gen, state, tmp_path):
     w = gen.map(gen.latents([3]), 0.4)
     for name, arrays, tolerance in (("plain", plain, 1e-5), ("old", old, 0.5)):
         (tmp_path / f"{name}-pytorch_model.bin").write_bytes(factory.torch_zip(arrays))
-        (tmp_path / f"{name}-config.json").write_text(json.dumps({"layers": [[i in (1, 3, 4), a, b] for i, (a, b) in enumerate(WIDTHS)]}))
+        (tmp_path / f"{name}-config.json").write_text(
+            json.dumps({"layers": [[i in (1, 3, 4), a, b] for i, (a, b) in enumerate(WIDTHS)]})
+        )
         other = sis_jax.load_generator(tmp_path / f"{name}-pytorch_model.bin")
         np.testing.assert_allclose(other.synthesize(w)[0], gen.synthesize(w)[0], atol=tolerance)
 
@@ -193,13 +227,18 @@ def test_all_faults_at_once(state, tmp_path):
     state["surprise"] = np.zeros((2, 3), np.float32)
     del state["generator.layers.0.bn_1.running_means"]
     state["generator.layers.1.conv_1.weight_u"] = np.zeros(3, np.float32)
-    state["generator.layers.4.conv_0.weight_u"] = np.zeros_like(state["generator.layers.4.conv_0.weight_u"])
+    state["generator.layers.4.conv_0.weight_u"] = np.zeros_like(
+        state["generator.layers.4.conv_0.weight_u"]
+    )
     state["generator.bn.bias"] = np.zeros(9, np.float32)
     (tmp_path / "bad.bin").write_bytes(factory.torch_zip(state))
     with pytest.raises(SisError) as error:
         convert.convert(tmp_path / "bad.bin", tmp_path / "out")
     told = str(error.value)
-    assert "spectral norm: generator.layers.1.conv_1.weight_u or generator.layers.1.conv_1.weight_v is missing or does not fit" in told
+    assert (
+        "spectral norm: generator.layers.1.conv_1.weight_u or generator.layers.1.conv_1.weight_v is missing or does not fit"
+        in told
+    )
     assert "spectral norm: that of generator.layers.4.conv_0.weight_orig is 0.0" in told
 
 
@@ -234,6 +273,9 @@ def test_damaged_config(gen, tmp_path):
         {"channels": 3},
     )
     for change in changes:
-        files.write_config(tmp_path / "w", files.Folder(**{**vars(folder), "generator": {**folder.generator, **change}}))
+        files.write_config(
+            tmp_path / "w",
+            files.Folder(**{**vars(folder), "generator": {**folder.generator, **change}}),
+        )
         with pytest.raises(SisError, match="describes no BigGAN"):
             sis_jax.load_generator(tmp_path / "w")

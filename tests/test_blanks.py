@@ -49,40 +49,70 @@ def blanks(run, tmp_path):
 
 def paint(folder, colours=None, rows=slice(0, 3)):
     """Class 1 where the picture is brighter than its median, as RGB pictures."""
-    (folder / "classes.json").write_text(json.dumps([{"id": 0, "name": "background"}, {"id": 1, "name": "bright", "colour": "#ff0000"}]))
+    (folder / "classes.json").write_text(
+        json.dumps(
+            [{"id": 0, "name": "background"}, {"id": 1, "name": "bright", "colour": "#ff0000"}]
+        )
+    )
     table = np.array(colours or [[0x7A] * 3, [255, 0, 0]], np.uint8)
     for file in sorted((folder / "images").iterdir())[rows]:
         grey = np.asarray(Image.open(file)).mean(-1)
-        Image.fromarray(table[(grey > np.median(grey)).astype(int)]).save(folder / "masks" / file.name)
+        Image.fromarray(table[(grey > np.median(grey)).astype(int)]).save(
+            folder / "masks" / file.name
+        )
 
 
 def test_what_is_written(run, blanks):
     seeds = sample_seeds(1, 4)
     assert sorted(p.name for p in blanks.iterdir()) == sorted(
-        ["README.md", ".sis-export.json", "blanks.json", "classes.gpl", "classes.json", "images", "masks"]
+        [
+            "README.md",
+            ".sis-export.json",
+            "blanks.json",
+            "classes.gpl",
+            "classes.json",
+            "images",
+            "masks",
+        ]
     )
     facts = json.loads((blanks / "blanks.json").read_text())
-    assert [p["seed"] for p in facts["pictures"]] == seeds and facts["truncation"] == 0.7 and facts["resolution"] == SIDE
+    assert (
+        [p["seed"] for p in facts["pictures"]] == seeds
+        and facts["truncation"] == 0.7
+        and facts["resolution"] == SIDE
+    )
     assert len(facts["generator"]["sha256"]) == 64
     for seed in seeds:
         mask = Image.open(blanks / "masks" / f"{seed}.png")
         assert mask.mode == "P" and (np.asarray(mask) == 255).all()
         number = f"{seed - 100_000:06d}.png"
-        assert np.array_equal(Image.open(blanks / "images" / f"{seed}.png"), Image.open(run / "data" / "train" / "images" / number))
-    assert "0 | background" in (blanks / "README.md").read_text() and (blanks / "classes.gpl").read_text().startswith("GIMP Palette")
+        assert np.array_equal(
+            Image.open(blanks / "images" / f"{seed}.png"),
+            Image.open(run / "data" / "train" / "images" / number),
+        )
+    assert "0 | background" in (blanks / "README.md").read_text() and (
+        blanks / "classes.gpl"
+    ).read_text().startswith("GIMP Palette")
 
 
 def test_filled_blanks_hold_the_masks_of_the_run(run, tmp_path):
     folder = export(run, format="blanks", out=str(tmp_path / "filled"), n=3, filled=True)
     found = read_blanks(folder)
     for i in range(3):
-        assert np.array_equal(found.masks[i], Image.open(run / "data" / "train" / "masks" / f"{i:06d}.png"))
+        assert np.array_equal(
+            found.masks[i], Image.open(run / "data" / "train" / "masks" / f"{i:06d}.png")
+        )
     (folder / "masks" / f"{found.seeds[1]}.png").unlink()  # not checked by the painter
     assert (read_blanks(folder).masks[1] == 255).all()
 
 
 def test_from_the_shell_and_what_it_refuses(run, blanks, tmp_path, capsys):
-    assert door.main(["export", str(run), "--format", "blanks", "--n", "2", "--out", str(tmp_path / "two")]) == 0
+    assert (
+        door.main(
+            ["export", str(run), "--format", "blanks", "--n", "2", "--out", str(tmp_path / "two")]
+        )
+        == 0
+    )
     assert capsys.readouterr().out.strip() == str(tmp_path / "two")
     for words, told in (
         (["--format", "blanks", "--n", "500"], "has 9 pictures in its split train, asked for 500"),
@@ -128,20 +158,30 @@ def saved(ids, mode):
     return picture
 
 
-@pytest.mark.parametrize("mode", ["P", "reordered", "own colours", "grey", "RGB", "RGBA", "transparent"])
+@pytest.mark.parametrize(
+    "mode", ["P", "reordered", "own colours", "grey", "RGB", "RGBA", "transparent"]
+)
 def test_masks_are_read_however_they_were_saved(blanks, mode):
     ids = np.random.default_rng(1).choice([0, 1, 5, 255], (SIDE, SIDE)).astype(np.uint8)
-    (blanks / "classes.json").write_text(json.dumps([{"id": i, "name": f"c{i}"} for i in (0, 1, 5)]))
+    (blanks / "classes.json").write_text(
+        json.dumps([{"id": i, "name": f"c{i}"} for i in (0, 1, 5)])
+    )
     file = sorted((blanks / "masks").iterdir())[2]
     saved(ids, mode).save(file)
     found = read_blanks(blanks)
     assert np.array_equal(found.masks[2], ids) and (found.masks[[0, 1, 3]] == 255).all()
-    assert found.names == {0: "c0", 1: "c1", 5: "c5"} and found.images is not None and found.images.shape == (4, SIDE, SIDE, 3)
+    assert (
+        found.names == {0: "c0", 1: "c1", 5: "c5"}
+        and found.images is not None
+        and found.images.shape == (4, SIDE, SIDE, 3)
+    )
 
 
 def _soft(folder):
     file = next((folder / "masks").iterdir())
-    Image.open(file).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR, (0.5, 0.5, SIDE - 0.5, SIDE - 0.5)).save(file)
+    Image.open(file).convert("RGB").resize(
+        (SIDE, SIDE), Image.Resampling.BILINEAR, (0.5, 0.5, SIDE - 0.5, SIDE - 0.5)
+    ).save(file)
 
 
 def _write(name, text):
@@ -186,28 +226,50 @@ def test_painted_blanks_become_parts_with_their_names(generator, blanks, tmp_pat
     paint(blanks)
     out = tmp_path / "painted"
     settings = {"members": 2, "steps": 40, "batch": 64, "max_points": 500}
-    parts = discover(generator, out=str(out), method="datasetgan", masks=str(blanks), classifier="linear", **settings)
+    parts = discover(
+        generator,
+        out=str(out),
+        method="datasetgan",
+        masks=str(blanks),
+        classifier="linear",
+        **settings,
+    )
     assert parts.names == {0: "background", 1: "bright"} and parts.background["found"]
-    assert [c["name"] for c in json.loads((out / "parts" / "painted.json").read_text())["classes"]] == ["background", "bright"]
+    assert [
+        c["name"] for c in json.loads((out / "parts" / "painted.json").read_text())["classes"]
+    ] == ["background", "bright"]
     again = Parts.load(out)
     assert classes_from(list(again.clusters), True)[1]["name"] == "bright"
     data = synthesize(str(out), n=20, val=0.5)
     masks = {split: np.stack([e.mask for e in data.split(split)]) for split in data.splits}
     assert set(np.unique(masks["train"])) == {0, 1}
-    assert np.array_equal(masks["train"][:10], np.stack([e.mask for e in synthesize(str(out), n=20, val=0.5).split("train")])[:10])
+    assert np.array_equal(
+        masks["train"][:10],
+        np.stack([e.mask for e in synthesize(str(out), n=20, val=0.5).split("train")])[:10],
+    )
 
 
 def test_more_painting_makes_other_parts(generator, blanks, tmp_path):
     """The masks are part of what was asked for: the same folder with more in it is not done, and saving a mask again changes nothing."""
     paint(blanks)
-    ask = {"out": str(tmp_path / "run"), "method": "datasetgan", "masks": str(blanks), "classifier": "linear", "members": 1, "steps": 5}
+    ask = {
+        "out": str(tmp_path / "run"),
+        "method": "datasetgan",
+        "masks": str(blanks),
+        "classifier": "linear",
+        "members": 1,
+        "steps": 5,
+    }
     discover(generator, **ask)
     record = (tmp_path / "run" / "run.json").read_bytes()
     paint(blanks, colours=[[0x7A] * 3 + [255], [255, 0, 0, 255]])
     discover(generator, **ask)
     assert (tmp_path / "run" / "run.json").read_bytes() == record
     paint(blanks, rows=slice(3, 4))
-    with pytest.raises(UsageError, match=r"inputs.masks='768 painted pixels \(\w+\)', now asked for '1,024 painted pixels .*--overwrite"):
+    with pytest.raises(
+        UsageError,
+        match=r"inputs.masks='768 painted pixels \(\w+\)', now asked for '1,024 painted pixels .*--overwrite",
+    ):
         discover(generator, **ask)
     discover(generator, **ask, overwrite=True)
     assert len(json.loads((tmp_path / "run" / "parts" / "painted.json").read_text())["seeds"]) == 4
@@ -239,11 +301,15 @@ def test_blanks_of_something_else_are_refused(generator, blanks):
     method = DatasetGAN(masks=str(blanks))
     found = gather(method, gen, generator, None)["inputs"]
     assert (
-        found.painted.shape == (4, SIDE, SIDE) and found.painted_seeds == tuple(sample_seeds(1, 4)) and found.painted_names[1] == "bright"
+        found.painted.shape == (4, SIDE, SIDE)
+        and found.painted_seeds == tuple(sample_seeds(1, 4))
+        and found.painted_names[1] == "bright"
     )
     with pytest.raises(UsageError, match=r"drawn by the generator .*, this one is"):
         facts = json.loads((blanks / "blanks.json").read_text())
-        (blanks / "blanks.json").write_text(json.dumps(facts | {"generator": facts["generator"] | {"sha256": "0" * 64}}))
+        (blanks / "blanks.json").write_text(
+            json.dumps(facts | {"generator": facts["generator"] | {"sha256": "0" * 64}})
+        )
         gather(method, gen, generator, None)
     (blanks / "blanks.json").write_text(json.dumps(facts))
     with pytest.raises(UsageError, match=r"drawn at psi 0.7, not 0.5: give --truncation 0.7"):

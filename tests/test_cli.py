@@ -87,21 +87,39 @@ def shell(tmp_path):
     (tmp_path / "test_methods_of_cli.py").write_text(METHODS)
 
     def run(*args: str):
-        env = {**os.environ, "PYTHONPATH": str(tmp_path), "COLUMNS": "100", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+        env = {
+            **os.environ,
+            "PYTHONPATH": str(tmp_path),
+            "COLUMNS": "100",
+            "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        }
         return subprocess.run(
-            [sys.executable, "-W", "error", str(tmp_path / "verb.py"), *args], capture_output=True, text=True, env=env, cwd=tmp_path
+            [sys.executable, "-W", "error", str(tmp_path / "verb.py"), *args],
+            capture_output=True,
+            text=True,
+            env=env,
+            cwd=tmp_path,
         )
 
     return run
 
 
 def test_flags_reach_the_verb(shell, tmp_path):
-    done = shell("faces", "--k", "auto", "--seeds", "3", "4", "--deep", "--rounds=7", "--out", "r.json")
+    done = shell(
+        "faces", "--k", "auto", "--seeds", "3", "4", "--deep", "--rounds=7", "--out", "r.json"
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "r.json\n"
     assert re.search(r"working: 100%.*step", done.stderr)
     got = json.loads((tmp_path / "r.json").read_text())
-    assert got == {"gen": "faces", "k": "auto", "seeds": [3, 4], "method": "plain", "deep": True, "rounds": 7}
+    assert got == {
+        "gen": "faces",
+        "k": "auto",
+        "seeds": [3, 4],
+        "method": "plain",
+        "deep": True,
+        "rounds": 7,
+    }
 
 
 def test_a_method_brings_its_own_flags(shell, tmp_path):
@@ -129,7 +147,9 @@ def test_help_shows_every_flag(shell):
     ):
         assert part in done.stdout, part
     assert "--recipe" not in done.stdout
-    assert "how often to go over the data. [plain]" in " ".join(done.stdout.replace("│", " ").split())
+    assert "how often to go over the data. [plain]" in " ".join(
+        done.stdout.replace("│", " ").split()
+    )
 
 
 @pytest.mark.parametrize(
@@ -154,7 +174,11 @@ def test_a_mistake_is_one_line_and_exit_2(shell, args, said):
 
 @pytest.mark.parametrize(
     ("how", "code", "said", "lines"),
-    [("work", 1, "went wrong", 1), ("stop", 130, "interrupted", 1), ("bug", 1, "RuntimeError: a bug", None)],
+    [
+        ("work", 1, "went wrong", 1),
+        ("stop", 130, "interrupted", 1),
+        ("bug", 1, "RuntimeError: a bug", None),
+    ],
 )
 def test_exit_codes(shell, how, code, said, lines):
     done = shell("--fail", how)
@@ -168,7 +192,14 @@ def test_dry_run_tells_and_does_nothing(shell, tmp_path):
     done = shell("--dry-run", "--out", "r.json")
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "r.json").exists()
-    for line in ("k       6", "rounds  30", "r.json/parts.json", "time    about 2 min", "memory  about 3.0 GiB", "note    small"):
+    for line in (
+        "k       6",
+        "rounds  30",
+        "r.json/parts.json",
+        "time    about 2 min",
+        "memory  about 3.0 GiB",
+        "note    small",
+    ):
         assert line in done.stdout, line
 
 
@@ -185,7 +216,9 @@ def test_help_of_a_real_verb_loads_nothing_heavy(verb):
         f"try:\n    runpy.run_module('sis_jax.{verb}', run_name='__main__')\n"
         f"finally:\n    print([m for m in '{heavy}'.split() if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"usage: python -m sis_jax.{verb}")
     assert done.stdout.endswith("\n[]\n")
@@ -200,14 +233,20 @@ def test_help_explains_every_flag_of_a_real_verb(verb):
 
 @pytest.mark.parametrize("verb", _verbs())
 def test_a_real_verb_runs_as_a_module_without_a_warning(verb):
-    done = subprocess.run([sys.executable, "-W", "error", "-m", f"sis_jax.{verb}", "--nonsense"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", f"sis_jax.{verb}", "--nonsense"],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2
     assert done.stderr.startswith(f"python -m sis_jax.{verb}: unknown flag '--nonsense'")
 
 
 def test_the_package_is_quick_and_silent():
     code = "import sys, sis_jax\nprint(dir(sis_jax) == sorted(sis_jax.__all__), [m for m in ('jax', 'numpy', 'flax') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True
+    )
     assert (done.stdout, done.stderr) == ("True []\n", "")
 
 
@@ -226,7 +265,9 @@ def test_a_verb_stays_a_function(first):
         f"{first}\nimport sis_jax as sis, sys, types\nassert isinstance(sis.report, types.FunctionType)\n"
         "assert isinstance(sys.modules['sis_jax.report'], types.ModuleType)"
     )
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -271,16 +312,32 @@ def test_a_verb_with_an_argument_nobody_can_give_is_a_bug():
 
 
 def test_the_command_is_repeated_as_it_was_typed():
-    config = {"gen": "my faces", "k": 10, "seeds": (1, 2), "out": Path("r"), "recipe": None, "deep": True, "overwrite": True}
-    assert cli.command("discover", config) == "python -m sis_jax.discover 'my faces' --k 10 --seeds 1 2 --out r --deep"
+    config = {
+        "gen": "my faces",
+        "k": 10,
+        "seeds": (1, 2),
+        "out": Path("r"),
+        "recipe": None,
+        "deep": True,
+        "overwrite": True,
+    }
+    assert (
+        cli.command("discover", config)
+        == "python -m sis_jax.discover 'my faces' --k 10 --seeds 1 2 --out r --deep"
+    )
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.02, "0.02 s"), (40, "40 s"), (700, "12 min"), (12600, "3.5 h")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.02, "0.02 s"), (40, "40 s"), (700, "12 min"), (12600, "3.5 h")]
+)
 def test_durations(seconds, text):
     assert cli.duration(seconds) == text
 
 
-@pytest.mark.parametrize(("count", "text"), [(0, "0 bytes"), (640 * 2**20, "640 MiB"), (1.25 * 2**30, "1.2 GiB"), (3 * 2**40, "3.0 TiB")])
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 bytes"), (640 * 2**20, "640 MiB"), (1.25 * 2**30, "1.2 GiB"), (3 * 2**40, "3.0 TiB")],
+)
 def test_byte_sizes(count, text):
     assert cli.byte_size(count) == text
 
@@ -303,7 +360,10 @@ def test_notes_follow_the_progress_switch(capsys):
 
 @pytest.mark.parametrize("given", ["", "--xla_force_host_platform_device_count=3"])
 def test_cpu_cores_become_devices(given):
-    env = {k: v for k, v in os.environ.items() if k not in ("NPROC", "XLA_FLAGS")} | {"XLA_FLAGS": given, "JAX_PLATFORMS": "cpu"}
+    env = {k: v for k, v in os.environ.items() if k not in ("NPROC", "XLA_FLAGS")} | {
+        "XLA_FLAGS": given,
+        "JAX_PLATFORMS": "cpu",
+    }
     code = "import os\nos.sched_getaffinity = lambda _: range(6)\nfrom sis_jax.runs import cli\ncli.use_cpu_cores()\nimport jax\nprint(len(jax.devices()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert done.stdout == ("3\n" if given else "4\n"), done.stderr
@@ -320,18 +380,27 @@ def test_compiled_programs_are_kept_between_processes(tmp_path):
     assert on.stdout.strip() == str(tmp_path / "sis_jax" / "xla"), on.stderr
     assert list((tmp_path / "sis_jax" / "xla").glob("*-cache"))
     env["XDG_CACHE_HOME"] = str(tmp_path / "other")
-    off = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**env, "SIS_JAX_CACHE": "off"})
+    off = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**env, "SIS_JAX_CACHE": "off"},
+    )
     assert off.stdout == "None\n", off.stderr
     assert not (tmp_path / "other").exists()
 
 
 def test_the_doctor_lists_what_is_here():
-    done = subprocess.run([sys.executable, "-W", "error", "-m", "sis_jax"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "sis_jax"], capture_output=True, text=True
+    )
     assert done.returncode in (0, 1), done.stderr
     for part in ("python -m sis_jax.report", "jax 0.", "Devices", "Weights"):
         assert part in done.stdout
     assert (done.returncode == 1) == ("Problems" in done.stdout)
-    wrong = subprocess.run([sys.executable, "-m", "sis_jax", "discover"], capture_output=True, text=True)
+    wrong = subprocess.run(
+        [sys.executable, "-m", "sis_jax", "discover"], capture_output=True, text=True
+    )
     assert wrong.returncode == 2
     assert "takes no arguments" in wrong.stderr
 
@@ -339,6 +408,10 @@ def test_the_doctor_lists_what_is_here():
 def test_verb_and_flags_have_one_signature():
     for verb in _verbs():
         function = getattr(sis_jax, verb)
-        names = [p.name for p in inspect.signature(function).parameters.values() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+        names = [
+            p.name
+            for p in inspect.signature(function).parameters.values()
+            if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+        ]
         shown = [p.name for p in flags.verb_params(function, {})]
         assert [n for n in names if n in shown] == shown

@@ -63,7 +63,10 @@ def test_openai_parity(folder, expected, name):
 
 def test_vit_hidden_state(folder, expected):
     clip, want = sis_jax.load_clip(folder / "openai_vit_tiny.pt"), expected("openai_vit_tiny")
-    close(clip.network.visual.hidden(jnp.asarray(want["pixel_values"]))[-1], want["vision_last_hidden_state"])
+    close(
+        clip.network.visual.hidden(jnp.asarray(want["pixel_values"]))[-1],
+        want["vision_last_hidden_state"],
+    )
 
 
 def test_resnet_stages(folder, expected):
@@ -79,10 +82,15 @@ def test_transformers_parity(folder, expected):
     close(clip.encode_text(want["ids"]), want["text"])
     close(np.reshape(clip.dense_features(want["pixels"]), want["dense"].shape), want["dense"])
     close(clip.network.visual.hidden(jnp.asarray(want["pixels"]))[-1], want["hidden"])
-    image, text = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (clip.encode_image(want["pixels"]), clip.encode_text(want["ids"])))
+    image, text = (
+        x / np.linalg.norm(x, axis=1, keepdims=True)
+        for x in (clip.encode_image(want["pixels"]), clip.encode_text(want["ids"]))
+    )
     close(clip.logit_scale * image @ text.T, want["logits"])
     prompts = json.loads(want["prompts"].tobytes())
-    with pytest.warns(UserWarning, match="'the background, far too long .* is longer than CLIP's 16 tokens"):
+    with pytest.warns(
+        UserWarning, match="'the background, far too long .* is longer than CLIP's 16 tokens"
+    ):
         assert np.array_equal(clip.tokenize(prompts), want["ids"])
     assert clip.cut(prompts) == (prompts[2],)
     assert clip.preprocessing == Preprocessing(24, 26, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
@@ -118,7 +126,9 @@ def test_works_inside_jit_and_vmap_and_takes_chunks(folder, expected):
     seven = np.concatenate([pixels] * 4)[:7]
     close(clip.encode_image(seven, batch=3), np.concatenate([want["image_embeds_raw"]] * 4)[:7])
     close(clip.encode_text(ids, batch=4), want["text_embeds_raw"])
-    assert clip.dense_features(seven, batch=2).shape == (7, 4, 4, 32) and clip.encode_image(seven[:0]).shape == (0, 32)
+    assert clip.dense_features(seven, batch=2).shape == (7, 4, 4, 32) and clip.encode_image(
+        seven[:0]
+    ).shape == (0, 32)
     gradient = jax.grad(lambda x: clip.encode_image(x).sum())(jnp.asarray(pixels))
     assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
 
@@ -135,16 +145,31 @@ def test_one_compilation_per_shape(folder):
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda c: c.encode_image(np.zeros((1, 24, 32, 3), np.float32)), r"pictures of 32x32 pixels, got 24x32: use clip.preprocess"),
+        (
+            lambda c: c.encode_image(np.zeros((1, 24, 32, 3), np.float32)),
+            r"pictures of 32x32 pixels, got 24x32: use clip.preprocess",
+        ),
         (lambda c: c.encode_image(np.zeros((1, 40, 40, 3), np.float32)), "got 40x40"),
-        (lambda c: c.dense_features(np.zeros((1, 30, 32, 3), np.float32)), "multiples of 8 pixels, got 30x32; native is 32x32"),
+        (
+            lambda c: c.dense_features(np.zeros((1, 30, 32, 3), np.float32)),
+            "multiples of 8 pixels, got 30x32; native is 32x32",
+        ),
         (lambda c: c.encode_text(np.full((1, 77), 300, np.int32)), "from 0 to 299"),
         (lambda c: c.encode_text(np.zeros((1, 78), np.int32)), r"\[b, 77\], got int32\[1, 78\]"),
-        (lambda c: c.encode_text("hair"), "knows 300 tokens and came without vocab.json and merges.txt"),
+        (
+            lambda c: c.encode_text("hair"),
+            "knows 300 tokens and came without vocab.json and merges.txt",
+        ),
         (lambda c: clip._texts(3), "a string or a list of strings, got int"),
         (lambda c: clip._texts(["hair", 3]), "a string or a list of strings, got list"),
-        (lambda c: c.encode_image(np.zeros((1, 32, 32, 3), np.float32), batch=0), "batch must be a whole number of at least 1, got 0"),
-        (lambda c: c.preprocess(np.zeros((9, 9, 3), np.float32)), r"uint8\[h, w, 3\].*got float32\[9, 9, 3\]"),
+        (
+            lambda c: c.encode_image(np.zeros((1, 32, 32, 3), np.float32), batch=0),
+            "batch must be a whole number of at least 1, got 0",
+        ),
+        (
+            lambda c: c.preprocess(np.zeros((9, 9, 3), np.float32)),
+            r"uint8\[h, w, 3\].*got float32\[9, 9, 3\]",
+        ),
         (lambda c: c.preprocess(np.zeros((9, 9), np.uint8)), r"got uint8\[9, 9\]"),
     ],
 )
@@ -174,7 +199,11 @@ def test_tokens(folder, expected):
     prompts = json.loads(want["prompts_utf8"].tobytes())
     ids, cut = Tokenizer(77, 49408)(prompts)
     assert ids.dtype == np.int32 and np.array_equal(ids, want["ids_openai"])
-    assert len(cut) == 1 and cut[0].startswith("word word") and want["n_tokens"][prompts.index(cut[0])] == 77
+    assert (
+        len(cut) == 1
+        and cut[0].startswith("word word")
+        and want["n_tokens"][prompts.index(cut[0])] == 77
+    )
     assert not want["references_agree"].all()
 
 
@@ -182,7 +211,9 @@ def test_tokens_as_transformers(tmp_path, expected):
     """The shipped vocabulary, written out as a Hugging Face folder has it."""
     vocabulary, merges = clip_inputs.shipped_vocabulary()
     (tmp_path / "vocab.json").write_text(json.dumps(vocabulary), "utf-8")
-    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(map(" ".join, merges)) + "\n", "utf-8")
+    (tmp_path / "merges.txt").write_text(
+        "#version: 0.2\n" + "\n".join(map(" ".join, merges)) + "\n", "utf-8"
+    )
     want = expected("clip_tokens")
     prompts = json.loads(want["prompts_utf8"].tobytes())
     ids, _ = Tokenizer(77, 49408, str(tmp_path), openai=False)(prompts)
@@ -226,7 +257,13 @@ def test_text_needs_no_torch_and_importing_needs_no_transformers(folder):
         "assert 'transformers' not in sys.modules\n"
         "print(c.tokenize('a photo of hair').shape)\n"
     )
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
     assert done.stdout.strip() == "(1, 16)" and done.stderr == ""
 
 
@@ -278,7 +315,13 @@ for load, wrong in ((sis_jax.load_clip, None), (sis_jax.load_clip, b"x"), (sis_j
 def test_wrong_types(folder):
     """In a process of its own: here the shape checks of the tests would come first."""
     files = [str(folder / f"openai_{name}_tiny.pt") for name in ("vit", "rn")]
-    done = subprocess.run([sys.executable, "-W", "error", "-c", WRONG_TYPES, *files], capture_output=True, text=True, cwd=ROOT, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", WRONG_TYPES, *files],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -289,4 +332,6 @@ def test_damaged_vocabulary_is_not_converted(folder, tmp_path):
         convert.convert(copy, tmp_path / "out")
     (copy / "merges.txt").unlink()
     out = convert.convert(copy, tmp_path / "out")
-    assert any("token ids only" in note for note in files.read_config(out).notes) and "no vocabulary" in verify.verify(out)
+    assert any(
+        "token ids only" in note for note in files.read_config(out).notes
+    ) and "no vocabulary" in verify.verify(out)

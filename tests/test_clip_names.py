@@ -35,17 +35,27 @@ def test_names_of_openai(folder, tmp_path, monkeypatch):
     here = tmp_path / "weights"
     here.mkdir()
     with pytest.raises(
-        UsageError, match=r"clip-vit-b32 is not here: download https://openaipublic\S+/ViT-B-32.pt and put it at \S+weights/ViT-B-32.pt"
+        UsageError,
+        match=r"clip-vit-b32 is not here: download https://openaipublic\S+/ViT-B-32.pt and put it at \S+weights/ViT-B-32.pt",
     ):
         sis_jax.load_clip("ViT-B/32")
     shutil.copy(folder / "openai_script.pt", here / "ViT-L-14-336px.pt")
     for name in ("ViT-L/14@336px", "clip-vit-l14-336px"):
-        with pytest.raises(SisError, match=r"not the published ViT-L-14-336px\.pt of clip-vit-l14-336px \(sha256 .*expected 3035c92b3509"):
+        with pytest.raises(
+            SisError,
+            match=r"not the published ViT-L-14-336px\.pt of clip-vit-l14-336px \(sha256 .*expected 3035c92b3509",
+        ):
             sis_jax.load_clip(name)
-    by_path = sis_jax.load_clip(here / "ViT-L-14-336px.pt")  # by its path it is whatever it is, and nobody's licence
+    by_path = sis_jax.load_clip(
+        here / "ViT-L-14-336px.pt"
+    )  # by its path it is whatever it is, and nobody's licence
     assert by_path.info.licence.startswith("unknown") and by_path.info.name == "ViT-L-14-336px"
     digest = files.sha256_of(here / "ViT-L-14-336px.pt")
-    monkeypatch.setitem(catalogue.CLIPS, "clip-vit-l14-336px", replace(catalogue.CLIPS["clip-vit-l14-336px"], sha256=digest))
+    monkeypatch.setitem(
+        catalogue.CLIPS,
+        "clip-vit-l14-336px",
+        replace(catalogue.CLIPS["clip-vit-l14-336px"], sha256=digest),
+    )
     clip = sis_jax.load_clip("ViT-L/14@336px")
     assert clip.info.name == "clip-vit-l14-336px" and clip.info.licence == "MIT (OpenAI CLIP)"
 
@@ -65,7 +75,10 @@ def test_catalogue():
     assert len({public.sha256 for public in catalogue.CLIPS.values()}) == len(catalogue.CLIPS)
 
 
-@pytest.mark.parametrize(("name", "said"), [("RN50x46", "'clip-rn50x4'"), ("no/such/place", "unknown CLIP"), ("", "unknown CLIP")])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("RN50x46", "'clip-rn50x4'"), ("no/such/place", "unknown CLIP"), ("", "unknown CLIP")],
+)
 def test_unknown_names(name, said):
     with pytest.raises(UsageError, match=said):
         sis_jax.load_clip(name)
@@ -109,18 +122,31 @@ def test_hub_offline(hub, tmp_path):
     with pytest.raises(UsageError) as caught:
         sis_jax.load_clip("openai/clip-vit-base-patch32")
     said = str(caught.value)
-    assert "(Name or service not known)" in said and "https://huggingface.co/openai/clip-vit-base-patch32" in said
-    assert str(tmp_path / "weights" / "clip-vit-base-patch32") in said and "give the path" in said and "convert_weights.py" in said
+    assert (
+        "(Name or service not known)" in said
+        and "https://huggingface.co/openai/clip-vit-base-patch32" in said
+    )
+    assert (
+        str(tmp_path / "weights" / "clip-vit-base-patch32") in said
+        and "give the path" in said
+        and "convert_weights.py" in said
+    )
 
 
 def test_hub_cache_and_download(hub, folder, tmp_path, expected):
-    snapshot = shutil.copytree(folder / "hf_tiny", tmp_path / "models--openai--clip-tiny" / "snapshots" / "1234")
+    snapshot = shutil.copytree(
+        folder / "hf_tiny", tmp_path / "models--openai--clip-tiny" / "snapshots" / "1234"
+    )
     online = hub(online=snapshot)
     clip = sis_jax.load_clip("openai/clip-tiny")
     close(clip.encode_text(expected("hf_tiny")["ids"]), expected("hf_tiny")["text"])
     assert clip.info.name == "openai/clip-tiny" and clip.info.licence == "MIT (OpenAI CLIP)"
     assert [local for _, _, local in online.asked] == [True, False]
-    assert all("*" not in pattern and not pattern.endswith((".msgpack", ".h5")) for _, patterns, _ in online.asked for pattern in patterns)
+    assert all(
+        "*" not in pattern and not pattern.endswith((".msgpack", ".h5"))
+        for _, patterns, _ in online.asked
+        for pattern in patterns
+    )
     cached = hub(cached=snapshot)
     sis_jax.load_clip("openai/clip-tiny")
     assert [local for _, _, local in cached.asked] == [True]
@@ -145,18 +171,25 @@ def test_hub_name_in_the_weights_folder(hub, folder, tmp_path):
     hub()
     shutil.copytree(folder / "hf_tiny", tmp_path / "weights" / "clip-tiny")
     assert sis_jax.load_clip("someone/clip-tiny").info.name == "clip-tiny"
-    assert "clip-tiny" not in catalogue.folders() and catalogue.shipped()  # a foreign folder is no weights folder of ours
+    assert (
+        "clip-tiny" not in catalogue.folders() and catalogue.shipped()
+    )  # a foreign folder is no weights folder of ours
 
 
 def test_files_are_cached(folder, tmp_path):
     path = shutil.copy(folder / "openai_vit_tiny.pt", tmp_path / "tiny.pt")
-    with pytest.raises(UsageError, match=r"tiny\.pt holds a CLIP, not a generator: use sis\.load_clip"):
+    with pytest.raises(
+        UsageError, match=r"tiny\.pt holds a CLIP, not a generator: use sis\.load_clip"
+    ):
         sis_jax.load_generator(path)
     assert not (tmp_path / "cache").exists()
     sis_jax.load_clip(path)
     (cached,) = (tmp_path / "cache" / "weights").iterdir()
     stamp = (cached / files.MODEL).stat().st_mtime_ns
-    assert sis_jax.load_clip(path).info.name == "tiny" and (cached / files.MODEL).stat().st_mtime_ns == stamp
+    assert (
+        sis_jax.load_clip(path).info.name == "tiny"
+        and (cached / files.MODEL).stat().st_mtime_ns == stamp
+    )
     with pytest.raises(UsageError, match=r"tiny\.pt holds a CLIP, not a generator"):
         sis_jax.load_generator(path)
     (tmp_path / "cache").rename(tmp_path / "gone")
@@ -192,12 +225,22 @@ def test_the_converter_checks_the_digest(folder, tmp_path):
 
 
 def test_the_converter_takes_names(hub, folder, tmp_path, monkeypatch, capsys):
-    hub(cached=shutil.copytree(folder / "hf_tiny", tmp_path / "models--openai--clip-tiny" / "snapshots" / "1234"))
+    hub(
+        cached=shutil.copytree(
+            folder / "hf_tiny", tmp_path / "models--openai--clip-tiny" / "snapshots" / "1234"
+        )
+    )
     monkeypatch.chdir(tmp_path)
     main = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "convert_weights.py"))["main"]
     assert main(["openai/clip-tiny"]) == 0
-    assert capsys.readouterr().out.strip() == "ported_weights/clip-tiny" and sis_jax.load_clip("clip-tiny").info.name == "openai/clip-tiny"
-    assert main([str(folder / "hf_tiny"), "--classes", "3"]) == 2 and "leave out --classes" in capsys.readouterr().err
+    assert (
+        capsys.readouterr().out.strip() == "ported_weights/clip-tiny"
+        and sis_jax.load_clip("clip-tiny").info.name == "openai/clip-tiny"
+    )
+    assert (
+        main([str(folder / "hf_tiny"), "--classes", "3"]) == 2
+        and "leave out --classes" in capsys.readouterr().err
+    )
     assert main(["clip-rn5", "--out", "x"]) == 2 and "'clip-rn50'" in capsys.readouterr().err
     assert main(["ViT-B/32"]) == 2 and "download https://openaipublic" in capsys.readouterr().err
 

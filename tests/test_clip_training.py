@@ -29,15 +29,21 @@ def test_the_loss_by_hand():
 def test_how_often_a_text_is_true_does_not_weigh():
     """Ten pictures it is not true of instead of one: the same loss."""
     few = training.contrast(jnp.asarray([[2.0], [1.0]]), jnp.asarray([[True], [False]]))
-    many = training.contrast(jnp.asarray([[2.0], *[[1.0]] * 10]), jnp.asarray([[True], *[[False]] * 10]))
+    many = training.contrast(
+        jnp.asarray([[2.0], *[[1.0]] * 10]), jnp.asarray([[True], *[[False]] * 10])
+    )
     assert float(few) == pytest.approx(float(many), rel=1e-5)
 
 
 def test_patches_that_resemble_the_text_decide():
     patches = jnp.asarray([[[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]])
     texts = jnp.asarray([[1.0, 0.0]])
-    assert float(training.patch_similarity(patches, texts, 0.0)[0, 0]) == pytest.approx(1 / 3, rel=1e-5)
-    assert float(training.patch_similarity(patches, texts, 50.0)[0, 0]) == pytest.approx(1, rel=1e-4)
+    assert float(training.patch_similarity(patches, texts, 0.0)[0, 0]) == pytest.approx(
+        1 / 3, rel=1e-5
+    )
+    assert float(training.patch_similarity(patches, texts, 50.0)[0, 0]) == pytest.approx(
+        1, rel=1e-4
+    )
 
 
 def test_both_encodings_are_those_of_the_network(config):
@@ -68,7 +74,16 @@ def test_two_words_are_learned_and_found(config):
         pixels, lit, _ = squares(rng, 16)
         true = np.stack([lit, ~lit], axis=1)
         rate = np.float32(training.rate_at(i / 150, recipe))
-        state, told = step(graph, state, jnp.asarray(pixels), ids, jnp.asarray(true), jnp.asarray(rate), jax.random.key(i), recipe=recipe)
+        state, told = step(
+            graph,
+            state,
+            jnp.asarray(pixels),
+            ids,
+            jnp.asarray(true),
+            jnp.asarray(rate),
+            jax.random.key(i),
+            recipe=recipe,
+        )
         losses.append(float(told["global"]))
     assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:10])
     network = training.averaged(graph, state)
@@ -76,7 +91,9 @@ def test_two_words_are_learned_and_found(config):
     text = np.asarray(network.text(ids))
     image = np.asarray(network.visual(jnp.asarray(pixels)))
     score = image @ (text[0] - text[1])
-    assert score[lit].mean() > score[~lit].mean() and ((score > np.median(score)) == lit).mean() > 0.8
+    assert (
+        score[lit].mean() > score[~lit].mean() and ((score > np.median(score)) == lit).mean() > 0.8
+    )
     dense = np.array(network.visual.dense(jnp.asarray(pixels)))
     dense /= np.linalg.norm(dense, axis=-1, keepdims=True)
     where = (dense @ text[0]).reshape(40, 16).argmax(1)
@@ -99,21 +116,42 @@ def test_facts_first_and_words_afterwards(config):
     recipe = training.Recipe(learning_rate=5e-3, keep=1.0, ema=0.9)
     concepts, parts = jnp.asarray(rng.standard_normal((1, 8)), jnp.float32), jnp.ones((1, 8))
     graph, state = training.new_state(training.initial(config, 1), recipe, concepts, parts)
-    see, say = (jax.jit(f, static_argnames="recipe") for f in (training.grounded_step, training.text_step))
-    nowhere = jnp.zeros((1, 16, 1)), jnp.zeros((1, 1))  # no part is known, and the fact is about none
+    see, say = (
+        jax.jit(f, static_argnames="recipe") for f in (training.grounded_step, training.text_step)
+    )
+    nowhere = (
+        jnp.zeros((1, 16, 1)),
+        jnp.zeros((1, 1)),
+    )  # no part is known, and the fact is about none
     before = np.asarray(state["params"]["network"]["text"]["projection"])
     for _ in range(120):
         pixels, lit, _ = squares(rng, 16)
         true = jnp.asarray(lit[:, None], jnp.float32)
-        state, told = see(graph, state, jnp.asarray(pixels), true, 2 * true - 1, *nowhere, jnp.float32(3e-3), recipe=recipe)
-    assert float(told["global"]) < 0.3 and np.array_equal(before, state["params"]["network"]["text"]["projection"])
+        state, told = see(
+            graph,
+            state,
+            jnp.asarray(pixels),
+            true,
+            2 * true - 1,
+            *nowhere,
+            jnp.float32(3e-3),
+            recipe=recipe,
+        )
+    assert float(told["global"]) < 0.3 and np.array_equal(
+        before, state["params"]["network"]["text"]["projection"]
+    )
     point = np.asarray(state["ema"]["concepts"])
     graph, state = training.new_state(training.averaged(graph, state), recipe)
     seen = np.asarray(state["params"]["network"]["visual"]["projection"])
-    ids, points = jnp.asarray([[8, 1, 9, 9], [8, 2, 9, 9]]), jnp.asarray(np.concatenate([point, -point]))
+    ids, points = (
+        jnp.asarray([[8, 1, 9, 9], [8, 2, 9, 9]]),
+        jnp.asarray(np.concatenate([point, -point])),
+    )
     for _ in range(100):
         state, told = say(graph, state, ids, points, jnp.float32(3e-3), recipe=recipe)
-    assert float(told["text"]) < 0.05 and np.array_equal(seen, state["params"]["network"]["visual"]["projection"])
+    assert float(told["text"]) < 0.05 and np.array_equal(
+        seen, state["params"]["network"]["visual"]["projection"]
+    )
     network = training.averaged(graph, state)
     pixels, lit, _ = squares(np.random.default_rng(5), 40)
     score = np.asarray(network.visual(jnp.asarray(pixels))) @ np.asarray(network.text(ids))[0]
@@ -125,18 +163,32 @@ def test_parts_and_facts_in_their_parts_are_learned(config):
     rng = np.random.default_rng(0)
     recipe = training.Recipe(learning_rate=5e-3, keep=1.0, ema=0.9)
     start = np.linalg.qr(rng.standard_normal((8, 3)))[0].T.astype(np.float32)
-    graph, state = training.new_state(training.initial(config, 1), recipe, jnp.asarray(start[:1]), jnp.asarray(start[1:]))
+    graph, state = training.new_state(
+        training.initial(config, 1), recipe, jnp.asarray(start[:1]), jnp.asarray(start[1:])
+    )
     see = jax.jit(training.grounded_step, static_argnames="recipe")
     right = np.tile(np.arange(4) >= 2, (16, 4, 1)).reshape(16, 16)
-    share, about = np.stack([~right, right], -1).astype(np.float32), np.array([[1.0, 0.0]], np.float32)
+    share, about = (
+        np.stack([~right, right], -1).astype(np.float32),
+        np.array([[1.0, 0.0]], np.float32),
+    )
     losses = []
     for _ in range(200):
         pixels, lit, places = squares(rng, 16)
         yes = (lit & (places % 4 < 2))[:, None].astype(np.float32)
-        state, told = see(graph, state, pixels, yes, 2 * yes - 1, share, about, jnp.float32(3e-3), recipe=recipe)
+        state, told = see(
+            graph, state, pixels, yes, 2 * yes - 1, share, about, jnp.float32(3e-3), recipe=recipe
+        )
         losses.append({k: float(v) for k, v in told.items()})
-    first, last = ({k: np.mean([x[k] for x in part]) for k in losses[0]} for part in (losses[:10], losses[-20:]))
-    assert last["parts"] < 0.3 * first["parts"] and last["local"] < 0.7 * first["local"] and last["told"] < 0.7 * first["told"]
+    first, last = (
+        {k: np.mean([x[k] for x in part]) for k in losses[0]}
+        for part in (losses[:10], losses[-20:])
+    )
+    assert (
+        last["parts"] < 0.3 * first["parts"]
+        and last["local"] < 0.7 * first["local"]
+        and last["told"] < 0.7 * first["told"]
+    )
     network = training.averaged(graph, state)
     pixels, lit, places = squares(np.random.default_rng(5), 64)
     dense = np.asarray(network.visual.dense(jnp.asarray(pixels))).reshape(64, 16, 8)
@@ -152,7 +204,9 @@ def test_a_fact_about_no_part_is_learned_globally_only(config):
     points = jnp.eye(8)
     yes = jnp.asarray([[1.0], [0.0], [1.0], [0.0]])
     share = jnp.full((4, 16, 2), 0.5)
-    _, told = training.grounded_loss(network, points[:1], points[1:3], pixels, yes, yes, share, jnp.zeros((1, 2)), recipe)
+    _, told = training.grounded_loss(
+        network, points[:1], points[1:3], pixels, yes, yes, share, jnp.zeros((1, 2)), recipe
+    )
     assert float(told["local"]) == 0 and float(told["told"]) > 0
 
 
@@ -163,7 +217,9 @@ def test_points_of_classes_stay_out_of_a_direction():
     dense[:, 0] += 2 * kind - 1
     dense[:, 1] += 2 * kind - 1
     share = np.eye(2, dtype=np.float32)[kind]
-    points, scale = training.class_points(jnp.asarray(dense), jnp.asarray(share), jnp.eye(4)[:1], steps=60)
+    points, scale = training.class_points(
+        jnp.asarray(dense), jnp.asarray(share), jnp.eye(4)[:1], steps=60
+    )
     assert np.abs(np.asarray(points)[:, 0]).max() < 1e-5 and scale > 1
     assert ((dense @ np.asarray(points).T).argmax(1) == kind).mean() > 0.97
 
@@ -172,10 +228,13 @@ def test_where_captions_belong():
     concepts = np.array([[2, 0, 0], [0, 1, 0]], np.float32)
     neutral = np.array([0, 0, 1], np.float32)
     at = [
-        captions.target(captions.Caption("x", needs), concepts, neutral).tolist() for needs in ((), ((0, True),), ((0, True), (1, False)))
+        captions.target(captions.Caption("x", needs), concepts, neutral).tolist()
+        for needs in ((), ((0, True),), ((0, True), (1, False)))
     ]
     assert at == [[0, 0, 1], [1, 0, 0], [1, -1, 0]]
-    there = captions.target(captions.Caption("x", ((0, True), (1, False))), concepts, neutral, {0: neutral, 1: neutral})
+    there = captions.target(
+        captions.Caption("x", ((0, True), (1, False))), concepts, neutral, {0: neutral, 1: neutral}
+    )
     np.testing.assert_allclose(there, [1, -1, captions.PLACE])  # what is denied has no place
 
 
@@ -197,7 +256,9 @@ def test_words_find_their_parts_without_masks():
     }  # fmt: skip
     table = captions.about_table(about, [*names, "Male"])
     assert table.shape == (len(names) + 1, 8) and not table[-1].any() and not table[:, 7].any()
-    assert table[names.index("Blond_Hair")].argmax() == 0 and table[names.index("Eyeglasses"), 2] == 1
+    assert (
+        table[names.index("Blond_Hair")].argmax() == 0 and table[names.index("Eyeglasses"), 2] == 1
+    )
 
 
 # Captions
@@ -215,7 +276,9 @@ def test_composed_captions_are_true_of_their_picture():
             caption = captions.composed_caption(row, NAMES, table.mean(0), rng)
             assert caption.true_of(table)[i]
             for name, phrases in captions.WITH.items():  # what is said is what is needed
-                if any(f" {p}" in caption.text for p in phrases[:1]) and not any(p in phrases[0] for p in ("makeup", "hair")):
+                if any(f" {p}" in caption.text for p in phrases[:1]) and not any(
+                    p in phrases[0] for p in ("makeup", "hair")
+                ):
                     assert row[NAMES.index(name)], (caption.text, name)
     assert captions.composed_caption(np.zeros(len(NAMES), bool), NAMES, table.mean(0), rng).text
 
@@ -240,11 +303,16 @@ def test_a_small_vocabulary_cuts_its_own_texts_like_the_large_one(tmp_path):
     spec = importlib.util.spec_from_file_location("train_faces_clip", place)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    texts = [c.text for c in captions.single_captions(NAMES)] + ["an old man with glasses, a tie and a five o'clock shadow"]
+    texts = [c.text for c in captions.single_captions(NAMES)] + [
+        "an old man with glasses, a tie and a five o'clock shadow"
+    ]
     size = script.write_vocabulary(tmp_path, texts)
     small, large = read_vocabulary(tmp_path)[0], shipped_vocabulary()[0]
     names = [{i: token for token, i in v.items()} for v in (small, large)]
-    ids = [Tokenizer(30, size, str(tmp_path), openai=False)(texts)[0], Tokenizer(30, len(large))(texts)[0]]
+    ids = [
+        Tokenizer(30, size, str(tmp_path), openai=False)(texts)[0],
+        Tokenizer(30, len(large))(texts)[0],
+    ]
     for mine, theirs in zip(*ids):
         end = [int(np.argmax(row)) for row in (mine, theirs)]
         assert [names[0][i] for i in mine[: end[0]]] == [names[1][i] for i in theirs[: end[1]]]

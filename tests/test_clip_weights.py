@@ -84,19 +84,33 @@ def scripted_state():
 def test_torchscript_archive(folder, tmp_path):
     """The archive gives the network of the plain state dict, to the bit; its program is compressed and stays so."""
     path = folder / "openai_script.pt"
-    assert any(info.compress_type and "/code/" in info.filename for info in zipfile.ZipFile(path).infolist())
-    ours, same = sis_jax.load_clip(path), sis_jax.load_clip(save_pt(tmp_path / "plain.pt", scripted_state()))
+    assert any(
+        info.compress_type and "/code/" in info.filename
+        for info in zipfile.ZipFile(path).infolist()
+    )
+    ours, same = (
+        sis_jax.load_clip(path),
+        sis_jax.load_clip(save_pt(tmp_path / "plain.pt", scripted_state())),
+    )
     a, b = arrays_of(ours.network), arrays_of(same.network)
-    assert ours.config == same.config and a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+    assert (
+        ours.config == same.config
+        and a.keys() == b.keys()
+        and all(np.array_equal(a[key], b[key]) for key in a)
+    )
     assert ours.config.vision.image_size == 4 and ours.config.text.context == 8
     assert np.isfinite(ours.encode_image(np.ones((1, 4, 4, 3), np.float32))).all()
 
 
 def test_half_and_double_precision(folder, tmp_path, expected):
     arrays, want = plain(read_tree(folder / "openai_vit_tiny.pt")), expected("openai_vit_tiny")
-    double = save_pt(tmp_path / "double.pt", {key: value.astype(np.float64) for key, value in arrays.items()})
+    double = save_pt(
+        tmp_path / "double.pt", {key: value.astype(np.float64) for key, value in arrays.items()}
+    )
     close(sis_jax.load_clip(double).encode_image(want["pixel_values"]), want["image_embeds_raw"])
-    half = save_pt(tmp_path / "half.pt", {key: value.astype(np.float16) for key, value in arrays.items()})
+    half = save_pt(
+        tmp_path / "half.pt", {key: value.astype(np.float16) for key, value in arrays.items()}
+    )
     clip = sis_jax.load_clip(half)
     assert all(value.dtype == np.float32 for value in arrays_of(clip.network).values())
     close(clip.encode_image(want["pixel_values"]), want["image_embeds_raw"], 2e-3)
@@ -108,7 +122,10 @@ def test_pytorch_model_bin_and_a_file_inside_a_folder(folder, tmp_path, expected
     arrays = load_file(copy / "model.safetensors")
     close(sis_jax.load_clip(copy / "model.safetensors").encode_text(want["ids"]), want["text"])
     (copy / "model.safetensors").unlink()
-    positions = {f"{t}_model.embeddings.position_ids": np.arange(n)[None] for t, n in (("text", 16), ("vision", 17))}
+    positions = {
+        f"{t}_model.embeddings.position_ids": np.arange(n)[None]
+        for t, n in (("text", 16), ("vision", 17))
+    }
     save_pt(copy / "pytorch_model.bin", arrays | positions)
     clip = sis_jax.load_clip(copy)
     close(clip.encode_text(want["ids"]), want["text"])
@@ -141,7 +158,10 @@ OPEN_CLIP = {
 def open_clip(folder, tmp_path, **changes):
     place = tmp_path / "laion"
     place.mkdir(exist_ok=True)
-    arrays = {k: np.ascontiguousarray(v) for k, v in plain(read_tree(folder / "openai_vit_tiny.pt")).items()}
+    arrays = {
+        k: np.ascontiguousarray(v)
+        for k, v in plain(read_tree(folder / "openai_vit_tiny.pt")).items()
+    }
     save_file(arrays, place / "open_clip_model.safetensors")
     config = json.loads(json.dumps(OPEN_CLIP))
     for where, value in changes.items():
@@ -159,16 +179,29 @@ def test_open_clip(folder, tmp_path, expected):
     clip = sis_jax.load_clip(open_clip(folder, tmp_path))
     close(clip.encode_image(want["pixel_values"]), want["image_embeds_raw"])
     close(clip.encode_text(want["input_ids"]), want["text_embeds_raw"])
-    assert clip.preprocessing.mean == (0.5, 0.5, 0.5) and clip.info.layout == "open_clip" and clip.info.name == "laion"
-    clip = sis_jax.load_clip(open_clip(folder, tmp_path, quick_gelu=False, vision_cfg__head_width=32, text_cfg__heads=4))
+    assert (
+        clip.preprocessing.mean == (0.5, 0.5, 0.5)
+        and clip.info.layout == "open_clip"
+        and clip.info.name == "laion"
+    )
+    clip = sis_jax.load_clip(
+        open_clip(folder, tmp_path, quick_gelu=False, vision_cfg__head_width=32, text_cfg__heads=4)
+    )
     assert clip.config.vision.transformer.heads == 2 and clip.config.text.transformer.heads == 4
-    assert clip.config.vision.transformer.activation == clip.config.text.transformer.activation == "gelu"
+    assert (
+        clip.config.vision.transformer.activation
+        == clip.config.text.transformer.activation
+        == "gelu"
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"vision_cfg__timm_model_name": "convnext"}, "vision_cfg has timm_model_name = 'convnext'"),
+        (
+            {"vision_cfg__timm_model_name": "convnext"},
+            "vision_cfg has timm_model_name = 'convnext'",
+        ),
         ({"text_cfg__no_causal_mask": True}, "text_cfg has no_causal_mask = True"),
         ({"vision_cfg__width": "wide"}, "lacks the width or heads"),
         ({"text_cfg__heads": 7}, "64 wide, which 7 heads do not divide"),
@@ -182,7 +215,10 @@ def test_open_clip_of_other_networks(folder, tmp_path, changes, said):
 def test_open_clip_without_its_config(folder, tmp_path):
     place = open_clip(folder, tmp_path)
     (place / "open_clip_config.json").unlink()
-    with pytest.raises(SisError, match=r"open_clip_config\.json is not there, which tells the number of heads and the activation"):
+    with pytest.raises(
+        SisError,
+        match=r"open_clip_config\.json is not there, which tells the number of heads and the activation",
+    ):
         sis_jax.load_clip(place)
 
 
@@ -193,7 +229,11 @@ def broken(arrays):
     return {
         "unknown": arrays | {"visual.mystery": np.zeros(3, np.float32)},
         "missing": {k: v for k, v in arrays.items() if k not in ("visual.proj", "ln_final.bias")},
-        "shape": arrays | {"visual.ln_pre.weight": np.ones(65, np.float32), "text_projection": np.zeros((64, 33), np.float32)},
+        "shape": arrays
+        | {
+            "visual.ln_pre.weight": np.ones(65, np.float32),
+            "text_projection": np.zeros((64, 33), np.float32),
+        },
         "numbers": arrays | {"ln_final.bias": np.full(64, np.nan, np.float32)},
         "type": arrays | {"ln_final.bias": np.zeros(64, np.int64)},
     }
@@ -209,7 +249,11 @@ def test_faults(folder, tmp_path, kind):
 def test_all_faults_are_told_at_once(folder, tmp_path):
     arrays = plain(read_tree(folder / "openai_rn_tiny.pt"))
     arrays["visual.mystery"] = np.zeros(3, np.float32)
-    del arrays["visual.layer2.0.bn1.running_var"], arrays["visual.layer3.0.conv2.weight"], arrays["transformer.resblocks.0.ln_1.bias"]
+    del (
+        arrays["visual.layer2.0.bn1.running_var"],
+        arrays["visual.layer3.0.conv2.weight"],
+        arrays["transformer.resblocks.0.ln_1.bias"],
+    )
     arrays["visual.bn1.running_var"] = -np.ones(2, np.float32)
     arrays["transformer.resblocks.0.attn.in_proj_weight"] = np.zeros((190, 64), np.float32)
     with pytest.raises(SisError) as caught:
@@ -226,7 +270,13 @@ def test_all_faults_are_told_at_once(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "gone", ["token_embedding.weight", "visual.conv1.weight", "visual.positional_embedding", "transformer.resblocks.0.mlp.c_fc.bias"]
+    "gone",
+    [
+        "token_embedding.weight",
+        "visual.conv1.weight",
+        "visual.positional_embedding",
+        "transformer.resblocks.0.mlp.c_fc.bias",
+    ],
 )
 def test_arrays_that_tell_the_shape(folder, tmp_path, gone):
     arrays = plain(read_tree(folder / "openai_vit_tiny.pt"))
@@ -237,7 +287,9 @@ def test_arrays_that_tell_the_shape(folder, tmp_path, gone):
 
 def test_half_a_clip(folder, tmp_path):
     copy = shutil.copytree(folder / "hf_tiny", tmp_path / "copy")
-    vision = {k: v for k, v in load_file(copy / "model.safetensors").items() if k.startswith("vision")}
+    vision = {
+        k: v for k, v in load_file(copy / "model.safetensors").items() if k.startswith("vision")
+    }
     save_file(vision, copy / "model.safetensors")
     with pytest.raises(SisError, match=r"missing: text.token_embedding"):
         sis_jax.load_clip(copy)
@@ -246,10 +298,26 @@ def test_half_a_clip(folder, tmp_path):
 @pytest.mark.parametrize(
     ("file", "change", "said"),
     [
-        ("config.json", {"vision_config": {"num_attention_heads": 5, "hidden_act": "gelu"}}, "32 wide, which 5 heads do not divide"),
-        ("config.json", {"vision_config": {"hidden_act": "swish", "num_attention_heads": 4}}, "uses 'swish', known are quick_gelu, gelu"),
-        ("config.json", {"text_config": {"num_attention_heads": "many"}}, "does not describe a CLIP"),
-        ("preprocessor_config.json", {"crop_size": 32, "size": 32}, "cuts photos to 32 pixels, but the network reads 24"),
+        (
+            "config.json",
+            {"vision_config": {"num_attention_heads": 5, "hidden_act": "gelu"}},
+            "32 wide, which 5 heads do not divide",
+        ),
+        (
+            "config.json",
+            {"vision_config": {"hidden_act": "swish", "num_attention_heads": 4}},
+            "uses 'swish', known are quick_gelu, gelu",
+        ),
+        (
+            "config.json",
+            {"text_config": {"num_attention_heads": "many"}},
+            "does not describe a CLIP",
+        ),
+        (
+            "preprocessor_config.json",
+            {"crop_size": 32, "size": 32},
+            "cuts photos to 32 pixels, but the network reads 24",
+        ),
         ("preprocessor_config.json", {"image_std": [0, 0, 0]}, "does not describe a preprocessing"),
     ],
 )
@@ -264,7 +332,9 @@ def test_foreign_configs(folder, tmp_path, file, change, said):
 def test_a_folder_without_config(folder, tmp_path):
     (tmp_path / "bare").mkdir()
     shutil.copy(folder / "hf_tiny" / "model.safetensors", tmp_path / "bare")
-    with pytest.raises(SisError, match=r"config.json is not there, which tells the number of heads"):
+    with pytest.raises(
+        SisError, match=r"config.json is not there, which tells the number of heads"
+    ):
         sis_jax.load_clip(tmp_path / "bare")
 
 
@@ -278,12 +348,20 @@ def test_converted_folder(folder, tmp_path, name):
     a, b = arrays_of(before.network), arrays_of(after.network)
     assert before.config == after.config and all(np.array_equal(a[key], b[key]) for key in a)
     assert after.preprocessing == before.preprocessing and after.info.licence == "MIT"
-    assert after.info.sha256 == files.sha256_of(out / files.MODEL) and before.info.source == after.info.source
+    assert (
+        after.info.sha256 == files.sha256_of(out / files.MODEL)
+        and before.info.source == after.info.source
+    )
     given = folder / name if (folder / name).is_file() else folder / name / files.MODEL
     assert files.read_config(out).source["sha256"] == files.sha256_of(given)
-    assert "sis.load_clip(PATH)" in (out / files.CARD).read_text() and "Discriminator" not in (out / files.CARD).read_text()
+    assert (
+        "sis.load_clip(PATH)" in (out / files.CARD).read_text()
+        and "Discriminator" not in (out / files.CARD).read_text()
+    )
     if name == "hf_tiny":
-        assert (out / "vocab.json").is_file() and np.array_equal(before.tokenize("a photo"), after.tokenize("a photo"))
+        assert (out / "vocab.json").is_file() and np.array_equal(
+            before.tokenize("a photo"), after.tokenize("a photo")
+        )
         (out / "merges.txt").write_text("#version: 0.2\n")
         with pytest.raises(SisError, match=r"merges\.txt is not the file"):
             sis_jax.load_clip(out)
@@ -292,7 +370,9 @@ def test_converted_folder(folder, tmp_path, name):
 def test_half_size_folder_and_verify(folder, tmp_path, expected):
     want = expected("hf_tiny")
     out = convert.convert(folder / "hf_tiny", tmp_path / "out", dtype="float16")
-    assert (out / files.MODEL).stat().st_size < 0.6 * (folder / "hf_tiny" / "model.safetensors").stat().st_size
+    assert (out / files.MODEL).stat().st_size < 0.6 * (
+        folder / "hf_tiny" / "model.safetensors"
+    ).stat().st_size
     close(sis_jax.load_clip(out).encode_image(want["pixels"]), want["image"], 5e-3)
     assert verify.verify(out).startswith("stored") and "the same" in verify.verify(out)
     config = files.read_config(out)
@@ -307,7 +387,10 @@ def test_wrong_kind(folder, tmp_path):
         convert.convert(folder / "hf_tiny", tmp_path / "out", "stylegan2")
     with pytest.raises(UsageError, match="holds a StyleGAN2 generator, not a CLIP"):
         convert.convert(folder.parent / "gan" / "ada16.pkl", tmp_path / "out", "clip")
-    with pytest.raises(UsageError, match=r"ada16\.pkl holds a StyleGAN2 generator, not a CLIP: use sis\.load_generator"):
+    with pytest.raises(
+        UsageError,
+        match=r"ada16\.pkl holds a StyleGAN2 generator, not a CLIP: use sis\.load_generator",
+    ):
         sis_jax.load_clip(folder.parent / "gan" / "ada16.pkl")
     with pytest.raises(UsageError, match=r"faces64 holds a StyleGAN2 generator, not a CLIP"):
         sis_jax.load_clip("faces64")
@@ -316,7 +399,10 @@ def test_wrong_kind(folder, tmp_path):
         sis_jax.load_generator(out)
 
 
-@pytest.mark.parametrize("change", [{"heads": 5}, {"layers": 10**9}, {"activation": "swish"}, {"epsilon": -1}, {"width": 2.5}])
+@pytest.mark.parametrize(
+    "change",
+    [{"heads": 5}, {"layers": 10**9}, {"activation": "swish"}, {"epsilon": -1}, {"width": 2.5}],
+)
 def test_damaged_config(folder, tmp_path, change):
     out = convert.convert(folder / "hf_tiny", tmp_path / "out")
     config = json.loads((out / "config.json").read_text())
@@ -327,11 +413,26 @@ def test_damaged_config(folder, tmp_path, change):
 
 
 def test_script(folder, tmp_path):
-    command = [sys.executable, str(SCRIPT), str(folder / "hf_tiny"), "--kind", "clip", "--out", str(tmp_path / "out"), "--verify"]
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        str(folder / "hf_tiny"),
+        "--kind",
+        "clip",
+        "--out",
+        str(tmp_path / "out"),
+        "--verify",
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0 and done.stdout.strip() == str(tmp_path / "out"), done.stderr
-    done = subprocess.run([sys.executable, str(SCRIPT), "--list"], capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--list"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
     assert "clip-rn50x64" in done.stdout and "MIT (OpenAI CLIP)" in done.stdout
 
 
@@ -364,13 +465,17 @@ def test_preprocessing_that_is_not_done_here(folder, tmp_path, change):
         sis_jax.load_clip(copy)
 
 
-@pytest.mark.parametrize("change", [{"resize_mode": "squash"}, {"interpolation": "bilinear"}, {"size": [32, 24]}])
+@pytest.mark.parametrize(
+    "change", [{"resize_mode": "squash"}, {"interpolation": "bilinear"}, {"size": [32, 24]}]
+)
 def test_open_clip_preprocessing_that_is_not_done_here(folder, tmp_path, change):
     place = open_clip(folder, tmp_path)
     config = json.loads((place / "open_clip_config.json").read_text())
     config["preprocess_cfg"] |= {"resize_mode": "shortest", "interpolation": "bicubic"} | change
     (place / "open_clip_config.json").write_text(json.dumps(config))
-    with pytest.raises(SisError, match=r"not supported: the only value known|do not belong together"):
+    with pytest.raises(
+        SisError, match=r"not supported: the only value known|do not belong together"
+    ):
         sis_jax.load_clip(place)
 
 
@@ -380,7 +485,11 @@ def test_config_that_was_edited(folder, tmp_path):
     for where, value, said in (
         (("network", "text", "end"), 10**6, r"end: token 1000000, but there are"),
         (("preprocessing", "size"), 20, "cuts photos to 20 pixels, but the network reads 24"),
-        (("preprocessing", "mean"), [float("nan")] * 3, "sizes or colours of the preprocessing are damaged"),
+        (
+            ("preprocessing", "mean"),
+            [float("nan")] * 3,
+            "sizes or colours of the preprocessing are damaged",
+        ),
         ((), None, r'has lost its "clip"'),
     ):
         config = json.loads(original)

@@ -49,7 +49,9 @@ def test_mean_field_is_its_definition(height, width, classes):
     labels, odds = crf.best(jnp.asarray(evidence), jnp.asarray(image))
     for e, i, label, odd in zip(evidence, image, labels, odds):
         expected = literally(e.astype(np.float64), i.astype(np.float64))
-        np.testing.assert_allclose(jax.nn.softmax(crf.posterior(jnp.asarray(e), jnp.asarray(i))), expected, atol=2e-5)
+        np.testing.assert_allclose(
+            jax.nn.softmax(crf.posterior(jnp.asarray(e), jnp.asarray(i))), expected, atol=2e-5
+        )
         first, second = np.sort(expected, -1)[..., :-3:-1].T
         np.testing.assert_allclose(odd.T, np.log(first / second), atol=1e-3)
         assert np.array_equal(label, expected.argmax(-1))
@@ -61,21 +63,30 @@ def test_a_picture_and_its_enlargement_are_treated_alike():
     small = np.array(resize_bilinear(jnp.asarray(coarse, jnp.float32), (64, 64)))
     small += 0.3 * rng.normal(size=small.shape).astype(np.float32)  # specks
     large = small.repeat(4, 1).repeat(4, 2)
-    labels, again = (np.asarray(crf.best(jnp.asarray(x[..., :3]) * 2, jnp.asarray(x[..., 3:]) * 0.5)[0]) for x in (small, large))
+    labels, again = (
+        np.asarray(crf.best(jnp.asarray(x[..., :3]) * 2, jnp.asarray(x[..., 3:]) * 0.5)[0])
+        for x in (small, large)
+    )
     nearest = small[..., :3].argmax(-1)
-    assert (labels != nearest).mean() > 0.05 and (again != labels.repeat(4, 1).repeat(4, 2)).mean() < 0.06
+    assert (labels != nearest).mean() > 0.05 and (
+        again != labels.repeat(4, 1).repeat(4, 2)
+    ).mean() < 0.06
 
 
 def test_labels_follow_the_edge_of_a_colour():
     """Evidence that ends two pixels beside the edge, with specks: the labels end at the edge and the specks go."""
     side = 32
-    image = np.where(np.arange(side)[None, :, None] < 16, -0.5, 0.5) * np.ones((side, side, 3), np.float32)
+    image = np.where(np.arange(side)[None, :, None] < 16, -0.5, 0.5) * np.ones(
+        (side, side, 3), np.float32
+    )
     left = np.broadcast_to(np.arange(side) < 16, (side, side))
     says_left = np.broadcast_to(np.arange(side) < 18, (side, side)).copy()
     says_left[5, 5], says_left[20, 27] = False, True
     strength = np.where(abs(np.arange(side) - 16.5) < 1, 0.1, 1.5)  # unsure beside the edge
     evidence = np.where(says_left, 1, -1)[..., None] * np.array([1, -1]) * strength[None, :, None]
-    labels, odds = crf.best(jnp.asarray(evidence, jnp.float32)[None], jnp.asarray(image, jnp.float32)[None])
+    labels, odds = crf.best(
+        jnp.asarray(evidence, jnp.float32)[None], jnp.asarray(image, jnp.float32)[None]
+    )
     assert np.array_equal(np.asarray(labels)[0] == 0, left) and odds.min() > 0
 
 
@@ -90,7 +101,10 @@ def test_a_damaged_pixel_spoils_no_other():
 
 def test_many_pictures_are_taken_in_turns(monkeypatch):
     rng = np.random.default_rng(1)
-    evidence, image = jnp.asarray(rng.normal(size=(6, 16, 16, 3)), jnp.float32), jnp.zeros((6, 16, 16, 3))
+    evidence, image = (
+        jnp.asarray(rng.normal(size=(6, 16, 16, 3)), jnp.float32),
+        jnp.zeros((6, 16, 16, 3)),
+    )
     labels, odds = crf.best(evidence, image)
     monkeypatch.setattr(crf, "_VALUES", 4 * 16 * 16 * 37)  # four at a time at most, so three
     again, others = crf.best(evidence, image)
@@ -109,7 +123,11 @@ def test_what_is_usual_at_a_place():
     learned = cluster_labels.learn_refinement(x, centers, labels, places, 8)
     prior = np.exp(learned["log_prior"])
     np.testing.assert_allclose(prior.sum(-1), 1, rtol=1e-5)
-    assert prior.shape == (8, 8, 3)  # no finer than the places there are: cells between them would know nothing
+    assert prior.shape == (
+        8,
+        8,
+        3,
+    )  # no finer than the places there are: cells between them would know nothing
     np.testing.assert_allclose(prior[0, :, 2], 31 / 33, rtol=1e-5)
     np.testing.assert_allclose(prior[1:, :, 2], 1 / 33, rtol=1e-5)
     assert prior[1:, :, :2].min() > 0.15
@@ -119,7 +137,9 @@ def test_what_is_usual_at_a_place():
 
 def test_few_points_tell_few_places_apart():
     places = np.random.default_rng(0).uniform(-1, 1, (9, 2)).astype(np.float32)
-    learned = cluster_labels.learn_refinement(np.eye(9, dtype=np.float32), np.eye(9, dtype=np.float32), np.arange(9), places, 16)
+    learned = cluster_labels.learn_refinement(
+        np.eye(9, dtype=np.float32), np.eye(9, dtype=np.float32), np.arange(9), places, 16
+    )
     np.testing.assert_allclose(learned["log_prior"], np.full((1, 1, 9), np.log(1 / 9)), rtol=1e-5)
 
 
@@ -131,7 +151,12 @@ def _one_tap(noise):
     x = np.where(disc, 1.0, -1.0)[None, ..., None] + noise * rng.normal(size=(1, side, side, 1))
     arrays = {"centers": [[-1, 0, 0], [1, 0, 0]], "mean": [0, 0, 0], "scale": [1, 0, 0]}
     image = np.where(disc, 0.4, -0.4)[None, ..., None] * np.ones((1, side, side, 3))
-    return disc, jnp.asarray(x, jnp.float32), jnp.asarray(image, jnp.float32), {k: jnp.asarray(v, jnp.float32) for k, v in arrays.items()}
+    return (
+        disc,
+        jnp.asarray(x, jnp.float32),
+        jnp.asarray(image, jnp.float32),
+        {k: jnp.asarray(v, jnp.float32) for k, v in arrays.items()},
+    )
 
 
 def test_refined_labels_are_nearer_to_what_is_there():
@@ -143,7 +168,9 @@ def test_refined_labels_are_nearer_to_what_is_there():
     assert wrong[0] > 0.08 and wrong[1] < 0.02
     turned = np.asarray(plain != refined)
     assert (
-        turned.any() and np.asarray(sure)[turned].mean() > 0.2 and 0 <= np.min(sure) <= np.max(sure) <= 1
+        turned.any()
+        and np.asarray(sure)[turned].mean() > 0.2
+        and 0 <= np.min(sure) <= np.max(sure) <= 1
     )  # a student must not pass over them
 
 
@@ -151,7 +178,9 @@ def test_confidence_is_that_of_the_distances_where_nothing_else_speaks(monkeypat
     monkeypatch.setattr(crf, "WEIGHT", 0.0)
     _, x, image, arrays = _one_tap(noise=0.8)
     more = arrays | {"gap": jnp.full(1, 4.0), "log_prior": jnp.full((4, 4, 2), jnp.log(0.5))}
-    for plain, refined in zip(*(cluster_labels.label_maps((x,), image, a, False) for a in (arrays, more))):
+    for plain, refined in zip(
+        *(cluster_labels.label_maps((x,), image, a, False) for a in (arrays, more))
+    ):
         np.testing.assert_allclose(plain, refined, atol=1e-4)
 
 
@@ -160,7 +189,9 @@ def test_the_place_decides_where_features_do_not():
     prior = np.log(np.float32([0.05, 0.95])) * np.ones((2, 2, 2), np.float32)
     prior[:, 0] = prior[:, 0, ::-1]  # the left half is usually ground
     more = arrays | {"gap": jnp.ones(1), "log_prior": jnp.asarray(prior)}
-    labels = np.asarray(cluster_labels.label_maps((jnp.zeros_like(x),), jnp.zeros_like(image), more, False)[0])[0]
+    labels = np.asarray(
+        cluster_labels.label_maps((jnp.zeros_like(x),), jnp.zeros_like(image), more, False)[0]
+    )[0]
     assert not labels[:, :12].any() and labels[:, -12:].all()
 
 
@@ -171,24 +202,37 @@ def test_a_cluster_that_joins_later():
         "log_prior": np.log(np.float32([0.2, 0.7, 0.1])) * np.ones((2, 2, 1), np.float32),
     }
     more = cluster_labels.with_centre(arrays, np.ones(4, np.float32))
-    assert more["centers"].shape == (4, 4) and more["log_prior"].shape == (2, 2, 4) and more["log_prior"].dtype == np.float32
+    assert (
+        more["centers"].shape == (4, 4)
+        and more["log_prior"].shape == (2, 2, 4)
+        and more["log_prior"].dtype == np.float32
+    )
     np.testing.assert_allclose(np.exp(more["log_prior"][..., -1]), 0.7, rtol=1e-6)
-    assert set(cluster_labels.with_centre({"centers": arrays["centers"]}, np.ones(4, np.float32))) == {"centers"}
+    assert set(
+        cluster_labels.with_centre({"centers": arrays["centers"]}, np.ones(4, np.float32))
+    ) == {"centers"}
 
 
 def test_the_method_learns_what_it_needs_and_older_parts_stay_as_they_were():
     gen = fakes.Blocks(16)
     method = SegmentationInStyle(k=2, layer="16x16", n=8, n_init=2)
     fit, plain = method.fit(gen), dataclasses.replace(method, refine="none").fit(gen)
-    assert set(fit.arrays_) - set(plain.arrays_) == {"gap", "log_prior"} and "log_prior" not in plain.arrays_
+    assert (
+        set(fit.arrays_) - set(plain.arrays_) == {"gap", "log_prior"}
+        and "log_prior" not in plain.arrays_
+    )
     assert all(np.array_equal(fit.arrays_[key], plain.arrays_[key]) for key in plain.arrays_)
     samples = gen.sample(range(4), taps=fit.taps_)
-    old = SegmentationInStyle(k=2, layer="16x16").restored(plain.arrays_)  # as saved before there was `refine`
+    old = SegmentationInStyle(k=2, layer="16x16").restored(
+        plain.arrays_
+    )  # as saved before there was `refine`
     assert np.array_equal(old.predict(samples), plain.predict(samples))
 
 
 def test_a_refinement_that_does_not_exist():
     method = SegmentationInStyle(k=3, layer="16x16", n=4)
-    object.__setattr__(method, "refine", "densecrf")  # past the type checks of the tests, which a user does not have
+    object.__setattr__(
+        method, "refine", "densecrf"
+    )  # past the type checks of the tests, which a user does not have
     with pytest.raises(UsageError, match='refine is \'densecrf\', expected "crf" or "none"'):
         method.fit(fakes.Blocks(16))

@@ -56,7 +56,9 @@ SHAPES = ((4, 3), (8, 2), (8, 4), (16, 5))
 @pytest.mark.parametrize("shapes", [SHAPES, ((4, 3),), ((16, 5),)], ids=str)
 def test_hypercolumns_of_pixels_are_those_of_enlarged_maps(shapes):
     features = maps(*shapes)
-    at = np.stack([np.random.default_rng(i).permutation(SIDE * SIDE)[:40] for i in range(3)]).astype(np.int32)
+    at = np.stack(
+        [np.random.default_rng(i).permutation(SIDE * SIDE)[:40] for i in range(3)]
+    ).astype(np.int32)
     at[:, :4] = [0, SIDE - 1, SIDE * (SIDE - 1), SIDE * SIDE - 1]  # the corners, where edges repeat
     found = pixels.hypercolumns(features, jnp.asarray(at), SIDE)
     expected = np.take_along_axis(whole(features).reshape(3, SIDE * SIDE, -1), at[..., None], 1)
@@ -76,10 +78,17 @@ def test_whole_pictures_are_labelled_as_their_hypercolumns(shapes, majority, hid
     votes = sum(np.eye(3)[q.argmax(-1)] for q in p)
     score = votes + 0.5 * mean if majority else mean
     clear = np.sort(score, -1)[..., -1] - np.sort(score, -1)[..., -2] > 1e-4
-    assert label.dtype == jnp.uint8 and label.shape == (3, SIDE, SIDE) and clear.mean() > 0.95 and len(np.unique(label)) >= 2
+    assert (
+        label.dtype == jnp.uint8
+        and label.shape == (3, SIDE, SIDE)
+        and clear.mean() > 0.95
+        and len(np.unique(label)) >= 2
+    )
     assert np.array_equal(np.asarray(label)[clear], score.argmax(-1)[clear])
     np.testing.assert_allclose(sure, 1 - js / np.log(3), atol=2e-5)
-    assert (mean.argmax(-1) != votes.argmax(-1)).any()  # the two ways to vote are not the same thing
+    assert (
+        mean.argmax(-1) != votes.argmax(-1)
+    ).any()  # the two ways to vote are not the same thing
 
 
 def test_members_that_agree_are_sure_and_members_that_contradict_each_other_are_not():
@@ -94,12 +103,25 @@ def test_members_that_agree_are_sure_and_members_that_contradict_each_other_are_
 def points(n=400, d=6, seed=0):
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((n, d)).astype(np.float32)
-    return x, ((x[:, 0] * x[:, 1] > 0) + 2 * (x[:, 2] > 1)).astype(np.int32)  # no linear classifier knows the first
+    return x, ((x[:, 0] * x[:, 1] > 0) + 2 * (x[:, 2] > 1)).astype(
+        np.int32
+    )  # no linear classifier knows the first
 
 
 def trained(x, y, seen, steps=150, hidden=(32, 16), weight=None, **more):
     weight = np.ones(len(x), np.float32) if weight is None else weight
-    return pixels.train(x, y, weight, seen, classes=int(y.max()) + 1, hidden=hidden, steps=steps, batch=64, learning_rate=1e-2, **more)
+    return pixels.train(
+        x,
+        y,
+        weight,
+        seen,
+        classes=int(y.max()) + 1,
+        hidden=hidden,
+        steps=steps,
+        batch=64,
+        learning_rate=1e-2,
+        **more,
+    )
 
 
 def test_networks_learn_what_a_linear_read_out_cannot():
@@ -127,8 +149,12 @@ def test_folded_layers_equal_layers_with_batch_normalisation():
             if i < 2:
                 y = np.maximum(y, 0)
                 mean = np.average(y, axis=0, weights=seen[e])
-                y = (y - mean) / np.sqrt(np.average((y - mean) ** 2, axis=0, weights=seen[e]) + pixels.EPSILON)
-        np.testing.assert_allclose(pixels.logits(folded, jnp.asarray(x))[e], y, rtol=2e-3, atol=2e-3)
+                y = (y - mean) / np.sqrt(
+                    np.average((y - mean) ** 2, axis=0, weights=seen[e]) + pixels.EPSILON
+                )
+        np.testing.assert_allclose(
+            pixels.logits(folded, jnp.asarray(x))[e], y, rtol=2e-3, atol=2e-3
+        )
 
 
 def test_a_member_learns_only_from_what_it_is_shown():
@@ -158,11 +184,15 @@ def test_small_classes_are_chosen_first_and_weights_undo_it():
     assert np.array_equal(painted.reshape(2, -1)[[[0], [1]], at], label)
     assert (label[0] == 7).sum() == 6  # all of them
     total = weight / weight[0][label[0] == 7][0]  # painted pixels each point stands for
-    assert [total[0][label[0] == c].sum() for c in (0, 7)] == pytest.approx([394, 6]) and total[1].sum() == pytest.approx(300)
+    assert [total[0][label[0] == c].sum() for c in (0, 7)] == pytest.approx([394, 6]) and total[
+        1
+    ].sum() == pytest.approx(300)
     assert weight.mean() == pytest.approx(1)
     everything = choose_pixels(painted, most=10**6)
     assert everything[0].shape == (2, 400) and [(w > 0).sum() for w in everything[2]] == [400, 300]
-    assert all(len(np.unique(a[w > 0])) == (w > 0).sum() for a, w in zip(everything[0], everything[2]))
+    assert all(
+        len(np.unique(a[w > 0])) == (w > 0).sum() for a, w in zip(everything[0], everything[2])
+    )
 
 
 # a generator whose parts are known
@@ -184,7 +214,9 @@ SMALL = {"members": 3, "steps": 60, "batch": 64, "max_points": 600}
 
 @pytest.fixture(scope="module", params=["mlp", "linear"])
 def fitted(request, blocks):
-    return DatasetGAN(classifier=request.param, **SMALL).fit(blocks, 0, painted_blocks(blocks, range(5)))
+    return DatasetGAN(classifier=request.param, **SMALL).fit(
+        blocks, 0, painted_blocks(blocks, range(5))
+    )
 
 
 def test_finds_what_was_painted(blocks, fitted):
@@ -195,17 +227,28 @@ def test_finds_what_was_painted(blocks, fitted):
     assert (ground["id"], ground["name"], ground["background"]) == (0, "background", True)
     assert (disc["id"], disc["name"], disc["background"]) == (1, "disc", False)
     assert ground["share"] + disc["share"] == pytest.approx(1) and 0.3 < disc["share"] < 0.45
-    assert min(ground["agreement"], disc["agreement"]) == pytest.approx(1, abs=0.02) and disc["confidence"] > 0.9
-    assert fitted.background_ == {"found": True, "why": "painted as class 0"} and fitted.warnings_ == ()
+    assert (
+        min(ground["agreement"], disc["agreement"]) == pytest.approx(1, abs=0.02)
+        and disc["confidence"] > 0.9
+    )
+    assert (
+        fitted.background_ == {"found": True, "why": "painted as class 0"}
+        and fitted.warnings_ == ()
+    )
     facts = json.loads(fitted.files_["painted.json"])
-    assert facts["seeds"] == [0, 1, 2, 3, 4] and [c["name"] for c in facts["classes"]] == ["background", "disc"]
+    assert facts["seeds"] == [0, 1, 2, 3, 4] and [c["name"] for c in facts["classes"]] == [
+        "background",
+        "disc",
+    ]
 
 
 def test_streaming_labels_are_those_of_predict(blocks, fitted):
     seeds = list(range(50, 59))
     images, labels, sure = (np.concatenate(x) for x in zip(*fitted.label_seeds(blocks, seeds)))
     samples = blocks.sample(seeds, truncation=0.7, taps=fitted.taps_)
-    assert np.array_equal(images, samples.to_uint8()) and np.array_equal(labels, fitted.predict(samples))
+    assert np.array_equal(images, samples.to_uint8()) and np.array_equal(
+        labels, fitted.predict(samples)
+    )
     assert sure.shape == labels.shape and sure.min() >= 0 and sure.max() <= 1
 
 
@@ -213,14 +256,19 @@ def test_restored_from_its_arrays(blocks, fitted):
     settings = {f.name: getattr(fitted, f.name) for f in dataclasses.fields(fitted) if f.init}
     again = DatasetGAN(**settings).restored(fitted.arrays_)
     samples = blocks.sample(range(4), taps=again.taps_)
-    assert fitted.layer == "16x16" and np.array_equal(again.predict(samples), fitted.predict(samples))
+    assert fitted.layer == "16x16" and np.array_equal(
+        again.predict(samples), fitted.predict(samples)
+    )
 
 
 def test_fit_leaves_the_method_alone_and_repeats_itself(blocks, fitted):
     method = DatasetGAN(classifier=fitted.classifier, **SMALL)
     again = method.fit(blocks, 0, painted_blocks(blocks, range(5)))
     assert method.arrays_ == {} and method.layer == "auto"
-    assert all(np.array_equal(fitted.arrays_[k], again.arrays_[k]) for k in fitted.arrays_) and again.clusters_ == fitted.clusters_
+    assert (
+        all(np.array_equal(fitted.arrays_[k], again.arrays_[k]) for k in fitted.arrays_)
+        and again.clusters_ == fitted.clusters_
+    )
     other = method.fit(blocks, 1, painted_blocks(blocks, range(5)))
     assert not np.array_equal(other.arrays_["weight0"], fitted.arrays_["weight0"])
 
@@ -229,13 +277,19 @@ def test_a_stylegan2_a_dcgan_and_many_devices():
     for gen, taps in ((fakes.tiny_stylegan2(), 5), (fakes.tiny_dcgan(), 2)):
         samples = gen.sample(range(3), truncation=0.7, taps=gen.taps)
         bright = samples.images.mean(-1) > np.median(samples.images.mean(-1))
-        inputs = Inputs(painted=np.asarray(bright, np.uint8), painted_seeds=(0, 1, 2), painted_names={})
+        inputs = Inputs(
+            painted=np.asarray(bright, np.uint8), painted_seeds=(0, 1, 2), painted_names={}
+        )
         fit = DatasetGAN(**SMALL | {"steps": 80}).fit(gen, 0, inputs)
         assert len(fit.taps_) >= taps - 1 and fit.clusters_[1]["name"] == "class 1"
-        assert (fit.predict(samples) == inputs.painted).mean() > 0.6  # of random weights; half is chance
+        assert (
+            fit.predict(samples) == inputs.painted
+        ).mean() > 0.6  # of random weights; half is chance
         seeds = list(range(16))
         one = np.concatenate([label for _, label, _ in fit.label_seeds(gen, seeds)])
-        many = np.concatenate([label for _, label, _ in fit.label_seeds(gen, seeds * 4)])  # on four of the devices
+        many = np.concatenate(
+            [label for _, label, _ in fit.label_seeds(gen, seeds * 4)]
+        )  # on four of the devices
         assert np.array_equal(np.concatenate([one] * 4), many)
     assert jax.device_count() == 8
 
@@ -246,7 +300,10 @@ def test_one_sample_is_enough_and_a_class_never_seen_twice_is_told(blocks):
     masks[0, 3, :5] = 9  # drawn like the ground: cannot be learned
     odd = dataclasses.replace(inputs, painted=masks, painted_names={9: "scratch"})
     fit = DatasetGAN(classifier="linear", **SMALL).fit(blocks, 0, odd)
-    assert "The class scratch (5 pixels) is not yet learned" in " ".join(fit.warnings_) and fit.clusters_[1]["name"] == "class 3"
+    assert (
+        "The class scratch (5 pixels) is not yet learned" in " ".join(fit.warnings_)
+        and fit.clusters_[1]["name"] == "class 3"
+    )
     single = dataclasses.replace(inputs, painted=inputs.painted[:1], painted_seeds=(0,))
     assert DatasetGAN(**SMALL).fit(blocks, 0, single).clusters_[1]["agreement"] > 0.9
 
@@ -258,7 +315,9 @@ def test_bootstrapped_members_doubt_and_others_need_not(blocks):
     masks[0] = 3 - masks[0]
     wrong = dataclasses.replace(inputs, painted=masks)
     sure = [
-        DatasetGAN(classifier="linear", bootstrap=b, **SMALL | {"members": 8, "learning_rate": 0.05})
+        DatasetGAN(
+            classifier="linear", bootstrap=b, **SMALL | {"members": 8, "learning_rate": 0.05}
+        )
         .fit(blocks, 0, wrong)
         .clusters_[1]["confidence"]
         for b in (True, False)
@@ -269,7 +328,9 @@ def test_bootstrapped_members_doubt_and_others_need_not(blocks):
 def test_no_background_painted(blocks):
     inputs = painted_blocks(blocks, range(3))
     masks = np.where(inputs.painted == 0, 1, inputs.painted).astype(np.uint8)
-    fit = DatasetGAN(classifier="linear", **SMALL).fit(blocks, 0, dataclasses.replace(inputs, painted=masks))
+    fit = DatasetGAN(classifier="linear", **SMALL).fit(
+        blocks, 0, dataclasses.replace(inputs, painted=masks)
+    )
     assert fit.background_["found"] is False and not any(c["background"] for c in fit.clusters_)
 
 
@@ -285,7 +346,9 @@ def test_no_background_painted(blocks):
 )
 def test_masks_that_cannot_be_learned(blocks, change, message):
     with pytest.raises(UsageError, match=message):
-        DatasetGAN(**SMALL).fit(blocks, 0, dataclasses.replace(painted_blocks(blocks, range(3)), **change))
+        DatasetGAN(**SMALL).fit(
+            blocks, 0, dataclasses.replace(painted_blocks(blocks, range(3)), **change)
+        )
 
 
 @pytest.mark.parametrize(
@@ -302,7 +365,9 @@ def test_masks_that_cannot_be_learned(blocks, change, message):
 def test_settings_that_cannot_work(blocks, setting, message):
     method = DatasetGAN()
     for name, value in setting.items():
-        object.__setattr__(method, name, value)  # past the type checks of the tests, which a user does not have
+        object.__setattr__(
+            method, name, value
+        )  # past the type checks of the tests, which a user does not have
     with pytest.raises(UsageError, match=message):
         method.fit(blocks, 0, painted_blocks(blocks, range(3)))
 

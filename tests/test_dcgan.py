@@ -32,11 +32,14 @@ def reference(state, z):
     """The whole network in float64, batch norm in inference mode; picture and the output of each stage."""
     x, stages = z[:, None, None, :].astype(np.float64), []
     for i in range(len(WIDTHS) - 1):
-        x = scatter(x, state[f"main.{3 * i}.weight"].astype(np.float64), *((1, 0) if i == 0 else (2, 1)))
+        x = scatter(
+            x, state[f"main.{3 * i}.weight"].astype(np.float64), *((1, 0) if i == 0 else (2, 1))
+        )
         if i == len(WIDTHS) - 2:
             return np.tanh(x), stages
         weight, bias, mean, var = (
-            state[f"main.{3 * i + 1}.{p}"].astype(np.float64) for p in ("weight", "bias", "running_mean", "running_var")
+            state[f"main.{3 * i + 1}.{p}"].astype(np.float64)
+            for p in ("weight", "bias", "running_mean", "running_var")
         )
         x = np.maximum((x - mean) / np.sqrt(var + 1e-5) * weight + bias, 0)
         stages.append(x)
@@ -50,7 +53,12 @@ def state():
     for i, (n_in, n_out) in enumerate(pairwise(WIDTHS)):
         made[f"main.{3 * i}.weight"] = (0.3 * rng.randn(n_in, n_out, 4, 4)).astype(np.float32)
         if n_out != 3:
-            for part, draw in (("weight", rng.randn), ("bias", rng.randn), ("running_mean", rng.randn), ("running_var", rng.rand)):
+            for part, draw in (
+                ("weight", rng.randn),
+                ("bias", rng.randn),
+                ("running_mean", rng.randn),
+                ("running_var", rng.rand),
+            ):
                 made[f"main.{3 * i + 1}.{part}"] = draw(n_out).astype(np.float32)
             made[f"main.{3 * i + 1}.num_batches_tracked"] = np.array(7)
     return made
@@ -59,13 +67,17 @@ def state():
 @pytest.fixture
 def gen(state, tmp_path):
     save_file(state, tmp_path / "dcgan.safetensors")
-    return sis_jax.load_generator(convert.convert(tmp_path / "dcgan.safetensors", tmp_path / "out", "dcgan", licence="MIT"))
+    return sis_jax.load_generator(
+        convert.convert(tmp_path / "dcgan.safetensors", tmp_path / "out", "dcgan", licence="MIT")
+    )
 
 
 def test_transposed_convolution():
     rng = np.random.RandomState(0)
     x, weight = rng.randn(2, 3, 5, 4), rng.randn(4, 7, 4, 4)
-    ours = conv_transpose(jnp.asarray(x, jnp.float32), jnp.asarray(weight.transpose(2, 3, 0, 1), jnp.float32))
+    ours = conv_transpose(
+        jnp.asarray(x, jnp.float32), jnp.asarray(weight.transpose(2, 3, 0, 1), jnp.float32)
+    )
     np.testing.assert_allclose(ours, scatter(x, weight, 2, 1), atol=1e-4)
 
 
@@ -87,7 +99,9 @@ def test_protocol(gen):
     samples = gen.sample([4, 9], truncation=0.5, taps=("8x8",))
     assert samples.w.shape == (2, 1, 6) and samples.features["8x8"].shape == (2, 8, 8, 8)
     np.testing.assert_allclose(samples.w[:, 0], 0.5 * samples.z)
-    np.testing.assert_allclose(gen.sample([9], truncation=0.5).images, samples.images[1:], atol=1e-5)
+    np.testing.assert_allclose(
+        gen.sample([9], truncation=0.5).images, samples.images[1:], atol=1e-5
+    )
     for wrong in (
         lambda: gen.map(jnp.zeros((2, 5))),
         lambda: gen.synthesize(jnp.zeros((2, 2, 6))),
@@ -122,6 +136,9 @@ def test_faults(state, tmp_path):
 def test_damaged_config(gen, tmp_path):
     folder = files.read_config(tmp_path / "out")
     for channels in ([], [10**9], ["8"], 3, [8] * 50):
-        files.write_config(tmp_path / "out", files.Folder(**{**vars(folder), "generator": {"z_dim": 6, "channels": channels}}))
+        files.write_config(
+            tmp_path / "out",
+            files.Folder(**{**vars(folder), "generator": {"z_dim": 6, "channels": channels}}),
+        )
         with pytest.raises(SisError, match="describes no DCGAN"):
             sis_jax.load_generator(tmp_path / "out")

@@ -19,21 +19,35 @@ from sis_jax.types import SisError, UsageError
 
 ROOT = Path(sis_jax.__file__).parents[1]
 QUICK = {"k": 3, "layer": "16x16", "n": 6, "n_init": 1, "max_points": 1536}
-LAYOUT = {"run.json", "report.html", "parts/classes.json", "parts/parts.safetensors", "parts/gallery.png"}
+LAYOUT = {
+    "run.json",
+    "report.html",
+    "parts/classes.json",
+    "parts/parts.safetensors",
+    "parts/gallery.png",
+}
 LAYOUT |= {f"parts/samples/{i:02d}_{what}.png" for i in range(8) for what in ("image", "mask")}
 
 
 def shell(*words, timeout=240):
     """`python -W error -m sis_jax.discover ...` in a process of its own, which sees one device."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC", "JAX_PLATFORMS")}
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC", "JAX_PLATFORMS")
+    }
     environment |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-W", "error", "-m", "sis_jax.discover", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, env=environment, check=False
+    )
 
 
 def content(folder):
     """Name -> bytes of every file a user sees."""
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p.name[0] != "."}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name[0] != "."
+    }
 
 
 def one_line(text):
@@ -64,10 +78,22 @@ def test_without_out_nothing_is_written(weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     parts = sis_jax.discover(weights, **QUICK)
     assert isinstance(parts, Parts) and not list(tmp_path.iterdir())
-    assert parts.samples.shape == (8, 16, 16, 3) and parts.masks.shape == (8, 16, 16) and parts.seeds == tuple(range(8))
-    assert parts.masks.max() < 3 and len(parts.clusters) == 3 and parts.settings["k"] == 3 and parts.sweep is None
+    assert (
+        parts.samples.shape == (8, 16, 16, 3)
+        and parts.masks.shape == (8, 16, 16)
+        and parts.seeds == tuple(range(8))
+    )
+    assert (
+        parts.masks.max() < 3
+        and len(parts.clusters) == 3
+        and parts.settings["k"] == 3
+        and parts.sweep is None
+    )
     assert sorted(c for entry in parts.classes for c in entry["clusters"]) == [0, 1, 2]
-    assert all({"share", "border_share", "agreement", "confidence", "class_id"} <= set(c) for c in parts.clusters)
+    assert all(
+        {"share", "border_share", "agreement", "confidence", "class_id"} <= set(c)
+        for c in parts.clusters
+    )
     assert parts.generator.sha256 and all(0 <= c <= 1 for c in parts.confidence)
     assert (0 in parts.names) == parts.background["found"]
     assert parts.background["found"] or any("background" in w for w in parts.warnings)
@@ -77,9 +103,18 @@ def test_run_folder(run):
     out, parts = run
     assert set(content(out)) == LAYOUT
     record = json.loads((out / "run.json").read_text())["stages"]["discover"]
-    assert record["state"] == "done" and record["config"]["k"] == 3 and record["config"]["normalize"] == "tap"
-    assert record["inputs"] == parts.generator.sha256 == record["generator"]["sha256"] and record["generator"]["licence"] == "none needed"
-    assert record["command"].startswith("python -m sis_jax.discover") and "--k 3" in record["command"]
+    assert (
+        record["state"] == "done"
+        and record["config"]["k"] == 3
+        and record["config"]["normalize"] == "tap"
+    )
+    assert (
+        record["inputs"] == parts.generator.sha256 == record["generator"]["sha256"]
+        and record["generator"]["licence"] == "none needed"
+    )
+    assert (
+        record["command"].startswith("python -m sis_jax.discover") and "--k 3" in record["command"]
+    )
     loaded = Parts.load(out)
     assert loaded.classes == parts.classes and np.array_equal(loaded.masks, parts.masks)
     page = (out / "report.html").read_text()
@@ -109,7 +144,12 @@ def test_a_lost_file_is_made_again_with_the_same_bytes(run, weights):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"), [({"k": 4}, "k=3, now asked for 4"), ({"n": 7}, "n=6, now asked for 7"), ({"seed": 1}, "seed=0")]
+    ("change", "said"),
+    [
+        ({"k": 4}, "k=3, now asked for 4"),
+        ({"n": 7}, "n=6, now asked for 7"),
+        ({"seed": 1}, "seed=0"),
+    ],
 )
 def test_another_configuration_is_refused(run, weights, change, said):
     out, _ = run
@@ -131,10 +171,21 @@ def test_other_weights_are_refused(run, tmp_path):
 
 def test_overwrite(weights, tmp_path):
     first = sis_jax.discover(weights, out=str(tmp_path / "run"), **QUICK)
-    second = sis_jax.discover(weights, out=str(tmp_path / "run"), overwrite=True, **QUICK | {"seed": 1})
-    assert second.seed == 1 and second.seeds[0] == 100_000 and not np.array_equal(first.samples, second.samples)
+    second = sis_jax.discover(
+        weights, out=str(tmp_path / "run"), overwrite=True, **QUICK | {"seed": 1}
+    )
+    assert (
+        second.seed == 1
+        and second.seeds[0] == 100_000
+        and not np.array_equal(first.samples, second.samples)
+    )
     assert set(content(tmp_path / "run")) == LAYOUT
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["stages"]["discover"]["config"]["seed"] == 1
+    assert (
+        json.loads((tmp_path / "run" / "run.json").read_text())["stages"]["discover"]["config"][
+            "seed"
+        ]
+        == 1
+    )
 
 
 def test_a_fresh_folder_gets_the_same_bytes(run, weights, tmp_path):
@@ -146,9 +197,17 @@ def test_a_fresh_folder_gets_the_same_bytes(run, weights, tmp_path):
 def test_a_dcgan(tmp_path):
     gen = fakes.tiny_dcgan((16, 4))
     config = {"z_dim": gen.z_dim, "channels": list(gen.config.channels)}
-    files.write_folder(tmp_path / "dc", files.Folder("dcgan", "dc", "free", config), arrays_of(gen), None, "card")
-    parts = sis_jax.discover(tmp_path / "dc", out=str(tmp_path / "run"), k=2, layer="8x8", n=32, n_init=2)
-    assert set(content(tmp_path / "run")) == LAYOUT and parts.generator.name == "dc" and parts.samples.shape == (8, 16, 16, 3)
+    files.write_folder(
+        tmp_path / "dc", files.Folder("dcgan", "dc", "free", config), arrays_of(gen), None, "card"
+    )
+    parts = sis_jax.discover(
+        tmp_path / "dc", out=str(tmp_path / "run"), k=2, layer="8x8", n=32, n_init=2
+    )
+    assert (
+        set(content(tmp_path / "run")) == LAYOUT
+        and parts.generator.name == "dc"
+        and parts.samples.shape == (8, 16, 16, 3)
+    )
 
 
 def test_a_generator_in_plain_python(tmp_path):
@@ -162,9 +221,15 @@ def test_a_generator_in_plain_python(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"method": "segmentation_in_stile"}, "unknown method 'segmentation_in_stile'; did you mean 'segmentation_in_style'"),
+        (
+            {"method": "segmentation_in_stile"},
+            "unknown method 'segmentation_in_stile'; did you mean 'segmentation_in_style'",
+        ),
         ({"recipe": "papre"}, "unknown recipe 'papre'; did you mean 'paper'"),
-        ({"layers": "8x8"}, "unknown setting of segmentation_in_style 'layers'; did you mean 'layer'"),
+        (
+            {"layers": "8x8"},
+            "unknown setting of segmentation_in_style 'layers'; did you mean 'layer'",
+        ),
         ({"k": 1}, "k is 1"),
         ({"layer": "64x64"}, "it has 4x4"),
         ({"n": 1}, "n is 1"),
@@ -178,7 +243,10 @@ def test_impossible_requests_leave_nothing(weights, tmp_path, settings, said):
     with pytest.raises(UsageError) as error:
         sis_jax.discover(weights, out=str(tmp_path / "run"), **QUICK | settings)
     assert said in str(error.value)
-    assert not list((tmp_path / "run").glob("parts/*")) and not (tmp_path / "run" / "report.html").exists()
+    assert (
+        not list((tmp_path / "run").glob("parts/*"))
+        and not (tmp_path / "run" / "report.html").exists()
+    )
 
 
 def test_only_methods_that_cluster_say_lower_k():
@@ -192,12 +260,20 @@ def test_only_methods_that_cluster_say_lower_k():
     for name in METHODS:
         fitted = get(name)()
         facts = SimpleNamespace(
-            clusters_=[{"id": 4, "agreement": 0.1, "background": True, "border_share": 0.6, "share": 0.3}], background_={"found": True}
+            clusters_=[
+                {"id": 4, "agreement": 0.1, "background": True, "border_share": 0.6, "share": 0.3}
+            ],
+            background_={"found": True},
         )
         if hasattr(fitted, "shaky_cure"):
             facts.shaky_cure = fitted.shaky_cure
-        said[name] = [w for w in _warnings(facts) if "lower k" in w and w.startswith("Clusters 4 change")]
-    assert {name for name, found in said.items() if found} == {"segmentation_in_style", "style_mixing"}
+        said[name] = [
+            w for w in _warnings(facts) if "lower k" in w and w.startswith("Clusters 4 change")
+        ]
+    assert {name for name, found in said.items() if found} == {
+        "segmentation_in_style",
+        "style_mixing",
+    }
 
 
 @pytest.mark.parametrize(("share", "told"), [(0.6, False), (0.3, True)])
@@ -207,14 +283,23 @@ def test_a_background_that_leaves_most_of_the_frame_is_told(share, told):
     from sis_jax.discover import _warnings
 
     shares = (share, 0.1, 0.9 - share), (0.2, 0.02, 0.78)
-    clusters = [{"id": i, "agreement": 1.0, "background": i < 2, "border_share": s, "share": t} for i, (s, t) in enumerate(zip(*shares))]
+    clusters = [
+        {"id": i, "agreement": 1.0, "background": i < 2, "border_share": s, "share": t}
+        for i, (s, t) in enumerate(zip(*shares))
+    ]
     said = _warnings(SimpleNamespace(clusters_=clusters, background_={"found": True}))
-    assert [w.startswith(f"The background holds only {share + 0.1:.0%}") for w in said if "holds" in w] == [True] * told
+    assert [
+        w.startswith(f"The background holds only {share + 0.1:.0%}") for w in said if "holds" in w
+    ] == [True] * told
 
 
 @pytest.mark.parametrize(
     ("on_frame", "in_picture", "told"),
-    [(0.40, 0.247, True), (0.60, 0.25, False), (0.9, 0.6, False)],  # dark hair and dark ground at k 6, seed 2; plain ground; a large ground
+    [
+        (0.40, 0.247, True),
+        (0.60, 0.25, False),
+        (0.9, 0.6, False),
+    ],  # dark hair and dark ground at k 6, seed 2; plain ground; a large ground
 )
 def test_a_cluster_that_is_background_by_a_narrow_margin_is_told(on_frame, in_picture, told):
     from types import SimpleNamespace
@@ -222,9 +307,19 @@ def test_a_cluster_that_is_background_by_a_narrow_margin_is_told(on_frame, in_pi
     from sis_jax.discover import _warnings
 
     shares = zip((on_frame, 1 - on_frame), (in_picture, 1 - in_picture))
-    clusters = [{"id": i, "agreement": 1.0, "background": i == 0, "border_share": f, "share": s} for i, (f, s) in enumerate(shares)]
-    said = [w for w in _warnings(SimpleNamespace(clusters_=clusters, background_={"found": True}, k=6)) if "only just" in w]
-    assert [w.startswith(f"Cluster 0 was only just taken for background ({on_frame:.0%} of the frame") for w in said] == [True] * told
+    clusters = [
+        {"id": i, "agreement": 1.0, "background": i == 0, "border_share": f, "share": s}
+        for i, (f, s) in enumerate(shares)
+    ]
+    said = [
+        w
+        for w in _warnings(SimpleNamespace(clusters_=clusters, background_={"found": True}, k=6))
+        if "only just" in w
+    ]
+    assert [
+        w.startswith(f"Cluster 0 was only just taken for background ({on_frame:.0%} of the frame")
+        for w in said
+    ] == [True] * told
 
 
 def test_after_a_refused_request_the_folder_takes_another(weights, tmp_path):
@@ -239,7 +334,9 @@ def test_damaged_weights_leave_nothing(tmp_path):
 
     gen = fakes.tiny_stylegan2(16)
     graph, state = nnx.split(gen)
-    state["synthesis"]["b8"]["conv1"]["bias"] = state["synthesis"]["b8"]["conv1"]["bias"].replace(np.full(8, np.nan, np.float32))
+    state["synthesis"]["b8"]["conv1"]["bias"] = state["synthesis"]["b8"]["conv1"]["bias"].replace(
+        np.full(8, np.nan, np.float32)
+    )
     with pytest.raises(SisError, match="NaN or infinite"):
         sis_jax.discover(nnx.merge(graph, state), out=str(tmp_path / "run"), **QUICK)
     assert not list((tmp_path / "run").glob("parts/*"))
@@ -252,7 +349,20 @@ def test_damaged_weights_leave_nothing(tmp_path):
 def shell_run(tmp_path_factory):
     """The default that ships, at a small size, with warnings as errors."""
     out = tmp_path_factory.mktemp("shell") / "run"
-    words = ["--k", 4, "--layer", "16x16", "--n", 6, "--n-init", 1, "--max-points", 1500, "--out", out]
+    words = [
+        "--k",
+        4,
+        "--layer",
+        "16x16",
+        "--n",
+        6,
+        "--n-init",
+        1,
+        "--max-points",
+        1500,
+        "--out",
+        out,
+    ]
     return out, words, shell(*words)
 
 
@@ -260,9 +370,14 @@ def test_the_default_from_the_shell(shell_run):
     out, _, done = shell_run
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr and set(content(out)) == LAYOUT
-    assert done.stdout.split() == [str(out / name) for name in ("parts/gallery.png", "parts/classes.json", "report.html")]
+    assert done.stdout.split() == [
+        str(out / name) for name in ("parts/gallery.png", "parts/classes.json", "report.html")
+    ]
     facts = json.loads((out / "parts" / "classes.json").read_text())
-    assert facts["generator"]["name"] == "faces64" and "non-commercial" in facts["generator"]["licence"]
+    assert (
+        facts["generator"]["name"] == "faces64"
+        and "non-commercial" in facts["generator"]["licence"]
+    )
     assert len(facts["clusters"]) == 4 and facts["settings"]["layer"] == "16x16"
     assert Parts.load(out).samples.shape == (8, 64, 64, 3)
 
@@ -288,7 +403,11 @@ def test_resuming_from_the_shell(shell_run, call):
     out, words, _ = shell_run
     before = (out / "run.json").read_bytes()
     code, said = call(*words)
-    assert code == 0 and f"{out} already holds these parts; give --overwrite" in said and (out / "run.json").read_bytes() == before
+    assert (
+        code == 0
+        and f"{out} already holds these parts; give --overwrite" in said
+        and (out / "run.json").read_bytes() == before
+    )
 
 
 def test_refused_from_the_shell(shell_run, call):
@@ -300,13 +419,23 @@ def test_refused_from_the_shell(shell_run, call):
 
 def test_unknown_generator(call, tmp_path):
     code, said = call("faces46", "--out", tmp_path / "run")
-    assert code == 2 and said.count("'") == 2 + 2 * 3 and "'faces64'" in said and not (tmp_path / "run").exists()
+    assert (
+        code == 2
+        and said.count("'") == 2 + 2 * 3
+        and "'faces64'" in said
+        and not (tmp_path / "run").exists()
+    )
 
 
 def test_a_folder_that_is_no_generator(call, tmp_path):
     (tmp_path / "photos").mkdir()
     code, said = call(tmp_path / "photos", "--out", tmp_path / "run")
-    assert code == 2 and "config.json" in said and str(tmp_path / "photos") in said and not (tmp_path / "run").exists()
+    assert (
+        code == 2
+        and "config.json" in said
+        and str(tmp_path / "photos") in said
+        and not (tmp_path / "run").exists()
+    )
 
 
 def test_a_file_that_is_no_checkpoint(call, tmp_path):
@@ -358,6 +487,15 @@ def test_dry_run_touches_nothing(capfd, weights, tmp_path):
     from sis_jax.discover import METHODS, discover
     from sis_jax.runs import cli
 
-    code = cli.run(discover, {"method": METHODS}, [str(weights), "--dry-run", "--recipe", "paper", "--out", str(tmp_path / "run")])
+    code = cli.run(
+        discover,
+        {"method": METHODS},
+        [str(weights), "--dry-run", "--recipe", "paper", "--out", str(tmp_path / "run")],
+    )
     said = capfd.readouterr().out
-    assert code == 0 and "run/parts/gallery.png" in said and "memory" in said and not (tmp_path / "run").exists()
+    assert (
+        code == 0
+        and "run/parts/gallery.png" in said
+        and "memory" in said
+        and not (tmp_path / "run").exists()
+    )

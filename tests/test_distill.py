@@ -46,7 +46,9 @@ def run(weights, tmp_path_factory):
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     file = tmp_path_factory.mktemp("photos") / "photos.npz"
-    np.savez(file, images=np.random.default_rng(0).integers(0, 255, (24, 32, 32, 3), dtype=np.uint8))
+    np.savez(
+        file, images=np.random.default_rng(0).integers(0, 255, (24, 32, 32, 3), dtype=np.uint8)
+    )
     return str(file)
 
 
@@ -59,12 +61,20 @@ def test_what_is_written(run, student):
     place = run / "student"
     config = json.loads((place / "config.json").read_text())
     assert config["network"]["arch"] == "unet-small" and config["side"] == 16
-    assert [c["id"] for c in config["classes"]] == [c["id"] for c in sis_jax.Parts.load(run).classes]
+    assert [c["id"] for c in config["classes"]] == [
+        c["id"] for c in sis_jax.Parts.load(run).classes
+    ]
     rows = list(csv.DictReader((place / "curves.csv").read_text().splitlines()))
-    assert [int(r["step"]) for r in rows] == [2, 4, 6] and all(np.isfinite(float(r["loss"])) for r in rows)
+    assert [int(r["step"]) for r in rows] == [2, 4, 6] and all(
+        np.isfinite(float(r["loss"])) for r in rows
+    )
     assert "none needed" in (place / "README.md").read_text()
     record = json.loads((run / "run.json").read_text())["stages"]["distill"]
-    assert record["state"] == "done" and record["pictures"] == 36 and "sis_jax.distill" in record["command"]
+    assert (
+        record["state"] == "done"
+        and record["pictures"] == 36
+        and "sis_jax.distill" in record["command"]
+    )
 
 
 def test_what_was_stored_is_what_was_trained(run, student):
@@ -103,11 +113,15 @@ def test_resuming_gives_the_same_bits_in_every_phase(run, photos, tmp_path, at, 
     with pytest.raises(_Killed):
         sis_jax.distill(str(run), out=str(tmp_path / "cut"), **settings)
     again = []
-    monkeypatch.setattr(student_loop.Trainer, "_blocks", lambda self, rows: again.append(1) or straight(self, rows))
+    monkeypatch.setattr(
+        student_loop.Trainer, "_blocks", lambda self, rows: again.append(1) or straight(self, rows)
+    )
     sis_jax.distill(str(run), out=str(tmp_path / "cut"), **settings)
     assert len(again) < 12 - (at - 1) + settings["snapshot"], "it began again instead of going on"
     for name in ("model.safetensors", "curves.csv"):
-        assert (tmp_path / "whole/student" / name).read_bytes() == (tmp_path / "cut/student" / name).read_bytes()
+        assert (tmp_path / "whole/student" / name).read_bytes() == (
+            tmp_path / "cut/student" / name
+        ).read_bytes()
 
 
 @pytest.mark.slow
@@ -135,7 +149,9 @@ def test_fifty_kills_and_the_same_bytes(run, photos, tmp_path):
         early = rng.uniform(0, 10) if rng.random() < 0.1 else 120
         while process.poll() is None and time.monotonic() - began < early:
             now = sorted((tmp_path / "cut/student/checkpoints").glob("*"))
-            if now and now != seen:  # counted from the first checkpoint: the start of Python and JAX takes most of a short run
+            if (
+                now and now != seen
+            ):  # counted from the first checkpoint: the start of Python and JAX takes most of a short run
                 time.sleep(wait)
                 break
             time.sleep(0.01)
@@ -147,33 +163,53 @@ def test_fifty_kills_and_the_same_bytes(run, photos, tmp_path):
     assert last.returncode == 0, err
     assert moved > 10, "hardly any run was killed at work"
     for name in ("model.safetensors", "curves.csv", "config.json"):
-        assert (tmp_path / "whole/student" / name).read_bytes() == (tmp_path / "cut/student" / name).read_bytes().replace(
-            b"cut-student", b"whole-student"
-        )
+        assert (tmp_path / "whole/student" / name).read_bytes() == (
+            tmp_path / "cut/student" / name
+        ).read_bytes().replace(b"cut-student", b"whole-student")
 
 
 def test_adaptation_says_what_it_compared(run, photos, tmp_path):
-    student = sis_jax.distill(str(run), out=str(tmp_path / "a"), photos=photos, adapt_steps=2, **QUICK)
+    student = sis_jax.distill(
+        str(run), out=str(tmp_path / "a"), photos=photos, adapt_steps=2, **QUICK
+    )
     record = json.loads((tmp_path / "a/run.json").read_text())["stages"]["distill"]
     assert record["adaptation_kept"] in (True, False)
-    assert all(0 <= record[f"{what}_{when}"] <= 1 for what in ("steadiness", "agreement", "val_iou") for when in ("before", "after"))
+    assert all(
+        0 <= record[f"{what}_{when}"] <= 1
+        for what in ("steadiness", "agreement", "val_iou")
+        for when in ("before", "after")
+    )
     assert student.facts["adapted to"] == "photos.npz"
 
 
-def test_a_student_begins_with_another_at_a_larger_side(run, student, photos, tmp_path, monkeypatch):
+def test_a_student_begins_with_another_at_a_larger_side(
+    run, student, photos, tmp_path, monkeypatch
+):
     monkeypatch.setattr(student_loop.Trainer, "_choose", lambda self: None)
     settings = QUICK | {"steps": 0, "side": 32, "start_from": str(run), "rounds": 0}
     same = sis_jax.distill(str(run), out=str(tmp_path / "same"), **settings)
     a, b = (jax.tree.leaves(nnx.state(s.network)) for s in (student, same))
     assert same.side == 32 and all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
-    more = sis_jax.distill(str(run), out=str(tmp_path / "more"), photos=str(photos), adapt_steps=2, **settings | {"rounds": 1})
+    more = sis_jax.distill(
+        str(run),
+        out=str(tmp_path / "more"),
+        photos=str(photos),
+        adapt_steps=2,
+        **settings | {"rounds": 1},
+    )
     assert not np.array_equal(a[0], jax.tree.leaves(nnx.state(more.network))[0])
     with pytest.raises(UsageError, match=r"unet-small of width 8 .* they cannot share weights"):
         sis_jax.distill(str(run), out=str(tmp_path / "wide"), **settings | {"width": 16})
-    with pytest.raises(UsageError, match=r"width 8 and block 2 .* width 8 and block 4 .* they cannot share weights"):
+    with pytest.raises(
+        UsageError, match=r"width 8 and block 2 .* width 8 and block 4 .* they cannot share weights"
+    ):
         sis_jax.distill(str(run), out=str(tmp_path / "blocks"), **settings | {"block": 4})
-    with pytest.raises(UsageError, match=r"faces-student is .* width 32 .* they cannot share weights"):
-        sis_jax.distill(str(run), out=str(tmp_path / "named"), **settings | {"start_from": "faces-student"})
+    with pytest.raises(
+        UsageError, match=r"faces-student is .* width 32 .* they cannot share weights"
+    ):
+        sis_jax.distill(
+            str(run), out=str(tmp_path / "named"), **settings | {"start_from": "faces-student"}
+        )
     with pytest.raises(UsageError, match="steps is 0"):
         sis_jax.distill(str(run), out=str(tmp_path / "none"), **QUICK | {"steps": 0})
 
@@ -184,7 +220,9 @@ def test_an_adaptation_that_shakes_is_not_kept(run, student, photos, tmp_path, m
     said = iter([Judgement(0.9, 0.8, 0.7), Judgement(0.95, 0.7, 0.7)])
     monkeypatch.setattr(adapt, "judge", lambda *a: next(said))
     start = {"start_from": str(run), "steps": 0, "side": side} if side else {}
-    kept = sis_jax.distill(str(run), out=str(tmp_path / "adapted"), photos=photos, adapt_steps=2, **QUICK | start)
+    kept = sis_jax.distill(
+        str(run), out=str(tmp_path / "adapted"), photos=photos, adapt_steps=2, **QUICK | start
+    )
     plain = student if side else sis_jax.distill(str(run), out=str(tmp_path / "plain"), **QUICK)
     pictures = list(np.random.default_rng(1).integers(0, 255, (2, 16, 16, 3), dtype=np.uint8))
     np.testing.assert_array_equal(plain.scores(pictures)[0], kept.scores(pictures)[0])
@@ -209,7 +247,11 @@ def test_agreement_is_of_masks_that_follow_the_photo(student, monkeypatch):
     photos = photos.astype(np.uint8)
 
     def says(ground):
-        monkeypatch.setattr(adapt, "_opinions", lambda student, photos: np.stack([ground, 1 - ground], -1).astype(np.float32))
+        monkeypatch.setattr(
+            adapt,
+            "_opinions",
+            lambda student, photos: np.stack([ground, 1 - ground], -1).astype(np.float32),
+        )
         return adapt.agreement(student, photos, True)
 
     seeing = says(1 - photos[..., 0] / 255)
@@ -219,7 +261,11 @@ def test_agreement_is_of_masks_that_follow_the_photo(student, monkeypatch):
 
 def test_a_failure_before_the_first_checkpoint_leaves_no_trace(run, tmp_path):
     with pytest.raises(SisError, match="diverged"):
-        sis_jax.distill(str(run), out=str(tmp_path / "x"), **QUICK | {"learning_rate": 1e30, "steps": 40, "snapshot": 40})
+        sis_jax.distill(
+            str(run),
+            out=str(tmp_path / "x"),
+            **QUICK | {"learning_rate": 1e30, "steps": 40, "snapshot": 40},
+        )
     assert "distill" not in json.loads((tmp_path / "x/run.json").read_text())["stages"]
 
 
@@ -243,11 +289,26 @@ def test_on_the_fly_needs_no_dataset(weights, tmp_path):
 
 
 def test_the_papers_recipe(run, tmp_path):
-    student = sis_jax.distill(str(run), out=str(tmp_path / "p"), recipe="paper", steps=2, side=32, snapshot=1)
+    student = sis_jax.distill(
+        str(run), out=str(tmp_path / "p"), recipe="paper", steps=2, side=32, snapshot=1
+    )
     config = json.loads((tmp_path / "p/run.json").read_text())["stages"]["distill"]["config"]
-    assert config["steps"] == 2 and config["side"] == 32  # what is given beside a recipe wins, also where it is the ordinary default
-    wanted = {"student": "resnet18", "batch": 15, "learning_rate": 1e-4, "weight_decay": 1e-4, "optimizer": "adam", "schedule": "poly"}
-    assert {k: config[k] for k in wanted} == wanted and config["augment"] == "none" and student.config.arch == "resnet18"
+    assert (
+        config["steps"] == 2 and config["side"] == 32
+    )  # what is given beside a recipe wins, also where it is the ordinary default
+    wanted = {
+        "student": "resnet18",
+        "batch": 15,
+        "learning_rate": 1e-4,
+        "weight_decay": 1e-4,
+        "optimizer": "adam",
+        "schedule": "poly",
+    }
+    assert (
+        {k: config[k] for k in wanted} == wanted
+        and config["augment"] == "none"
+        and student.config.arch == "resnet18"
+    )
     with pytest.raises(UsageError, match="papr"):
         sis_jax.distill(str(run), out=str(tmp_path / "q"), recipe="papr")
 
@@ -256,10 +317,23 @@ def test_supervised_reference_from_human_masks(tmp_path):
     rng = np.random.default_rng(0)
     masks = np.zeros((12, 32, 32), np.uint8)
     masks[:, 8:24, 8:24] = 3
-    images = np.where(masks[..., None] > 0, 220, 30).astype(np.uint8) + rng.integers(0, 20, (12, 32, 32, 3), dtype=np.uint8)
+    images = np.where(masks[..., None] > 0, 220, 30).astype(np.uint8) + rng.integers(
+        0, 20, (12, 32, 32, 3), dtype=np.uint8
+    )
     np.savez(tmp_path / "pairs.npz", images=images, masks=masks)
-    settings = {"steps": 40, "batch": 8, "width": 8, "side": 32, "learning_rate": 1e-2, "background": 0.0, "binary": True, "ema": 0.9}
-    student = sis_jax.distill(images=str(tmp_path / "pairs.npz"), out=str(tmp_path / "s"), **settings)
+    settings = {
+        "steps": 40,
+        "batch": 8,
+        "width": 8,
+        "side": 32,
+        "learning_rate": 1e-2,
+        "background": 0.0,
+        "binary": True,
+        "ema": 0.9,
+    }
+    student = sis_jax.distill(
+        images=str(tmp_path / "pairs.npz"), out=str(tmp_path / "s"), **settings
+    )
     assert [c["name"] for c in student.classes] == ["background", "foreground"]
     assert (student.masks([images[0]])[0] == (masks[0] > 0)).mean() > 0.9
 
@@ -268,7 +342,10 @@ def test_odd_pictures_are_left_out():
     masks = np.ones((8, 10, 10), np.uint8)
     masks[2:, :5] = 0
     pairs = Pairs(np.zeros((8, 10, 10, 3), np.uint8), masks, np.full_like(masks, 255))
-    assert len(pairs.without_odd_ones(0.25)) == 6 and (pairs.without_odd_ones(0.25).masks[:, 0] == 0).all()
+    assert (
+        len(pairs.without_odd_ones(0.25)) == 6
+        and (pairs.without_odd_ones(0.25).masks[:, 0] == 0).all()
+    )
     assert len(pairs.without_odd_ones(0.0)) == 8
 
 
@@ -287,7 +364,9 @@ def test_colours_correct_a_mask_that_leaks():
     """A disc on ground of another colour; the network thinks a piece of the ground belongs to the disc."""
     at = np.arange(48)
     truth = (at[None] - 24) ** 2 + (at[:, None] - 24) ** 2 < 150
-    photo = np.where(truth[..., None], (200, 60, 40), (40, 60, 160)) + np.random.default_rng(0).integers(-15, 15, (48, 48, 3))
+    photo = np.where(truth[..., None], (200, 60, 40), (40, 60, 160)) + np.random.default_rng(
+        0
+    ).integers(-15, 15, (48, 48, 3))
     photo = np.clip(photo, 0, 255).astype(np.uint8)
     ground = np.where(truth, 0.05, 0.9).astype(np.float32)
     ground[24:, 36:] = 0.2
@@ -331,7 +410,11 @@ def test_photos_are_reduced_to_any_side(side):
     """A student that `--start-from` brings may have a side that does not divide that of the photos."""
     from sis_jax.stages.adapt import reduced
 
-    ramp = np.broadcast_to(np.arange(16, dtype=np.uint8)[:, None] * 10, (2, 16, 16))[..., None].repeat(3, -1)
+    ramp = np.broadcast_to(np.arange(16, dtype=np.uint8)[:, None] * 10, (2, 16, 16))[
+        ..., None
+    ].repeat(3, -1)
     found = reduced(ramp, side)
     assert found.shape == (2, side, side, 3) and found.dtype == np.uint8
-    assert abs(found.mean() - ramp.mean()) < 2 and (np.diff(found[0, :, 0, 0].astype(int)) >= 0).all()
+    assert (
+        abs(found.mean() - ramp.mean()) < 2 and (np.diff(found[0, :, 0, 0].astype(int)) >= 0).all()
+    )

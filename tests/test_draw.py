@@ -13,15 +13,31 @@ from sis_jax.types import UsageError
 # Machado, Oliveira and Fernandes (2009), severity 1, in linear RGB.
 _VIEWERS = {
     "normal": np.eye(3),
-    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
-    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+    "protan": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deutan": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "tritan": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
+    ],
 }
 
 
 def _oklab(rgb: np.ndarray) -> np.ndarray:
     to_lms = np.array(
-        [[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566], [0.0883024619, 0.2817188376, 0.6299787005]]
+        [
+            [0.4122214708, 0.5363325363, 0.0514459929],
+            [0.2119034982, 0.6806995451, 0.1073969566],
+            [0.0883024619, 0.2817188376, 0.6299787005],
+        ]
     )
     to_lab = np.array(
         [
@@ -33,7 +49,9 @@ def _oklab(rgb: np.ndarray) -> np.ndarray:
     return np.cbrt(np.clip(rgb, 0, 1) @ to_lms.T) @ to_lab.T
 
 
-@pytest.mark.parametrize(("viewer", "least"), [("normal", 0.07), ("protan", 0.04), ("deutan", 0.04), ("tritan", 0.035)])
+@pytest.mark.parametrize(
+    ("viewer", "least"), [("normal", 0.07), ("protan", 0.04), ("deutan", 0.04), ("tritan", 0.035)]
+)
 def test_colours_are_told_apart_by_every_viewer(viewer, least):
     colours = draw.palette()[: draw.DISTINCT + 1] / 255
     linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
@@ -71,7 +89,9 @@ def test_overlay_leaves_the_background_and_tints_the_rest():
     np.testing.assert_array_equal(out[3, 3], ((100 + draw.palette()[3].astype(float)) / 2).round())
     lined = draw.overlay(image, mask)
     assert (lined[draw.edges(mask)].min(-1) > 190).all()
-    np.testing.assert_array_equal(draw.overlay(np.stack([image, image]), np.stack([mask, mask]))[1], lined)
+    np.testing.assert_array_equal(
+        draw.overlay(np.stack([image, image]), np.stack([mask, mask]))[1], lined
+    )
 
 
 @pytest.mark.parametrize("mask", [np.full((2, 2), -1), np.full((2, 2), 256)])
@@ -126,7 +146,10 @@ def test_charts_are_well_formed():
     from xml.etree import ElementTree
 
     chart = charts.line_chart_svg(
-        {"a<b": [(1, 0.5), (2, float("nan")), (4, 0.25)], "c": [(1, 1)]}, x_label="k & n", y_label="score", marked=[(4, 0.25)]
+        {"a<b": [(1, 0.5), (2, float("nan")), (4, 0.25)], "c": [(1, 1)]},
+        x_label="k & n",
+        y_label="score",
+        marked=[(4, 0.25)],
     )
     root = ElementTree.fromstring(chart)
     lines = root.findall("{*}polyline")
@@ -134,10 +157,14 @@ def test_charts_are_well_formed():
     assert len(lines[0].attrib["points"].split()) == 2  # the NaN is left out
     assert len(root.findall("{*}circle")) == 1
     # A larger value is drawn higher.
-    (_, low), (_, high) = (tuple(map(float, p.split(","))) for p in lines[0].attrib["points"].split())
+    (_, low), (_, high) = (
+        tuple(map(float, p.split(","))) for p in lines[0].attrib["points"].split()
+    )
     assert low < high
     heat = ElementTree.fromstring(
-        charts.heatmap_svg(np.array([[0.1, np.nan], [0.3, 0.9]]), ["16x16", "32x32"], ["k=3", "k=4"], chosen=(1, 1))
+        charts.heatmap_svg(
+            np.array([[0.1, np.nan], [0.3, 0.9]]), ["16x16", "32x32"], ["k=3", "k=4"], chosen=(1, 1)
+        )
     )
     cells = heat.findall("{*}rect")
     assert len(cells) == 3
@@ -147,7 +174,16 @@ def test_charts_are_well_formed():
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.81349, "0.813"), (12.5, "12.5"), (3000, "3000"), (0, "0"), (1.23e-5, "1.2e-05"), (-0.5, "-0.5"), (6.0, "6")]
+    ("value", "text"),
+    [
+        (0.81349, "0.813"),
+        (12.5, "12.5"),
+        (3000, "3000"),
+        (0, "0"),
+        (1.23e-5, "1.2e-05"),
+        (-0.5, "-0.5"),
+        (6.0, "6"),
+    ],
 )
 def test_numbers_are_short(value, text):
     assert charts.number(value) == text

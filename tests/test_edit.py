@@ -86,13 +86,18 @@ def test_alpha_follows_the_mask_where_it_is_sure():
     sure[1, :, 15] = 0  # the last column of the foreground is a guess
     alpha = compositing.soft_alpha(inside, sure, 1.0)
     assert (alpha[:, :, :10] == 1).all() and (alpha[:, :, 22:] == 0).all()
-    assert alpha[0, 5, 15] == pytest.approx(1 - alpha[0, 5, 16], abs=1e-5) and 0.5 < alpha[0, 5, 15] < 1
+    assert (
+        alpha[0, 5, 15] == pytest.approx(1 - alpha[0, 5, 16], abs=1e-5)
+        and 0.5 < alpha[0, 5, 15] < 1
+    )
     assert alpha[1, 5, 15] < alpha[0, 5, 15] - 0.1
 
 
 def test_low_confidence_inside_leaves_no_hole():
     inside, sure = np.ones((1, 16, 16), bool), np.zeros((1, 16, 16), np.float32)
-    assert (compositing.soft_alpha(inside, sure) == 1).all() and (compositing.soft_alpha(~inside, sure) == 0).all()
+    assert (compositing.soft_alpha(inside, sure) == 1).all() and (
+        compositing.soft_alpha(~inside, sure) == 0
+    ).all()
 
 
 def test_completion_fills_the_hole_only():
@@ -103,11 +108,15 @@ def test_completion_fills_the_hole_only():
     filled = compositing.complete(image, alpha, None)
     assert (np.abs(filled.astype(int) - 60) <= 3).all()
     seen = []
-    loud = compositing.complete(image, alpha, lambda picture, hole: (seen.append(hole), np.full_like(picture, 7))[1])
+    loud = compositing.complete(
+        image, alpha, lambda picture, hole: (seen.append(hole), np.full_like(picture, 7))[1]
+    )
     assert seen[0].sum() == 12 * 12 and (loud[9:21, 9:21] == 7).all() and (loud[:9] == 60).all()
     with pytest.raises(UsageError, match="the inpainter returned float64"):
         compositing.complete(image, alpha, lambda picture, hole: picture / 2)
-    assert compositing.complete(image, np.ones((32, 32), np.float32), None) is not None  # nothing to learn from: as it was
+    assert (
+        compositing.complete(image, np.ones((32, 32), np.float32), None) is not None
+    )  # nothing to learn from: as it was
 
 
 def test_compositing_equations():
@@ -126,8 +135,12 @@ def test_psnr():
     a = np.zeros((4, 4, 3), np.uint8)
     b = a.copy()
     b[0] = 51
-    assert compositing.psnr(a, a) == float("inf") and np.isnan(compositing.psnr(a, b, np.zeros((4, 4), bool)))
-    assert compositing.psnr(a, b, np.arange(16).reshape(4, 4) < 4) == pytest.approx(20 * np.log10(5))
+    assert compositing.psnr(a, a) == float("inf") and np.isnan(
+        compositing.psnr(a, b, np.zeros((4, 4), bool))
+    )
+    assert compositing.psnr(a, b, np.arange(16).reshape(4, 4) < 4) == pytest.approx(
+        20 * np.log10(5)
+    )
 
 
 # The recipe
@@ -135,14 +148,20 @@ def test_psnr():
 
 def test_background_is_kept_and_foreground_edited(room):
     gen, parts = room
-    found = edit(parts, gen=gen, seed=(0, 1, 2), direction=towards(0.0, 3.0, 3.0), strength=(0.5, 1.0))
+    found = edit(
+        parts, gen=gen, seed=(0, 1, 2), direction=towards(0.0, 3.0, 3.0), strength=(0.5, 1.0)
+    )
     truth = gen.truth((0, 1, 2), 0.7)
     np.testing.assert_array_equal(found.alphas > 0.5, truth)
     assert found.images.shape == (3, 2, 16, 16, 3)
     assert (found.psnr > found.psnr_plain + 10).all() and found.summary()["gain_db"] > 10
     centre = (slice(None), slice(None), 7, 7)
-    np.testing.assert_array_equal(found.images[centre], found.plain[centre])  # the disc is the edited one
-    np.testing.assert_array_equal(found.images[:, :, 0, 0], np.broadcast_to(found.originals[:, None, 0, 0], (3, 2, 3)))  # the wall is not
+    np.testing.assert_array_equal(
+        found.images[centre], found.plain[centre]
+    )  # the disc is the edited one
+    np.testing.assert_array_equal(
+        found.images[:, :, 0, 0], np.broadcast_to(found.originals[:, None, 0, 0], (3, 2, 3))
+    )  # the wall is not
     assert (np.abs(found.plain[:, 1, 0, 0].astype(int) - found.originals[:, 0, 0]) > 10).all()
 
 
@@ -164,7 +183,11 @@ def test_slots_and_strength_zero(room):
     move = np.arange(1, 4, dtype=np.float32)
     np.testing.assert_array_equal(ways.in_slots(move, "1-2", 4), [0 * move, move, move, 0 * move])
     np.testing.assert_array_equal(ways.in_slots(move, "3", 4)[:, 0], [0, 0, 0, 1])
-    for slots, said in (("a", "expected numbers such as"), ("2-9", "slots 0 to 3"), ("3-1", "slots 0 to 3")):
+    for slots, said in (
+        ("a", "expected numbers such as"),
+        ("2-9", "slots 0 to 3"),
+        ("3-1", "slots 0 to 3"),
+    ):
         with pytest.raises(UsageError, match=said):
             ways.in_slots(move, slots, 4)
 
@@ -185,7 +208,11 @@ def test_principal_components():
 
     gen = Long(16)
     first, second = (ways.principal(gen, i) for i in (0, 1))
-    assert first.unit[1] > 0.99 and first.displacement == pytest.approx(3, rel=0.1) and first.facts["share"] > 0.8
+    assert (
+        first.unit[1] > 0.99
+        and first.displacement == pytest.approx(3, rel=0.1)
+        and first.facts["share"] > 0.8
+    )
     assert abs(second.unit[0]) > 0.95 and abs(first.unit @ second.unit) < 1e-5
     with pytest.raises(UsageError, match="w has 4 numbers, so give pca:0 to pca:3"):
         ways.principal(gen, 4)
@@ -199,10 +226,20 @@ def test_directions_of_a_run(room, tmp_path):
     (tmp_path / "parts").mkdir()
     way.save(tmp_path / "parts" / "rare.safetensors")
     replace(way, prompt="a hat").save(tmp_path / "directions" / "headwear.safetensors")
-    for name in ("glasses", "a photo of a person with glasses", str(tmp_path / "parts" / "rare.safetensors")):
+    for name in (
+        "glasses",
+        "a photo of a person with glasses",
+        str(tmp_path / "parts" / "rare.safetensors"),
+    ):
         np.testing.assert_array_equal(ways.resolve(name, gen, tmp_path).unit, way.unit)
-    assert ways.resolve("headwear", gen, tmp_path).prompt == ways.resolve("hat", gen, tmp_path).prompt == "a hat"
-    with pytest.raises(UsageError, match=r"unknown direction 'glases'; did you mean 'glasses'.*pca:N"):
+    assert (
+        ways.resolve("headwear", gen, tmp_path).prompt
+        == ways.resolve("hat", gen, tmp_path).prompt
+        == "a hat"
+    )
+    with pytest.raises(
+        UsageError, match=r"unknown direction 'glases'; did you mean 'glasses'.*pca:N"
+    ):
         ways.resolve("glases", gen, tmp_path)
     with pytest.raises(UsageError, match="holds no direction"):
         ways.resolve(str(tmp_path / "none.safetensors"), gen, tmp_path)
@@ -213,7 +250,15 @@ def test_directions_of_a_run(room, tmp_path):
 def test_a_direction_from_text():
     """The lamp's light grows along its axis, which the fake CLIP can tell."""
     gen = naming_kit.Lamp()
-    found = ways.resolve("a lot of white", gen, None, clip=naming_kit.two_words(), neutral="black", n=400, truncation=1.0)
+    found = ways.resolve(
+        "a lot of white",
+        gen,
+        None,
+        clip=naming_kit.two_words(),
+        neutral="black",
+        n=400,
+        truncation=1.0,
+    )
     assert float(found.unit @ gen.axis) > 0.9 and found.displacement > 0
 
 
@@ -221,7 +266,21 @@ def test_a_direction_from_text():
 
 
 def test_the_run_folder(run, capsys):
-    code = cli.run(edit, argv=[str(run), "--seed", "3", "5", "--strength", "-1", "2", "--direction", "pca:1", "--quiet"])
+    code = cli.run(
+        edit,
+        argv=[
+            str(run),
+            "--seed",
+            "3",
+            "5",
+            "--strength",
+            "-1",
+            "2",
+            "--direction",
+            "pca:1",
+            "--quiet",
+        ],
+    )
     assert code == 0
     folder = run / "edits" / "pca-1"
     assert capsys.readouterr().out.split() == [str(folder / "edit.png"), str(folder / "edit.json")]
@@ -236,12 +295,24 @@ def test_the_run_folder(run, capsys):
         "seed-5_-1_plain.png",
     } <= names
     facts = json.loads((folder / "edit.json").read_text())
-    assert len(facts["edits"]) == 4 and set(facts["summary"]) == {"background_psnr", "background_psnr_plain", "gain_db", "pictures"}
+    assert len(facts["edits"]) == 4 and set(facts["summary"]) == {
+        "background_psnr",
+        "background_psnr_plain",
+        "gain_db",
+        "pictures",
+    }
     record = json.loads((run / "run.json").read_text())["stages"]["edits/pca-1"]
-    assert record["state"] == "done" and "--strength -1.0 2.0" in record["command"] and record["measured"] == facts["summary"]
+    assert (
+        record["state"] == "done"
+        and "--strength -1.0 2.0" in record["command"]
+        and record["measured"] == facts["summary"]
+    )
     before = (folder / "edit.json").stat().st_mtime_ns
     again = edit(str(run), seed=(3, 5), strength=(-1.0, 2.0), direction="pca:1")
-    assert (folder / "edit.json").stat().st_mtime_ns == before and again.names == ("seed 3", "seed 5")
+    assert (folder / "edit.json").stat().st_mtime_ns == before and again.names == (
+        "seed 3",
+        "seed 5",
+    )
     with pytest.raises(UsageError, match="already has edits/pca-1 with"):
         edit(str(run), seed=4, direction="pca:1")
     assert edit(str(run), seed=4, direction="pca:1", name="other").names == ("seed 4",)
@@ -258,7 +329,13 @@ def test_what_is_written_is_what_is_returned(run, tmp_path):
         np.testing.assert_array_equal(np.asarray(picture), found.originals[0])
     with pytest.raises(UsageError, match="holds no edit"):
         Edit.load(tmp_path / "none")
-    for damage in ({"names": ["one"] * 9}, {"names": [1] * len(found)}, {"strengths": []}, {"strengths": ["x"]}, {"direction": 3}):
+    for damage in (
+        {"names": ["one"] * 9},
+        {"names": [1] * len(found)},
+        {"strengths": []},
+        {"strengths": ["x"]},
+        {"direction": 3},
+    ):
         file = tmp_path / "copy" / "edit.json"
         whole = file.read_text()
         file.write_text(json.dumps(json.loads(whole) | damage))
@@ -273,7 +350,12 @@ def test_what_is_written_is_what_is_returned(run, tmp_path):
 
 
 def test_a_seed_looks_the_same_in_any_company(run):
-    parts, gen = Parts.load(run), sis_jax.load_generator(json.loads((run / "run.json").read_text())["stages"]["discover"]["config"]["gen"])
+    parts, gen = (
+        Parts.load(run),
+        sis_jax.load_generator(
+            json.loads((run / "run.json").read_text())["stages"]["discover"]["config"]["gen"]
+        ),
+    )
     many, one = (edit(parts, gen=gen, seed=s) for s in ((7, 8, 9), 8))
     np.testing.assert_array_equal(many.images[1], one.images[0])
 
@@ -282,7 +364,9 @@ def test_photos(run, weights, tmp_path, monkeypatch):
     monkeypatch.setattr("sis_jax.stages.project.STATISTICS", 64)
     gen = sis_jax.load_generator(str(weights))
     for seed in (1, 2):
-        Image.fromarray(gen.sample([seed], truncation=0.7).to_uint8()[0]).save(tmp_path / f"p{seed}.png")
+        Image.fromarray(gen.sample([seed], truncation=0.7).to_uint8()[0]).save(
+            tmp_path / f"p{seed}.png"
+        )
     files = (str(tmp_path / "p1.png"), str(tmp_path / "p2.png"))
     found = edit(str(run), photo=files, steps=3, direction="pca:0")
     assert found.names == ("p1.png", "p2.png")
@@ -290,7 +374,9 @@ def test_photos(run, weights, tmp_path, monkeypatch):
         with Image.open(file) as picture:
             np.testing.assert_array_equal(found.originals[i], np.asarray(picture))
         hole = compositing.hole_of(found.alphas[i])
-        np.testing.assert_array_equal(found.backgrounds[i][~hole], found.originals[i][~hole])  # the photo's own pixels
+        np.testing.assert_array_equal(
+            found.backgrounds[i][~hole], found.originals[i][~hole]
+        )  # the photo's own pixels
     record = json.loads((run / "run.json").read_text())["stages"]["edits/pca-0"]
     assert record["config"]["photo"] == list(files) and record["config"]["seeds"] == []
     with pytest.raises(UsageError, match="there is no file"):
@@ -334,7 +420,12 @@ def test_refused_parts(room, tmp_path):
 
 
 def test_dry_run(tmp_path, capsys):
-    assert cli.run(edit, argv=[str(tmp_path / "r"), "--direction", "a person with glasses", "--dry-run"]) == 0
+    assert (
+        cli.run(
+            edit, argv=[str(tmp_path / "r"), "--direction", "a person with glasses", "--dry-run"]
+        )
+        == 0
+    )
     assert "edits/a-person-with-glasses/edit.png" in capsys.readouterr().out
     assert not (tmp_path / "r").exists()
 
@@ -343,12 +434,16 @@ def test_the_paths_that_are_printed_are_those_that_were_written(run, capsys):
     """A direction that the run keeps has two names, its own and its prompt; a file has a third."""
     from sis_jax.checkpoints import load_generator
 
-    gen = load_generator(json.loads((run / "run.json").read_text())["stages"]["discover"]["config"]["gen"])
-    (run / "directions").mkdir()
-    file = replace(ways.principal(gen, 0), prompt="a person with a hat", method="segmentation_in_style").save(
-        run / "directions" / "mine.safetensors"
+    gen = load_generator(
+        json.loads((run / "run.json").read_text())["stages"]["discover"]["config"]["gen"]
     )
+    (run / "directions").mkdir()
+    file = replace(
+        ways.principal(gen, 0), prompt="a person with a hat", method="segmentation_in_style"
+    ).save(run / "directions" / "mine.safetensors")
     for asked, folder in (("mine", "mine"), ("hat", "hat"), (str(file), "mine")):
         assert cli.run(edit, argv=[str(run), "--direction", asked, "--overwrite"]) == 0
         printed = capsys.readouterr().out.split()
-        assert printed == [str(run / "edits" / folder / f) for f in ("edit.png", "edit.json")] and all(Path(p).is_file() for p in printed)
+        assert printed == [
+            str(run / "edits" / folder / f) for f in ("edit.png", "edit.json")
+        ] and all(Path(p).is_file() for p in printed)

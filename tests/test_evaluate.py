@@ -20,7 +20,9 @@ from sis_jax.runs.run import RunFolder
 from sis_jax.types import Info, SisError, UsageError
 
 PRED = [{"id": 0, "name": "background"}, {"id": 1, "name": "Hair"}, {"id": 2, "name": "part 2"}]
-TRUE = [{"id": i, "name": n} for i, n in enumerate(["background", "skin", "hair", "l_eye", "r_eye"])]
+TRUE = [
+    {"id": i, "name": n} for i, n in enumerate(["background", "skin", "hair", "l_eye", "r_eye"])
+]
 BINARY = [{"id": 0, "name": "background"}, {"id": 1, "name": "foreground"}]
 
 
@@ -28,7 +30,12 @@ def pairs(n=6, seed=0, size=(24, 20), classes=(3, 5)):
     rng = np.random.default_rng(seed)
     found = []
     for i in range(n):
-        prediction, truth = (np.kron(rng.integers(0, k, (size[0] // 4, size[1] // 4)), np.ones((4, 4))).astype(np.uint8) for k in classes)
+        prediction, truth = (
+            np.kron(rng.integers(0, k, (size[0] // 4, size[1] // 4)), np.ones((4, 4))).astype(
+                np.uint8
+            )
+            for k in classes
+        )
         truth[rng.random(truth.shape) < 0.05] = 255
         found.append((f"{i}", prediction, truth))
     return found
@@ -41,14 +48,32 @@ def test_the_stored_exact_scores(goldens):
     with np.load(goldens / "misc" / "metrics.npz", allow_pickle=False) as file:
         golden = dict(file)
     classes = [{"id": i, "name": f"c{i}"} for i in range(5)]
-    many = measure([(str(i), golden[f"multi/{i}/pred"], golden[f"multi/{i}/gt"]) for i in range(4)], classes, classes, resamples=0)
+    many = measure(
+        [(str(i), golden[f"multi/{i}/pred"], golden[f"multi/{i}/gt"]) for i in range(4)],
+        classes,
+        classes,
+        resamples=0,
+    )
     np.testing.assert_array_equal(many["confusion"], golden["multi/confusion_gt_rows"])
     for key in ("iou", "f1", "precision", "recall"):
-        np.testing.assert_allclose([c[key] for c in many["zero_label"]["classes"]], golden[f"multi/{key}"], rtol=1e-12)
-    assert many["zero_label"]["mean_iou"] == pytest.approx(float(golden["multi/miou_present"]), rel=1e-12)
-    assert many["zero_label"]["accuracy"] == pytest.approx(float(golden["multi/accuracy"]), rel=1e-12)
-    two = measure([(str(i), golden[f"bin/{i}/pred"], golden[f"bin/{i}/gt"]) for i in range(4)], BINARY, BINARY, resamples=0)
-    found = [two["foreground"][f"border_{k}"] for k in ("iou_foreground", "iou_background", "mean_iou")]
+        np.testing.assert_allclose(
+            [c[key] for c in many["zero_label"]["classes"]], golden[f"multi/{key}"], rtol=1e-12
+        )
+    assert many["zero_label"]["mean_iou"] == pytest.approx(
+        float(golden["multi/miou_present"]), rel=1e-12
+    )
+    assert many["zero_label"]["accuracy"] == pytest.approx(
+        float(golden["multi/accuracy"]), rel=1e-12
+    )
+    two = measure(
+        [(str(i), golden[f"bin/{i}/pred"], golden[f"bin/{i}/gt"]) for i in range(4)],
+        BINARY,
+        BINARY,
+        resamples=0,
+    )
+    found = [
+        two["foreground"][f"border_{k}"] for k in ("iou_foreground", "iou_background", "mean_iou")
+    ]
     np.testing.assert_allclose(found, golden["bin/total/iou_fg_bg_mean_r3.0"], rtol=1e-12)
     found = [two["foreground"][k] for k in ("iou_foreground", "iou_background", "mean_iou")]
     np.testing.assert_allclose(found, golden["bin/total/iou_fg_bg_mean_rall"], rtol=1e-12)
@@ -67,7 +92,9 @@ def test_zero_label_scores_by_definition():
     assert rows["hair"]["iou"] == pytest.approx(hits / union)
     assert rows["skin"]["iou"] == 0.0  # nobody predicts it: its pixels are missed, not left out
     assert found["zero_label"]["accuracy"] == pytest.approx(count / found["pixels"])
-    assert found["zero_label"]["mean_iou"] == pytest.approx(np.mean([c["iou"] for c in found["zero_label"]["classes"]]))
+    assert found["zero_label"]["mean_iou"] == pytest.approx(
+        np.mean([c["iou"] for c in found["zero_label"]["classes"]])
+    )
     assert found["assignment"]["zero_label"] == ["background", "hair", None]
     assert "skin, l_eye, r_eye" in found["warnings"][0]
 
@@ -78,15 +105,25 @@ def test_matchings_are_the_best_of_all_and_stay_apart():
     data = pairs(seed=3)
     found = measure(data, PRED, TRUE, resamples=0)
     counts = np.array(found["confusion"])
-    best = max(permutations(range(5), 3), key=lambda to: sum(counts[t, p] for p, t in enumerate(to)))
+    best = max(
+        permutations(range(5), 3), key=lambda to: sum(counts[t, p] for p, t in enumerate(to))
+    )
     names = [c["name"] for c in TRUE]
     assert found["assignment"]["hungarian"] == [names[t] for t in best]
-    assert found["hungarian"]["accuracy"] == pytest.approx(sum(counts[t, p] for p, t in enumerate(best)) / counts.sum())
+    assert found["hungarian"]["accuracy"] == pytest.approx(
+        sum(counts[t, p] for p, t in enumerate(best)) / counts.sum()
+    )
     assert found["assignment"]["majority"] == [names[t] for t in counts.argmax(0)]
-    assert found["majority"]["accuracy"] >= found["hungarian"]["accuracy"] >= found["zero_label"]["accuracy"]
+    assert (
+        found["majority"]["accuracy"]
+        >= found["hungarian"]["accuracy"]
+        >= found["zero_label"]["accuracy"]
+    )
     alone = measure(data, PRED, TRUE, resamples=0, matching=())
     assert "hungarian" not in alone
-    assert json.dumps(alone["zero_label"]) == json.dumps(found["zero_label"])  # as text, because NaN is not NaN
+    assert json.dumps(alone["zero_label"]) == json.dumps(
+        found["zero_label"]
+    )  # as text, because NaN is not NaN
 
 
 def test_majority_leaves_a_class_nobody_predicts_alone():
@@ -102,7 +139,9 @@ def test_foreground_is_class_0_against_the_rest():
         counts = metrics.confusion((t > 0)[keep], (p > 0)[keep], 2)
         total += counts
         per_image.append(metrics.iou(counts)[1])
-    np.testing.assert_allclose([found["iou_background"], found["iou_foreground"]], metrics.iou(total))
+    np.testing.assert_allclose(
+        [found["iou_background"], found["iou_foreground"]], metrics.iou(total)
+    )
     assert found["iou_image_mean"] == pytest.approx(np.mean(per_image))
     assert found["accuracy"] == pytest.approx(metrics.accuracy(total))
     assert found["f1"] == pytest.approx(metrics.f1(total)[1])
@@ -122,14 +161,19 @@ def test_border_scores_of_classes_by_brute_force():
 def test_the_two_ways_to_find_a_border_agree(radius):
     for seed in range(5):
         rng = np.random.default_rng(seed)
-        mask = np.kron(rng.choice(np.array([0, 1, 2, 255], np.uint8), (4, 6)), np.ones((5, 3), np.uint8))
+        mask = np.kron(
+            rng.choice(np.array([0, 1, 2, 255], np.uint8), (4, 6)), np.ones((5, 3), np.uint8)
+        )
         np.testing.assert_array_equal(
-            metrics._band_by_shifts(mask, radius, mask != 255), metrics._band_by_distance(mask, radius, mask != 255)
+            metrics._band_by_shifts(mask, radius, mask != 255),
+            metrics._band_by_distance(mask, radius, mask != 255),
         )
 
 
 def test_class_map_renames_merges_and_drops():
-    rows, assigned, lookup, _ = match_names(PRED, TRUE, {"part 2": ["l_eye", "r_eye"], "hair": None})
+    rows, assigned, lookup, _ = match_names(
+        PRED, TRUE, {"part 2": ["l_eye", "r_eye"], "hair": None}
+    )
     assert rows == ["background", "skin", "hair", "part 2"]
     assert assigned.tolist() == [0, -1, 3]
     assert lookup[[0, 1, 2, 3, 4, 255]].tolist() == [0, 1, 2, 3, 3, 255]
@@ -137,8 +181,15 @@ def test_class_map_renames_merges_and_drops():
     hits = sum(((p == 2) & np.isin(t, (3, 4))).sum() for _, p, t in pairs())
     union = sum((((p == 2) | np.isin(t, (3, 4))) & (t != 255)).sum() for _, p, t in pairs())
     assert found["zero_label"]["classes"][3]["iou"] == pytest.approx(hits / union)
-    assert measure(pairs(), PRED, TRUE, classes_map={"part 2": "SKIN"}, resamples=0)["assignment"]["zero_label"][2] == "skin"
-    with pytest.raises(UsageError, match=r"names 'beard', which is no true class; there are background, hair"):
+    assert (
+        measure(pairs(), PRED, TRUE, classes_map={"part 2": "SKIN"}, resamples=0)["assignment"][
+            "zero_label"
+        ][2]
+        == "skin"
+    )
+    with pytest.raises(
+        UsageError, match=r"names 'beard', which is no true class; there are background, hair"
+    ):
         match_names(PRED, TRUE, {"hair": "beard"})
     with pytest.raises(UsageError, match=r"names 'beard', which is no predicted class"):
         match_names(PRED, TRUE, {"beard": "hair"})
@@ -162,7 +213,11 @@ def test_bootstrap_intervals_are_those_of_resampled_images():
         picked = [data[i] for i, times in enumerate(weights) for _ in range(times)]
         drawn.append(measure(picked, PRED, TRUE, resamples=0, matching=())["foreground"])
     for key in ("mean_iou", "iou_image_mean", "max_f", "accuracy", "f1"):
-        np.testing.assert_allclose(found["foreground"]["intervals"][key], np.percentile([d[key] for d in drawn], [2.5, 97.5]), rtol=1e-6)
+        np.testing.assert_allclose(
+            found["foreground"]["intervals"][key],
+            np.percentile([d[key] for d in drawn], [2.5, 97.5]),
+            rtol=1e-6,
+        )
     low, high = found["zero_label"]["mean_iou_interval"]
     assert low < found["zero_label"]["mean_iou"] < high
     assert measure(data[:1], PRED, TRUE)["zero_label"]["mean_iou_interval"] is None
@@ -170,7 +225,9 @@ def test_bootstrap_intervals_are_those_of_resampled_images():
 
 def test_worst_images_come_first_and_predictions_of_another_size_are_resized():
     truth = np.kron(np.array([[0, 1], [1, 0]]), np.ones((8, 8))).astype(np.uint8)
-    found = measure([("good", truth[::2, ::2], truth), ("bad", 1 - truth, truth)], BINARY, BINARY, resamples=0)
+    found = measure(
+        [("good", truth[::2, ::2], truth), ("bad", 1 - truth, truth)], BINARY, BINARY, resamples=0
+    )
     assert [r["name"] for r in found["per_image"]] == ["bad", "good"]
     assert [r["iou_foreground"] for r in found["per_image"]] == [0.0, 1.0]
 
@@ -197,7 +254,11 @@ def soft_pairs(n=5):
     found = []
     for i in range(n):
         truth = np.kron(rng.integers(0, 2, (3, 4)), np.ones((5, 5))).astype(np.uint8) * (i > 0)
-        p = np.clip(0.25 + 0.5 * truth + rng.normal(0, 0.3, truth.shape), 0, 1) if i else np.zeros(truth.shape)
+        p = (
+            np.clip(0.25 + 0.5 * truth + rng.normal(0, 0.3, truth.shape), 0, 1)
+            if i
+            else np.zeros(truth.shape)
+        )
         found.append((str(i), np.stack([1 - p, p], -1).astype(np.float32), truth.astype(np.uint8)))
     return found
 
@@ -238,9 +299,15 @@ def test_max_f_of_the_three_families(name, thresholds, beta2, combine):
 
 def test_an_image_without_foreground_counts_0_for_melas_and_is_left_out_elsewhere():
     data = soft_pairs()
-    each = [metrics.iou(metrics.confusion(t, (s[..., 1] > 0.5).astype(np.uint8), 2))[1] for _, s, t in data]
+    each = [
+        metrics.iou(metrics.confusion(t, (s[..., 1] > 0.5).astype(np.uint8), 2))[1]
+        for _, s, t in data
+    ]
     assert math.isnan(each[0])
-    results = {p: measure(data, BINARY, BINARY, p, resamples=0)["foreground"]["iou_image_mean"] for p in ("melas", "selfmask")}
+    results = {
+        p: measure(data, BINARY, BINARY, p, resamples=0)["foreground"]["iou_image_mean"]
+        for p in ("melas", "selfmask")
+    }
     assert results["selfmask"] == pytest.approx(np.nanmean(each))
     assert results["melas"] == pytest.approx(np.nansum(each) / 5)
 
@@ -249,13 +316,22 @@ def test_photos_as_the_protocols_show_them():
     photo = np.random.default_rng(0).integers(0, 256, (300, 401, 3)).astype(np.uint8)
     shapes = {p: protocols.get(p).photo(photo).shape[:2] for p in protocols.PROTOCOLS}
     short = (128, 171)  # 128 * 401 // 300
-    assert shapes == {"native": (300, 401), "sis": (128, 128), "l4f": (300, 401), "voynov": short, "melas": short, "selfmask": (300, 401)}
+    assert shapes == {
+        "native": (300, 401),
+        "sis": (128, 128),
+        "l4f": (300, 401),
+        "voynov": short,
+        "melas": short,
+        "selfmask": (300, 401),
+    }
     assert protocols.get("sis").at(64).photo(photo).shape[:2] == (64, 64)
     assert protocols.get("sis").at(0).photo(photo).shape[:2] == (300, 401)
     assert protocols.get("native").at(150).photo(photo).shape[:2] == (150, 200)
     squeezed = np.asarray(Image.fromarray(photo).resize((512, 512), Image.Resampling.BILINEAR))
     corners = protocols.get("sis").photo(photo)[[0, 0, -1, -1], [0, -1, 0, -1]]
-    np.testing.assert_array_equal(corners, squeezed[[0, 0, -1, -1], [0, -1, 0, -1]])  # aligned corners keep the corners
+    np.testing.assert_array_equal(
+        corners, squeezed[[0, 0, -1, -1], [0, -1, 0, -1]]
+    )  # aligned corners keep the corners
 
 
 @pytest.mark.parametrize(("key", "aligned"), [("bilinear", False), ("bilinear_ac", True)])
@@ -264,7 +340,9 @@ def test_resize_matches_the_stored_reference(goldens, key, aligned):
         cases = {k.split("/")[0] for k in file.files}
         for case in cases:
             x, expected = file[f"{case}/x"][0], file[f"{case}/{key}"][0]
-            np.testing.assert_allclose(protocols.resize(x, expected.shape[:2], aligned=aligned), expected, atol=1e-5)
+            np.testing.assert_allclose(
+                protocols.resize(x, expected.shape[:2], aligned=aligned), expected, atol=1e-5
+            )
 
 
 def test_probabilities_are_resized_as_logits():
@@ -290,7 +368,10 @@ class Threshold:
 
     def scores(self, images):
         self.seen += [i.shape[:2] for i in images]
-        return [np.stack([1 - p, p], -1) for p in (np.asarray(i[..., 0], np.float32) / 255 for i in images)]
+        return [
+            np.stack([1 - p, p], -1)
+            for p in (np.asarray(i[..., 0], np.float32) / 255 for i in images)
+        ]
 
 
 def disc_folders(place, n=5, size=(40, 50)):
@@ -313,11 +394,20 @@ def disc_folders(place, n=5, size=(40, 50)):
 
 def test_a_network_and_its_saved_masks_score_alike(tmp_path):
     place = disc_folders(tmp_path)
-    live = evaluate(Threshold(), images=str(place / "photos"), masks=str(place / "masks"), resamples=50)
-    saved = evaluate(images=str(place / "photos"), masks=str(place / "masks"), predictions=str(place / "predicted"), resamples=50)
+    live = evaluate(
+        Threshold(), images=str(place / "photos"), masks=str(place / "masks"), resamples=50
+    )
+    saved = evaluate(
+        images=str(place / "photos"),
+        masks=str(place / "masks"),
+        predictions=str(place / "predicted"),
+        resamples=50,
+    )
     assert live["confusion"] == saved["confusion"]
     assert live["zero_label.mean_iou"] == saved["zero_label.mean_iou"] < 1
-    grey = evaluate(Threshold(), images=str(place / "photos"), masks=str(place / "grey"), resamples=0)
+    grey = evaluate(
+        Threshold(), images=str(place / "photos"), masks=str(place / "grey"), resamples=0
+    )
     assert grey["foreground.mean_iou"] == live["foreground.mean_iou"]
     assert live.values["true_classes"] == ["background", "disc"]
 
@@ -325,9 +415,23 @@ def test_a_network_and_its_saved_masks_score_alike(tmp_path):
 def test_size_and_protocol_decide_what_the_network_sees(tmp_path):
     place = disc_folders(tmp_path)
     seen = {}
-    for name, options in (("native", {}), ("sis", {}), ("melas", {}), ("native", {"size": 20}), ("sis", {"size": 0})):
+    for name, options in (
+        ("native", {}),
+        ("sis", {}),
+        ("melas", {}),
+        ("native", {"size": 20}),
+        ("sis", {"size": 0}),
+    ):
         network = Threshold()
-        evaluate(network, images=str(place / "photos"), masks=str(place / "masks"), protocol=name, resamples=0, batch=2, **options)
+        evaluate(
+            network,
+            images=str(place / "photos"),
+            masks=str(place / "masks"),
+            protocol=name,
+            resamples=0,
+            batch=2,
+            **options,
+        )
         seen[name, options.get("size")] = set(network.seen)
     assert seen == {
         ("native", None): {(40, 50)}, ("sis", None): {(128, 128)}, ("melas", None): {(128, 160)}, ("native", 20): {(20, 25)}, ("sis", 0): {(40, 50)},
@@ -346,19 +450,34 @@ def test_benchmarks_are_cut_square_and_thresholded_as_the_protocol_says(tmp_path
     (root / "train_test_split.txt").write_text("1 0\n")
     pixels = {}
     for name in ("native", "melas", "selfmask"):
-        found = evaluate(Threshold(), benchmark="cub", root=str(tmp_path), protocol=name, resamples=0)
+        found = evaluate(
+            Threshold(), benchmark="cub", root=str(tmp_path), protocol=name, resamples=0
+        )
         pixels[name] = (found["pixels"], int(np.sum(found["confusion"][1])))
     assert pixels == {"native": (800, 100), "melas": (400, 50), "selfmask": (800, 200)}
-    assert evaluate(Threshold(), benchmark="cub", root=str(tmp_path), protocol="melas").paper["iou_image_mean"] == 0.664
+    assert (
+        evaluate(Threshold(), benchmark="cub", root=str(tmp_path), protocol="melas").paper[
+            "iou_image_mean"
+        ]
+        == 0.664
+    )
     assert len(open_benchmark("cub", tmp_path)) == 1
 
 
 def test_a_run_keeps_every_evaluation_and_does_not_repeat_one(tmp_path):
     place = disc_folders(tmp_path)
     run = tmp_path / "run"
-    with RunFolder.open(run) as folder, folder.stage("discover", {"k": 3, "layer": "32x32"}, generator=Info("discs")):
+    with (
+        RunFolder.open(run) as folder,
+        folder.stage("discover", {"k": 3, "layer": "32x32"}, generator=Info("discs")),
+    ):
         pass
-    given = {"images": str(place / "photos"), "masks": str(place / "masks"), "predictions": str(place / "predicted"), "resamples": 20}
+    given = {
+        "images": str(place / "photos"),
+        "masks": str(place / "masks"),
+        "predictions": str(place / "predicted"),
+        "resamples": 20,
+    }
     first = evaluate(run, **given)
     evaluate(run, protocol="melas", **given)
     content = json.loads((run / "metrics.json").read_text())
@@ -372,14 +491,21 @@ def test_a_run_keeps_every_evaluation_and_does_not_repeat_one(tmp_path):
     with pytest.raises(UsageError, match="resamples=20, now asked for 30"):
         evaluate(run, **(given | {"resamples": 30}))
     assert evaluate(run, **(given | {"resamples": 0}), overwrite=True)["foreground.intervals"] == {}
-    with pytest.raises(UsageError, match=r"has the evaluations photos-melas-predictions, photos-native-predictions"):
+    with pytest.raises(
+        UsageError, match=r"has the evaluations photos-melas-predictions, photos-native-predictions"
+    ):
         Metrics.load(run)
     assert "photos-melas-predictions: max F-beta" in write_page(run).read_text()
 
 
 def test_metrics_save_load_and_show(tmp_path):
     place = disc_folders(tmp_path)
-    found = evaluate(Threshold(), images=str(place / "photos"), masks=str(place / "masks"), out=str(tmp_path / "m.json"))
+    found = evaluate(
+        Threshold(),
+        images=str(place / "photos"),
+        masks=str(place / "masks"),
+        out=str(tmp_path / "m.json"),
+    )
     loaded = Metrics.load(tmp_path / "m.json")
     assert loaded.name == found.name
     assert loaded["foreground.mean_iou"] == found["foreground.mean_iou"]
@@ -392,20 +518,36 @@ def test_metrics_save_load_and_show(tmp_path):
 
 def test_an_npz_holds_photos_and_masks(tmp_path):
     place = disc_folders(tmp_path)
-    read = [[np.asarray(Image.open(place / k / f"{i}.png")) for i in range(5)] for k in ("photos", "masks")]
+    read = [
+        [np.asarray(Image.open(place / k / f"{i}.png")) for i in range(5)]
+        for k in ("photos", "masks")
+    ]
     np.savez(tmp_path / "both.npz", images=np.stack(read[0]), masks=np.stack(read[1]))
     alone = evaluate(Threshold(), images=str(tmp_path / "both.npz"), resamples=0)
-    folders = evaluate(Threshold(), images=str(place / "photos"), masks=str(place / "masks"), resamples=0)
+    folders = evaluate(
+        Threshold(), images=str(place / "photos"), masks=str(place / "masks"), resamples=0
+    )
     assert alone["confusion"] == folders["confusion"]
-    assert evaluate(Threshold(), images=str(tmp_path / "both.npz"), limit=2, resamples=0)["images"] == 2
+    assert (
+        evaluate(Threshold(), images=str(tmp_path / "both.npz"), limit=2, resamples=0)["images"]
+        == 2
+    )
 
 
 def test_the_student_that_ships_is_measured_by_name(tmp_path, monkeypatch):
     place = disc_folders(tmp_path, n=2, size=(64, 64))
-    given = {"images": str(place / "photos"), "masks": str(place / "masks"), "resamples": 0, "matching": ()}
+    given = {
+        "images": str(place / "photos"),
+        "masks": str(place / "masks"),
+        "resamples": 0,
+        "matching": (),
+    }
     monkeypatch.chdir(tmp_path)
     found = evaluate("faces-student", **given)
-    assert found["images"] == 2 and found["confusion"] == evaluate(load_student("faces-student"), **given)["confusion"]
+    assert (
+        found["images"] == 2
+        and found["confusion"] == evaluate(load_student("faces-student"), **given)["confusion"]
+    )
     assert not (tmp_path / "faces-student").exists()  # nothing to write into: it is no run here
     with pytest.raises(UsageError, match="did you mean 'faces-student'"):
         evaluate("faces-studnet", **given)
@@ -413,8 +555,20 @@ def test_the_student_that_ships_is_measured_by_name(tmp_path, monkeypatch):
 
 def test_from_the_shell(tmp_path, capsys):
     place = disc_folders(tmp_path)
-    argv = ["--images", str(place / "photos"), "--masks", str(place / "masks"), "--predictions", str(place / "predicted")]
-    assert cli.run(evaluate, argv=[*argv, "--out", str(tmp_path / "m.json"), "--matching", "hungarian"]) == 0
+    argv = [
+        "--images",
+        str(place / "photos"),
+        "--masks",
+        str(place / "masks"),
+        "--predictions",
+        str(place / "predicted"),
+    ]
+    assert (
+        cli.run(
+            evaluate, argv=[*argv, "--out", str(tmp_path / "m.json"), "--matching", "hungarian"]
+        )
+        == 0
+    )
     shown = capsys.readouterr()
     assert shown.out.split() == [str(tmp_path / "m.json")]
     assert "mean IoU of foreground and background" in shown.err
@@ -431,7 +585,9 @@ def test_mistakes_in_files_are_named(tmp_path):
     place = disc_folders(tmp_path)
     given = {"images": str(place / "photos"), "masks": str(place / "masks")}
     (place / "predicted" / "3.png").unlink()
-    with pytest.raises(UsageError, match=r"has no mask for 1 of 5 photos, the first would be 3\.png"):
+    with pytest.raises(
+        UsageError, match=r"has no mask for 1 of 5 photos, the first would be 3\.png"
+    ):
         evaluate(predictions=str(place / "predicted"), **given)
     with pytest.raises(UsageError, match=r"has no classes\.json"):
         evaluate(predictions=str(place / "photos"), **given)

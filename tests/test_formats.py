@@ -40,7 +40,14 @@ def written(tmp_path_factory):
     """Every format once: name -> folder."""
     place = tmp_path_factory.mktemp("exports")
     return {
-        name: formats.write(name, {k: iter(v) for k, v in SPLITS.items()}, CLASSES, place / name, card="# Rings\n", licence="CC0-1.0")
+        name: formats.write(
+            name,
+            {k: iter(v) for k, v in SPLITS.items()},
+            CLASSES,
+            place / name,
+            card="# Rings\n",
+            licence="CC0-1.0",
+        )
         for name in formats.FORMATS
     }
 
@@ -55,11 +62,16 @@ def test_every_export_has_a_card_and_its_classes(written, name):
     assert [p.name for p in written[name].rglob(".*")] == [".sis-export.json"]
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # raised inside pycocotools.mask.decode
+@pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)  # raised inside pycocotools.mask.decode
 def test_coco(written, capsys):
     coco = COCO(str(written["coco"] / "annotations" / "instances_train.json"))
     capsys.readouterr()  # the reader prints
-    assert [(c["id"], c["name"]) for c in coco.loadCats(coco.getCatIds())] == [(1, "hair"), (3, "skin: tone")]
+    assert [(c["id"], c["name"]) for c in coco.loadCats(coco.getCatIds())] == [
+        (1, "hair"),
+        (3, "skin: tone"),
+    ]
     assert len(coco.getImgIds()) == 5
     for number, expected in zip(coco.getImgIds(), SPLITS["train"], strict=True):
         (record,) = coco.loadImgs(number)
@@ -83,7 +95,9 @@ def test_coco_of_masks_alone_with_scores(tmp_path):
     one = example(0)
     scores = np.zeros((32, 40, 4), np.float32)
     scores[..., 1], scores[..., 3] = 0.25, np.linspace(0, 1, 40)
-    folder = formats.write("coco", [("sub/photo.jpg", None, one.mask, scores)], CLASSES, tmp_path / "c", split="photos")
+    folder = formats.write(
+        "coco", [("sub/photo.jpg", None, one.mask, scores)], CLASSES, tmp_path / "c", split="photos"
+    )
     content = json.loads((folder / "annotations" / "instances_photos.json").read_text())
     assert content["images"][0]["file_name"] == "sub_photo.jpg"
     assert not (folder / "photos").exists()
@@ -100,8 +114,12 @@ def test_voc(written):
         mask = Image.open(folder / "SegmentationClass" / f"{name}.png")
         assert mask.mode == "P"
         np.testing.assert_array_equal(np.asarray(mask), expected.mask)
-        np.testing.assert_array_equal(np.asarray(Image.open(folder / "JPEGImages" / f"{name}.png")), expected.image)
-    assert [row.split(":")[0] for row in (folder / "labelmap.txt").read_text().splitlines()[1:]] == ["background", "hair", "skin"]
+        np.testing.assert_array_equal(
+            np.asarray(Image.open(folder / "JPEGImages" / f"{name}.png")), expected.image
+        )
+    assert [
+        row.split(":")[0] for row in (folder / "labelmap.txt").read_text().splitlines()[1:]
+    ] == ["background", "hair", "skin"]
 
 
 def test_yolo_says_what_it_loses(written):
@@ -125,13 +143,18 @@ def test_yolo_says_what_it_loses(written):
                 hits[k] += (seen & (drawn == c) & (e.mask == c)).sum()
                 union[k] += (seen & ((drawn == c) | (e.mask == c))).sum()
     assert (hits / union > 0.95).all()
-    assert f"mean IoU of {(hits / union).mean():.4f} over 2 classes" in (folder / "README.md").read_text()
+    assert (
+        f"mean IoU of {(hits / union).mean():.4f} over 2 classes"
+        in (folder / "README.md").read_text()
+    )
 
 
 def test_polygons_without_tolerance_are_exact():
     rng = np.random.default_rng(0)
     for _ in range(20):
-        region = np.kron(rng.random((6, 7)) < 0.5, np.ones((2, 1), bool)) ^ (rng.random((12, 7)) < 0.2)
+        region = np.kron(rng.random((6, 7)) < 0.5, np.ones((2, 1), bool)) ^ (
+            rng.random((12, 7)) < 0.2
+        )
         shapes = polygons(region, tolerance=0)
         np.testing.assert_array_equal(fill(shapes, 12, 7), region)
 
@@ -147,13 +170,22 @@ def test_polygons_of_a_large_smooth_shape_are_short_and_close():
 
 def test_hugging_face_layout(written):
     folder = written["hf"]
-    assert (folder / "README.md").read_text().startswith("---\ntask_categories:\n- image-segmentation")
+    assert (
+        (folder / "README.md").read_text().startswith("---\ntask_categories:\n- image-segmentation")
+    )
     for split, examples in SPLITS.items():
-        rows = [json.loads(line) for line in (folder / split / "metadata.jsonl").read_text().splitlines()]
+        rows = [
+            json.loads(line)
+            for line in (folder / split / "metadata.jsonl").read_text().splitlines()
+        ]
         for row, e in zip(rows, examples, strict=True):
             assert (row["seed"], row["confidence"]) == (e.seed, e.confidence)
-            np.testing.assert_array_equal(np.asarray(Image.open(folder / split / row["file_name"])), e.image)
-            np.testing.assert_array_equal(np.asarray(Image.open(folder / split / row["mask_file_name"])), e.mask)
+            np.testing.assert_array_equal(
+                np.asarray(Image.open(folder / split / row["file_name"])), e.image
+            )
+            np.testing.assert_array_equal(
+                np.asarray(Image.open(folder / split / row["mask_file_name"])), e.mask
+            )
     assert len(Dataset.open(folder).split("val")) == 2  # it is a data folder of this library too
 
 
@@ -252,7 +284,10 @@ def test_overwriting_replaces_exports_only(tmp_path):
 @pytest.mark.parametrize(
     ("examples", "message"),
     [
-        ([("a", None, np.full((4, 4), 2, np.uint8))], "a holds class id 2, which is not among the classes"),
+        (
+            [("a", None, np.full((4, 4), 2, np.uint8))],
+            "a holds class id 2, which is not among the classes",
+        ),
         ([("a", None, np.zeros((4, 4), np.int64))], r"mask of a is int64\[4, 4\], expected uint8"),
         ([("a", np.zeros((4, 5, 3), np.uint8), np.zeros((4, 4), np.uint8))], "picture of a"),
         ([("a", None, np.zeros((4, 4), np.uint8))] * 2, "two pictures are called 'a'"),

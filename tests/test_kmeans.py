@@ -9,7 +9,16 @@ from threadpoolctl import threadpool_limits
 
 from sis_jax import parallel
 from sis_jax.ops import kmeans_steps as steps
-from sis_jax.ops.kmeans import KMeans, _contenders, _Data, assign, kmeans, minibatch_kmeans, predict, scores
+from sis_jax.ops.kmeans import (
+    KMeans,
+    _contenders,
+    _Data,
+    assign,
+    kmeans,
+    minibatch_kmeans,
+    predict,
+    scores,
+)
 from sis_jax.types import UsageError
 
 
@@ -23,7 +32,9 @@ def smooth_features(n, d, parts=9, seed=0, noise=0.3):
 
 
 def reference(x, k, **settings):
-    with threadpool_limits(1):  # its threads wait by spinning, which on a busy machine costs a hundred times the work
+    with threadpool_limits(
+        1
+    ):  # its threads wait by spinning, which on a busy machine costs a hundred times the work
         return Reference(k, **settings).fit(x)
 
 
@@ -39,7 +50,11 @@ def min_distances(x, centers):
 @pytest.mark.parametrize("case", ["a", "b"])
 @pytest.mark.parametrize("devices", [1, 8])
 def test_same_as_reference_from_the_same_centres(goldens, case, devices):
-    gold = {name[2:]: a for name, a in np.load(goldens / "misc/kmeans.npz").items() if name.startswith(case + "/")}
+    gold = {
+        name[2:]: a
+        for name, a in np.load(goldens / "misc/kmeans.npz").items()
+        if name.startswith(case + "/")
+    }
     fit = kmeans(gold["X"], 6, init=gold["init"], tol=0, devices=devices)
     clear = gold["margin"] > 1e-3
     np.testing.assert_array_equal(fit.labels[clear], gold["labels"][clear])
@@ -84,7 +99,11 @@ def test_inertia_no_worse_than_reference(monkeypatch, sample):
 
 def test_seed_decides_and_restart_does_not_depend_on_their_number():
     x = smooth_features(500, 6)
-    a, b, c = kmeans(x, 5, seed=3, devices=1), kmeans(x, 5, seed=3, devices=1), kmeans(x, 5, seed=4, devices=1)
+    a, b, c = (
+        kmeans(x, 5, seed=3, devices=1),
+        kmeans(x, 5, seed=3, devices=1),
+        kmeans(x, 5, seed=4, devices=1),
+    )
     np.testing.assert_array_equal(a.centers, b.centers)
     assert not np.array_equal(a.centers, c.centers)
     few = kmeans(x, 5, seed=3, n_init=4, devices=1)
@@ -113,10 +132,14 @@ def test_chunks_count_every_row_once(monkeypatch, rows):
     x = smooth_features(rows, 4)
     w = np.random.default_rng(1).random(rows).astype(np.float32)
     centers = x[None, :1] + np.arange(3, dtype=np.float32)[:, None]
-    sums, counts = steps.cluster_sums(jnp.asarray(x), jnp.asarray(w), jnp.zeros(4), jnp.asarray(centers))
+    sums, counts = steps.cluster_sums(
+        jnp.asarray(x), jnp.asarray(w), jnp.zeros(4), jnp.asarray(centers)
+    )
     assert float(counts.sum()) == pytest.approx(w.sum(), rel=1e-5)
     np.testing.assert_allclose(sums.sum((0, 1)), w @ x, rtol=1e-4)
-    labels, parts = steps.labels(jnp.asarray(x), jnp.asarray(w), jnp.zeros(4), jnp.asarray(centers[0]))
+    labels, parts = steps.labels(
+        jnp.asarray(x), jnp.asarray(w), jnp.zeros(4), jnp.asarray(centers[0])
+    )
     np.testing.assert_array_equal(labels, ((x[:, None] - centers[0]) ** 2).sum(2).argmin(1))
     assert float(parts.sum()) == pytest.approx(float(w @ min_distances(x, centers[0])), rel=1e-5)
 
@@ -139,7 +162,9 @@ def test_empty_cluster_moves_to_the_farthest_point_as_in_reference(devices):
     init = np.concatenate([x[:2], np.full((2, 3), 50), np.full((1, 3), 60)]).astype(np.float32)
     ref = reference(x, 5, n_init=1, init=init, tol=0)
     fit = kmeans(x, 5, init=init, tol=0, devices=devices)
-    np.testing.assert_array_equal(np.bincount(fit.labels, minlength=5), np.bincount(ref.labels_, minlength=5))
+    np.testing.assert_array_equal(
+        np.bincount(fit.labels, minlength=5), np.bincount(ref.labels_, minlength=5)
+    )
     np.testing.assert_allclose(np.sort(fit.centers, 0), np.sort(ref.cluster_centers_, 0), atol=1e-4)
     assert fit.n_iter == ref.n_iter_
 
@@ -155,7 +180,9 @@ def test_far_from_the_origin():
     x = smooth_features(1_000, 4, noise=0.05) * 0.1
     near, far = kmeans(x, 5), kmeans(x + np.float32(500), 5)
     assert far.inertia == pytest.approx(near.inertia, rel=0.01)
-    assert (assign(jnp.asarray(x + np.float32(500)), jnp.asarray(far.centers)) == far.labels).mean() > 0.995
+    assert (
+        assign(jnp.asarray(x + np.float32(500)), jnp.asarray(far.centers)) == far.labels
+    ).mean() > 0.995
 
 
 def test_contenders_drop_losers_and_twins():
@@ -169,9 +196,13 @@ def test_assign_scores_predict():
     x = smooth_features(1_001, 6)
     fit = kmeans(x, 4)
     full = ((x[:, None].astype(np.float64) - fit.centers) ** 2).sum(2)
-    np.testing.assert_allclose(scores(jnp.asarray(x), jnp.asarray(fit.centers)) + (x**2).sum(1)[:, None], full, atol=2e-3)
+    np.testing.assert_allclose(
+        scores(jnp.asarray(x), jnp.asarray(fit.centers)) + (x**2).sum(1)[:, None], full, atol=2e-3
+    )
     np.testing.assert_array_equal(fit.predict(x, chunk=100), fit.labels)
-    np.testing.assert_array_equal(jax.jit(assign)(x.reshape(7, 11, 13, 6), jnp.asarray(fit.centers)).reshape(-1), fit.labels)
+    np.testing.assert_array_equal(
+        jax.jit(assign)(x.reshape(7, 11, 13, 6), jnp.asarray(fit.centers)).reshape(-1), fit.labels
+    )
     assert predict(x[:0], fit.centers).shape == (0,)
     np.testing.assert_array_equal(kmeans(jnp.asarray(x), 4).labels, fit.labels)
 
@@ -211,7 +242,9 @@ def test_minibatch_step_is_a_running_mean():
     centers, counts = jnp.asarray(x[:2]), jnp.array([3.0, 0.0])
     new, after, part = steps.move_online(centers, counts, jnp.asarray(x), jnp.ones(100))
     nearest = ((x[:, None] - x[:2]) ** 2).sum(2).argmin(1)
-    np.testing.assert_allclose(new[0], (3 * x[0] + x[nearest == 0].sum(0)) / (3 + (nearest == 0).sum()), rtol=1e-4)
+    np.testing.assert_allclose(
+        new[0], (3 * x[0] + x[nearest == 0].sum(0)) / (3 + (nearest == 0).sum()), rtol=1e-4
+    )
     np.testing.assert_allclose(new[1], x[nearest == 1].mean(0), rtol=1e-4)
     assert after.sum() == 103 and float(part) == pytest.approx(inertia(x, x[:2]), rel=1e-4)
 

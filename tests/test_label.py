@@ -47,17 +47,31 @@ def test_pooling_is_that_of_upsampled_features(align_corners):
     features = rng.standard_normal((2, 3, 5, 4)).astype(np.float32)
     labels = rng.integers(0, 3, (2, 12, 10)).astype(np.uint8)
     labels[1, 6:] = 255  # filled up: no cluster
-    large = np.asarray(resize_bilinear(jnp.asarray(features), (12, 10), align_corners=align_corners, antialias=False))
+    large = np.asarray(
+        resize_bilinear(
+            jnp.asarray(features), (12, 10), align_corners=align_corners, antialias=False
+        )
+    )
     sums, count = pool_regions(jnp.asarray(features), jnp.asarray(labels), 3, align_corners)
     for cluster in range(3):
-        np.testing.assert_allclose(sums[cluster], large[labels == cluster].sum(0), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            sums[cluster], large[labels == cluster].sum(0), rtol=1e-4, atol=1e-4
+        )
         assert count[cluster] == (labels == cluster).sum()
 
 
 def test_pixels_are_those_of_the_preprocessing(clip):
-    photos = np.random.default_rng(1).integers(90, 160, (2, 10, 10, 3)).astype(np.uint8)  # so that nothing is clipped on the way
-    mine = to_pixels(jnp.asarray(photos / np.float32(127.5) - 1), (16, 16), (clip.preprocessing.mean, clip.preprocessing.std))
-    np.testing.assert_allclose(mine, clip.preprocess(photos), atol=1.5 / 255 / 0.26)  # Pillow rounds to 8 bits twice
+    photos = (
+        np.random.default_rng(1).integers(90, 160, (2, 10, 10, 3)).astype(np.uint8)
+    )  # so that nothing is clipped on the way
+    mine = to_pixels(
+        jnp.asarray(photos / np.float32(127.5) - 1),
+        (16, 16),
+        (clip.preprocessing.mean, clip.preprocessing.std),
+    )
+    np.testing.assert_allclose(
+        mine, clip.preprocess(photos), atol=1.5 / 255 / 0.26
+    )  # Pillow rounds to 8 bits twice
 
 
 def test_crops():
@@ -65,7 +79,11 @@ def test_crops():
     inside = np.zeros((8, 10), bool)
     inside[2:6, 0:2] = True
     crop = naming.masked_crop(image, inside)
-    assert crop.shape == (6, 6, 3) and (crop == 200).all(-1).sum() == 8 and (crop == 127).all(-1).sum() == 28
+    assert (
+        crop.shape == (6, 6, 3)
+        and (crop == 200).all(-1).sum() == 8
+        and (crop == 127).all(-1).sum() == 28
+    )
     assert (crop[1:5, 2:4] == 200).all()  # in the middle, as far as it can be
 
 
@@ -76,13 +94,22 @@ def test_crops():
 def test_names(disc, clip, mode):
     gen, parts = disc
     named = label(parts, LIGHT, clip=clip, gen=gen, mode=mode, n=6)
-    assert named.names == {0: "background", 1: "disc"} or set(named.names.values()) == {"disc", "ground"}
+    assert named.names == {0: "background", 1: "disc"} or set(named.names.values()) == {
+        "disc",
+        "ground",
+    }
     table = {c["name"]: c for c in named.classes}
     white = table["disc"]
     mask = named.classify(named.masks) == white["id"]
     assert (mask == gen.truth(named.seeds, 0.7)).mean() > 0.97
-    assert white["prompts"] == ["a white disc"] and white["runner_up"] == "ground" and not white["unsure"]
-    assert 0.9 < white["score"] <= 1 and white["margin"] == pytest.approx(2 * white["score"] - 1, abs=1e-5)
+    assert (
+        white["prompts"] == ["a white disc"]
+        and white["runner_up"] == "ground"
+        and not white["unsure"]
+    )
+    assert 0.9 < white["score"] <= 1 and white["margin"] == pytest.approx(
+        2 * white["score"] - 1, abs=1e-5
+    )
     assert all(set(c["scores"]) == {"disc", "ground"} for c in named.clusters)
 
 
@@ -90,17 +117,25 @@ def test_the_score_is_the_one_of_the_equation(disc, clip):
     """Cosines are 1 and -1 but for patches on the edge; the softmax of 5 times them is told by hand."""
     gen, parts = disc
     teacher = naming.Teacher.of(gen, parts)
-    found = naming.name_parts(teacher, clip, naming.Ontology((("white", "disc"), ("black", "ground"))), naming.Naming(n=4))
+    found = naming.name_parts(
+        teacher, clip, naming.Ontology((("white", "disc"), ("black", "ground"))), naming.Naming(n=4)
+    )
     np.testing.assert_allclose(np.abs(found.cosine), 1, atol=1e-4)
     np.testing.assert_allclose(found.probability.max(1), 1 / (1 + np.exp(-10)), rtol=1e-4)
-    assert found.table()["probability"][0] == pytest.approx(found.probability[0].tolist()) and len(found.table()["clusters"]) == 2
+    assert (
+        found.table()["probability"][0] == pytest.approx(found.probability[0].tolist())
+        and len(found.table()["clusters"]) == 2
+    )
 
 
 def test_one_name_makes_one_part(disc, clip):
     gen, _ = disc
     parts = sis_jax.discover(gen, k=4, layer="16x16", n=8, n_init=2)
     named = label(parts, LIGHT, clip=clip, gen=gen, n=6)
-    assert sorted(n for n in named.names.values() if n != "background") in (["disc", "ground"], ["disc"])
+    assert sorted(n for n in named.names.values() if n != "background") in (
+        ["disc", "ground"],
+        ["disc"],
+    )
     assert sum(len(c["clusters"]) for c in named.classes) == 4
     assert len([c for c in named.classes if c["name"] == "disc"]) == 1
 
@@ -108,10 +143,16 @@ def test_one_name_makes_one_part(disc, clip):
 def test_the_background_from_text(disc, clip):
     gen, parts = disc
     named = label(parts, {"white": "disc", "black": None}, clip=clip, gen=gen, n=6)
-    assert named.names == {0: "background", 1: "disc"} and named.background["found"] and "'black'" in named.background["why"]
+    assert (
+        named.names == {0: "background", 1: "disc"}
+        and named.background["found"]
+        and "'black'" in named.background["why"]
+    )
     turned = label(parts, {"white": None, "black": "ground"}, clip=clip, gen=gen, n=6)
     ground = turned.classify(turned.masks) == turned_id(turned, "ground")
-    assert (ground != gen.truth(turned.seeds, 0.7)).mean() > 0.97 and turned.names[0] == "background"
+    assert (ground != gen.truth(turned.seeds, 0.7)).mean() > 0.97 and turned.names[
+        0
+    ] == "background"
 
 
 def turned_id(parts, name):
@@ -120,8 +161,14 @@ def turned_id(parts, name):
 
 def test_a_background_that_fits_nothing(disc, clip):
     gen, parts = disc
-    named = label(parts, {"white": "disc", "black": "ground", "a wall": None}, clip=clip, gen=gen, n=6)
-    assert 0 not in named.names and not named.background["found"] and "'a wall' fits no part" in named.background["why"]
+    named = label(
+        parts, {"white": "disc", "black": "ground", "a wall": None}, clip=clip, gen=gen, n=6
+    )
+    assert (
+        0 not in named.names
+        and not named.background["found"]
+        and "'a wall' fits no part" in named.background["why"]
+    )
     with pytest.raises(SisError, match="every part was named background"):
         label(parts, {"white": None, "black": None, "a wall": "wall"}, clip=clip, gen=gen, n=6)
 
@@ -129,7 +176,9 @@ def test_a_background_that_fits_nothing(disc, clip):
 def test_parts_that_nothing_fits_stay_as_they_were(disc, clip):
     gen, parts = disc
     named = label(parts, {"a dog": "dog", "a cat": "cat"}, clip=clip, gen=gen, n=6)
-    assert named.names == parts.names and all(c["unsure"] and c["margin"] == 0 for c in named.classes)
+    assert named.names == parts.names and all(
+        c["unsure"] and c["margin"] == 0 for c in named.classes
+    )
     assert any("named no part" in w for w in named.warnings)
     again = label(named, LIGHT, clip=clip, gen=gen, n=6)
     assert "disc" in again.names.values() and not any("named no part" in w for w in again.warnings)
@@ -137,7 +186,9 @@ def test_parts_that_nothing_fits_stay_as_they_were(disc, clip):
 
 def test_neutral_words_take_what_they_fit(disc, clip):
     gen, parts = disc
-    named = label(parts, {"black": "ground", "a dog": "dog"}, neutral=("white",), clip=clip, gen=gen, n=6)
+    named = label(
+        parts, {"black": "ground", "a dog": "dog"}, neutral=("white",), clip=clip, gen=gen, n=6
+    )
     free = next(c for c in named.classes if c["unsure"])
     assert free["name"] == "part 1" and free["score"] > 0.9 and "ground" in named.names.values()
 
@@ -147,7 +198,9 @@ def test_a_margin_that_is_not_reached(disc):
     weak = naming_kit.two_words(scale=0.5)
     assert "disc" in label(parts, LIGHT, clip=weak, gen=gen, n=6, margin=0.3).names.values()
     assert label(parts, LIGHT, clip=weak, gen=gen, n=6, margin=0.5).names == parts.names
-    guess = next(c for c in label(parts, LIGHT, clip=weak, gen=gen, n=6, margin=0.5).classes if c["id"] == 1)
+    guess = next(
+        c for c in label(parts, LIGHT, clip=weak, gen=gen, n=6, margin=0.5).classes if c["id"] == 1
+    )
     assert guess["guess"] == "disc" and guess["unsure"]
 
 
@@ -156,12 +209,18 @@ def test_long_prompts_say_what_was_cut(disc, clip):
     long = "white one two three four five six seven eight nine ten eleven twelve"
     named = label(parts, {long: "disc", "black": "ground"}, clip=clip, gen=gen, n=4)
     told = next(w for w in named.warnings if "longer than the 12 tokens" in w)
-    assert told.endswith("cut off was 'ten eleven twelve'. Shorten it.") and "disc" in named.names.values()
+    assert (
+        told.endswith("cut off was 'ten eleven twelve'. Shorten it.")
+        and "disc" in named.names.values()
+    )
 
 
 def test_batches_change_nothing(disc, clip, monkeypatch):
     gen, parts = disc
-    teacher, words = naming.Teacher.of(gen, parts), naming.Ontology((("white", "disc"), ("black", "ground")))
+    teacher, words = (
+        naming.Teacher.of(gen, parts),
+        naming.Ontology((("white", "disc"), ("black", "ground"))),
+    )
     one = naming.name_parts(teacher, clip, words, naming.Naming(n=11))
     monkeypatch.setattr(naming, "BATCH", 3)
     other = naming.name_parts(teacher, clip, words, naming.Naming(n=11))
@@ -171,9 +230,22 @@ def test_batches_change_nothing(disc, clip, monkeypatch):
 def test_the_papers_setting():
     from sis_jax.label import _with_recipe
 
-    asked = {"clip": None, "templates": (), "mode": "dense", "size": 0, "n": 50, "margin": 0.1, "seed": 0}
+    asked = {
+        "clip": None,
+        "templates": (),
+        "mode": "dense",
+        "size": 0,
+        "n": 50,
+        "margin": 0.1,
+        "seed": 0,
+    }
     resolved = _with_recipe("paper", asked)
-    assert resolved["clip"] == "RN50x64" and resolved["size"] == 2048 and resolved["margin"] == 0 and resolved["align_corners"] is True
+    assert (
+        resolved["clip"] == "RN50x64"
+        and resolved["size"] == 2048
+        and resolved["margin"] == 0
+        and resolved["align_corners"] is True
+    )
     assert _with_recipe("paper", asked | {"size": 512})["size"] == 512
     with pytest.raises(UsageError, match="unknown recipe 'papre'; did you mean 'paper'"):
         _with_recipe("papre", asked)
@@ -183,7 +255,11 @@ def test_resnets_name_too(disc):
     gen, parts = disc
     clip = sis_jax.load_clip(clip_kit.GOLDENS / "openai_rn_tiny.pt")
     found = naming._dense_regions(naming.Teacher.of(gen, parts), clip, naming.Naming(n=3), 2)
-    assert found[0].shape == (2, clip.config.embed_dim) and np.isfinite(found[0]).all() and found[1].sum() == 3 * 16 * 16
+    assert (
+        found[0].shape == (2, clip.config.embed_dim)
+        and np.isfinite(found[0]).all()
+        and found[1].sum() == 3 * 16 * 16
+    )
 
 
 # Refused
@@ -197,7 +273,10 @@ def test_resnets_name_too(disc):
         ({"size": -1}, "size is -1"),
         ({"ontology": {}}, "the ontology is empty"),
         ({"recipe": "paperr"}, "unknown recipe"),
-        ({"clip": "openai/clip-vit-base-patch33"}, "Ways to a text model: (1) --clip faces-clip, which ships"),
+        (
+            {"clip": "openai/clip-vit-base-patch33"},
+            "Ways to a text model: (1) --clip faces-clip, which ships",
+        ),
         ({"clip": "nothing here"}, "unknown CLIP 'nothing here'"),
     ],
 )
@@ -225,7 +304,9 @@ def run(tmp_path):
     from sis_jax.checkpoints import save_generator
 
     weights = save_generator(fakes.tiny_stylegan2(16), tmp_path / "tiny")
-    sis_jax.discover(weights, out=str(tmp_path / "run"), k=3, layer="16x16", n=6, n_init=1, max_points=1536)
+    sis_jax.discover(
+        weights, out=str(tmp_path / "run"), k=3, layer="16x16", n=6, n_init=1, max_points=1536
+    )
     return tmp_path / "run", naming_kit.save(naming_kit.two_words(), tmp_path / "clip")
 
 
@@ -233,18 +314,37 @@ def test_a_run(run, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(cli, "enable_compilation_cache", lambda: None)
     folder, clip = run
     (tmp_path / "o.json").write_text(json.dumps(LIGHT))
-    words = [str(folder), "--ontology", str(tmp_path / "o.json"), "--clip", str(clip), "--n", "6", "--margin", "0"]
+    words = [
+        str(folder),
+        "--ontology",
+        str(tmp_path / "o.json"),
+        "--clip",
+        str(clip),
+        "--n",
+        "6",
+        "--margin",
+        "0",
+    ]
     assert cli.run(shell, argv=words) == 0
-    assert capfd.readouterr().out.split() == [str(folder / n) for n in ("parts/classes.json", "parts/names.json", "report.html")]
+    assert capfd.readouterr().out.split() == [
+        str(folder / n) for n in ("parts/classes.json", "parts/names.json", "report.html")
+    ]
     named, table = Parts.load(folder), json.loads((folder / "parts" / "names.json").read_text())
-    assert set(named.names.values()) <= {"disc", "ground"} and table["classes"] == ["disc", "ground"] and len(table["probability"]) == 3
+    assert (
+        set(named.names.values()) <= {"disc", "ground"}
+        and table["classes"] == ["disc", "ground"]
+        and len(table["probability"]) == 3
+    )
     page = (folder / "report.html").read_text()
     assert "Runner-up" in page and "python -m sis_jax.label" in page
 
     before = (folder / "run.json").read_bytes()
     assert cli.run(shell, argv=words) == 0 and "already has these names" in capfd.readouterr().err
     assert (folder / "run.json").read_bytes() == before
-    assert cli.run(shell, argv=[*words, "--seed", "1"]) == 2 and "seed=0, now asked for 1" in capfd.readouterr().err
+    assert (
+        cli.run(shell, argv=[*words, "--seed", "1"]) == 2
+        and "seed=0, now asked for 1" in capfd.readouterr().err
+    )
     assert cli.run(shell, argv=[*words, "--seed", "1", "--overwrite"]) == 0
     assert Parts.load(folder).masks.shape == named.masks.shape
 
@@ -254,7 +354,13 @@ def test_a_request_that_fails_takes_no_names_away(run):
     label(str(folder), LIGHT, clip=str(clip), n=6, margin=0.0)
     before = {p: p.read_bytes() for p in folder.rglob("*.json")}
     with pytest.raises(UsageError, match="faces-clip does not know 'giraffe'"):
-        label(str(folder), {"a giraffe": "giraffe", "a wall": None}, clip=FACES_CLIP, n=6, overwrite=True)
+        label(
+            str(folder),
+            {"a giraffe": "giraffe", "a wall": None},
+            clip=FACES_CLIP,
+            n=6,
+            overwrite=True,
+        )
     assert {p: p.read_bytes() for p in folder.rglob("*.json")} == before
 
 
@@ -264,7 +370,9 @@ def test_names_after_the_parts_were_found_again(run):
     asked = {"clip": str(clip), "n": 6, "margin": 0.0}
     label(str(folder), LIGHT, **asked)
     weights = folder.parent / "tiny"
-    sis_jax.discover(weights, out=str(folder), k=3, layer="16x16", n=6, n_init=1, max_points=1536, overwrite=True)
+    sis_jax.discover(
+        weights, out=str(folder), k=3, layer="16x16", n=6, n_init=1, max_points=1536, overwrite=True
+    )
     assert not set(Parts.load(folder).names.values()) & {"disc", "ground"}
     assert set(label(str(folder), LIGHT, **asked).names.values()) & {"disc", "ground"}
 
@@ -272,8 +380,29 @@ def test_names_after_the_parts_were_found_again(run):
 def test_a_flag_given_twice_counts_twice():
     from sis_jax.label import gathered
 
-    words = ["run", "--prompt", "a=b", "--n", "3", "--prompt=c=d", "--prompt", "e=", "f=g", "--quiet"]
-    assert gathered(words, "--prompt") == ["run", "--n", "3", "--quiet", "--prompt", "a=b", "c=d", "e=", "f=g"]
+    words = [
+        "run",
+        "--prompt",
+        "a=b",
+        "--n",
+        "3",
+        "--prompt=c=d",
+        "--prompt",
+        "e=",
+        "f=g",
+        "--quiet",
+    ]
+    assert gathered(words, "--prompt") == [
+        "run",
+        "--n",
+        "3",
+        "--quiet",
+        "--prompt",
+        "a=b",
+        "c=d",
+        "e=",
+        "f=g",
+    ]
     assert gathered(["run", "--n", "3"], "--prompt") == ["run", "--n", "3"]
 
 
@@ -281,4 +410,7 @@ def test_dry_run(run, capfd):
     folder, _ = run
     before = sorted(p.name for p in folder.rglob("*"))
     assert cli.run(shell, argv=[str(folder), "--prompt", "a=b", "c=d", "--dry-run"]) == 0
-    assert "parts/names.json" in capfd.readouterr().out and sorted(p.name for p in folder.rglob("*")) == before
+    assert (
+        "parts/names.json" in capfd.readouterr().out
+        and sorted(p.name for p in folder.rglob("*")) == before
+    )

@@ -39,14 +39,22 @@ def fitted(gen, photos):
 
 
 def test_composite_mixes_the_two_pictures():
-    a, front, back = np.full((1, 2, 2, 1), 0.25), np.full((1, 2, 2, 3), 4.0), np.full((1, 2, 2, 3), 8.0)
+    a, front, back = (
+        np.full((1, 2, 2, 1), 0.25),
+        np.full((1, 2, 2, 3), 4.0),
+        np.full((1, 2, 2, 3), 8.0),
+    )
     assert np.allclose(nets.composite(jnp.asarray(a), jnp.asarray(front), jnp.asarray(back)), 7.0)
 
 
 @pytest.mark.parametrize("coverage", ["image", "batch"])
 def test_alpha_loss_is_the_papers(coverage):
     rng = np.random.default_rng(1)
-    alpha, scores = rng.random((3, 4, 4, 1)).astype(np.float32) * np.float32([0.2, 1, 1.0])[:, None, None, None], np.float32([0.3, -1, 2])
+    alpha, scores = (
+        rng.random((3, 4, 4, 1)).astype(np.float32)
+        * np.float32([0.2, 1, 1.0])[:, None, None, None],
+        np.float32([0.3, -1, 2]),
+    )
     settings = {
         "adversarial": 0.5,
         "binary": 3.0,
@@ -57,15 +65,25 @@ def test_alpha_loss_is_the_papers(coverage):
     }
     recipe = training.Recipe(**settings)
     share = alpha.mean() if coverage == "batch" else alpha.mean((1, 2, 3))
-    binary, front, back = np.minimum(alpha, 1 - alpha).mean(), np.maximum(0.4 - share, 0).mean(), np.maximum(0.6 - (1 - share), 0).mean()
+    binary, front, back = (
+        np.minimum(alpha, 1 - alpha).mean(),
+        np.maximum(0.4 - share, 0).mean(),
+        np.maximum(0.6 - (1 - share), 0).mean(),
+    )
     expected = 0.5 * np.log1p(np.exp(-scores)).mean() + 3 * (binary + front) + 6 * back
-    assert np.isclose(training.alpha_loss(jnp.asarray(alpha), jnp.asarray(scores), recipe)[0], expected, rtol=1e-5)
+    assert np.isclose(
+        training.alpha_loss(jnp.asarray(alpha), jnp.asarray(scores), recipe)[0], expected, rtol=1e-5
+    )
     # ours on top: the frame of 4 x 4 pixels is the first row and the outer columns, 10 pixels
-    at_frame = np.concatenate([alpha[:, 0, :, 0], alpha[:, 1:, 0, 0], alpha[:, 1:, 3, 0]], axis=1).mean(1)
+    at_frame = np.concatenate(
+        [alpha[:, 0, :, 0], alpha[:, 1:, 0, 0], alpha[:, 1:, 3, 0]], axis=1
+    ).mean(1)
     at_frame = at_frame.mean() if coverage == "batch" else at_frame
     asked = training.Recipe(**settings, least_frame=0.7)
     more = training.alpha_loss(jnp.asarray(alpha), jnp.asarray(scores), asked)[0] - expected
-    assert at_frame.max() > 0.3 and np.isclose(more, 6 * np.maximum(at_frame - 0.3, 0).mean(), rtol=1e-4)
+    assert at_frame.max() > 0.3 and np.isclose(
+        more, 6 * np.maximum(at_frame - 0.3, 0).mean(), rtol=1e-4
+    )
 
 
 def test_bicubic_doubling_keeps_corners_and_straight_lines():
@@ -83,17 +101,24 @@ def test_alpha_network_by_hand(gen):
     rng = np.random.default_rng(2)
     features = [rng.standard_normal((2, r, r, 4)).astype(np.float32) for r in (8, 8, 16, 16)]
     p = [
-        f @ np.asarray(params[f"level{k // 2}/{k % 2}/weight"]) + np.asarray(params[f"level{k // 2}/{k % 2}/bias"])
+        f @ np.asarray(params[f"level{k // 2}/{k % 2}/weight"])
+        + np.asarray(params[f"level{k // 2}/{k % 2}/bias"])
         for k, f in enumerate(features)
     ]
     m = nets.bicubic_matrix(8, 16)
     h = np.einsum("ih,nhwc,jw->nijc", m, np.concatenate(p[:2], -1), m)
-    expected = (np.concatenate(p[2:], -1) + h) @ np.asarray(params["out/weight"]) + np.asarray(params["out/bias"])
-    assert np.allclose(nets.alpha_logits(params, tuple(map(jnp.asarray, features))), expected, atol=1e-4)
+    expected = (np.concatenate(p[2:], -1) + h) @ np.asarray(params["out/weight"]) + np.asarray(
+        params["out/bias"]
+    )
+    assert np.allclose(
+        nets.alpha_logits(params, tuple(map(jnp.asarray, features))), expected, atol=1e-4
+    )
 
 
 def test_published_sizes():
-    assert [t[0] for t in nets.alpha_taps(1024)] == [f"{r}x{r}/conv0" for r in (32, 64, 128, 256, 512, 1024)]
+    assert [t[0] for t in nets.alpha_taps(1024)] == [
+        f"{r}x{r}/conv0" for r in (32, 64, 128, 256, 512, 1024)
+    ]
     assert [t[1] for t in nets.alpha_taps(64)] == [f"{r}x{r}/conv1" for r in (8, 16, 32, 64)]
 
 
@@ -103,7 +128,11 @@ def test_standardised_weights_do_the_same_on_raw_features(gen):
     features = [jnp.asarray(rng.standard_normal((1, r, r, 4)) * 5 + 2) for r in (8, 8, 16, 16)]
     scaling = tuple(jnp.stack([f.mean((0, 1, 2)), f.std((0, 1, 2))]) for f in features)
     scaled = tuple((f - m) / d for f, (m, d) in zip(features, scaling))
-    assert np.allclose(nets.alpha_logits(nets.standardised(params, scaling), tuple(features)), nets.alpha_logits(params, scaled), atol=1e-4)
+    assert np.allclose(
+        nets.alpha_logits(nets.standardised(params, scaling), tuple(features)),
+        nets.alpha_logits(params, scaled),
+        atol=1e-4,
+    )
 
 
 @pytest.mark.parametrize("stage", ["const", "4x4", "8x8/conv0", "8x8"])
@@ -123,10 +152,14 @@ def test_background_generator_zeroes_one_stage_and_leaves_the_generator(gen, sta
 
 def _one_step(gen, devices, batch=8):
     recipe = training.Recipe()
-    graph, state = training.new_state(nets.init_alpha(gen, 0), tiny_discriminator(channels=4), recipe)
+    graph, state = training.new_state(
+        nets.init_alpha(gen, 0), tiny_discriminator(channels=4), recipe
+    )
     ones = tuple(jnp.stack([jnp.zeros(4), jnp.ones(4)]) for _ in nets.flat_taps(16))
     frozen = (gen, nets.background_generator(gen, "4x4"), ones)
-    run = parallel.map_devices(training.step, (None, None, None, 0, 0), None, devices=devices, graph=graph, recipe=recipe)
+    run = parallel.map_devices(
+        training.step, (None, None, None, 0, 0), None, devices=devices, graph=graph, recipe=recipe
+    )
     slots = training.order(batch, devices)
     real = np.random.default_rng(0).integers(0, 256, (batch, 16, 16, 3), dtype=np.uint8)[slots]
     return run(state, frozen, jax.random.key(0), slots, real)[1]
@@ -140,8 +173,15 @@ def test_any_number_of_devices_gives_the_same_numbers(gen):
 
 def test_fit_moves_and_labels(gen, fitted):
     rows = fitted.files_["labels4free.csv"].decode().splitlines()
-    assert len(rows) == 3 and rows[0].startswith("step,") and "separation,boxed,on_frame,score" in rows[0]
-    assert [c["name"] for c in fitted.clusters_] == ["background", "foreground"] and fitted.background_["found"]
+    assert (
+        len(rows) == 3
+        and rows[0].startswith("step,")
+        and "separation,boxed,on_frame,score" in rows[0]
+    )
+    assert [c["name"] for c in fitted.clusters_] == [
+        "background",
+        "foreground",
+    ] and fitted.background_["found"]
     start = nets.init_alpha(gen, 3)
     assert any(np.abs(fitted.arrays_[k] - np.asarray(start[k])).max() > 1e-4 for k in start)
     alpha = np.concatenate([a for _, a in fitted.alpha_seeds(gen, range(5))])
@@ -149,19 +189,27 @@ def test_fit_moves_and_labels(gen, fitted):
     images, labels, sure = (np.concatenate(x) for x in zip(*low.label_seeds(gen, range(5))))
     assert images.shape == (5, 16, 16, 3) and images.dtype == np.uint8
     assert sure.dtype == np.float32 and sure.min() >= 0 and sure.max() <= 1
-    assert np.array_equal(labels, alpha > 0.2) and np.allclose(np.where(labels == 1, 0.2 + 0.8 * sure, 0.2 - 0.2 * sure), alpha, atol=1e-5)
+    assert np.array_equal(labels, alpha > 0.2) and np.allclose(
+        np.where(labels == 1, 0.2 + 0.8 * sure, 0.2 - 0.2 * sure), alpha, atol=1e-5
+    )
 
 
 def test_restored_and_predict_give_the_same_masks(gen, fitted):
     again = replace(SHORT).restored(fitted.arrays_)
-    labels = [np.concatenate([b for _, b, _ in m.label_seeds(gen, range(4))]) for m in (fitted, again)]
+    labels = [
+        np.concatenate([b for _, b, _ in m.label_seeds(gen, range(4))]) for m in (fitted, again)
+    ]
     assert np.array_equal(*labels)
-    assert (again.predict(gen.sample(range(4), truncation=0.7, taps=again.taps_)) == labels[0]).mean() > 0.99
+    assert (
+        again.predict(gen.sample(range(4), truncation=0.7, taps=again.taps_)) == labels[0]
+    ).mean() > 0.99
     with pytest.raises(UsageError, match="taps="):
         again.predict(gen.sample([0]))
 
 
-def test_an_interrupted_training_goes_on_to_the_same_bits(gen, photos, fitted, tmp_path, monkeypatch):
+def test_an_interrupted_training_goes_on_to_the_same_bits(
+    gen, photos, fitted, tmp_path, monkeypatch
+):
     save = TrainingState.save
 
     def stopped(self, step, *rest):
@@ -194,7 +242,9 @@ def test_what_cannot_work_is_said(gen):
         with pytest.raises(UsageError, match=said):
             replace(SHORT, **settings).fit(gen)
     with pytest.raises(UsageError, match="scratch"):
-        replace(SHORT, discriminator="own").fit(gen, inputs=Inputs(photos=np.zeros((4, 16, 16, 3), np.uint8)))
+        replace(SHORT, discriminator="own").fit(
+            gen, inputs=Inputs(photos=np.zeros((4, 16, 16, 3), np.uint8))
+        )
 
 
 def test_recipes_are_settings():
@@ -212,7 +262,9 @@ def _judged(gen, monkeypatch, inside):
     def fake(gen, seeds, body, **_):
         n = len(seeds)
         images = jnp.zeros((n, 16, 16, 3))
-        x = jnp.asarray(truth[None, :, :, None] + 0.2 * rng.standard_normal((n, 16, 16, 2)), jnp.float32)
+        x = jnp.asarray(
+            truth[None, :, :, None] + 0.2 * rng.standard_normal((n, 16, 16, 2)), jnp.float32
+        )
 
         class Still:
             def map(self, z, psi):
@@ -225,7 +277,9 @@ def _judged(gen, monkeypatch, inside):
         with monkeypatch.context() as patch:
             patch.setattr(checks, "mask", lambda *_: alpha)
             if body is checks.separated:
-                yield checks.separated(Still(), jnp.zeros((n, 4)), jnp.float32(0.7), {}, taps=("16x16",))
+                yield checks.separated(
+                    Still(), jnp.zeros((n, 4)), jnp.float32(0.7), {}, taps=("16x16",)
+                )
             else:
                 yield alpha, alpha
 
@@ -245,13 +299,18 @@ def test_masks_that_tell_less_than_a_box_are_wrong(gen, monkeypatch):
     assert wrong["on_frame"] > 1.5 and wrong["separation"] < wrong["boxed"]
     assert np.isclose(wrong["score"], wrong["separation"] * wrong["steady"] - checks.WRONG_SIDE)
     inside_out = _judged(gen, monkeypatch, 1 - box)
-    assert np.isclose(inside_out["separation"], right["separation"], rtol=0.05) and inside_out["score"] < 0
+    assert (
+        np.isclose(inside_out["separation"], right["separation"], rtol=0.05)
+        and inside_out["score"] < 0
+    )
 
 
 def test_a_ground_that_is_always_dark_does_not_concord():
     a = np.random.default_rng(0).normal(0, 0.5, (500, 3))
     assert np.isclose(checks.concordance(a, a), 1)
-    assert np.isclose(checks.concordance(a, 0.2 * a), 2 * 0.2 / (1 + 0.2**2), atol=0.02)  # where a correlation would be 1
+    assert np.isclose(
+        checks.concordance(a, 0.2 * a), 2 * 0.2 / (1 + 0.2**2), atol=0.02
+    )  # where a correlation would be 1
     assert checks.concordance(a, a - 1) < 0.5
 
 

@@ -12,7 +12,15 @@ from sis_jax.methods.base import latent_direction as ld
 from sis_jax.methods.latent_direction import LatentDirection
 from sis_jax.types import Info, Samples, UsageError, latents_from_seeds
 
-QUICK = {"mode": "both", "space": "z", "steps": 40, "batch": 8, "learning_rate": 0.05, "prior": "center", "shift": 2.0}
+QUICK = {
+    "mode": "both",
+    "space": "z",
+    "steps": 40,
+    "batch": 8,
+    "learning_rate": 0.05,
+    "prior": "center",
+    "shift": 2.0,
+}
 SIDE = 24
 
 
@@ -21,7 +29,9 @@ def lamp(w):
     at = jnp.arange(SIDE) + 0.5 - SIDE / 2
     x, y = at[None, None] - 2 * jnp.tanh(w[:, 0, None, None]), at[None, :, None]
     inside = jax.nn.sigmoid(2 * (0.38 * SIDE - jnp.sqrt(x**2 + y**2 + 1e-6)))
-    light = jnp.tanh(0.3 * w[:, 1, None, None]) * (2 * inside - 1) + 0.1 * jnp.tanh(w[:, 2, None, None])
+    light = jnp.tanh(0.3 * w[:, 1, None, None]) * (2 * inside - 1) + 0.1 * jnp.tanh(
+        w[:, 2, None, None]
+    )
     return jnp.repeat(light[..., None], 3, -1)
 
 
@@ -48,7 +58,9 @@ class Mine:
 def truth(seeds, truncation):
     at = np.arange(SIDE) + 0.5 - SIDE / 2
     shift = 2 * np.tanh(truncation * latents_from_seeds(seeds, 4)[:, 0])
-    return (at[None, None] - shift[:, None, None]) ** 2 + at[None, :, None] ** 2 < (0.38 * SIDE) ** 2
+    return (at[None, None] - shift[:, None, None]) ** 2 + at[None, :, None] ** 2 < (
+        0.38 * SIDE
+    ) ** 2
 
 
 def iou(a, b):
@@ -66,14 +78,27 @@ def test_the_direction_and_the_masks_are_those_known(fitted):
     assert v[0, 1] > 0.9 and v[1, 1] < -0.9 and np.argmax(np.abs(v), axis=1).tolist() == [1, 1]
     seeds = list(range(500, 532))
     images, masks, sure = (np.concatenate(x) for x in zip(*fitted.label_seeds(Mine(), seeds)))
-    assert images.dtype == masks.dtype == np.uint8 and sure.dtype == np.float32 and sure.min() >= 0 and sure.max() <= 1
+    assert (
+        images.dtype == masks.dtype == np.uint8
+        and sure.dtype == np.float32
+        and sure.min() >= 0
+        and sure.max() <= 1
+    )
     assert iou(masks == 1, truth(seeds, 0.7)) > 0.9
-    edge = ndimage.binary_dilation(truth(seeds, 0.7), np.ones((1, 3, 3))) ^ ndimage.binary_erosion(truth(seeds, 0.7), np.ones((1, 3, 3)))
+    edge = ndimage.binary_dilation(truth(seeds, 0.7), np.ones((1, 3, 3))) ^ ndimage.binary_erosion(
+        truth(seeds, 0.7), np.ones((1, 3, 3))
+    )
     assert sure[edge].mean() < sure[~edge].mean() - 0.1  # the outline is what it is least sure of
-    assert fitted.background_["found"] and [c["background"] for c in fitted.clusters_] == [True, False]
+    assert fitted.background_["found"] and [c["background"] for c in fitted.clusters_] == [
+        True,
+        False,
+    ]
     assert all(c["agreement"] > 0.8 for c in fitted.clusters_) and not fitted.warnings_
     header, *rows = fitted.files_["direction.csv"].decode().splitlines()
-    assert header == "step,brightness_light,brightness_dark,structure_light,structure_dark" and len(rows) == 40
+    assert (
+        header == "step,brightness_light,brightness_dark,structure_light,structure_dark"
+        and len(rows) == 40
+    )
     curve = np.array([[float(v) for v in row.split(",")] for row in rows])
     assert curve[-1, 1] > curve[0, 1] + 0.05 and curve[-1, 2] < curve[0, 2] - 0.05
 
@@ -89,7 +114,10 @@ def test_one_direction_is_enough_here(mode):
 
 def test_the_same_seed_is_the_same_bytes(fitted):
     again = LatentDirection(**QUICK).fit(Mine(), seed=1)
-    assert all(again.arrays_[k].tobytes() == v.tobytes() for k, v in fitted.arrays_.items()) and again.files_ == fitted.files_
+    assert (
+        all(again.arrays_[k].tobytes() == v.tobytes() for k, v in fitted.arrays_.items())
+        and again.files_ == fitted.files_
+    )
     other = LatentDirection(**QUICK).fit(Mine(), seed=2)
     assert other.arrays_["directions"].tobytes() != fitted.arrays_["directions"].tobytes()
     few = next(iter(fitted.label_seeds(Mine(), [*range(7, 11), *[10] * 12])))
@@ -109,7 +137,9 @@ def test_number_of_devices_changes_nothing(fitted, monkeypatch):
     from sis_jax import parallel
 
     real = parallel.local_devices
-    monkeypatch.setattr(parallel, "local_devices", lambda devices=None: real(3 if devices is None else devices))
+    monkeypatch.setattr(
+        parallel, "local_devices", lambda devices=None: real(3 if devices is None else devices)
+    )
     other = LatentDirection(**QUICK).fit(Mine(), seed=1)
     assert all(other.arrays_[k].tobytes() == v.tobytes() for k, v in fitted.arrays_.items())
 
@@ -118,7 +148,11 @@ def test_number_of_devices_changes_nothing(fitted, monkeypatch):
 def test_spaces_of_a_stylegan2_and_a_dcgan(space):
     for gen in (fakes.tiny_stylegan2(16), fakes.tiny_dcgan((16, 8))):
         method = LatentDirection(space=space, steps=2, batch=2).fit(gen)
-        width = {"z": gen.z_dim, "w": gen.map(gen.latents([0])).shape[-1], "w+": gen.num_ws * gen.map(gen.latents([0])).shape[-1]}[space]
+        width = {
+            "z": gen.z_dim,
+            "w": gen.map(gen.latents([0])).shape[-1],
+            "w+": gen.num_ws * gen.map(gen.latents([0])).shape[-1],
+        }[space]
         assert method.arrays_["directions"].shape == (2, width)
         images, masks, _ = next(iter(method.label_seeds(gen, range(3))))
         assert images.shape == (3, 16, 16, 3) and set(np.unique(masks)) <= {0, 1}
@@ -129,8 +163,12 @@ def test_a_step_in_w_is_measured_in_its_own_spread():
     gen = fakes.tiny_stylegan2(16)
     w = np.asarray(gen.map(gen.latents(range(256)), 0.7))[:, 0]
     expected = np.sqrt(((w - w.mean(0)) ** 2).mean())
-    assert LatentDirection(space="w", steps=1, batch=1).fit(gen).arrays_["scale"][0] == pytest.approx(expected, rel=1e-4)
-    assert LatentDirection(space="w+", steps=1, batch=1).fit(gen).arrays_["scale"][0] == pytest.approx(expected * gen.num_ws**0.5, rel=1e-4)
+    assert LatentDirection(space="w", steps=1, batch=1).fit(gen).arrays_["scale"][
+        0
+    ] == pytest.approx(expected, rel=1e-4)
+    assert LatentDirection(space="w+", steps=1, batch=1).fit(gen).arrays_["scale"][
+        0
+    ] == pytest.approx(expected * gen.num_ws**0.5, rel=1e-4)
 
 
 # The terms, by hand
@@ -146,32 +184,59 @@ def test_edge_strength_is_sobel():
 
 def test_prior_maps():
     side = 33
-    center, linear, portrait = (ld.prior_map(side, kind) for kind in ("center", "linear", "portrait"))
-    assert linear[16, 16] == 3 and linear[0, 0] == pytest.approx(-3, abs=1e-5)  # r = 1 in the centre, -1 in the corner; three channels
-    assert abs(center.mean()) < 1e-5 and center[16, 16] - center[16, 32] == pytest.approx(4, abs=1e-5)
-    assert np.array_equal(portrait[20], portrait[32]) and portrait[32, 16] > 0 > portrait[0, 16] and np.allclose(center, center[::-1])
+    center, linear, portrait = (
+        ld.prior_map(side, kind) for kind in ("center", "linear", "portrait")
+    )
+    assert linear[16, 16] == 3 and linear[0, 0] == pytest.approx(
+        -3, abs=1e-5
+    )  # r = 1 in the centre, -1 in the corner; three channels
+    assert abs(center.mean()) < 1e-5 and center[16, 16] - center[16, 32] == pytest.approx(
+        4, abs=1e-5
+    )
+    assert (
+        np.array_equal(portrait[20], portrait[32])
+        and portrait[32, 16] > 0 > portrait[0, 16]
+        and np.allclose(center, center[::-1])
+    )
 
 
 def test_the_gradient_is_that_of_the_loss():
     """Against a finite difference of the formula, written out once more."""
     gen, z = Mine(), Mine().latents([3])
     length, v = np.full((1, 4), 2.0, np.float32), np.array([[0.5, 0.5, 0.5, 0.5]], np.float32)
-    gray, prior = (lambda i: i @ jnp.array([0.299, 0.587, 0.114])), jnp.asarray(ld.prior_map(SIDE, "center"))
+    gray, prior = (
+        (lambda i: i @ jnp.array([0.299, 0.587, 0.114])),
+        jnp.asarray(ld.prior_map(SIDE, "center")),
+    )
 
     def formula(v):
         x, y = gray(lamp(z)), gray(lamp(z + length * v))
-        return float(-2 * (y * prior).mean() + 10 * ((ld.edge_strength(y) - ld.edge_strength(x)) ** 2).mean())
+        return float(
+            -2 * (y * prior).mean() + 10 * ((ld.edge_strength(y) - ld.edge_strength(x)) ** 2).mean()
+        )
 
     kind = {"signs": (1.0,), "space": "z", "prior": "center", "weights": (2.0, 10.0)}
-    gradient, *_ = ld._gradient_body(gen, jnp.asarray(z), jnp.float32(1), jnp.asarray(length), jnp.asarray(v), jnp.ones(1), **kind)
+    gradient, *_ = ld._gradient_body(
+        gen,
+        jnp.asarray(z),
+        jnp.float32(1),
+        jnp.asarray(length),
+        jnp.asarray(v),
+        jnp.ones(1),
+        **kind,
+    )
     for i in range(4):
         step = np.eye(4, dtype=np.float32)[i] * 1e-2
-        assert float(gradient[0, 0, i]) == pytest.approx((formula(v + step) - formula(v - step)) / 0.02, rel=0.05, abs=2e-3)
+        assert float(gradient[0, 0, i]) == pytest.approx(
+            (formula(v + step) - formula(v - step)) / 0.02, rel=0.05, abs=2e-3
+        )
 
 
 def test_otsu_separates_two_modes():
     rng = np.random.default_rng(0)
-    values = np.concatenate([rng.normal(-1, 0.1, 900), rng.normal(0.5, 0.2, 300)]).reshape(3, 20, 20)
+    values = np.concatenate([rng.normal(-1, 0.1, 900), rng.normal(0.5, 0.2, 300)]).reshape(
+        3, 20, 20
+    )
     assert -0.7 < ld.otsu(values) < 0.1
 
 
@@ -225,8 +290,14 @@ def test_discover_and_what_follows(tmp_path):
     from sis_jax.checkpoints import save_generator
 
     folder = save_generator(gen, tmp_path / "tiny")
-    parts = sis_jax.discover(folder, out=str(tmp_path / "run"), method="latent_direction", steps=2, batch=2)
-    assert parts.method == "latent_direction" and (tmp_path / "run" / "parts" / "direction.csv").exists() and len(parts.clusters) == 2
+    parts = sis_jax.discover(
+        folder, out=str(tmp_path / "run"), method="latent_direction", steps=2, batch=2
+    )
+    assert (
+        parts.method == "latent_direction"
+        and (tmp_path / "run" / "parts" / "direction.csv").exists()
+        and len(parts.clusters) == 2
+    )
     data = sis_jax.synthesize(run=str(tmp_path / "run"), n=4)
     assert data is not None and len(list((tmp_path / "run" / "data").rglob("masks/*.png"))) == 4
 

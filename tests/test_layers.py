@@ -11,7 +11,19 @@ ROOT = Path(sis_jax.__file__).parent
 VERBS = {f.stem for f in ROOT.glob("*.py") if not f.stem.startswith("_")} | set(sis_jax._VERBS)
 FILES = sorted(ROOT.rglob("*.py"))
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
-OUTSIDE = {"os", "pathlib", "io", "socket", "urllib", "http", "requests", "huggingface_hub", "shutil", "tempfile", "safetensors"}
+OUTSIDE = {
+    "os",
+    "pathlib",
+    "io",
+    "socket",
+    "urllib",
+    "http",
+    "requests",
+    "huggingface_hub",
+    "shutil",
+    "tempfile",
+    "safetensors",
+}
 
 
 def _module(file: Path) -> str:
@@ -29,7 +41,13 @@ def _imports(source: str, module: str, package: bool) -> set[str]:
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = module.split(".")[: None if package and node.level == 1 else -(node.level - package) or None] if node.level else []
+            base = (
+                module.split(".")[
+                    : None if package and node.level == 1 else -(node.level - package) or None
+                ]
+                if node.level
+                else []
+            )
             name = ".".join([*base, *([node.module] if node.module else [])])
             found |= {name} | {f"{name}.{alias.name}" for alias in node.names}
         else:
@@ -67,7 +85,12 @@ def broken(module: str, imports: set[str]) -> list[str]:
 def _other_method(module: str, name: str) -> bool:
     """Methods share nothing but the package's __init__ (the registry and the protocol)."""
     parts = name.split(".")
-    if parts[:2] != ["sis_jax", "methods"] or len(parts) < 3 or module == "sis_jax.methods" or parts[2] == module.split(".")[-1]:
+    if (
+        parts[:2] != ["sis_jax", "methods"]
+        or len(parts) < 3
+        or module == "sis_jax.methods"
+        or parts[2] == module.split(".")[-1]
+    ):
         return False
     return (ROOT / "methods" / f"{parts[2]}.py").exists()
 
@@ -75,7 +98,9 @@ def _other_method(module: str, name: str) -> bool:
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
 def test_imports_keep_the_layers(file):
     module = _module(file)
-    bad = broken(module, _imports(file.read_text(encoding="utf-8"), module, file.name == "__init__.py"))
+    bad = broken(
+        module, _imports(file.read_text(encoding="utf-8"), module, file.name == "__init__.py")
+    )
     assert not bad, f"{module} must not import {', '.join(bad)}"
 
 

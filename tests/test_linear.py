@@ -10,7 +10,9 @@ from sis_jax.types import UsageError
 def clouds(n=120, d=6, apart=1.0, share=0.3, seed=0):
     rng = np.random.default_rng(seed)
     y = np.arange(n) < share * n
-    return (rng.standard_normal((n, d)) + apart * y[:, None] * np.linspace(-1, 1, d)).astype(np.float32), y
+    return (rng.standard_normal((n, d)) + apart * y[:, None] * np.linspace(-1, 1, d)).astype(
+        np.float32
+    ), y
 
 
 @pytest.mark.parametrize("balanced", [True, False])
@@ -19,7 +21,9 @@ def test_logistic_regression_is_scikit_learns(balanced, c):
     from sklearn.linear_model import LogisticRegression
 
     x, y = clouds()
-    theirs = LogisticRegression(C=c, class_weight="balanced" if balanced else None, tol=1e-8, max_iter=5000).fit(x.astype(np.float64), y)
+    theirs = LogisticRegression(
+        C=c, class_weight="balanced" if balanced else None, tol=1e-8, max_iter=5000
+    ).fit(x.astype(np.float64), y)
     ours = logistic_regression(x, y, c=c, balanced=balanced)
     np.testing.assert_allclose(ours.normal * ours.size, theirs.coef_[0], atol=1e-3)
     assert ours.offset * ours.size == pytest.approx(theirs.intercept_[0], abs=1e-3)
@@ -58,7 +62,9 @@ def test_projection():
     assert np.linalg.norm(left) == pytest.approx(1, abs=1e-6)
     one = others[0] / np.linalg.norm(others[0])
     by_hand = n - (n @ one) * one
-    np.testing.assert_allclose(project_out(n, one[None]), by_hand / np.linalg.norm(by_hand), atol=1e-5)
+    np.testing.assert_allclose(
+        project_out(n, one[None]), by_hand / np.linalg.norm(by_hand), atol=1e-5
+    )
     assert project_out(n, np.zeros((0, 8), np.float32)) is n
     with pytest.raises(UsageError, match="nothing is left of it"):
         project_out((others[0] + others[1]).astype(np.float32), others)

@@ -17,7 +17,9 @@ def golden(goldens):
 
 
 def _multi(golden):
-    return sum(metrics.confusion(golden[f"multi/{i}/gt"], golden[f"multi/{i}/pred"], 5) for i in range(4))
+    return sum(
+        metrics.confusion(golden[f"multi/{i}/gt"], golden[f"multi/{i}/pred"], 5) for i in range(4)
+    )
 
 
 def test_confusion_matches_exactly(golden):
@@ -26,7 +28,9 @@ def test_confusion_matches_exactly(golden):
 
 @pytest.mark.parametrize("name", ["iou", "f1", "precision", "recall"])
 def test_class_scores(golden, name):
-    np.testing.assert_allclose(getattr(metrics, name)(_multi(golden)), golden[f"multi/{name}"], rtol=1e-12)
+    np.testing.assert_allclose(
+        getattr(metrics, name)(_multi(golden)), golden[f"multi/{name}"], rtol=1e-12
+    )
 
 
 def test_overall_scores(golden):
@@ -44,22 +48,36 @@ def test_boundary_band_and_its_scores(golden, radius):
         np.testing.assert_array_equal(band, golden[f"bin/{i}/band_r{radius}"].astype(bool))
         counts = metrics.confusion(gt[band], pred[band], 2)
         inter, union = np.diagonal(counts), counts.sum(0) + counts.sum(1) - np.diagonal(counts)
-        np.testing.assert_array_equal([inter[1], union[1], inter[0], union[0]], golden[f"bin/{i}/inter_union_fg_bg_r{radius}"])
+        np.testing.assert_array_equal(
+            [inter[1], union[1], inter[0], union[0]], golden[f"bin/{i}/inter_union_fg_bg_r{radius}"]
+        )
         total += counts
     score = metrics.iou(total)
-    np.testing.assert_allclose([score[1], score[0], metrics.mean_iou(total)], golden[f"bin/total/iou_fg_bg_mean_r{radius}"], rtol=1e-12)
+    np.testing.assert_allclose(
+        [score[1], score[0], metrics.mean_iou(total)],
+        golden[f"bin/total/iou_fg_bg_mean_r{radius}"],
+        rtol=1e-12,
+    )
 
 
 def test_whole_mask_scores(golden):
-    total = sum(metrics.confusion(golden[f"bin/{i}/gt"], golden[f"bin/{i}/pred"], 2) for i in range(4))
+    total = sum(
+        metrics.confusion(golden[f"bin/{i}/gt"], golden[f"bin/{i}/pred"], 2) for i in range(4)
+    )
     score = metrics.iou(total)
-    np.testing.assert_allclose([score[1], score[0], metrics.mean_iou(total)], golden["bin/total/iou_fg_bg_mean_rall"], rtol=1e-12)
+    np.testing.assert_allclose(
+        [score[1], score[0], metrics.mean_iou(total)],
+        golden["bin/total/iou_fg_bg_mean_rall"],
+        rtol=1e-12,
+    )
 
 
 def test_confusion_counts_by_truth_row_and_leaves_ignored_pixels_out():
     gt, pred = np.array([[0, 1, 255]], np.uint8), np.array([[1, 1, 7]], np.uint8)
     np.testing.assert_array_equal(metrics.confusion(gt, pred, 2), [[0, 1], [0, 1]])
-    np.testing.assert_array_equal(metrics.confusion(gt == 1, pred == 1, 2), [[1, 1], [0, 1]])  # as bool nothing is ignored
+    np.testing.assert_array_equal(
+        metrics.confusion(gt == 1, pred == 1, 2), [[1, 1], [0, 1]]
+    )  # as bool nothing is ignored
 
 
 def test_confusion_refuses_foreign_ids_and_shapes():
@@ -80,7 +98,9 @@ def test_a_class_only_predicted_counts_as_zero_and_an_absent_one_not_at_all():
 
 def test_boundary_band_of_many_classes_by_brute_force():
     rng = np.random.default_rng(0)
-    mask = np.kron(rng.choice(np.array([0, 1, 2, 255], np.uint8), (4, 5)), np.ones((4, 4), np.uint8))
+    mask = np.kron(
+        rng.choice(np.array([0, 1, 2, 255], np.uint8), (4, 5)), np.ones((4, 4), np.uint8)
+    )
     expected = np.zeros(mask.shape, bool)
     points = np.argwhere(mask != 255)
     for y, x in points:
@@ -116,7 +136,8 @@ def test_swd_sees_blur_at_the_fine_level_and_grows_with_it():
     a, b = _pictures(150, 0), _pictures(150, 1)
     reference = wasserstein.SwdReference(a, 0)
     blurred = [b] + [
-        correlate1d(correlate1d(b.astype(float), k, 1), k, 2).round().astype(np.uint8) for k in ([0.1, 0.8, 0.1], [0.25, 0.5, 0.25])
+        correlate1d(correlate1d(b.astype(float), k, 1), k, 2).round().astype(np.uint8)
+        for k in ([0.1, 0.8, 0.1], [0.25, 0.5, 0.25])
     ]
     floor, little, much = [reference.distance(images)["32"] for images in blurred]
     assert floor < 0.8 * little
@@ -132,14 +153,22 @@ def test_swd_of_a_known_pair():
 def test_swd_equals_its_definition():
     """7x7 pictures have one descriptor position and one level: the whole distance can be written out."""
     rng = np.random.default_rng(0)
-    a, b = rng.integers(0, 256, (40, 7, 7, 3)).astype(np.uint8), (rng.integers(0, 256, (40, 7, 7, 3)) ** 2 / 256).astype(np.uint8)
-    unit = [(x - x.mean((0, 1, 2))) / x.std((0, 1, 2)) for x in (a.astype(np.float64), b.astype(np.float64))]
+    a, b = (
+        rng.integers(0, 256, (40, 7, 7, 3)).astype(np.uint8),
+        (rng.integers(0, 256, (40, 7, 7, 3)) ** 2 / 256).astype(np.uint8),
+    )
+    unit = [
+        (x - x.mean((0, 1, 2))) / x.std((0, 1, 2))
+        for x in (a.astype(np.float64), b.astype(np.float64))
+    ]
     directions = np.random.default_rng(7).standard_normal((4000, 147))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     rows = [np.sort(directions @ x.reshape(40, 147).T, axis=1) for x in unit]
     expected = 1e3 * np.abs(rows[0] - rows[1]).mean()
     found = wasserstein.sliced_wasserstein(a, b, projections=4000, descriptors=40)["7"]
-    assert found == pytest.approx(expected, rel=0.02)  # other directions: the mean over 4,000 of them agrees to about 0.5 %
+    assert found == pytest.approx(
+        expected, rel=0.02
+    )  # other directions: the mean over 4,000 of them agrees to about 0.5 %
 
 
 def test_swd_of_sets_of_different_size():
@@ -150,7 +179,12 @@ def test_swd_of_sets_of_different_size():
 
 
 def test_more_pictures_than_descriptors():
-    assert wasserstein.sliced_wasserstein(_pictures(40, 0), _pictures(40, 1), descriptors=10)["average"] > 0
+    assert (
+        wasserstein.sliced_wasserstein(_pictures(40, 0), _pictures(40, 1), descriptors=10)[
+            "average"
+        ]
+        > 0
+    )
 
 
 def test_pyramid_filters_against_scipy():
@@ -159,18 +193,26 @@ def test_pyramid_filters_against_scipy():
     blurred = correlate1d(correlate1d(x, taps, 1, mode="mirror"), taps, 2, mode="mirror")
     import jax.numpy as jnp
 
-    np.testing.assert_allclose(wasserstein.binomial_down(jnp.asarray(x)), blurred[:, ::2, ::2], atol=1e-6)
+    np.testing.assert_allclose(
+        wasserstein.binomial_down(jnp.asarray(x)), blurred[:, ::2, ::2], atol=1e-6
+    )
     wide = np.zeros((1, 32, 24, 3), np.float32)
     wide[:, ::2, ::2] = x
-    expected = correlate1d(correlate1d(wide, taps * 2, 1, mode="mirror"), taps * 2, 2, mode="mirror")
+    expected = correlate1d(
+        correlate1d(wide, taps * 2, 1, mode="mirror"), taps * 2, 2, mode="mirror"
+    )
     np.testing.assert_allclose(wasserstein.binomial_up(jnp.asarray(x)), expected, atol=1e-6)
 
 
 def test_the_accelerator_path_sorts_like_the_host():
     rng = np.random.default_rng(0)
-    directions, patches = rng.normal(size=(5, 147)).astype(np.float32), rng.normal(size=(300, 147)).astype(np.float32)
+    directions, patches = (
+        rng.normal(size=(5, 147)).astype(np.float32),
+        rng.normal(size=(300, 147)).astype(np.float32),
+    )
     np.testing.assert_array_equal(
-        np.asarray(wasserstein._sorter(False)(directions, patches)), wasserstein._project_and_sort(directions, patches)
+        np.asarray(wasserstein._sorter(False)(directions, patches)),
+        wasserstein._project_and_sort(directions, patches),
     )
 
 

@@ -18,7 +18,9 @@ MOST_CELLS = 12
 SECRET = re.compile(
     r"hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[0-9A-Z]{16}|://[^/\s\"']+:[^/\s\"']+@|(?i:password|api_key|token)\s*=\s*[\"']"
 )
-TOUCHES_JAX = re.compile(r"pip.*install.*(-U|--upgrade|--force-reinstall|\bjax\[)|[!%]pip install.*\bjax\b")
+TOUCHES_JAX = re.compile(
+    r"pip.*install.*(-U|--upgrade|--force-reinstall|\bjax\[)|[!%]pip install.*\bjax\b"
+)
 BADGE = "https://colab.research.google.com/github/sis-jax/sis_jax/blob/main/notebooks/{}"
 
 
@@ -71,12 +73,25 @@ def test_ci_runs_it(path):
     [
         (lambda n: n["cells"].extend(n["cells"][-1:] * MOST_CELLS), "cells"),
         (lambda n: n["cells"].pop(0), "badge"),
-        (lambda n: n["cells"][0].update(source=[source(n["cells"][0]).replace("/notebooks/", "/notebooks/another_")]), "badge"),
+        (
+            lambda n: n["cells"][0].update(
+                source=[source(n["cells"][0]).replace("/notebooks/", "/notebooks/another_")]
+            ),
+            "badge",
+        ),
         (lambda n: n["metadata"]["kernelspec"].update(name="mine"), "kernel"),
-        (lambda n: n["cells"][1].update(outputs=[{"output_type": "stream", "name": "stdout", "text": "hello"}]), "results"),
+        (
+            lambda n: n["cells"][1].update(
+                outputs=[{"output_type": "stream", "name": "stdout", "text": "hello"}]
+            ),
+            "results",
+        ),
         (lambda n: n["cells"][1].update(execution_count=3), "results"),
         (lambda n: n["cells"][1].update(source=["token = 'abc'"]), "secret"),
-        (lambda n: n["cells"][1].update(source=["url = 'https://me:word@host.example/x'"]), "secret"),
+        (
+            lambda n: n["cells"][1].update(source=["url = 'https://me:word@host.example/x'"]),
+            "secret",
+        ),
         (lambda n: n["cells"][1].update(source=["!pip install -U flax"]), "changes JAX"),
         (lambda n: n["cells"][1].update(source=["!pip install jax"]), "changes JAX"),
         (lambda n: n["cells"][1].update(source=["open('/home/me/x')"]), "folder"),
@@ -96,7 +111,11 @@ def test_code_is_plain_python_and_public(notebook):
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             for node in ast.walk(ast.parse(source(cell))):
-                if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "sis":
+                if (
+                    isinstance(node, ast.Attribute)
+                    and isinstance(node.value, ast.Name)
+                    and node.value.id == "sis"
+                ):
                     used.add(node.attr)
     assert {"load_generator", "discover"} <= used
     assert used <= set(sis_jax.__all__)
@@ -104,8 +123,15 @@ def test_code_is_plain_python_and_public(notebook):
 
 def test_readme_commands_are_those_that_ci_runs():
     """The two commands of the README, word for word, are what `.ci/run` runs."""
-    blocks = re.findall(r"```\w*\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
-    commands = [line for block in blocks for line in block.splitlines() if line.startswith("python3 -m venv")]
+    blocks = re.findall(
+        r"```\w*\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL
+    )
+    commands = [
+        line
+        for block in blocks
+        for line in block.splitlines()
+        if line.startswith("python3 -m venv")
+    ]
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert len(commands) == 2
     assert "sis_jax.discover" in commands[0]

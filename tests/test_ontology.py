@@ -14,9 +14,14 @@ HAIR = {"black hair": "hair", "blond hair": "hair", "a hat": "hat", "the wall": 
 
 def test_a_dict():
     ontology = ontology_of(HAIR, neutral=["a photo"])
-    assert ontology.classes == ("hair", "hat", None, NEUTRAL) and ontology.texts == (*HAIR, "a photo")
+    assert ontology.classes == ("hair", "hat", None, NEUTRAL) and ontology.texts == (
+        *HAIR,
+        "a photo",
+    )
     assert ontology.owner().tolist() == [0, 0, 1, 2, 3]
-    assert ontology.prompts_of("hair") == ["black hair", "blond hair"] and ontology.prompts_of(None) == ["the wall"]
+    assert ontology.prompts_of("hair") == ["black hair", "blond hair"] and ontology.prompts_of(
+        None
+    ) == ["the wall"]
     assert ontology_of(ontology) == ontology
 
 
@@ -24,7 +29,13 @@ def test_words_and_files_say_the_same(tmp_path):
     plain, rich = tmp_path / "a.json", tmp_path / "b.json"
     plain.write_text(json.dumps(HAIR))
     rich.write_text(
-        json.dumps({"classes": {"hair": ["black hair", "blond hair"], "hat": "a hat"}, "background": ["the wall"], "neutral": ["x"]})
+        json.dumps(
+            {
+                "classes": {"hair": ["black hair", "blond hair"], "hat": "a hat"},
+                "background": ["the wall"],
+                "neutral": ["x"],
+            }
+        )
     )
     words = [f"{prompt}={name or ''}" for prompt, name in HAIR.items()]
     assert ontology_of(str(plain)) == ontology_of(HAIR) == ontology_of(prompts=words)
@@ -35,7 +46,9 @@ def test_words_and_files_say_the_same(tmp_path):
 
 def test_templates():
     ontology = ontology_of(HAIR, templates=["a photo of {}", "{} here"])
-    assert ontology.filled()[2] == ["a photo of a hat", "a hat here"] and len(ontology.filled()) == 4
+    assert (
+        ontology.filled()[2] == ["a photo of a hat", "a hat here"] and len(ontology.filled()) == 4
+    )
     assert ontology_of(HAIR).filled()[0] == ["black hair"]
 
 
@@ -64,7 +77,12 @@ def test_refused(source, prompts, said):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("{", "cannot be read as JSON"), ('{"a": "b", "a": "c"}', "'a' twice"), ("[1]", "holds list, no")]
+    ("text", "said"),
+    [
+        ("{", "cannot be read as JSON"),
+        ('{"a": "b", "a": "c"}', "'a' twice"),
+        ("[1]", "holds list, no"),
+    ],
 )
 def test_files_that_are_no_ontology(tmp_path, text, said):
     (tmp_path / "o.json").write_text(text)
@@ -93,21 +111,32 @@ def test_scores_are_those_of_the_best_prompt():
 
 def test_describing_a_class_more_often_changes_nothing():
     rng = np.random.default_rng(0)
-    regions, prompts = rng.standard_normal((4, 8)).astype(np.float32), rng.standard_normal((2, 8)).astype(np.float32)
+    regions, prompts = (
+        rng.standard_normal((4, 8)).astype(np.float32),
+        rng.standard_normal((2, 8)).astype(np.float32),
+    )
     once = class_scores.class_scores(regions, prompts, np.array([0, 1]), 20.0)[1]
-    often = class_scores.class_scores(regions, prompts[[0, 0, 0, 1]], np.array([0, 0, 0, 1]), 20.0)[1]
+    often = class_scores.class_scores(regions, prompts[[0, 0, 0, 1]], np.array([0, 0, 0, 1]), 20.0)[
+        1
+    ]
     np.testing.assert_allclose(once, often, rtol=1e-5)
 
 
 def test_a_region_without_content_is_nothing():
-    probability = class_scores.class_scores(np.zeros((1, 2), np.float32), np.eye(2, dtype=np.float32), np.array([0, 1]), 100.0)[1]
+    probability = class_scores.class_scores(
+        np.zeros((1, 2), np.float32), np.eye(2, dtype=np.float32), np.array([0, 1]), 100.0
+    )[1]
     assert probability.tolist() == [[0.5, 0.5]] and not class_scores.decide(probability)[0].named
 
 
 def test_the_rule():
     rows = np.array([[0.55, 0.45, 0.0], [0.2, 0.6, 0.2], [0.1, 0.1, 0.8]], np.float32)
     first, second, third = class_scores.decide(rows, 0.2, neutral=[2])
-    assert (first.best, first.second, first.named) == (0, 1, False) and first.margin == pytest.approx(0.1, abs=1e-6)
+    assert (first.best, first.second, first.named) == (
+        0,
+        1,
+        False,
+    ) and first.margin == pytest.approx(0.1, abs=1e-6)
     assert (second.best, second.named) == (1, True) and second.score == pytest.approx(0.6)
     assert (third.best, third.named) == (2, False)  # neutral
     assert class_scores.decide(rows, 0.0)[0].named and class_scores.decide(rows, 0.2)[2].named
@@ -131,9 +160,16 @@ def test_the_shipped_text_model_knows_its_words_and_refuses_others():
     from sis_jax.stages.naming import check_words, default_clip
 
     clip = sis_jax.load_clip(default_clip("faces64"))
-    assert clip.info.name == "faces-clip" and default_clip("cats256") == "openai/clip-vit-base-patch32"
-    check_words(clip, [*ontology_of("faces").texts, "a person with glasses", "a photo of a man with blond hair"])
-    with pytest.raises(UsageError, match=r"faces-clip does not know 'car', 'sky'.*clip-vit-base-patch32"):
+    assert (
+        clip.info.name == "faces-clip" and default_clip("cats256") == "openai/clip-vit-base-patch32"
+    )
+    check_words(
+        clip,
+        [*ontology_of("faces").texts, "a person with glasses", "a photo of a man with blond hair"],
+    )
+    with pytest.raises(
+        UsageError, match=r"faces-clip does not know 'car', 'sky'.*clip-vit-base-patch32"
+    ):
         check_words(clip, ["a car", "the sky"])
     for text, word in (("a person of 40 years", "40"), ("\u4eba", "\u4eba"), ("\u00e4", "\u00e4")):
         with pytest.raises(UsageError, match=f"does not know '{word}'"):
@@ -164,5 +200,9 @@ def test_the_shipped_text_model_keeps_parts_apart():
     points = np.asarray(clip.encode_text(list(faces.texts)))
     points = points / np.linalg.norm(points, axis=1, keepdims=True)
     alike, owner = points @ points.T - 2 * np.eye(len(points)), faces.owner()
-    several = [i for i in range(len(owner)) if (owner == owner[i]).sum() > 1 and faces.classes[owner[i]] != "face"]
+    several = [
+        i
+        for i in range(len(owner))
+        if (owner == owner[i]).sum() > 1 and faces.classes[owner[i]] != "face"
+    ]
     assert (owner[alike.argmax(1)] == owner)[several].all()

@@ -24,7 +24,12 @@ def normal(*shape, seed=0):
 
 def each_image(x, function):
     """`function` of every [h w] plane of x [n h w c]."""
-    return np.stack([np.stack([function(plane) for plane in image.transpose(2, 0, 1)], -1) for image in np.asarray(x, np.float64)])
+    return np.stack(
+        [
+            np.stack([function(plane) for plane in image.transpose(2, 0, 1)], -1)
+            for image in np.asarray(x, np.float64)
+        ]
+    )
 
 
 def inserted(plane):
@@ -44,7 +49,13 @@ def dense(x, kernel, function):
     n, _, _, i = x.shape
     return np.stack(
         [
-            np.stack([sum(function(x[b, :, :, c], kernel[:, :, c, o]) for c in range(i)) for o in range(kernel.shape[3])], -1)
+            np.stack(
+                [
+                    sum(function(x[b, :, :, c], kernel[:, :, c, o]) for c in range(i))
+                    for o in range(kernel.shape[3])
+                ],
+                -1,
+            )
             for b in range(n)
         ]
     )
@@ -59,7 +70,9 @@ def numpy_conv_up(x, kernel):
 
 
 def numpy_conv_down(x, kernel):
-    return dense(x, kernel, lambda plane, k: correlate2d(filtered(plane, 2, 2), k, mode="valid")[::2, ::2])
+    return dense(
+        x, kernel, lambda plane, k: correlate2d(filtered(plane, 2, 2), k, mode="valid")[::2, ::2]
+    )
 
 
 def plain_filter(x, pad, gain=1.0, up=1, down=1):
@@ -67,25 +80,60 @@ def plain_filter(x, pad, gain=1.0, up=1, down=1):
     c = x.shape[-1]
     kernel = jnp.tile(jnp.asarray(gain * FILTER, x.dtype)[:, :, None, None], (1, 1, 1, c))
     return lax.conv_general_dilated(
-        x, kernel, (down, down), [pad, pad], lhs_dilation=(up, up), dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=c
+        x,
+        kernel,
+        (down, down),
+        [pad, pad],
+        lhs_dilation=(up, up),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=c,
     )
 
 
 def plain_conv_up(x, kernel):
-    full = lax.conv_general_dilated(x, kernel, (1, 1), [(2, 2)] * 2, lhs_dilation=(2, 2), dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    full = lax.conv_general_dilated(
+        x,
+        kernel,
+        (1, 1),
+        [(2, 2)] * 2,
+        lhs_dilation=(2, 2),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
     return plain_filter(full, (1, 1), 4.0)
 
 
 def plain_conv_down(x, kernel):
-    return lax.conv_general_dilated(plain_filter(x, (2, 2)), kernel, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return lax.conv_general_dilated(
+        plain_filter(x, (2, 2)), kernel, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
 LINEAR = {
-    "blur1": (lambda x: convolution.blur(x, 1), lambda x: plain_filter(x, (1, 1)), lambda p: filtered(p, 1, 1)),
-    "blur2": (lambda x: convolution.blur(x, 2), lambda x: plain_filter(x, (2, 2)), lambda p: filtered(p, 2, 2)),
-    "blur1 gain": (lambda x: convolution.blur(x, 1, 4.0), lambda x: plain_filter(x, (1, 1), 4.0), lambda p: filtered(p, 1, 1, 4)),
-    "upsample": (convolution.upsample2d, lambda x: plain_filter(x, (2, 2), 4.0, up=2), lambda p: filtered(inserted(p), 2, 1, 4)),
-    "downsample": (convolution.downsample2d, lambda x: plain_filter(x, (1, 1), down=2), lambda p: filtered(p, 1, 1)[::2, ::2]),
+    "blur1": (
+        lambda x: convolution.blur(x, 1),
+        lambda x: plain_filter(x, (1, 1)),
+        lambda p: filtered(p, 1, 1),
+    ),
+    "blur2": (
+        lambda x: convolution.blur(x, 2),
+        lambda x: plain_filter(x, (2, 2)),
+        lambda p: filtered(p, 2, 2),
+    ),
+    "blur1 gain": (
+        lambda x: convolution.blur(x, 1, 4.0),
+        lambda x: plain_filter(x, (1, 1), 4.0),
+        lambda p: filtered(p, 1, 1, 4),
+    ),
+    "upsample": (
+        convolution.upsample2d,
+        lambda x: plain_filter(x, (2, 2), 4.0, up=2),
+        lambda p: filtered(inserted(p), 2, 1, 4),
+    ),
+    "downsample": (
+        convolution.downsample2d,
+        lambda x: plain_filter(x, (1, 1), down=2),
+        lambda p: filtered(p, 1, 1)[::2, ::2],
+    ),
 }
 CONVOLUTIONS = {
     "up": (convolution.conv_up, plain_conv_up, numpy_conv_up),
@@ -106,7 +154,9 @@ def test_filters(name, size):
     ours, plain, numpy = LINEAR[name]
     x = normal(2, *size, 3)
     near(ours(x), each_image(x, numpy))
-    near(plain(x), each_image(x, numpy))  # the two definitions agree, so the derivatives below mean something
+    near(
+        plain(x), each_image(x, numpy)
+    )  # the two definitions agree, so the derivatives below mean something
     half = ours(jnp.asarray(x, jnp.bfloat16))
     assert half.dtype == jnp.bfloat16
     near(half.astype(jnp.float32), each_image(x, numpy), 0.02)
@@ -155,7 +205,11 @@ def test_resampling_convolutions_derivatives(name):
     """First derivatives in image and kernel, and all four second ones."""
     ours, plain, _ = CONVOLUTIONS[name]
     x, kernel = normal(2, 6, 8, 2), normal(3, 3, 2, 3, seed=1)
-    w, v, u = normal(*plain(x, kernel).shape, seed=2), normal(*x.shape, seed=3), normal(*kernel.shape, seed=4)
+    w, v, u = (
+        normal(*plain(x, kernel).shape, seed=2),
+        normal(*x.shape, seed=3),
+        normal(*kernel.shape, seed=4),
+    )
 
     def through(f):
         first = jax.grad(lambda x, k: jnp.sum(jnp.square(f(x, k)) * w), argnums=(0, 1))
@@ -192,16 +246,31 @@ def grouped(x, kernel, style, demodulate, up):
             out.append(numpy_conv_up(image[None], own)[0])
         else:
             pad = kernel.shape[0] // 2
-            out.append(dense(np.pad(image, ((pad, pad), (pad, pad), (0, 0)))[None], own, lambda p, k: correlate2d(p, k, mode="valid"))[0])
+            out.append(
+                dense(
+                    np.pad(image, ((pad, pad), (pad, pad), (0, 0)))[None],
+                    own,
+                    lambda p, k: correlate2d(p, k, mode="valid"),
+                )[0]
+            )
     return np.stack(out)
 
 
-@pytest.mark.parametrize(("size", "demodulate", "up"), [(3, True, False), (3, True, True), (1, False, False), (3, False, True)])
+@pytest.mark.parametrize(
+    ("size", "demodulate", "up"),
+    [(3, True, False), (3, True, True), (1, False, False), (3, False, True)],
+)
 def test_modulated_conv(size, demodulate, up):
-    x, kernel, style = normal(3, 4, 6, 5), 3 * normal(size, size, 5, 4, seed=1), 2 * normal(3, 5, seed=2) + 1
+    x, kernel, style = (
+        normal(3, 4, 6, 5),
+        3 * normal(size, size, 5, 4, seed=1),
+        2 * normal(3, 5, seed=2) + 1,
+    )
     expected = grouped(*(np.asarray(a, np.float64) for a in (x, kernel, style)), demodulate, up)
     near(convolution.modulated_conv(x, kernel, style, demodulate=demodulate, up=up), expected)
-    half = convolution.modulated_conv(jnp.asarray(x, jnp.bfloat16), kernel, style, demodulate=demodulate, up=up)
+    half = convolution.modulated_conv(
+        jnp.asarray(x, jnp.bfloat16), kernel, style, demodulate=demodulate, up=up
+    )
     assert half.dtype == jnp.bfloat16
     near(half.astype(jnp.float32), expected, 0.03)
 
@@ -209,7 +278,12 @@ def test_modulated_conv(size, demodulate, up):
 def test_modulated_conv_in_half_precision_survives_large_styles():
     """Demodulated, a style 10000 times larger gives the same result: nothing may overflow on the way in float16."""
     x, kernel, style = normal(2, 4, 4, 3), normal(3, 3, 3, 4, seed=1), normal(2, 3, seed=2) + 2
-    half = [convolution.modulated_conv(jnp.asarray(x, jnp.float16), kernel, style * size).astype(jnp.float32) for size in (1, 1e4)]
+    half = [
+        convolution.modulated_conv(jnp.asarray(x, jnp.float16), kernel, style * size).astype(
+            jnp.float32
+        )
+        for size in (1, 1e4)
+    ]
     assert np.isfinite(half[1]).all()
     near(half[1], half[0], 0.01)
 
@@ -225,10 +299,15 @@ def test_modulated_conv_derivatives():
 
     def first_and_second(f):
         first = jax.grad(lambda *a: jnp.sum(jnp.square(f(*a)) * w), argnums=(0, 1, 2))
-        second = jax.grad(lambda *a: sum(jnp.sum(jnp.square(g)) for g in first(*a)), argnums=(0, 1, 2))
+        second = jax.grad(
+            lambda *a: sum(jnp.sum(jnp.square(g)) for g in first(*a)), argnums=(0, 1, 2)
+        )
         return jax.jit(lambda *a: (*first(*a), *second(*a)))(x, kernel, style)
 
-    for ours, plain in zip(first_and_second(lambda *a: convolution.modulated_conv(*a, up=True)), first_and_second(literally)):
+    for ours, plain in zip(
+        first_and_second(lambda *a: convolution.modulated_conv(*a, up=True)),
+        first_and_second(literally),
+    ):
         near(ours, plain, 1e-4)
 
 
@@ -250,7 +329,9 @@ def test_resize_keeps_constants_and_corners(align_corners):
     flat = resize_bilinear(jnp.full((1, 3, 5, 2), 2.5), (11, 8), align_corners=align_corners)
     np.testing.assert_allclose(flat, 2.5, rtol=1e-6)
     x = normal(1, 3, 5, 2)
-    corners = np.asarray(resize_bilinear(x, (11, 8), align_corners=align_corners))[:, [0, 0, -1, -1], [0, -1, 0, -1]]
+    corners = np.asarray(resize_bilinear(x, (11, 8), align_corners=align_corners))[
+        :, [0, 0, -1, -1], [0, -1, 0, -1]
+    ]
     same = np.allclose(corners, x[:, [0, 0, -1, -1], [0, -1, 0, -1]], atol=1e-6)
     assert same  # with half-pixel centres too: outside the outermost centres the edge is repeated
     assert resize_bilinear(x, (1, 1), align_corners=align_corners).shape == (1, 1, 1, 2)

@@ -46,10 +46,14 @@ def test_shard_and_back(n, devices):
     x = rows(n)
     blocks, weights = parallel.shard(x, devices)
     assert blocks.shape == (devices, -(-n // devices), 5) and weights.shape == blocks.shape[:2]
-    assert weights.sum() == n and np.array_equal(np.unique(weights), [0, 1] if blocks[..., 0].size > n else [1])
+    assert weights.sum() == n and np.array_equal(
+        np.unique(weights), [0, 1] if blocks[..., 0].size > n else [1]
+    )
     assert not blocks[weights == 0].any()
     np.testing.assert_array_equal(parallel.unshard(blocks, n), x)
-    np.testing.assert_array_equal(parallel.unshard(parallel.shard(jnp.asarray(x), devices)[0], n), x)
+    np.testing.assert_array_equal(
+        parallel.unshard(parallel.shard(jnp.asarray(x), devices)[0], n), x
+    )
 
 
 def test_shard_copies_nothing_where_rows_divide():
@@ -63,7 +67,9 @@ def test_engines_give_equal_bits_and_one_device_the_same(n, devices):
     x, state = rows(n), {"mean": np.ones(5, np.float32)}
     blocks, weights = parallel.shard(x, devices)
     results = [
-        parallel.map_devices(mean_body, (None, 0, 0), (None, 0), devices=devices, engine=engine, power=2)(state, blocks, weights)
+        parallel.map_devices(
+            mean_body, (None, 0, 0), (None, 0), devices=devices, engine=engine, power=2
+        )(state, blocks, weights)
         for engine in ("pmap", "shard_map")
     ]
     for a, b in zip(jax.tree.leaves(results[0]), jax.tree.leaves(results[1]), strict=True):
@@ -79,7 +85,9 @@ def test_training_step_same_under_both_engines_and_one_device():
 
     def train(devices, engine):
         (xb, w), (yb, _) = parallel.shard(x, devices), parallel.shard(y, devices)
-        step = parallel.map_devices(train_body, (None, 0, 0, 0), None, devices=devices, engine=engine)
+        step = parallel.map_devices(
+            train_body, (None, 0, 0, 0), None, devices=devices, engine=engine
+        )
         params = np.zeros(5, np.float32)
         for _ in range(3):
             params, value = step(params, xb, yb, w)
@@ -91,14 +99,22 @@ def test_training_step_same_under_both_engines_and_one_device():
     x1 = x.astype(np.float64)
     params = np.zeros(5)
     for _ in range(3):
-        params = params - 0.01 / 8 * 2 * x1.T @ (x1 @ params - y)  # pmean divides the summed gradient by the number of devices
+        params = params - 0.01 / 8 * 2 * x1.T @ (
+            x1 @ params - y
+        )  # pmean divides the summed gradient by the number of devices
     np.testing.assert_allclose(a[0] / 8, params, rtol=1e-5)
 
 
 def test_body_also_runs_under_checked_shard_map_and_unmapped():
     x, state = rows(64), {"mean": np.zeros(5, np.float32)}
     mesh = Mesh(np.array(jax.devices()), (parallel.AXIS,))
-    checked = jax.shard_map(mean_body, mesh=mesh, in_specs=(P(), P("d"), P("d")), out_specs=(P(), P("d")), check_vma=True)
+    checked = jax.shard_map(
+        mean_body,
+        mesh=mesh,
+        in_specs=(P(), P("d"), P("d")),
+        out_specs=(P(), P("d")),
+        check_vma=True,
+    )
     many = jax.jit(checked)(state, x, np.ones(64, np.float32))[0]["mean"]
     alone = mean_body(state, x, np.ones(64, np.float32))[0]["mean"]
     np.testing.assert_allclose(many, alone, rtol=1e-5, atol=1e-6)
@@ -114,7 +130,9 @@ def test_compiled_once():
     for _ in range(3):
         out = parallel.map_devices(body, (0,), None, devices=8)(np.ones((8, 4), np.float32))
     assert len(traces) == 1 and float(out) == 32
-    assert parallel.map_devices(body, (0,), None, devices=8) is parallel.map_devices(body, (0,), None, devices=8)
+    assert parallel.map_devices(body, (0,), None, devices=8) is parallel.map_devices(
+        body, (0,), None, devices=8
+    )
 
 
 def test_replicated_result_can_go_back_in():
@@ -134,7 +152,12 @@ def test_replicated_result_can_go_back_in():
         (lambda: parallel.local_devices(9), "this process has 8"),
         (lambda: parallel.local_devices([]), "empty"),
         (lambda: parallel.map_devices(mean_body, (None,)), "in_axes 0"),
-        (lambda: parallel.map_devices(mean_body, (None, 0, 0), (None, 0), devices=8)({"mean": 0.0}, rows(4), rows(4)), "8 devices"),
+        (
+            lambda: parallel.map_devices(mean_body, (None, 0, 0), (None, 0), devices=8)(
+                {"mean": 0.0}, rows(4), rows(4)
+            ),
+            "8 devices",
+        ),
         (lambda: parallel.shard(rows(9), 2, rows=4), "at least 5"),
         (lambda: parallel.unshard(rows(9)[None], 10), "cannot take 10"),
         (lambda: parallel.initialize("localhost:1", 2, None), "JAX_PROCESS_ID"),
@@ -181,10 +204,20 @@ def test_two_processes():
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
-    env = {**os.environ, "JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2", "JAX_PLATFORMS": "cpu"}
+    env = {
+        **os.environ,
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_PLATFORMS": "cpu",
+    }
     env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
     args = [sys.executable, "-c", PROCESS]
-    running = [subprocess.Popen(args, env={**env, "JAX_PROCESS_ID": str(i)}, stdout=subprocess.PIPE, text=True) for i in range(2)]
+    running = [
+        subprocess.Popen(
+            args, env={**env, "JAX_PROCESS_ID": str(i)}, stdout=subprocess.PIPE, text=True
+        )
+        for i in range(2)
+    ]
     try:
         outputs = [p.communicate(timeout=120)[0] for p in running]
     finally:

@@ -76,7 +76,13 @@ def test_zip_and_tar_give_the_same_as_the_folder(folder, tmp_path):
         photos = Photos.open(str(tmp_path / name), 32)
         assert photos.names == ORDER, name
         _check_all(photos)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["p.tar", "p.tar.gz", "p.tgz", "p.zip", "photos"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "p.tar",
+        "p.tar.gz",
+        "p.tgz",
+        "p.zip",
+        "photos",
+    ]
 
 
 def test_npz_of_arrays_and_of_encoded_files(tmp_path):
@@ -84,7 +90,10 @@ def test_npz_of_arrays_and_of_encoded_files(tmp_path):
     np.savez(tmp_path / "plain.npz", images=images, other=np.zeros(3))
     parts = [_encoded(x) for x in images]
     for key in ("img", "photo"):
-        blob = {f"{key}_blob": np.frombuffer(b"".join(parts), np.uint8), f"{key}_off": np.cumsum([0] + [len(p) for p in parts])}
+        blob = {
+            f"{key}_blob": np.frombuffer(b"".join(parts), np.uint8),
+            f"{key}_off": np.cumsum([0] + [len(p) for p in parts]),
+        }
         np.savez(tmp_path / f"{key}.npz", **blob)
     for name in ("plain", "img", "photo"):
         photos = Photos.open(tmp_path / f"{name}.npz", 32)
@@ -139,10 +148,14 @@ def test_what_is_skipped_is_named_with_the_reason(folder, tmp_path):
 def test_nothing_to_read(tmp_path):
     (tmp_path / "x.txt").write_text("")
     (tmp_path / "y.txt").write_text("")
-    with pytest.raises(UsageError, match=r"no photos in .*: looked for \*\.jpg .*found \.txt \(2\)"):
+    with pytest.raises(
+        UsageError, match=r"no photos in .*: looked for \*\.jpg .*found \.txt \(2\)"
+    ):
         Photos.open(tmp_path, 32)
     (tmp_path / "bad.jpg").write_text("nothing")
-    with pytest.raises(SisError, match=r"none of the 1 photos in .* could be used \(bad.jpg: not a picture") as caught:
+    with pytest.raises(
+        SisError, match=r"none of the 1 photos in .* could be used \(bad.jpg: not a picture"
+    ) as caught:
         Photos.open(tmp_path, 32)
     assert not isinstance(caught.value, UsageError)
     with pytest.raises(UsageError, match="there is no file or folder"):
@@ -191,13 +204,19 @@ def test_a_picture_with_too_many_pixels_is_skipped_before_it_is_decoded(tmp_path
 def test_exact_ratio_averages_blocks_after_the_centre_crop():
     wide = _pixels(0, 64, 100)
     expected = wide[:, 18:82].reshape(16, 4, 16, 4, 3).mean((1, 3))
-    assert np.abs(_first(_encoded(wide), 16).astype(float) - expected).max() <= 1.01  # rounded once per axis
+    assert (
+        np.abs(_first(_encoded(wide), 16).astype(float) - expected).max() <= 1.01
+    )  # rounded once per axis
 
 
 def test_other_ratios_use_lanczos():
     image = Image.fromarray(_pixels(0, 50, 50))
-    np.testing.assert_array_equal(_first(_encoded(image), 16), np.asarray(image.resize((16, 16), Image.Resampling.LANCZOS)))
-    np.testing.assert_array_equal(_first(_encoded(image), 70), np.asarray(image.resize((70, 70), Image.Resampling.LANCZOS)))
+    np.testing.assert_array_equal(
+        _first(_encoded(image), 16), np.asarray(image.resize((16, 16), Image.Resampling.LANCZOS))
+    )
+    np.testing.assert_array_equal(
+        _first(_encoded(image), 70), np.asarray(image.resize((70, 70), Image.Resampling.LANCZOS))
+    )
 
 
 def test_without_crop_the_whole_photo_is_squeezed():
@@ -231,19 +250,29 @@ def test_transparency_lies_on_white():
 def test_grey_two_level_sixteen_bit_and_cmyk():
     grey = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
     np.testing.assert_array_equal(_first(_encoded(grey), 8), np.repeat(grey[..., None], 3, -1))
-    np.testing.assert_array_equal(_first(_encoded(Image.fromarray(grey > 100)), 8)[..., 0], (grey > 100) * np.uint8(255))
+    np.testing.assert_array_equal(
+        _first(_encoded(Image.fromarray(grey > 100)), 8)[..., 0], (grey > 100) * np.uint8(255)
+    )
     for kind in ("PNG", "TIFF"):
-        np.testing.assert_array_equal(_first(_encoded(grey.astype(np.uint16) * 257, kind), 8)[..., 1], grey)
+        np.testing.assert_array_equal(
+            _first(_encoded(grey.astype(np.uint16) * 257, kind), 8)[..., 1], grey
+        )
     flat = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
-    np.testing.assert_allclose(_first(_encoded(flat, "TIFF"), 8).astype(int).mean((0, 1)), [255, 0, 0], atol=2)
+    np.testing.assert_allclose(
+        _first(_encoded(flat, "TIFF"), 8).astype(int).mean((0, 1)), [255, 0, 0], atol=2
+    )
     with pytest.raises(photo_files.Unusable, match="floating-point"):
         _first(_encoded(Image.fromarray(np.zeros((8, 8), np.float32)), "TIFF"), 8)
 
 
 def test_a_large_jpeg_reduced_while_decoding_looks_the_same():
     y, x = np.mgrid[0:640, 0:800]
-    photo = np.stack([128 + 100 * np.sin(x / 60), 128 + 100 * np.cos(y / 45), (x + y) / 8], -1).astype(np.uint8)
-    full = np.asarray(Image.fromarray(photo).crop((80, 0, 720, 640)).resize((64, 64), Image.Resampling.BOX)).astype(float)
+    photo = np.stack(
+        [128 + 100 * np.sin(x / 60), 128 + 100 * np.cos(y / 45), (x + y) / 8], -1
+    ).astype(np.uint8)
+    full = np.asarray(
+        Image.fromarray(photo).crop((80, 0, 720, 640)).resize((64, 64), Image.Resampling.BOX)
+    ).astype(float)
     assert np.abs(_first(_encoded(photo, "JPEG", quality=95), 64) - full).max() < 6
 
 
@@ -265,7 +294,9 @@ def test_settings_are_checked(folder):
 
 def test_threads_do_not_change_anything_and_progress_counts(folder):
     seen = []
-    many = Photos.open(folder, 24, threads=4, progress=lambda done, total: seen.append((done, total)))
+    many = Photos.open(
+        folder, 24, threads=4, progress=lambda done, total: seen.append((done, total))
+    )
     assert seen == [(i, 6) for i in range(1, 7)]
     np.testing.assert_array_equal(many.images, Photos.open(folder, 24, threads=1).images)
 
@@ -331,7 +362,9 @@ def test_stream_visits_every_photo_once_per_epoch_whatever_the_batch():
     epochs = ids.reshape(6, 10)
     np.testing.assert_array_equal(np.sort(epochs, 1), np.tile(np.arange(10), (6, 1)))
     assert len({tuple(e) for e in epochs}) == 6
-    np.testing.assert_array_equal(ids[:20], _ids(itertools.islice(_numbered(10).batches(20, seed=1), 1)))
+    np.testing.assert_array_equal(
+        ids[:20], _ids(itertools.islice(_numbered(10).batches(20, seed=1), 1))
+    )
 
 
 @pytest.mark.parametrize("batch", [1, 3, 7, 25])

@@ -20,11 +20,21 @@ def quick(monkeypatch):
         ("distill", {"width": 8, "batch": 8, "snapshot": 2, "adapt_steps": 2, "trim": 0.0}),
         (
             "train_generator",
-            {"batch": 8, "channel_base": 128, "channel_max": 8, "latent": 8, "mapping_layers": 1, "snapshot": 8, "holdout": 2},
+            {
+                "batch": 8,
+                "channel_base": 128,
+                "channel_max": 8,
+                "latent": 8,
+                "mapping_layers": 1,
+                "snapshot": 8,
+                "holdout": 2,
+            },
         ),
     ):
         real = getattr(sis_jax, verb)
-        monkeypatch.setattr(sis_jax, verb, lambda *a, real=real, settings=settings, **k: real(*a, **settings | k))
+        monkeypatch.setattr(
+            sis_jax, verb, lambda *a, real=real, settings=settings, **k: real(*a, **settings | k)
+        )
 
 
 def test_from_a_generator(quick, tmp_path):
@@ -32,7 +42,9 @@ def test_from_a_generator(quick, tmp_path):
     report = run(str(weights), out=str(tmp_path / "r"), n=24, steps=2)
     assert report.is_file()
     stages = json.loads((tmp_path / "r/run.json").read_text())["stages"]
-    assert list(stages) == ["discover", "synthesize", "distill"] and all(s["state"] == "done" for s in stages.values())
+    assert list(stages) == ["discover", "synthesize", "distill"] and all(
+        s["state"] == "done" for s in stages.values()
+    )
     before = (tmp_path / "r/student/model.safetensors").stat().st_mtime_ns
     run(str(weights), out=str(tmp_path / "r"), n=24, steps=2)
     assert (tmp_path / "r/student/model.safetensors").stat().st_mtime_ns == before
@@ -40,7 +52,9 @@ def test_from_a_generator(quick, tmp_path):
 
 def test_from_photos(quick, tmp_path):
     photos = tmp_path / "photos.npz"
-    np.savez(photos, images=np.random.default_rng(0).integers(0, 255, (24, 32, 32, 3), dtype=np.uint8))
+    np.savez(
+        photos, images=np.random.default_rng(0).integers(0, 255, (24, 32, 32, 3), dtype=np.uint8)
+    )
     run(str(photos), out=str(tmp_path / "r"), resolution=16, train_images=8, n=24, steps=2)
     stages = json.loads((tmp_path / "r/run.json").read_text())["stages"]
     assert stages["discover"]["config"]["gen"].endswith("training/generator")

@@ -19,14 +19,21 @@ from sis_jax.types import Info, SisError, UsageError
 
 ROOT = Path(sis_jax.__file__).parents[1]
 CLASSES = tuple(
-    {"id": i, "name": n, "colour": "#000000", "prompts": [], "clusters": [i]} for i, n in enumerate(("background", "skin", "hair"))
+    {"id": i, "name": n, "colour": "#000000", "prompts": [], "clusters": [i]}
+    for i, n in enumerate(("background", "skin", "hair"))
 )
 
 
 @pytest.fixture(scope="module")
 def student():
     config = students.StudentConfig("unet-small", 3, 8)
-    return Student(students.build(config, np.random.default_rng(3)), config, CLASSES, 32, Info("toy", "none needed"))
+    return Student(
+        students.build(config, np.random.default_rng(3)),
+        config,
+        CLASSES,
+        32,
+        Info("toy", "none needed"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +52,9 @@ def photos(tmp_path_factory):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(photo(40, 60)).save(place / "turned.jpg", exif=exif)
-    Image.fromarray(np.dstack([photo(33, 47), np.full((33, 47), 128, np.uint8)])).save(place / "clear.png")
+    Image.fromarray(np.dstack([photo(33, 47), np.full((33, 47), 128, np.uint8)])).save(
+        place / "clear.png"
+    )
     Image.fromarray(photo(30, 30)[..., 0].astype(np.uint16) * 257).save(place / "grey16.png")
     Image.fromarray(photo(20, 90)[..., 0]).save(place / "wide.png")
     (place / "below").mkdir()
@@ -67,7 +76,11 @@ def test_masks_have_the_photos_own_size(folder, photos, tmp_path):
     assert [n for n, _ in masks.skipped] == ["broken.jpg"]
     with Image.open(tmp_path / "out/turned.png") as picture:
         assert picture.mode == "P" and picture.size == (40, 60)
-    assert [c["name"] for c in json.loads((tmp_path / "out/classes.json").read_text())] == ["background", "skin", "hair"]
+    assert [c["name"] for c in json.loads((tmp_path / "out/classes.json").read_text())] == [
+        "background",
+        "skin",
+        "hair",
+    ]
 
 
 def test_memory_and_disk_agree(student, photos, tmp_path):
@@ -124,7 +137,12 @@ def test_large_photos_are_cut_and_put_together(student):
 def test_arrays_lists_and_pillow_images(student):
     rgba, grey = np.dstack([photo(20, 24), np.full((20, 24), 255, np.uint8)]), photo(18, 18)[..., 0]
     masks = sis_jax.predict(student, [photo(16, 20), rgba, grey, Image.fromarray(photo(30, 22))])
-    assert [m.mask.shape for m in masks] == [(16, 20), (20, 24), (18, 18), (30, 22)] and masks.names == ("0000", "0001", "0002", "0003")
+    assert [m.mask.shape for m in masks] == [
+        (16, 20),
+        (20, 24),
+        (18, 18),
+        (30, 22),
+    ] and masks.names == ("0000", "0001", "0002", "0003")
     assert len(sis_jax.predict(student, np.stack([photo(16, 16)] * 3))) == 3
     assert student.predict(photo(16, 20))[0].mask.shape == (16, 20)
     with pytest.raises(UsageError, match=r"float64\[4, 4, 3\]"):
@@ -140,7 +158,9 @@ def test_segments_as_pipelines_give_them(student):
 
 
 def test_soft_scores_and_cutouts_on_disk(student, photos, tmp_path):
-    sis_jax.predict(student, str(photos / "clear.png"), out=str(tmp_path / "o"), soft=True, cutouts=True)
+    sis_jax.predict(
+        student, str(photos / "clear.png"), out=str(tmp_path / "o"), soft=True, cutouts=True
+    )
     with np.load(tmp_path / "o/clear.npz") as z:
         assert z["scores"].shape == (33, 47, 3)
     with Image.open(tmp_path / "o/clear-cutout.png") as picture:
@@ -149,7 +169,9 @@ def test_soft_scores_and_cutouts_on_disk(student, photos, tmp_path):
 
 def test_coco(student, photos, tmp_path):
     sis_jax.predict(student, str(photos), out=str(tmp_path / "coco"), format="coco")
-    found = [p for p in (tmp_path / "coco").rglob("*.json") if "annotations" in json.loads(p.read_text())]
+    found = [
+        p for p in (tmp_path / "coco").rglob("*.json") if "annotations" in json.loads(p.read_text())
+    ]
     assert len(found) == 1 and len(json.loads(found[0].read_text())["images"]) == 5
 
 
@@ -171,9 +193,17 @@ def test_the_same_command_goes_on_where_it_stopped(student, photos, tmp_path, mo
     (tmp_path / "out/turned.png").unlink()
     looked_at = []
     real = Student.masks
-    monkeypatch.setattr(Student, "masks", lambda self, images, **k: looked_at.extend(images) or real(self, images, **k))
+    monkeypatch.setattr(
+        Student,
+        "masks",
+        lambda self, images, **k: looked_at.extend(images) or real(self, images, **k),
+    )
     again = sis_jax.predict(student, str(photos), out=str(tmp_path / "out"))
-    assert len(looked_at) == 1 and again.names == whole.names and (tmp_path / "out/turned.png").is_file()
+    assert (
+        len(looked_at) == 1
+        and again.names == whole.names
+        and (tmp_path / "out/turned.png").is_file()
+    )
 
 
 def test_what_cannot_work_leaves_no_folder(student, photos, tmp_path):
@@ -227,14 +257,21 @@ def test_a_student_is_taken_for_nothing_else(student, tmp_path, monkeypatch, cap
         sis_jax.load_generator("faces-student")
     with pytest.raises(UsageError, match="faces64 holds no student"):
         sis_jax.load_student("faces64")
-    with pytest.raises(UsageError, match="unknown student 'face-student'; did you mean 'faces-student'"):
+    with pytest.raises(
+        UsageError, match="unknown student 'face-student'; did you mean 'faces-student'"
+    ):
         sis_jax.load_student("face-student")
     monkeypatch.chdir(tmp_path)
     assert door.main(["export", "faces-student", "--format", "jax"]) == 2
-    assert "no run here to write into: give --out" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert "no run here to write into: give --out" in capsys.readouterr().err and not list(
+        tmp_path.iterdir()
+    )
     assert door.main(["export", "faces-student", "--format", "jax", "--dry-run"]) == 2
     assert "no run here to write into: give --out" in capsys.readouterr().err
-    assert door.main(["export", "face-student", "--format", "jax"]) == 2 and "did you mean 'faces-student'" in capsys.readouterr().err
+    assert (
+        door.main(["export", "face-student", "--format", "jax"]) == 2
+        and "did you mean 'faces-student'" in capsys.readouterr().err
+    )
     (tmp_path / "faces-student").mkdir()  # such as masks that were written there
     assert sis_jax.load_student("faces-student").side == 128
     student.save("faces-student", "float16")  # a folder of that name here comes first
@@ -250,7 +287,9 @@ def test_the_portable_file_gives_the_same_probabilities(student, tmp_path):
     call = export.deserialize(bytearray(student.export(tmp_path / "s.jaxexport").read_bytes())).call
     for count in (1, 3):
         images = np.stack([photo(32, 32, i) for i in range(count)])
-        np.testing.assert_allclose(call(images), np.stack(student.scores(list(images), flip=False)), atol=1e-5)
+        np.testing.assert_allclose(
+            call(images), np.stack(student.scores(list(images), flip=False)), atol=1e-5
+        )
 
 
 def test_onnx_gives_the_same_probabilities(student, tmp_path):
@@ -260,9 +299,13 @@ def test_onnx_gives_the_same_probabilities(student, tmp_path):
     for count in (1, 3):
         images = np.stack([photo(32, 32, i) for i in range(count)])
         (found,) = session.run(["probabilities"], {"images": images})
-        np.testing.assert_allclose(found, np.stack(student.scores(list(images), flip=False)), atol=1e-5)
+        np.testing.assert_allclose(
+            found, np.stack(student.scores(list(images), flip=False)), atol=1e-5
+        )
     facts = session.get_modelmeta().custom_metadata_map
-    assert json.loads(facts["classes"]) == list(student.classes) and int(facts["side"]) == student.side
+    assert (
+        json.loads(facts["classes"]) == list(student.classes) and int(facts["side"]) == student.side
+    )
 
 
 def test_the_student_is_exported_from_the_shell(student, tmp_path, capsys, monkeypatch):
@@ -283,7 +326,10 @@ def test_the_student_is_exported_from_the_shell(student, tmp_path, capsys, monke
         assert door.main([*words, *more]) == 2
         assert said in capsys.readouterr().err
     inside = str(tmp_path / "exports/student.jax" / "s.jax")
-    assert door.main([*words, "jax", "--out", inside]) == 1 and f"cannot write {inside}" in capsys.readouterr().err
+    assert (
+        door.main([*words, "jax", "--out", inside]) == 1
+        and f"cannot write {inside}" in capsys.readouterr().err
+    )
     assert [p.name for p in (tmp_path / "exports").iterdir()] == ["student.jax"]
 
 
@@ -313,9 +359,19 @@ def test_the_command_ends_with_1_and_names_what_was_skipped(folder, photos, tmp_
     }
     command = [sys.executable, "-W", "error", "-m", "sis_jax.predict", str(folder), str(photos)]
     done = subprocess.run(
-        [*command, "--out", str(tmp_path / "o")], env=environment, capture_output=True, text=True, timeout=240, check=False
+        [*command, "--out", str(tmp_path / "o")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
     assert done.returncode == 1 and done.stdout.strip() == str(tmp_path / "o")
-    assert "1 of 6 photos could not be read: broken.jpg" in done.stderr and "Traceback" not in done.stderr
-    missing = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert (
+        "1 of 6 photos could not be read: broken.jpg" in done.stderr
+        and "Traceback" not in done.stderr
+    )
+    missing = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
     assert missing.returncode == 2 and "--out is missing" in missing.stderr

@@ -90,7 +90,10 @@ def test_the_rate_rises_and_falls():
 def test_each_picture_has_its_own_noise(gen):
     w = gen.map(gen.latents([1, 2]))
     rng = np.random.default_rng(3)
-    noise = {name: rng.standard_normal((2, *m.shape)).astype(np.float32) for name, m in nn.noise_maps(gen).items()}
+    noise = {
+        name: rng.standard_normal((2, *m.shape)).astype(np.float32)
+        for name, m in nn.noise_maps(gen).items()
+    }
     both = np.asarray(nn.draw(gen, w, noise))
     for i in range(2):
         alone = nn.draw(nn.with_noise(gen, {name: m[i] for name, m in noise.items()}), w, {})
@@ -109,14 +112,22 @@ def test_own_pictures_are_found_again(gen, photos, space):
 
 
 def test_a_nearer_start(gen, photos):
-    first = {starts: sis_jax.project(gen, photos, **QUICK | {"steps": 1, "starts": starts}).psnr.mean() for starts in (0, 64)}
+    first = {
+        starts: sis_jax.project(gen, photos, **QUICK | {"steps": 1, "starts": starts}).psnr.mean()
+        for starts in (0, 64)
+    }
     assert first[64] > first[0]
 
 
 def test_a_photo_does_not_see_the_others(gen, photos, monkeypatch):
-    together, reordered = (sis_jax.project(gen, p, **QUICK | {"steps": 4}) for p in (photos, photos[[0, 2, 1]]))
+    together, reordered = (
+        sis_jax.project(gen, p, **QUICK | {"steps": 4}) for p in (photos, photos[[0, 2, 1]])
+    )
     np.testing.assert_allclose(reordered.w[0], together.w[0], atol=1e-5)
-    assert np.abs(together.w[1] - together.w[0]).max() > 0.05 and np.abs(together.w[1] - reordered.w[1]).max() > 0.05
+    assert (
+        np.abs(together.w[1] - together.w[0]).max() > 0.05
+        and np.abs(together.w[1] - reordered.w[1]).max() > 0.05
+    )
     monkeypatch.setattr(parallel, "local_devices", devices)
     apart = sis_jax.project(gen, photos, **QUICK | {"steps": 4})
     np.testing.assert_allclose(apart.w, together.w, atol=2e-3)
@@ -127,7 +138,12 @@ def test_unknown_pixels_do_not_count(gen, photos):
     known[:, :, 8:] = False
     other = photos.copy()
     other[:, :, 8:] = 255 - other[:, :, 8:]
-    settings = QUICK | {"steps": 5, "known": known, "features": 1.0, "discriminator": fakes.tiny_discriminator(16)}
+    settings = QUICK | {
+        "steps": 5,
+        "known": known,
+        "features": 1.0,
+        "discriminator": fakes.tiny_discriminator(16),
+    }
     a, b = (sis_jax.project(gen, p, **settings) for p in (photos, other))
     np.testing.assert_array_equal(a.w, b.w)
 
@@ -142,23 +158,38 @@ def test_noise_maps_stay_noise(gen, photos):
 
 
 def test_pull_keeps_slots_together(gen, photos):
-    apart, together = (np.ptp(sis_jax.project(gen, photos, **QUICK | {"steps": 20, "pull": p}).w, axis=1).mean() for p in (0.0, 10.0))
+    apart, together = (
+        np.ptp(sis_jax.project(gen, photos, **QUICK | {"steps": 20, "pull": p}).w, axis=1).mean()
+        for p in (0.0, 10.0)
+    )
     assert together < 0.5 * apart
 
 
 def test_a_generator_without_slots_or_discriminator():
     gen = fakes.tiny_dcgan()
     photos = gen.sample([5]).to_uint8()
-    found = sis_jax.project(gen, photos, **QUICK | {"features": 1.0})  # the features are left out: there is no discriminator of that name
-    assert found.w.shape == (1, 1, 6) and found.psnr[0] > sis_jax.project(gen, photos, **QUICK | {"features": 1.0, "steps": 1}).psnr[0] + 3
+    found = sis_jax.project(
+        gen, photos, **QUICK | {"features": 1.0}
+    )  # the features are left out: there is no discriminator of that name
+    assert (
+        found.w.shape == (1, 1, 6)
+        and found.psnr[0]
+        > sis_jax.project(gen, photos, **QUICK | {"features": 1.0, "steps": 1}).psnr[0] + 3
+    )
 
 
 def test_files(gen, photos, tmp_path):
-    for i, photo in enumerate(photos):  # as many as elsewhere: another number would be another program to compile
+    for i, photo in enumerate(
+        photos
+    ):  # as many as elsewhere: another number would be another program to compile
         Image.fromarray(photo).resize((40, 32)).save(tmp_path / f"{i}.png")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     found = sis_jax.project(gen, str(tmp_path), **QUICK | {"steps": 1})
-    assert found.names == ("0.png", "1.png", "2.png") and found.photos.shape == (3, 16, 16, 3) and found.skipped[0][0] == "broken.png"
+    assert (
+        found.names == ("0.png", "1.png", "2.png")
+        and found.photos.shape == (3, 16, 16, 3)
+        and found.skipped[0][0] == "broken.png"
+    )
     out = found.save(tmp_path / "out")
     from safetensors.numpy import load_file
 
@@ -185,7 +216,9 @@ def test_refused(gen, photos, settings, said):
 
 
 def test_refused_photos(gen, tmp_path):
-    with pytest.raises(UsageError, match=r"photos are uint8\[1, 8, 8, 3\], expected uint8\[n 16 16 3\]"):
+    with pytest.raises(
+        UsageError, match=r"photos are uint8\[1, 8, 8, 3\], expected uint8\[n 16 16 3\]"
+    ):
         sis_jax.project(gen, np.zeros((1, 8, 8, 3), np.uint8), **QUICK)
     with pytest.raises(UsageError, match="there is no file or folder"):
         sis_jax.project(gen, str(tmp_path / "none.png"), **QUICK)

@@ -26,16 +26,24 @@ class Night(naming_kit.Lamp):
 
     def synthesize(self, w, noise="const", taps=()):
         edge = 4 + 4 * ((w[:, 0] @ self.axis) - 2.0)
-        lit = (jnp.arange(16)[None, None] + 0.5 < edge[:, None, None]) & (jnp.arange(16)[None, :, None] < 12)
+        lit = (jnp.arange(16)[None, None] + 0.5 < edge[:, None, None]) & (
+            jnp.arange(16)[None, :, None] < 12
+        )
         lit = lit.astype(jnp.float32)
-        floor = jnp.broadcast_to((jnp.arange(16) >= 12).astype(jnp.float32)[None, :, None], lit.shape)
+        floor = jnp.broadcast_to(
+            (jnp.arange(16) >= 12).astype(jnp.float32)[None, :, None], lit.shape
+        )
         images = jnp.broadcast_to((2 * lit - 1)[..., None], (*lit.shape, 3))
-        features = jnp.stack([4 * lit, floor * 4, 1 - lit - floor, 0.05 * w[:, 0, 3, None, None] + 0 * lit], -1)
+        features = jnp.stack(
+            [4 * lit, floor * 4, 1 - lit - floor, 0.05 * w[:, 0, 3, None, None] + 0 * lit], -1
+        )
         return images, dict.fromkeys(taps, features)
 
     def lit(self, z, moved):
         edge = 4 + 4 * ((np.asarray(z) @ self.axis + moved) - 2.0)
-        return (np.arange(16)[None, None] + 0.5 < edge[:, None, None]) & (np.arange(16)[None, :, None] < 12)
+        return (np.arange(16)[None, None] + 0.5 < edge[:, None, None]) & (
+            np.arange(16)[None, :, None] < 12
+        )
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +64,11 @@ def found(clip):
 
 def test_the_rare_class_is_a_part(found):
     gen, parts = found
-    assert "white" in parts.names.values() and len(parts.arrays["centers"]) == 3 and len(parts.clusters) == 3
+    assert (
+        "white" in parts.names.values()
+        and len(parts.arrays["centers"]) == 3
+        and len(parts.clusters) == 3
+    )
     moved = mixed(gen, parts.arrays)
     assert isinstance(moved, Moved) and moved.share == 0.5
     away = float(np.asarray(moved.move) @ gen.axis)
@@ -79,11 +91,25 @@ def test_a_run(found, clip, tmp_path):
     from sis_jax.stages.directions import Direction
 
     folder, out = naming_kit.save(clip, tmp_path / "clip"), tmp_path / "run"
-    parts = sis_jax.discover(found[0], clip=str(folder), out=str(out), ontology={"white": "light", "black": "dark"}, **QUICK, **ASKED)
+    parts = sis_jax.discover(
+        found[0],
+        clip=str(folder),
+        out=str(out),
+        ontology={"white": "light", "black": "dark"},
+        **QUICK,
+        **ASKED,
+    )
     facts = json.loads((out / "parts" / "rare.json").read_text())
-    assert facts["name"] == "white" and facts["share_moved"] > facts["share_plain"] + 0.1 and facts["passing"] >= 0.9
+    assert (
+        facts["name"] == "white"
+        and facts["share_moved"] > facts["share_plain"] + 0.1
+        and facts["passing"] >= 0.9
+    )
     assert facts["evidence"] > 0.5
-    page, sheet = (out / "report.html").read_text(), np.asarray(Image.open(out / "parts" / "rare.png"))
+    page, sheet = (
+        (out / "report.html").read_text(),
+        np.asarray(Image.open(out / "parts" / "rare.png")),
+    )
     assert "samples before and after the move" in page and "“a room with white”: moved by" in page
     before, after, shown = (sheet[4 + i * 132 : 132 + i * 132] for i in range(3))
     assert after.mean() > before.mean() + 20 and np.ptp(before - before[..., :1]) == 0 < np.ptp(
@@ -92,9 +118,13 @@ def test_a_run(found, clip, tmp_path):
     direction = Direction.load(out / "parts" / "rare.safetensors")
     np.testing.assert_allclose(direction.move, parts.arrays["rare/move"], atol=1e-6)
     names = json.loads((out / "parts" / "names.json").read_text())
-    assert names["classes"] == ["light", "dark"] and not names["clusters"][facts["cluster"]]["named"]
+    assert (
+        names["classes"] == ["light", "dark"] and not names["clusters"][facts["cluster"]]["named"]
+    )
     assert "white" in parts.names.values()  # whatever the ontology calls it
-    again = sis_jax.label(Parts.load(out), {"white": "light", "black": "dark"}, gen=found[0], clip=clip)
+    again = sis_jax.label(
+        Parts.load(out), {"white": "light", "black": "dark"}, gen=found[0], clip=clip
+    )
     assert "white" in again.names.values() and "light" not in again.names.values()
     assert mixed(found[0], Parts.load(out).arrays).share == 0.5
     command = json.loads((out / "run.json").read_text())["stages"]["discover"]["command"]
@@ -107,7 +137,9 @@ def test_no_other_cluster_gets_the_name_of_the_rare_class(found, clip):
     rare = next(c["clusters"] for c in parts.classes if c["name"] == "white")
     for again in (
         sis_jax.label(parts, {"white": "dark", "black": "white"}, gen=gen, clip=clip),
-        sis_jax.discover(gen, clip=clip, ontology={"white": "dark", "black": "white"}, **QUICK, **ASKED),
+        sis_jax.discover(
+            gen, clip=clip, ontology={"white": "dark", "black": "white"}, **QUICK, **ASKED
+        ),
     ):
         assert next(c["clusters"] for c in again.classes if c["name"] == "white") == rare == [2]
 
@@ -125,14 +157,30 @@ def test_a_damaged_picture_or_number_leaves_the_report_whole(found, clip, tmp_pa
         data = (out / "parts" / name).read_bytes()
         (out / "parts" / name).write_bytes(content or data[: len(data) // 2])
     page = write_page(out).read_text()
-    assert ("moved by" in page) == (content is not None) and "samples before and after the move" not in page
+    assert ("moved by" in page) == (
+        content is not None
+    ) and "samples before and after the move" not in page
 
 
 def test_dry_run(tmp_path, capsys):
-    argv = ["faces64", "--k", "6", "--layer", "32x32", "--out", str(tmp_path / "run"), "--dry-run", "--rare", "a person with a hat"]
+    argv = [
+        "faces64",
+        "--k",
+        "6",
+        "--layer",
+        "32x32",
+        "--out",
+        str(tmp_path / "run"),
+        "--dry-run",
+        "--rare",
+        "a person with a hat",
+    ]
     assert cli.run(sis_jax.discover, argv=argv, variants={"method": METHODS}) == 0
     assert "parts/rare.png" in capsys.readouterr().out
-    assert cli.run(sis_jax.discover, argv=[*argv, "--rare-share", "9"], variants={"method": METHODS}) == 2
+    assert (
+        cli.run(sis_jax.discover, argv=[*argv, "--rare-share", "9"], variants={"method": METHODS})
+        == 2
+    )
     assert "--rare-share is 9.0, expected a share" in capsys.readouterr().err
 
 
@@ -151,7 +199,12 @@ def test_the_share_in_a_dataset(found, tmp_path):
 
 @pytest.mark.parametrize(
     ("prompt", "name"),
-    [("a person with glasses", "glasses"), ("a photo of a man wearing a hat", "hat"), ("a photo of a beard", "beard"), ("beard", "beard")],
+    [
+        ("a person with glasses", "glasses"),
+        ("a photo of a man wearing a hat", "hat"),
+        ("a photo of a beard", "beard"),
+        ("beard", "beard"),
+    ],
 )
 def test_what_it_is_called(prompt, name):
     assert rare.class_name(prompt) == name
@@ -181,7 +234,9 @@ def test_refused(found, clip, settings, said):
     assert said in str(error.value)
 
 
-@pytest.mark.parametrize(("rare", "n", "share"), [(5, 300, 0.5), ("a hat", 300.0, 0.5), ("a hat", 300, "0.5")])
+@pytest.mark.parametrize(
+    ("rare", "n", "share"), [(5, 300, 0.5), ("a hat", 300.0, 0.5), ("a hat", 300, "0.5")]
+)
 def test_other_types_are_refused(rare, n, share):
     from sis_jax.methods.segmentation_in_style import SegmentationInStyle
     from sis_jax.stages.texts import check_rare
@@ -191,8 +246,12 @@ def test_other_types_are_refused(rare, n, share):
 
 
 def test_a_method_without_centres_is_refused_before_anything_is_computed(clip, tmp_path):
-    with pytest.raises(UsageError, match=r"needs parts that are cluster centres: .* got LatentDirection"):
-        sis_jax.discover(Night(), method="latent_direction", clip=clip, out=str(tmp_path / "run"), **ASKED)
+    with pytest.raises(
+        UsageError, match=r"needs parts that are cluster centres: .* got LatentDirection"
+    ):
+        sis_jax.discover(
+            Night(), method="latent_direction", clip=clip, out=str(tmp_path / "run"), **ASKED
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -202,9 +261,14 @@ def test_a_class_that_changes_no_feature(clip):
     class Blind(Night):
         def synthesize(self, w, noise="const", taps=()):
             images, features = super().synthesize(w, noise, taps)
-            return images, {t: f.at[..., 0].set(0).at[..., 2].set(1 - f[..., 1] / 4).at[..., 3].set(0) for t, f in features.items()}
+            return images, {
+                t: f.at[..., 0].set(0).at[..., 2].set(1 - f[..., 1] / 4).at[..., 3].set(0)
+                for t, f in features.items()
+            }
 
-    with pytest.raises(SisError, match=r"no cluster grows when samples are moved towards 'a room with white'"):
+    with pytest.raises(
+        SisError, match=r"no cluster grows when samples are moved towards 'a room with white'"
+    ):
         sis_jax.discover(Blind(), clip=clip, **QUICK, **ASKED)
 
 
@@ -218,7 +282,15 @@ class Day(naming_kit.Lamp):
         rows = jnp.broadcast_to(jnp.arange(16)[None, :, None], (len(w), 16, 16))
         lamp, ground = day * (rows < 4), day * (rows >= 8)
         images = jnp.broadcast_to((2 * lamp - 1)[..., None], (*lamp.shape, 3))
-        own = jnp.stack([4 * lamp * self.seen, 4 * ground, 1 - lamp * self.seen - ground, jnp.where(rows < 8, 2.0, -2.0)], -1)
+        own = jnp.stack(
+            [
+                4 * lamp * self.seen,
+                4 * ground,
+                1 - lamp * self.seen - ground,
+                jnp.where(rows < 8, 2.0, -2.0),
+            ],
+            -1,
+        )
         return images, dict.fromkeys(taps, own)
 
 
@@ -228,7 +300,9 @@ class Elsewhere(Day):
     seen = 0.0
 
 
-@pytest.mark.parametrize(("gen", "rows", "told"), [(Day(), slice(0, 4), False), (Elsewhere(), slice(8, 16), True)])
+@pytest.mark.parametrize(
+    ("gen", "rows", "told"), [(Day(), slice(0, 4), False), (Elsewhere(), slice(8, 16), True)]
+)
 def test_what_the_text_model_sees_is_taken_and_not_what_grows_beside_it(clip, gen, rows, told):
     """Half of the picture changes with a quarter that the text is about. Where only that half can be found, the parts say so."""
     parts = sis_jax.discover(gen, clip=clip, **QUICK | {"k": 3}, **ASKED)
@@ -236,4 +310,7 @@ def test_what_the_text_model_sees_is_taken_and_not_what_grows_beside_it(clip, ge
     where = np.zeros(white.shape, bool)
     where[:, rows] = True
     assert white.any() and (white & where).sum() > 0.95 * white.sum()
-    assert told == any("comes from the cluster called 'white': it may be something else" in said for said in parts.warnings)
+    assert told == any(
+        "comes from the cluster called 'white': it may be something else" in said
+        for said in parts.warnings
+    )

@@ -33,7 +33,11 @@ class _Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         if tag not in _VOID:
             self.open.append(tag)
-        self.loads += [value for name, value in attrs if name in ("src", "href", "srcset", "action", "data", "poster")]
+        self.loads += [
+            value
+            for name, value in attrs
+            if name in ("src", "href", "srcset", "action", "data", "poster")
+        ]
         self.ids += [value for name, value in attrs if name == "id"]
 
     def handle_startendtag(self, tag, attrs):
@@ -55,7 +59,11 @@ def _faces(n: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         r = np.hypot(x - 0.4 - 0.03 * i, y - 0.5)
         mask = np.where(r < 0.12, 2, np.where(r < 0.33, 1, 0)).astype(np.uint8)
         ramp = np.stack([90 + 90 * x, 120 + 60 * y, 150 + 0 * x], -1)
-        images.append(np.where(mask[..., None] > 0, np.array([210, 160 - 50 * (mask[0, 0]), 90 + 10 * i]), ramp).astype(np.uint8))
+        images.append(
+            np.where(
+                mask[..., None] > 0, np.array([210, 160 - 50 * (mask[0, 0]), 90 + 10 * i]), ramp
+            ).astype(np.uint8)
+        )
         masks.append(mask)
     return np.stack(images), np.stack(masks)
 
@@ -63,17 +71,60 @@ def _faces(n: int, size: int) -> tuple[np.ndarray, np.ndarray]:
 def _make_run(folder: Path, *, size: int = 128, full: bool = True) -> Path:
     images, masks = _faces(8, size)
     clusters = [
-        {"id": 0, "share": 0.55, "confidence": 0.95, "agreement": 0.99, "border_share": 0.9, "background": True, "class_id": 0},
-        {"id": 1, "share": 0.40, "confidence": 0.90, "agreement": 0.97, "border_share": 0.0, "background": False, "class_id": 1},
-        {"id": 2, "share": 0.05, "confidence": 0.55, "agreement": 0.41, "border_share": 0.0, "background": False, "class_id": 2},
+        {
+            "id": 0,
+            "share": 0.55,
+            "confidence": 0.95,
+            "agreement": 0.99,
+            "border_share": 0.9,
+            "background": True,
+            "class_id": 0,
+        },
+        {
+            "id": 1,
+            "share": 0.40,
+            "confidence": 0.90,
+            "agreement": 0.97,
+            "border_share": 0.0,
+            "background": False,
+            "class_id": 1,
+        },
+        {
+            "id": 2,
+            "share": 0.05,
+            "confidence": 0.55,
+            "agreement": 0.41,
+            "border_share": 0.0,
+            "background": False,
+            "class_id": 2,
+        },
     ]
     classes = [
-        {"id": 1, "name": "disc", "colour": draw.colour(1), "clusters": [1], "score": None, "margin": None},
-        {"id": 2, "name": "<script>spot</script>", "colour": draw.colour(2), "clusters": [2], "score": None, "margin": None},
+        {
+            "id": 1,
+            "name": "disc",
+            "colour": draw.colour(1),
+            "clusters": [1],
+            "score": None,
+            "margin": None,
+        },
+        {
+            "id": 2,
+            "name": "<script>spot</script>",
+            "colour": draw.colour(2),
+            "clusters": [2],
+            "score": None,
+            "margin": None,
+        },
     ]
     config = {"gen": "discs", "k": "auto", "layer": "auto", "seed": 0}
     info = Info(name="discs-128", licence="CC0-1.0", source="made by the test", sha256="ab" * 32)
-    with RunFolder.open(folder) as run, run.stage("discover", config, generator=info, command="python -m sis_jax.discover discs --k auto"):
+    with (
+        RunFolder.open(folder) as run,
+        run.stage(
+            "discover", config, generator=info, command="python -m sis_jax.discover discs --k auto"
+        ),
+    ):
         if not full:
             return folder
         run.write_json(
@@ -98,16 +149,25 @@ def _make_run(folder: Path, *, size: int = 128, full: bool = True) -> Path:
             for s, layer in enumerate(("16x16", "32x32"), 1)
             for k in (3, 4, 6, 8)
         ]
-        run.write_json("parts/sweep.json", {"criterion": "The largest k whose agreement stays above 0.75.", "rows": rows})
+        run.write_json(
+            "parts/sweep.json",
+            {"criterion": "The largest k whose agreement stays above 0.75.", "rows": rows},
+        )
         for i in range(8):
             run.write_image(f"parts/samples/{i:02d}_image.png", images[i])
             run.write_image(f"parts/samples/{i:02d}_mask.png", draw.palette_png(masks[i]))
         run.write_image("parts/gallery.png", draw.sample_grid(images, masks))
-        run.write_safetensors("parts/parts.safetensors", {"centroids": np.zeros((3, 16), np.float32)})
-        run.write_json("metrics.json", {"mIoU": {"paper": 0.80, "ours": 0.83}, "pixel accuracy": 0.91})
+        run.write_safetensors(
+            "parts/parts.safetensors", {"centroids": np.zeros((3, 16), np.float32)}
+        )
+        run.write_json(
+            "metrics.json", {"mIoU": {"paper": 0.80, "ours": 0.83}, "pixel accuracy": 0.91}
+        )
         (folder / "student").mkdir()
         with (folder / "student" / "curves.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([["step", "loss"], *[[s, 1 / (1 + s)] for s in range(0, 50, 5)]])
+            csv.writer(file).writerows(
+                [["step", "loss"], *[[s, 1 / (1 + s)] for s in range(0, 50, 5)]]
+            )
     return folder
 
 
@@ -131,7 +191,9 @@ def test_the_heat_map_shows_what_decided_the_layer(tmp_path):
     assert "<figcaption>Score</figcaption>" in report(run).read_text()
     for i, row in enumerate(table["rows"]):
         row["consensus"] = 0.11 + 0.01 * i
-    (run / "parts/sweep.json").write_text(json.dumps(table | {"layers": {"16x16": 0.31, "32x32": 0.77}}))
+    (run / "parts/sweep.json").write_text(
+        json.dumps(table | {"layers": {"16x16": 0.31, "32x32": 0.77}})
+    )
     heat = report(run).read_text().split('class="chart heat"')[1].split("</svg>")[0]
     assert (
         all(f">{value}<" in heat for value in ("mean", "0.31", "0.77", "0.11", "0.18"))
@@ -141,7 +203,16 @@ def test_the_heat_map_shows_what_decided_the_layer(tmp_path):
 
 def test_every_section_with_data_is_there(tmp_path):
     page = _Page(report(_make_run(tmp_path / "faces")).read_text(encoding="utf-8"))
-    assert page.ids == ["samples", "parts", "gallery", "sweep", "worst", "student", "metrics", "provenance"]
+    assert page.ids == [
+        "samples",
+        "parts",
+        "gallery",
+        "sweep",
+        "worst",
+        "student",
+        "metrics",
+        "provenance",
+    ]
     text = " ".join(page.text)
     for part in (
         "CC0-1.0",
@@ -165,7 +236,11 @@ def test_unsure_parts_come_first_and_names_are_escaped(tmp_path):
     html = report(_make_run(tmp_path / "faces")).read_text(encoding="utf-8")
     assert "<script" not in html
     table = html[html.index('<section id="parts">') :]
-    assert table.index("&lt;script&gt;spot") < table.index("disc</td>") < table.index("background</td>")
+    assert (
+        table.index("&lt;script&gt;spot")
+        < table.index("disc</td>")
+        < table.index("background</td>")
+    )
     assert len(re.findall(r'class="tag unsure"', table)) == 1
 
 
@@ -193,7 +268,11 @@ def test_large_pictures_are_reduced(tmp_path):
     with RunFolder.open(folder) as run:
         run.write_image("parts/gallery.png", noise, compress_level=1)
         run.write_image("parts/samples/00_image.png", noise[:1024, :1024], compress_level=1)
-        run.write_image("parts/samples/00_mask.png", draw.palette_png(np.ones((1024, 1024), np.uint8)), compress_level=1)
+        run.write_image(
+            "parts/samples/00_mask.png",
+            draw.palette_png(np.ones((1024, 1024), np.uint8)),
+            compress_level=1,
+        )
     assert report(folder).stat().st_size < 5 * 1024 * 1024
 
 
@@ -217,13 +296,35 @@ def test_names_from_text_are_shown(tmp_path):
     folder = _make_run(tmp_path / "run")
     file = folder / "parts" / "classes.json"
     content = json.loads(file.read_text())
-    content["classes"][0] |= {"name": "hair", "score": 0.81, "margin": 0.7, "runner_up": "hat", "guess": None, "unsure": False}
-    content["classes"][1] |= {"name": "part 2", "score": 0.4, "margin": 0.05, "runner_up": "skin", "guess": "ear", "unsure": True}
+    content["classes"][0] |= {
+        "name": "hair",
+        "score": 0.81,
+        "margin": 0.7,
+        "runner_up": "hat",
+        "guess": None,
+        "unsure": False,
+    }
+    content["classes"][1] |= {
+        "name": "part 2",
+        "score": 0.4,
+        "margin": 0.05,
+        "runner_up": "skin",
+        "guess": "ear",
+        "unsure": True,
+    }
     file.write_text(json.dumps(content))
     page = _page_of(folder)
     table = page[page.index('id="parts"') :]
-    assert "Runner-up" in table and ">0.81<" in table and ">0.70<" in table and ">hat<" in table and ">skin<" in table
-    assert "unnamed: ear?" in table and table.index("part 2") < table.index("hair")  # unsure ones first
+    assert (
+        "Runner-up" in table
+        and ">0.81<" in table
+        and ">0.70<" in table
+        and ">hat<" in table
+        and ">skin<" in table
+    )
+    assert "unnamed: ear?" in table and table.index("part 2") < table.index(
+        "hair"
+    )  # unsure ones first
 
 
 def test_without_scores_there_is_no_such_column(tmp_path):
@@ -233,10 +334,17 @@ def test_without_scores_there_is_no_such_column(tmp_path):
 
 def test_a_run_whose_first_stage_knows_no_layer_and_no_generator(tmp_path):
     """Such as one that only holds a dataset, or only a training."""
-    with RunFolder.open(tmp_path / "run") as run, run.stage("distill", {"steps": 3, "data": "d"}, command="python -m sis_jax.distill d"):
+    with (
+        RunFolder.open(tmp_path / "run") as run,
+        run.stage("distill", {"steps": 3, "data": "d"}, command="python -m sis_jax.distill d"),
+    ):
         run.write_bytes("student/a.txt", b"x")
     page = _page_of(tmp_path / "run")
-    assert "python -m sis_jax.distill d" in page and "<dt>Layer</dt>" not in page and "<dt>Generator</dt>" not in page
+    assert (
+        "python -m sis_jax.distill d" in page
+        and "<dt>Layer</dt>" not in page
+        and "<dt>Generator</dt>" not in page
+    )
 
 
 def test_a_run_without_any_stage(tmp_path):
@@ -256,7 +364,11 @@ def test_a_run_without_any_stage(tmp_path):
 )
 def test_how_to_go_on_with_an_unfinished_stage(tmp_path, stage, command):
     folder = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt), RunFolder.open(folder) as run, run.stage(stage, {"n": 3}):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        RunFolder.open(folder) as run,
+        run.stage(stage, {"n": 3}),
+    ):
         run.write_bytes("half.txt", b"x")
         raise KeyboardInterrupt
     assert f"The stage {stage} did not finish: {command.format(run=folder)}" in _page_of(folder)
@@ -267,7 +379,15 @@ def _edit_of(count: int, shift: int, direction: str = "glasses"):
     images, masks = _faces(count, 32)
     plain = np.where(masks[..., None] > 0, images // 2, images + np.uint8(shift))
     alphas = (masks > 0).astype(np.float32)
-    return keep_background(tuple(f"seed {i}" for i in range(count)), (1.0,), direction, images, alphas, plain[:, None], alphas[:, None])
+    return keep_background(
+        tuple(f"seed {i}" for i in range(count)),
+        (1.0,),
+        direction,
+        images,
+        alphas,
+        plain[:, None],
+        alphas[:, None],
+    )
 
 
 def test_edits_are_shown_side_by_side(tmp_path):
@@ -283,10 +403,15 @@ def test_edits_are_shown_side_by_side(tmp_path):
     assert "edits" in page.ids and len(page.loads) == before + 2
     text = " ".join("".join(page.text).split())
     for shift in (8, 16):  # the definition: 10 log10(255^2 / shift^2)
-        assert f"background kept at no pixel changed, plain edit {20 * np.log10(255 / shift):.1f} dB" in text
+        assert (
+            f"background kept at no pixel changed, plain edit {20 * np.log10(255 / shift):.1f} dB"
+            in text
+        )
     assert "2 pictures of glasses" in text and "9 pictures of hat" in text and "seed 8" in text
     assert "&lt;b&gt;hat&lt;/b&gt;" in html and "half" not in text
-    wide, tall = (_size(uri) for uri in re.findall(r'<img class="gallery" src="([^"]+)" alt="edit ', html))
+    wide, tall = (
+        _size(uri) for uri in re.findall(r'<img class="gallery" src="([^"]+)" alt="edit ', html)
+    )
     assert wide[0] == tall[0] and tall[1] > 2.5 * wide[1]  # 2 rows, and 6 of 9
 
 
@@ -296,7 +421,9 @@ def test_many_edits_keep_the_page_small(tmp_path):
     alphas = np.zeros((4, 128, 128), np.float32)
     alphas[:, 40:90, 40:90] = 1
     for i in range(6):
-        keep_background(tuple("abcd"), (1.0,), "pca:0", noise, alphas, noise[:, None], alphas[:, None]).save(folder / "edits" / str(i))
+        keep_background(
+            tuple("abcd"), (1.0,), "pca:0", noise, alphas, noise[:, None], alphas[:, None]
+        ).save(folder / "edits" / str(i))
     html = _page_of(folder)
     sheets = re.findall(r'<img class="gallery" src="([^"]+)" alt="edit ', html)
     assert len(sheets) == 6 and sum(map(len, sheets)) <= 1_200_000 and 'id="gallery"' in html

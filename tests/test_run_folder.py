@@ -29,7 +29,9 @@ def test_a_stage_is_recorded(tmp_path):
     info = Info(name="faces", licence="CC0-1.0", sha256="12")
     with (
         RunFolder.open(tmp_path / "r") as run,
-        run.stage("discover", {"k": 10, "seed": 4, "taps": ("a",)}, generator=info, command="x") as stage,
+        run.stage(
+            "discover", {"k": 10, "seed": 4, "taps": ("a",)}, generator=info, command="x"
+        ) as stage,
     ):
         run.write_json("parts/classes.json", [1])
         stage.record["note"] = "kept"
@@ -62,24 +64,37 @@ def test_an_impossible_overwrite_loses_nothing(tmp_path):
     _finish(tmp_path / "r", {"k": 10})
     before = (tmp_path / "r/run.json").read_bytes()
     with RunFolder.open(tmp_path / "r", overwrite=True) as run:
-        with pytest.raises(UsageError, match="no such layer"), run.stage("discover", {"k": 12}, late=True):
+        with (
+            pytest.raises(UsageError, match="no such layer"),
+            run.stage("discover", {"k": 12}, late=True),
+        ):
             raise UsageError("no such layer")
-        assert (tmp_path / "r/run.json").read_bytes() == before and (tmp_path / "r/parts/classes.json").is_file()
+        assert (tmp_path / "r/run.json").read_bytes() == before and (
+            tmp_path / "r/parts/classes.json"
+        ).is_file()
         with run.stage("discover", {"k": 12}, late=True):
             assert (tmp_path / "r/parts/classes.json").is_file()
             run.write_json("parts/other.json", {})
-            assert not (tmp_path / "r/parts/classes.json").exists() and run.read()["stages"]["discover"]["state"] == "started"
+            assert (
+                not (tmp_path / "r/parts/classes.json").exists()
+                and run.read()["stages"]["discover"]["state"] == "started"
+            )
         assert run.read()["stages"]["discover"]["files"] == ["parts/other.json"]
         with run.stage("discover", {"k": 13}, late=True):
             pass
-    assert not (tmp_path / "r/parts/other.json").exists() and _finish(tmp_path / "r", {"k": 13}).done
+    assert (
+        not (tmp_path / "r/parts/other.json").exists() and _finish(tmp_path / "r", {"k": 13}).done
+    )
 
 
 def test_changed_inputs_are_refused(tmp_path):
     with RunFolder.open(tmp_path) as run:
         with run.stage("label", {}, inputs={"parts": "aa"}):
             pass
-        with pytest.raises(UsageError, match=r"inputs.parts='aa', now asked for 'bb'"), run.stage("label", {}, inputs={"parts": "bb"}):
+        with (
+            pytest.raises(UsageError, match=r"inputs.parts='aa', now asked for 'bb'"),
+            run.stage("label", {}, inputs={"parts": "bb"}),
+        ):
             pass
 
 
@@ -125,9 +140,16 @@ def test_a_broken_run_json_is_refused_and_kept(tmp_path, content):
 
 
 @pytest.mark.parametrize(
-    ("code", "sentence"), [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "give an --out you may write to"), (errno.EIO, "could not")]
+    ("code", "sentence"),
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EROFS, "give an --out you may write to"),
+        (errno.EIO, "could not"),
+    ],
 )
-def test_disk_troubles_are_one_sentence_and_leave_the_old_file(tmp_path, monkeypatch, code, sentence):
+def test_disk_troubles_are_one_sentence_and_leave_the_old_file(
+    tmp_path, monkeypatch, code, sentence
+):
     with RunFolder.open(tmp_path) as run:
         run.write_bytes("a.bin", b"old")
 
@@ -166,23 +188,39 @@ def test_every_kind_of_file_can_be_read_back(tmp_path):
         run.write_image("a/x.png", picture)
         run.write_image("x.png", Image.fromarray(picture[..., 0]))
         run.write_safetensors("x.safetensors", {"a": np.arange(6.0).reshape(2, 3).T}, {"k": "v"})
-        run.write_json("x.json", {"nan": float("nan"), "np": np.float32(0.5), "path": tmp_path, "tuple": (1,), "info": Info(name="é")})
+        run.write_json(
+            "x.json",
+            {
+                "nan": float("nan"),
+                "np": np.float32(0.5),
+                "path": tmp_path,
+                "tuple": (1,),
+                "info": Info(name="é"),
+            },
+        )
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a/x.png")), picture)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "x.png")), picture[..., 0])
-    np.testing.assert_array_equal(load_file(tmp_path / "x.safetensors")["a"], np.arange(6.0).reshape(2, 3).T)
+    np.testing.assert_array_equal(
+        load_file(tmp_path / "x.safetensors")["a"], np.arange(6.0).reshape(2, 3).T
+    )
     content = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
     assert content["nan"] is None
-    assert (content["np"], content["path"], content["tuple"], content["info"]["name"]) == (0.5, str(tmp_path), [1], "é")
+    assert (content["np"], content["path"], content["tuple"], content["info"]["name"]) == (
+        0.5,
+        str(tmp_path),
+        [1],
+        "é",
+    )
 
 
-_HOLD = (
-    "import sys, time\nfrom sis_jax.runs.run import RunFolder\nrun = RunFolder.open(sys.argv[1])\nprint('open', flush=True)\ntime.sleep(60)"
-)
+_HOLD = "import sys, time\nfrom sis_jax.runs.run import RunFolder\nrun = RunFolder.open(sys.argv[1])\nprint('open', flush=True)\ntime.sleep(60)"
 
 
 def test_two_processes_are_refused_and_a_killed_one_is_forgotten(tmp_path):
     folder = tmp_path / "r"
-    other = subprocess.Popen([sys.executable, "-c", _HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
+    other = subprocess.Popen(
+        [sys.executable, "-c", _HOLD, str(folder)], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert other.stdout.readline() == "open\n"
         with pytest.raises(SisError, match=f"in use by process {other.pid}"):

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from sis_jax.discover import _resolve
-from sis_jax.methods.segmentation_in_style import RECIPES, SegmentationInStyle, _standardise, candidate_layers
+from sis_jax.methods.segmentation_in_style import (
+    RECIPES,
+    SegmentationInStyle,
+    _standardise,
+    candidate_layers,
+)
 from sis_jax.ops import kmeans, sweep
 from sis_jax.ops.cluster_labels import label_maps
 from sis_jax.ops.resize import resize_bilinear
@@ -22,7 +27,9 @@ def features(*shapes, n=2):
     rng = np.random.default_rng(0)
     made = {}
     for side, channels in shapes:
-        coarse = jnp.asarray(rng.standard_normal((n, max(2, side // 4), max(2, side // 4), channels)), jnp.float32)
+        coarse = jnp.asarray(
+            rng.standard_normal((n, max(2, side // 4), max(2, side // 4), channels)), jnp.float32
+        )
         made[f"{side}x{side}"] = resize_bilinear(coarse, (side, side))
     return made
 
@@ -41,7 +48,10 @@ def learned(channels, position_weight=0.0, seed=1):
 
 def literally(maps, arrays, side, align_corners):
     """The definition: enlarge all features, standardise, add the place, nearest centre; [n s s] labels, squared distances [n s s k]."""
-    large = [resize_bilinear(x, (side, side), align_corners=align_corners, antialias=False) for x in maps.values()]
+    large = [
+        resize_bilinear(x, (side, side), align_corners=align_corners, antialias=False)
+        for x in maps.values()
+    ]
     at = (np.arange(side) + 0.5) / side * 2 - 1
     place = np.broadcast_to(np.stack(np.meshgrid(at, at), -1), (*large[0].shape[:3], 2))
     x = np.concatenate([*map(np.asarray, large), place], -1).astype(np.float64)
@@ -52,11 +62,15 @@ def literally(maps, arrays, side, align_corners):
 
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("position_weight", [0.0, 0.8])
-@pytest.mark.parametrize("shapes", [[(16, 6)], [(32, 6)], [(8, 4), (16, 6)], [(4, 3), (8, 4), (32, 5)]], ids=str)
+@pytest.mark.parametrize(
+    "shapes", [[(16, 6)], [(32, 6)], [(8, 4), (16, 6)], [(4, 3), (8, 4), (32, 5)]], ids=str
+)
 def test_labels_from_scores_are_labels_of_enlarged_features(shapes, position_weight, align_corners):
     side = 32
     maps, arrays = features(*shapes), learned(sum(c for _, c in shapes), position_weight)
-    labels, sure = label_maps(tuple(maps.values()), jnp.zeros((2, side, side, 3)), arrays, align_corners)
+    labels, sure = label_maps(
+        tuple(maps.values()), jnp.zeros((2, side, side, 3)), arrays, align_corners
+    )
     expected, distances = literally(maps, arrays, side, align_corners)
     nearest = np.sort(distances, -1)
     clear = nearest[..., 1] - nearest[..., 0] > 1e-3
@@ -72,7 +86,12 @@ def test_half_precision_features_are_compared_in_full():
     maps, arrays = features((16, 6)), learned(6)
     half = {t: x.astype(jnp.bfloat16) for t, x in maps.items()}
     again = {t: x.astype(jnp.float32) for t, x in half.items()}
-    for a, b in zip(*(label_maps(tuple(m.values()), jnp.zeros((2, 16, 16, 3)), arrays, False) for m in (half, again))):
+    for a, b in zip(
+        *(
+            label_maps(tuple(m.values()), jnp.zeros((2, 16, 16, 3)), arrays, False)
+            for m in (half, again)
+        )
+    ):
         assert np.array_equal(a, b)
 
 
@@ -96,9 +115,18 @@ def test_finds_parts_that_are_there(blocks, fitted):
     assert labels.shape == (6, 16, 16) and labels.dtype == np.uint8
     assert np.array_equal(labels == labels[0, 8, 8], truth)
     ground, disc = (fitted.clusters_[i] for i in (labels[0, 0, 0], labels[0, 8, 8]))
-    assert ground["id"] == 0 and ground["background"] and not disc["background"] and fitted.background_["found"]
+    assert (
+        ground["id"] == 0
+        and ground["background"]
+        and not disc["background"]
+        and fitted.background_["found"]
+    )
     assert ground["share"] + disc["share"] == pytest.approx(1) and 0.3 < disc["share"] < 0.45
-    assert ground["border_share"] == pytest.approx(1) and ground["agreement"] == pytest.approx(1) and ground["confidence"] > 0.9
+    assert (
+        ground["border_share"] == pytest.approx(1)
+        and ground["agreement"] == pytest.approx(1)
+        and ground["confidence"] > 0.9
+    )
 
 
 def test_streaming_labels_are_those_of_predict(blocks, fitted):
@@ -116,7 +144,11 @@ def test_fit_leaves_the_method_alone_and_repeats_itself(blocks, fitted):
     again = method.fit(blocks, seed=0)
     assert method.arrays_ == {} and method.taps_ == () and again is not method
     assert all(np.array_equal(fitted.arrays_[key], again.arrays_[key]) for key in fitted.arrays_)
-    assert again.clusters_ == fitted.clusters_ and again.background_ == fitted.background_ and again.sweep_ is None
+    assert (
+        again.clusters_ == fitted.clusters_
+        and again.background_ == fitted.background_
+        and again.sweep_ is None
+    )
 
 
 def test_another_seed_gives_other_samples(blocks, fitted):
@@ -134,12 +166,20 @@ def test_clusters_are_numbered_by_size(blocks):
     gen = fakes.tiny_stylegan2(16)
     fit = SegmentationInStyle(k=4, layer="8x8+16x16", n=6, n_init=2).fit(gen)
     assert fit.taps_ == ("8x8", "16x16") and [c["id"] for c in fit.clusters_] == [0, 1, 2, 3]
-    assert fit.arrays_["centers"].shape == (4, 8 + 8 + 2) and sum(c["share"] for c in fit.clusters_) == pytest.approx(1)
+    assert fit.arrays_["centers"].shape == (4, 8 + 8 + 2) and sum(
+        c["share"] for c in fit.clusters_
+    ) == pytest.approx(1)
     taps = gen.sample(range(6), truncation=0.7, taps=fit.taps_).features
-    counts = np.bincount(literally({t: taps[t] for t in fit.taps_}, fit.arrays_, 16, False)[0].ravel(), minlength=4)
+    counts = np.bincount(
+        literally({t: taps[t] for t in fit.taps_}, fit.arrays_, 16, False)[0].ravel(), minlength=4
+    )
     assert (np.diff(counts) <= 0.02 * counts.sum()).all()
-    samples = gen.sample(range(2), truncation=0.7, taps=("16x16", "8x8"))  # in another order than the method's
-    assert np.array_equal(fit.predict(samples), fit.predict(gen.sample(range(2), truncation=0.7, taps=fit.taps_)))
+    samples = gen.sample(
+        range(2), truncation=0.7, taps=("16x16", "8x8")
+    )  # in another order than the method's
+    assert np.array_equal(
+        fit.predict(samples), fit.predict(gen.sample(range(2), truncation=0.7, taps=fit.taps_))
+    )
 
 
 def test_position_weight_splits_left_from_right():
@@ -150,7 +190,9 @@ def test_position_weight_splits_left_from_right():
     left, right = truth & (np.arange(16) < 8), truth & (np.arange(16) >= 8)
 
     def parts_of(k, weight):
-        fit = SegmentationInStyle(k=k, layer="16x16", n=8, n_init=2, truncation=0.0, position_weight=weight).fit(gen)
+        fit = SegmentationInStyle(
+            k=k, layer="16x16", n=8, n_init=2, truncation=0.0, position_weight=weight
+        ).fit(gen)
         labels = fit.predict(samples)[0]
         return [set(labels[where].tolist()) for where in (left, right, ~truth)]
 
@@ -167,21 +209,32 @@ def test_normalisation():
 
     def loud(w, noise="const", taps=()):
         image, found = original(w, noise, taps)
-        stripes = jnp.broadcast_to((jnp.arange(16) % 2 * 100.0)[None, :, None, None], (*image.shape[:3], 1))
+        stripes = jnp.broadcast_to(
+            (jnp.arange(16) % 2 * 100.0)[None, :, None, None], (*image.shape[:3], 1)
+        )
         # the disc in three channels, so that standardised it outweighs the stripes
-        return image, {t: jnp.concatenate([x[..., :1], 0.5 * x[..., :1], 2 * x[..., :1], stripes], -1) for t, x in found.items()}
+        return image, {
+            t: jnp.concatenate([x[..., :1], 0.5 * x[..., :1], 2 * x[..., :1], stripes], -1)
+            for t, x in found.items()
+        }
 
     gen.synthesize = loud
     truth, samples = gen.truth(range(3)), gen.sample(range(3), taps=gen.taps)
     found = {}
     for normalize in ("none", "channel", "tap"):
-        labels = SegmentationInStyle(k=2, layer="16x16", n=8, n_init=2, normalize=normalize).fit(gen).predict(samples)
+        labels = (
+            SegmentationInStyle(k=2, layer="16x16", n=8, n_init=2, normalize=normalize)
+            .fit(gen)
+            .predict(samples)
+        )
         found[normalize] = np.array_equal(labels == labels[0, 8, 8], truth)
     assert found == {"none": False, "channel": True, "tap": True}
 
 
 def test_taps_count_the_same_however_wide_they_are(blocks):
-    points = np.random.default_rng(0).normal(size=(4, 50, 8)).astype(np.float32) * np.float32([1, 9, 1, 1, 1, 1, 1, 1])
+    points = np.random.default_rng(0).normal(size=(4, 50, 8)).astype(np.float32) * np.float32(
+        [1, 9, 1, 1, 1, 1, 1, 1]
+    )
     variance = {}
     for normalize in ("channel", "tap"):
         method = SegmentationInStyle(k=2, layer="8x8+16x16", normalize=normalize)
@@ -190,14 +243,25 @@ def test_taps_count_the_same_however_wide_they_are(blocks):
         variance[normalize] = [spread[:1].sum(), spread[1:6].sum()]
     np.testing.assert_allclose(variance["channel"], [1, 5], rtol=1e-3)
     np.testing.assert_allclose(variance["tap"], [3, 3], rtol=1e-3)
-    one = [_standardise(points, SegmentationInStyle(k=2, layer="8x8", normalize=n), [6])[1] for n in ("channel", "tap")]
+    one = [
+        _standardise(points, SegmentationInStyle(k=2, layer="8x8", normalize=n), [6])[1]
+        for n in ("channel", "tap")
+    ]
     np.testing.assert_array_equal(*one)
 
 
 def test_raw_features_are_raw(blocks):
-    arrays = SegmentationInStyle(k=2, layer="16x16", n=8, n_init=2, normalize="none").fit(blocks).arrays_
-    assert not arrays["mean"][:-2].any() and (arrays["scale"][:-2] == 1).all() and not arrays["scale"][-2:].any()
-    points = np.concatenate([x.reshape(-1, 4) for x in blocks.sample(range(8), 0.7, blocks.taps).features.values()])
+    arrays = (
+        SegmentationInStyle(k=2, layer="16x16", n=8, n_init=2, normalize="none").fit(blocks).arrays_
+    )
+    assert (
+        not arrays["mean"][:-2].any()
+        and (arrays["scale"][:-2] == 1).all()
+        and not arrays["scale"][-2:].any()
+    )
+    points = np.concatenate(
+        [x.reshape(-1, 4) for x in blocks.sample(range(8), 0.7, blocks.taps).features.values()]
+    )
     centers = kmeans.kmeans(points, 2, n_init=2).centers
     got = arrays["centers"][np.argsort(arrays["centers"][:, 0]), :-2]
     np.testing.assert_allclose(got, np.asarray(centers)[np.argsort(centers[:, 0])], atol=1e-4)
@@ -242,10 +306,20 @@ def test_auto_chooses_and_shows_its_table():
     fit = SegmentationInStyle(n=6, n_init=1, max_points=1500).fit(gen, seed=0)
     rows = fit.sweep_["rows"]
     chosen = [row for row in rows if row["chosen"]]
-    assert len(chosen) == 1 and (fit.k, fit.layer) == (chosen[0]["k"], chosen[0]["layer"]) and fit.sweep_["criterion"]
-    assert {row["layer"] for row in rows} == set(candidate_layers(gen)) == {"8x8", "16x16", "8x8+16x16"}
+    assert (
+        len(chosen) == 1
+        and (fit.k, fit.layer) == (chosen[0]["k"], chosen[0]["layer"])
+        and fit.sweep_["criterion"]
+    )
+    assert (
+        {row["layer"] for row in rows}
+        == set(candidate_layers(gen))
+        == {"8x8", "16x16", "8x8+16x16"}
+    )
     assert len({(row["layer"], row["k"]) for row in rows}) == len(rows) > len(candidate_layers(gen))
-    assert fit.taps_ == tuple(fit.layer.split("+")) and len(fit.clusters_) == fit.k == len(fit.arrays_["centers"])
+    assert fit.taps_ == tuple(fit.layer.split("+")) and len(fit.clusters_) == fit.k == len(
+        fit.arrays_["centers"]
+    )
     assert all(np.isfinite(v) for row in rows for v in row.values() if isinstance(v, float))
 
 
@@ -253,20 +327,32 @@ def test_a_given_k_changes_no_other_row(blocks):
     points = np.random.default_rng(0).normal(size=(6, 40, 5)).astype(np.float32)
     columns = {"8x8": points[..., :2], "16x16": points[..., :4], "32x32": points[..., 3:]}
     plain, more = sweep.sweep(columns, (3, 4, 8)), sweep.sweep(columns, (3, 4, 8), given=2)
-    assert [r for r in more if r["k"] != 2] == plain and {r["layer"] for r in more if r["k"] == 2} == set(columns)
+    assert [r for r in more if r["k"] != 2] == plain and {
+        r["layer"] for r in more if r["k"] == 2
+    } == set(columns)
     assert sweep.consensus_of_layers(more, (3, 4, 8)) == sweep.consensus_of_layers(plain, (3, 4, 8))
 
 
-@pytest.mark.parametrize(("layer", "k", "said"), [("auto", None, 2), ("auto", 4, 1), ("8x8", None, 1), ("8x8", 4, 0)])
+@pytest.mark.parametrize(
+    ("layer", "k", "said"), [("auto", None, 2), ("auto", 4, 1), ("8x8", None, 1), ("8x8", 4, 0)]
+)
 def test_the_criterion_says_what_was_left_to_it(layer, k, said):
     text = sweep.criterion(layer, k)
-    assert text.count("highest") == said and ("layer was given" in text) == (layer != "auto") and ("k was given" in text) == (k is not None)
+    assert (
+        text.count("highest") == said
+        and ("layer was given" in text) == (layer != "auto")
+        and ("k was given" in text) == (k is not None)
+    )
 
 
 def test_the_place_weighs_the_same_against_every_layer(monkeypatch):
     seen = {}
-    monkeypatch.setattr(sweep, "sweep", lambda columns, *rest: seen.update(columns) or _rows(columns))
-    SegmentationInStyle(n=6, n_init=1, max_points=1500, position_weight=0.3).fit(fakes.tiny_stylegan2(16))
+    monkeypatch.setattr(
+        sweep, "sweep", lambda columns, *rest: seen.update(columns) or _rows(columns)
+    )
+    SegmentationInStyle(n=6, n_init=1, max_points=1500, position_weight=0.3).fit(
+        fakes.tiny_stylegan2(16)
+    )
     assert set(seen) == {"8x8", "16x16", "8x8+16x16"}
     for x in seen.values():
         variance = x.reshape(-1, x.shape[-1]).var(0)
@@ -274,19 +360,34 @@ def test_the_place_weighs_the_same_against_every_layer(monkeypatch):
 
 
 def _rows(columns):
-    return [{"layer": layer, "k": 3, "agreement": 1.0, "consensus": 1.0, "score": 1.0, "chosen": False} for layer in columns]
+    return [
+        {"layer": layer, "k": 3, "agreement": 1.0, "consensus": 1.0, "score": 1.0, "chosen": False}
+        for layer in columns
+    ]
 
 
 def test_the_layer_is_chosen_by_consensus_at_few_clusters_and_then_k_by_score():
     def rows():
-        table = {"8x8": [(3, 0.9, 0.3), (5, 0.5, 0.3), (10, 0.9, 0.9)], "16x16": [(3, 0.4, 0.5), (5, 0.6, 0.4), (10, 0.1, 0.1)]}
+        table = {
+            "8x8": [(3, 0.9, 0.3), (5, 0.5, 0.3), (10, 0.9, 0.9)],
+            "16x16": [(3, 0.4, 0.5), (5, 0.6, 0.4), (10, 0.1, 0.1)],
+        }
         return [
-            {"layer": layer, "k": k, "agreement": a, "consensus": c, "score": a * c, "chosen": False}
+            {
+                "layer": layer,
+                "k": k,
+                "agreement": a,
+                "consensus": c,
+                "score": a * c,
+                "chosen": False,
+            }
             for layer, found in table.items()
             for k, a, c in found
         ]
 
-    assert max(rows(), key=lambda r: r["score"])["layer"] == "8x8"  # at ten clusters, which say little about a layer
+    assert (
+        max(rows(), key=lambda r: r["score"])["layer"] == "8x8"
+    )  # at ten clusters, which say little about a layer
     for (layer, k), expected in {
         ("auto", None): ("16x16", 5),
         ("auto", 10): ("16x16", 10),
@@ -295,14 +396,20 @@ def test_the_layer_is_chosen_by_consensus_at_few_clusters_and_then_k_by_score():
     }.items():
         table = rows()
         chosen = sweep.choose(table, sweep.consensus_of_layers(table, (3, 5, 10)), layer, k)
-        assert (chosen["layer"], chosen["k"]) == expected and [r for r in table if r["chosen"]] == [chosen]
+        assert (chosen["layer"], chosen["k"]) == expected and [r for r in table if r["chosen"]] == [
+            chosen
+        ]
 
 
 @pytest.mark.parametrize(("given", "fixed"), [({"k": 3}, "k"), ({"layer": "8x8"}, "layer")])
 def test_auto_keeps_what_was_given(given, fixed):
     fit = SegmentationInStyle(n=6, n_init=1, max_points=1500, **given).fit(fakes.tiny_stylegan2(16))
     (chosen,) = [row for row in fit.sweep_["rows"] if row["chosen"]]
-    assert getattr(fit, fixed) == chosen[fixed] == given[fixed] and chosen["k"] == fit.k and chosen["layer"] == fit.layer
+    assert (
+        getattr(fit, fixed) == chosen[fixed] == given[fixed]
+        and chosen["k"] == fit.k
+        and chosen["layer"] == fit.layer
+    )
 
 
 @pytest.mark.parametrize("layer", ["auto", "4x4"])
@@ -342,7 +449,9 @@ def test_settings_that_cannot_work(blocks, settings, said):
 
 def test_a_normalisation_that_does_not_exist(blocks):
     method = SegmentationInStyle(k=3, layer="16x16", n=4)
-    object.__setattr__(method, "normalize", "pixel")  # past the type checks of the tests, which a user does not have
+    object.__setattr__(
+        method, "normalize", "pixel"
+    )  # past the type checks of the tests, which a user does not have
     with pytest.raises(UsageError, match="normalize is 'pixel', expected"):
         method.fit(blocks)
 
@@ -358,7 +467,9 @@ def test_damaged_weights(value):
 
     gen = fakes.tiny_stylegan2(16)
     graph, state = nnx.split(gen)
-    state["synthesis"]["b8"]["conv1"]["bias"] = state["synthesis"]["b8"]["conv1"]["bias"].replace(jnp.full(8, value))
+    state["synthesis"]["b8"]["conv1"]["bias"] = state["synthesis"]["b8"]["conv1"]["bias"].replace(
+        jnp.full(8, value)
+    )
     with pytest.raises(SisError, match="NaN or infinite"):
         SegmentationInStyle(k=3, layer="16x16", n=4, n_init=1).fit(nnx.merge(graph, state))
 

@@ -18,7 +18,9 @@ def test_agreement_is_the_adjusted_rand_index(k, flips):
     at = np.random.default_rng(1).permutation(2000)[:flips]
     b[at] = labels(flips, k, 2)
     np.testing.assert_allclose(selection.agreement(a, b, k), adjusted_rand_score(a, b), atol=1e-12)
-    np.testing.assert_allclose(selection.agreement(b, a, k), selection.agreement(a, b, k), atol=1e-12)
+    np.testing.assert_allclose(
+        selection.agreement(b, a, k), selection.agreement(a, b, k), atol=1e-12
+    )
 
 
 def test_agreement_at_its_ends():
@@ -26,7 +28,11 @@ def test_agreement_at_its_ends():
     assert selection.agreement(a, (a * 3 + 1) % 4, 4) == 1
     assert abs(selection.agreement(a, labels(500, 4, 1), 4)) < 0.02
     assert selection.agreement(np.zeros(10, int), np.zeros(10, int), 3) == 1
-    assert selection.agreement(np.zeros(10, int), labels(10, 3, 0), 3) == adjusted_rand_score(np.zeros(10), labels(10, 3, 0)) == 0
+    assert (
+        selection.agreement(np.zeros(10, int), labels(10, 3, 0), 3)
+        == adjusted_rand_score(np.zeros(10), labels(10, 3, 0))
+        == 0
+    )
     large = np.repeat(labels(4, 2, 0), 1_000_000)  # pair counts beyond 32 bits
     assert selection.agreement(large, large, 2) == 1
 
@@ -35,18 +41,31 @@ def test_agreement_at_its_ends():
 def test_silhouette(spread):
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 4, 300)
-    x = (3 * rng.standard_normal((4, 6))[truth] + spread * rng.standard_normal((300, 6))).astype(np.float32)
-    np.testing.assert_allclose(selection.silhouette(x, truth), silhouette_score(x, truth), atol=1e-4)
+    x = (3 * rng.standard_normal((4, 6))[truth] + spread * rng.standard_normal((300, 6))).astype(
+        np.float32
+    )
+    np.testing.assert_allclose(
+        selection.silhouette(x, truth), silhouette_score(x, truth), atol=1e-4
+    )
 
 
 def test_silhouette_of_odd_clusterings():
     x = np.random.default_rng(0).standard_normal((40, 3)).astype(np.float32)
     truth = np.where(np.arange(40) < 20, 2, 7)  # numbers with gaps
     truth[0] = 5  # a cluster of one
-    np.testing.assert_allclose(selection.silhouette(x, truth), silhouette_score(x, truth), atol=1e-5)
+    np.testing.assert_allclose(
+        selection.silhouette(x, truth), silhouette_score(x, truth), atol=1e-5
+    )
     assert selection.silhouette(x, np.zeros(40, int)) == 0
-    assert abs(selection.silhouette(1000 + x, truth) - silhouette_score(x, truth)) < 0.02  # far from the origin
-    np.testing.assert_allclose(selection.silhouette(np.repeat([[0.0], [1.0]], 5, 0).astype(np.float32), np.repeat([0, 1], 5)), 1)
+    assert (
+        abs(selection.silhouette(1000 + x, truth) - silhouette_score(x, truth)) < 0.02
+    )  # far from the origin
+    np.testing.assert_allclose(
+        selection.silhouette(
+            np.repeat([[0.0], [1.0]], 5, 0).astype(np.float32), np.repeat([0, 1], 5)
+        ),
+        1,
+    )
 
 
 def test_overlap_and_cluster_agreement():
@@ -64,7 +83,9 @@ def test_cluster_agreement_pairs_one_to_one():
     np.testing.assert_allclose(selection.cluster_agreement(a, b, 2), [0.6, 0])
 
 
-@pytest.mark.parametrize(("height", "width", "edge"), [(64, 64, 3), (20, 40, (1, 2)), (4, 4, 1), (128, 128, 6)])
+@pytest.mark.parametrize(
+    ("height", "width", "edge"), [(64, 64, 3), (20, 40, (1, 2)), (4, 4, 1), (128, 128, 6)]
+)
 def test_frame(height, width, edge):
     rows, columns = edge if isinstance(edge, tuple) else (edge, edge)
     mask = selection.frame(height, width)
@@ -80,7 +101,9 @@ def test_background_that_is_plain():
 
 
 def test_background_of_two_clusters():
-    chosen, sure, why = selection.background(np.array([0.4, 0.2, 0.1, 0.3]), np.array([0.1, 0.5, 0.3, 0.1]))
+    chosen, sure, why = selection.background(
+        np.array([0.4, 0.2, 0.1, 0.3]), np.array([0.1, 0.5, 0.3, 0.1])
+    )
     assert chosen.tolist() == [False, True, True, False] and sure and "clusters 1, 2" in why
 
 

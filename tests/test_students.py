@@ -18,7 +18,9 @@ SMALL = training.Recipe(steps=20, batch=8, side=16, learning_rate=3e-3)
 
 
 def network(arch, classes=3, seed=0, width=8, block=2):
-    return students.build(students.StudentConfig(arch, classes, width, block), np.random.default_rng(seed))
+    return students.build(
+        students.StudentConfig(arch, classes, width, block), np.random.default_rng(seed)
+    )
 
 
 @pytest.mark.parametrize("arch", list(students.NETWORKS))
@@ -29,8 +31,13 @@ def test_every_student_keeps_the_size_of_the_picture(arch):
 
 def test_parameter_counts():
     """ResNet-18 without its classifier has 11,176,512 parameters; the 1 x 1 head adds 513 per class. ResNet-50: 23,508,032."""
-    count = lambda net: sum(np.prod(a.shape) for a in jax.tree.leaves(nnx.split(net, nnx.Param, ...)[1]))  # noqa: E731
-    shapes = {arch: nnx.eval_shape(lambda arch=arch: students.build(students.StudentConfig(arch, 2))) for arch in students.NETWORKS}
+    count = lambda net: sum(
+        np.prod(a.shape) for a in jax.tree.leaves(nnx.split(net, nnx.Param, ...)[1])
+    )  # noqa: E731
+    shapes = {
+        arch: nnx.eval_shape(lambda arch=arch: students.build(students.StudentConfig(arch, 2)))
+        for arch in students.NETWORKS
+    }
     assert count(shapes["resnet18"]) == 11_176_512 + 2 * 513
     assert count(shapes["deeplabv3-resnet50"].trunk) == 23_508_032
     assert count(shapes["unet-small"]) < 3e6
@@ -38,13 +45,17 @@ def test_parameter_counts():
 
 def test_output_stride_is_eight_and_dilations_follow_each_papers_rule():
     trunk = nnx.eval_shape(lambda: students.DilatedResNet(18, None, "trunk", whole=True))
-    assert jax.eval_shape(lambda: students.DilatedResNet(18, None, "t", whole=True)(jnp.zeros((1, 64, 64, 3)), None)).shape == (
+    assert jax.eval_shape(
+        lambda: students.DilatedResNet(18, None, "t", whole=True)(jnp.zeros((1, 64, 64, 3)), None)
+    ).shape == (
         1,
         8,
         8,
         512,
     )
-    assert [[c.dilation for c in b.convs] for b in trunk.blocks] == [[1, 1]] * 4 + [[2, 2]] * 2 + [[4, 4]] * 2
+    assert [[c.dilation for c in b.convs] for b in trunk.blocks] == [[1, 1]] * 4 + [[2, 2]] * 2 + [
+        [4, 4]
+    ] * 2
     fifty = nnx.eval_shape(lambda: students.DilatedResNet(50, None, "trunk", whole=False))
     assert [b.convs[1].dilation for b in fifty.blocks] == [1] * 7 + [1] + [2] * 5 + [2] + [4] * 2
 
@@ -52,8 +63,12 @@ def test_output_stride_is_eight_and_dilations_follow_each_papers_rule():
 def test_group_norm_against_numpy():
     x = np.random.default_rng(0).normal(2, 3, (2, 5, 6, 16)).astype(np.float32)
     groups = x.reshape(2, 30, 2, 8)
-    want = (groups - groups.mean((1, 3), keepdims=True)) / np.sqrt(groups.var((1, 3), keepdims=True) + 1e-5)
-    np.testing.assert_allclose(students.GroupNorm(16)(jnp.asarray(x)), want.reshape(x.shape), atol=2e-5)
+    want = (groups - groups.mean((1, 3), keepdims=True)) / np.sqrt(
+        groups.var((1, 3), keepdims=True) + 1e-5
+    )
+    np.testing.assert_allclose(
+        students.GroupNorm(16)(jnp.asarray(x)), want.reshape(x.shape), atol=2e-5
+    )
 
 
 @pytest.mark.parametrize("block", [2, 4])
@@ -67,7 +82,10 @@ def test_blocks_of_pixels_and_back(block):
 def test_a_student_of_larger_blocks_keeps_any_size_and_costs_a_quarter():
     fine, coarse = network("unet-small", width=32), network("unet-small", width=32, block=4)
     assert jax.eval_shape(lambda: coarse(jnp.zeros((2, 40, 24, 3)))).shape == (2, 40, 24, 3)
-    flops = [jax.jit(net.__call__).lower(jnp.zeros((1, 128, 128, 3))).cost_analysis()["flops"] for net in (fine, coarse)]
+    flops = [
+        jax.jit(net.__call__).lower(jnp.zeros((1, 128, 128, 3))).cost_analysis()["flops"]
+        for net in (fine, coarse)
+    ]
     assert 0.2 < flops[1] / flops[0] < 0.3
 
 
@@ -83,7 +101,9 @@ def test_batch_statistics_reach_the_right_place_and_are_used():
     np.testing.assert_allclose(moved["trunk"]["norm"]["mean"], mean)
     assert np.abs(x_mean).max() > 0.01
     # With the batch's own statistics stored, use gives what training gave.
-    np.testing.assert_allclose(training.join(graph, state["params"], moved)(x), net(x, {}), atol=1e-4)
+    np.testing.assert_allclose(
+        training.join(graph, state["params"], moved)(x), net(x, {}), atol=1e-4
+    )
 
 
 def _toy(n=8, side=16, seed=0):
@@ -102,7 +122,9 @@ def _toy(n=8, side=16, seed=0):
 def test_training_learns_a_toy(arch):
     recipe = replace(SMALL, learning_rate=1e-2 if arch == "unet-small" else 3e-3, steps=30)
     graph, state = training.new_state(network(arch, 2), recipe)
-    run = parallel.map_devices(training.train_step, (None, None, 0, 0, 0), None, devices=2, graph=graph, recipe=recipe)
+    run = parallel.map_devices(
+        training.train_step, (None, None, 0, 0, 0), None, devices=2, graph=graph, recipe=recipe
+    )
     losses = []
     for step in range(30):
         blocks = [parallel.shard(a, 2)[0] for a in _toy(seed=step)]
@@ -118,11 +140,26 @@ def test_a_step_does_not_depend_on_the_number_of_devices():
     states = {}
     for devices in (1, 2, 4):
         graph, state = training.new_state(network("resnet18", 2), SMALL)
-        run = parallel.map_devices(training.train_step, (None, None, 0, 0, 0), None, devices=devices, graph=graph, recipe=SMALL)
-        state, facts = run(state, jax.random.key(0), *(parallel.shard(a, devices)[0] for a in (images, masks, sure)))
+        run = parallel.map_devices(
+            training.train_step,
+            (None, None, 0, 0, 0),
+            None,
+            devices=devices,
+            graph=graph,
+            recipe=SMALL,
+        )
+        state, facts = run(
+            state,
+            jax.random.key(0),
+            *(parallel.shard(a, devices)[0] for a in (images, masks, sure)),
+        )
         states[devices] = (state["statistics"], facts)
     for devices in (2, 4):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), states[1], states[devices])
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+            states[1],
+            states[devices],
+        )
 
 
 def test_ignored_pixels_do_not_count_and_certainty_weighs():
@@ -140,7 +177,9 @@ def test_ignored_pixels_do_not_count_and_certainty_weighs():
 
 def test_paper_schedule_and_coupled_decay():
     """Adam with L2 in the gradient and lr (1 - t / T)^0.9: after the first step of a zero gradient, weights move by lr * sign(w)."""
-    recipe = training.Recipe(steps=1000, learning_rate=1e-4, weight_decay=1e-4, optimizer="adam", schedule="poly")
+    recipe = training.Recipe(
+        steps=1000, learning_rate=1e-4, weight_decay=1e-4, optimizer="adam", schedule="poly"
+    )
     chain = training.optimizer(recipe)
     params = {"w": jnp.array([3.0, -2.0])}
     updates, _ = chain.update({"w": jnp.zeros(2)}, chain.init(params), params)
@@ -184,7 +223,12 @@ def test_no_augmentation_changes_nothing_but_the_size():
 
 @pytest.mark.parametrize(
     ("fields", "said"),
-    [({"arch": "unnet"}, "unet"), ({"classes": 1}, "2 to 255 classes"), ({"width": 12}, "multiple of 8"), ({"block": 3}, "block is 3")],
+    [
+        ({"arch": "unnet"}, "unet"),
+        ({"classes": 1}, "2 to 255 classes"),
+        ({"width": 12}, "multiple of 8"),
+        ({"block": 3}, "block is 3"),
+    ],
 )
 def test_impossible_students_are_told(fields, said):
     with pytest.raises(UsageError, match=said):

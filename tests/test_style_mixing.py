@@ -39,14 +39,21 @@ class Painted:
         return self.disc(w).astype(jnp.float32)[..., None], w[:, :2]
 
     def synthesize_from(self, stem, w, slots, noise="const", taps=()):
-        disc, right = stem[0], (jnp.arange(SIDE) >= SIDE // 2).astype(jnp.float32)[None, None, :, None]
+        disc, right = (
+            stem[0],
+            (jnp.arange(SIDE) >= SIDE // 2).astype(jnp.float32)[None, None, :, None],
+        )
         one, two = jnp.tanh(w[:, 2, None, None, :3]), jnp.tanh(w[:, 3, None, None, 3:])
         return jnp.clip(disc * one + (1 - disc) * (0.9 * two + 0.05 * right), -1, 1), {}
 
     def synthesize(self, w, noise="const", taps=()):
         disc = self.disc(w).astype(jnp.float32)[..., None]
         features = disc.reshape(-1, 12, 2, 12, 2, 1).mean((2, 4))
-        found = {"12x12": jnp.concatenate([features, 1 - features, 0 * features + w[:, :1, None, :1]], -1)}
+        found = {
+            "12x12": jnp.concatenate(
+                [features, 1 - features, 0 * features + w[:, :1, None, :1]], -1
+            )
+        }
         return self.synthesize_from((disc, None), w, 2)[0], {t: found[t] for t in taps}
 
     def sample(self, seeds, truncation=1.0, taps=()):
@@ -73,7 +80,12 @@ def test_the_parts_are_those_known(labels, mode):
     method = StyleMixing(**QUICK | {"labels": labels, "mode": mode}).fit(Painted(), seed=0)
     seeds = list(range(900, 932))
     images, parts, sure = (np.concatenate(x) for x in zip(*method.label_seeds(Painted(), seeds)))
-    assert images.dtype == parts.dtype == np.uint8 and sure.min() >= 0 and sure.max() <= 1 and len(method.clusters_) == 2
+    assert (
+        images.dtype == parts.dtype == np.uint8
+        and sure.min() >= 0
+        and sure.max() <= 1
+        and len(method.clusters_) == 2
+    )
     (ground,) = (c["id"] for c in method.clusters_ if c["background"])
     assert method.background_["found"] and iou(parts != ground, Painted().truth(seeds)) > 0.97
     assert all(c["agreement"] > 0.9 for c in method.clusters_)
@@ -99,7 +111,9 @@ def test_the_summary_is_the_variants(monkeypatch):
     w, donors = gen.map(gen.latents(range(3)), 0.7), gen.map(gen.latents([7, 8]), 0.7)[:, -1]
     whole = sm.summary(gen, w, donors, 3, 16, "rgb")
     for d in range(2):
-        mixed = jnp.concatenate([w[:, :3], jnp.broadcast_to(donors[d], (3, gen.num_ws - 3, donors.shape[1]))], axis=1)
+        mixed = jnp.concatenate(
+            [w[:, :3], jnp.broadcast_to(donors[d], (3, gen.num_ws - 3, donors.shape[1]))], axis=1
+        )
         assert np.allclose(whole[:, :, :, d], jnp.clip(gen.synthesize(mixed)[0], -1, 1), atol=1e-5)
     monkeypatch.setattr(sm, "PIXELS", 4 * 256)  # passes of four, with one repeated to fill the last
     assert np.allclose(sm.summary(gen, w, donors, 3, 16, "rgb"), whole, atol=1e-5)
@@ -111,7 +125,9 @@ def test_colors():
     """White, grey, red and blue in L*a*b* over 50, from the definition; luma and differences of grey are its value and 0."""
     rgb = jnp.array([[1, 1, 1], [0, 0, 0], [1, -1, -1], [-1, -1, 1]], jnp.float32)
     lab = np.asarray(pc.converted(rgb, "lab")) * 50
-    assert np.allclose(lab, [[100, 0, 0], [53.39, 0, 0], [53.24, 80.09, 67.20], [32.30, 79.19, -107.86]], atol=0.3)
+    assert np.allclose(
+        lab, [[100, 0, 0], [53.39, 0, 0], [53.24, 80.09, 67.20], [32.30, 79.19, -107.86]], atol=0.3
+    )
     assert np.allclose(pc.converted(rgb, "ycc")[:2], [[1, 0, 0], [0, 0, 0]], atol=1e-6)
     assert np.isfinite(jax.grad(lambda v: pc.converted(v, "lab").sum())(rgb - 1)).all()
 
@@ -121,7 +137,10 @@ def test_kmeans_of_a_picture():
     middle = np.array([[0, 0], [5, 0], [0, 5]])
     x = (middle[rng.integers(3, size=300)] + 0.1 * rng.standard_normal((300, 2))).astype(np.float32)
     found = np.asarray(pc.cluster(jnp.asarray(x), jnp.ones(300), 3, 3))
-    assert sorted(np.round(found).astype(int).tolist()) == sorted(middle.tolist()) and np.abs(found - np.round(found)).max() < 0.1
+    assert (
+        sorted(np.round(found).astype(int).tolist()) == sorted(middle.tolist())
+        and np.abs(found - np.round(found)).max() < 0.1
+    )
     weight = jnp.asarray((x[:, 0] < 2.5).astype(np.float32))  # what has no weight is not seen
     found = np.asarray(pc.cluster(jnp.asarray(x), weight, 2, 3))
     assert np.allclose(found[np.argsort(found[:, 1])], [[0, 0], [0, 5]], atol=0.1)
@@ -129,7 +148,10 @@ def test_kmeans_of_a_picture():
 
 def test_the_same_seed_is_the_same_bytes(fitted):
     again = StyleMixing(**QUICK).fit(Painted(), seed=0)
-    assert all(again.arrays_[k].tobytes() == v.tobytes() for k, v in fitted.arrays_.items()) and again.clusters_ == fitted.clusters_
+    assert (
+        all(again.arrays_[k].tobytes() == v.tobytes() for k, v in fitted.arrays_.items())
+        and again.clusters_ == fitted.clusters_
+    )
     few = next(iter(fitted.label_seeds(Painted(), [*range(7, 11), *[10] * 12])))
     many = [np.concatenate(x) for x in zip(*fitted.label_seeds(Painted(), range(40)))]
     assert all(a[:4].tobytes() == b[7:11].tobytes() for a, b in zip(few, many))
@@ -140,7 +162,11 @@ def test_w_by_hand(fitted):
     gen, seeds = Painted(), list(range(20))
     expected = np.concatenate([label for _, label, _ in fitted.label_seeds(gen, seeds)])
     images, labels, sure = fitted.segment(gen, gen.map(gen.latents(seeds), 0.7))
-    assert images.shape == (20, SIDE, SIDE, 3) and (labels != expected).mean() < 1e-3 and sure.shape == labels.shape
+    assert (
+        images.shape == (20, SIDE, SIDE, 3)
+        and (labels != expected).mean() < 1e-3
+        and sure.shape == labels.shape
+    )
     back = StyleMixing(**QUICK | {"layer": "12x12", "grid": SIDE}).restored(fitted.arrays_)
     assert (back.predict(gen.sample(seeds, 0.7), gen) != expected).mean() < 1e-3
 
@@ -150,12 +176,19 @@ def test_boxes(fitted):
     w, truth = gen.map(gen.latents(seeds), 0.7), gen.truth(seeds)
     columns = [np.flatnonzero(t.any(0)) for t in truth]
     rows = [np.flatnonzero(t.any(1)) for t in truth]
-    boxes = np.array([[[r[0] - 1, c[0] - 1, r[-1] + 2, c[-1] + 2], [0, 0, SIDE, SIDE]] for r, c in zip(rows, columns)])
+    boxes = np.array(
+        [
+            [[r[0] - 1, c[0] - 1, r[-1] + 2, c[-1] + 2], [0, 0, SIDE, SIDE]]
+            for r, c in zip(rows, columns)
+        ]
+    )
     found = segment_boxes(fitted, gen, w, boxes)
     assert found.shape == (2, 2, SIDE, SIDE) and found.dtype == bool
     for i in range(2):
         assert iou(found[i, 0], truth[i]) > 0.95 and iou(found[i, 1], truth[i]) > 0.95
-    half = segment_boxes(fitted, gen, w[:1], np.array([[[0, 0, SIDE // 2, SIDE]]]), expand=0.0)[0, 0]
+    half = segment_boxes(fitted, gen, w[:1], np.array([[[0, 0, SIDE // 2, SIDE]]]), expand=0.0)[
+        0, 0
+    ]
     assert not half[SIDE // 2 + 1 :].any() and half.any()
     with pytest.raises(UsageError, match=r"boxes must be \[2, m, 4\]"):
         segment_boxes(fitted, gen, w, boxes[:1])
@@ -193,8 +226,15 @@ def test_discover_and_what_follows(tmp_path):
     from sis_jax.checkpoints import load_generator, save_generator
 
     folder = save_generator(fakes.tiny_stylegan2(16), tmp_path / "tiny")
-    parts = sis_jax.discover(folder, out=str(tmp_path / "run"), method="style_mixing", variants=4, clusters=3, k=3, n=8)
-    assert parts.settings["slots"] == 2 and parts.settings["layer"] == "16x16" and parts.settings["grid"] == 16 and len(parts.clusters) == 3
+    parts = sis_jax.discover(
+        folder, out=str(tmp_path / "run"), method="style_mixing", variants=4, clusters=3, k=3, n=8
+    )
+    assert (
+        parts.settings["slots"] == 2
+        and parts.settings["layer"] == "16x16"
+        and parts.settings["grid"] == 16
+        and len(parts.clusters) == 3
+    )
     sis_jax.synthesize(run=str(tmp_path / "run"), n=4)
     assert len(list((tmp_path / "run" / "data").rglob("masks/*.png"))) == 4
     gen = load_generator(folder)

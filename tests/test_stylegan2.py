@@ -12,7 +12,12 @@ import sis_jax
 from sis_jax.checkpoints.layouts.tables import TABLES, translate
 from sis_jax.types import Generator, UsageError
 
-FILES = {"ada16": "ada16.pkl", "tf32": "tf32.pkl", "ros16_legacy": "ros16_legacy.pt", "ros32_zip": "ros32_zip.pt"}
+FILES = {
+    "ada16": "ada16.pkl",
+    "tf32": "tf32.pkl",
+    "ros16_legacy": "ros16_legacy.pt",
+    "ros32_zip": "ros32_zip.pt",
+}
 TOLERANCE = 5e-5
 
 
@@ -126,9 +131,15 @@ def test_bfloat16_is_near_float32(networks):
     gen, _, z = networks["tf32"]
     image, full = gen.synthesize(z["ws"], taps=("32x32",))
     half, features = gen.synthesize(z["ws"], taps=("32x32",), dtype="bfloat16")
-    assert features["32x32"].dtype == jnp.bfloat16 and half.dtype == jnp.float32 and full["32x32"].dtype == jnp.float32
+    assert (
+        features["32x32"].dtype == jnp.bfloat16
+        and half.dtype == jnp.float32
+        and full["32x32"].dtype == jnp.float32
+    )
     error = np.abs(np.asarray(half - image))
-    assert 0 < error.mean() < 0.02 * np.abs(image).mean() and error.max() < 0.1 * np.abs(image).max()
+    assert (
+        0 < error.mean() < 0.02 * np.abs(image).mean() and error.max() < 0.1 * np.abs(image).max()
+    )
 
 
 def test_compiled_equals_eager(networks):
@@ -147,7 +158,11 @@ def test_protocol(networks):
     gen, _, _ = networks["ada16"]
     assert isinstance(gen, Generator)
     samples = gen.sample([3, 5], truncation=0.7, taps=("8x8",))
-    assert samples.images.shape == (2, 16, 16, 3) and samples.w.shape == (2, gen.num_ws, 16) and list(samples.features) == ["8x8"]
+    assert (
+        samples.images.shape == (2, 16, 16, 3)
+        and samples.w.shape == (2, gen.num_ws, 16)
+        and list(samples.features) == ["8x8"]
+    )
     alone = gen.sample([5], truncation=0.7)
     close(samples.images[1:], alone.images, 1e-5)
     for wrong in (
@@ -176,10 +191,17 @@ def near(ours, expected):
 def parameter_gradients(state, expected, prefix, network):
     """Our gradients against those in the file, which keep other names and orientation; parameters that are not there must have none."""
     theirs, wrong = translate(
-        {k.removeprefix(prefix): np.asarray(v) for k, v in expected.items() if k.startswith(prefix)}, TABLES["ada", network]
+        {
+            k.removeprefix(prefix): np.asarray(v)
+            for k, v in expected.items()
+            if k.startswith(prefix)
+        },
+        TABLES["ada", network],
     )
     assert not wrong
-    ours = {".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(state)}
+    ours = {
+        ".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(state)
+    }
     assert len(theirs) > 10 and set(theirs) <= set(ours)
     for key, value in ours.items():
         near(value, theirs.get(key, np.zeros_like(value)))
@@ -218,7 +240,9 @@ def test_path_length(networks, grads):
         return jax.grad(projected)(ws)
 
     def loss(params):
-        lengths = jnp.sqrt(jnp.sum(jnp.square(jacobian(params, grads["pl/ws"])), axis=2).mean(axis=1))
+        lengths = jnp.sqrt(
+            jnp.sum(jnp.square(jacobian(params, grads["pl/ws"])), axis=2).mean(axis=1)
+        )
         a = grads["pl/a_before"]
         a = a + 0.01 * (lengths.mean() - a)
         penalty = jnp.square(lengths - a)
@@ -246,7 +270,10 @@ def test_a_picture_in_two_runs(networks):
         mixed, _ = gen.synthesize_from(stem, other, slots)
         swapped, _ = gen.synthesize(jnp.concatenate([w[:, :slots], other[:, slots:]], axis=1))
         close(mixed, swapped, 1e-6)
-    assert gen.taps_from(gen.num_ws - 1) == () and gen.taps_from(gen.num_ws - 2) == ("32x32", "32x32/conv1")
+    assert gen.taps_from(gen.num_ws - 1) == () and gen.taps_from(gen.num_ws - 2) == (
+        "32x32",
+        "32x32/conv1",
+    )
     styles, key = gen.styles(w), jax.random.key(3)
     stem, _ = gen.synthesis.advance(gen.synthesis.begin(len(w)), styles, "random", key, stop=4)
     (_, joined), _ = gen.synthesis.advance(stem, styles, "random", key, first=4)

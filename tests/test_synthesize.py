@@ -22,7 +22,11 @@ QUICK = {"k": 3, "layer": "16x16", "n": 6, "n_init": 1, "max_points": 1536}
 
 
 def content(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +49,15 @@ def test_layout_on_disk(run):
     data = run / "data"
     train = [json.loads(line) for line in (data / "train/metadata.jsonl").read_text().splitlines()]
     assert len(train) == 36 and len((data / "val/metadata.jsonl").read_text().splitlines()) == 4
-    assert train[0] == {"file_name": "images/000000.png", "mask_file_name": "masks/000000.png", "seed": 100_000} | {
-        "confidence": train[0]["confidence"]
-    }
-    assert all(0 <= row["confidence"] <= 1 for row in train) and len({row["seed"] for row in train}) == 36
+    assert train[0] == {
+        "file_name": "images/000000.png",
+        "mask_file_name": "masks/000000.png",
+        "seed": 100_000,
+    } | {"confidence": train[0]["confidence"]}
+    assert (
+        all(0 <= row["confidence"] <= 1 for row in train)
+        and len({row["seed"] for row in train}) == 36
+    )
     with Image.open(data / "train/masks/000000.png") as mask:
         assert mask.mode == "P" and mask.size == (16, 16)
     classes = json.loads((data / "classes.json").read_text())
@@ -72,7 +81,9 @@ def test_devices_and_company_do_not_change_a_byte(run, weights, tmp_path, device
     from sis_jax import parallel
 
     here = parallel.local_devices()
-    monkeypatch.setattr(parallel, "local_devices", lambda d=None: here[:devices] if d is None else tuple(d))
+    monkeypatch.setattr(
+        parallel, "local_devices", lambda d=None: here[:devices] if d is None else tuple(d)
+    )
     monkeypatch.setattr(sys.modules["sis_jax.synthesize"], "CHUNK", 17)
     gen, parts = sis_jax.load_generator(weights), sis_jax.Parts.load(run)
     other = sis_jax.synthesize(gen, parts, n=40, val=0.1, out=str(tmp_path / "x" / "data"))
@@ -85,7 +96,9 @@ def test_soft_keeps_the_certainty(run, weights, tmp_path):
     gen, parts = sis_jax.load_generator(weights), sis_jax.Parts.load(run)
     data = sis_jax.synthesize(gen, parts, n=4, val=0.5, soft=True, out=str(tmp_path / "soft"))
     example = data.split("train")[1]
-    assert example.certainty.shape == (16, 16) and example.certainty.mean() == pytest.approx(example.confidence, abs=0.003)
+    assert example.certainty.shape == (16, 16) and example.certainty.mean() == pytest.approx(
+        example.confidence, abs=0.003
+    )
 
 
 def test_done_is_kept_and_other_settings_are_refused(run):
@@ -106,7 +119,12 @@ def test_parts_of_another_generator_are_refused(run, tmp_path):
 
 @pytest.mark.parametrize(
     ("given", "said"),
-    [({"n": 1}, "n is 1"), ({"val": 1.0}, "val is 1.0"), ({"truncation": -1.0}, "truncation is -1.0"), ({"seed": -1}, "seed is -1")],
+    [
+        ({"n": 1}, "n is 1"),
+        ({"val": 1.0}, "val is 1.0"),
+        ({"truncation": -1.0}, "truncation is -1.0"),
+        ({"seed": -1}, "seed is -1"),
+    ],
 )
 def test_impossible_numbers_are_told(run, given, said):
     with pytest.raises(UsageError, match=said):
@@ -140,11 +158,25 @@ def _command(run, n):
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
     }
-    words = [sys.executable, "-W", "error", "-m", "sis_jax.synthesize", str(run), "--n", str(n), "--quiet"]
-    return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    words = [
+        sys.executable,
+        "-W",
+        "error",
+        "-m",
+        "sis_jax.synthesize",
+        str(run),
+        "--n",
+        str(n),
+        "--quiet",
+    ]
+    return subprocess.Popen(
+        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+@pytest.mark.parametrize(
+    "kills", [2, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
+)
 def test_kill_and_resume_gives_the_same_bytes(weights, tmp_path, kills):
     n = 1200
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -160,7 +192,10 @@ def test_kill_and_resume_gives_the_same_bytes(weights, tmp_path, kills):
         seen = len(list(cut.glob("data/*/.chunks/*.jsonl")))
         while process.poll() is None and time.monotonic() - began < 120:
             # Counted from when it begins to write: the start of Python and JAX takes most of a short run.
-            if len(list(cut.glob("data/*/images/*.png"))) > 0 and len(list(cut.glob("data/*/.chunks/*.jsonl"))) > seen:
+            if (
+                len(list(cut.glob("data/*/images/*.png"))) > 0
+                and len(list(cut.glob("data/*/.chunks/*.jsonl"))) > seen
+            ):
                 time.sleep(wait / 10)
                 break
             time.sleep(0.01)

@@ -55,7 +55,10 @@ def checkpoint(folder):
 
     manager = ocp.CheckpointManager((folder / "checkpoints").absolute())
     latest = manager.latest_step()
-    back = manager.restore(latest, args=ocp.args.Composite(state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore()))
+    back = manager.restore(
+        latest,
+        args=ocp.args.Composite(state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore()),
+    )
     manager.close()
     curve = [{k: v for k, v in row.items() if k != "seconds"} for row in back["meta"]["curve"]]
     return latest, jax.tree_util.tree_flatten_with_path(back["state"])[0], curve
@@ -71,13 +74,27 @@ def whole(photos, tmp_path_factory):
 def test_what_it_writes(whole):
     out, gen = whole
     record = json.loads((out / "run.json").read_text())["stages"]["train_generator"]
-    assert record["state"] == "done" and record["images"] == 48 and record["photos"] == 64 and record["held_out"] == 16
+    assert (
+        record["state"] == "done"
+        and record["images"] == 48
+        and record["photos"] == 64
+        and record["held_out"] == 16
+    )
     assert record["recipe"]["r1_gamma"] == pytest.approx(0.0002 * 64 / 8) and record["swd"] > 0
     with (out / "curves.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(r["images"]) for r in rows] == [16, 32, 48]
-    assert all(np.isfinite(float(r[name])) for r in rows for name in ("swd", "loss_g", "loss_d", "score_real", "score_fake", "augment"))
-    assert gen.resolution == 8 and gen.config.channels == (8, 8) and gen.z_dim == 8 and gen.config.mapping_layers == 2
+    assert all(
+        np.isfinite(float(r[name]))
+        for r in rows
+        for name in ("swd", "loss_g", "loss_d", "score_real", "score_fake", "augment")
+    )
+    assert (
+        gen.resolution == 8
+        and gen.config.channels == (8, 8)
+        and gen.z_dim == 8
+        and gen.config.mapping_layers == 2
+    )
 
 
 def test_sample_grids(whole):
@@ -85,14 +102,20 @@ def test_sample_grids(whole):
     grids = sorted((whole[0] / "samples").glob("*.png"))
     assert len(grids) == 3
     with Image.open(grids[-1]) as grid:
-        assert grid.width >= 64 and grid.height >= 64 and len(np.unique(np.asarray(grid.convert("RGB")).reshape(-1, 3), axis=0)) > 64
+        assert (
+            grid.width >= 64
+            and grid.height >= 64
+            and len(np.unique(np.asarray(grid.convert("RGB")).reshape(-1, 3), axis=0)) > 64
+        )
 
 
 def test_the_generator_it_leaves(whole):
     out, gen = whole
     loaded = sis_jax.load_generator(out / "generator")
     assert loaded.config == gen.config
-    np.testing.assert_allclose(loaded.sample(range(4)).images, gen.sample(range(4)).images, atol=0.02)  # stored in half precision
+    np.testing.assert_allclose(
+        loaded.sample(range(4)).images, gen.sample(range(4)).images, atol=0.02
+    )  # stored in half precision
     disc = sis_jax.load_discriminator(out / "generator")
     assert np.isfinite(disc(loaded.sample(range(4)).images)).all()
     assert "48" in (out / "generator" / "README.md").read_text()
@@ -102,8 +125,13 @@ def test_the_generator_it_leaves(whole):
 def test_it_trained(whole, photos):
     """The averaged generator is not the one it began with."""
     out, gen = whole
-    first = train_generator(photos, out=str(out.parent / "one"), images=8, **SMALL | {"snapshot": 8})
-    assert np.abs(np.asarray(first.sample([0]).images) - np.asarray(gen.sample([0]).images)).max() > 1e-3
+    first = train_generator(
+        photos, out=str(out.parent / "one"), images=8, **SMALL | {"snapshot": 8}
+    )
+    assert (
+        np.abs(np.asarray(first.sample([0]).images) - np.asarray(gen.sample([0]).images)).max()
+        > 1e-3
+    )
 
 
 def test_resumed_to_the_same_bits(whole, photos, tmp_path):
@@ -111,7 +139,10 @@ def test_resumed_to_the_same_bits(whole, photos, tmp_path):
     out, gen = whole
     for images in (16, 32, 48):
         again = train_generator(photos, out=str(tmp_path / "run"), images=images, **SMALL)
-    (step, state, curve), (other_step, other_state, other_curve) = checkpoint(out), checkpoint(tmp_path / "run")
+    (step, state, curve), (other_step, other_state, other_curve) = (
+        checkpoint(out),
+        checkpoint(tmp_path / "run"),
+    )
     assert step == other_step == 6 and curve == other_curve and len(state) == len(other_state) > 50
     for (path, a), (other, b) in zip(state, other_state):
         assert path == other and np.array_equal(a, b), jax.tree_util.keystr(path)
@@ -147,7 +178,9 @@ def test_killed_between_snapshots(whole, photos, tmp_path, monkeypatch):
     monkeypatch.undo()
     train_generator(photos, out=str(tmp_path / "run"), images=48, **SMALL)
     (_, state, curve), (_, other, other_curve) = checkpoint(whole[0]), checkpoint(tmp_path / "run")
-    assert curve == other_curve and all(np.array_equal(a, b) for (_, a), (_, b) in zip(state, other))
+    assert curve == other_curve and all(
+        np.array_equal(a, b) for (_, a), (_, b) in zip(state, other)
+    )
 
 
 def test_another_configuration_is_refused(whole, photos):
@@ -206,7 +239,13 @@ def parent(tmp_path_factory):
 
 def test_start_from(parent, photos, tmp_path):
     """One step from given weights stays near them, in shape and in numbers; the checkpoint's own shape counts, not the flags."""
-    gen = train_generator(photos, out=str(tmp_path / "run"), images=8, start_from=str(parent), **SMALL | {"snapshot": 8, "latent": 64})
+    gen = train_generator(
+        photos,
+        out=str(tmp_path / "run"),
+        images=8,
+        start_from=str(parent),
+        **SMALL | {"snapshot": 8, "latent": 64},
+    )
     origin = sis_jax.load_generator(parent)
     assert gen.config == origin.config
     a, b = (np.asarray(g.sample([0, 1]).images) for g in (gen, origin))
@@ -222,7 +261,13 @@ def test_start_from_without_a_discriminator(photos, tmp_path):
 
 def test_start_from_another_size(parent, photos, tmp_path):
     with pytest.raises(UsageError, match="8 pixels, asked for --resolution 16"):
-        train_generator(photos, out=str(tmp_path / "run"), images=8, start_from=str(parent), **SMALL | {"resolution": 16})
+        train_generator(
+            photos,
+            out=str(tmp_path / "run"),
+            images=8,
+            start_from=str(parent),
+            **SMALL | {"resolution": 16},
+        )
 
 
 def test_start_from_another_family(photos, tmp_path):
@@ -232,9 +277,13 @@ def test_start_from_another_family(photos, tmp_path):
 
     gen = fakes.tiny_dcgan((8,))
     config = {"z_dim": gen.z_dim, "channels": list(gen.config.channels)}
-    files.write_folder(tmp_path / "dc", files.Folder("dcgan", "dc", "free", config), arrays_of(gen), None, "card")
+    files.write_folder(
+        tmp_path / "dc", files.Folder("dcgan", "dc", "free", config), arrays_of(gen), None, "card"
+    )
     with pytest.raises(SisError):
-        train_generator(photos, out=str(tmp_path / "run"), images=8, start_from=str(tmp_path / "dc"), **SMALL)
+        train_generator(
+            photos, out=str(tmp_path / "run"), images=8, start_from=str(tmp_path / "dc"), **SMALL
+        )
 
 
 def test_rows(photos, tmp_path):
@@ -269,7 +318,9 @@ def test_impossible_settings(photos, tmp_path, settings, said):
     with pytest.raises(SisError) as error:
         train_generator(photos, out=str(tmp_path / "run"), **{"images": 8} | SMALL | settings)
     assert said in str(error.value)
-    assert not (tmp_path / "run" / "generator").exists() and not list((tmp_path / "run").glob("samples/*"))
+    assert not (tmp_path / "run" / "generator").exists() and not list(
+        (tmp_path / "run").glob("samples/*")
+    )
 
 
 def test_from_the_shell(capfd, monkeypatch, tmp_path):
@@ -277,7 +328,10 @@ def test_from_the_shell(capfd, monkeypatch, tmp_path):
     monkeypatch.setattr(cli, "enable_compilation_cache", lambda: None)
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "thesis.docx").write_bytes(b"text")
-    code = cli.run(train_generator, argv=[str(tmp_path / "docs"), "--out", str(tmp_path / "run"), "--resolution", "8"])
+    code = cli.run(
+        train_generator,
+        argv=[str(tmp_path / "docs"), "--out", str(tmp_path / "run"), "--resolution", "8"],
+    )
     said = capfd.readouterr()
     assert code == 2 and said.out == "" and "Traceback" not in said.err
     line = [text for text in said.err.splitlines() if text.strip()][-1]

@@ -19,7 +19,9 @@ PHASES = ("g_main", "g_regularise", "d_main", "d_regularise")
 
 @pytest.fixture(scope="module")
 def networks():
-    return fakes.tiny_stylegan2(SIDE, channels=4, latent=4), fakes.tiny_discriminator(SIDE, channels=4)
+    return fakes.tiny_stylegan2(SIDE, channels=4, latent=4), fakes.tiny_discriminator(
+        SIDE, channels=4
+    )
 
 
 @pytest.fixture(scope="module")
@@ -37,20 +39,45 @@ def step(start, photos):
     """run(phase, ...) -> (new state, measured), compiled once per phase, number of devices and augmentation."""
     g_graph, d_graph, state = start
 
-    def run(phase, devices=1, augmented=False, seed=0, engine="pmap", recipe=RECIPE, state=state, photos=photos):
+    def run(
+        phase,
+        devices=1,
+        augmented=False,
+        seed=0,
+        engine="pmap",
+        recipe=RECIPE,
+        state=state,
+        photos=photos,
+    ):
         static = {} if phase == "g_regularise" else {"augmented": augmented}
         body = getattr(training, phase)
         mapped = parallel.map_devices(
-            body, (None, None, 0), None, devices=devices, engine=engine, graphs=(g_graph, d_graph), recipe=recipe, **static
+            body,
+            (None, None, 0),
+            None,
+            devices=devices,
+            engine=engine,
+            graphs=(g_graph, d_graph),
+            recipe=recipe,
+            **static,
         )
-        return jax.tree.map(np.asarray, mapped(state, jax.random.key(seed), parallel.shard(photos, devices)[0]))
+        return jax.tree.map(
+            np.asarray, mapped(state, jax.random.key(seed), parallel.shard(photos, devices)[0])
+        )
 
     return run
 
 
 def changed(a, b):
     """Top-level keys under which something differs."""
-    return {key for key in a if any(not np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a[key]), jax.tree.leaves(b[key])))}
+    return {
+        key
+        for key in a
+        if any(
+            not np.array_equal(x, y)
+            for x, y in zip(jax.tree.leaves(a[key]), jax.tree.leaves(b[key]))
+        )
+    }
 
 
 EXPECTED = {
@@ -127,7 +154,10 @@ def test_path_lengths_by_hand(networks):
     """J^T y by moving every coordinate of every slot of w a little."""
     gen, _ = networks
     ws = gen.map(gen.latents([0, 1]))
-    y = jnp.asarray(np.random.default_rng(0).standard_normal((2, SIDE, SIDE, 3)), jnp.float32) / SIDE
+    y = (
+        jnp.asarray(np.random.default_rng(0).standard_normal((2, SIDE, SIDE, 3)), jnp.float32)
+        / SIDE
+    )
     lengths = training.path_lengths(gen, ws, y)
     _, slots, width = ws.shape
     moves = 1e-2 * jnp.eye(slots * width).reshape(-1, slots, width)
@@ -178,13 +208,19 @@ def test_half_precision(step):
 def test_ema_decay():
     recipe = training.Recipe(ema_images=1000.0, ema_rampup=0.05)
     assert training.ema_decay(recipe, 32, 10**9) == pytest.approx(0.5 ** (32 / 1000))
-    assert training.ema_decay(recipe, 32, 6400) == pytest.approx(0.5 ** (32 / 320))  # a young run: half-life 5 % of what was seen
+    assert training.ema_decay(recipe, 32, 6400) == pytest.approx(
+        0.5 ** (32 / 320)
+    )  # a young run: half-life 5 % of what was seen
     assert training.ema_decay(recipe, 32, 0) == 0
     late = training.Recipe(ema_images=1000.0, ema_rampup=None)
     assert training.ema_decay(late, 1000, 10) == pytest.approx(0.5)
-    halved = training.average({"a": np.ones(2)}, {"a": np.zeros(2)}, jnp.float32(training.ema_decay(late, 1000, 10)))
+    halved = training.average(
+        {"a": np.ones(2)}, {"a": np.zeros(2)}, jnp.float32(training.ema_decay(late, 1000, 10))
+    )
     np.testing.assert_allclose(halved["a"], 0.5)
-    np.testing.assert_allclose(training.average({"a": np.ones(2)}, {"a": np.full(2, 3.0)}, jnp.float32(0))["a"], 3)
+    np.testing.assert_allclose(
+        training.average({"a": np.ones(2)}, {"a": np.full(2, 3.0)}, jnp.float32(0))["a"], 3
+    )
 
 
 def test_lazy_regularisation_corrects_adam():
@@ -206,7 +242,9 @@ def test_no_correction_where_nothing_is_lazy():
     on = training.optimizers(training.Recipe(path_length=2.0))[0]
     grads, params = {"w": jnp.ones(1)}, {"w": jnp.zeros(1)}
     steps = [float(o.update(grads, o.init(params))[0]["w"][0]) for o in (off, on)]
-    assert steps[0] == pytest.approx(-0.0025, rel=1e-4) and steps[1] == pytest.approx(-0.002, rel=1e-4)
+    assert steps[0] == pytest.approx(-0.0025, rel=1e-4) and steps[1] == pytest.approx(
+        -0.002, rel=1e-4
+    )
 
 
 def test_gamma_rule():
@@ -217,7 +255,11 @@ def test_split_and_join(networks):
     gen, disc = networks
     images = gen.sample([3, 4, 5, 6]).images
     (graph, params, rest), (d_graph, d_params, d_rest) = training.split(gen), training.split(disc)
-    assert training.count(params) > 500 < training.count(d_params) and d_rest == {} and "w_avg" in rest["mapping"]
+    assert (
+        training.count(params) > 500 < training.count(d_params)
+        and d_rest == {}
+        and "w_avg" in rest["mapping"]
+    )
     assert np.array_equal(training.join(graph, params, rest).sample([3, 4, 5, 6]).images, images)
     assert np.array_equal(training.join(d_graph, d_params, d_rest)(images), disc(images))
 
@@ -227,4 +269,6 @@ def test_nan_gradients_do_not_enter_the_weights(start, step):
     d = jax.tree.map(lambda a: a, start[2]["d"])
     d["b4"]["out"]["bias"] = jnp.full_like(d["b4"]["out"]["bias"], jnp.nan)
     after, measured = step("g_main", state=start[2] | {"d": d})
-    assert np.isnan(measured["loss_g"]) and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after["g"]))
+    assert np.isnan(measured["loss_g"]) and all(
+        np.isfinite(leaf).all() for leaf in jax.tree.leaves(after["g"])
+    )

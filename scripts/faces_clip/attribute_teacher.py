@@ -38,7 +38,9 @@ def descriptor(pictures: Float[Array, "n s s 3"]) -> Float[Array, "n c c 18"]:
     away = jnp.abs(angle - jnp.arange(BINS))
     share = jnp.maximum(0, 1 - jnp.minimum(away, BINS - away)) * jnp.sqrt(across**2 + down**2)
     histogram = share.reshape(n, cells, CELL, cells, CELL, BINS).sum((2, 4))
-    energy = jnp.pad(jnp.square(histogram).sum(-1, keepdims=True), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    energy = jnp.pad(
+        jnp.square(histogram).sum(-1, keepdims=True), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge"
+    )
     around = sum(energy[:, i : i + cells, j : j + cells] for i in range(3) for j in range(3))
     colour = x.reshape(n, cells, CELL, cells, CELL, 3).mean((2, 4))
     relative = colour - colour.mean((1, 2), keepdims=True)
@@ -48,7 +50,9 @@ def descriptor(pictures: Float[Array, "n s s 3"]) -> Float[Array, "n c c 18"]:
 def described(pictures: UInt8[np.ndarray, "n s s 3"]) -> Float[np.ndarray, "n c c 18"]:
     """`descriptor` of photos uint8, a few hundred at a time."""
     parts = [pictures[i : i + CHUNK] for i in range(0, len(pictures), CHUNK)]
-    return np.concatenate([np.asarray(descriptor(jnp.asarray(p, jnp.float32) / 127.5 - 1)) for p in parts])
+    return np.concatenate(
+        [np.asarray(descriptor(jnp.asarray(p, jnp.float32) / 127.5 - 1)) for p in parts]
+    )
 
 
 @dataclass(frozen=True)
@@ -72,16 +76,28 @@ class Teacher:
             x = (x.reshape(len(x), -1) - self.shift) / self.scale
             told.append(np.asarray(_kernel(x, self.known, self.width)) @ self.weights + self.offset)
         score = np.concatenate(told)
-        return (1 / (1 + np.exp(-np.clip(self.slope * score + self.bias, -30, 30)))).astype(np.float32)
+        return (1 / (1 + np.exp(-np.clip(self.slope * score + self.bias, -30, 30)))).astype(
+            np.float32
+        )
 
 
-def fit(pictures: UInt8[np.ndarray, "n s s 3"], attributes: Bool[np.ndarray, "n a"], ridge: float = 1.0) -> Teacher:
+def fit(
+    pictures: UInt8[np.ndarray, "n s s 3"], attributes: Bool[np.ndarray, "n a"], ridge: float = 1.0
+) -> Teacher:
     """Learn from pictures and their mirror images; the calibration is that of predictions for pictures which were left out (five folds)."""
-    both = np.concatenate([described(pictures), described(pictures[:, :, ::-1])]).reshape(2 * len(pictures), -1)
+    both = np.concatenate([described(pictures), described(pictures[:, :, ::-1])]).reshape(
+        2 * len(pictures), -1
+    )
     shift, scale = both.mean(0), both.std(0) + 1e-3
     known = (both - shift) / scale
     squares = jnp.asarray(np.square(known).mean(1))
-    width = float(jnp.median(squares[:, None] + squares[None] - 2 * (jnp.asarray(known) @ jnp.asarray(known).T) / known.shape[1]))
+    width = float(
+        jnp.median(
+            squares[:, None]
+            + squares[None]
+            - 2 * (jnp.asarray(known) @ jnp.asarray(known).T) / known.shape[1]
+        )
+    )
     kernel = np.asarray(_kernel(known, known, width))
     target = np.concatenate([attributes, attributes]).astype(np.float32)
     offset = target.mean(0)
@@ -89,9 +105,15 @@ def fit(pictures: UInt8[np.ndarray, "n s s 3"], attributes: Bool[np.ndarray, "n 
     left_out = np.zeros_like(target)
     for i in range(FOLDS):
         learn, hold = fold != i, fold == i
-        left_out[hold] = kernel[np.ix_(hold, learn)] @ _solve(kernel[np.ix_(learn, learn)], target[learn] - offset, ridge) + offset
+        left_out[hold] = (
+            kernel[np.ix_(hold, learn)]
+            @ _solve(kernel[np.ix_(learn, learn)], target[learn] - offset, ridge)
+            + offset
+        )
     slope, bias = calibration(left_out, target)
-    return Teacher(shift, scale, known, width, _solve(kernel, target - offset, ridge), offset, slope, bias)
+    return Teacher(
+        shift, scale, known, width, _solve(kernel, target - offset, ridge), offset, slope, bias
+    )
 
 
 @partial(jax.jit, static_argnames="width")
@@ -102,7 +124,9 @@ def _kernel(a: Float[Array, "n f"], b: Float[Array, "m f"], width: float) -> Flo
 
 
 def _solve(kernel: np.ndarray, target: np.ndarray, ridge: float) -> np.ndarray:
-    return np.linalg.solve(kernel + ridge * np.eye(len(kernel), dtype=kernel.dtype), target).astype(np.float32)
+    return np.linalg.solve(kernel + ridge * np.eye(len(kernel), dtype=kernel.dtype), target).astype(
+        np.float32
+    )
 
 
 def calibration(
@@ -117,11 +141,16 @@ def calibration(
         slope = np.einsum("na,nai->ai", p - truth, x) / len(x) + 1e-3 * w
         curve = np.einsum("na,nai,naj->aij", p * (1 - p), x, x) / len(x) + 1e-3 * np.eye(2)
         w -= np.linalg.solve(curve, slope[..., None])[..., 0]
-    return (w[:, 0] / spread).astype(np.float32), (w[:, 1] - w[:, 0] * scores.mean(0) / spread).astype(np.float32)
+    return (w[:, 0] / spread).astype(np.float32), (
+        w[:, 1] - w[:, 0] * scores.mean(0) / spread
+    ).astype(np.float32)
 
 
 def evidence(
-    pictures: UInt8[np.ndarray, "n s s 3"], attributes: Bool[np.ndarray, "n a"], where: Float[np.ndarray, "k s s"], ridge: float = 1.0
+    pictures: UInt8[np.ndarray, "n s s 3"],
+    attributes: Bool[np.ndarray, "n a"],
+    where: Float[np.ndarray, "k s s"],
+    ridge: float = 1.0,
 ) -> Float[np.ndarray, "a k"]:
     """How well the cells of each part alone tell each attribute: area under the ROC curve on the last quarter of the pictures, learned from the others.
 
@@ -136,6 +165,10 @@ def evidence(
     for share in where.reshape(len(where), cells, CELL, cells, CELL).mean((2, 4)):
         inside = x[:, share > 0.5 * share.max()].reshape(n, -1)
         kernel = np.asarray(_kernel(inside, inside[:learn], 2.0))
-        score = kernel[learn:] @ _solve(kernel[:learn], target[:learn] - target[:learn].mean(0), ridge)
-        found.append([roc_area(score[:, j], attributes[learn:, j]) for j in range(attributes.shape[1])])
+        score = kernel[learn:] @ _solve(
+            kernel[:learn], target[:learn] - target[:learn].mean(0), ridge
+        )
+        found.append(
+            [roc_area(score[:, j], attributes[learn:, j]) for j in range(attributes.shape[1])]
+        )
     return np.asarray(found, np.float32).T

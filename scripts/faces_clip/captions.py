@@ -64,7 +64,15 @@ WHO: dict[tuple[str, bool], tuple[str, ...]] = {
 }
 # what a word can be about -> the attributes that tell of it; which parts these are is found in pictures, see `grounded`.
 TELLS: dict[str, tuple[str, ...]] = {
-    "hair": ("Bald", "Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair", "Straight_Hair", "Wavy_Hair"),
+    "hair": (
+        "Bald",
+        "Black_Hair",
+        "Blond_Hair",
+        "Brown_Hair",
+        "Gray_Hair",
+        "Straight_Hair",
+        "Wavy_Hair",
+    ),
     "forehead": ("Bangs", "Receding_Hairline", "Wearing_Hat"),
     "eyebrows": ("Arched_Eyebrows", "Bushy_Eyebrows"),
     "eyes": ("Bags_Under_Eyes", "Eyeglasses", "Narrow_Eyes"),
@@ -75,7 +83,11 @@ TELLS: dict[str, tuple[str, ...]] = {
     "clothes": ("Wearing_Necklace", "Wearing_Necktie"),
 }
 # Where the alignment of these photos puts what it aligns by, (x, y) in shares of the side.
-LANDMARKS = {"eyes": ((0.3945, 0.4772), (0.6053, 0.4777)), "nose": ((0.5, 0.62),), "mouth": ((0.499, 0.749),)}
+LANDMARKS = {
+    "eyes": ((0.3945, 0.4772), (0.6053, 0.4777)),
+    "nose": ((0.5, 0.62),),
+    "mouth": ((0.499, 0.749),),
+}
 # part of a picture -> what it is called.
 NOUNS: dict[str, tuple[str, ...]] = {
     "hair": ("hair", "a hairstyle", "a head of hair"),
@@ -90,9 +102,33 @@ NOUNS: dict[str, tuple[str, ...]] = {
 NOUN_TEMPLATES = ("{}", "a photo of {}", "a picture of {}", "the {}")
 PLACE = 0.7  # weight of where a thing is, against what it is
 ENOUGH = 0.5  # of the best part's evidence, for another part to be what a word is about
-ALWAYS = ("a person", "a face", "a photo", "a photo of a face", "a portrait of a person", "somebody")
-TEMPLATES = ("{}", "a photo of {}", "a picture of {}", "a face with {}", "a person with {}", "a photo of a person with {}", "the {}")
-WITHOUT = ("Eyeglasses", "Wearing_Hat", "Wearing_Lipstick", "Wearing_Earrings", "Bangs", "Mustache", "Heavy_Makeup", "Wearing_Necktie")
+ALWAYS = (
+    "a person",
+    "a face",
+    "a photo",
+    "a photo of a face",
+    "a portrait of a person",
+    "somebody",
+)
+TEMPLATES = (
+    "{}",
+    "a photo of {}",
+    "a picture of {}",
+    "a face with {}",
+    "a person with {}",
+    "a photo of a person with {}",
+    "the {}",
+)
+WITHOUT = (
+    "Eyeglasses",
+    "Wearing_Hat",
+    "Wearing_Lipstick",
+    "Wearing_Earrings",
+    "Bangs",
+    "Mustache",
+    "Heavy_Makeup",
+    "Wearing_Necktie",
+)
 _RARE = 4.0  # how much more often a held attribute that few pictures have is mentioned
 
 
@@ -105,7 +141,11 @@ class Caption:
 
     def true_of(self, attributes: Bool[np.ndarray, "n a"]) -> Bool[np.ndarray, "n"]:
         """Of which pictures it is true."""
-        return np.all([attributes[:, i] == value for i, value in self.needs], axis=0) if self.needs else np.ones(len(attributes), bool)
+        return (
+            np.all([attributes[:, i] == value for i, value in self.needs], axis=0)
+            if self.needs
+            else np.ones(len(attributes), bool)
+        )
 
 
 def target(
@@ -126,7 +166,10 @@ def target(
 
 
 def grounded(
-    evidence: Float[np.ndarray, "a k"], names: Sequence[str], where: Float[np.ndarray, "k s s"], background: Sequence[int]
+    evidence: Float[np.ndarray, "a k"],
+    names: Sequence[str],
+    where: Float[np.ndarray, "k s s"],
+    background: Sequence[int],
 ) -> tuple[dict[str, Float[np.ndarray, "k"]], dict[str, list[int]]]:
     """(how much each part is what the attributes of `TELLS` are about, 0..1; the parts of each of `NOUNS`), from pictures and attributes alone.
 
@@ -146,9 +189,14 @@ def grounded(
         strength[thing] = np.zeros(len(where), np.float32)
         strength[thing][inside] = mean[inside] / max(float(mean[inside].max()), 1e-6)
         about[thing] = np.where(strength[thing] >= ENOUGH, strength[thing], 0).astype(np.float32)
-    nouns: dict[str, list[int]] = {noun: [] for noun in NOUNS} | {"background": [int(k) for k in background]}
+    nouns: dict[str, list[int]] = {noun: [] for noun in NOUNS} | {
+        "background": [int(k) for k in background]
+    }
     for thing, points in LANDMARKS.items():
-        at = {int(where[inside][:, int(y * where.shape[1]), int(x * where.shape[2])].argmax()) for x, y in points}
+        at = {
+            int(where[inside][:, int(y * where.shape[1]), int(x * where.shape[2])].argmax())
+            for x, y in points
+        }
         nouns[thing] = sorted(int(inside[i]) for i in at)
         about[thing][nouns[thing]] = 1
     for k in map(int, inside):
@@ -158,7 +206,9 @@ def grounded(
     return about, nouns
 
 
-def about_table(about: dict[str, Float[np.ndarray, "k"]], names: Sequence[str]) -> Float[np.ndarray, "a k"]:
+def about_table(
+    about: dict[str, Float[np.ndarray, "k"]], names: Sequence[str]
+) -> Float[np.ndarray, "a k"]:
     """`grounded`'s first answer per attribute; zeros for those that are about no part."""
     table = np.zeros((len(names), len(next(iter(about.values())))), np.float32)
     for thing, several in TELLS.items():
@@ -173,10 +223,14 @@ def single_captions(names: Sequence[str]) -> list[Caption]:
     for name, phrases in WITH.items():
         found += [Caption(_fill(t, p), ((at[name], True),)) for p in phrases for t in TEMPLATES]
     for (name, value), phrases in WHO.items():
-        found += [Caption(_fill(t, p), ((at[name], value),)) for p in phrases for t in TEMPLATES[:3]]
+        found += [
+            Caption(_fill(t, p), ((at[name], value),)) for p in phrases for t in TEMPLATES[:3]
+        ]
     for name in WITHOUT:
         bare = WITH[name][0].removeprefix("a ")
-        found += [Caption(f"a {who} without {bare}", ((at[name], False),)) for who in ("person", "face")]
+        found += [
+            Caption(f"a {who} without {bare}", ((at[name], False),)) for who in ("person", "face")
+        ]
     return found
 
 
@@ -187,7 +241,10 @@ def _fill(template: str, phrase: str) -> str:
 
 
 def composed_caption(
-    row: Bool[np.ndarray, "a"], names: Sequence[str], frequency: Float[np.ndarray, "a"], rng: np.random.Generator
+    row: Bool[np.ndarray, "a"],
+    names: Sequence[str],
+    frequency: Float[np.ndarray, "a"],
+    rng: np.random.Generator,
 ) -> Caption:
     """A caption of one to four things that hold for one picture, rare ones more often: "a photo of a young woman with blond hair and a smile".
 
@@ -197,13 +254,23 @@ def composed_caption(
     held = [name for name in WITH if row[at[name]]]
     weight = np.array([1 / (1 / _RARE + frequency[at[n]]) for n in held])
     count = min(len(held), int(rng.integers(1, 4)))
-    chosen = [str(n) for n in rng.choice(held, count, replace=False, p=weight / weight.sum())] if count else []
+    chosen = (
+        [str(n) for n in rng.choice(held, count, replace=False, p=weight / weight.sum())]
+        if count
+        else []
+    )
     needs = [(at[n], True) for n in chosen]
     who = ["person"]
     if rng.random() < 0.6:
-        who, needs = [("man" if row[at["Male"]] else "woman")], [*needs, (at["Male"], bool(row[at["Male"]]))]
+        who, needs = (
+            [("man" if row[at["Male"]] else "woman")],
+            [*needs, (at["Male"], bool(row[at["Male"]]))],
+        )
     if rng.random() < 0.4:
-        who, needs = [("young" if row[at["Young"]] else "old"), *who], [*needs, (at["Young"], bool(row[at["Young"]]))]
+        who, needs = (
+            [("young" if row[at["Young"]] else "old"), *who],
+            [*needs, (at["Young"], bool(row[at["Young"]]))],
+        )
     things = [str(rng.choice(WITH[n])) for n in chosen]
     start = str(rng.choice(("", "a photo of ", "a picture of ", "a portrait of ")))
     article = "an" if who[0][0] in "aeiou" else "a"

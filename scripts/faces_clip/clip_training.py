@@ -78,23 +78,32 @@ def _deviation(name: str, shape: tuple[int, ...], config: CLIPConfig) -> float:
         return 0.02
     if name.endswith("patch"):
         return (shape[0] * shape[1] * shape[2]) ** -0.5
-    if name.endswith(("out.weight", "proj.weight")):  # what is added to the residual stream, 2 per layer
+    if name.endswith(
+        ("out.weight", "proj.weight")
+    ):  # what is added to the residual stream, 2 per layer
         tower = config.text if name.startswith("text") else config.vision
         return shape[0] ** -0.5 * (2 * tower.transformer.layers) ** -0.5  # type: ignore[union-attr]
     return shape[0] ** -0.5
 
 
-def contrast(logits: Float[Array, "n m"], true: Bool[Array, "n m"] | Float[Array, "n m"]) -> Float[Array, ""]:
+def contrast(
+    logits: Float[Array, "n m"], true: Bool[Array, "n m"] | Float[Array, "n m"]
+) -> Float[Array, ""]:
     """Mean over texts of -log sigmoid of +logit where the text (column) is true of the picture (row), of -logit where not, both kinds with half the weight.
 
     A text that is true of all pictures, or of none, has one kind only, with its half of the weight: it says where it lies, but compares nothing.
     """
     t = true.astype(logits.dtype)
     hits, misses = -jax.nn.log_sigmoid(logits) * t, -jax.nn.log_sigmoid(-logits) * (1 - t)
-    return jnp.mean(0.5 * hits.sum(0) / jnp.maximum(t.sum(0), 1) + 0.5 * misses.sum(0) / jnp.maximum((1 - t).sum(0), 1))
+    return jnp.mean(
+        0.5 * hits.sum(0) / jnp.maximum(t.sum(0), 1)
+        + 0.5 * misses.sum(0) / jnp.maximum((1 - t).sum(0), 1)
+    )
 
 
-def patch_similarity(patches: Float[Array, "n p d"], texts: Float[Array, "m d"], sharpness: float) -> Float[Array, "n m"]:
+def patch_similarity(
+    patches: Float[Array, "n p d"], texts: Float[Array, "m d"], sharpness: float
+) -> Float[Array, "n m"]:
     """Similarity (cosine, inputs of unit length) of pictures and texts by the patches that resemble the text most: a softmax-weighted mean over patches."""
     cosine = jnp.einsum("npd,md->nmp", patches, texts)
     return (jax.nn.softmax(sharpness * cosine) * cosine).sum(-1)
@@ -106,7 +115,9 @@ def _unit(x: Array) -> Array:
 
 def _vit(network: CLIPNetwork) -> ViT:
     if not isinstance(network.visual, ViT):
-        raise UsageError("only CLIPs with a vision transformer can be trained here, this one has a ResNet")
+        raise UsageError(
+            "only CLIPs with a vision transformer can be trained here, this one has a ResNet"
+        )
     return network.visual
 
 
@@ -117,7 +128,9 @@ def encode(
     tower = _vit(network)
     x = tower.tokens(pixels)
     if kept is not None:
-        x = jnp.concatenate([x[:, :1], jnp.take_along_axis(x[:, 1:], kept[:, :, None], axis=1)], axis=1)
+        x = jnp.concatenate(
+            [x[:, :1], jnp.take_along_axis(x[:, 1:], kept[:, :, None], axis=1)], axis=1
+        )
     *before, last = tower.transformer.blocks()
     for block in before:
         x = block(x)
@@ -126,7 +139,12 @@ def encode(
 
 
 def loss(
-    network: CLIPNetwork, pixels: Float[Array, "n h w 3"], texts: Float[Array, "m d"], true: Bool[Array, "n m"], key: Array, recipe: Recipe
+    network: CLIPNetwork,
+    pixels: Float[Array, "n h w 3"],
+    texts: Float[Array, "m d"],
+    true: Bool[Array, "n m"],
+    key: Array,
+    recipe: Recipe,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """(global + weighted patch loss, both apart). texts: points, of any length; true: which text is true of which picture."""
     n, count = pixels.shape[0], _vit(network).positions.shape[0] - 1
@@ -144,24 +162,43 @@ def rate_at(progress: float, recipe: Recipe) -> float:
     warm = 0.05
     if progress < warm:
         return recipe.learning_rate * max(progress, 1e-3) / warm
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warm) / (1 - warm))))
+    return (
+        recipe.learning_rate
+        * 0.5
+        * (1 + math.cos(math.pi * min(1.0, (progress - warm) / (1 - warm))))
+    )
 
 
 def optimizer(recipe: Recipe) -> optax.GradientTransformation:
     """AdamW of rate 1 (`step` multiplies its update) on gradients clipped to norm 1; matrices decay, gains and biases do not."""
     matrices = partial(jax.tree.map, lambda a: a.ndim >= 2)
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1.0, b2=0.98, weight_decay=recipe.weight_decay, mask=matrices))
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(1.0, b2=0.98, weight_decay=recipe.weight_decay, mask=matrices),
+    )
 
 
 def new_state(
-    network: CLIPNetwork, recipe: Recipe, concepts: Float[Array, "c d"] | None = None, parts: Float[Array, "k d"] | None = None
+    network: CLIPNetwork,
+    recipe: Recipe,
+    concepts: Float[Array, "c d"] | None = None,
+    parts: Float[Array, "k d"] | None = None,
 ) -> tuple[Any, State]:
     """(structure, state) at the start of training this network; concepts, parts: points that are learned in the place of texts, see `grounded_step`."""
     graph, params = nnx.split(network)
-    points = {name: value for name, value in (("concepts", concepts), ("parts", parts)) if value is not None}
+    points = {
+        name: value
+        for name, value in (("concepts", concepts), ("parts", parts))
+        if value is not None
+    }
     trained: dict[str, Any] = {"network": nnx.to_pure_dict(params)} | points
     average = jax.tree.map(jnp.array, trained)
-    return graph, {"params": trained, "ema": average, "optimizer": optimizer(recipe).init(trained), "step": jnp.zeros((), jnp.int32)}
+    return graph, {
+        "params": trained,
+        "ema": average,
+        "optimizer": optimizer(recipe).init(trained),
+        "step": jnp.zeros((), jnp.int32),
+    }
 
 
 def step(
@@ -213,7 +250,9 @@ def grounded_loss(
     looked_at = jax.lax.stop_gradient(jax.nn.softmax(belongs)) @ about.T
     similar = jnp.sum(looked_at * (patches @ concepts.T), axis=1) / (looked_at.sum(1) + 1e-3)
     weight = (about.sum(1) > 0).astype(similar.dtype)
-    local = jnp.sum(weight * jnp.square(similar / recipe.spread - score)) / (len(score) * jnp.maximum(weight.sum(), 1.0))
+    local = jnp.sum(weight * jnp.square(similar / recipe.spread - score)) / (
+        len(score) * jnp.maximum(weight.sum(), 1.0)
+    )
     total = whole + recipe.told * (told + recipe.dense * local) + recipe.parts * apart
     return total, {"global": whole, "told": told, "local": local, "parts": apart, "scale": scale}
 
@@ -236,13 +275,20 @@ def grounded_step(
 
     def objective(params: dict[str, Any]) -> tuple[Array, dict[str, Array]]:
         network = nnx.merge(graph, params["network"])
-        return grounded_loss(network, params["concepts"], params["parts"], pixels, true, score, share, about, recipe)
+        return grounded_loss(
+            network, params["concepts"], params["parts"], pixels, true, score, share, about, recipe
+        )
 
     return _descend(objective, state, rate, recipe)
 
 
 def text_step(
-    graph: Any, state: State, ids: Int[Array, "m c"], points: Float[Array, "m d"], rate: Float[Array, ""], recipe: Recipe
+    graph: Any,
+    state: State,
+    ids: Int[Array, "m c"],
+    points: Float[Array, "m d"],
+    rate: Float[Array, ""],
+    recipe: Recipe,
 ) -> tuple[State, dict[str, Float[Array, ""]]]:
     """One step of the text tower towards known points: mean of 1 - cosine. No pictures are needed."""
 
@@ -254,11 +300,18 @@ def text_step(
     return _descend(objective, state, rate, recipe)
 
 
-def _descend(objective: Any, state: State, rate: Array, recipe: Recipe) -> tuple[State, dict[str, Array]]:
+def _descend(
+    objective: Any, state: State, rate: Array, recipe: Recipe
+) -> tuple[State, dict[str, Array]]:
     gradient, told = jax.grad(objective, has_aux=True)(state["params"])
     update, kept = optimizer(recipe).update(gradient, state["optimizer"], state["params"])
     # What takes no part in a step has no gradient, and must not shrink by its decay either.
-    params = jax.tree.map(lambda p, u, g: jnp.where(jnp.any(g != 0), p + rate * u, p), state["params"], update, gradient)
+    params = jax.tree.map(
+        lambda p, u, g: jnp.where(jnp.any(g != 0), p + rate * u, p),
+        state["params"],
+        update,
+        gradient,
+    )
     # Young averages forget faster, so that the start is not remembered for long.
     decay = jnp.minimum(recipe.ema, (1 + state["step"]) / (10 + state["step"]))
     ema = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, state["ema"], params)
@@ -266,7 +319,10 @@ def _descend(objective: Any, state: State, rate: Array, recipe: Recipe) -> tuple
 
 
 def class_points(
-    dense: Float[Array, "n d"], share: Float[Array, "n c"], avoid: Float[Array, "r d"], steps: int = 400
+    dense: Float[Array, "n d"],
+    share: Float[Array, "n c"],
+    avoid: Float[Array, "r d"],
+    steps: int = 400,
 ) -> tuple[Float[Array, "c d"], float]:
     """(a unit point for each class, the factor on cosines): logistic regression of which class a patch belongs to on its dense features.
 
@@ -279,14 +335,19 @@ def class_points(
         return _unit(x - x @ avoid.T @ avoid)
 
     def away(free: Any, x: Array, y: Array) -> Array:
-        return -jnp.mean(jnp.sum(y * jax.nn.log_softmax(jnp.exp(free[1]) * x @ apart(free[0]).T), -1))
+        return -jnp.mean(
+            jnp.sum(y * jax.nn.log_softmax(jnp.exp(free[1]) * x @ apart(free[0]).T), -1)
+        )
 
     @jax.jit
     def step(free: Any, inner: Any, at: Array) -> Any:
         update, inner = tune.update(jax.grad(away)(free, dense[at], share[at]), inner)
         return optax.apply_updates(free, update), inner
 
-    free: Any = (_unit((share.T @ dense) / jnp.maximum(share.sum(0), 1e-6)[:, None]), jnp.log(jnp.asarray(10.0)))
+    free: Any = (
+        _unit((share.T @ dense) / jnp.maximum(share.sum(0), 1e-6)[:, None]),
+        jnp.log(jnp.asarray(10.0)),
+    )
     inner = tune.init(free)
     for _ in range(steps):
         free, inner = step(free, inner, rng.choice(len(dense), min(4096, len(dense))))

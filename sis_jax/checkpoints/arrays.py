@@ -29,19 +29,27 @@ STORAGES = {
 
 
 def _sizes(values: Any, what: str) -> tuple[int, ...]:
-    if type(values) not in (tuple, list) or len(values) > _MAX_AXES or not all(type(v) is int and 0 <= v < 1 << 40 for v in values):
+    if (
+        type(values) not in (tuple, list)
+        or len(values) > _MAX_AXES
+        or not all(type(v) is int and 0 <= v < 1 << 40 for v in values)
+    ):
         raise Refused(f"an array with an impossible {what}")
     return tuple(values)
 
 
-def _strided(data: memoryview, dtype: np.dtype, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> np.ndarray:
+def _strided(
+    data: memoryview, dtype: np.dtype, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]
+) -> np.ndarray:
     """A view of `data`; offset and strides in elements. Refused where it would leave the bytes or show any of them twice."""
     count = math.prod(shape)
     have = len(data) // dtype.itemsize
     last = offset + sum((n - 1) * s for n, s in zip(shape, strides)) if count else offset
     if count > have or last >= have + (count == 0):
         raise Refused(f"an array of shape {list(shape)} reaches beyond its {have} numbers")
-    return np.ndarray(shape, dtype, data, offset * dtype.itemsize, tuple(s * dtype.itemsize for s in strides))
+    return np.ndarray(
+        shape, dtype, data, offset * dtype.itemsize, tuple(s * dtype.itemsize for s in strides)
+    )
 
 
 @dataclass(eq=False)
@@ -53,7 +61,12 @@ class DType:
 
     def build_state(self, state: Any) -> None:
         """(version, byte order, None, None, None, ...)."""
-        if type(state) is not tuple or len(state) < 5 or state[1] not in ("<", ">", "|", "=") or any(s is not None for s in state[2:5]):
+        if (
+            type(state) is not tuple
+            or len(state) < 5
+            or state[1] not in ("<", ">", "|", "=")
+            or any(s is not None for s in state[2:5])
+        ):
             raise Refused("a NumPy type that is no plain number")
         self.order = state[1]
 
@@ -113,7 +126,11 @@ def numpy_frombuffer(data: Any, kind: Any, shape: Any, order: Any) -> NumpyArray
 
 def numpy_scalar(kind: Any, data: Any) -> Any:
     """`numpy.core.multiarray.scalar`: a Python number."""
-    if not isinstance(kind, DType) or not isinstance(data, (memoryview, bytes)) or len(data) != kind.numpy().itemsize:
+    if (
+        not isinstance(kind, DType)
+        or not isinstance(data, (memoryview, bytes))
+        or len(data) != kind.numpy().itemsize
+    ):
         raise Refused("a NumPy number that is none")
     return np.frombuffer(data, kind.numpy())[0].item()
 
@@ -148,7 +165,11 @@ class Tensor:
 
     def array(self) -> np.ndarray:
         """A view of the file (bfloat16: a float32 copy). Refused where the window does not fit the storage."""
-        shape, strides, storage = _sizes(self.shape, "shape"), _sizes(self.strides, "stride"), self.storage
+        shape, strides, storage = (
+            _sizes(self.shape, "shape"),
+            _sizes(self.strides, "stride"),
+            self.storage,
+        )
         (offset,) = _sizes((self.offset,), "offset")
         if not isinstance(storage, Storage) or len(strides) != len(shape):
             raise Refused("a tensor without a storage, or with as many strides as it has no axes")
@@ -181,7 +202,9 @@ NUMPY = _names(
     {
         "numpy.ndarray": None,
         "numpy.dtype": dtype,
-        **{f"numpy.{core}.multiarray._reconstruct": numpy_reconstruct for core in ("core", "_core")},
+        **{
+            f"numpy.{core}.multiarray._reconstruct": numpy_reconstruct for core in ("core", "_core")
+        },
         **{f"numpy.{core}.multiarray.scalar": numpy_scalar for core in ("core", "_core")},
         **{f"numpy.{core}.numeric._frombuffer": numpy_frombuffer for core in ("core", "_core")},
     }
@@ -194,7 +217,20 @@ TORCH = _names(
         "torch.nn.parameter.Parameter": _parameter,
         "torch.Size": lambda sizes=(): sizes,
         "torch.device": lambda *_: None,
-        **{f"torch.{kind}": None for kind in (*STORAGES, "float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool")},
+        **{
+            f"torch.{kind}": None
+            for kind in (
+                *STORAGES,
+                "float32",
+                "float64",
+                "float16",
+                "bfloat16",
+                "int64",
+                "int32",
+                "uint8",
+                "bool",
+            )
+        },
     }
 )
 TENSORS: dict[str, Name] = {**PLAIN, **NUMPY, **TORCH}

@@ -23,16 +23,26 @@ def shapes_of(make: Callable[[], nnx.Module]) -> dict[str, tuple[int, ...]]:
 
 def faults(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """What keeps `arrays` from being the parameters of a module with these shapes; empty if nothing."""
-    found = [f"missing: {key}, model has {list(shapes[key])}" for key in sorted(shapes.keys() - arrays.keys())]
-    found += [f"surplus: {key}, file has {list(arrays[key].shape)}" for key in sorted(arrays.keys() - shapes.keys())]
+    found = [
+        f"missing: {key}, model has {list(shapes[key])}"
+        for key in sorted(shapes.keys() - arrays.keys())
+    ]
+    found += [
+        f"surplus: {key}, file has {list(arrays[key].shape)}"
+        for key in sorted(arrays.keys() - shapes.keys())
+    ]
     for key in sorted(shapes.keys() & arrays.keys()):
         value = arrays[key]
         if value.shape != shapes[key]:
-            found.append(f"shape: {key}, file has {list(value.shape)}, model has {list(shapes[key])}")
+            found.append(
+                f"shape: {key}, file has {list(value.shape)}, model has {list(shapes[key])}"
+            )
         elif value.dtype.kind != "f":
             found.append(f"type: {key}, file has {value.dtype}, model has float32")
         elif not np.isfinite(value).all():
-            found.append(f"numbers: {key} holds {int((~np.isfinite(value)).sum())} NaN or infinite numbers")
+            found.append(
+                f"numbers: {key} holds {int((~np.isfinite(value)).sum())} NaN or infinite numbers"
+            )
     return found
 
 
@@ -40,10 +50,16 @@ def refuse(what: str, found: list[str]) -> None:
     """Raise all faults in one error, or return where there are none."""
     if found:
         more = f" ... and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-        raise SisError(f"{what} does not fit the network ({len(found)} faults): " + "; ".join(found[:_SHOWN]) + more)
+        raise SisError(
+            f"{what} does not fit the network ({len(found)} faults): "
+            + "; ".join(found[:_SHOWN])
+            + more
+        )
 
 
-def build(make: Callable[[], Module], arrays: Mapping[str, np.ndarray], what: str, info: Info) -> Module:
+def build(
+    make: Callable[[], Module], arrays: Mapping[str, np.ndarray], what: str, info: Info
+) -> Module:
     """The module `make()` with the numbers of `arrays`, as float32. `what` names their origin in errors."""
     graph, state = nnx.split(nnx.eval_shape(make))
     flat = nnx.to_flat_state(state)
@@ -58,7 +74,10 @@ def build(make: Callable[[], Module], arrays: Mapping[str, np.ndarray], what: st
 def arrays_of(module: nnx.Module) -> dict[str, np.ndarray]:
     """Everything a module stores, under our names, as NumPy arrays: the inverse of `build`."""
     _, state = nnx.split(module)
-    return {_name(path): np.asarray(jax.device_get(leaf[...])) for path, leaf in nnx.to_flat_state(state)}
+    return {
+        _name(path): np.asarray(jax.device_get(leaf[...]))
+        for path, leaf in nnx.to_flat_state(state)
+    }
 
 
 def _name(path: tuple[Any, ...]) -> str:

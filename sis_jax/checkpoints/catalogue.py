@@ -55,11 +55,15 @@ PUBLIC: dict[str, Public] = {
         Public("lsun-cat", "stylegan2-cat-config-f.pkl", _SG2, 256, _LSUN),
         Public("lsun-car", "stylegan2-car-config-f.pkl", _SG2, 512, _LSUN),
         Public("lsun-church", "stylegan2-church-config-f.pkl", _SG2, 256, _LSUN),
-        Public("metfaces", "metfaces.pkl", _ADA, 1024, f"{_NVIDIA}; trained on MetFaces (CC BY-NC 2.0)"),
+        Public(
+            "metfaces", "metfaces.pkl", _ADA, 1024, f"{_NVIDIA}; trained on MetFaces (CC BY-NC 2.0)"
+        ),
         Public("biggan-128", "biggan-deep-128-pytorch_model.bin", _HF, 128, _IMAGENET),
         Public("biggan-256", "biggan-deep-256-pytorch_model.bin", _HF, 256, _IMAGENET),
         Public("biggan-512", "biggan-deep-512-pytorch_model.bin", _HF, 512, _IMAGENET),
-        Public("brecahad", "brecahad.pkl", _ADA, 512, f"{_NVIDIA}; trained on BreCaHAD (CC BY 4.0)"),
+        Public(
+            "brecahad", "brecahad.pkl", _ADA, 512, f"{_NVIDIA}; trained on BreCaHAD (CC BY 4.0)"
+        ),
     )
 }
 
@@ -75,7 +79,9 @@ def clip_name(name: str) -> str:
 
 def _clip(name: str, resolution: int, sha256: str) -> Public:
     file = f"{name.replace('/', '-').replace('@', '-')}.pt"
-    return Public(clip_name(name), file, f"{_OPENAI}/{sha256}", resolution, OPENAI_LICENCE, sha256=sha256)
+    return Public(
+        clip_name(name), file, f"{_OPENAI}/{sha256}", resolution, OPENAI_LICENCE, sha256=sha256
+    )
 
 
 # OpenAI's CLIPs. Their digests are part of their addresses.
@@ -85,7 +91,11 @@ CLIPS: dict[str, Public] = {
         _clip("ViT-B/32", 224, "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"),
         _clip("ViT-B/16", 224, "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"),
         _clip("ViT-L/14", 224, "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),
-        _clip("ViT-L/14@336px", 336, "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"),
+        _clip(
+            "ViT-L/14@336px",
+            336,
+            "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
+        ),
         _clip("RN50", 224, "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"),
         _clip("RN101", 224, "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599"),
         _clip("RN50x4", 288, "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd"),
@@ -124,14 +134,20 @@ def text_of(name_or_path: str | os.PathLike) -> str:
         raise UsageError(f"expected a name or a path, got {name_or_path!r}")
     longest = max(len(part.encode("utf-8", "surrogatepass")) for part in text.split("/"))
     if longest > 255 or len(text) > 4000:
-        raise UsageError(f"{text[:40]!r}... has {len(text)} characters, more than a name or a path can have")
+        raise UsageError(
+            f"{text[:40]!r}... has {len(text)} characters, more than a name or a path can have"
+        )
     return text
 
 
 def search_folders() -> list[Path]:
     """Folders in which weights are looked for by name: those in SIS_JAX_WEIGHTS (as PATH), then ported_weights/ beside the package and here."""
     named = [Path(p) for p in os.environ.get(SEARCH_PATH, "").split(os.pathsep) if p]
-    return [*named, Path(__file__).resolve().parents[2] / "ported_weights", Path.cwd() / "ported_weights"]
+    return [
+        *named,
+        Path(__file__).resolve().parents[2] / "ported_weights",
+        Path.cwd() / "ported_weights",
+    ]
 
 
 def folders() -> dict[str, Path]:
@@ -177,7 +193,9 @@ def inventory() -> dict[str, Info | SisError]:
         try:
             folder = files.read_config(path)
             gone = [file for file in folder.sha256 or (files.MODEL,) if not (path / file).is_file()]
-            found[name] = SisError(f"{path} holds no {gone[0]}: copy it again") if gone else folder.info()
+            found[name] = (
+                SisError(f"{path} holds no {gone[0]}: copy it again") if gone else folder.info()
+            )
         except SisError as error:
             found[name] = error
     return found | {name: _student(path) for name, path in students().items() if name not in found}
@@ -197,7 +215,12 @@ def _student(path: Path) -> Info | SisError:
 
 def _is_damaged(path: Path) -> bool:
     """A config that is no JSON at all, beside weights."""
-    return files.is_folder(path) and not files.is_ours(path) and (path / files.MODEL).is_file() and not _is_json(path / files.CONFIG)
+    return (
+        files.is_folder(path)
+        and not files.is_ours(path)
+        and (path / files.MODEL).is_file()
+        and not _is_json(path / files.CONFIG)
+    )
 
 
 def _is_json(path: Path) -> bool:
@@ -216,13 +239,22 @@ def find(name_or_path: str | os.PathLike | None) -> Path:
         return known[text]
     if text in PUBLIC or text in CLIPS:
         return public_file((PUBLIC | CLIPS)[text])
-    if path.name in (files.MODEL, files.CONFIG, files.DISCRIMINATOR) and files.is_folder(path.parent):
+    if path.name in (files.MODEL, files.CONFIG, files.DISCRIMINATOR) and files.is_folder(
+        path.parent
+    ):
         return path.parent
     if text and path.exists():
         return path
     if text in students():
-        raise UsageError(f"{text} is a student, which takes photos, not a generator: python -m sis_jax.predict {text} PHOTOS --out DIR")
-    raise unknown_name("weights", text, {*known, *PUBLIC, *CLIPS}, "Give one of these, a weights folder or a checkpoint file.")
+        raise UsageError(
+            f"{text} is a student, which takes photos, not a generator: python -m sis_jax.predict {text} PHOTOS --out DIR"
+        )
+    raise unknown_name(
+        "weights",
+        text,
+        {*known, *PUBLIC, *CLIPS},
+        "Give one of these, a weights folder or a checkpoint file.",
+    )
 
 
 def public_file(public: Public) -> Path:
@@ -243,12 +275,24 @@ def card(folder: files.Folder) -> str:
     """A short README.md for a weights folder."""
     name, source = folder.name, folder.source
     digest = f", sha256 {source['sha256']}" if source.get("sha256") else ""
-    what, load = files.in_words(folder.kind), "load_generator" if folder.clip is None else "load_clip"
-    lines = [f"# {name}", "", f"{what[0].upper()}{what[1:]} for `sis_jax`: `sis.{load}(PATH)`. Its shape is in `{files.CONFIG}`.", ""]
+    what, load = (
+        files.in_words(folder.kind),
+        "load_generator" if folder.clip is None else "load_clip",
+    )
+    lines = [
+        f"# {name}",
+        "",
+        f"{what[0].upper()}{what[1:]} for `sis_jax`: `sis.{load}(PATH)`. Its shape is in `{files.CONFIG}`.",
+        "",
+    ]
     lines += [
         f"- Licence: {folder.licence}",
         f"- Source: {source.get('file') or 'trained by sis_jax'} (layout {source.get('layout', 'sis_jax')}{digest})",
     ]
-    lines += [f"- Discriminator: {'beside it' if folder.discriminator else 'none'}"] if folder.clip is None else []
+    lines += (
+        [f"- Discriminator: {'beside it' if folder.discriminator else 'none'}"]
+        if folder.clip is None
+        else []
+    )
     lines += [f"- Note: {note}" for note in folder.notes]
     return "\n".join(lines) + "\n"

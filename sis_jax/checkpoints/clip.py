@@ -16,7 +16,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-from sis_jax.checkpoints import clip_files, clip_names, files
+from sis_jax.checkpoints import clip_files, clip_names, convert, files
 from sis_jax.checkpoints.clip_inputs import Preprocessing, Tokenizer
 from sis_jax.checkpoints.layouts import clip
 from sis_jax.models.clip import CLIPConfig, CLIPNetwork
@@ -67,26 +67,35 @@ class CLIP:
         ids, cut = self.tokenizer(_texts(texts))
         if cut:
             first, more = next(iter(cut)), f" (and {len(cut) - 1} more)" if len(cut) > 1 else ""
-            warnings.warn(f"{first[:60]!r}{more} is longer than CLIP's {self.tokenizer.context} tokens: its end was cut off", stacklevel=2)
+            warnings.warn(
+                f"{first[:60]!r}{more} is longer than CLIP's {self.tokenizer.context} tokens: its end was cut off",
+                stacklevel=2,
+            )
         return ids
 
     def cut(self, texts: str | Sequence[str]) -> tuple[str, ...]:
         """Those of the texts that `tokenize` cuts."""
         return self.tokenizer(_texts(texts))[1]
 
-    def encode_image(self, pixels: Float[AnyArray, "b h w 3"], batch: int = 32) -> Float[Array, "b d"]:
+    def encode_image(
+        self, pixels: Float[AnyArray, "b h w 3"], batch: int = 32
+    ) -> Float[Array, "b d"]:
         """Points of pictures from `preprocess`, not normalised. UsageError for whole numbers, and for another size than the network's."""
         pixels = _array(pixels)
         self.network.check_pixels(pixels, native=True)
         return _in_chunks(lambda x: _encode_image(self.network, x), pixels, batch)
 
-    def encode_text(self, texts: str | Sequence[str] | Int[AnyArray, "b n"], batch: int = 64) -> Float[Array, "b d"]:
+    def encode_text(
+        self, texts: str | Sequence[str] | Int[AnyArray, "b n"], batch: int = 64
+    ) -> Float[Array, "b d"]:
         """Points of texts, or of token ids from `tokenize`, not normalised. UsageError for ids that are none of this network's."""
         if not isinstance(texts, AnyArray):
             texts = self.tokenize(texts)
         return _in_chunks(lambda x: _encode_text(self.network, x), self._ids(texts), batch)
 
-    def dense_features(self, pixels: Float[AnyArray, "b h w 3"], batch: int = 8) -> Float[Array, "b h2 w2 d"]:
+    def dense_features(
+        self, pixels: Float[AnyArray, "b h w 3"], batch: int = 8
+    ) -> Float[Array, "b h2 w2 d"]:
         """A point for every patch (ViT) or every 32 x 32 pixels (ResNet), in the space of `encode_text`, not normalised.
 
         The value path of the last attention layer (MaskCLIP, Zhou et al. 2022, section 3.2; Pakhomov et al. 2021 read CLIP's ResNets likewise). Sides
@@ -100,19 +109,35 @@ class CLIP:
     def _ids(self, ids: AnyArray) -> AnyArray:
         context, vocabulary = self.config.text.context, self.config.text.vocabulary
         if ids.ndim != 2 or not 0 < ids.shape[1] <= context or ids.dtype.kind not in "iu":
-            raise UsageError(f"token ids must be whole numbers [b, {context}], got {ids.dtype}{list(ids.shape)}: use clip.tokenize(texts)")
-        if not isinstance(ids, Tracer) and ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
-            raise UsageError(f"token ids must be from 0 to {vocabulary - 1} for this CLIP, got {int(ids.min())} to {int(ids.max())}")
+            raise UsageError(
+                f"token ids must be whole numbers [b, {context}], got {ids.dtype}{list(ids.shape)}: use clip.tokenize(texts)"
+            )
+        if (
+            not isinstance(ids, Tracer)
+            and ids.size
+            and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary
+        ):
+            raise UsageError(
+                f"token ids must be from 0 to {vocabulary - 1} for this CLIP, got {int(ids.min())} to {int(ids.max())}"
+            )
         return ids
 
 
 def _texts(texts: Any) -> list[str]:
-    several = [texts] if isinstance(texts, str) else list(texts) if isinstance(texts, (list, tuple)) else None
+    several = (
+        [texts]
+        if isinstance(texts, str)
+        else list(texts)
+        if isinstance(texts, (list, tuple))
+        else None
+    )
     if several is None or not all(isinstance(text, str) for text in several):
         raise UsageError(f"texts must be a string or a list of strings, got {type(texts).__name__}")
     for text in several:
         if any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise UsageError(f"{text[:60]!r} is no text: it holds half of a surrogate pair, which no file can hold")
+            raise UsageError(
+                f"{text[:60]!r} is no text: it holds half of a surrogate pair, which no file can hold"
+            )
     return several
 
 
@@ -123,7 +148,9 @@ def _array(pixels: Any) -> AnyArray:
     try:
         return np.asarray(pixels)
     except (ValueError, TypeError):
-        raise UsageError("pixels must be one array [b, h, w, 3], got pictures of several sizes: use clip.preprocess(photos)") from None
+        raise UsageError(
+            "pixels must be one array [b, h, w, 3], got pictures of several sizes: use clip.preprocess(photos)"
+        ) from None
 
 
 def _in_chunks(run: Callable[[jax.Array], jax.Array], rows: AnyArray, batch: int) -> jax.Array:
@@ -135,7 +162,9 @@ def _in_chunks(run: Callable[[jax.Array], jax.Array], rows: AnyArray, batch: int
         return run(jnp.asarray(rows))
     missing = -n % batch
     padded = np.concatenate([np.asarray(rows), np.zeros((missing, *rows.shape[1:]), rows.dtype)])
-    return jnp.concatenate([run(jnp.asarray(padded[i : i + batch])) for i in range(0, n, batch)])[:n]
+    return jnp.concatenate([run(jnp.asarray(padded[i : i + batch])) for i in range(0, n, batch)])[
+        :n
+    ]
 
 
 @jax.jit
@@ -186,10 +215,13 @@ def _read(place: Path) -> clip_files.Stored:
         return clip_files.read_folder(place)
     file = clip_files.weights_file(place)
     if not file.is_file():
-        raise UsageError(f"{place} holds no CLIP: expected one of {', '.join(clip_files.WEIGHTS)} in it")
-    if file.name in clip_files.WEIGHTS:  # a Hugging Face folder is read about as fast as a copy of it
+        raise UsageError(
+            f"{place} holds no CLIP: expected one of {', '.join(clip_files.WEIGHTS)} in it"
+        )
+    if (
+        file.name in clip_files.WEIGHTS
+    ):  # a Hugging Face folder is read about as fast as a copy of it
         return clip_files.read_foreign(file)
-    from sis_jax.checkpoints import convert
 
     try:
         return clip_files.read_folder(convert.cached(file, "clip"))

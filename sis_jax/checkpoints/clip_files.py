@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 
 from sis_jax.checkpoints import catalogue, files
-from sis_jax.checkpoints.clip_inputs import MEAN, MERGES, STD, VOCABULARY, Preprocessing, Tokenizer, preprocessing_of
+from sis_jax.checkpoints.clip_inputs import (
+    MEAN,
+    MERGES,
+    STD,
+    VOCABULARY,
+    Preprocessing,
+    Tokenizer,
+    preprocessing_of,
+)
 from sis_jax.checkpoints.containers import read_tree
 from sis_jax.checkpoints.layouts import clip
 from sis_jax.checkpoints.sources import Source, recognise
@@ -20,10 +28,26 @@ from sis_jax.types import Info, SisError, UsageError
 
 OPEN_CLIP_CONFIG, PREPROCESSOR = "open_clip_config.json", "preprocessor_config.json"
 # In a foreign folder, best first: what needs no pickle, then what does.
-WEIGHTS = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
+WEIGHTS = (
+    "model.safetensors",
+    "open_clip_model.safetensors",
+    "pytorch_model.bin",
+    "open_clip_pytorch_model.bin",
+)
 _KINDS_OF_OPEN_CLIP = {  # what a tower may say in open_clip's config without being another network than those here
-    "vision_cfg": {"timm_model_name": None, "attentional_pool": False, "no_ln_pre": False, "pool_type": "tok", "patch_dropout": 0.0},
-    "text_cfg": {"hf_model_name": None, "embed_cls": False, "no_causal_mask": False, "pool_type": "argmax"},
+    "vision_cfg": {
+        "timm_model_name": None,
+        "attentional_pool": False,
+        "no_ln_pre": False,
+        "pool_type": "tok",
+        "patch_dropout": 0.0,
+    },
+    "text_cfg": {
+        "hf_model_name": None,
+        "embed_cls": False,
+        "no_causal_mask": False,
+        "pool_type": "argmax",
+    },
 }
 
 
@@ -56,7 +80,9 @@ def name_of(path: Path) -> str:
     return folder.name
 
 
-def read_foreign(path: Path, source: Source | None = None, name: str | None = None, licence: str | None = None) -> Stored:
+def read_foreign(
+    path: Path, source: Source | None = None, name: str | None = None, licence: str | None = None
+) -> Stored:
     """A CLIP from a file of OpenAI's, open_clip's or Hugging Face's layout, with what lies beside it. Nothing in it is run.
 
     source: what `recognise` found in the file, if that was done. Raises SisError that lists every array which does not fit.
@@ -64,37 +90,71 @@ def read_foreign(path: Path, source: Source | None = None, name: str | None = No
     what = str(path)
     source = source or recognise(read_tree(path), path.stat().st_size, what)
     if source.clip is None:
-        raise UsageError(f"{path} holds {files.in_words(kind_of(source))}, not a CLIP: use sis.load_generator")
+        raise UsageError(
+            f"{path} holds {files.in_words(kind_of(source))}, not a CLIP: use sis.load_generator"
+        )
     layout, facts = source.layout, clip.Facts()
     digest = files.sha256_of(path)
     public = catalogue.clip_by_digest(digest)
     notes: tuple[str, ...] = ()
     if layout == "transformers-clip":
         facts = _transformers_facts(path.parent)
-    elif public is None and (path.name.startswith("open_clip") or (path.parent / OPEN_CLIP_CONFIG).is_file()):
+    elif public is None and (
+        path.name.startswith("open_clip") or (path.parent / OPEN_CLIP_CONFIG).is_file()
+    ):
         layout, facts = "open_clip", _open_clip_facts(path.parent)
     elif public is None:
-        notes = ("such a file does not name its activation; taken as quick-GELU, as in all of OpenAI's models",)
+        notes = (
+            "such a file does not name its activation; taken as quick-GELU, as in all of OpenAI's models",
+        )
     config, arrays = clip.convert(source.clip.arrays, layout, facts, what)
-    beside = layout != "openai-clip" and all((path.parent / part).is_file() for part in (VOCABULARY, MERGES))
-    text = Tokenizer(config.text.context, config.text.vocabulary, str(path.parent) if beside else None, layout != "transformers-clip")
+    beside = layout != "openai-clip" and all(
+        (path.parent / part).is_file() for part in (VOCABULARY, MERGES)
+    )
+    text = Tokenizer(
+        config.text.context,
+        config.text.vocabulary,
+        str(path.parent) if beside else None,
+        layout != "transformers-clip",
+    )
     notes += _vocabulary_notes(text)
     name = name or (public.name if public else name_of(path))
     openai = public is not None or name.startswith("openai/clip-")
-    info = Info(name, licence or (catalogue.OPENAI_LICENCE if openai else Info.licence), path.name, digest, layout)
-    return Stored(config, arrays, _preprocessing(path.parent, layout, config.vision.image_size), text, info, notes)
+    info = Info(
+        name,
+        licence or (catalogue.OPENAI_LICENCE if openai else Info.licence),
+        path.name,
+        digest,
+        layout,
+    )
+    return Stored(
+        config,
+        arrays,
+        _preprocessing(path.parent, layout, config.vision.image_size),
+        text,
+        info,
+        notes,
+    )
 
 
 def kind_of(source: Source) -> str:
     """The kind of weights folder that a recognised file becomes."""
-    return "clip" if source.clip is not None else source.layout if source.layout in ("dcgan", "biggan") else "stylegan2"
+    return (
+        "clip"
+        if source.clip is not None
+        else source.layout
+        if source.layout in ("dcgan", "biggan")
+        else "stylegan2"
+    )
 
 
 def _vocabulary_notes(tokenizer: Tokenizer) -> tuple[str, ...]:
     """What to say where texts cannot become tokens."""
     if tokenizer.has_vocabulary:
         return ()
-    return (f"no {VOCABULARY} and {MERGES} beside the weights: this CLIP takes token ids only, no texts",)
+    return (
+        f"no {VOCABULARY} and {MERGES} beside the weights: this CLIP takes token ids only, no texts",
+    )
 
 
 def _json(path: Path, why: str) -> dict[str, Any]:
@@ -113,7 +173,10 @@ def _transformers_facts(folder: Path) -> clip.Facts:
     """Heads, activations and the end token, by the names and defaults of transformers' CLIPConfig."""
     path = folder / files.CONFIG
     config = _json(path, "the number of heads of this layout")
-    vision, text = ({**_table(config, f"{tower}_config"), **_table(config, f"{tower}_config_dict")} for tower in ("vision", "text"))
+    vision, text = (
+        {**_table(config, f"{tower}_config"), **_table(config, f"{tower}_config_dict")}
+        for tower in ("vision", "text")
+    )
     end = text.get("eos_token_id", 49407)
     try:
         return clip.Facts(
@@ -123,10 +186,16 @@ def _transformers_facts(folder: Path) -> clip.Facts:
             text_activation=str(text.get("hidden_act", "quick_gelu")),
             vision_epsilon=float(vision.get("layer_norm_eps", 1e-5)),
             text_epsilon=float(text.get("layer_norm_eps", 1e-5)),
-            end=None if end == 2 else int(end),  # 2 is what early conversions wrote by mistake; transformers reads the largest id then
+            end=None
+            if end == 2
+            else int(
+                end
+            ),  # 2 is what early conversions wrote by mistake; transformers reads the largest id then
         )
     except (TypeError, ValueError):
-        raise SisError(f"{path} does not describe a CLIP: a number of heads, an epsilon or the end token is no number") from None
+        raise SisError(
+            f"{path} does not describe a CLIP: a number of heads, an epsilon or the end token is no number"
+        ) from None
 
 
 def _open_clip_facts(folder: Path) -> clip.Facts:
@@ -138,14 +207,22 @@ def _open_clip_facts(folder: Path) -> clip.Facts:
     for tower, usual in _KINDS_OF_OPEN_CLIP.items():
         for key, value in usual.items():
             if key != "patch_dropout" and _table(model, tower).get(key, value) not in (value, None):
-                raise SisError(f"{path} describes a network that is not supported: {tower} has {key} = {_table(model, tower)[key]!r}")
+                raise SisError(
+                    f"{path} describes a network that is not supported: {tower} has {key} = {_table(model, tower)[key]!r}"
+                )
     activation = "quick_gelu" if model.get("quick_gelu") is True else "gelu"
     try:
-        heads = int(vision["width"]) // int(vision.get("head_width", 64)) if isinstance(vision.get("layers"), int) else None
+        heads = (
+            int(vision["width"]) // int(vision.get("head_width", 64))
+            if isinstance(vision.get("layers"), int)
+            else None
+        )
         a, b = (float(_table(tower, "norm_kwargs").get("eps", 1e-5)) for tower in (vision, text))
         return clip.Facts(heads, int(text.get("heads", 8)), activation, activation, a, b)
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
-        raise SisError(f'{path} does not describe a CLIP: "model_cfg" lacks the width or heads of a tower') from None
+        raise SisError(
+            f'{path} does not describe a CLIP: "model_cfg" lacks the width or heads of a tower'
+        ) from None
 
 
 def _table(config: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -167,21 +244,38 @@ def _preprocessing(folder: Path, layout: str, side: int) -> Preprocessing:
         _refuse_steps(path, said, _OPEN_CLIP_STEPS)
         sides = said.get("size", side)
         if (sides if isinstance(sides, list) else [sides, sides]) != [side, side]:
-            raise SisError(f"{path} cuts photos to {sides} pixels, but the network reads {side}: they do not belong together")
-        fields = {"size": side, "resize": side, "mean": said.get("mean", MEAN), "std": said.get("std", STD)}
+            raise SisError(
+                f"{path} cuts photos to {sides} pixels, but the network reads {side}: they do not belong together"
+            )
+        fields = {
+            "size": side,
+            "resize": side,
+            "mean": said.get("mean", MEAN),
+            "std": said.get("std", STD),
+        }
     else:
         _refuse_sizes(path, said)
         _refuse_steps(path, said, _TRANSFORMERS_STEPS)
         crop, size = (
-            _one(said.get(key, side), *names) for key, names in (("crop_size", ("height",)), ("size", ("shortest_edge", "height")))
+            _one(said.get(key, side), *names)
+            for key, names in (("crop_size", ("height",)), ("size", ("shortest_edge", "height")))
         )
-        fields = {"size": crop, "resize": size, "mean": said.get("image_mean", MEAN), "std": said.get("image_std", STD)}
+        fields = {
+            "size": crop,
+            "resize": size,
+            "mean": said.get("image_mean", MEAN),
+            "std": said.get("image_std", STD),
+        }
     try:
         found = preprocessing_of(fields)
     except SisError:
-        raise SisError(f"{path} does not describe a preprocessing: sizes in pixels, three means and three positive deviations") from None
+        raise SisError(
+            f"{path} does not describe a preprocessing: sizes in pixels, three means and three positive deviations"
+        ) from None
     if found.size != side:
-        raise SisError(f"{path} cuts photos to {found.size} pixels, but the network reads {side}: they do not belong together")
+        raise SisError(
+            f"{path} cuts photos to {found.size} pixels, but the network reads {side}: they do not belong together"
+        )
     return found
 
 
@@ -193,14 +287,24 @@ _TRANSFORMERS_STEPS = {
 }
 
 
-def _refuse_steps(path: Path, said: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]]) -> None:
+def _refuse_steps(
+    path: Path, said: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]]
+) -> None:
     """SisError that names the first step which is not done here."""
     for key, values in known.items():
         if said.get(key) is not None and said[key] not in values:
-            raise SisError(f"{path} has {key} = {said[key]!r}, which is not supported: the only value known is {values[0]!r}")
+            raise SisError(
+                f"{path} has {key} = {said[key]!r}, which is not supported: the only value known is {values[0]!r}"
+            )
     factor = said.get("rescale_factor")
-    if "do_rescale" in known and factor is not None and (not isinstance(factor, (int, float)) or not abs(factor * 255 - 1) < 1e-4):
-        raise SisError(f"{path} has rescale_factor = {factor!r}, which is not supported: the only value known is 1/255")
+    if (
+        "do_rescale" in known
+        and factor is not None
+        and (not isinstance(factor, (int, float)) or not abs(factor * 255 - 1) < 1e-4)
+    ):
+        raise SisError(
+            f"{path} has rescale_factor = {factor!r}, which is not supported: the only value known is 1/255"
+        )
 
 
 def _refuse_sizes(path: Path, said: Mapping[str, Any]) -> None:
@@ -215,7 +319,11 @@ def _refuse_sizes(path: Path, said: Mapping[str, Any]) -> None:
 
 def _one(size: Any, *names: str) -> Any:
     """A size as a number: older files hold one, newer ones a table."""
-    return next((size[name] for name in names if name in size), None) if isinstance(size, dict) else size
+    return (
+        next((size[name] for name in names if name in size), None)
+        if isinstance(size, dict)
+        else size
+    )
 
 
 # Our own folders
@@ -225,18 +333,29 @@ def read_folder(path: Path) -> Stored:
     """A CLIP from a weights folder; UsageError where it holds something else, SisError where it is damaged."""
     folder = files.read_config(path)
     if folder.kind != "clip":
-        raise UsageError(f"{path} holds {files.in_words(folder.kind)}, not a CLIP: use sis.load_generator")
+        raise UsageError(
+            f"{path} holds {files.in_words(folder.kind)}, not a CLIP: use sis.load_generator"
+        )
     if folder.clip is None:
-        raise SisError(f'{path / files.CONFIG} has lost its "clip", the shape of the network: convert the checkpoint again')
+        raise SisError(
+            f'{path / files.CONFIG} has lost its "clip", the shape of the network: convert the checkpoint again'
+        )
     config = clip.config_of(_table(folder.clip, "network"))
     arrays, digest = files.read_arrays(path, folder)
     texts = [part for part in (VOCABULARY, MERGES) if part in folder.sha256]
     for part in texts:
         if not (path / part).is_file() or files.sha256_of(path / part) != folder.sha256[part]:
-            raise SisError(f"{path / part} is not the file that {files.CONFIG} describes: convert the checkpoint again")
+            raise SisError(
+                f"{path / part} is not the file that {files.CONFIG} describes: convert the checkpoint again"
+            )
     openai = folder.clip.get("openai_tokens") is not False
-    tokenizer = Tokenizer(config.text.context, config.text.vocabulary, str(path) if len(texts) == 2 else None, openai)
-    info, preprocessing = replace(folder.info(), sha256=digest), preprocessing_of(_table(folder.clip, "preprocessing"))
+    tokenizer = Tokenizer(
+        config.text.context, config.text.vocabulary, str(path) if len(texts) == 2 else None, openai
+    )
+    info, preprocessing = (
+        replace(folder.info(), sha256=digest),
+        preprocessing_of(_table(folder.clip, "preprocessing")),
+    )
     if preprocessing.size != config.vision.image_size:
         raise SisError(
             f"{path / files.CONFIG} cuts photos to {preprocessing.size} pixels, but the network reads {config.vision.image_size}: "
@@ -254,8 +373,14 @@ def write_folder(stored: Stored, path: Path, dtype: str = "float32") -> files.Fo
         "openai_tokens": stored.tokenizer.openai,
     }
     source = {"file": info.source, "sha256": info.sha256, "layout": info.layout}
-    folder = files.Folder("clip", info.name, info.licence, {}, source=source, notes=stored.notes, clip=table)
+    folder = files.Folder(
+        "clip", info.name, info.licence, {}, source=source, notes=stored.notes, clip=table
+    )
     place = stored.tokenizer.folder
     stored.tokenizer.check()  # a damaged one is refused before anything is written
-    texts = {part: (Path(place) / part).read_bytes() for part in (VOCABULARY, MERGES)} if place else {}
-    return files.write_folder(path, folder, stored.arrays, None, catalogue.card(folder), dtype, texts)
+    texts = (
+        {part: (Path(place) / part).read_bytes() for part in (VOCABULARY, MERGES)} if place else {}
+    )
+    return files.write_folder(
+        path, folder, stored.arrays, None, catalogue.card(folder), dtype, texts
+    )

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
+from PIL import Image
 
 from sis_jax.types import SisError, UsageError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from transformers import CLIPTokenizer
 
 VOCABULARY, MERGES = "vocab.json", "merges.txt"
@@ -50,27 +50,33 @@ class Preprocessing:
         if isinstance(photos, (list, tuple)):
             several = list(photos)
         else:
-            several = [photos] if hasattr(photos, "convert") or np.ndim(photos) != 4 else list(np.asarray(photos))
+            several = (
+                [photos]
+                if hasattr(photos, "convert") or np.ndim(photos) != 4
+                else list(np.asarray(photos))
+            )
         if not several:
             return np.zeros((0, self.size, self.size, 3), np.float32)
         return np.stack([self._one(photo) for photo in several])
 
     def _one(self, photo: Any) -> Float[np.ndarray, "s s 3"]:
-        from PIL import Image
-
         image = _image(photo)
         short = min(image.size)
-        size = tuple(self.resize if side == short else int(self.resize * side / short) for side in image.size)
-        left, top = (round((side - self.size) / 2) for side in size)  # torchvision's rule, half to even
-        image = image.resize((size[0], size[1]), Image.Resampling.BICUBIC).crop((left, top, left + self.size, top + self.size))
+        size = tuple(
+            self.resize if side == short else int(self.resize * side / short) for side in image.size
+        )
+        left, top = (
+            round((side - self.size) / 2) for side in size
+        )  # torchvision's rule, half to even
+        image = image.resize((size[0], size[1]), Image.Resampling.BICUBIC).crop(
+            (left, top, left + self.size, top + self.size)
+        )
         pixels = np.asarray(image, np.float32) / np.float32(255)
         return (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
 
 
-def _image(photo: Any) -> Image:
+def _image(photo: Any) -> Image.Image:
     """A photo as a Pillow image in RGB."""
-    from PIL import Image
-
     if isinstance(photo, Image.Image):
         return photo.convert("RGB")
     array = np.asarray(photo)
@@ -98,12 +104,18 @@ class Tokenizer:
     def __call__(self, texts: Sequence[str]) -> tuple[Int[np.ndarray, "b n"], tuple[str, ...]]:
         """Ids, int32[b context], and the texts that were too long: they lose their last words, the end token stays."""
         tokenizer = self._tokenizer()
-        clean = [html.unescape(html.unescape(text)).strip() for text in texts] if self.openai else list(texts)
+        clean = (
+            [html.unescape(html.unescape(text)).strip() for text in texts]
+            if self.openai
+            else list(texts)
+        )
         found: list[list[int]] = [tokenizer(text)["input_ids"] for text in clean]
         end = tokenizer.convert_tokens_to_ids(_END)
         ids = np.full((len(found), self.context), 0 if self.openai else end, np.int32)
         for row, tokens in zip(ids, found):
-            kept = tokens if len(tokens) <= self.context else [*tokens[: self.context - 1], tokens[-1]]
+            kept = (
+                tokens if len(tokens) <= self.context else [*tokens[: self.context - 1], tokens[-1]]
+            )
             row[: len(kept)] = kept
         if ids.size and ids.max() >= self.vocabulary:
             raise SisError(
@@ -118,7 +130,9 @@ class Tokenizer:
         tokenizer, found = self._tokenizer(), []
         for word in dict.fromkeys(re.findall(r"[^\W_]+", " ".join(texts).lower())):
             pieces = tokenizer.convert_ids_to_tokens(tokenizer(word)["input_ids"])[1:-1]
-            if not re.fullmatch("[a-z]", word) and any(len(piece.removesuffix("</w>")) == 1 for piece in pieces):
+            if not re.fullmatch("[a-z]", word) and any(
+                len(piece.removesuffix("</w>")) == 1 for piece in pieces
+            ):
                 found.append(word)
         return tuple(found)
 
@@ -153,7 +167,9 @@ def _tokenizer(folder: str | None) -> CLIPTokenizer:
     merges: Any = pairs  # the library takes pairs, and says that it takes strings
     quiet = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
     before = os.environ.get(quiet)
-    os.environ[quiet] = "1"  # else it says at import that torch is missing, which nobody here misses
+    os.environ[quiet] = (
+        "1"  # else it says at import that torch is missing, which nobody here misses
+    )
     try:
         from transformers import CLIPTokenizer
     finally:
@@ -169,19 +185,25 @@ def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]
         merges = merges_of((folder / MERGES).read_text("utf-8").splitlines())
     except (OSError, ValueError, RecursionError) as error:
         raise SisError(f"the vocabulary in {folder} cannot be read: {error}") from None
-    whole = isinstance(vocabulary, dict) and all(type(v) is int and 0 <= v < 1 << 24 for v in vocabulary.values())
+    whole = isinstance(vocabulary, dict) and all(
+        type(v) is int and 0 <= v < 1 << 24 for v in vocabulary.values()
+    )
     if (
         not whole
         or not {_START, _END} <= vocabulary.keys()
         or not all(a in vocabulary and b in vocabulary and a + b in vocabulary for a, b in merges)
     ):
-        raise SisError(f"{folder / VOCABULARY} and {MERGES} are no vocabulary of CLIP: download both again")
+        raise SisError(
+            f"{folder / VOCABULARY} and {MERGES} are no vocabulary of CLIP: download both again"
+        )
     return vocabulary, merges
 
 
 def merges_of(lines: Iterable[str]) -> list[tuple[str, str]]:
     """The pairs of a merges.txt; the first line is its version."""
-    pairs = [tuple(line.split(" ")) for line in lines if line.strip() and not line.startswith("#version")]
+    pairs = [
+        tuple(line.split(" ")) for line in lines if line.strip() and not line.startswith("#version")
+    ]
     if not all(len(pair) == 2 for pair in pairs):
         raise ValueError("a line of merges.txt is no pair of tokens")
     return [(pair[0], pair[1]) for pair in pairs]
@@ -190,9 +212,17 @@ def merges_of(lines: Iterable[str]) -> list[tuple[str, str]]:
 def shipped_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """CLIP's own vocabulary: 256 bytes, the same as ends of words, the first 48894 joined pairs, start and end."""
     packed = resources.files("sis_jax.checkpoints").joinpath(_SHIPPED).read_bytes()
-    merges = merges_of(gzip.decompress(packed).decode("utf-8").splitlines()[1 : _SHIPPED_SIZE - 2 * 256 - 2 + 1])
+    merges = merges_of(
+        gzip.decompress(packed).decode("utf-8").splitlines()[1 : _SHIPPED_SIZE - 2 * 256 - 2 + 1]
+    )
     letters = byte_letters()
-    tokens = [*letters, *(letter + "</w>" for letter in letters), *(a + b for a, b in merges), _START, _END]
+    tokens = [
+        *letters,
+        *(letter + "</w>" for letter in letters),
+        *(a + b for a, b in merges),
+        _START,
+        _END,
+    ]
     return {token: i for i, token in enumerate(tokens)}, merges
 
 
@@ -219,5 +249,7 @@ def preprocessing_of(fields: Mapping[str, Any]) -> Preprocessing:
         if not (all(map(math.isfinite, mean + std)) and min(std) > 0):
             raise ValueError
     except (KeyError, TypeError, ValueError, OverflowError):
-        raise SisError("the sizes or colours of the preprocessing are damaged: convert the checkpoint again") from None
+        raise SisError(
+            "the sizes or colours of the preprocessing are damaged: convert the checkpoint again"
+        ) from None
     return Preprocessing(size, resize, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]), dense)

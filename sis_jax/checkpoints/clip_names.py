@@ -11,15 +11,36 @@ from sis_jax.checkpoints.clip_files import WEIGHTS, weights_file
 from sis_jax.types import UsageError, unknown_name
 
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-_SUFFIXES = (".pt", ".pth", ".pkl", ".bin", ".safetensors", ".h5", ".npz", ".zip", ".onnx", ".tar", ".ckpt", ".json")
-BESIDE = ("config.json", "open_clip_config.json", "preprocessor_config.json", "vocab.json", "merges.txt")
+_SUFFIXES = (
+    ".pt",
+    ".pth",
+    ".pkl",
+    ".bin",
+    ".safetensors",
+    ".h5",
+    ".npz",
+    ".zip",
+    ".onnx",
+    ".tar",
+    ".ckpt",
+    ".json",
+)
+BESIDE = (
+    "config.json",
+    "open_clip_config.json",
+    "preprocessor_config.json",
+    "vocab.json",
+    "merges.txt",
+)
 
 
 def is_name(text: str) -> bool:
     """True for OpenAI's names and those of the hub, unless a file or folder of that path exists."""
     if Path(text).exists():
         return False
-    return catalogue.clip_name(text) in catalogue.CLIPS or (Path(text).suffix not in _SUFFIXES and _HUB.fullmatch(text) is not None)
+    return catalogue.clip_name(text) in catalogue.CLIPS or (
+        Path(text).suffix not in _SUFFIXES and _HUB.fullmatch(text) is not None
+    )
 
 
 def find(name_or_path: str | os.PathLike) -> Path:
@@ -41,7 +62,9 @@ def find(name_or_path: str | os.PathLike) -> Path:
     if text in catalogue.PUBLIC:
         raise UsageError(f"{text} is a generator, not a CLIP: use sis.load_generator")
     if path.suffix in _SUFFIXES:
-        raise UsageError(f"{text} is no file that exists: give the path of a CLIP checkpoint, or a name")
+        raise UsageError(
+            f"{text} is no file that exists: give the path of a CLIP checkpoint, or a name"
+        )
     if _HUB.fullmatch(text):
         return _hub(text)
     cure = "Give one of these, a hub name (owner/model), a Hugging Face folder, a weights folder or a checkpoint file."
@@ -80,7 +103,11 @@ def _snapshot(name: str, patterns: list[str], offline: bool) -> tuple[Path | Non
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=offline)), "it has no weights that can be read here"
-    except Exception as error:  # the client raises its own errors, those of its HTTP library, and OSError
+        return Path(
+            snapshot_download(name, allow_patterns=patterns, local_files_only=offline)
+        ), "it has no weights that can be read here"
+    except (
+        Exception
+    ) as error:  # the client raises its own errors, those of its HTTP library, and OSError
         text = str(error).strip()
         return None, (text.splitlines()[0].rstrip(".:")[:160] if text else type(error).__name__)

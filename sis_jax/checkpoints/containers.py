@@ -49,9 +49,15 @@ def read_tree(path: str | os.PathLike) -> Any:
     try:
         with open(path, "rb") as f:
             size = os.fstat(f.fileno()).st_size
-            data = memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)) if size else memoryview(b"")
+            data = (
+                memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ))
+                if size
+                else memoryview(b"")
+            )
     except (OSError, ValueError) as error:
-        raise SisError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise SisError(
+            f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from None
     try:
         return _parse(data)
     except Refused as error:
@@ -69,11 +75,15 @@ def _parse(data: memoryview) -> Any:
     if head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] <= _MAX_HEADER:
         return safetensors(data)
     if head[:1] != b"\x80":
-        raise Refused("it is no checkpoint: expected a .pkl, .pt or .safetensors file (a web page saved under that name, perhaps?)")
+        raise Refused(
+            "it is no checkpoint: expected a .pkl, .pt or .safetensors file (a web page saved under that name, perhaps?)"
+        )
     budget = Budget(copied=len(data))
     if head[2:4] == b"\x8a\x0a" and head[4:9] == _TORCH_MAGIC.to_bytes(10, "little")[:5]:
         return torch_legacy(data, TENSORS, budget)
-    machine = Machine(data, {**TENSORS, **MODULE_HOOK, **TF_NETWORK, **_embedded(budget)}, budget=budget)
+    machine = Machine(
+        data, {**TENSORS, **MODULE_HOOK, **TF_NETWORK, **_embedded(budget)}, budget=budget
+    )
     return machine.run()
 
 
@@ -93,7 +103,12 @@ def _storages(find: Callable[[str, Storage], None]) -> Callable[[Any], Storage]:
     known: dict[str, Storage] = {}
 
     def storage(identity: Any) -> Storage:
-        if type(identity) is not tuple or len(identity) not in (5, 6) or identity[0] != "storage" or not isinstance(identity[1], Name):
+        if (
+            type(identity) is not tuple
+            or len(identity) not in (5, 6)
+            or identity[0] != "storage"
+            or not isinstance(identity[1], Name)
+        ):
             raise Refused("it refers to objects outside of the file")
         code = STORAGES.get(identity[1].text.removeprefix("torch."))
         key, numel = identity[2], identity[4]
@@ -123,11 +138,18 @@ def torch_legacy(data: memoryview, names: dict[str, Name], budget: Budget | None
     parts = []
     for i in range(5):
         # The last part lists the storages; only the object refers to them.
-        machine = Machine(data, names, _storages(waiting.__setitem__) if i == 3 else None, position, budget)
+        machine = Machine(
+            data, names, _storages(waiting.__setitem__) if i == 3 else None, position, budget
+        )
         parts.append(machine.run())
         position = machine.position
     magic, protocol, system, content, keys = parts
-    if magic != _TORCH_MAGIC or protocol != _TORCH_PROTOCOL or type(system) is not dict or type(keys) is not list:
+    if (
+        magic != _TORCH_MAGIC
+        or protocol != _TORCH_PROTOCOL
+        or type(system) is not dict
+        or type(keys) is not list
+    ):
         raise Refused("it is no torch file of the old format")
     if system.get("little_endian") is not True:
         raise Refused("it was written on a big-endian machine, which is not supported")
@@ -135,8 +157,13 @@ def torch_legacy(data: memoryview, names: dict[str, Name], budget: Budget | None
         if type(key) is not str or key not in waiting:
             raise Refused("it holds a storage that nothing refers to, or the same one twice")
         storage = waiting.pop(key)
-        if position + 8 > len(data) or struct.unpack("<q", data[position : position + 8])[0] != storage.numel:
-            raise Refused(f"the numbers of storage {key[:40]} are missing or of another length than announced")
+        if (
+            position + 8 > len(data)
+            or struct.unpack("<q", data[position : position + 8])[0] != storage.numel
+        ):
+            raise Refused(
+                f"the numbers of storage {key[:40]} are missing or of another length than announced"
+            )
         start, position = position + 8, position + 8 + storage.numel * storage.itemsize
         storage.fill(data[start:position])
     return content
@@ -159,7 +186,9 @@ def torch_zip(data: memoryview) -> Any:
         storage.fill(part)
 
     names = torchscript.NAMES if prefix + "constants.pkl" in members else TENSORS
-    return Machine(members[pickles[0]], names, _storages(find), budget=Budget(copied=len(data))).run()
+    return Machine(
+        members[pickles[0]], names, _storages(find), budget=Budget(copied=len(data))
+    ).run()
 
 
 def zip_members(data: memoryview) -> dict[str, memoryview]:
@@ -176,11 +205,18 @@ def _zip_members(data: memoryview) -> dict[str, memoryview]:
     total = 0
     for _ in range(count):
         fields = struct.unpack("<4s6H3I5H2I", data[start : start + 46])
-        signature, flags, method, packed, size, n_name, n_extra, n_comment, where = *fields[:1], *fields[3:5], *fields[8:13], fields[16]
+        signature, flags, method, packed, size, n_name, n_extra, n_comment, where = (
+            *fields[:1],
+            *fields[3:5],
+            *fields[8:13],
+            fields[16],
+        )
         name = str(data[start + 46 : start + 46 + n_name], "utf-8")
         program = "/code/" in name  # a TorchScript archive's: compressed, and never read
         if signature != b"PK\x01\x02" or flags & 1 or (method != 0 and not program):
-            raise Refused("the zip archive is damaged, or its members are compressed or encrypted, which torch never does")
+            raise Refused(
+                "the zip archive is damaged, or its members are compressed or encrypted, which torch never does"
+            )
         extra = bytes(data[start + 46 + n_name : start + 46 + n_name + n_extra])
         size, packed, where = _zip64(extra, size, packed, where)
         start += 46 + n_name + n_extra + n_comment
@@ -189,7 +225,13 @@ def _zip_members(data: memoryview) -> dict[str, memoryview]:
         local = struct.unpack("<4s5H3I2H", data[where : where + 30])
         begin = where + 30 + local[9] + local[10]
         total += size
-        if local[0] != b"PK\x03\x04" or packed != size or begin + size > len(data) or total > len(data) or name in members:
+        if (
+            local[0] != b"PK\x03\x04"
+            or packed != size
+            or begin + size > len(data)
+            or total > len(data)
+            or name in members
+        ):
             raise Refused("the zip archive is damaged: a member is not where its directory says")
         members[name] = data[begin : begin + size]
     return members
@@ -201,7 +243,9 @@ def _zip_directory(data: memoryview) -> tuple[int, int]:
     tail = bytes(data[tail_start:])
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 or at + 22 > len(tail):
-        raise Refused("the zip archive ends early: its directory is missing; download the file again")
+        raise Refused(
+            "the zip archive ends early: its directory is missing; download the file again"
+        )
     count, _, start = struct.unpack("<H2I", tail[at + 10 : at + 20])
     if at >= 20 and tail[at - 20 : at - 16] == b"PK\x06\x07":
         where = struct.unpack("<Q", tail[at - 12 : at - 4])[0]
@@ -240,7 +284,11 @@ def safetensors(data: memoryview) -> dict[str, np.ndarray]:
         if key == "__metadata__":
             continue
         try:
-            kind, shape, (begin, end) = np.dtype(_SAFE[entry["dtype"]]), entry["shape"], entry["data_offsets"]
+            kind, shape, (begin, end) = (
+                np.dtype(_SAFE[entry["dtype"]]),
+                entry["shape"],
+                entry["data_offsets"],
+            )
             whole = [*shape, begin, end]
             total += end - begin
             if (
@@ -252,8 +300,16 @@ def safetensors(data: memoryview) -> dict[str, np.ndarray]:
                 raise ValueError
             if math.prod(shape) * kind.itemsize != end - begin:
                 raise ValueError
-            array = np.frombuffer(body[begin:end], kind).reshape(shape) if end > begin else np.zeros(shape, kind)
+            array = (
+                np.frombuffer(body[begin:end], kind).reshape(shape)
+                if end > begin
+                else np.zeros(shape, kind)
+            )
         except (KeyError, TypeError, ValueError):
-            raise Refused(f"array {str(key)[:60]!r} does not fit the bytes of the safetensors file, or has an unknown type") from None
-        found[key] = (array.astype(np.uint32) << 16).view(np.float32) if entry["dtype"] == "BF16" else array
+            raise Refused(
+                f"array {str(key)[:60]!r} does not fit the bytes of the safetensors file, or has an unknown type"
+            ) from None
+        found[key] = (
+            (array.astype(np.uint32) << 16).view(np.float32) if entry["dtype"] == "BF16" else array
+        )
     return found

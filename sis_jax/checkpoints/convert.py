@@ -48,16 +48,27 @@ def convert(
     if kind not in KINDS:
         raise UsageError(f"unknown kind {kind!r}; use one of {', '.join(KINDS)}")
     if not path.is_file():
-        raise UsageError(f"{path} is no file: give a .pkl, .pt, .pth, .bin, .safetensors or .h5 checkpoint")
+        raise UsageError(
+            f"{path} is no file: give a .pkl, .pt, .pth, .bin, .safetensors or .h5 checkpoint"
+        )
     digest = files.sha256_of(path)
-    folder = Path(catalogue.text_of(out)) if out is not None else Path("ported_weights") / Path(name or clip_files.name_of(path)).name
+    folder = (
+        Path(catalogue.text_of(out))
+        if out is not None
+        else Path("ported_weights") / Path(name or clip_files.name_of(path)).name
+    )
     _check_out(folder, given, path, digest, overwrite)
     source = recognise(read_tree(path), path.stat().st_size, str(path))
     found = clip_files.kind_of(source)
     if kind not in ("auto", found):
         raise UsageError(f"{path} holds {files.in_words(found)}, not {files.in_words(kind)}")
     catalogue.check_published(path, catalogue.public_by_file(path.name), digest)
-    _write(source, folder, path, _Wishes(digest, name, licence, dtype, classes, keep_digests=not overwrite))
+    _write(
+        source,
+        folder,
+        path,
+        _Wishes(digest, name, licence, dtype, classes, keep_digests=not overwrite),
+    )
     return folder
 
 
@@ -76,8 +87,14 @@ class _Wishes:
 def _check_out(folder: Path, given: Path, path: Path, digest: str, overwrite: bool) -> None:
     """UsageError unless the folder may be written."""
     there, own = folder.resolve(), path.parent.resolve()
-    if there == own or there in own.parents or (given.is_dir() and given.resolve() in there.parents):
-        raise UsageError(f"{folder} is the folder of the checkpoint itself, or lies in it: give another --out")
+    if (
+        there == own
+        or there in own.parents
+        or (given.is_dir() and given.resolve() in there.parents)
+    ):
+        raise UsageError(
+            f"{folder} is the folder of the checkpoint itself, or lies in it: give another --out"
+        )
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file: give a folder as --out")
     if not folder.is_dir() or not any(folder.iterdir()):
@@ -114,11 +131,20 @@ def _write(source: Source, folder: Path, path: Path, wishes: _Wishes) -> None:
         notes=(*source.notes, *made.notes),
     )
     with files.replacing(folder) as new:
-        files.write_folder(new, header, made.arrays, other.arrays if other else None, catalogue.card(header), wishes.dtype)
+        files.write_folder(
+            new,
+            header,
+            made.arrays,
+            other.arrays if other else None,
+            catalogue.card(header),
+            wishes.dtype,
+        )
         _keep_digests(folder, new, wishes)
 
 
-def _networks(source: Source, path: Path, classes: int | Iterable[int] | None) -> tuple[stylegan2.Converted, stylegan2.Converted | None]:
+def _networks(
+    source: Source, path: Path, classes: int | Iterable[int] | None
+) -> tuple[stylegan2.Converted, stylegan2.Converted | None]:
     """The generator and, where there is one, the discriminator under our names."""
     what, other = str(path), None
     if source.generator is None:
@@ -126,11 +152,15 @@ def _networks(source: Source, path: Path, classes: int | Iterable[int] | None) -
     if source.layout == "dcgan":
         made = dcgan.convert_generator(source.generator.arrays, what)
     elif source.layout == "biggan":
-        made = biggan.convert_generator(source.generator.arrays, biggan.published_settings(path), what)
+        made = biggan.convert_generator(
+            source.generator.arrays, biggan.published_settings(path), what
+        )
     else:
         made = stylegan2.convert_generator(source.generator, source.layout, what)
         if source.discriminator:
-            other = stylegan2.convert_discriminator(source.discriminator, source.layout, f"{what} (discriminator)")
+            other = stylegan2.convert_discriminator(
+                source.discriminator, source.layout, f"{what} (discriminator)"
+            )
     if classes is not None:
         count = made.config.get("c_dim", made.config.get("num_classes", 0))
         made = replace(made, config={**made.config, "classes": check_classes(classes, count)})
@@ -143,7 +173,11 @@ def _keep_digests(old: Path, new: Path, wishes: _Wishes) -> None:
         return
     before, now = files.read_config(old), files.read_config(new)
     sizes = [(place / files.MODEL).stat().st_size for place in (old, new)]
-    if (before.kind, before.generator, before.clip) == (now.kind, now.generator, now.clip) and 0.8 < sizes[0] / sizes[1] < 1.25:
+    if (before.kind, before.generator, before.clip) == (
+        now.kind,
+        now.generator,
+        now.clip,
+    ) and 0.8 < sizes[0] / sizes[1] < 1.25:
         files.write_config(new, replace(now, digests=before.digests))
 
 
@@ -153,7 +187,9 @@ def cached(path: Path, wanted: Literal["generator", "clip"] = "generator") -> Pa
     UsageError where the file holds the other of both; nothing is written then. Files of a CLIP's neighbors (configs, vocabulary) and its name count as
     part of it.
     """
-    root = os.environ.get(CACHE) or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "sis_jax")
+    root = os.environ.get(CACHE) or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "sis_jax"
+    )
     own = digest = files.sha256_of(path)
     settings = biggan.published_settings(path) if path.suffix == ".bin" else None
     if settings is not None:
@@ -162,7 +198,9 @@ def cached(path: Path, wanted: Literal["generator", "clip"] = "generator") -> Pa
         beside = [path.with_name(name) for name in clip_names.BESIDE]
         published = catalogue.clip_by_digest(own)
         digest = _joined(
-            digest, published.name if published else path.name, *(f"{p.name} {files.sha256_of(p)}" for p in beside if p.is_file())
+            digest,
+            published.name if published else path.name,
+            *(f"{p.name} {files.sha256_of(p)}" for p in beside if p.is_file()),
         )
     folder = Path(root) / "weights" / f"{digest[:24]}-{_CACHE_VERSION}"
     if files.is_folder(folder):
@@ -171,8 +209,12 @@ def cached(path: Path, wanted: Literal["generator", "clip"] = "generator") -> Pa
     if (source.clip is not None) != (wanted == "clip"):
         right = "load_generator" if wanted == "clip" else "load_clip"
         asked = "a CLIP" if wanted == "clip" else "a generator"
-        raise UsageError(f"{path} holds {files.in_words(clip_files.kind_of(source))}, not {asked}: use sis.{right}")
-    if source.clip is None:  # a CLIP that is given by its path may be anybody's, and is nobody's licence
+        raise UsageError(
+            f"{path} holds {files.in_words(clip_files.kind_of(source))}, not {asked}: use sis.{right}"
+        )
+    if (
+        source.clip is None
+    ):  # a CLIP that is given by its path may be anybody's, and is nobody's licence
         catalogue.check_published(path, catalogue.public_by_file(path.name), own)
     _write(source, folder, path, _Wishes(own))
     return folder

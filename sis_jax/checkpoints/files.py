@@ -20,16 +20,28 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from sis_jax.types import Info, SisError, UsageError
 
-CONFIG, MODEL, DISCRIMINATOR, CARD = "config.json", "model.safetensors", "discriminator.safetensors", "README.md"
+CONFIG, MODEL, DISCRIMINATOR, CARD = (
+    "config.json",
+    "model.safetensors",
+    "discriminator.safetensors",
+    "README.md",
+)
 FORMAT = "sis_jax weights"
 STUDENT_FORMAT = "sis_jax student"
 VERSION = STUDENT_VERSION = 1
 _FLOAT16_MAX = 6e4
 _OURS = {CONFIG, MODEL, DISCRIMINATOR, CARD, "vocab.json", "merges.txt"}
-KINDS = {"stylegan2": "a StyleGAN2 generator", "dcgan": "a DCGAN generator", "biggan": "a BigGAN generator", "clip": "a CLIP"}
+KINDS = {
+    "stylegan2": "a StyleGAN2 generator",
+    "dcgan": "a DCGAN generator",
+    "biggan": "a BigGAN generator",
+    "clip": "a CLIP",
+}
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -65,7 +77,13 @@ class Folder:
     def info(self, file: str = MODEL) -> Info:
         """The origin, as every network carries it; sha256 is that of `file`."""
         origin = self.source.get("file") or "trained by sis_jax"
-        return Info(self.name, self.licence, origin, self.sha256.get(file, ""), self.source.get("layout", "sis_jax"))
+        return Info(
+            self.name,
+            self.licence,
+            origin,
+            self.sha256.get(file, ""),
+            self.source.get("layout", "sis_jax"),
+        )
 
 
 def sha256_of(path: str | os.PathLike) -> str:
@@ -104,10 +122,18 @@ def _write_arrays(path: Path, arrays: Arrays, dtype: str) -> str:
         fits = dtype == "float16" and (value.size == 0 or np.abs(value).max() < _FLOAT16_MAX)
         kinds[key] = np.dtype("<f2" if fits else "<f4")
         begin, end = end, end + value.size * kinds[key].itemsize
-        header[key] = {"dtype": "F16" if fits else "F32", "shape": list(value.shape), "data_offsets": [begin, end]}
+        header[key] = {
+            "dtype": "F16" if fits else "F32",
+            "shape": list(value.shape),
+            "data_offsets": [begin, end],
+        }
     head = json.dumps(header, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
-    data = (np.ascontiguousarray(value, kinds[key]).reshape(-1).data.cast("B") for key, value in arrays.items() if value.size)
+    data = (
+        np.ascontiguousarray(value, kinds[key]).reshape(-1).data.cast("B")
+        for key, value in arrays.items()
+        if value.size
+    )
     return _write_parts(path, chain([len(head).to_bytes(8, "little"), head], data))
 
 
@@ -177,13 +203,19 @@ def _swap(new: Path, folder: Path) -> None:
 def read_config(path: Path) -> Folder:
     """The `config.json` of a weights folder, checked. UsageError where the folder is none of ours."""
     if not is_folder(path):
-        raise UsageError(f"{path} is no weights folder: looked for {CONFIG} beside {MODEL} in it; make one with scripts/convert_weights.py")
+        raise UsageError(
+            f"{path} is no weights folder: looked for {CONFIG} beside {MODEL} in it; make one with scripts/convert_weights.py"
+        )
     try:
         raw = json.loads((path / CONFIG).read_text("utf-8"))
     except (ValueError, OSError, RecursionError) as error:
-        raise SisError(f"{path / CONFIG} cannot be read ({error}): convert the checkpoint again") from None
+        raise SisError(
+            f"{path / CONFIG} cannot be read ({error}): convert the checkpoint again"
+        ) from None
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        raise UsageError(f'{path / CONFIG} is no weights folder of sis_jax: expected "format": "{FORMAT}" in it')
+        raise UsageError(
+            f'{path / CONFIG} is no weights folder of sis_jax: expected "format": "{FORMAT}" in it'
+        )
     if raw.get("version") != VERSION:
         raise UsageError(
             f"{path / CONFIG} has version {raw.get('version')}, this sis_jax reads version {VERSION}: update sis_jax or convert again"
@@ -192,7 +224,10 @@ def read_config(path: Path) -> Folder:
     if not isinstance(kind, str) or not isinstance(generator, dict):
         raise SisError(f'{path / CONFIG} lacks "kind" or "generator": convert the checkpoint again')
     texts = _texts(raw)
-    discriminator, digests, clip = (raw[key] if isinstance(raw.get(key), dict) else None for key in ("discriminator", "digests", "clip"))
+    discriminator, digests, clip = (
+        raw[key] if isinstance(raw.get(key), dict) else None
+        for key in ("discriminator", "digests", "clip")
+    )
     return Folder(
         kind=kind,
         name=texts.get("name", path.name),
@@ -209,14 +244,15 @@ def read_config(path: Path) -> Folder:
 
 def _texts(table: Any) -> dict[str, str]:
     """The entries of a JSON object that are texts."""
-    return {key: value for key, value in table.items() if isinstance(value, str)} if isinstance(table, dict) else {}
+    return (
+        {key: value for key, value in table.items() if isinstance(value, str)}
+        if isinstance(table, dict)
+        else {}
+    )
 
 
 def read_arrays(path: Path, folder: Folder, file: str = MODEL) -> tuple[dict[str, np.ndarray], str]:
     """The arrays of one file of a weights folder, with its sha256, which must be the one in the config."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     where = path / file
     if not where.is_file():
         raise UsageError(f"{path} holds no {file}")

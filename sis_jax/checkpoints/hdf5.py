@@ -19,7 +19,15 @@ MAGIC = b"\x89HDF\r\n\x1a\n"
 _NOWHERE = (1 << 64) - 1
 _MAX_STEPS, _MAX_DEPTH, _MAX_AXES, _MAX_NAME = 100_000, 16, 32, 200
 _CURE = "open it with h5py and save its arrays as .safetensors, or rewrite it with `h5repack -l CONTI -f NONE`"
-_DATASPACE, _DATATYPE, _EXTERNAL, _LAYOUT, _FILTERS, _CONTINUATION, _SYMBOLS = 0x01, 0x03, 0x07, 0x08, 0x0B, 0x10, 0x11
+_DATASPACE, _DATATYPE, _EXTERNAL, _LAYOUT, _FILTERS, _CONTINUATION, _SYMBOLS = (
+    0x01,
+    0x03,
+    0x07,
+    0x08,
+    0x0B,
+    0x10,
+    0x11,
+)
 _EXPONENT_BITS = {2: 5, 4: 8, 8: 11}
 
 
@@ -52,15 +60,23 @@ class _File:
     def arrays(self) -> dict[str, np.ndarray]:
         version, offsets, lengths = self.fields("<B4xBB", 8)
         if version > 1:
-            raise Refused(f"it is an HDF5 file in the newer format (superblock {version}), which is not supported: {_CURE}")
+            raise Refused(
+                f"it is an HDF5 file in the newer format (superblock {version}), which is not supported: {_CURE}"
+            )
         if (offsets, lengths) != (8, 8):
-            raise Refused("the HDF5 file has addresses of another size than 8 bytes, which is not supported")
+            raise Refused(
+                "the HDF5 file has addresses of another size than 8 bytes, which is not supported"
+            )
         base = 24 + 4 * version
         (start,) = self.fields("<Q", base)
         if start:
-            raise Refused("the HDF5 file starts somewhere inside of another file, which is not supported")
+            raise Refused(
+                "the HDF5 file starts somewhere inside of another file, which is not supported"
+            )
         found: dict[str, np.ndarray] = {}
-        waiting = [("", self.fields("<Q", base + 40)[0], 0)]  # after four addresses and the offset of the root's name
+        waiting = [
+            ("", self.fields("<Q", base + 40)[0], 0)
+        ]  # after four addresses and the offset of the root's name
         while waiting:
             path, header, depth = waiting.pop()
             messages = list(self.messages(header))
@@ -71,14 +87,19 @@ class _File:
                 raise Refused("the groups of the HDF5 file contain each other")
             else:
                 self.seen.add(header)
-                waiting += [(f"{path}/{name}" if path else name, child, depth + 1) for name, child in self.children(symbols)]
+                waiting += [
+                    (f"{path}/{name}" if path else name, child, depth + 1)
+                    for name, child in self.children(symbols)
+                ]
         return found
 
     def messages(self, header: int) -> Iterator[tuple[int, memoryview]]:
         """(type, body) of an object's messages."""
         version, left, size = self.fields("<BxH4xI", header)
         if version != 1:
-            raise Refused(f"the HDF5 file has an object of the newer format, which is not supported: {_CURE}")
+            raise Refused(
+                f"the HDF5 file has an object of the newer format, which is not supported: {_CURE}"
+            )
         blocks = [(header + 16, size)]
         while blocks and left > 0:
             at, size = blocks.pop(0)
@@ -90,7 +111,9 @@ class _File:
                 if kind == _CONTINUATION:
                     blocks.append(struct.unpack("<QQ", _first(body, 16)))
                 elif flags & 2 and kind in (_DATASPACE, _DATATYPE, _LAYOUT):
-                    raise Refused(f"the HDF5 file shares descriptions between arrays, which is not supported: {_CURE}")
+                    raise Refused(
+                        f"the HDF5 file shares descriptions between arrays, which is not supported: {_CURE}"
+                    )
                 else:
                     yield kind, body
 
@@ -110,7 +133,9 @@ class _File:
             kind, level, used = self.fields("<BBH", node + 4)
             if kind != 0:
                 raise Refused("the HDF5 file is damaged: a group whose index is none")
-            inner = [self.fields("<Q", node + 32 + 16 * i)[0] for i in range(used)]  # key, child, key, child, ... from byte 24
+            inner = [
+                self.fields("<Q", node + 32 + 16 * i)[0] for i in range(used)
+            ]  # key, child, key, child, ... from byte 24
             if level:
                 waiting += inner
             else:
@@ -133,7 +158,9 @@ class _File:
         if not {_DATASPACE, _DATATYPE, _LAYOUT} <= table.keys():
             raise Refused(f"{what} lacks its shape, its type or its place")
         if table.keys() & {_EXTERNAL, _FILTERS}:
-            raise Refused(f"{what} is compressed or lies in another file, which is not supported: {_CURE}")
+            raise Refused(
+                f"{what} is compressed or lies in another file, which is not supported: {_CURE}"
+            )
         shape, kind = _shape(table[_DATASPACE], what), _dtype(table[_DATATYPE], what)
         need = math.prod(shape) * kind.itemsize
         layout = table[_LAYOUT]
@@ -149,7 +176,9 @@ class _File:
                 raise Refused(f"{what} was never written")
             content = self.take(at, size) if need else self.data[:0]
         if len(content) != need:
-            raise Refused(f"{what} of shape {list(shape)} needs {need} bytes and has {len(content)}")
+            raise Refused(
+                f"{what} of shape {list(shape)} needs {need} bytes and has {len(content)}"
+            )
         return np.frombuffer(content, kind).reshape(shape) if need else np.zeros(shape, kind)
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from sis_jax.checkpoints import catalogue, files
+from sis_jax.checkpoints import catalogue, clip_files, files
 from sis_jax.checkpoints.build import arrays_of
+from sis_jax.checkpoints.convert import cached
 from sis_jax.checkpoints.layouts import biggan, dcgan, stylegan2
 from sis_jax.models.biggan import BigGAN
 from sis_jax.models.conditional import check_classes
@@ -22,7 +23,9 @@ from sis_jax.types import Generator, SisError, UsageError
 _CONVERT = "convert a checkpoint with scripts/convert_weights.py"
 
 
-def load_generator(name_or_path: str | os.PathLike | None = None, classes: int | Iterable[int] | None = None) -> Generator:
+def load_generator(
+    name_or_path: str | os.PathLike | None = None, classes: int | Iterable[int] | None = None
+) -> Generator:
     """A generator by name, from a weights folder, or straight from a foreign checkpoint (converted once, then kept in the cache).
 
     None is the default that ships, "faces64". Names: `shipped()`. classes: those that a conditional generator draws from, by number (default: those it was
@@ -32,7 +35,9 @@ def load_generator(name_or_path: str | os.PathLike | None = None, classes: int |
     path = _folder(name_or_path)
     folder = files.read_config(path)
     if folder.kind not in ("stylegan2", "dcgan", "biggan"):
-        raise UsageError(f'{path} holds {files.in_words(folder.kind)}: expected "stylegan2", "dcgan" or "biggan"; {_CONVERT}')
+        raise UsageError(
+            f'{path} holds {files.in_words(folder.kind)}: expected "stylegan2", "dcgan" or "biggan"; {_CONVERT}'
+        )
     arrays, digest = files.read_arrays(path, folder)
     info = replace(folder.info(), sha256=digest)
     if folder.kind == "dcgan":
@@ -41,7 +46,9 @@ def load_generator(name_or_path: str | os.PathLike | None = None, classes: int |
     if folder.kind == "biggan":
         gen = biggan.build_generator(biggan.config_of(folder.generator), arrays, str(path), info)
     else:
-        gen = stylegan2.build_generator(stylegan2.generator_config(folder.generator), arrays, str(path), info)
+        gen = stylegan2.build_generator(
+            stylegan2.generator_config(folder.generator), arrays, str(path), info
+        )
     return gen if classes is None else gen.with_classes(classes)
 
 
@@ -59,7 +66,9 @@ def load_discriminator(name_or_path: str | os.PathLike | None = None) -> Discrim
         )
     arrays, digest = files.read_arrays(path, folder, files.DISCRIMINATOR)
     config = stylegan2.discriminator_config(folder.discriminator)
-    return stylegan2.build_discriminator(config, arrays, str(path), replace(folder.info(files.DISCRIMINATOR), sha256=digest))
+    return stylegan2.build_discriminator(
+        config, arrays, str(path), replace(folder.info(files.DISCRIMINATOR), sha256=digest)
+    )
 
 
 def save_generator(
@@ -87,7 +96,11 @@ def save_generator(
         notes=notes,
     )
     model = _finite(arrays_of(gen), "the generator")
-    other = _finite(arrays_of(discriminator), "the discriminator") if discriminator is not None else None
+    other = (
+        _finite(arrays_of(discriminator), "the discriminator")
+        if discriminator is not None
+        else None
+    )
     files.write_folder(path, folder, model, other, card or catalogue.card(folder), dtype)
     return path
 
@@ -95,25 +108,30 @@ def save_generator(
 def _finite(arrays: Mapping[str, np.ndarray], what: str) -> Mapping[str, np.ndarray]:
     bad = [key for key, value in arrays.items() if not np.isfinite(value).all()]
     if bad:
-        raise SisError(f"{what} was not saved: {bad[0]} holds NaN or infinite numbers (and {len(bad) - 1} other arrays)")
+        raise SisError(
+            f"{what} was not saved: {bad[0]} holds NaN or infinite numbers (and {len(bad) - 1} other arrays)"
+        )
     return arrays
 
 
 def _folder(name_or_path: str | os.PathLike | None) -> Path:
     """The weights folder of a generator by name or path, converted where it was none; UsageError for a CLIP."""
-    from sis_jax.checkpoints import clip_files
-
     text = catalogue.DEFAULT if name_or_path is None else catalogue.text_of(name_or_path)
     name = text if text in catalogue.CLIPS else catalogue.clip_name(text)
     if name in catalogue.CLIPS and not Path(text).exists() and text not in catalogue.folders():
         raise UsageError(f"{text} is a CLIP, not a generator: use sis.load_clip")
     path = biggan.checkpoint_in(catalogue.find(name_or_path))
     foreign = clip_files.weights_file(path)
-    if path.is_dir() and (path / files.CONFIG).is_file() and foreign.is_file() and not files.is_ours(path):
-        raise UsageError(f"{text} is a folder of another program, no weights folder: a CLIP is loaded with sis.load_clip; {_CONVERT}")
+    if (
+        path.is_dir()
+        and (path / files.CONFIG).is_file()
+        and foreign.is_file()
+        and not files.is_ours(path)
+    ):
+        raise UsageError(
+            f"{text} is a folder of another program, no weights folder: a CLIP is loaded with sis.load_clip; {_CONVERT}"
+        )
     if path.is_file():
-        from sis_jax.checkpoints.convert import cached
-
         return cached(path, "generator")
     if files.is_ours(path) and files.read_config(path).kind == "clip":
         raise UsageError(f"{text} holds a CLIP, not a generator: use sis.load_clip")

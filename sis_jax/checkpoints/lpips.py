@@ -19,7 +19,21 @@ from sis_jax.types import SisError, UsageError
 # "features.28.weight" (torchvision), "net.slice5.28.weight" (the LPIPS package), "lin4.model.1.weight" (both of its files)
 _CONVOLUTION = re.compile(r"(?:.*\.)?(?:features|slice[1-5])\.(\d+)\.(weight|bias)")
 _GAIN = re.compile(r"(?:.*\.)?lin([0-4])\.model\.1\.weight")
-_PLACES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # of the convolutions among VGG16's layers
+_PLACES = (
+    0,
+    2,
+    5,
+    7,
+    10,
+    12,
+    14,
+    17,
+    19,
+    21,
+    24,
+    26,
+    28,
+)  # of the convolutions among VGG16's layers
 _FILES = "torchvision's vgg16-397923af.pth together with vgg.pth of the LPIPS repository (lpips/weights/v0.1), or one file that holds both"
 
 
@@ -58,7 +72,9 @@ def _faults(found: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} is missing"
         elif found[name].shape != shape:
             yield f"{name} has the shape {list(found[name].shape)}, expected {list(shape)}"
-        elif not np.isfinite(found[name]).all() or (name.startswith("lin") and (found[name] < 0).any()):
+        elif not np.isfinite(found[name]).all() or (
+            name.startswith("lin") and (found[name] < 0).any()
+        ):
             yield f"{name} holds numbers that are not finite, or gains below 0"
 
 

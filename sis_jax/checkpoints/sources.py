@@ -17,7 +17,9 @@ from sis_jax.types import SisError
 
 _MAX_MODULES = 4096
 _MAX_NAME = 400
-_LABEL_LR = 0.1  # of the label network in NVIDIA's TensorFlow discriminators, unless they say otherwise
+_LABEL_LR = (
+    0.1  # of the label network in NVIDIA's TensorFlow discriminators, unless they say otherwise
+)
 _PREFIXES = ("G_ema", "g_ema", "generator_ema", "G", "g", "generator", "D", "d", "discriminator")
 # A name that only this network of this layout has.
 _SIGNS = (
@@ -84,7 +86,11 @@ def recognise(tree: Any, size: int, what: str) -> Source:
     except Refused as error:
         raise SisError(f"{what} was not read: {error}") from None
     if source is None or source.generator is source.discriminator is source.clip is None:
-        keys = [str(key)[:40] for key in list(tree)[:6]] if isinstance(tree, dict) else type(tree).__name__
+        keys = (
+            [str(key)[:40] for key in list(tree)[:6]]
+            if isinstance(tree, dict)
+            else type(tree).__name__
+        )
         raise SisError(
             f"{what} holds no network known here: looked for StyleGAN2 (NVIDIA's PyTorch and TensorFlow pickles, rosinality's .pt, state dicts, "
             f"flaxmodels' .h5), DCGAN, BigGAN and CLIP, found {keys}"
@@ -114,12 +120,17 @@ def _recognise(tree: Any, reader: _Reader) -> Source | None:
     if isinstance(tree, Record):
         tree = (tree,) if tree.name == "network" else {"G": tree}
     if isinstance(tree, (tuple, list)):
-        return _tensorflow([net for net in tree[:8] if isinstance(net, Record) and net.name == "network"], reader)
+        return _tensorflow(
+            [net for net in tree[:8] if isinstance(net, Record) and net.name == "network"], reader
+        )
     if not isinstance(tree, dict):
         return None
     modules = {key: tree[key] for key in _PREFIXES if isinstance(tree.get(key), Record)}
     if modules:
-        return _pick("ada", [_module_network(net, reader) for net in modules.values() if net.name == "module"])
+        return _pick(
+            "ada",
+            [_module_network(net, reader) for net in modules.values() if net.name == "module"],
+        )
     for wrapper in ("state_dict", "model", "model_state_dict"):
         if isinstance(tree.get(wrapper), dict):
             tree = tree[wrapper]
@@ -152,14 +163,21 @@ def _state_dicts(tree: dict, reader: _Reader) -> Source | None:
     layout = found[0][0]
     average = tree.get("latent_avg")
     for _, kind, arrays in found:
-        if kind == "generator" and layout == "rosinality" and average is not None and _is_array(average):
+        if (
+            kind == "generator"
+            and layout == "rosinality"
+            and average is not None
+            and _is_array(average)
+        ):
             arrays.setdefault("latent_avg", reader.array(average))
     notes = (
         ("a state dict does not say whether activations were clamped (conv_clamp); taken as not",)
         if layout in ("ada", "flaxmodels")
         else ()
     )
-    return _pick(layout, [(kind, Network(arrays)) for where, kind, arrays in found if where == layout], notes)
+    return _pick(
+        layout, [(kind, Network(arrays)) for where, kind, arrays in found if where == layout], notes
+    )
 
 
 def _groups(tree: dict, reader: _Reader) -> Iterator[dict[str, np.ndarray]]:
@@ -173,7 +191,11 @@ def _groups(tree: dict, reader: _Reader) -> Iterator[dict[str, np.ndarray]]:
         yield flat
         return
     for prefix in _PREFIXES:
-        part = {key.removeprefix(prefix + "."): value for key, value in flat.items() if key.startswith(prefix + ".")}
+        part = {
+            key.removeprefix(prefix + "."): value
+            for key, value in flat.items()
+            if key.startswith(prefix + ".")
+        }
         if part:
             yield _plain_names(part)
 
@@ -193,7 +215,10 @@ def _module_network(net: Record, reader: _Reader) -> tuple[str, Network]:
         dot = name + "." if name else ""
         for table in ("_parameters", "_buffers"):
             part = state.get(table)
-            arrays |= {dot + key: value for key, value in reader.arrays(part if isinstance(part, dict) else {}).items()}
+            arrays |= {
+                dot + key: value
+                for key, value in reader.arrays(part if isinstance(part, dict) else {}).items()
+            }
     kind = _kind(arrays)
     return (kind[1] if kind else "unknown"), Network(arrays, _module_facts(states))
 
@@ -216,12 +241,23 @@ def _modules(net: Record) -> Iterator[tuple[str, dict]]:
         if isinstance(children, dict):
             if len(children) + len(waiting) > _MAX_MODULES:
                 raise Refused("it has more modules than any network")
-            waiting += [(f"{name}.{_short(key)}" if name else _short(key), child) for key, child in children.items() if child is not None]
+            waiting += [
+                (f"{name}.{_short(key)}" if name else _short(key), child)
+                for key, child in children.items()
+                if child is not None
+            ]
 
 
 def _module_facts(states: Mapping[str, dict]) -> Facts:
     def first(pattern: str, attribute: str) -> Any:
-        return next((s[attribute] for name, s in states.items() if re.fullmatch(pattern, name) and attribute in s), None)
+        return next(
+            (
+                s[attribute]
+                for name, s in states.items()
+                if re.fullmatch(pattern, name) and attribute in s
+            ),
+            None,
+        )
 
     return _facts(
         conv_clamp=first(r"(synthesis\.)?b\d+\.conv[01]", "conv_clamp"),
@@ -232,7 +268,9 @@ def _module_facts(states: Mapping[str, dict]) -> Facts:
     )
 
 
-def _facts(conv_clamp: Any, mbstd_group: Any, mapping_lr: Any, architecture: Any, activation: Any) -> Facts:
+def _facts(
+    conv_clamp: Any, mbstd_group: Any, mapping_lr: Any, architecture: Any, activation: Any
+) -> Facts:
     def positive(value: Any) -> bool:
         return type(value) in (int, float) and 0 < value < 1e9
 
@@ -254,9 +292,17 @@ def _tensorflow(networks: list[Record], reader: _Reader) -> Source | None:
         state = net.state if isinstance(net.state, dict) else {}
         version = state.get("version")
         if type(version) is int and version < 4:
-            raise Refused(f"it is a TensorFlow network of version {version}: StyleGAN1 or older, only StyleGAN2 is supported")
+            raise Refused(
+                f"it is a TensorFlow network of version {version}: StyleGAN1 or older, only StyleGAN2 is supported"
+            )
         arrays = dict(_variables(net, reader))
-        kind = "generator" if "dlatent_avg" in arrays else "discriminator" if "Output/weight" in arrays else "unknown"
+        kind = (
+            "generator"
+            if "dlatent_avg" in arrays
+            else "discriminator"
+            if "Output/weight" in arrays
+            else "unknown"
+        )
         found.append((kind, Network(arrays, _tensorflow_facts(state, kind))))
     return _pick("tf", found) if found else None
 
@@ -285,9 +331,12 @@ def _tensorflow_facts(state: dict, kind: str) -> Facts:
         kwargs = {"mapping_lrmul": _LABEL_LR, **kwargs}
     kernel = kwargs.get("resample_kernel", [1, 3, 3, 1])
     if kernel is not None and (
-        type(kernel) not in (list, tuple) or [k if type(k) in (int, float) else None for k in kernel] != [1, 3, 3, 1]
+        type(kernel) not in (list, tuple)
+        or [k if type(k) in (int, float) else None for k in kernel] != [1, 3, 3, 1]
     ):
-        raise Refused("it resamples with another filter than [1, 3, 3, 1], the only one supported here")
+        raise Refused(
+            "it resamples with another filter than [1, 3, 3, 1], the only one supported here"
+        )
     if kwargs.get("normalize_latents") is False:
         raise Refused("its mapping network does not normalise z, which is not supported")
     return _facts(

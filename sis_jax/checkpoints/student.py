@@ -22,6 +22,7 @@ from PIL import Image
 from sis_jax import parallel
 from sis_jax.checkpoints import catalogue, files
 from sis_jax.checkpoints.build import arrays_of, build
+from sis_jax.checkpoints.student_export import write
 from sis_jax.models import students
 from sis_jax.models.students import to_float
 from sis_jax.types import Info, SisError, UsageError, unknown_name
@@ -53,7 +54,12 @@ class Student:
         return np.array([c["id"] for c in self.classes], np.uint8)
 
     def scores(
-        self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], *, flip: bool = True, size: int | None = None, tile: int = TILE
+        self,
+        images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+        *,
+        flip: bool = True,
+        size: int | None = None,
+        tile: int = TILE,
     ) -> list[Float[np.ndarray, "_ _ k"]]:
         """Class probabilities at each photo's own size, channel = class id (a channel without a class is zero).
 
@@ -68,10 +74,18 @@ class Student:
         return out
 
     def masks(
-        self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], *, flip: bool = True, size: int | None = None, tile: int = TILE
+        self,
+        images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+        *,
+        flip: bool = True,
+        size: int | None = None,
+        tile: int = TILE,
     ) -> list[UInt8[np.ndarray, "_ _"]]:
         """Masks of class ids at each photo's own size; memory for one class of the full-size photo at a time. Arguments as in `scores`."""
-        return [self._winner(s, image.shape[:2]) for s, image in zip(self._at_work(images, flip, size, tile), images)]
+        return [
+            self._winner(s, image.shape[:2])
+            for s, image in zip(self._at_work(images, flip, size, tile), images)
+        ]
 
     def predict(self, photos: Any, **options: Any) -> Any:
         """`sis_jax.predict` with this student: an array, a list of arrays, a path, a folder or an archive -> Masks."""
@@ -89,7 +103,10 @@ class Student:
             "format": FORMAT, "version": VERSION, "network": asdict(self.config), "side": self.side, "classes": list(self.classes),
             "name": self.info.name, "licence": self.info.licence, "sha256": {files.MODEL: digest}, "facts": self.facts,
         }  # fmt: skip
-        files.write_atomic(folder / files.CONFIG, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+        files.write_atomic(
+            folder / files.CONFIG,
+            (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode(),
+        )
         return folder
 
     def export(self, path: str | Path, flip: bool = False) -> Path:
@@ -99,19 +116,26 @@ class Student:
         `classes`, which ONNX holds as metadata. `jax.export.deserialize(bytes).call(images)` runs the JAX function on CPU, CUDA and TPU. flip: mean with
         the mirror image. Raises UsageError for ONNX without the package jax2onnx.
         """
-        from sis_jax.checkpoints.student_export import write
-
-        facts = {"name": self.info.name, "licence": self.info.licence, "side": str(self.side), "classes": json.dumps(list(self.classes))}
+        facts = {
+            "name": self.info.name,
+            "licence": self.info.licence,
+            "side": str(self.side),
+            "classes": json.dumps(list(self.classes)),
+        }
         return write(self.network, self.side, Path(path), flip=flip, facts=facts)
 
     def check(self, size: int | None = None, tile: int = TILE) -> None:
         """UsageError for a size or tile that cannot work."""
         if (size is not None and size < 16) or tile < 4 * _OVERLAP:
-            raise UsageError(f"size is {size} and tile {tile}, expected at least 16 and {4 * _OVERLAP} pixels")
+            raise UsageError(
+                f"size is {size} and tile {tile}, expected at least 16 and {4 * _OVERLAP} pixels"
+            )
 
     # how
 
-    def _at_work(self, images: Sequence[np.ndarray], flip: bool, size: int | None, tile: int) -> list[np.ndarray]:
+    def _at_work(
+        self, images: Sequence[np.ndarray], flip: bool, size: int | None, tile: int
+    ) -> list[np.ndarray]:
         """Probabilities at the size the network works at. Photos of one shape go through together."""
         self.check(size, tile)
         side = self.side if size is None else size
@@ -125,7 +149,9 @@ class Student:
                 for i in members:
                     out[i] = self._tiled(small[i], flip, tile)
                 continue
-            for i, scores in zip(members, self._forward(np.stack([small[i] for i in members]), flip)):
+            for i, scores in zip(
+                members, self._forward(np.stack([small[i] for i in members]), flip)
+            ):
                 out[i] = scores
         return out
 
@@ -141,7 +167,10 @@ class Student:
     def _tiled(self, image: np.ndarray, flip: bool, tile: int) -> np.ndarray:
         """Overlapping tiles, each fading out towards its border."""
         h, w = image.shape[:2]
-        total, weight = np.zeros((h, w, len(self.classes)), np.float32), np.zeros((h, w, 1), np.float32)
+        total, weight = (
+            np.zeros((h, w, len(self.classes)), np.float32),
+            np.zeros((h, w, 1), np.float32),
+        )
         for top in _starts(h, tile):
             for left in _starts(w, tile):
                 piece = image[top : top + tile, left : left + tile]
@@ -160,7 +189,11 @@ class Student:
         return ids
 
     def _card(self) -> str:
-        rows = {"network": f"{self.config.arch}, {self.side} pixels", "classes": ", ".join(c["name"] for c in self.classes), **self.facts}
+        rows = {
+            "network": f"{self.config.arch}, {self.side} pixels",
+            "classes": ", ".join(c["name"] for c in self.classes),
+            **self.facts,
+        }
         table = "\n".join(f"| {k} | {v} |" for k, v in rows.items())
         return (
             f"---\nlibrary_name: sis_jax\ntags: [jax, flax, image-segmentation]\n---\n# {self.info.name}\n\nA segmenter for photos, distilled by `sis_jax` "
@@ -179,19 +212,29 @@ def load_student(name_or_path: str | os.PathLike | None = None) -> Student:
     try:
         raw = json.loads((place / files.CONFIG).read_text("utf-8"))
     except FileNotFoundError:
-        raise UsageError(f"{path} holds no student: train one with python -m sis_jax.distill {path}") from None
+        raise UsageError(
+            f"{path} holds no student: train one with python -m sis_jax.distill {path}"
+        ) from None
     except NotADirectoryError:
-        raise UsageError(f"{path} is a file: give the run of a student, or the folder that Student.save wrote") from None
+        raise UsageError(
+            f"{path} is a file: give the run of a student, or the folder that Student.save wrote"
+        ) from None
     except (OSError, ValueError) as error:
         raise SisError(f"{place / files.CONFIG} cannot be read ({error}): distil again") from None
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        raise UsageError(f'{place} holds no student: its {files.CONFIG} does not say "format": "{FORMAT}"')
+        raise UsageError(
+            f'{place} holds no student: its {files.CONFIG} does not say "format": "{FORMAT}"'
+        )
     if raw.get("version") != VERSION:
         raise UsageError(
             f"{place / files.CONFIG} has version {raw.get('version')}, this sis_jax reads version {VERSION}: update sis_jax, or distil again"
         )
     try:
-        config, classes, side = students.StudentConfig(**raw["network"]), tuple(raw["classes"]), int(raw["side"])
+        config, classes, side = (
+            students.StudentConfig(**raw["network"]),
+            tuple(raw["classes"]),
+            int(raw["side"]),
+        )
         header = files.Folder("student", raw["name"], raw["licence"], {}, sha256=raw["sha256"])
     except (KeyError, TypeError, ValueError) as error:
         raise SisError(f"{place / files.CONFIG} is damaged ({error}): distil again") from None
@@ -205,13 +248,22 @@ def find(name_or_path: str | os.PathLike | None) -> Path:
     """The folder of a name or path. UsageError, with the names that are known, where neither is here."""
     text = catalogue.DEFAULT_STUDENT if name_or_path is None else catalogue.text_of(name_or_path)
     path, known = Path(text), catalogue.students()
-    if text in known and not any((place / files.CONFIG).is_file() for place in (path, path / "student")):
+    if text in known and not any(
+        (place / files.CONFIG).is_file() for place in (path, path / "student")
+    ):
         return known[text]
     if text and (path.exists() or os.sep in text):
         return path
     if text in catalogue.folders():
-        raise UsageError(f"{text} holds no student, it draws or names pictures: give {', '.join([*known, 'a run'])}")
-    raise unknown_name("student", text, known, "Give one of these, a run in which python -m sis_jax.distill left one, or its folder.")
+        raise UsageError(
+            f"{text} holds no student, it draws or names pictures: give {', '.join([*known, 'a run'])}"
+        )
+    raise unknown_name(
+        "student",
+        text,
+        known,
+        "Give one of these, a run in which python -m sis_jax.distill left one, or its folder.",
+    )
 
 
 @lru_cache(maxsize=8)
@@ -237,16 +289,29 @@ def _brought_to(image: np.ndarray, side: int) -> np.ndarray:
     if (new_h, new_w) == (h, w):
         return image
     whole = h % new_h == 0 and w % new_w == 0
-    rule = Image.Resampling.BOX if whole else Image.Resampling.BILINEAR if new_h > h else Image.Resampling.LANCZOS
+    rule = (
+        Image.Resampling.BOX
+        if whole
+        else Image.Resampling.BILINEAR
+        if new_h > h
+        else Image.Resampling.LANCZOS
+    )
     return np.asarray(Image.fromarray(image).resize((new_w, new_h), rule))
 
 
-def _enlarged(scores: Float[np.ndarray, "h w k"], size: tuple[int, int]) -> Float[np.ndarray, "_ _ k"]:
+def _enlarged(
+    scores: Float[np.ndarray, "h w k"], size: tuple[int, int]
+) -> Float[np.ndarray, "_ _ k"]:
     """Bilinear, channel by channel."""
     if scores.shape[:2] == size:
         return np.asarray(scores, np.float32)
-    planes = (Image.fromarray(np.ascontiguousarray(scores[..., i], np.float32)) for i in range(scores.shape[-1]))
-    return np.stack([np.asarray(p.resize((size[1], size[0]), Image.Resampling.BILINEAR)) for p in planes], -1)
+    planes = (
+        Image.fromarray(np.ascontiguousarray(scores[..., i], np.float32))
+        for i in range(scores.shape[-1])
+    )
+    return np.stack(
+        [np.asarray(p.resize((size[1], size[0]), Image.Resampling.BILINEAR)) for p in planes], -1
+    )
 
 
 def _starts(length: int, tile: int) -> list[int]:

@@ -33,7 +33,9 @@ def write(network: nnx.Module, side: int, path: Path, *, flip: bool, facts: dict
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise files.CannotWrite(f"cannot write {path}: {path.parent} cannot be made ({error.strerror or error})") from None
+        raise files.CannotWrite(
+            f"cannot write {path}: {path.parent} cannot be made ({error.strerror or error})"
+        ) from None
     files.write_atomic(path, data)
     return path
 
@@ -44,13 +46,19 @@ def _probabilities(network: nnx.Module, flip: bool) -> Network:
     def run(images: jax.Array) -> jax.Array:
         found, x = nnx.merge(graph, params), to_float(images)
         scores = jax.nn.softmax(found(x), -1)
-        return (scores + jnp.flip(jax.nn.softmax(found(jnp.flip(x, 2)), -1), 2)) / 2 if flip else scores
+        return (
+            (scores + jnp.flip(jax.nn.softmax(found(jnp.flip(x, 2)), -1), 2)) / 2
+            if flip
+            else scores
+        )
 
     return run
 
 
 def _jax(network: Network, shape: jax.ShapeDtypeStruct) -> bytes:
-    return bytes(jax_export.export(jax.jit(network), platforms=("cpu", "cuda", "tpu"))(shape).serialize())
+    return bytes(
+        jax_export.export(jax.jit(network), platforms=("cpu", "cuda", "tpu"))(shape).serialize()
+    )
 
 
 def _onnx(network: Network, shape: jax.ShapeDtypeStruct, facts: dict[str, str]) -> bytes:
@@ -58,14 +66,22 @@ def _onnx(network: Network, shape: jax.ShapeDtypeStruct, facts: dict[str, str]) 
     try:
         from jax2onnx import to_onnx  # pyright: ignore[reportMissingImports]
     except ImportError as e:
-        raise UsageError(f"ONNX needs the package jax2onnx ({e}): pip install -e '.[onnx]', or take --format jax") from None
+        raise UsageError(
+            f"ONNX needs the package jax2onnx ({e}): pip install -e '.[onnx]', or take --format jax"
+        ) from None
     with warnings.catch_warnings():  # of shapes that are only known when it runs
         warnings.simplefilter("ignore")
         logger = logging.getLogger("onnx_ir")
         level = logger.level
         logger.setLevel(logging.ERROR)
         try:
-            model = to_onnx(network, [shape], opset=OPSET, input_names=["images"], output_names=["probabilities"])
+            model = to_onnx(
+                network,
+                [shape],
+                opset=OPSET,
+                input_names=["images"],
+                output_names=["probabilities"],
+            )
         finally:
             logger.setLevel(level)
     for key, value in facts.items():

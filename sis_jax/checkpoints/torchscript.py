@@ -15,7 +15,14 @@ from sis_jax.checkpoints.unpickle import Name, Record, Refused, record
 
 _CLASS = re.compile(r"__torch__(?:\.\w{1,200}){1,30}")
 _LISTS = {
-    f"torch.jit._pickle.{name}" for name in ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist", "restore_type_tag")
+    f"torch.jit._pickle.{name}"
+    for name in (
+        "build_intlist",
+        "build_doublelist",
+        "build_boollist",
+        "build_tensorlist",
+        "restore_type_tag",
+    )
 }
 _MAX_MODULES = 4096
 _MAX_NAME = 400
@@ -56,7 +63,9 @@ def state_dict(root: Record) -> dict[str, Any]:
         modules += 1
         state = module.state if isinstance(module.state, dict) else {}
         if modules + len(waiting) + len(state) > _MAX_MODULES or len(prefix) > _MAX_NAME:
-            raise Refused("its modules contain each other in a circle, or are more than any network has")
+            raise Refused(
+                "its modules contain each other in a circle, or are more than any network has"
+            )
         for key, value in state.items():
             name = f"{prefix}{str(key)[: _MAX_NAME + 1]}"
             if is_module(value):

@@ -16,10 +16,14 @@ from typing import Any
 from sis_jax.types import SisError
 
 Builder = Callable[..., Any]
-_MAX_WORK = 1_000_000  # instructions; a training checkpoint of the largest network takes about 100,000
+_MAX_WORK = (
+    1_000_000  # instructions; a training checkpoint of the largest network takes about 100,000
+)
 _MAX_TEXT = 1 << 24
 _MAX_INTEGER = 64  # bytes
-_RAW_UNICODE = codecs.lookup("raw_unicode_escape")  # now: Python would import it when a file first uses it
+_RAW_UNICODE = codecs.lookup(
+    "raw_unicode_escape"
+)  # now: Python would import it when a file first uses it
 _MARK = object()
 _NOT_THERE = object()
 
@@ -147,8 +151,19 @@ class Machine:
             return self._run()
         except Refused:
             raise
-        except (IndexError, struct.error, UnicodeError, ValueError, TypeError, KeyError, OverflowError, AttributeError) as error:
-            raise Refused(f"the pickle is damaged near byte {self.position} ({type(error).__name__})") from None
+        except (
+            IndexError,
+            struct.error,
+            UnicodeError,
+            ValueError,
+            TypeError,
+            KeyError,
+            OverflowError,
+            AttributeError,
+        ) as error:
+            raise Refused(
+                f"the pickle is damaged near byte {self.position} ({type(error).__name__})"
+            ) from None
 
     def _run(self) -> Any:
         table = _INSTRUCTIONS
@@ -160,7 +175,9 @@ class Machine:
                 return self._pop()
             instruction = table.get(code)
             if instruction is None:
-                raise Refused(f"the pickle holds the instruction 0x{code:02x}, which weights have no need of")
+                raise Refused(
+                    f"the pickle holds the instruction 0x{code:02x}, which weights have no need of"
+                )
             instruction(self)
         raise Refused("the pickle asks for more work than any checkpoint needs")
 
@@ -223,13 +240,17 @@ class Machine:
             raise Refused("the pickle is damaged: a name that is no text")
         full = f"{module}.{name}"
         if full not in self.names:
-            raise Refused(f"it asks for {full[:120]!r}, which weights have no need of; nothing was run")
+            raise Refused(
+                f"it asks for {full[:120]!r}, which weights have no need of; nothing was run"
+            )
         self._push(self.names[full])
 
     def _call(self, target: Any, args: Any) -> Any:
         if not isinstance(target, Name) or target.builder is None:
             shown = target.text if isinstance(target, Name) else type(target).__name__
-            raise Refused(f"it calls {shown[:120]!r}, which weights have no need of; nothing was run")
+            raise Refused(
+                f"it calls {shown[:120]!r}, which weights have no need of; nothing was run"
+            )
         if type(args) is not tuple:
             raise Refused("the pickle is damaged: arguments that are no tuple")
         self.budget.charge(args)
@@ -249,7 +270,9 @@ class Machine:
         elif type(target) is dict and type(state) is dict:
             pass  # attributes of an OrderedDict (torch's _metadata): nothing we need
         else:
-            raise Refused(f"it sets the state of a {type(target).__name__}, which weights have no need of; nothing was run")
+            raise Refused(
+                f"it sets the state of a {type(target).__name__}, which weights have no need of; nothing was run"
+            )
 
     def _fill(self, pairs: list[Any]) -> None:
         target = self._top()
@@ -262,7 +285,9 @@ class Machine:
     def _extend(self, values: list[Any], kind: type) -> None:
         target = self._top()
         if type(target) is not kind:
-            raise Refused(f"the pickle is damaged: values for a {type(target).__name__}, expected a {kind.__name__}")
+            raise Refused(
+                f"the pickle is damaged: values for a {type(target).__name__}, expected a {kind.__name__}"
+            )
         if isinstance(target, set):
             target.update(map(_key, values))
         else:
@@ -284,7 +309,9 @@ class Machine:
     def _get(self, index: int) -> None:
         value = self.memo.get(index, _NOT_THERE)
         if value is _NOT_THERE:
-            raise Refused(f"the pickle is damaged: it recalls entry {index}, which was never stored")
+            raise Refused(
+                f"the pickle is damaged: it recalls entry {index}, which was never stored"
+            )
         self._push(value)
 
     def _put(self, index: int) -> None:
@@ -298,7 +325,9 @@ class Machine:
     def _integer(self, text: str) -> None:
         if len(text) > 3 * _MAX_INTEGER:
             raise Refused("a number with more digits than any checkpoint needs")
-        self._push({"00": False, "01": True}[text] if text in ("00", "01") else int(text.rstrip("L")))
+        self._push(
+            {"00": False, "01": True}[text] if text in ("00", "01") else int(text.rstrip("L"))
+        )
 
     def _long(self, n: int) -> None:
         if not 0 <= n <= _MAX_INTEGER:
@@ -335,7 +364,9 @@ def _instructions() -> dict[int, Callable[[Machine], Any]]:
     # Left out on purpose: extension codes, INST and OBJ, NEWOBJ_EX, out-of-band buffers.
     table: dict[bytes, Callable[[Machine], Any]] = {
         b"\x80": Machine._protocol,
-        b"\x95": lambda m: m._number("<Q"),  # FRAME: its length says nothing that the bytes do not say
+        b"\x95": lambda m: m._number(
+            "<Q"
+        ),  # FRAME: its length says nothing that the bytes do not say
         b"(": lambda m: m._push(_MARK),
         b"0": lambda m: m.stack.pop(),
         b"1": lambda m: m._to_mark(),

@@ -15,7 +15,9 @@ from sis_jax.types import SisError, to_uint8
 
 _SEEDS, _PSI = (0, 1, 2, 3), 0.7
 _GREY_LEVELS = 1
-_POINTS = 5e-3  # of unit length; devices with short matrix products stay below, another network does not
+_POINTS = (
+    5e-3  # of unit length; devices with short matrix products stay below, another network does not
+)
 
 
 def verify(path: str | os.PathLike) -> str:
@@ -35,10 +37,14 @@ def verify(path: str | os.PathLike) -> str:
     if before == now:
         return f"the {len(_SEEDS)} pictures are the same to the byte"
     try:
-        old, new = (np.frombuffer(bytes.fromhex(d["averages"]), np.uint8).astype(int) for d in (before, now))
+        old, new = (
+            np.frombuffer(bytes.fromhex(d["averages"]), np.uint8).astype(int) for d in (before, now)
+        )
         worst = int(np.abs(old - new).max())
     except (KeyError, ValueError, TypeError):
-        raise SisError(f'the "digests" in {path / files.CONFIG} are damaged: remove them and verify again') from None
+        raise SisError(
+            f'the "digests" in {path / files.CONFIG} are damaged: remove them and verify again'
+        ) from None
     if worst > _GREY_LEVELS:
         raise SisError(
             f"{path} draws other pictures than when it was converted (averages differ by {worst} grey levels): convert it again with --overwrite"
@@ -51,7 +57,9 @@ def _verify_clip(path: Path, folder: files.Folder) -> str:
     if model.tokenizer.has_vocabulary:
         model.tokenizer.check()
         model.tokenize("a photo")
-    texts = "" if model.tokenizer.has_vocabulary else "; it has no vocabulary and takes token ids only"
+    texts = (
+        "" if model.tokenizer.has_vocabulary else "; it has no vocabulary and takes token ids only"
+    )
     now = clip.fingerprint(model)
     if folder.digests is None:
         files.write_config(path, replace(folder, digests={"points": now.tolist()}))
@@ -59,7 +67,9 @@ def _verify_clip(path: Path, folder: files.Folder) -> str:
     try:
         worst = float(np.abs(np.array(folder.digests["points"], np.float32) - now).max())
     except (KeyError, ValueError, TypeError):
-        raise SisError(f'the "digests" in {path / files.CONFIG} are damaged: remove them and verify again') from None
+        raise SisError(
+            f'the "digests" in {path / files.CONFIG} are damaged: remove them and verify again'
+        ) from None
     if not worst <= _POINTS:
         raise SisError(
             f"{path} gives other points than when it was converted (they differ by {worst:.2g}): convert it again with --overwrite"
@@ -72,4 +82,9 @@ def _digests(gen: Any) -> dict[str, Any]:
     n, h = len(pictures), pictures.shape[1] // 4
     averages = pictures.reshape(n, 4, h, 4, h, 3).mean(axis=(2, 4)).round().astype(np.uint8)
     digest = hashlib.sha256(pictures.tobytes()).hexdigest()
-    return {"seeds": list(_SEEDS), "truncation": _PSI, "sha256": digest, "averages": averages.tobytes().hex()}
+    return {
+        "seeds": list(_SEEDS),
+        "truncation": _PSI,
+        "sha256": digest,
+        "averages": averages.tobytes().hex(),
+    }

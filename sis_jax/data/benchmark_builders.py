@@ -38,9 +38,13 @@ class _Masks(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _info(self) -> Any:
         spec = BENCHMARKS[self.benchmark]
-        features = tfds.features.FeaturesDict(tfds_export.mask_features(tfds, tfds_export.labels_by_id(spec.classes)))
+        features = tfds.features.FeaturesDict(
+            tfds_export.mask_features(tfds, tfds_export.labels_by_id(spec.classes))
+        )
         description = f"{spec.title}. {spec.note} Terms: {spec.licence}."
-        return tfds.core.DatasetInfo(builder=self, features=features, description=description, disable_shuffling=True)
+        return tfds.core.DatasetInfo(
+            builder=self, features=features, description=description, disable_shuffling=True
+        )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         root, found, why = Path(dl_manager.manual_dir), {}, []
@@ -57,7 +61,12 @@ class _Masks(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(self, truth: Truth) -> Iterator[tuple[int, dict[str, Any]]]:
         for number, (name, image, mask) in enumerate(truth):
-            yield number, tfds_export.encoded(png(Image.fromarray(image)), grey_pngs(Item(name, None, mask))[1], name)
+            yield (
+                number,
+                tfds_export.encoded(
+                    png(Image.fromarray(image)), grey_pngs(Item(name, None, mask))[1], name
+                ),
+            )
 
 
 def _layout(name: str) -> str:
@@ -68,7 +77,9 @@ class CelebamaskHq(_Masks):
     """CelebAMask-HQ with 19 classes, 8 classes, or foreground only, by config."""
 
     BUILDER_CONFIGS = [  # noqa: RUF012
-        tfds.core.BuilderConfig(name=name, description=BENCHMARKS[name].title) for name in BENCHMARKS if name.startswith("celebamask")
+        tfds.core.BuilderConfig(name=name, description=BENCHMARKS[name].title)
+        for name in BENCHMARKS
+        if name.startswith("celebamask")
     ]
     MANUAL_DOWNLOAD_INSTRUCTIONS = _layout("celebamask-hq")
 
@@ -127,8 +138,17 @@ def prepare(name: str, *, root: str | Path, data_dir: str | Path) -> Any:
     """
     name = canonical(name)
     if not name.startswith("celebamask") and name not in BUILDERS:
-        raise unknown_name("benchmark to build", name, [*BUILDERS, "celebamask-hq"], "TFDS has its own builder of the others.")
+        raise unknown_name(
+            "benchmark to build",
+            name,
+            [*BUILDERS, "celebamask-hq"],
+            "TFDS has its own builder of the others.",
+        )
     options: dict[str, Any] = {"data_dir": str(data_dir), "file_format": "array_record"}
-    builder = CelebamaskHq(config=name, **options) if name.startswith("celebamask") else BUILDERS[name](**options)
+    builder = (
+        CelebamaskHq(config=name, **options)
+        if name.startswith("celebamask")
+        else BUILDERS[name](**options)
+    )
     tfds_export.prepare(builder, manual_dir=str(Path(root).expanduser().absolute()))
     return builder

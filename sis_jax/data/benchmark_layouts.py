@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.io import loadmat
 
 from sis_jax.data.ground_truth import fit_photo, read_mask, read_photo
 from sis_jax.types import SisError, UsageError
@@ -43,12 +44,21 @@ def find(root: Path, *names: str, depth: int = 3) -> Path:
             for name in names:
                 if (folder / name).exists():
                     return folder / name
-        level = [d for folder in level for d in sorted(folder.iterdir()) if d.is_dir() and not d.name.startswith(".")][:2000]
+        level = [
+            d
+            for folder in level
+            for d in sorted(folder.iterdir())
+            if d.is_dir() and not d.name.startswith(".")
+        ][:2000]
     raise LookupError(f"there is no {' or '.join(names)}")
 
 
 def _lines(path: Path) -> list[list[str]]:
-    return [line.split() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return [
+        line.split()
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+        if line.strip()
+    ]
 
 
 def _grey(photo: Path, mask: Path, grey_from: int) -> tuple[np.ndarray, np.ndarray]:
@@ -67,15 +77,22 @@ def celebamask(root: Path, split: str, grey_from: int, table: Sequence[int]) -> 
     elif split != "all":
         mapping = photos.parent / "CelebA-HQ-to-CelebA-mapping.txt"
         if not mapping.is_file():
-            raise LookupError(f'there is no {mapping.name}, which splits train, val and test (splits "sis" and "all" do without)')
+            raise LookupError(
+                f'there is no {mapping.name}, which splits train, val and test (splits "sis" and "all" do without)'
+            )
         original = {int(row[0]): int(row[1]) for row in _lines(mapping)[1:]}
         low, high = {"train": (0, _VAL), "val": (_VAL, _TEST), "test": (_TEST, 10**9)}[split]
         ids = [i for i in ids if low <= original.get(i, -1) < high]
     lookup = np.array(table, np.uint8)
-    return [Entry(str(i), partial(_face, photos / f"{i}.jpg", masks / str(i // 2000), i, lookup)) for i in ids]
+    return [
+        Entry(str(i), partial(_face, photos / f"{i}.jpg", masks / str(i // 2000), i, lookup))
+        for i in ids
+    ]
 
 
-def _face(photo: Path, folder: Path, number: int, lookup: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _face(
+    photo: Path, folder: Path, number: int, lookup: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     mask = None
     for class_id, part in enumerate(CELEBA_PARTS):
         file = folder / f"{number:05d}_{part}.png"
@@ -100,15 +117,26 @@ def cub(root: Path, split: str, grey_from: int) -> list[Entry]:
     for number, name in (row[:2] for row in _lines(index)):
         if wanted is None or number in wanted:
             file = masks / Path(name).with_suffix(".png")
-            entries.append(Entry(Path(name).with_suffix("").as_posix(), partial(_grey, photos / name, file, grey_from)))
+            entries.append(
+                Entry(
+                    Path(name).with_suffix("").as_posix(),
+                    partial(_grey, photos / name, file, grey_from),
+                )
+            )
     return entries
 
 
 def _cub_wanted(folder: Path, split: str) -> set[str] | None:
     if split == "all":
         return None
-    names = {"train": "1", "test": "0"} if not split.startswith("redo") else {"redo-train": "0", "redo-val": "1", "redo-test": "2"}
-    file = folder / ("train_test_split.txt" if not split.startswith("redo") else "train_val_test_split.txt")
+    names = (
+        {"train": "1", "test": "0"}
+        if not split.startswith("redo")
+        else {"redo-train": "0", "redo-val": "1", "redo-test": "2"}
+    )
+    file = folder / (
+        "train_test_split.txt" if not split.startswith("redo") else "train_val_test_split.txt"
+    )
     if not file.is_file():
         raise LookupError(f"there is no {file.name}, which holds the split {split!r}")
     return {row[0] for row in _lines(file) if row[1] == names[split]}
@@ -120,11 +148,22 @@ def flowers(root: Path, split: str, grey_from: int) -> list[Entry]:
     if split == "all":
         numbers = sorted(int(p.stem.split("_")[1]) for p in photos.glob("image_*.jpg"))
     else:
-        from scipy.io import loadmat
-
-        key = {"train": "trnid", "val": "valid", "test": "tstid", "redo-test": "trnid", "redo-val": "valid", "redo-train": "tstid"}[split]
+        key = {
+            "train": "trnid",
+            "val": "valid",
+            "test": "tstid",
+            "redo-test": "trnid",
+            "redo-val": "valid",
+            "redo-train": "tstid",
+        }[split]
         numbers = loadmat(find(root, "setid.mat"))[key].ravel().tolist()
-    return [Entry(f"image_{n:05d}", partial(_flower, photos / f"image_{n:05d}.jpg", painted / f"segmim_{n:05d}.jpg")) for n in numbers]
+    return [
+        Entry(
+            f"image_{n:05d}",
+            partial(_flower, photos / f"image_{n:05d}.jpg", painted / f"segmim_{n:05d}.jpg"),
+        )
+        for n in numbers
+    ]
 
 
 def _flower(photo: Path, painted: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -135,14 +174,24 @@ def _flower(photo: Path, painted: Path) -> tuple[np.ndarray, np.ndarray]:
 # ---------------------------------------------------------------------------------------------------------------------------- saliency, eyes
 
 
-def saliency(root: Path, split: str, grey_from: int, folders: Mapping[str, tuple[str, str]]) -> list[Entry]:
+def saliency(
+    root: Path, split: str, grey_from: int, folders: Mapping[str, tuple[str, str]]
+) -> list[Entry]:
     """Pictures and grey masks in two folders, paired by stem."""
     photos, masks = (find(root, name) for name in folders[split])
-    known = {p.stem: p for p in masks.iterdir() if p.suffix.lower() in _IMAGES and not p.name.startswith(".")}
-    found = sorted(p for p in photos.iterdir() if p.suffix.lower() in _IMAGES and not p.name.startswith("."))
+    known = {
+        p.stem: p
+        for p in masks.iterdir()
+        if p.suffix.lower() in _IMAGES and not p.name.startswith(".")
+    }
+    found = sorted(
+        p for p in photos.iterdir() if p.suffix.lower() in _IMAGES and not p.name.startswith(".")
+    )
     missing = [p.name for p in found if p.stem not in known]
     if missing:
-        raise UsageError(f"{len(missing)} of {len(found)} photos in {photos} have no mask in {masks}, the first is {missing[0]}")
+        raise UsageError(
+            f"{len(missing)} of {len(found)} photos in {photos} have no mask in {masks}, the first is {missing[0]}"
+        )
     return [Entry(p.stem, partial(_grey, p, known[p.stem], grey_from)) for p in found]
 
 
@@ -175,7 +224,11 @@ def pets(root: Path, split: str, grey_from: int) -> list[Entry]:
         trimaps = find(root, "trimaps")
     except LookupError:
         return list(_tfds(root, "oxford_iiit_pet", split, _TRIMAP))
-    names = [row[0] for row in _lines(trimaps.parent / ("test.txt" if split == "test" else "trainval.txt")) if not row[0].startswith("#")]
+    names = [
+        row[0]
+        for row in _lines(trimaps.parent / ("test.txt" if split == "test" else "trainval.txt"))
+        if not row[0].startswith("#")
+    ]
     photos = find(root, "images")
     return [Entry(n, partial(_pet, photos / f"{n}.jpg", trimaps / f"{n}.png")) for n in names]
 
@@ -190,7 +243,9 @@ def _pet(photo: Path, trimap: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def birds_tfds(root: Path, split: str, grey_from: int) -> list[Entry]:
     """TFDS's caltech_birds2011."""
-    return list(_tfds(root, "caltech_birds2011", split, (np.arange(256) >= grey_from).astype(np.uint8)))
+    return list(
+        _tfds(root, "caltech_birds2011", split, (np.arange(256) >= grey_from).astype(np.uint8))
+    )
 
 
 def _tfds(root: Path, name: str, split: str, lookup: np.ndarray) -> Iterator[Entry]:

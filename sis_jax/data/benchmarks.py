@@ -14,7 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from sis_jax.data.benchmark_layouts import CELEBA_8, CELEBA_PARTS, Entry, birds_tfds, celebamask, cub, flowers, openeds, pets, saliency
+from sis_jax.data.benchmark_layouts import (
+    CELEBA_8,
+    CELEBA_PARTS,
+    Entry,
+    birds_tfds,
+    celebamask,
+    cub,
+    flowers,
+    openeds,
+    pets,
+    saliency,
+)
 from sis_jax.data.ground_truth import BINARY, Truth
 from sis_jax.types import SisError, UsageError, unknown_name
 
@@ -92,7 +103,11 @@ BENCHMARKS: dict[str, Spec] = {
 
 # What papers report, by (benchmark, protocol): where the number stands in the result, and the number.
 PAPER: dict[tuple[str, str], dict[str, float]] = {
-    ("celebamask-hq-fg", "sis"): {"iou_foreground": 0.9158, "iou_background": 0.8058, "mean_iou": 0.8608},
+    ("celebamask-hq-fg", "sis"): {
+        "iou_foreground": 0.9158,
+        "iou_background": 0.8058,
+        "mean_iou": 0.8608,
+    },
     ("celebamask-hq-fg", "l4f"): {"iou_foreground": 0.92, "iou_background": 0.80, "mean_iou": 0.86},
     ("celebamask-hq", "sis"): {"zero_label.mean_iou": 0.625},
     ("celebamask-hq-8", "sis"): {"zero_label.mean_iou": 0.731},
@@ -102,7 +117,11 @@ PAPER: dict[tuple[str, str], dict[str, float]] = {
     ("flowers", "voynov"): {"max_f": 0.760, "iou_image_mean": 0.540, "accuracy_image_mean": 0.765},
     ("duts", "voynov"): {"max_f": 0.608, "iou_image_mean": 0.498, "accuracy_image_mean": 0.878},
     ("ecssd", "voynov"): {"max_f": 0.782, "iou_image_mean": 0.672, "accuracy_image_mean": 0.899},
-    ("dut-omron", "voynov"): {"max_f": 0.549, "iou_image_mean": 0.453, "accuracy_image_mean": 0.856},
+    ("dut-omron", "voynov"): {
+        "max_f": 0.549,
+        "iou_image_mean": 0.453,
+        "accuracy_image_mean": 0.856,
+    },
     ("duts", "melas"): {"f_beta": 0.614, "iou_image_mean": 0.528, "accuracy_image_mean": 0.893},
     ("ecssd", "melas"): {"f_beta": 0.806, "iou_image_mean": 0.713, "accuracy_image_mean": 0.915},
     ("dut-omron", "melas"): {"iou_image_mean": 0.509},
@@ -114,13 +133,26 @@ PAPER: dict[tuple[str, str], dict[str, float]] = {
 
 def canonical(name: str) -> str:
     """A benchmark's name as the table has it; UsageError names the nearest."""
-    found = name.strip().lower().replace("_", "-").replace("cub-200-2011", "cub").replace("oxford-flowers102", "flowers")
+    found = (
+        name.strip()
+        .lower()
+        .replace("_", "-")
+        .replace("cub-200-2011", "cub")
+        .replace("oxford-flowers102", "flowers")
+    )
     if found not in BENCHMARKS:
         raise unknown_name("benchmark", name, BENCHMARKS)
     return found
 
 
-def open_benchmark(name: str, root: str | Path, split: str | None = None, *, grey_from: int = 128, limit: int | None = None) -> Truth:
+def open_benchmark(
+    name: str,
+    root: str | Path,
+    split: str | None = None,
+    *,
+    grey_from: int = 128,
+    limit: int | None = None,
+) -> Truth:
     """A benchmark's split, ready to iterate.
 
     name: see `BENCHMARKS`. root: the folder it was unpacked to, or one above. split: default the one papers test on. grey_from: grey truth
@@ -134,13 +166,19 @@ def open_benchmark(name: str, root: str | Path, split: str | None = None, *, gre
     if split not in spec.splits:
         raise unknown_name(f"split of {name}", split, spec.splits)
     if not root.is_dir():
-        raise UsageError(f"there is no folder {root}; give --root with the folder that holds {spec.layout}")
+        raise UsageError(
+            f"there is no folder {root}; give --root with the folder that holds {spec.layout}"
+        )
     try:
         entries = list(spec.read(root, split, grey_from))[:limit]
     except LookupError as error:
-        raise UsageError(f"{root} does not hold {spec.title}: {error.args[0]}; expected {spec.layout}") from None
+        raise UsageError(
+            f"{root} does not hold {spec.title}: {error.args[0]}; expected {spec.layout}"
+        ) from None
     if not entries:
-        raise UsageError(f"{root} holds no images of the split {split!r} of {spec.title}; expected {spec.layout}")
+        raise UsageError(
+            f"{root} holds no images of the split {split!r} of {spec.title}; expected {spec.layout}"
+        )
 
     def load(i: int) -> tuple[np.ndarray, np.ndarray]:
         try:
@@ -148,5 +186,12 @@ def open_benchmark(name: str, root: str | Path, split: str | None = None, *, gre
         except OSError as error:
             raise SisError(f"{entries[i].name} of {spec.title} cannot be read: {error}") from None
 
-    found = Truth(f"{name}/{split}", spec.classes, tuple(e.name for e in entries), load, licence=spec.licence, note=spec.note)
+    found = Truth(
+        f"{name}/{split}",
+        spec.classes,
+        tuple(e.name for e in entries),
+        load,
+        licence=spec.licence,
+        note=spec.note,
+    )
     return replace(found, classes=tuple(dict(c) for c in spec.classes))

@@ -54,7 +54,14 @@ class Blanks:
 # writing
 
 
-def write_blanks(run: str | Path, folder: str | Path, *, n: int = 16, filled: bool = False, overwrite: bool = False) -> Path:
+def write_blanks(
+    run: str | Path,
+    folder: str | Path,
+    *,
+    n: int = 16,
+    filled: bool = False,
+    overwrite: bool = False,
+) -> Path:
     """Write the first `n` pictures of a run's dataset to be painted. filled: start from the run's masks, to be corrected, not from empty ones.
 
     Returns the folder. Raises UsageError for a run without a dataset, or a folder that holds other things or painted masks.
@@ -65,15 +72,27 @@ def write_blanks(run: str | Path, folder: str | Path, *, n: int = 16, filled: bo
     generator, truncation = _origin(dataset)
     split = dataset.split("train")
     if n > len(split):
-        raise UsageError(f"{dataset.path} has {len(split)} pictures in its split train, asked for {n}: give a smaller --n")
+        raise UsageError(
+            f"{dataset.path} has {len(split)} pictures in its split train, asked for {n}: give a smaller --n"
+        )
     _refuse_painted(Path(folder))
-    classes = [{"id": c["id"], "name": c["name"], "colour": c.get("colour") or draw.colour(c["id"])} for c in dataset.classes]
+    classes = [
+        {"id": c["id"], "name": c["name"], "colour": c.get("colour") or draw.colour(c["id"])}
+        for c in dataset.classes
+    ]
     if not any(c["id"] == 0 for c in classes):
         classes.insert(0, {"id": 0, "name": "background", "colour": draw.colour(0)})
     with new_folder(folder, "blanks", overwrite) as place:
         rows = [_write_one(place, example, filled) for example in split[:n]]
-        facts = {"format": 1, "generator": generator, "truncation": truncation, "resolution": split[0].image.shape[0]}
-        (place / FACTS).write_text(_json(facts | {"filled": filled, "pictures": rows}), encoding="utf-8")
+        facts = {
+            "format": 1,
+            "generator": generator,
+            "truncation": truncation,
+            "resolution": split[0].image.shape[0],
+        }
+        (place / FACTS).write_text(
+            _json(facts | {"filled": filled, "pictures": rows}), encoding="utf-8"
+        )
         (place / CLASSES).write_text(_json(classes), encoding="utf-8")
         (place / "classes.gpl").write_text(_gimp_palette(classes), encoding="utf-8")
         (place / "README.md").write_text(_readme(dataset, classes, n, filled), encoding="utf-8")
@@ -94,13 +113,20 @@ def _origin(dataset: Dataset) -> tuple[dict[str, str], float]:
 
 def _write_one(place: Path, example: Any, filled: bool) -> dict[str, Any]:
     if example.seed is None:
-        raise UsageError(f"the picture {example.name} has no seed on record, so its features cannot be made again: write the dataset anew")
+        raise UsageError(
+            f"the picture {example.name} has no seed on record, so its features cannot be made again: write the dataset anew"
+        )
     name = f"{example.seed}.png"
     mask = png(draw.palette_png(example.mask if filled else np.full_like(example.mask, IGNORE)))
     for kind, data in (("images", png(Image.fromarray(example.image))), ("masks", mask)):
         (place / kind).mkdir(exist_ok=True)
         (place / kind / name).write_bytes(data)
-    return {"seed": example.seed, "image": f"images/{name}", "mask": f"masks/{name}", "mask_sha256": hashlib.sha256(mask).hexdigest()}
+    return {
+        "seed": example.seed,
+        "image": f"images/{name}",
+        "mask": f"masks/{name}",
+        "mask_sha256": hashlib.sha256(mask).hexdigest(),
+    }
 
 
 def _refuse_painted(folder: Path) -> None:
@@ -110,12 +136,17 @@ def _refuse_painted(folder: Path) -> None:
     for row in _facts(folder)["pictures"]:
         mask = folder / row["mask"]
         if mask.is_file() and hashlib.sha256(mask.read_bytes()).hexdigest() != row["mask_sha256"]:
-            raise UsageError(f"{mask} has been painted on, so {folder} is not replaced: move it away, or give another --out")
+            raise UsageError(
+                f"{mask} has been painted on, so {folder} is not replaced: move it away, or give another --out"
+            )
 
 
 def _gimp_palette(classes: Sequence[Mapping[str, Any]]) -> str:
     rows = [(c["colour"], c["name"]) for c in classes] + [(draw.colour(IGNORE), "not painted")]
-    colours = [f"{' '.join(str(v).rjust(3) for v in bytes.fromhex(c.removeprefix('#')))}  {name}" for c, name in rows]
+    colours = [
+        f"{' '.join(str(v).rjust(3) for v in bytes.fromhex(c.removeprefix('#')))}  {name}"
+        for c, name in rows
+    ]
     return "\n".join(["GIMP Palette", "Name: sis_jax classes", "#", *colours]) + "\n"
 
 
@@ -162,13 +193,17 @@ def read_blanks(folder: str | Path) -> Blanks:
             masks[i] = _mask(folder / row["mask"], side, classes)
     used = np.unique(masks[masks != IGNORE])
     if not used.size:
-        raise UsageError(f"no pixel of the masks in {folder / 'masks'} is painted: paint at least two classes, see README.md there")
+        raise UsageError(
+            f"no pixel of the masks in {folder / 'masks'} is painted: paint at least two classes, see README.md there"
+        )
     if used.size == 1:
         raise UsageError(
             f"only the class {classes[int(used[0])][0]!r} is painted in {folder}: paint at least two, the background among them"
         )
     files = [folder / row["image"] for row in facts["pictures"]]
-    images = np.stack([_picture(f, side) for f in files]) if all(f.is_file() for f in files) else None
+    images = (
+        np.stack([_picture(f, side) for f in files]) if all(f.is_file() for f in files) else None
+    )
     seeds = tuple(row["seed"] for row in facts["pictures"])
     names = {i: name for i, (name, _) in classes.items()}
     return Blanks(folder, images, masks, seeds, names, facts["generator"], facts["truncation"])
@@ -177,8 +212,15 @@ def read_blanks(folder: str | Path) -> Blanks:
 def _facts(folder: Path) -> dict[str, Any]:
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        kept = {"resolution": int(facts["resolution"]), "generator": dict(facts["generator"]), "truncation": float(facts["truncation"])}
-        rows = [{k: row[k] for k in ("image", "mask", "mask_sha256")} | {"seed": int(row["seed"])} for row in facts["pictures"]]
+        kept = {
+            "resolution": int(facts["resolution"]),
+            "generator": dict(facts["generator"]),
+            "truncation": float(facts["truncation"]),
+        }
+        rows = [
+            {k: row[k] for k in ("image", "mask", "mask_sha256")} | {"seed": int(row["seed"])}
+            for row in facts["pictures"]
+        ]
         if not rows or kept["resolution"] < 1:
             raise ValueError(f"{len(rows)} pictures of {kept['resolution']} pixels")
         return kept | {"pictures": rows}
@@ -187,7 +229,9 @@ def _facts(folder: Path) -> dict[str, Any]:
             f"{folder} is no folder of blanks (it has no {FACTS}): make one with python -m sis_jax export RUN --format blanks"
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SisError(f"{folder / FACTS} cannot be read ({type(error).__name__}: {error}): {_AGAIN}") from None
+        raise SisError(
+            f"{folder / FACTS} cannot be read ({type(error).__name__}: {error}): {_AGAIN}"
+        ) from None
 
 
 def _classes(folder: Path) -> dict[int, tuple[str, int]]:
@@ -200,26 +244,43 @@ def _classes(folder: Path) -> dict[int, tuple[str, int]]:
             raise UsageError(f"{file} lists no classes; {want}")
         for entry in entries:
             number, name = int(entry["id"]), str(entry["name"]).strip()
-            colour = int(str(entry.get("colour") or draw.colour(min(max(number, 0), IGNORE))).removeprefix("#"), 16)
+            colour = int(
+                str(entry.get("colour") or draw.colour(min(max(number, 0), IGNORE))).removeprefix(
+                    "#"
+                ),
+                16,
+            )
             if not 0 <= number < IGNORE or not name:
-                raise UsageError(f"{file} has the class {entry}: ids go from 0 to 254 and every class has a name")
+                raise UsageError(
+                    f"{file} has the class {entry}: ids go from 0 to 254 and every class has a name"
+                )
             if not 0 <= colour <= 0xFFFFFF or colour == NOT_PAINTED:
                 raise UsageError(
                     f"{file} gives {name!r} the colour {entry['colour']}, expected #rrggbb and not {draw.colour(IGNORE)}, not painted"
                 )
-            if number in found or name in {n for n, _ in found.values()} or colour in {c for _, c in found.values()}:
-                raise UsageError(f"{file} has two classes with the id, name or colour of {name!r}: make them differ, or remove one")
+            if (
+                number in found
+                or name in {n for n, _ in found.values()}
+                or colour in {c for _, c in found.values()}
+            ):
+                raise UsageError(
+                    f"{file} has two classes with the id, name or colour of {name!r}: make them differ, or remove one"
+                )
             found[number] = (name, colour)
     except FileNotFoundError:
         raise UsageError(f"{file} is missing; {want}") from None
     except UsageError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{file} cannot be read ({type(error).__name__}: {error}); {want}") from None
+        raise UsageError(
+            f"{file} cannot be read ({type(error).__name__}: {error}); {want}"
+        ) from None
     return found
 
 
-def _mask(path: Path, side: int, classes: Mapping[int, tuple[str, int]]) -> UInt8[np.ndarray, "r r"]:
+def _mask(
+    path: Path, side: int, classes: Mapping[int, tuple[str, int]]
+) -> UInt8[np.ndarray, "r r"]:
     """Class ids of one mask: by colour, since editors reorder palettes when they save; else by value."""
     picture = _open(path, side)
     known = np.zeros(256, bool)
@@ -238,7 +299,11 @@ def _mask(path: Path, side: int, classes: Mapping[int, tuple[str, int]]) -> UInt
     if picture.mode == "P" and known[values].all():  # painted with a palette of its own
         return np.asarray(values, np.uint8)
     row, column = np.argwhere(ids < 0)[0]
-    shown = f"grey value {values[row, column]}" if picture.mode == "L" and values is not None else f"colour #{codes[row, column]:06x}"
+    shown = (
+        f"grey value {values[row, column]}"
+        if picture.mode == "L" and values is not None
+        else f"colour #{codes[row, column]:06x}"
+    )
     colours = ", ".join(f"#{c:06x} {name}" for name, c in list(classes.values())[:8])
     raise UsageError(
         f"{path} has {int((ids < 0).sum())} pixels of no class, the first in row {row}, column {column} with the {shown}: paint with a hard pencil "
@@ -258,5 +323,9 @@ def _open(path: Path, side: int) -> Image.Image:
                 return picture.copy()
             width, height = picture.size
     except Exception as error:  # decoders fail in many ways on damaged files
-        raise SisError(f"{path} cannot be read as a PNG picture: {' '.join(str(error).split())[:120]}") from None
-    raise UsageError(f"{path} is {width}x{height}, expected {side}x{side} like its picture: paint without resizing or cropping")
+        raise SisError(
+            f"{path} cannot be read as a PNG picture: {' '.join(str(error).split())[:120]}"
+        ) from None
+    raise UsageError(
+        f"{path} is {width}x{height}, expected {side}x{side} like its picture: paint without resizing or cropping"
+    )

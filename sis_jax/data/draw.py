@@ -54,7 +54,10 @@ def colour_mask(mask: Integer[np.ndarray, "*n h w"]) -> UInt8[np.ndarray, "*n h 
 
 
 def overlay(
-    image: UInt8[np.ndarray, "*n h w 3"], mask: Integer[np.ndarray, "*n h w"], alpha: Real = 0.5, outline: bool = True
+    image: UInt8[np.ndarray, "*n h w 3"],
+    mask: Integer[np.ndarray, "*n h w"],
+    alpha: Real = 0.5,
+    outline: bool = True,
 ) -> UInt8[np.ndarray, "*n h w 3"]:
     """The photo tinted by class, background and ignored pixels left as they are, with a thin line where classes meet.
 
@@ -62,7 +65,9 @@ def overlay(
     """
     image, mask = np.asarray(image), _as_mask(mask)
     if image.shape[:-1] != mask.shape:
-        raise UsageError(f"an overlay needs a mask of the image's size, got image {image.shape} and mask {mask.shape}")
+        raise UsageError(
+            f"an overlay needs a mask of the image's size, got image {image.shape} and mask {mask.shape}"
+        )
     tinted = image + alpha * (palette()[mask].astype(np.float32) - image)
     plain = (mask == 0) | (mask == IGNORE)
     out = np.where(plain[..., None], image, tinted)
@@ -93,16 +98,25 @@ def grid(
     """
     images = [np.asarray(i) for i in images]
     if not images or columns < 1:
-        raise UsageError(f"a grid needs one picture and one column at least, got {len(images)} pictures and {columns} columns")
+        raise UsageError(
+            f"a grid needs one picture and one column at least, got {len(images)} pictures and {columns} columns"
+        )
     if len({i.shape for i in images}) > 1:
-        raise UsageError(f"a grid needs pictures of one size, got {sorted({i.shape for i in images})}")
+        raise UsageError(
+            f"a grid needs pictures of one size, got {sorted({i.shape for i in images})}"
+        )
     if labels is not None and len(labels) != len(images):
-        raise UsageError(f"a grid needs one label per picture, got {len(labels)} labels for {len(images)} pictures")
+        raise UsageError(
+            f"a grid needs one label per picture, got {len(labels)} labels for {len(images)} pictures"
+        )
     h, w = images[0].shape[:2]
     columns, text = min(columns, len(images)), 0 if labels is None else font_size + 8
     rows = -(-len(images) // columns)
     sheet = np.full((rows * (h + text + pad) + pad, columns * (w + pad) + pad, 3), 255, np.uint8)
-    corners = [(pad + (i // columns) * (h + text + pad), pad + (i % columns) * (w + pad)) for i in range(len(images))]
+    corners = [
+        (pad + (i // columns) * (h + text + pad), pad + (i % columns) * (w + pad))
+        for i in range(len(images))
+    ]
     for (top, left), image in zip(corners, images):
         sheet[top : top + h, left : left + w] = image
     if labels is not None:
@@ -110,7 +124,13 @@ def grid(
     return sheet
 
 
-def _write(sheet: np.ndarray, places: Sequence[tuple[int, int]], labels: Sequence[str], width: int, size: int) -> None:
+def _write(
+    sheet: np.ndarray,
+    places: Sequence[tuple[int, int]],
+    labels: Sequence[str],
+    width: int,
+    size: int,
+) -> None:
     canvas, font = Image.fromarray(sheet), ImageFont.load_default(size)
     pen = ImageDraw.Draw(canvas)
     for (x, y), label in zip(places, labels):
@@ -128,7 +148,10 @@ def fit(label: str, width: Real, font: ImageFont.FreeTypeFont | ImageFont.ImageF
 
 
 def sample_grid(
-    images: UInt8[np.ndarray, "n h w 3"], masks: Integer[np.ndarray, "n h w"], labels: Sequence[str] | None = None, pad: int = 4
+    images: UInt8[np.ndarray, "n h w 3"],
+    masks: Integer[np.ndarray, "n h w"],
+    labels: Sequence[str] | None = None,
+    pad: int = 4,
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Three rows for n samples, one column each: image, parts, overlay. labels: one per sample, below the last row."""
     images, masks = np.asarray(images), np.asarray(masks)
@@ -145,7 +168,9 @@ def palette_png(mask: Integer[np.ndarray, "h w"]) -> Image.Image:
     if mask.ndim != 2:
         raise UsageError(f"a mask has height and width only, got shape {mask.shape}")
     picture = Image.fromarray(mask)
-    picture.putpalette(palette().ravel().tolist())  # turns the grey picture into a palette one, pixels unchanged
+    picture.putpalette(
+        palette().ravel().tolist()
+    )  # turns the grey picture into a palette one, pixels unchanged
     return picture
 
 
@@ -154,5 +179,7 @@ def _as_mask(mask: Any) -> np.ndarray:
     if mask.dtype == np.uint8:
         return mask
     if mask.dtype.kind not in "iub" or (mask.size and not (mask.min() >= 0 and mask.max() <= 255)):
-        raise UsageError(f"a mask holds whole numbers from 0 to 255, got {mask.dtype} from {mask.min()} to {mask.max()}")
+        raise UsageError(
+            f"a mask holds whole numbers from 0 to 255, got {mask.dtype} from {mask.min()} to {mask.max()}"
+        )
     return mask.astype(np.uint8)

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
 
 from sis_jax.data import draw
 from sis_jax.data.files import plain, write_atomic
@@ -62,7 +65,8 @@ class Edit:
 
     def _psnr(self, edited: np.ndarray) -> np.ndarray:
         rows = [
-            [compositing.psnr(o, e, where) for e, where in zip(row, places)] for o, row, places in zip(self.originals, edited, self.outside)
+            [compositing.psnr(o, e, where) for e, where in zip(row, places)]
+            for o, row, places in zip(self.originals, edited, self.outside)
         ]
         return np.array(rows)
 
@@ -70,7 +74,12 @@ class Edit:
         """Background PSNR over all pixels outside both masks of all pictures together, kept and plain, and the gain in dB."""
         there = np.broadcast_to(self.originals[:, None], self.images.shape)[self.outside]
         kept, plain_ = (compositing.psnr(a[self.outside], there) for a in (self.images, self.plain))
-        return {"background_psnr": kept, "background_psnr_plain": plain_, "gain_db": kept - plain_, "pictures": len(self)}
+        return {
+            "background_psnr": kept,
+            "background_psnr_plain": plain_,
+            "gain_db": kept - plain_,
+            "pictures": len(self),
+        }
 
     def table(self) -> list[dict[str, Any]]:
         """One row per picture and strength."""
@@ -82,25 +91,35 @@ class Edit:
 
     def show(self, count: int = 8) -> Image.Image:
         """Per picture and strength one row: original, plain edit, edit with its background kept, both masks, the completed background."""
-        from PIL import Image
-
         kept, plain_ = self.psnr, self.psnr_plain
         cells, labels = [], []
         for i in range(min(count, len(self))):
             for j, strength in enumerate(self.strengths):
                 masks = [_grey(self.alphas[i]), _grey(self.edited_alphas[i, j])]
-                cells += [self.originals[i], self.plain[i, j], self.images[i, j], *masks, self.backgrounds[i]]
-                labels += [self.names[i], f"plain {strength:+g}: {plain_[i, j]:.1f} dB", f"kept: {kept[i, j]:.1f} dB"]
+                cells += [
+                    self.originals[i],
+                    self.plain[i, j],
+                    self.images[i, j],
+                    *masks,
+                    self.backgrounds[i],
+                ]
+                labels += [
+                    self.names[i],
+                    f"plain {strength:+g}: {plain_[i, j]:.1f} dB",
+                    f"kept: {kept[i, j]:.1f} dB",
+                ]
                 labels += ["mask before", "mask after", "background"]
         zoom = max(1, 128 // self.originals.shape[2])
-        return Image.fromarray(draw.grid([c.repeat(zoom, 0).repeat(zoom, 1) for c in cells], 6, labels=labels, font_size=11))
+        return Image.fromarray(
+            draw.grid(
+                [c.repeat(zoom, 0).repeat(zoom, 1) for c in cells], 6, labels=labels, font_size=11
+            )
+        )
 
     # files
 
     def files(self) -> dict[str, bytes]:
         """Everything `save` writes, by name."""
-        from safetensors.numpy import save
-
         facts = {
             "names": self.names,
             "strengths": self.strengths,
@@ -110,7 +129,10 @@ class Edit:
         }
         sheet = io.BytesIO()
         self.show(len(self)).save(sheet, "PNG")
-        out = {"edit.png": sheet.getvalue(), "edit.safetensors": save({k: np.ascontiguousarray(getattr(self, k)) for k in _ARRAYS})}
+        out = {
+            "edit.png": sheet.getvalue(),
+            "edit.safetensors": save({k: np.ascontiguousarray(getattr(self, k)) for k in _ARRAYS}),
+        }
         for i, stem in enumerate(_stems(self.names)):
             out[f"{stem}.png"] = _png(self.originals[i])
             for j, strength in enumerate(self.strengths):
@@ -129,40 +151,60 @@ class Edit:
     @classmethod
     def load(cls, folder: str | Path) -> Edit:
         """Read what `save` wrote. UsageError where there is nothing that can be read."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
         try:
             facts = json.loads((Path(folder) / "edit.json").read_text("utf-8"))
             arrays = load_file(Path(folder) / "edit.safetensors")
-            edit = cls(tuple(facts["names"]), tuple(facts["strengths"]), facts["direction"], **{k: arrays[k] for k in _ARRAYS})
+            edit = cls(
+                tuple(facts["names"]),
+                tuple(facts["strengths"]),
+                facts["direction"],
+                **{k: arrays[k] for k in _ARRAYS},
+            )
             _check(edit)
             return edit
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise UsageError(f"{folder} holds no edit that can be read ({error}): run python -m sis_jax.edit, with --overwrite") from None
+            raise UsageError(
+                f"{folder} holds no edit that can be read ({error}): run python -m sis_jax.edit, with --overwrite"
+            ) from None
 
 
 def _check(edit: Edit) -> None:
     """ValueError where names, numbers or shapes are not what `Edit` says."""
     n, s, (h, w) = len(edit.names), len(edit.strengths), edit.originals.shape[1:3]
     each, moved = (n, h, w), (n, s, h, w)
-    shapes = {"originals": (*each, 3), "backgrounds": (*each, 3), "plain": (*moved, 3), "images": (*moved, 3)}
+    shapes = {
+        "originals": (*each, 3),
+        "backgrounds": (*each, 3),
+        "plain": (*moved, 3),
+        "images": (*moved, 3),
+    }
     masks = {"alphas": each, "edited_alphas": moved}
     words = [*edit.names, edit.direction]
     if not (
-        n and s and all(isinstance(t, str) for t in words) and all(isinstance(t, int | float) and np.isfinite(t) for t in edit.strengths)
+        n
+        and s
+        and all(isinstance(t, str) for t in words)
+        and all(isinstance(t, int | float) and np.isfinite(t) for t in edit.strengths)
     ):
         raise ValueError("its names or strengths are damaged")
     for key, shape in (shapes | masks).items():
         found = getattr(edit, key)
-        usable = found.dtype == np.uint8 if key in shapes else found.dtype.kind == "f" and np.isfinite(found).all()
+        usable = (
+            found.dtype == np.uint8
+            if key in shapes
+            else found.dtype.kind == "f" and np.isfinite(found).all()
+        )
         if found.shape != shape or not usable:
             raise ValueError(f"its {key} are damaged")
 
 
 def _stems(names: tuple[str, ...]) -> list[str]:
     """File names for pictures; numbered where two would be the same."""
-    stems = [re.sub(r"[^\w.-]+", "-", Path(n).with_suffix("").as_posix() if "." in n else n).strip("-.") or "picture" for n in names]
+    stems = [
+        re.sub(r"[^\w.-]+", "-", Path(n).with_suffix("").as_posix() if "." in n else n).strip("-.")
+        or "picture"
+        for n in names
+    ]
     return [s if stems.count(s) == 1 else f"{s}-{i}" for i, s in enumerate(stems)]
 
 
@@ -171,8 +213,6 @@ def _grey(alpha: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def _png(picture: np.ndarray) -> bytes:
-    from PIL import Image
-
     return png(Image.fromarray(picture))
 
 
@@ -189,9 +229,13 @@ def keep_background(
     """Complete each background once, and put every edited foreground on it (Labels4Free's recipe)."""
     if not len(originals):
         raise SisError("there is nothing to edit: no picture was given")
-    backgrounds = np.stack([compositing.complete(o, a, inpainter) for o, a in zip(originals, alphas)])
+    backgrounds = np.stack(
+        [compositing.complete(o, a, inpainter) for o, a in zip(originals, alphas)]
+    )
     images = np.empty_like(edited)
     for i, j in np.ndindex(edited.shape[:2]):
         back = compositing.behind(originals[i], backgrounds[i], alphas[i], edited_alphas[i, j])
         images[i, j] = compositing.composite(edited[i, j], edited_alphas[i, j], back)
-    return Edit(names, strengths, direction, originals, edited, images, backgrounds, alphas, edited_alphas)
+    return Edit(
+        names, strengths, direction, originals, edited, images, backgrounds, alphas, edited_alphas
+    )

@@ -26,7 +26,9 @@ def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
     except (NotADirectoryError, ValueError):
         raise UsageError(f"{file} cannot be read as a run.json; give another folder") from None
     if not isinstance(content, dict) or not isinstance(content.get("stages"), dict):
-        raise UsageError(f"{file} was not written by sis_jax: it has no stages; give another folder")
+        raise UsageError(
+            f"{file} was not written by sis_jax: it has no stages; give another folder"
+        )
     return content
 
 
@@ -79,7 +81,11 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise SisError(f"the disk is full: {path} was not written; free space and give the same command again, it resumes") from error
+            raise SisError(
+                f"the disk is full: {path} was not written; free space and give the same command again, it resumes"
+            ) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise SisError(f"{path} cannot be written ({error.strerror}): give an --out you may write to") from error
+            raise SisError(
+                f"{path} cannot be written ({error.strerror}): give an --out you may write to"
+            ) from error
         raise SisError(f"{path} could not be written or read: {error.strerror or error}") from error

@@ -49,7 +49,9 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Split(Sequence):  # not Sequence[Example]: a checker of types would read a picture to see whether it is one
+class Split(
+    Sequence
+):  # not Sequence[Example]: a checker of types would read a picture to see whether it is one
     """The examples of one split, read when asked for: `split[3]`, `len(split)`, `for example in split`."""
 
     path: Path
@@ -70,9 +72,14 @@ class Split(Sequence):  # not Sequence[Example]: a checker of types would read a
             )
         certainty = None
         if row.get("certainty_file_name"):
-            certainty = np.asarray(_open(self.path / row["certainty_file_name"]).convert("L"), np.float32) / 255
+            certainty = (
+                np.asarray(_open(self.path / row["certainty_file_name"]).convert("L"), np.float32)
+                / 255
+            )
         name = Path(row["file_name"]).stem
-        return Example(name, image, mask.astype(np.uint8), row.get("seed"), row.get("confidence"), certainty)
+        return Example(
+            name, image, mask.astype(np.uint8), row.get("seed"), row.get("confidence"), certainty
+        )
 
 
 def _open(path: Path) -> Image.Image:
@@ -81,7 +88,9 @@ def _open(path: Path) -> Image.Image:
             image.load()
         return image
     except OSError as error:
-        raise SisError(f"{path} cannot be read ({error}): the dataset is damaged; {_MAKE} --overwrite") from None
+        raise SisError(
+            f"{path} cannot be read ({error}): the dataset is damaged; {_MAKE} --overwrite"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -102,18 +111,29 @@ class Dataset:
             raise UsageError(f"{path} holds no dataset (looked for {CLASSES}): {_MAKE}")
         splits = tuple(sorted(f.parent.name for f in place.glob(f"*/{METADATA}")))
         if "train" not in splits:
-            raise UsageError(f"the dataset in {place} is not finished: give the synthesize command again, it resumes")
+            raise UsageError(
+                f"the dataset in {place} is not finished: give the synthesize command again, it resumes"
+            )
         try:
             classes = tuple(json.loads((place / CLASSES).read_text("utf-8")))
             card = (place / CARD).read_text("utf-8") if (place / CARD).exists() else ""
         except (OSError, ValueError) as error:
-            raise SisError(f"{place / CLASSES} cannot be read ({error}); {_MAKE} --overwrite") from None
+            raise SisError(
+                f"{place / CLASSES} cannot be read ({error}); {_MAKE} --overwrite"
+            ) from None
         return cls(place, classes, splits, card)
 
     @property
     def licence(self) -> str:
         """The terms of the pictures, from the card."""
-        return next((line.split(":", 1)[1].strip() for line in self.card.splitlines() if line.startswith("Licence:")), "unknown")
+        return next(
+            (
+                line.split(":", 1)[1].strip()
+                for line in self.card.splitlines()
+                if line.startswith("Licence:")
+            ),
+            "unknown",
+        )
 
     @property
     def names(self) -> dict[int, str]:
@@ -123,12 +143,16 @@ class Dataset:
     def split(self, name: str = "train") -> Split:
         """One split. Raises UsageError for a name that is not there."""
         if name not in self.splits:
-            raise UsageError(f"the dataset in {self.path} has no split {name!r}; it has {', '.join(self.splits)}")
+            raise UsageError(
+                f"the dataset in {self.path} has no split {name!r}; it has {', '.join(self.splits)}"
+            )
         try:
             lines = (self.path / name / METADATA).read_text("utf-8").splitlines()
             return Split(self.path / name, tuple(json.loads(line) for line in lines))
         except (OSError, ValueError) as error:
-            raise SisError(f"{self.path / name / METADATA} cannot be read ({error}); {_MAKE} --overwrite") from None
+            raise SisError(
+                f"{self.path / name / METADATA} cannot be read ({error}); {_MAKE} --overwrite"
+            ) from None
 
     def __len__(self) -> int:
         return sum(len(self.split(name)) for name in self.splits)
@@ -152,7 +176,10 @@ class SplitWriter:
 
     def chunks(self) -> list[range]:
         """The chunks of example numbers."""
-        return [range(start, min(start + self.chunk, self.total)) for start in range(0, self.total, self.chunk)]
+        return [
+            range(start, min(start + self.chunk, self.total))
+            for start in range(0, self.total, self.chunk)
+        ]
 
     def _record(self, start: int) -> Path:
         return self.folder / _CHUNKS / f"{start:0{self.digits}d}.jsonl"
@@ -168,10 +195,17 @@ class SplitWriter:
     def write(self, chunk: range, examples: Iterator[Example]) -> None:
         """Write the examples of one chunk, in order; their names become their numbers."""
         rows = []
-        with ThreadPoolExecutor(4) as pool:  # deflating PNGs takes longer than drawing small pictures, and lets other threads run
-            jobs = [pool.submit(self._write_one, number, example) for number, example in zip(chunk, examples, strict=True)]
+        with (
+            ThreadPoolExecutor(4) as pool
+        ):  # deflating PNGs takes longer than drawing small pictures, and lets other threads run
+            jobs = [
+                pool.submit(self._write_one, number, example)
+                for number, example in zip(chunk, examples, strict=True)
+            ]
             rows = [job.result() for job in jobs]
-        write_atomic(self._record(chunk.start), "".join(json.dumps(row) + "\n" for row in rows).encode())
+        write_atomic(
+            self._record(chunk.start), "".join(json.dumps(row) + "\n" for row in rows).encode()
+        )
 
     def _write_one(self, number: int, example: Example) -> dict[str, Any]:
         name = f"{number:0{self.digits}d}.png"

@@ -42,22 +42,30 @@ class Truth:
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> tuple[str, UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
+    def __getitem__(
+        self, index: int
+    ) -> tuple[str, UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
         name = self.names[index]
         image, mask = self.load(index)
         return name, fit_photo(name, image, mask), mask
 
-    def __iter__(self) -> Iterator[tuple[str, UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]]:
+    def __iter__(
+        self,
+    ) -> Iterator[tuple[str, UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]]:
         return (self[i] for i in range(len(self)))
 
 
-def fit_photo(name: str, image: UInt8[np.ndarray, "H W 3"], mask: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
+def fit_photo(
+    name: str, image: UInt8[np.ndarray, "H W 3"], mask: UInt8[np.ndarray, "h w"]
+) -> UInt8[np.ndarray, "h w 3"]:
     """The photo at the mask's size (Pillow, bilinear): the truth is not resampled. SisError where they differ in shape."""
     (height, width), (h, w) = image.shape[:2], mask.shape
     if (height, width) == (h, w):
         return image
     if abs(width * h / (height * w) - 1) > _ASPECT:
-        raise SisError(f"the photo {name} is {width}x{height}, its mask {w}x{h}: they are not of the same picture")
+        raise SisError(
+            f"the photo {name} is {width}x{height}, its mask {w}x{h}: they are not of the same picture"
+        )
     return np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR))
 
 
@@ -76,7 +84,9 @@ def read_photo(source: bytes | Path | np.ndarray, name: str = "") -> UInt8[np.nd
                 picture = ImageOps.exif_transpose(picture)
             return np.array(_to_rgb(picture))
     except Exception as error:  # decoders fail in many ways on damaged files
-        raise SisError(f"the photo {name or source} cannot be read: {' '.join(str(error).split())[:120]}") from None
+        raise SisError(
+            f"the photo {name or source} cannot be read: {' '.join(str(error).split())[:120]}"
+        ) from None
 
 
 def read_mask(source: bytes | Path | np.ndarray, name: str = "") -> UInt8[np.ndarray, "h w"]:
@@ -89,15 +99,21 @@ def read_mask(source: bytes | Path | np.ndarray, name: str = "") -> UInt8[np.nda
         with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
             values = np.array(picture.convert("L") if picture.mode == "1" else picture)
     except Exception as error:
-        raise SisError(f"the mask {name} cannot be read: {' '.join(str(error).split())[:120]}") from None
+        raise SisError(
+            f"the mask {name} cannot be read: {' '.join(str(error).split())[:120]}"
+        ) from None
     if values.ndim == 3:
         # The last of two or four channels is transparency. JPEG keeps grey only nearly grey.
         colours = values[..., : 3 if values.shape[2] >= 3 else 1].astype(np.int16)
         if np.ptp(colours, axis=2).max(initial=0) > 8:
-            raise SisError(f"the mask {name} is a colour picture; expected class ids in a palette or grey PNG, or black and white")
+            raise SisError(
+                f"the mask {name} is a colour picture; expected class ids in a palette or grey PNG, or black and white"
+            )
         values = colours[..., 0]
     if values.ndim != 2 or values.min(initial=0) < 0 or values.max(initial=0) > 255:
-        raise SisError(f"the mask {name} has values up to {values.max()}, expected class ids from 0 to 255")
+        raise SisError(
+            f"the mask {name} has values up to {values.max()}, expected class ids from 0 to 255"
+        )
     return values.astype(np.uint8)
 
 
@@ -123,12 +139,19 @@ def open_pairs(
     """
     images, masks = Path(images), Path(images if masks is None else masks)
     if images == masks and images.suffix.lower() != ".npz":
-        raise UsageError(f"{images} is no .npz that holds photos and masks; give --masks with the folder of the masks")
-    photos, truths = _files(images, ("img", "image", "images")), _files(masks, ("mask", "masks", "segmentation"))
+        raise UsageError(
+            f"{images} is no .npz that holds photos and masks; give --masks with the folder of the masks"
+        )
+    photos, truths = (
+        _files(images, ("img", "image", "images")),
+        _files(masks, ("mask", "masks", "segmentation")),
+    )
     found, skipped = _partners(photos, truths)
     if not found:
         shown = [next(iter(x), "nothing") for x in (photos, truths)]
-        raise UsageError(f"no photo in {images} has a mask of its name in {masks}: the first are called {shown[0]} and {shown[1]}")
+        raise UsageError(
+            f"no photo in {images} has a mask of its name in {masks}: the first are called {shown[0]} and {shown[1]}"
+        )
 
     def mask_at(i: int) -> np.ndarray:
         return read_mask(truths[found[i][1]](), found[i][1])
@@ -138,9 +161,14 @@ def open_pairs(
 
     def load(i: int) -> tuple[np.ndarray, np.ndarray]:
         mask = mask_at(i)
-        return read_photo(photos[found[i][0]](), found[i][0]), (mask >= grey_from).astype(np.uint8) if kind == "grey" else mask
+        return read_photo(photos[found[i][0]](), found[i][0]), (mask >= grey_from).astype(
+            np.uint8
+        ) if kind == "grey" else mask
 
-    names = tuple(Path(p).with_suffix("").as_posix() if Path(p).suffix.lower() in _SUFFIXES else p for p, _ in found)
+    names = tuple(
+        Path(p).with_suffix("").as_posix() if Path(p).suffix.lower() in _SUFFIXES else p
+        for p, _ in found
+    )
     return Truth(images.stem, tuple(dict(c) for c in classes), names, load, tuple(skipped))
 
 
@@ -160,7 +188,9 @@ def _files(path: Path, blobs: tuple[str, ...]) -> dict[str, Callable[[], bytes |
         return {n: partial(archive.read, n) for n in listing.names}
     if path.is_file() and not path.name.lower().endswith((".tar", ".tar.gz", ".tgz")):
         return {path.name: partial(_bytes_of, path)}
-    raise UsageError(f"{path} cannot be read in any order; unpack it, or give a folder, a .zip or an .npz")
+    raise UsageError(
+        f"{path} cannot be read in any order; unpack it, or give a folder, a .zip or an .npz"
+    )
 
 
 def _bytes_of(path: Path) -> bytes:
@@ -173,7 +203,11 @@ def _bytes_of(path: Path) -> bytes:
 def _npz(path: Path, blobs: tuple[str, ...]) -> dict[str, Callable[[], bytes | np.ndarray]]:
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {k: file[k] for k in file.files if k in {*blobs, "name", *(f"{b}_{x}" for b in blobs for x in ("blob", "off"))}}
+            arrays = {
+                k: file[k]
+                for k in file.files
+                if k in {*blobs, "name", *(f"{b}_{x}" for b in blobs for x in ("blob", "off"))}
+            }
             keys = sorted(file.files)
     except FileNotFoundError:
         raise UsageError(f"there is no file {path}") from None
@@ -182,16 +216,30 @@ def _npz(path: Path, blobs: tuple[str, ...]) -> dict[str, Callable[[], bytes | n
     blob = next((b for b in blobs if f"{b}_blob" in arrays and f"{b}_off" in arrays), None)
     plain = next((b for b in blobs if b in arrays), None)
     if blob is None and plain is None:
-        raise UsageError(f"{path} holds {', '.join(keys)}; expected `{blobs[0]}_blob` with `{blobs[0]}_off`, or `{blobs[-2]}s`")
+        raise UsageError(
+            f"{path} holds {', '.join(keys)}; expected `{blobs[0]}_blob` with `{blobs[0]}_off`, or `{blobs[-2]}s`"
+        )
     if blob is not None:
         data, off = arrays[f"{blob}_blob"], arrays[f"{blob}_off"].astype(np.int64)
-        if data.dtype != np.uint8 or not len(off) or (np.diff(off) < 0).any() or off[0] < 0 or off[-1] > len(data):
-            raise SisError(f"`{blob}_off` in {path} does not cut `{blob}_blob` ({len(data):,} bytes) into pictures")
-        read: list[Callable[[], bytes | np.ndarray]] = [partial(_cut, data, off, i) for i in range(len(off) - 1)]
+        if (
+            data.dtype != np.uint8
+            or not len(off)
+            or (np.diff(off) < 0).any()
+            or off[0] < 0
+            or off[-1] > len(data)
+        ):
+            raise SisError(
+                f"`{blob}_off` in {path} does not cut `{blob}_blob` ({len(data):,} bytes) into pictures"
+            )
+        read: list[Callable[[], bytes | np.ndarray]] = [
+            partial(_cut, data, off, i) for i in range(len(off) - 1)
+        ]
     else:
         stack = arrays[str(plain)]
         if stack.dtype != np.uint8 or stack.ndim not in (3, 4):
-            raise UsageError(f"`{plain}` in {path} is {stack.dtype}{list(stack.shape)}, expected uint8[n h w 3] or uint8[n h w]")
+            raise UsageError(
+                f"`{plain}` in {path} is {stack.dtype}{list(stack.shape)}, expected uint8[n h w 3] or uint8[n h w]"
+            )
         read = [partial(stack.__getitem__, i) for i in range(len(stack))]
     names = [str(n) for n in arrays.get("name", ())]
     if len(set(names)) != len(read):
@@ -203,14 +251,18 @@ def _cut(data: np.ndarray, off: np.ndarray, i: int) -> bytes:
     return data[off[i] : off[i + 1]].tobytes()
 
 
-def _partners(photos: Mapping[str, Any], masks: Mapping[str, Any]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+def _partners(
+    photos: Mapping[str, Any], masks: Mapping[str, Any]
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """(photo, mask) by path without suffix, or by the bare stem where folders differ; and the rest with the reason."""
     for key in (_stem, lambda n: _stem(n).rsplit("/", 1)[-1]):
         left, right = {}, {}
         for table, files, kind in ((left, photos, "photos"), (right, masks, "masks")):
             for name in files:
                 if key(name) in table:
-                    raise UsageError(f"two {kind} have the same name without suffix: {table[key(name)]} and {name}; remove one")
+                    raise UsageError(
+                        f"two {kind} have the same name without suffix: {table[key(name)]} and {name}; remove one"
+                    )
                 table[key(name)] = name
         if left.keys() & right.keys():
             break
@@ -229,19 +281,39 @@ def _named_classes(masks: Path) -> list[dict[str, Any]] | None:
     if masks.suffix.lower() == ".npz":
         with np.load(masks, allow_pickle=False) as file:
             labels = file["labels"] if "labels" in file.files else None
-            ids = file["label_ids"] if "label_ids" in file.files else np.arange(0 if labels is None else len(labels))
-        return None if labels is None else [{"id": int(i), "name": str(n)} for i, n in zip(ids, labels)]
-    for file in (masks / "classes.json", masks.parent / "classes.json", masks.parent.parent / "classes.json"):
+            ids = (
+                file["label_ids"]
+                if "label_ids" in file.files
+                else np.arange(0 if labels is None else len(labels))
+            )
+        return (
+            None
+            if labels is None
+            else [{"id": int(i), "name": str(n)} for i, n in zip(ids, labels)]
+        )
+    for file in (
+        masks / "classes.json",
+        masks.parent / "classes.json",
+        masks.parent.parent / "classes.json",
+    ):
         if file.is_file():
             try:
-                return [{"id": int(c["id"]), "name": str(c["name"])} for c in json.loads(file.read_text("utf-8"))]
+                return [
+                    {"id": int(c["id"]), "name": str(c["name"])}
+                    for c in json.loads(file.read_text("utf-8"))
+                ]
             except (ValueError, KeyError, TypeError, OSError) as error:
-                raise SisError(f'{file} cannot be read as a list of {{"id", "name"}}: {error}') from None
+                raise SisError(
+                    f'{file} cannot be read as a list of {{"id", "name"}}: {error}'
+                ) from None
     return None
 
 
 def _kind(
-    values: str, classes: Sequence[Mapping[str, Any]] | None, reads: Iterator[Callable[[], Any]], names: Sequence[str]
+    values: str,
+    classes: Sequence[Mapping[str, Any]] | None,
+    reads: Iterator[Callable[[], Any]],
+    names: Sequence[str],
 ) -> tuple[str, Sequence[Mapping[str, Any]]]:
     """Whether masks hold ids or grey values, and the classes. Without names every mask is looked at: the ids are what occurs."""
     if values not in ("auto", "ids", "grey"):
@@ -263,4 +335,6 @@ def _kind(
         return "grey", BINARY
     if set(ids) <= {0, 1}:
         return "ids", BINARY
-    return "ids", [{"id": int(i), "name": "background" if i == 0 else f"class {i}"} for i in sorted({0, *ids})]
+    return "ids", [
+        {"id": int(i), "name": "background" if i == 0 else f"class {i}"} for i in sorted({0, *ids})
+    ]

@@ -52,7 +52,12 @@ def _item(example: Any, known: np.ndarray) -> Item:
         name, image, mask, scores = (*example, None)[:4]
         seed = confidence = None
     else:
-        name, image, mask, scores = example.name, example.image, example.mask, getattr(example, "scores", None)
+        name, image, mask, scores = (
+            example.name,
+            example.image,
+            example.mask,
+            getattr(example, "scores", None),
+        )
         seed, confidence = getattr(example, "seed", None), getattr(example, "confidence", None)
     # A name that came from a folder of folders becomes one file name.
     flat = str(name).replace("\\", "/").strip("/").replace("/", "_")
@@ -62,18 +67,30 @@ def _item(example: Any, known: np.ndarray) -> Item:
     return Item(flat, image, mask, scores, seed, confidence)
 
 
-def _check(name: str, image: np.ndarray | None, mask: np.ndarray, scores: np.ndarray | None, known: np.ndarray) -> None:
+def _check(
+    name: str,
+    image: np.ndarray | None,
+    mask: np.ndarray,
+    scores: np.ndarray | None,
+    known: np.ndarray,
+) -> None:
     if not name or name.startswith("."):
         raise SisError(f"a picture cannot be called {name!r}")
     if mask.dtype != np.uint8 or mask.ndim != 2 or not mask.size:
         raise SisError(f"the mask of {name} is {mask.dtype}{list(mask.shape)}, expected uint8[h w]")
     if image is not None and (image.dtype != np.uint8 or image.shape != (*mask.shape, 3)):
-        raise SisError(f"the picture of {name} is {image.dtype}{list(image.shape)}, expected uint8{[*mask.shape, 3]} like its mask")
+        raise SisError(
+            f"the picture of {name} is {image.dtype}{list(image.shape)}, expected uint8{[*mask.shape, 3]} like its mask"
+        )
     if scores is not None and (scores.ndim != 3 or scores.shape[:2] != mask.shape):
-        raise SisError(f"the scores of {name} are {list(scores.shape)}, expected {[*mask.shape, 'classes']}")
+        raise SisError(
+            f"the scores of {name} are {list(scores.shape)}, expected {[*mask.shape, 'classes']}"
+        )
     strange = np.flatnonzero(np.bincount(mask.ravel(), minlength=256).astype(bool) & ~known)
     if strange.size:
-        raise SisError(f"the mask of {name} holds class id {strange[0]}, which is not among the classes")
+        raise SisError(
+            f"the mask of {name} holds class id {strange[0]}, which is not among the classes"
+        )
 
 
 def ahead(work: Callable[[Item], Any], stream: Iterable[Item]) -> Iterator[tuple[Item, Any]]:

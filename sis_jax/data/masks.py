@@ -13,6 +13,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from sis_jax.data import draw
+from sis_jax.data.exports.formats import write
 from sis_jax.data.files import write_atomic
 from sis_jax.data.items import png
 from sis_jax.types import SisError, UsageError
@@ -66,9 +67,9 @@ class Masks(Sequence):
         """Write the masks. format: "png", palette pictures <stem>.png beside classes.json; or coco, voc, yolo, hf, npz, tfds. Returns the folder."""
         folder = Path(folder)
         if format != "png":
-            from sis_jax.data.exports.formats import write
-
-            return write(format, iter(self), self.classes, folder, split="photos", overwrite=overwrite)
+            return write(
+                format, iter(self), self.classes, folder, split="photos", overwrite=overwrite
+            )
         for prediction in self:
             write_mask(folder, prediction)
         write_classes(folder, self.classes)
@@ -84,7 +85,11 @@ class Masks(Sequence):
         for c in self.classes:
             inside = found.mask == c["id"]
             if inside.any():
-                score = None if found.scores is None else float(found.scores[..., c["id"]][inside].mean())
+                score = (
+                    None
+                    if found.scores is None
+                    else float(found.scores[..., c["id"]][inside].mean())
+                )
                 rows.append({"label": c["name"], "score": score, "mask": inside})
         return sorted(rows, key=lambda r: -int(r["mask"].sum()))
 
@@ -93,16 +98,26 @@ class Masks(Sequence):
         found = self[index]
         picture = found.image if image is None else image
         if picture is None:
-            raise UsageError("the photos were not kept with these masks: give the photo as uint8[h w 3]")
+            raise UsageError(
+                "the photos were not kept with these masks: give the photo as uint8[h w 3]"
+            )
         return cutout(picture, found.mask, found.scores)
 
     def show(self, count: int = 8) -> Image.Image:
         """Photos over their masks over both, 128 pixels high, as one picture."""
         shown = [p for p in self[:count] if p.image is not None]
         if not shown:
-            raise UsageError("there are no photos to show with these masks; give them in Python, without out=")
+            raise UsageError(
+                "there are no photos to show with these masks; give them in Python, without out="
+            )
         small = [_thumbnail(p.image, p.mask) for p in shown]
-        return Image.fromarray(draw.sample_grid(np.stack([i for i, _ in small]), np.stack([m for _, m in small]), [p.name for p in shown]))
+        return Image.fromarray(
+            draw.sample_grid(
+                np.stack([i for i, _ in small]),
+                np.stack([m for _, m in small]),
+                [p.name for p in shown],
+            )
+        )
 
 
 def mask_file(name: str) -> str:
@@ -119,21 +134,35 @@ def write_mask(folder: Path, prediction: Prediction) -> Path:
 
 def write_classes(folder: Path, classes: Sequence[dict[str, Any]]) -> None:
     """Write classes.json: what the masks' values mean."""
-    write_atomic(folder / CLASSES, (json.dumps(list(classes), indent=1, ensure_ascii=False) + "\n").encode())
+    write_atomic(
+        folder / CLASSES, (json.dumps(list(classes), indent=1, ensure_ascii=False) + "\n").encode()
+    )
 
 
-def cutout(image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"], scores: Float[np.ndarray, "h w c"] | None) -> Image.Image:
+def cutout(
+    image: UInt8[np.ndarray, "h w 3"],
+    mask: UInt8[np.ndarray, "h w"],
+    scores: Float[np.ndarray, "h w c"] | None,
+) -> Image.Image:
     """The foreground as RGBA."""
-    alpha = np.where(mask > 0, 255, 0) if scores is None else np.round(255 * (1 - np.clip(scores[..., 0], 0, 1)))
+    alpha = (
+        np.where(mask > 0, 255, 0)
+        if scores is None
+        else np.round(255 * (1 - np.clip(scores[..., 0], 0, 1)))
+    )
     return Image.fromarray(np.dstack([image, alpha.astype(np.uint8)]))
 
 
-def _thumbnail(image: np.ndarray, mask: np.ndarray, side: int = 128) -> tuple[np.ndarray, np.ndarray]:
+def _thumbnail(
+    image: np.ndarray, mask: np.ndarray, side: int = 128
+) -> tuple[np.ndarray, np.ndarray]:
     """The largest centred square at `side` pixels."""
     h, w = mask.shape
     s = min(h, w)
     box = ((w - s) // 2, (h - s) // 2, (w - s) // 2 + s, (h - s) // 2 + s)
     pictures = (Image.fromarray(image), Image.fromarray(mask))
     rules = (Image.Resampling.LANCZOS, Image.Resampling.NEAREST)
-    photo, ids = (np.asarray(p.crop(box).resize((side, side), rule)) for p, rule in zip(pictures, rules))
+    photo, ids = (
+        np.asarray(p.crop(box).resize((side, side), rule)) for p, rule in zip(pictures, rules)
+    )
     return photo, ids

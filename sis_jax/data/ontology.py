@@ -48,7 +48,9 @@ class Ontology:
     @property
     def classes(self) -> tuple[str | None, ...]:
         """The classes in the order they were first named; None is the background, the last one is `NEUTRAL` where there are neutral words."""
-        return tuple(dict.fromkeys([c for _, c in self.prompts] + ([NEUTRAL] if self.neutral else [])))
+        return tuple(
+            dict.fromkeys([c for _, c in self.prompts] + ([NEUTRAL] if self.neutral else []))
+        )
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -58,18 +60,27 @@ class Ontology:
     def owner(self) -> Int[np.ndarray, "p"]:
         """For each of `texts`, the number of its class in `classes`."""
         at = {c: i for i, c in enumerate(self.classes)}
-        return np.array([at[c] for _, c in self.prompts] + [at[NEUTRAL] for _ in self.neutral], np.int64)
+        return np.array(
+            [at[c] for _, c in self.prompts] + [at[NEUTRAL] for _ in self.neutral], np.int64
+        )
 
     def filled(self) -> list[list[str]]:
         """For each of `texts`, that text in every template."""
-        return [[template.replace("{}", text) for template in self.templates] for text in self.texts]
+        return [
+            [template.replace("{}", text) for template in self.templates] for text in self.texts
+        ]
 
     def prompts_of(self, name: str | None) -> list[str]:
         """The prompts of one class."""
         return [text for text, c in self.prompts if c == name]
 
 
-def ontology_of(source: Any = None, prompts: Sequence[str] = (), neutral: Sequence[str] = (), templates: Sequence[str] = ()) -> Ontology:
+def ontology_of(
+    source: Any = None,
+    prompts: Sequence[str] = (),
+    neutral: Sequence[str] = (),
+    templates: Sequence[str] = (),
+) -> Ontology:
     """An ontology from what a user gave.
 
     source: an Ontology, {prompt: class or None}, a name in `SHIPPED`, or the path of a JSON file that holds one; the file may also hold
@@ -77,7 +88,9 @@ def ontology_of(source: Any = None, prompts: Sequence[str] = (), neutral: Sequen
     background. neutral, templates: further ones. Raises UsageError that says what is wrong.
     """
     if source is None and not prompts:
-        raise UsageError('no ontology was given: give --ontology FILE, or --prompt "a photo of hair=hair" once or more')
+        raise UsageError(
+            'no ontology was given: give --ontology FILE, or --prompt "a photo of hair=hair" once or more'
+        )
     pairs, words, forms = _read(source) if source is not None else ((), (), ())
     pairs = (*pairs, *map(_pair, prompts))
     _check_pairs(pairs)
@@ -86,14 +99,20 @@ def ontology_of(source: Any = None, prompts: Sequence[str] = (), neutral: Sequen
 
 def _read(source: Any) -> tuple[tuple[Any, ...], tuple[str, ...], tuple[str, ...]]:
     if isinstance(source, Ontology):
-        return source.prompts, source.neutral, source.templates if source.templates != ("{}",) else ()
+        return (
+            source.prompts,
+            source.neutral,
+            source.templates if source.templates != ("{}",) else (),
+        )
     if isinstance(source, str) and source in SHIPPED and not Path(source).exists():
         return _content(SHIPPED[source], "")
     if isinstance(source, str | os.PathLike):
         return _content(_json(Path(source)), f"{os.fspath(source)} ")
     if isinstance(source, Mapping):
         return _content(dict(source), "")
-    raise UsageError(f"an ontology must be a dict or the path of a JSON file, got {type(source).__name__}; {_FORM}")
+    raise UsageError(
+        f"an ontology must be a dict or the path of a JSON file, got {type(source).__name__}; {_FORM}"
+    )
 
 
 def _json(path: Path) -> Any:
@@ -102,14 +121,18 @@ def _json(path: Path) -> Any:
     def no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
         if twice:
-            raise UsageError(f"{path} has the prompt {twice[0]!r} twice: every prompt belongs to one class")
+            raise UsageError(
+                f"{path} has the prompt {twice[0]!r} twice: every prompt belongs to one class"
+            )
         return dict(pairs)
 
     try:
         return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=no_twins)
     except FileNotFoundError:
         names = ", ".join(map(repr, SHIPPED))
-        raise UsageError(f"there is no ontology file {path}: {_FORM} in it, or one that ships: {names}") from None
+        raise UsageError(
+            f"there is no ontology file {path}: {_FORM} in it, or one that ships: {names}"
+        ) from None
     except (OSError, ValueError) as error:
         if isinstance(error, UsageError):
             raise
@@ -123,10 +146,20 @@ def _content(content: Any, where: str) -> tuple[tuple[Any, ...], tuple[str, ...]
         return tuple((prompt, name) for prompt, name in content.items()), (), ()
     strange = set(content) - set(_FIELDS)
     if strange:
-        raise UsageError(f"{where}has the field {min(strange)!r}; an ontology with classes may have {', '.join(_FIELDS)}")
-    pairs = [(prompt, name) for name, several in content["classes"].items() for prompt in _listed(several, f"{where}classes.{name}")]
-    pairs += [(prompt, None) for prompt in _listed(content.get("background", []), f"{where}background")]
-    neutral, templates = (tuple(_listed(content.get(key, []), f"{where}{key}")) for key in ("neutral", "templates"))
+        raise UsageError(
+            f"{where}has the field {min(strange)!r}; an ontology with classes may have {', '.join(_FIELDS)}"
+        )
+    pairs = [
+        (prompt, name)
+        for name, several in content["classes"].items()
+        for prompt in _listed(several, f"{where}classes.{name}")
+    ]
+    pairs += [
+        (prompt, None) for prompt in _listed(content.get("background", []), f"{where}background")
+    ]
+    neutral, templates = (
+        tuple(_listed(content.get(key, []), f"{where}{key}")) for key in ("neutral", "templates")
+    )
     return tuple(pairs), neutral, templates
 
 
@@ -140,18 +173,26 @@ def _listed(value: Any, what: str) -> list[str]:
 def _pair(text: str) -> tuple[str, str | None]:
     prompt, equals, name = text.rpartition("=")
     if not equals:
-        raise UsageError(f'--prompt got {text!r}, expected "prompt=class", such as "a photo of hair=hair"; "the wall=" is background')
+        raise UsageError(
+            f'--prompt got {text!r}, expected "prompt=class", such as "a photo of hair=hair"; "the wall=" is background'
+        )
     return prompt.strip(), name.strip() or None
 
 
 def _check_pairs(pairs: Iterable[tuple[Any, Any]]) -> None:
     for prompt, name in pairs:
         if not isinstance(prompt, str) or not prompt.strip():
-            raise UsageError(f"a prompt must be a text that says something, got {prompt!r} for the class {name!r}")
+            raise UsageError(
+                f"a prompt must be a text that says something, got {prompt!r} for the class {name!r}"
+            )
         if name is not None and (not isinstance(name, str) or not name.strip()):
-            raise UsageError(f"the class of the prompt {prompt!r} must be a name, or null for the background, got {name!r}")
+            raise UsageError(
+                f"the class of the prompt {prompt!r} must be a name, or null for the background, got {name!r}"
+            )
         if name == NEUTRAL:
-            raise UsageError(f"{NEUTRAL!r} is no name for a class: give neutral words apart from the prompts")
+            raise UsageError(
+                f"{NEUTRAL!r} is no name for a class: give neutral words apart from the prompts"
+            )
 
 
 def _check(ontology: Ontology) -> None:
@@ -160,10 +201,14 @@ def _check(ontology: Ontology) -> None:
     _check_pairs(ontology.prompts)
     twice = first_twin(ontology.texts)
     if twice is not None:
-        raise UsageError(f"the prompt {twice!r} is there twice: every prompt belongs to one class, and neutral words to none")
+        raise UsageError(
+            f"the prompt {twice!r} is there twice: every prompt belongs to one class, and neutral words to none"
+        )
     for template in ontology.templates:
         if template.count("{}") != 1:
-            raise UsageError(f'the template {template!r} must hold "{{}}" once, where the prompt goes: "a photo of {{}}"')
+            raise UsageError(
+                f'the template {template!r} must hold "{{}}" once, where the prompt goes: "a photo of {{}}"'
+            )
     classes = ontology.classes
     if len(classes) == 1:
         raise UsageError(

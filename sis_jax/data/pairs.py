@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
+from PIL import Image
 
 from sis_jax.data import draw
 from sis_jax.ops.progress import progress
@@ -40,12 +41,16 @@ class Pairs:
             channels = table[mask]
             if np.any((channels == IGNORE) & (mask != IGNORE)):
                 strange = int(mask[(channels == IGNORE) & (mask != IGNORE)][0])
-                raise SisError(f"the mask of {example.name} in {source} holds class id {strange}, which is not in classes.json")
+                raise SisError(
+                    f"the mask of {example.name} in {source} holds class id {strange}, which is not in classes.json"
+                )
             rows.append((image, channels, sure))
             bar.update(1)
         bar.close()
         if len({r[0].shape for r in rows}) != 1:
-            raise SisError(f"the pictures in {source} differ in size or there are none: a student is trained on pictures of one size")
+            raise SisError(
+                f"the pictures in {source} differ in size or there are none: a student is trained on pictures of one size"
+            )
         return cls(*(np.stack(part) for part in zip(*rows)))
 
     def without_odd_ones(self, trim: float, channel: int = 0) -> Pairs:
@@ -57,21 +62,31 @@ class Pairs:
             return self
         share = (self.masks[:, frame(*self.masks.shape[1:])] == channel).mean(1)
         kept = np.sort(np.argsort(-share, kind="stable")[: max(1, round(len(self) * (1 - trim)))])
-        return replace(self, images=self.images[kept], masks=self.masks[kept], certainty=self.certainty[kept])
+        return replace(
+            self, images=self.images[kept], masks=self.masks[kept], certainty=self.certainty[kept]
+        )
 
-    def batches(self, batch: int, seed: int = 0, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def batches(
+        self, batch: int, seed: int = 0, start: int = 0
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """An endless stream; batch t depends on (seed, t) alone. Each epoch is a fresh permutation, and a batch may span two."""
         n = len(self)
-        order = lru_cache(maxsize=4)(lambda epoch: np.random.default_rng([seed, 5, epoch]).permutation(n))
+        order = lru_cache(maxsize=4)(
+            lambda epoch: np.random.default_rng([seed, 5, epoch]).permutation(n)
+        )
         step = start
         while True:
             at = np.arange(step * batch, (step + 1) * batch)
-            chosen = np.concatenate([order(e)[at[at // n == e] % n] for e in range(at[0] // n, at[-1] // n + 1)])
+            chosen = np.concatenate(
+                [order(e)[at[at // n == e] % n] for e in range(at[0] // n, at[-1] // n + 1)]
+            )
             yield self.images[chosen], self.masks[chosen], self.certainty[chosen]
             step += 1
 
 
-def labelled(stream: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], ids: Sequence[int]) -> Pairs:
+def labelled(
+    stream: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], ids: Sequence[int]
+) -> Pairs:
     """From batches (images uint8, masks of class ids, certainty 0..1), as a teacher gives them."""
     table = channel_table(ids)
     images, masks, sure = (np.concatenate(parts) for parts in zip(*stream))
@@ -91,14 +106,19 @@ def _grey(certainty: Float[np.ndarray, "*n h w"]) -> UInt8[np.ndarray, "*n h w"]
 
 def _reduced(example: Any, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(image, mask, certainty) with the shorter side at most `side`."""
-    from PIL import Image
-
     image, mask = example.image, example.mask
-    sure = np.full(mask.shape, 255, np.uint8) if example.certainty is None else _grey(example.certainty)
+    sure = (
+        np.full(mask.shape, 255, np.uint8)
+        if example.certainty is None
+        else _grey(example.certainty)
+    )
     short = min(mask.shape)
     if short <= side:
         return image, mask, sure
     height, width = (max(1, round(s * side / short)) for s in mask.shape)
     area, nearest = Image.Resampling.BOX, Image.Resampling.NEAREST
-    shrunk = (np.asarray(Image.fromarray(a).resize((width, height), rule)) for a, rule in ((image, area), (mask, nearest), (sure, nearest)))
+    shrunk = (
+        np.asarray(Image.fromarray(a).resize((width, height), rule))
+        for a, rule in ((image, area), (mask, nearest), (sure, nearest))
+    )
     return tuple(shrunk)  # type: ignore[return-value]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Iterable, Mapping
@@ -11,9 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Integer, UInt8
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
 
 from sis_jax.data import draw
 from sis_jax.data.files import plain, write_atomic
+from sis_jax.data.part_names import grouped
 from sis_jax.types import Info, SisError, UsageError
 
 if TYPE_CHECKING:
@@ -44,8 +49,12 @@ class Parts:
     seed: int = 0
     sweep: dict[str, Any] | None = None
     warnings: tuple[str, ...] = ()
-    samples: UInt8[np.ndarray, "n h w 3"] = field(default_factory=lambda: np.zeros((0, 1, 1, 3), np.uint8), repr=False)
-    masks: UInt8[np.ndarray, "n h w"] = field(default_factory=lambda: np.zeros((0, 1, 1), np.uint8), repr=False)
+    samples: UInt8[np.ndarray, "n h w 3"] = field(
+        default_factory=lambda: np.zeros((0, 1, 1, 3), np.uint8), repr=False
+    )
+    masks: UInt8[np.ndarray, "n h w"] = field(
+        default_factory=lambda: np.zeros((0, 1, 1), np.uint8), repr=False
+    )
     seeds: tuple[int, ...] = ()
     confidence: tuple[float, ...] = ()
 
@@ -74,7 +83,9 @@ class Parts:
         self._known(names)
         for key, name in names.items():
             if name is not None and (not isinstance(name, str) or not name.strip()):
-                raise UsageError(f"the name of part {key} must be a text, or None for the background, got {name!r}")
+                raise UsageError(
+                    f"the name of part {key} must be a text, or None for the background, got {name!r}"
+                )
         groups: dict[str, dict[str, Any]] = {}
         background: list[int] = []
         label = names.get(BACKGROUND) or self.names.get(BACKGROUND, "background")
@@ -95,8 +106,14 @@ class Parts:
         ids = list(ids)
         self._known(ids)
         if len(set(ids)) < 2:
-            raise UsageError(f"merge needs two parts or more, got {ids}; to name one, use parts.rename({{3: 'hair'}})")
-        return self.rename(dict.fromkeys(ids, name or self.names[ids[0]]) if BACKGROUND not in ids else dict.fromkeys(ids))
+            raise UsageError(
+                f"merge needs two parts or more, got {ids}; to name one, use parts.rename({{3: 'hair'}})"
+            )
+        return self.rename(
+            dict.fromkeys(ids, name or self.names[ids[0]])
+            if BACKGROUND not in ids
+            else dict.fromkeys(ids)
+        )
 
     def drop(self, ids: int | Iterable[int]) -> Parts:
         """Send parts to the background, by id: parts.drop([3, 7]). UsageError for unknown ids."""
@@ -108,47 +125,54 @@ class Parts:
         said: cluster -> {"name" (None is the background), "score", "margin", "runner_up", "named", "prompts", "scores"}. A cluster that is not `named`
         stays in the part it was in, which is marked unsure; if that part had its name from a text model before, it is called by its number again.
         """
-        from sis_jax.data.part_names import grouped
-
-        clusters = tuple(c | {"scores": dict(said[c["id"]]["scores"])} if c["id"] in said else c for c in self.clusters)
+        clusters = tuple(
+            c | {"scores": dict(said[c["id"]]["scores"])} if c["id"] in said else c
+            for c in self.clusters
+        )
         return replace(self, clusters=clusters)._with_classes(grouped(self.classes, clusters, said))
 
     def _known(self, ids: Iterable[int]) -> None:
         for key in ids:
             if key not in self.names:
-                raise UsageError(f"there is no part {key}; there are {', '.join(f'{i} ({n})' for i, n in self.names.items())}")
+                raise UsageError(
+                    f"there is no part {key}; there are {', '.join(f'{i} ({n})' for i, n in self.names.items())}"
+                )
 
     def _with_classes(self, classes: tuple[dict[str, Any], ...]) -> Parts:
         owner = {cluster: c["id"] for c in classes for cluster in c["clusters"]}
-        clusters = tuple(c | {"class_id": owner[c["id"]], "background": owner[c["id"]] == BACKGROUND} for c in self.clusters)
+        clusters = tuple(
+            c | {"class_id": owner[c["id"]], "background": owner[c["id"]] == BACKGROUND}
+            for c in self.clusters
+        )
         return replace(self, classes=classes, clusters=clusters)
 
     def digest(self) -> str:
         """SHA-256 of what masks depend on besides the generator: the learned arrays, and which cluster belongs to which class."""
-        import hashlib
-
-        digest = hashlib.sha256(repr(sorted((c["id"], tuple(c["clusters"])) for c in self.classes)).encode())
+        digest = hashlib.sha256(
+            repr(sorted((c["id"], tuple(c["clusters"])) for c in self.classes)).encode()
+        )
         for name in sorted(self.arrays):
             digest.update(self.arrays[name].tobytes())
         return digest.hexdigest()
 
     def show(self, count: int = 8) -> Image.Image:
         """Samples over their parts over both, as one picture; a notebook draws it."""
-        from PIL import Image
-
         n = min(count, len(self.samples))
         if n == 0:
             raise SisError("these parts carry no samples to show: they were made without a gallery")
         zoom = max(1, 128 // self.samples.shape[1])
-        grow = [np.repeat(np.repeat(a[:n], zoom, 1), zoom, 2) for a in (self.samples, self.classify(self.masks))]
-        return Image.fromarray(draw.sample_grid(grow[0], grow[1], [f"seed {s}" for s in self.seeds[:n]]))
+        grow = [
+            np.repeat(np.repeat(a[:n], zoom, 1), zoom, 2)
+            for a in (self.samples, self.classify(self.masks))
+        ]
+        return Image.fromarray(
+            draw.sample_grid(grow[0], grow[1], [f"seed {s}" for s in self.seeds[:n]])
+        )
 
     # files
 
     def files(self) -> dict[str, bytes]:
         """Everything `save` writes, by name: pictures of the samples, arrays, classes, the sweep."""
-        from safetensors.numpy import save
-
         out: dict[str, bytes] = {}
         for i, (image, mask) in enumerate(zip(self.samples, self.classify(self.masks))):
             out[f"samples/{i:02d}_image.png"] = _png(image)
@@ -159,9 +183,14 @@ class Parts:
             out["gallery.png"] = gallery.getvalue()
         if self.sweep:
             out["sweep.json"] = _json(self.sweep)
-        arrays = {k: np.ascontiguousarray(v) for k, v in self.arrays.items()} | {"samples/clusters": np.ascontiguousarray(self.masks)}
+        arrays = {k: np.ascontiguousarray(v) for k, v in self.arrays.items()} | {
+            "samples/clusters": np.ascontiguousarray(self.masks)
+        }
         out["parts.safetensors"] = save(arrays)
-        facts = {k: getattr(self, k) for k in ("classes", "clusters", "background", "warnings", "method", "settings", "seed")}
+        facts = {
+            k: getattr(self, k)
+            for k in ("classes", "clusters", "background", "warnings", "method", "settings", "seed")
+        }
         shown = [{"seed": s, "confidence": c} for s, c in zip(self.seeds, self.confidence)]
         out["classes.json"] = _json(facts | {"samples": shown, "generator": asdict(self.generator)})
         return out
@@ -175,17 +204,16 @@ class Parts:
     @classmethod
     def load(cls, folder: str | Path) -> Parts:
         """Parts from a run folder or its `parts/`. Raises UsageError where there are none."""
-        from PIL import Image
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
         folder = Path(folder)
         place = folder / "parts" if (folder / "parts" / "classes.json").exists() else folder
         try:
             facts = json.loads((place / "classes.json").read_text(encoding="utf-8"))
             arrays = load_file(place / "parts.safetensors")
             masks = arrays.pop("samples/clusters")
-            images = [np.asarray(Image.open(place / f"samples/{i:02d}_image.png").convert("RGB")) for i in range(len(masks))]
+            images = [
+                np.asarray(Image.open(place / f"samples/{i:02d}_image.png").convert("RGB"))
+                for i in range(len(masks))
+            ]
             table = place / "sweep.json"
             return cls(
                 method=facts["method"], settings=facts["settings"], arrays=arrays, classes=tuple(facts["classes"]),
@@ -205,11 +233,24 @@ class Parts:
             ) from None
 
 
-_UNSAID: dict[str, Any] = {"prompts": [], "score": None, "margin": None, "runner_up": None, "guess": None, "unsure": False}
+_UNSAID: dict[str, Any] = {
+    "prompts": [],
+    "score": None,
+    "margin": None,
+    "runner_up": None,
+    "guess": None,
+    "unsure": False,
+}
 
 
 def _class(class_id: int, name: str, clusters: list[int]) -> dict[str, Any]:
-    return {"id": class_id, "name": name, "colour": draw.colour(class_id), "clusters": clusters, **_UNSAID}
+    return {
+        "id": class_id,
+        "name": name,
+        "colour": draw.colour(class_id),
+        "clusters": clusters,
+        **_UNSAID,
+    }
 
 
 def classes_from(clusters: list[dict[str, Any]], found: bool) -> tuple[dict[str, Any], ...]:
@@ -220,14 +261,17 @@ def classes_from(clusters: list[dict[str, Any]], found: bool) -> tuple[dict[str,
     back = [c["id"] for c in clusters if c["background"]] if found else []
     rest = sorted((c for c in clusters if c["id"] not in back), key=lambda c: -c["share"])
     first = [_class(BACKGROUND, "background", back)] if back else []
-    return (*first, *(_class(i, c.get("name") or f"part {i}", [c["id"]]) for i, c in enumerate(rest, start=1)))
+    return (
+        *first,
+        *(_class(i, c.get("name") or f"part {i}", [c["id"]]) for i, c in enumerate(rest, start=1)),
+    )
 
 
 def _png(picture: np.ndarray) -> bytes:
-    from PIL import Image
-
     buffer = io.BytesIO()
-    (draw.palette_png(picture) if picture.ndim == 2 else Image.fromarray(picture)).save(buffer, "PNG")
+    (draw.palette_png(picture) if picture.ndim == 2 else Image.fromarray(picture)).save(
+        buffer, "PNG"
+    )
     return buffer.getvalue()
 
 

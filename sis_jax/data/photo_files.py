@@ -23,9 +23,25 @@ from PIL import Image, ImageOps
 
 from sis_jax.types import SisError, UsageError
 
-EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".avif", ".heic", ".heif")
+EXTENSIONS = (
+    ".jpg",
+    ".jpeg",
+    ".jfif",
+    ".png",
+    ".webp",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".gif",
+    ".ppm",
+    ".avif",
+    ".heic",
+    ".heif",
+)
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".npz")
-MAX_BYTES = 256 * 2**20  # one encoded picture; an archive member that claims or yields more is refused
+MAX_BYTES = (
+    256 * 2**20
+)  # one encoded picture; an archive member that claims or yields more is refused
 MAX_PIXELS = 200_000_000  # one decoded picture
 # Pillow's other readers can start Ghostscript or read vector and document formats: a photo is none of those.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
@@ -41,14 +57,22 @@ class Unusable(Exception):
 
 
 def decode(
-    data: bytes | UInt8[np.ndarray, "_ _ 3"], resolution: int | None, *, crop: Crop = "center", min_size: int = 0
+    data: bytes | UInt8[np.ndarray, "_ _ 3"],
+    resolution: int | None,
+    *,
+    crop: Crop = "center",
+    min_size: int = 0,
 ) -> UInt8[np.ndarray, "_ _ 3"]:
     """One encoded picture (or one array) as uint8[r r 3], or at its own size for resolution None; raises `Unusable` with the reason.
 
     See `Photos.open` for the rules.
     """
     try:
-        image = Image.fromarray(data) if isinstance(data, np.ndarray) else Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = (
+            Image.fromarray(data)
+            if isinstance(data, np.ndarray)
+            else Image.open(io.BytesIO(data), formats=_FORMATS)
+        )
         short = min(image.size)
         if short < min_size:
             raise Unusable(f"{image.width}x{image.height} is smaller than {min_size}")
@@ -56,16 +80,27 @@ def decode(
             raise Unusable(f"{image.width}x{image.height} is more than {MAX_PIXELS:,} pixels")
         if resolution is not None and short > 4 * resolution and image.format in ("JPEG", "MPO"):
             # Decodes fewer DCT coefficients: three times faster for a camera's photo, and still twice as fine as needed.
-            image.draft(None, (2 * resolution * image.width // short, 2 * resolution * image.height // short))
+            image.draft(
+                None,
+                (2 * resolution * image.width // short, 2 * resolution * image.height // short),
+            )
         image.load()
         with suppress(OSError, ValueError, TypeError, KeyError, SyntaxError, ArithmeticError):
-            image = ImageOps.exif_transpose(image)  # a broken EXIF block says nothing about orientation; the pixels are fine
-        return np.asarray(_to_rgb(image)) if resolution is None else _fit(_to_rgb(image), resolution, crop)
+            image = ImageOps.exif_transpose(
+                image
+            )  # a broken EXIF block says nothing about orientation; the pixels are fine
+        return (
+            np.asarray(_to_rgb(image))
+            if resolution is None
+            else _fit(_to_rgb(image), resolution, crop)
+        )
     except Unusable:
         raise
     except Image.UnidentifiedImageError:
         raise Unusable("not a picture that can be read; save it as JPEG or PNG") from None
-    except Exception as error:  # hostile files break decoders in many ways, and one of them must not end the run
+    except (
+        Exception
+    ) as error:  # hostile files break decoders in many ways, and one of them must not end the run
         raise Unusable(" ".join(str(error).split())[:120] or type(error).__name__) from None
 
 
@@ -91,13 +126,17 @@ def _fit(image: Image.Image, resolution: int, crop: str) -> UInt8[np.ndarray, "r
         image = image.crop((left, top, left + side, top + side))
     if image.size != (resolution, resolution):
         whole = image.width % resolution == 0 and image.height % resolution == 0
-        image = image.resize((resolution, resolution), Image.Resampling.BOX if whole else Image.Resampling.LANCZOS)
+        image = image.resize(
+            (resolution, resolution), Image.Resampling.BOX if whole else Image.Resampling.LANCZOS
+        )
     return np.asarray(image)
 
 
 # ----------------------------------------------------------------------------------------------------------------------------- sources
 
-Raw = bytes | np.ndarray | Path | Unusable  # an encoded picture, a decoded one, where to read it, or why not
+Raw = (
+    bytes | np.ndarray | Path | Unusable
+)  # an encoded picture, a decoded one, where to read it, or why not
 
 
 @dataclass(frozen=True)
@@ -127,8 +166,16 @@ def list_source(path: Path) -> Listing:
     if name.endswith((".tar", ".tar.gz", ".tgz")):
         return _list_tar(path)
     if _is_photo(path.name):
-        return Listing(path, (path.name,), Counter(), lambda _: _file_stamp(path), lambda _: iter([(path.name, path)]))
-    raise UsageError(f"{path} is neither a folder, a picture ({' '.join(EXTENSIONS)}) nor an archive ({' '.join(ARCHIVES)})")
+        return Listing(
+            path,
+            (path.name,),
+            Counter(),
+            lambda _: _file_stamp(path),
+            lambda _: iter([(path.name, path)]),
+        )
+    raise UsageError(
+        f"{path} is neither a folder, a picture ({' '.join(EXTENSIONS)}) nor an archive ({' '.join(ARCHIVES)})"
+    )
 
 
 def _is_photo(name: str) -> bool:
@@ -137,9 +184,17 @@ def _is_photo(name: str) -> bool:
 
 def _sort_out(names: Iterable[str]) -> tuple[tuple[str, ...], Counter]:
     """Picture names in order, and the extensions of the rest; hidden files (and the copies macOS hides in archives) are no one's photos."""
-    shown = [n for n in names if not any(part.startswith(".") or part == "__MACOSX" for part in n.split("/") if part != "..")]
+    shown = [
+        n
+        for n in names
+        if not any(
+            part.startswith(".") or part == "__MACOSX" for part in n.split("/") if part != ".."
+        )
+    ]
     photos = sorted(n for n in shown if _is_photo(n))
-    return tuple(photos), Counter(Path(n).suffix.lower() or "(none)" for n in shown if not _is_photo(n))
+    return tuple(photos), Counter(
+        Path(n).suffix.lower() or "(none)" for n in shown if not _is_photo(n)
+    )
 
 
 def _file_stamp(path: Path) -> tuple:
@@ -148,9 +203,19 @@ def _file_stamp(path: Path) -> tuple:
 
 
 def _list_folder(path: Path) -> Listing:
-    found = [(Path(folder) / file).relative_to(path).as_posix() for folder, _, files in os.walk(path) for file in files]
+    found = [
+        (Path(folder) / file).relative_to(path).as_posix()
+        for folder, _, files in os.walk(path)
+        for file in files
+    ]
     names, others = _sort_out(found)
-    return Listing(path, names, others, lambda name: _file_stamp(path / name), lambda wanted: ((n, path / n) for n in names if n in wanted))
+    return Listing(
+        path,
+        names,
+        others,
+        lambda name: _file_stamp(path / name),
+        lambda wanted: ((n, path / n) for n in names if n in wanted),
+    )
 
 
 def too_large(size: int) -> Unusable:
@@ -192,7 +257,9 @@ def _list_tar(path: Path) -> Listing:
         raise SisError(f"{path} cannot be read as a tar archive: {error}") from None
 
     def read(wanted: set[str]) -> Iterator[tuple[str, Raw]]:
-        with tarfile.open(path) as archive:  # in the archive's own order: going back in a .tar.gz would unpack it again from the start
+        with (
+            tarfile.open(path) as archive
+        ):  # in the archive's own order: going back in a .tar.gz would unpack it again from the start
             seen = set()
             for member in archive:
                 if not member.isfile() or member.name not in wanted or member.name in seen:
@@ -211,8 +278,13 @@ def _list_npz(path: Path) -> Listing:
         with np.load(path, allow_pickle=False) as arrays:
             keys = sorted(arrays.files)
             blobs = [k[:-5] for k in keys if k.endswith("_blob") and f"{k[:-5]}_off" in keys]
-            blob = next((k for k in ("img", "image", "images") if k in blobs), blobs[0] if len(blobs) == 1 else None)
-            index = arrays["images"] if "images" in keys else arrays[f"{blob}_off"] if blob else None
+            blob = next(
+                (k for k in ("img", "image", "images") if k in blobs),
+                blobs[0] if len(blobs) == 1 else None,
+            )
+            index = (
+                arrays["images"] if "images" in keys else arrays[f"{blob}_off"] if blob else None
+            )
     except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise SisError(f"{path} cannot be read as an .npz of plain arrays: {error}") from None
     if index is None:
@@ -222,7 +294,9 @@ def _list_npz(path: Path) -> Listing:
         )
     encoded = "images" not in keys
     if not encoded and (index.dtype != np.uint8 or index.ndim != 4 or index.shape[-1] != 3):
-        raise UsageError(f"`images` in {path} is {index.dtype}{list(index.shape)}, expected uint8[n h w 3]")
+        raise UsageError(
+            f"`images` in {path} is {index.dtype}{list(index.shape)}, expected uint8[n h w 3]"
+        )
     count = max(len(index) - encoded, 0)
     names = tuple(f"{i:06d}" for i in range(count))
 
@@ -238,7 +312,9 @@ def _list_npz(path: Path) -> Listing:
                 or index[0] < 0
                 or index[-1] > len(data)
             ):
-                raise SisError(f"`{blob}_off` in {path} does not cut `{blob}_blob` ({len(data):,} bytes) into pictures")
+                raise SisError(
+                    f"`{blob}_off` in {path} does not cut `{blob}_blob` ({len(data):,} bytes) into pictures"
+                )
         for i, name in enumerate(names):
             if name in wanted:
                 yield name, data[index[i] : index[i + 1]].tobytes() if encoded else data[i]

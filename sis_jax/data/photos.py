@@ -20,8 +20,21 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import __version__ as pillow
+from tqdm.auto import tqdm
 
-from sis_jax.data.photo_files import MAX_BYTES, Crop, Listing, Raw, Unusable, decode, list_source, nothing_found, readable, too_large
+from sis_jax.data.photo_files import (
+    MAX_BYTES,
+    Crop,
+    Listing,
+    Raw,
+    Unusable,
+    decode,
+    list_source,
+    nothing_found,
+    readable,
+    too_large,
+)
 from sis_jax.types import SisError, UsageError
 
 Progress = bool | Callable[[int, int], None]
@@ -86,8 +99,14 @@ class Photos:
             raise UsageError(nothing_found(label, listings))
         entries = (entries[rows] if rows is not None else entries)[:limit]
         if not entries:
-            raise UsageError(f"rows {rows} of {sum(len(x.names) for x in listings)} photos in {label} leave none")
-        place = None if cache is None else (Path(cache), _cache_key(listings, entries, resolution, crop, min_size))
+            raise UsageError(
+                f"rows {rows} of {sum(len(x.names) for x in listings)} photos in {label} leave none"
+            )
+        place = (
+            None
+            if cache is None
+            else (Path(cache), _cache_key(listings, entries, resolution, crop, min_size))
+        )
         found = None if place is None else _read_cache(*place)
         if found is None:
 
@@ -95,36 +114,52 @@ class Photos:
                 return decode(data, resolution, crop=crop, min_size=min_size)
 
             names = [name for _, name in entries]
-            found = _decode_all(_jobs(listings, entries), names, shape_up, resolution, place, threads, progress)
+            found = _decode_all(
+                _jobs(listings, entries), names, shape_up, resolution, place, threads, progress
+            )
         images, names, skipped = found
         if not len(images):
             reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped[:3])
-            raise SisError(f"none of the {len(skipped)} photos in {label} could be used ({reasons})")
+            raise SisError(
+                f"none of the {len(skipped)} photos in {label} could be used ({reasons})"
+            )
         return cls(images, names, skipped, label, mirror)
 
     def summary(self) -> str:
         """One line: how many, how large, from where, and what was left out."""
-        line = f"{len(self):,} photos at {self.resolution}x{self.resolution} from {self.source}" + (", mirrored" if self.mirror else "")
+        line = f"{len(self):,} photos at {self.resolution}x{self.resolution} from {self.source}" + (
+            ", mirrored" if self.mirror else ""
+        )
         if not self.skipped:
             return line
         shown = ", ".join(f"{name} ({reason})" for name, reason in self.skipped[:3])
-        return f"{line}; skipped {len(self.skipped):,}: {shown}" + (", ..." if len(self.skipped) > 3 else "")
+        return f"{line}; skipped {len(self.skipped):,}: {shown}" + (
+            ", ..." if len(self.skipped) > 3 else ""
+        )
 
-    def batches(self, batch: int, seed: int = 0, start_step: int = 0) -> Iterator[UInt8[np.ndarray, "b r r 3"]]:
+    def batches(
+        self, batch: int, seed: int = 0, start_step: int = 0
+    ) -> Iterator[UInt8[np.ndarray, "b r r 3"]]:
         """An endless stream of batches; batch t depends on (seed, t) alone, so a run resumed at `start_step` sees what it would have seen.
 
         Each epoch is a fresh permutation of all photos. A batch may span epochs: nothing is dropped, and it may be larger than the set.
         """
         if batch < 1 or start_step < 0 or seed < 0:
-            raise UsageError(f"batches wants batch >= 1, seed >= 0 and start_step >= 0, got {batch}, {seed} and {start_step}")
+            raise UsageError(
+                f"batches wants batch >= 1, seed >= 0 and start_step >= 0, got {batch}, {seed} and {start_step}"
+            )
         return self._stream(batch, seed, start_step)
 
     def _stream(self, batch: int, seed: int, step: int) -> Iterator[np.ndarray]:
         n = len(self)
-        order = lru_cache(maxsize=4)(lambda epoch: np.random.default_rng([seed, 0, epoch]).permutation(n))
+        order = lru_cache(maxsize=4)(
+            lambda epoch: np.random.default_rng([seed, 0, epoch]).permutation(n)
+        )
         while True:
             at = np.arange(step * batch, (step + 1) * batch)
-            chosen = np.concatenate([order(e)[at[at // n == e] % n] for e in range(at[0] // n, at[-1] // n + 1)])
+            chosen = np.concatenate(
+                [order(e)[at[at // n == e] % n] for e in range(at[0] // n, at[-1] // n + 1)]
+            )
             images = np.asarray(self.images[chosen])
             if self.mirror:
                 flip = np.random.default_rng([seed, 1, step]).random(batch) < 0.5
@@ -135,7 +170,9 @@ class Photos:
     def holdout(self, n: int, seed: int = 0) -> tuple[Photos, Photos]:
         """(training photos, n held-out photos): a random split by `seed`, both in the original order."""
         if not 0 < n < len(self):
-            raise UsageError(f"cannot hold out {n} of {len(self)} photos: give a number from 1 to {len(self) - 1}")
+            raise UsageError(
+                f"cannot hold out {n} of {len(self)} photos: give a number from 1 to {len(self) - 1}"
+            )
         held = np.zeros(len(self), bool)
         held[np.random.default_rng([seed, 2]).permutation(len(self))[:n]] = True
         names = np.asarray(self.names, object)
@@ -146,14 +183,25 @@ class Photos:
 def own_side(source: str | os.PathLike, looked_at: int = 8) -> int:
     """Median shorter side, in pixels, of the first few photos of a source; 0 where none can be read."""
     listing = list_source(Path(source))
-    found = [min(p.shape[:2]) for _, p in readable(listing, set(listing.names[:looked_at])) if isinstance(p, np.ndarray)]
+    found = [
+        min(p.shape[:2])
+        for _, p in readable(listing, set(listing.names[:looked_at]))
+        if isinstance(p, np.ndarray)
+    ]
     return int(np.median(found)) if found else 0
 
 
-def _check_settings(resolution: int, crop: str, min_size: int, limit: int | None, threads: int | None) -> None:
+def _check_settings(
+    resolution: int, crop: str, min_size: int, limit: int | None, threads: int | None
+) -> None:
     if crop not in ("center", "none"):
         raise UsageError(f"unknown crop {crop!r}: type 'center' or 'none'")
-    for name, value, least in (("resolution", resolution, 1), ("min_size", min_size, 0), ("limit", limit, 1), ("threads", threads, 1)):
+    for name, value, least in (
+        ("resolution", resolution, 1),
+        ("min_size", min_size, 0),
+        ("limit", limit, 1),
+        ("threads", threads, 1),
+    ):
         if value is not None and value < least:
             raise UsageError(f"{name} is {value}, expected at least {least}")
 
@@ -161,7 +209,9 @@ def _check_settings(resolution: int, crop: str, min_size: int, limit: int | None
 # ------------------------------------------------------------------------------------------------------------------- decoding them all
 
 
-def _jobs(listings: Sequence[Listing], entries: Sequence[tuple[int, str]]) -> Iterator[tuple[int, Raw]]:
+def _jobs(
+    listings: Sequence[Listing], entries: Sequence[tuple[int, str]]
+) -> Iterator[tuple[int, Raw]]:
     """(slot, picture) for every entry; the slot is its place in the sorted order, whatever order the container is read in."""
     for number, listing in enumerate(listings):
         slots = {name: slot for slot, (owner, name) in enumerate(entries) if owner == number}
@@ -215,13 +265,21 @@ def _decode_all(
     except OSError as error:
         if cache is None:
             raise
-        raise SisError(f"the photos cannot be kept in {cache[0]}: {error.strerror or error}; choose another cache folder") from None
+        raise SisError(
+            f"the photos cannot be kept in {cache[0]}: {error.strerror or error}; choose another cache folder"
+        ) from None
     finally:
         if raw_file is not None and raw_file.parent.is_dir():
             raw_file.unlink(missing_ok=True)
 
 
-def _fill(images: np.ndarray, jobs: Iterator[tuple[int, Raw]], shape_up: Callable, threads: int, progress: Progress) -> dict[int, str]:
+def _fill(
+    images: np.ndarray,
+    jobs: Iterator[tuple[int, Raw]],
+    shape_up: Callable,
+    threads: int,
+    progress: Progress,
+) -> dict[int, str]:
     """Decode into `images`; slot -> reason for those that failed. A bounded window of work keeps memory flat."""
     failed = dict.fromkeys(range(len(images)), "was there when listed and is gone now")
     window: deque[tuple[int, Future]] = deque()
@@ -236,8 +294,14 @@ def _fill(images: np.ndarray, jobs: Iterator[tuple[int, Raw]], shape_up: Callabl
             failed[slot] = str(reason)
         report(1)
 
-    with warnings.catch_warnings(), _reporter(progress, total) as report, ThreadPoolExecutor(threads) as pool:
-        warnings.simplefilter("ignore")  # Pillow warns about odd metadata and large photos; what matters is reported as skipped
+    with (
+        warnings.catch_warnings(),
+        _reporter(progress, total) as report,
+        ThreadPoolExecutor(threads) as pool,
+    ):
+        warnings.simplefilter(
+            "ignore"
+        )  # Pillow warns about odd metadata and large photos; what matters is reported as skipped
         for slot, raw in jobs:
             window.append((slot, pool.submit(_load, raw, shape_up)))
             if len(window) >= 4 * threads:
@@ -250,8 +314,6 @@ def _fill(images: np.ndarray, jobs: Iterator[tuple[int, Raw]], shape_up: Callabl
 @contextmanager
 def _reporter(progress: Progress, total: int) -> Iterator[Callable[[int], object]]:
     if progress is True:
-        from tqdm.auto import tqdm
-
         with tqdm(total=total, desc="photos", unit="photo") as bar:
             yield bar.update
     elif callable(progress):
@@ -261,16 +323,22 @@ def _reporter(progress: Progress, total: int) -> Iterator[Callable[[int], object
         yield lambda _: None
 
 
-def _cache_key(listings: Sequence[Listing], entries: Sequence[tuple[int, str]], *settings: object) -> str:
-    from PIL import __version__ as pillow
-
+def _cache_key(
+    listings: Sequence[Listing], entries: Sequence[tuple[int, str]], *settings: object
+) -> str:
     digest = hashlib.sha256(repr((1, pillow, settings)).encode())
     for number, name in entries:
         digest.update(repr((name, listings[number].stamp(name))).encode())
     return digest.hexdigest()[:24]
 
 
-def _write_cache(folder: Path, key: str, images: np.ndarray, names: tuple[str, ...], skipped: tuple[tuple[str, str], ...]) -> None:
+def _write_cache(
+    folder: Path,
+    key: str,
+    images: np.ndarray,
+    names: tuple[str, ...],
+    skipped: tuple[tuple[str, str], ...],
+) -> None:
     about = json.dumps({"names": names, "skipped": skipped}).encode()
     for suffix, write in (
         (".npy", lambda f: np.save(f, images)),

@@ -113,11 +113,19 @@ class DatasetGAN:
         held = _held_out(layers, x, y, weight, seen, len(ids))
         weights, bias = (np.asarray(a[: self.members], np.float64) for a in layers[0])
         weights = weights * scale[:, None]  # the standardisation goes into the first layer
-        layers = [(weights, bias - mean @ weights)] + [tuple(np.asarray(a)[: self.members] for a in pair) for pair in layers[1:]]
+        layers = [(weights, bias - mean @ weights)] + [
+            tuple(np.asarray(a)[: self.members] for a in pair) for pair in layers[1:]
+        ]
         fitted = replace(self, layer="+".join(taps))
-        arrays = {f"{kind}{i}": a.astype(np.float32) for i, pair in enumerate(layers) for kind, a in zip(("weight", "bias"), pair)}
+        arrays = {
+            f"{kind}{i}": a.astype(np.float32)
+            for i, pair in enumerate(layers)
+            for kind, a in zip(("weight", "bias"), pair)
+        }
         fill_in(fitted, arrays_=arrays, taps_=taps)
-        fitted._describe(gen, seeds, painted, ids, dict(inputs.painted_names or {}) if inputs else {}, held)
+        fitted._describe(
+            gen, seeds, painted, ids, dict(inputs.painted_names or {}) if inputs else {}, held
+        )
         return fitted
 
     # labelling
@@ -126,13 +134,21 @@ class DatasetGAN:
         """Class, by its position among the painted ids, of every pixel of samples made with `taps=method.taps_`."""
         missing = [t for t in self.taps_ if t not in samples.features]
         if missing:
-            raise UsageError(f"these samples carry no {missing[0]} features: make them with gen.sample(seeds, taps={self.taps_})")
+            raise UsageError(
+                f"these samples carry no {missing[0]} features: make them with gen.sample(seeds, taps={self.taps_})"
+            )
         features = tuple(samples.features[tap] for tap in self.taps_)
-        return np.asarray(_label(_layers(self.arrays_), features, samples.images.shape[1], self.vote == "majority")[0])
+        return np.asarray(
+            _label(
+                _layers(self.arrays_), features, samples.images.shape[1], self.vote == "majority"
+            )[0]
+        )
 
     def label_seeds(
         self, gen: Generator, seeds: Sequence[int], truncation: float | None = None
-    ) -> Iterator[tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"], Float[np.ndarray, "b h w"]]]:
+    ) -> Iterator[
+        tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"], Float[np.ndarray, "b h w"]]
+    ]:
         """Stream (images, classes, confidence) for seeds, in batches. Confidence 1 - JS / max JS of the members' distributions, 0..1."""
         psi = self.truncation if truncation is None else truncation
         for image, label, sure in map_samples(
@@ -150,7 +166,10 @@ class DatasetGAN:
     def estimate(self) -> dict[str, float]:
         """Seconds and bytes of `fit`, roughly, for the default network on two processor cores."""
         cost = 1 if self.classifier == "mlp" else 0.05
-        return {"seconds": 12 + self.steps * self.batch * (self.members + HELD) * cost * 1e-5, "memory_bytes": 1.2e9}
+        return {
+            "seconds": 12 + self.steps * self.batch * (self.members + HELD) * cost * 1e-5,
+            "memory_bytes": 1.2e9,
+        }
 
     # learning
 
@@ -159,14 +178,24 @@ class DatasetGAN:
             raise UsageError(f'classifier is {self.classifier!r}, expected "mlp" or "linear"')
         if self.vote not in ("mean", "majority"):
             raise UsageError(f'vote is {self.vote!r}, expected "mean" or "majority"')
-        for name, least in (("members", 1), ("max_points", 16), ("steps", 1), ("batch", 2), ("weight_decay", 0)):
+        for name, least in (
+            ("members", 1),
+            ("max_points", 16),
+            ("steps", 1),
+            ("batch", 2),
+            ("weight_decay", 0),
+        ):
             if getattr(self, name) < least:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected at least {least}")
         if not 0 < self.learning_rate < 1:
-            raise UsageError(f"learning_rate is {self.learning_rate}, expected a number between 0 and 1 (0.001 is the paper's)")
+            raise UsageError(
+                f"learning_rate is {self.learning_rate}, expected a number between 0 and 1 (0.001 is the paper's)"
+            )
         _taps(gen, self.layer)
 
-    def _features(self, gen: Generator, seeds: list[int], taps: tuple[str, ...], at: Int[np.ndarray, "n p"]) -> Float[np.ndarray, "n p d"]:
+    def _features(
+        self, gen: Generator, seeds: list[int], taps: tuple[str, ...], at: Int[np.ndarray, "n p"]
+    ) -> Float[np.ndarray, "n p d"]:
         """Hypercolumns of the chosen pixels of every painted sample."""
         found, bar = [], progress(len(seeds), "features of painted pixels", "sample")
         for block in map_samples(
@@ -177,11 +206,19 @@ class DatasetGAN:
         bar.close()
         x = np.concatenate(found)
         if not np.isfinite(x).all():
-            raise SisError("the features of painted samples are NaN or infinite: the generator's weights are damaged")
+            raise SisError(
+                "the features of painted samples are NaN or infinite: the generator's weights are damaged"
+            )
         return x
 
     def _train(
-        self, x: np.ndarray, y: np.ndarray, weight: np.ndarray, owner: np.ndarray, classes: int, seed: int
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        weight: np.ndarray,
+        owner: np.ndarray,
+        classes: int,
+        seed: int,
     ) -> tuple[pixels.Layers, Float[np.ndarray, "e n"]]:
         """Layers of all members and of the two that were shown one half each; which points each of them saw."""
         n = int(owner.max()) + 1
@@ -190,7 +227,9 @@ class DatasetGAN:
         drawn = np.ones((self.members, n))
         if self.bootstrap and n > 1:
             drawn = rng.multinomial(n, np.full(n, 1 / n), size=self.members)
-        seen = np.concatenate([drawn[:, owner], half[None] == 0, half[None] == 1]).astype(np.float32)
+        seen = np.concatenate([drawn[:, owner], half[None] == 0, half[None] == 1]).astype(
+            np.float32
+        )
         hidden = pixels.hidden_widths(classes) if self.classifier == "mlp" else ()
         bar = progress(self.steps, "training", "step")
 
@@ -206,18 +245,31 @@ class DatasetGAN:
         return layers, seen
 
     def _describe(
-        self, gen: Generator, seeds: list[int], painted: np.ndarray, ids: np.ndarray, names: dict[int, str], held: np.ndarray
+        self,
+        gen: Generator,
+        seeds: list[int],
+        painted: np.ndarray,
+        ids: np.ndarray,
+        names: dict[int, str],
+        held: np.ndarray,
     ) -> None:
         """Facts per class from the painted pictures, labelled whole; names and background are the painter's."""
-        facts, _ = selection.describe(self.label_seeds(gen, (seeds * BATCH)[: max(BATCH, len(seeds))]), len(ids))
+        facts, _ = selection.describe(
+            self.label_seeds(gen, (seeds * BATCH)[: max(BATCH, len(seeds))]), len(ids)
+        )
         counts = np.bincount(painted.ravel(), minlength=256)[ids]
         clusters = [
-            {"id": i, "name": names.get(int(c)) or f"class {c}", "agreement": float(held[i])} | facts[i] | {"background": bool(c == 0)}
+            {"id": i, "name": names.get(int(c)) or f"class {c}", "agreement": float(held[i])}
+            | facts[i]
+            | {"background": bool(c == 0)}
             for i, c in enumerate(ids)
         ]
         found = bool(ids[0] == 0)
         why = "painted as class 0" if found else "no pixel was painted as class 0, the background"
-        table = [{"name": c["name"], "painted_pixels": int(n), "held_out_iou": float(h)} for c, n, h in zip(clusters, counts, held)]
+        table = [
+            {"name": c["name"], "painted_pixels": int(n), "held_out_iou": float(h)}
+            for c, n, h in zip(clusters, counts, held)
+        ]
         fill_in(
             self, clusters_=clusters, background_={"found": found, "why": why},
             files_={"painted.json": (json.dumps({"seeds": seeds, "classes": table}, indent=1) + "\n").encode()},
@@ -251,7 +303,9 @@ def choose_pixels(
     return at, label, weight / weight[weight > 0].mean()
 
 
-def _painted(inputs: Inputs | None, side: int) -> tuple[UInt8[np.ndarray, "n r r"], list[int], Int[np.ndarray, "k"]]:
+def _painted(
+    inputs: Inputs | None, side: int
+) -> tuple[UInt8[np.ndarray, "n r r"], list[int], Int[np.ndarray, "k"]]:
     """Masks with at least one painted pixel, their seeds, and the class ids in them."""
     if inputs is None or inputs.painted is None:
         raise UsageError(
@@ -260,15 +314,23 @@ def _painted(inputs: Inputs | None, side: int) -> tuple[UInt8[np.ndarray, "n r r
         )
     masks, seeds = inputs.painted, inputs.painted_seeds
     if len(masks) != len(seeds):
-        raise UsageError(f"there are {len(masks)} painted masks and {len(seeds)} seeds: each mask belongs to the sample of one seed")
+        raise UsageError(
+            f"there are {len(masks)} painted masks and {len(seeds)} seeds: each mask belongs to the sample of one seed"
+        )
     if masks.shape[1:] != (side, side):
-        raise UsageError(f"the painted masks are {masks.shape[2]}x{masks.shape[1]}, expected the generator's {side}x{side}")
+        raise UsageError(
+            f"the painted masks are {masks.shape[2]}x{masks.shape[1]}, expected the generator's {side}x{side}"
+        )
     used = (masks != IGNORE).any((1, 2))
     if not used.any():
-        raise UsageError("no pixel of the masks is painted (all are 255): paint at least two classes")
+        raise UsageError(
+            "no pixel of the masks is painted (all are 255): paint at least two classes"
+        )
     ids = np.unique(masks[masks != IGNORE]).astype(np.int64)
     if len(ids) < 2:
-        raise UsageError(f"only one class, {int(ids[0])}, is painted: paint at least two, one of them the background (0)")
+        raise UsageError(
+            f"only one class, {int(ids[0])}, is painted: paint at least two, one of them the background (0)"
+        )
     if not used.all():
         say(f"{int((~used).sum())} of {len(masks)} samples have nothing painted and are left out")
     return masks[used], [int(s) for s, u in zip(seeds, used) if u], ids
@@ -286,7 +348,9 @@ def _warnings(table: list[dict[str, Any]]) -> Iterator[str]:
 def _standardise(x: Float[np.ndarray, "n d"]) -> tuple[np.ndarray, np.ndarray]:
     """Bring x to mean 0 and deviation 1 per channel, in place; (mean, 1 / deviation) in float64."""
     mean = x.mean(0, dtype=np.float64)
-    spread = np.sqrt(np.maximum(np.einsum("nd,nd->d", x, x, dtype=np.float64) / len(x) - mean**2, 0))
+    spread = np.sqrt(
+        np.maximum(np.einsum("nd,nd->d", x, x, dtype=np.float64) / len(x) - mean**2, 0)
+    )
     scale = 1 / np.maximum(spread, 1e-6)
     x -= mean.astype(np.float32)
     x *= scale.astype(np.float32)
@@ -294,7 +358,12 @@ def _standardise(x: Float[np.ndarray, "n d"]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _held_out(
-    layers: pixels.Layers, x: np.ndarray, y: np.ndarray, weight: np.ndarray, seen: np.ndarray, classes: int
+    layers: pixels.Layers,
+    x: np.ndarray,
+    y: np.ndarray,
+    weight: np.ndarray,
+    seen: np.ndarray,
+    classes: int,
 ) -> Float[np.ndarray, "k"]:
     """IoU per class of the labels that each half's classifier gives to the painted pixels of the other half."""
     last = [tuple(a[-HELD:] for a in pair) for pair in layers]
@@ -327,22 +396,38 @@ def _layers(arrays: dict[str, Any]) -> pixels.Layers:
 # device code
 
 
-def _render(gen: Generator, z: Array, truncation: Array, taps: tuple[str, ...]) -> tuple[Array, dict[str, Array]]:
+def _render(
+    gen: Generator, z: Array, truncation: Array, taps: tuple[str, ...]
+) -> tuple[Array, dict[str, Array]]:
     return gen.synthesize(gen.map(z, truncation), "const", taps)
 
 
 def _collect_body(
-    gen: Generator, z: Array, truncation: Array, at: Int[Array, "b p"], *, taps: tuple[str, ...], side: int
+    gen: Generator,
+    z: Array,
+    truncation: Array,
+    at: Int[Array, "b p"],
+    *,
+    taps: tuple[str, ...],
+    side: int,
 ) -> Float[Array, "b p d"]:
     features = _render(gen, z, truncation, taps)[1]
     return pixels.hypercolumns(tuple(features[t] for t in taps), at, side)
 
 
 def _label_body(
-    gen: Generator, z: Array, truncation: Array, layers: Any, *, taps: tuple[str, ...], majority: bool
+    gen: Generator,
+    z: Array,
+    truncation: Array,
+    layers: Any,
+    *,
+    taps: tuple[str, ...],
+    majority: bool,
 ) -> tuple[Array, Array, Array]:
     image, features = _render(gen, z, truncation, taps)
-    label, sure = pixels.label_maps(layers, tuple(features[t] for t in taps), image.shape[1], majority)
+    label, sure = pixels.label_maps(
+        layers, tuple(features[t] for t in taps), image.shape[1], majority
+    )
     return image, label, sure
 
 

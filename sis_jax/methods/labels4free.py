@@ -51,7 +51,12 @@ _PUBLISHED: dict[str, Any] = {
     "check": 100, "tries": 1, "least_frame": 0.0,
 }  # fmt: skip
 _ONE_GPU: dict[str, Any] = _PUBLISHED | {"batch": 2, "steps": 2000}
-_CAR: dict[str, Any] = _PUBLISHED | {"batch": 2, "stage": "const", "truncation": 0.3, "discriminator": "own"}
+_CAR: dict[str, Any] = _PUBLISHED | {
+    "batch": 2,
+    "stage": "const",
+    "truncation": 0.3,
+    "discriminator": "own",
+}
 RECIPES: dict[str, dict[str, Any]] = {
     # The commands of the published code: those of the paper's runs, then those for one graphics card. Photos are to be given.
     "ffhq": _PUBLISHED | {"binary": 1.2, "steps": 1200, "truncation": 1.0},
@@ -151,14 +156,31 @@ class Labels4Free:
         """
         gen = self._check(gen)
         inputs = inputs or Inputs()
-        method = replace(self, stage=checks.find_stage(gen, self.truncation) if self.stage == "auto" else self.stage)
+        method = replace(
+            self,
+            stage=checks.find_stage(gen, self.truncation) if self.stage == "auto" else self.stage,
+        )
         runs: list[_Run] = []
         while len(runs) < self.tries and (not runs or runs[-1].verdict() < 0):
-            runs.append(_Run(method, gen, seed, inputs, attempt=len(runs), real=runs[-1].real if runs else None))
+            runs.append(
+                _Run(
+                    method,
+                    gen,
+                    seed,
+                    inputs,
+                    attempt=len(runs),
+                    real=runs[-1].real if runs else None,
+                )
+            )
             runs[-1].train()
         run = max(runs, key=_Run.verdict)
         arrays = {k: np.asarray(v) for k, v in run.chosen().items()}
-        _set(method, arrays_=arrays, files_={"labels4free.csv": run.table()}, warnings_=run.warnings())
+        _set(
+            method,
+            arrays_=arrays,
+            files_={"labels4free.csv": run.table()},
+            warnings_=run.warnings(),
+        )
         method._describe(gen, seed)
         return method
 
@@ -166,26 +188,41 @@ class Labels4Free:
         """1 where samples made with `taps=method.taps_` show foreground, 0 elsewhere."""
         missing = [t for t in self.taps_ if t not in samples.features]
         if missing:
-            raise UsageError(f"these samples carry no {missing[0]} features: make them with gen.sample(seeds, taps={self.taps_})")
-        alpha = training.mask(self.arrays_, tuple(jnp.asarray(samples.features[t]) for t in self.taps_))
+            raise UsageError(
+                f"these samples carry no {missing[0]} features: make them with gen.sample(seeds, taps={self.taps_})"
+            )
+        alpha = training.mask(
+            self.arrays_, tuple(jnp.asarray(samples.features[t]) for t in self.taps_)
+        )
         return (np.asarray(alpha) > self.threshold).astype(np.uint8)
 
     @property
     def taps_(self) -> tuple[str, ...]:
         """The features read, of a fitted method."""
-        return nets.flat_taps(int(np.ravel(self.arrays_["resolution"])[0]))  # a stored number comes back as an array of one
+        return nets.flat_taps(
+            int(np.ravel(self.arrays_["resolution"])[0])
+        )  # a stored number comes back as an array of one
 
     def alpha_seeds(
         self, gen: Generator, seeds: Sequence[int], truncation: float | None = None
     ) -> Iterator[tuple[UInt8[np.ndarray, "b h w 3"], Float[np.ndarray, "b h w"]]]:
         """Stream (pictures, soft masks alpha in 0..1) of seeds, in batches."""
         psi = self.truncation if truncation is None else truncation
-        for image, alpha in map_samples(gen, list(seeds), training.masked, truncation=psi, shared=(self.arrays_,), taps=self.taps_):
+        for image, alpha in map_samples(
+            gen,
+            list(seeds),
+            training.masked,
+            truncation=psi,
+            shared=(self.arrays_,),
+            taps=self.taps_,
+        ):
             yield to_uint8(image), alpha
 
     def label_seeds(
         self, gen: Generator, seeds: Sequence[int], truncation: float | None = None
-    ) -> Iterator[tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"], Float[np.ndarray, "b h w"]]]:
+    ) -> Iterator[
+        tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"], Float[np.ndarray, "b h w"]]
+    ]:
         """Stream (pictures, 1 = foreground or 0, confidence) of seeds, in batches.
 
         Confidence: how far alpha is from the threshold t, over how far it could be: (alpha - t) / (1 - t) above, (t - alpha) / t below; |2 alpha - 1|
@@ -205,17 +242,28 @@ class Labels4Free:
 
     def estimate(self) -> dict[str, float]:
         """Seconds and bytes of `fit`, roughly, for the default network on two processor cores."""
-        return {"seconds": 90 + self.steps * self.batch * (0.02 + 0.08 * self.d_width**2), "memory_bytes": 1.5e9}
+        return {
+            "seconds": 90 + self.steps * self.batch * (0.02 + 0.08 * self.d_width**2),
+            "memory_bytes": 1.5e9,
+        }
 
     def _describe(self, gen: StyleGAN2, seed: int) -> None:
         """Facts of both sides; agreement: overlap of masks drawn with other noise."""
         seeds = sample_seeds(seed, PROBE)
         facts, verdict = selection.describe(self.label_seeds(gen, seeds), 2)
-        for i, fact in enumerate(facts):  # which is which is what was learned, not a guess from the frame
+        for i, fact in enumerate(
+            facts
+        ):  # which is which is what was learned, not a guess from the frame
             fact |= {"id": i, "name": NAMES[i], "background": i == 0}
         agreement = checks.steadiness(gen, self.arrays_, seeds, self.truncation, self.threshold)
         _set(self, clusters_=[fact | {"agreement": float(a)} for fact, a in zip(facts, agreement)])
-        _set(self, background_={"found": True, "why": f"the part that a background may replace; by the frame: {verdict['why']}"})
+        _set(
+            self,
+            background_={
+                "found": True,
+                "why": f"the part that a background may replace; by the frame: {verdict['why']}",
+            },
+        )
 
     def _check(self, gen: Any) -> StyleGAN2:
         if not isinstance(gen, StyleGAN2):
@@ -223,18 +271,34 @@ class Labels4Free:
                 f"Labels4Free makes backgrounds with a StyleGAN2, this generator is a {type(gen).__name__}: use --method segmentation_in_style"
             )
         if self.stage != "auto" and self.stage not in nets.stages(gen.resolution):
-            raise UsageError(f"stage is {self.stage!r}, expected auto, or one of {', '.join(nets.stages(gen.resolution))}")
+            raise UsageError(
+                f"stage is {self.stage!r}, expected auto, or one of {', '.join(nets.stages(gen.resolution))}"
+            )
         if self.batch < 1 or (self.batch > 4 and self.batch % 4):
-            raise UsageError(f"batch is {self.batch}, expected a multiple of 4 (D compares pictures in fours)")
+            raise UsageError(
+                f"batch is {self.batch}, expected a multiple of 4 (D compares pictures in fours)"
+            )
         for name in ("threshold", "least_foreground", "least_background", "least_frame", "ema"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected a number from 0 to 1")
         if self.least_foreground + self.least_background > 1:
-            raise UsageError(f"least_foreground + least_background is {self.least_foreground} + {self.least_background}: over 1 together")
-        for name in ("steps", "check", "r1_interval", "tries", "learning_rate", "d_learning_rate", "d_width"):
+            raise UsageError(
+                f"least_foreground + least_background is {self.least_foreground} + {self.least_background}: over 1 together"
+            )
+        for name in (
+            "steps",
+            "check",
+            "r1_interval",
+            "tries",
+            "learning_rate",
+            "d_learning_rate",
+            "d_width",
+        ):
             least = 1 if isinstance(getattr(self, name), int) else 1e-9
             if getattr(self, name) < least:
-                raise UsageError(f"{name} is {getattr(self, name)}, expected {'at least 1' if least == 1 else 'a number above 0'}")
+                raise UsageError(
+                    f"{name} is {getattr(self, name)}, expected {'at least 1' if least == 1 else 'a number above 0'}"
+                )
         nets.alpha_taps(gen.resolution)
         return gen
 
@@ -254,14 +318,26 @@ class _Run:
 
     def __post_init__(self) -> None:
         m = self.method
-        self.draws = self.seed + 1000 * self.attempt  # of weights and batches; samples that judge are those of `seed`
-        whole = [d for d in range(1, parallel.device_count() + 1) if m.batch % d == 0 and (d == 1 or m.batch // d % 4 == 0)]
-        self.devices = max(whole)  # each device needs whole groups of 4 for the minibatch standard deviation
-        given = {f.name: getattr(m, f.name) for f in fields(training.Recipe) if f.name != "decay_steps"}
+        self.draws = (
+            self.seed + 1000 * self.attempt
+        )  # of weights and batches; samples that judge are those of `seed`
+        whole = [
+            d
+            for d in range(1, parallel.device_count() + 1)
+            if m.batch % d == 0 and (d == 1 or m.batch // d % 4 == 0)
+        ]
+        self.devices = max(
+            whole
+        )  # each device needs whole groups of 4 for the minibatch standard deviation
+        given = {
+            f.name: getattr(m, f.name) for f in fields(training.Recipe) if f.name != "decay_steps"
+        }
         self.recipe = training.Recipe(**given, decay_steps=m.steps if m.decay else 0)
         self.taps = nets.flat_taps(self.gen.resolution)
         self.scaling = self._scaling()
-        self.graph, self.state = training.new_state(self._alpha_network(), self._discriminator(), self.recipe)
+        self.graph, self.state = training.new_state(
+            self._alpha_network(), self._discriminator(), self.recipe
+        )
         self.best = dict(self.state["ema"])
         self.real = self._real() if self.real is None else self.real
         self.config = {
@@ -278,9 +354,15 @@ class _Run:
             widths = nets.widths(self.gen)
             return tuple(jnp.stack([jnp.zeros(widths[t]), jnp.ones(widths[t])]) for t in self.taps)
         seeds = sample_seeds(self.seed, PROBE)
-        found = list(map_samples(self.gen, seeds, training.moments, truncation=self.method.truncation, taps=self.taps))
+        found = list(
+            map_samples(
+                self.gen, seeds, training.moments, truncation=self.method.truncation, taps=self.taps
+            )
+        )
         means = (np.concatenate([f[i] for f in found]).mean(0) for i in range(len(self.taps)))
-        return tuple(jnp.stack([m[0], jnp.sqrt(jnp.maximum(m[1] - m[0] ** 2, 1e-12))]) for m in means)
+        return tuple(
+            jnp.stack([m[0], jnp.sqrt(jnp.maximum(m[1] - m[0] ** 2, 1e-12))]) for m in means
+        )
 
     def _alpha_network(self) -> nets.Params:
         params = nets.init_alpha(self.gen, self.draws)
@@ -290,7 +372,9 @@ class _Run:
         own = self.inputs.discriminator
         if self.method.discriminator == "own":
             if own is None:
-                raise UsageError('this generator came without its discriminator: use discriminator="scratch"')
+                raise UsageError(
+                    'this generator came without its discriminator: use discriminator="scratch"'
+                )
             return own
         group = next(d for d in (4, 3, 2, 1) if self.method.batch // self.devices % d == 0)
         channels = tuple(max(int(c * self.method.d_width), 1) for c in self.gen.config.channels)
@@ -304,7 +388,9 @@ class _Run:
         seeds = [(2**31 + s) % 2**32 for s in sample_seeds(self.seed, POOL)]
         found = []
         with progress(POOL, "pictures for the discriminator", "sample") as bar:
-            for x in map_samples(self.gen, seeds, training.picture, truncation=self.method.truncation):
+            for x in map_samples(
+                self.gen, seeds, training.picture, truncation=self.method.truncation
+            ):
                 found.append(to_uint8(x))
                 bar.update(len(x))
         return np.concatenate(found)
@@ -323,13 +409,21 @@ class _Run:
             real = self._batch(self.step)[slots]
             if m.r1_gamma and self.step % m.r1_interval == 0:
                 self.state, _ = regularise(self.state, real)
-            self.state, facts = step(self.state, frozen, jax.random.fold_in(jax.random.key(self.draws), self.step), slots, real)
+            self.state, facts = step(
+                self.state,
+                frozen,
+                jax.random.fold_in(jax.random.key(self.draws), self.step),
+                slots,
+                real,
+            )
             self.step += 1
             bar.update(1)
             if self.step % m.check == 0 or self.step == m.steps:
                 self._judge({k: float(v) for k, v in facts.items()})
                 self._save()
-                bar.set_postfix_str(f"foreground {self.rows[-1]['share']:.2f}, score {self.rows[-1]['score']:.3f}")
+                bar.set_postfix_str(
+                    f"foreground {self.rows[-1]['share']:.2f}, score {self.rows[-1]['score']:.3f}"
+                )
         bar.close()
         self.store.close()
 
@@ -347,9 +441,15 @@ class _Run:
     def _judge(self, facts: dict[str, float]) -> None:
         """One line of the table, and the best checkpoint so far."""
         if not np.isfinite(facts["loss_a"]) or not np.isfinite(facts["loss_d"]):
-            raise SisError(f"the loss is not a number at step {self.step}: give --d-learning-rate {self.method.d_learning_rate / 3:g}")
+            raise SisError(
+                f"the loss is not a number at step {self.step}: give --d-learning-rate {self.method.d_learning_rate / 3:g}"
+            )
         params = nets.standardised(self.state["ema"], self.scaling)
-        row = {"step": float(self.step)} | facts | checks.judge(self.gen, params, sample_seeds(self.seed, PROBE), self.method.truncation)
+        row = (
+            {"step": float(self.step)}
+            | facts
+            | checks.judge(self.gen, params, sample_seeds(self.seed, PROBE), self.method.truncation)
+        )
         if row["score"] > max((r["score"] for r in self.rows), default=-np.inf):
             self.best = jax.tree.map(jnp.array, self.state["ema"])
         self.rows.append({k: round(v, 5) for k, v in row.items()})
@@ -358,7 +458,12 @@ class _Run:
         self.store.save(self.step, {"state": self.state, "best": self.best}, self.rows)
 
     def _resume(self) -> None:
-        self.store = TrainingState(None if self.inputs.folder is None else self.inputs.folder / f"labels4free-{self.attempt}", self.config)
+        self.store = TrainingState(
+            None
+            if self.inputs.folder is None
+            else self.inputs.folder / f"labels4free-{self.attempt}",
+            self.config,
+        )
         found = self.store.restore({"state": self.state, "best": self.best})
         if found is not None:
             self.step, arrays, self.rows = found[0], found[1], list(found[2])
@@ -368,11 +473,17 @@ class _Run:
     def chosen(self) -> dict[str, Array]:
         """The weights to keep, for raw features, and the resolution."""
         params = self.best if self.method.pick == "best" else self.state["ema"]
-        return nets.standardised(params, self.scaling) | {"resolution": jnp.int32(self.gen.resolution)}
+        return nets.standardised(params, self.scaling) | {
+            "resolution": jnp.int32(self.gen.resolution)
+        }
 
     def kept(self) -> dict[str, float]:
         """The table's line on the checkpoint to keep."""
-        return max(self.rows, key=lambda r: r["score"]) if self.method.pick == "best" else self.rows[-1]
+        return (
+            max(self.rows, key=lambda r: r["score"])
+            if self.method.pick == "best"
+            else self.rows[-1]
+        )
 
     def verdict(self) -> float:
         """The score to compare runs by, below 0 = failed. The last line counts too: a wrong mask may lie at the frame while it is still forming."""
@@ -383,7 +494,9 @@ class _Run:
         m, row = self.method, self.kept()
         if row["score"] == -1:
             more, front = 2 * m.background or 3, min(2 * m.least_foreground, 0.5) or 0.25
-            cure = f"--background {more:g}" if row["share"] > 0.5 else f"--least-foreground {front:g}"
+            cure = (
+                f"--background {more:g}" if row["share"] > 0.5 else f"--least-foreground {front:g}"
+            )
             raise SisError(
                 f"the mask collapsed: {row['share']:.0%} of the pixels are foreground after {row['step']:.0f} steps; give {cure}, or another --seed"
             )
@@ -398,4 +511,6 @@ class _Run:
 
 def _set(method: Labels4Free, **learned: Any) -> None:
     for name, value in learned.items():
-        object.__setattr__(method, name, value)  # frozen for users; `fit` fills in a copy of its own
+        object.__setattr__(
+            method, name, value
+        )  # frozen for users; `fit` fills in a copy of its own

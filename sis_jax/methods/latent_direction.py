@@ -119,19 +119,34 @@ class LatentDirection:
         Raises UsageError for settings that cannot work, SisError where the generator gives NaN.
         """
         self._check()
-        scale = np.full(1, 1.0 if self.space == "z" else _spread(gen, self.truncation, self.space), np.float32)
+        scale = np.full(
+            1, 1.0 if self.space == "z" else _spread(gen, self.truncation, self.space), np.float32
+        )
         halfway, directions, curve = self._directions(gen, scale, seed)
         seeds = sample_seeds(seed, DESCRIBED)
         fitted = self.restored({"directions": directions, "scale": scale})
         fitted._describe(gen, seeds, halfway)
-        header = ",".join(["step"] + [f"{what}_{name}" for what in ("brightness", "structure") for name in _names(self.mode)])
+        header = ",".join(
+            ["step"]
+            + [
+                f"{what}_{name}"
+                for what in ("brightness", "structure")
+                for name in _names(self.mode)
+            ]
+        )
         rows = [f"{i},{','.join(f'{v:.6g}' for v in row)}" for i, row in enumerate(curve)]
-        fill_in(fitted, files_={"direction.csv": "\n".join([header, *rows, ""]).encode()}, warnings_=tuple(fitted._doubts(curve)))
+        fill_in(
+            fitted,
+            files_={"direction.csv": "\n".join([header, *rows, ""]).encode()},
+            warnings_=tuple(fitted._doubts(curve)),
+        )
         return fitted
 
     def label_seeds(
         self, gen: Generator, seeds: Sequence[int], truncation: float | None = None
-    ) -> Iterator[tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"], Float[np.ndarray, "b h w"]]]:
+    ) -> Iterator[
+        tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"], Float[np.ndarray, "b h w"]]
+    ]:
         """Stream (images, clusters, confidence) for seeds, in batches.
 
         Confidence: distance of the difference from the threshold, 1 where it is that of the picture's average pixel on that side; 0 for patches that were
@@ -145,7 +160,15 @@ class LatentDirection:
         """Masks of samples that `gen` made at `truncation`: 1 is the object."""
         z, signs = jnp.asarray(samples.z), SIGNS[self.mode]
         arrays = {name: jnp.asarray(value) for name, value in self.arrays_.items()}
-        found = _difference_body(gen, z, jnp.float32(self.truncation), arrays, space=self.space, shift=self.shift, signs=signs)
+        found = _difference_body(
+            gen,
+            z,
+            jnp.float32(self.truncation),
+            arrays,
+            space=self.space,
+            shift=self.shift,
+            signs=signs,
+        )
         return self._masks(*(np.asarray(a) for a in found[1:]))[0]
 
     def restored(self, arrays: dict[str, np.ndarray]) -> LatentDirection:
@@ -156,48 +179,83 @@ class LatentDirection:
 
     def estimate(self) -> dict[str, float]:
         """Seconds and bytes of `fit`, roughly, for the default network on two processor cores."""
-        passes = self.steps * self.batch * (1 + 3 * len(SIGNS[self.mode])) + 5 * DESCRIBED * (1 + len(SIGNS[self.mode]))
+        passes = self.steps * self.batch * (1 + 3 * len(SIGNS[self.mode])) + 5 * DESCRIBED * (
+            1 + len(SIGNS[self.mode])
+        )
         return {"seconds": 15 + passes / 250, "memory_bytes": 1.5e9}
 
     # learning
 
     def _check(self) -> None:
-        choices = {"mode": SIGNS, "space": ("z", "w", "w+"), "prior": ("portrait", "center", "linear")} | {
-            "threshold": ("otsu", "zero", "std")
-        }
+        choices = {
+            "mode": SIGNS,
+            "space": ("z", "w", "w+"),
+            "prior": ("portrait", "center", "linear"),
+        } | {"threshold": ("otsu", "zero", "std")}
         for name, known in choices.items():
             if getattr(self, name) not in known:
-                raise UsageError(f"{name} is {getattr(self, name)!r}, expected {', '.join(map(repr, known))}")
+                raise UsageError(
+                    f"{name} is {getattr(self, name)!r}, expected {', '.join(map(repr, known))}"
+                )
         for name in ("steps", "batch"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected at least 1")
-        for name, most in (("shift", 100), ("fit_shift", 100), ("learning_rate", 1), ("max_area", 1)):
+        for name, most in (
+            ("shift", 100),
+            ("fit_shift", 100),
+            ("learning_rate", 1),
+            ("max_area", 1),
+        ):
             if not 0 < getattr(self, name) <= most:
-                raise UsageError(f"{name} is {getattr(self, name)}, expected a number above 0, {most} at most")
-        for name in ("center_weight", "structure_weight", "fit_shift_std", "min_component", "min_peaks"):
+                raise UsageError(
+                    f"{name} is {getattr(self, name)}, expected a number above 0, {most} at most"
+                )
+        for name in (
+            "center_weight",
+            "structure_weight",
+            "fit_shift_std",
+            "min_component",
+            "min_peaks",
+        ):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected 0 or more")
         if self.steps * self.batch > 100_000:
-            raise UsageError(f"{self.steps} steps of {self.batch} need {self.steps * self.batch} samples, expected at most 100000")
+            raise UsageError(
+                f"{self.steps} steps of {self.batch} need {self.steps * self.batch} samples, expected at most 100000"
+            )
 
-    def _directions(self, gen: Generator, scale: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _directions(
+        self, gen: Generator, scale: np.ndarray, seed: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(halfway, at the end, brightness and structure of each step): Adam, the unit norm restored after each step."""
         rng = np.random.default_rng(seed)
-        v = _unit(rng.standard_normal((len(SIGNS[self.mode]), _dimension(gen, self.space))).astype(np.float32))
+        v = _unit(
+            rng.standard_normal((len(SIGNS[self.mode]), _dimension(gen, self.space))).astype(
+                np.float32
+            )
+        )
         seeds, curve, halfway = sample_seeds(seed, self.steps * self.batch), [], v
         state = optax.adam(self.learning_rate).init(jnp.asarray(v))
         bar = progress(self.steps, "direction", "step")
         for step in range(self.steps):
-            length = rng.normal(self.fit_shift, self.fit_shift_std, (self.batch, v.shape[1])).clip(0.1).astype(np.float32)
+            length = (
+                rng.normal(self.fit_shift, self.fit_shift_std, (self.batch, v.shape[1]))
+                .clip(0.1)
+                .astype(np.float32)
+            )
             blocks = map_samples(
                 gen, seeds[step * self.batch :][: self.batch], _gradient_body, truncation=self.truncation, per_sample=(length,),
                 shared=(v, scale), batch=_block(gen, self.batch), signs=SIGNS[self.mode], space=self.space, prior=self.prior,
                 weights=(self.center_weight, self.structure_weight),
             )  # fmt: skip
             # Gradients are kept per sample and added here, in one order: the number of devices changes no bit.
-            gradient, *terms = (np.concatenate(part).mean(0, dtype=np.float64) for part in zip(*blocks))
+            gradient, *terms = (
+                np.concatenate(part).mean(0, dtype=np.float64) for part in zip(*blocks)
+            )
             if not np.isfinite(gradient).all():
-                raise SisError(f"the gradient at step {step} is NaN: the generator's weights are damaged, or fit_shift is far too large")
+                raise SisError(
+                    f"the gradient at step {step} is NaN: the generator's weights are damaged, or fit_shift is far too large"
+                )
             tangent = gradient - (gradient * v).sum(1, keepdims=True) * v
             update, state = _adam(tangent.astype(np.float32), state, self.learning_rate)
             v = _unit(v + np.asarray(update))
@@ -211,13 +269,18 @@ class LatentDirection:
         """Facts per cluster. Agreement: mean overlap with the masks of other shifts, and of the direction halfway through its search."""
 
         def masks(method: LatentDirection) -> np.ndarray:
-            return np.concatenate([labels for _, labels, _ in method.label_seeds(gen, seeds[: DESCRIBED // 2])])
+            return np.concatenate(
+                [labels for _, labels, _ in method.label_seeds(gen, seeds[: DESCRIBED // 2])]
+            )
 
         facts, verdict = selection.describe(self.label_seeds(gen, seeds), 2)
         own = masks(self)
         others = [replace(self, shift=self.shift * f).restored(self.arrays_) for f in (0.7, 1.4)]
         others.append(self.restored(self.arrays_ | {"directions": halfway}))
-        stable = np.mean([[_overlap(own == i, other == i) for i in (0, 1)] for other in map(masks, others)], axis=0)
+        stable = np.mean(
+            [[_overlap(own == i, other == i) for i in (0, 1)] for other in map(masks, others)],
+            axis=0,
+        )
         self.clusters_.extend({"id": i, "agreement": float(stable[i])} | facts[i] for i in (0, 1))
         self.background_.update(verdict)
 
@@ -232,23 +295,40 @@ class LatentDirection:
 
     # labelling
 
-    def _differences(self, gen: Generator, seeds: Sequence[int], psi: float) -> Iterator[tuple[np.ndarray, ...]]:
+    def _differences(
+        self, gen: Generator, seeds: Sequence[int], psi: float
+    ) -> Iterator[tuple[np.ndarray, ...]]:
         yield from map_samples(
             gen, list(seeds), _difference_body, truncation=psi, shared=(self.arrays_,), batch=_block(gen, BATCH), space=self.space,
             shift=self.shift, signs=SIGNS[self.mode],
         )  # fmt: skip
 
     def _masks(
-        self, difference: Float[np.ndarray, "b h w"], spread: Float[np.ndarray, "b"], peaks: Float[np.ndarray, "b"]
+        self,
+        difference: Float[np.ndarray, "b h w"],
+        spread: Float[np.ndarray, "b"],
+        peaks: Float[np.ndarray, "b"],
     ) -> tuple[UInt8[np.ndarray, "b h w"], Float[np.ndarray, "b h w"]]:
         """Masks and confidence after the published filters: small patches, area, peaks of the histogram."""
         if not np.isfinite(difference).all():
-            raise SisError("the shifted pictures hold NaN: the generator's weights are damaged, or shift is far too large")
-        chosen = {"zero": lambda d, s: 0.0, "std": lambda d, s: -0.3 * s, "otsu": lambda d, s: otsu(d)}[self.threshold]
+            raise SisError(
+                "the shifted pictures hold NaN: the generator's weights are damaged, or shift is far too large"
+            )
+        chosen = {
+            "zero": lambda d, s: 0.0,
+            "std": lambda d, s: -0.3 * s,
+            "otsu": lambda d, s: otsu(d),
+        }[self.threshold]
         at = np.array([chosen(d, s) for d, s in zip(difference, spread)], np.float32)[:, None, None]
         mask, margin = difference > at, np.abs(difference - at)
-        usual = [(margin * side).sum((1, 2), keepdims=True) / np.maximum(side.sum((1, 2), keepdims=True), 1) for side in (~mask, mask)]
-        sure = np.clip(margin / np.maximum(np.where(mask, usual[1], usual[0]), 1e-6), 0, 1).astype(np.float32)
+        usual = [
+            (margin * side).sum((1, 2), keepdims=True)
+            / np.maximum(side.sum((1, 2), keepdims=True), 1)
+            for side in (~mask, mask)
+        ]
+        sure = np.clip(margin / np.maximum(np.where(mask, usual[1], usual[0]), 1e-6), 0, 1).astype(
+            np.float32
+        )
         if self.min_component:
             kept = np.stack([large_patches(m, self.min_component) for m in mask])
             sure[mask & ~kept] = 0
@@ -286,7 +366,9 @@ def _spread(gen: Generator, truncation: float, space: str) -> float:
     w = np.asarray(gen.map(gen.latents(range(256)), truncation))
     deviation = float(np.sqrt(w[:, 0].var(0).mean()))
     if not np.isfinite(deviation) or deviation == 0:
-        raise SisError(f"the spread of w is {deviation}: the generator's weights are damaged, or its truncation is 0")
+        raise SisError(
+            f"the spread of w is {deviation}: the generator's weights are damaged, or its truncation is 0"
+        )
     return deviation * (np.sqrt(w.shape[1]) if space == "w+" else 1.0)
 
 
@@ -334,7 +416,12 @@ def prior_map(side: int, kind: str) -> Float[np.ndarray, "side side"]:
 
 
 def _shifted(
-    gen: Generator, z: Float[Array, "b z"], psi: Array, move: Float[Array, "b m d"], scale: Float[Array, "1"], space: str
+    gen: Generator,
+    z: Float[Array, "b z"],
+    psi: Array,
+    move: Float[Array, "b m d"],
+    scale: Float[Array, "1"],
+    space: str,
 ) -> Float[Array, "b m h w"]:
     """Luminance of G(latent + move), all directions of all samples in one pass."""
     b, m, d = move.shape
@@ -342,7 +429,9 @@ def _shifted(
         w = gen.map((z[:, None] + move).reshape(b * m, d), psi)
     else:
         w = gen.map(z, psi)
-        w = (w[:, None] + scale[0] * move.reshape(b, m, -1, w.shape[-1])).reshape(b * m, *w.shape[1:])
+        w = (w[:, None] + scale[0] * move.reshape(b, m, -1, w.shape[-1])).reshape(
+            b * m, *w.shape[1:]
+        )
     y = luminance(gen.synthesize(w, "const", ())[0])
     return y.reshape(b, m, *y.shape[1:])
 
@@ -358,8 +447,13 @@ def _gradient_body(
     def loss(own: Float[Array, "b m d"]) -> tuple[Array, tuple[Array, Array]]:
         y = _shifted(gen, z, psi, length[:, None] * own, scale, space)
         brightness = (y * weight).mean((2, 3))
-        structure = ((edge_strength(y.reshape(-1, *x.shape[1:])).reshape(y.shape) - edges[:, None]) ** 2).mean((2, 3))
-        return jnp.sum(-weights[0] * jnp.asarray(signs) * brightness + weights[1] * structure), (brightness, structure)
+        structure = (
+            (edge_strength(y.reshape(-1, *x.shape[1:])).reshape(y.shape) - edges[:, None]) ** 2
+        ).mean((2, 3))
+        return jnp.sum(-weights[0] * jnp.asarray(signs) * brightness + weights[1] * structure), (
+            brightness,
+            structure,
+        )
 
     # Each sample has a copy of v of its own, so one backward pass gives the gradients of all samples apart.
     gradient, terms = jax.grad(loss, has_aux=True)(jnp.broadcast_to(v, (z.shape[0], *v.shape)))
@@ -367,7 +461,14 @@ def _gradient_body(
 
 
 def _difference_body(
-    gen: Generator, z: Float[Array, "b z"], psi: Array, arrays: dict[str, Array], *, space: str, shift: float, signs: tuple[float, ...]
+    gen: Generator,
+    z: Float[Array, "b z"],
+    psi: Array,
+    arrays: dict[str, Array],
+    *,
+    space: str,
+    shift: float,
+    signs: tuple[float, ...],
 ) -> tuple[Float[Array, "b h w 3"], Float[Array, "b h w"], Float[Array, "b"], Float[Array, "b"]]:
     """Picture, difference (above the threshold: object), its standard deviation, and the fewest peaks of a shifted picture's histogram."""
     image = gen.synthesize(gen.map(z, psi), "const", ())[0]

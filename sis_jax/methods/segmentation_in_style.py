@@ -111,13 +111,21 @@ class SegmentationInStyle:
         """Cluster of every pixel of samples made with `taps=method.taps_`."""
         missing = [t for t in self.taps_ if t not in samples.features]
         if missing:
-            raise UsageError(f"these samples carry no {missing[0]} features: make them with gen.sample(seeds, taps={self.taps_})")
+            raise UsageError(
+                f"these samples carry no {missing[0]} features: make them with gen.sample(seeds, taps={self.taps_})"
+            )
         features = tuple(samples.features[tap] for tap in self.taps_)
-        return np.asarray(_label(features, samples.images, self.arrays_, self.align_corners, self.smooth == "on")[0])
+        return np.asarray(
+            _label(features, samples.images, self.arrays_, self.align_corners, self.smooth == "on")[
+                0
+            ]
+        )
 
     def label_seeds(
         self, gen: Generator, seeds: Sequence[int], truncation: float | None = None
-    ) -> Iterator[tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"], Float[np.ndarray, "b h w"]]]:
+    ) -> Iterator[
+        tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"], Float[np.ndarray, "b h w"]]
+    ]:
         """Stream (images, clusters, confidence) for seeds, in batches. Confidence: `label_maps` in `ops/cluster_labels.py`, 0..1."""
         psi = self.truncation if truncation is None else truncation
         for image, label, sure in map_samples(
@@ -151,15 +159,24 @@ class SegmentationInStyle:
             raise UsageError(f"k is {self.k}; masks are 8-bit, so at most 255 clusters")
         if self.n < 2:
             raise UsageError(f"n is {self.n}, expected at least 2 samples (50 is the paper's)")
-        for name, least in (("position_weight", 0), ("grid", 0), ("n_init", 1), ("max_points", 100)):
+        for name, least in (
+            ("position_weight", 0),
+            ("grid", 0),
+            ("n_init", 1),
+            ("max_points", 100),
+        ):
             if getattr(self, name) < least:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected at least {least}")
         if self.normalize not in ("tap", "channel", "none"):
-            raise UsageError(f'normalize is {self.normalize!r}, expected "tap", "channel" or "none"')
+            raise UsageError(
+                f'normalize is {self.normalize!r}, expected "tap", "channel" or "none"'
+            )
         if self.refine not in ("crf", "none"):
             raise UsageError(f'refine is {self.refine!r}, expected "crf" or "none"')
 
-    def _points(self, gen: Generator, seeds: list[int], taps: tuple[str, ...], budget: int | None = None) -> Float[np.ndarray, "n p d"]:
+    def _points(
+        self, gen: Generator, seeds: list[int], taps: tuple[str, ...], budget: int | None = None
+    ) -> Float[np.ndarray, "n p d"]:
         """Feature vectors and, last two columns, the place in [-1, 1]: an even, seeded subset of each sample's pixels."""
         side = self._grid(taps)
         per_sample = max(1, min(side * side, (budget or self.max_points) // len(seeds)))
@@ -171,20 +188,26 @@ class SegmentationInStyle:
         bar = progress(len(seeds), f"features {'+'.join(taps)}", "sample")
         points, at, bad = np.empty((0, 0, 0), np.float32), 0, 0
         for batch in batches:
-            if at == 0:  # one array from the start: joining a list of batches would take twice the memory
+            if (
+                at == 0
+            ):  # one array from the start: joining a list of batches would take twice the memory
                 points = np.empty((len(seeds), *batch.shape[1:]), np.float32)
             points[at : at + len(batch)] = batch
             at, bad = at + len(batch), bad + int((~np.isfinite(batch).all(axis=(1, 2))).sum())
             bar.update(len(batch))
         bar.close()
         if bad:
-            raise SisError(f"the features of {bad} of {len(points)} samples are NaN or infinite: the generator's weights are damaged")
+            raise SisError(
+                f"the features of {bad} of {len(points)} samples are NaN or infinite: the generator's weights are damaged"
+            )
         return points
 
     def _grid(self, taps: tuple[str, ...]) -> int:
         return self.grid or max(_side(t) for t in taps)
 
-    def _cluster(self, points: np.ndarray, scaling: tuple, taps: tuple[str, ...], seed: int) -> SegmentationInStyle:
+    def _cluster(
+        self, points: np.ndarray, scaling: tuple, taps: tuple[str, ...], seed: int
+    ) -> SegmentationInStyle:
         """A copy with centres and their stability; `points` are scaled where they lie, since a second set would double the memory."""
         mean, scale, position = scaling
         n, p, d = points.shape
@@ -196,19 +219,29 @@ class SegmentationInStyle:
         x *= (scale * position)[:columns]
         assert self.k != "auto"
         if self.k > len(x):
-            raise UsageError(f"k is {self.k} but there are only {len(x)} points to cluster: raise n or max_points")
+            raise UsageError(
+                f"k is {self.k} but there are only {len(x)} points to cluster: raise n or max_points"
+            )
         found = kmeans.kmeans(x, self.k, seed=seed, n_init=self.n_init)
         centers = np.zeros((self.k, d), np.float32)
         centers[:, :columns] = np.asarray(found.centers)
-        order = np.argsort(-np.bincount(np.asarray(found.labels), minlength=self.k), kind="stable")  # cluster 0 is the largest
+        order = np.argsort(
+            -np.bincount(np.asarray(found.labels), minlength=self.k), kind="stable"
+        )  # cluster 0 is the largest
         fitted = replace(self)
-        arrays = {"centers": centers[order], "mean": mean, "scale": (scale * position).astype(np.float32)}
+        arrays = {
+            "centers": centers[order],
+            "mean": mean,
+            "scale": (scale * position).astype(np.float32),
+        }
         if not self.position_weight:
             arrays["scale"][-2:] = 0
         fill_in(fitted, arrays_=arrays, taps_=taps)
         labels = np.argsort(order)[np.asarray(found.labels)]
         if self.refine == "crf":
-            arrays.update(learn_refinement(x, centers[order][:, :columns], labels, places, self._grid(taps)))
+            arrays.update(
+                learn_refinement(x, centers[order][:, :columns], labels, places, self._grid(taps))
+            )
         stable = _stability(x, labels, n, self.k, seed)
         fill_in(fitted, clusters_=[{"id": i, "agreement": float(stable[i])} for i in range(self.k)])
         return fitted
@@ -226,11 +259,22 @@ class SegmentationInStyle:
         """This method with `smooth` decided: on where the four phases of a 2 x 2 grid differ in their mean."""
         if self.smooth != "auto":
             return self
-        taps = tuple(candidate_layers(gen, single=True)) if self.layer == "auto" else tuple(self.layer.split("+"))
-        shares = [np.max(b, axis=0) for b in map_samples(gen, seeds[:16], _phase_body, truncation=self.truncation, taps=taps)]
+        taps = (
+            tuple(candidate_layers(gen, single=True))
+            if self.layer == "auto"
+            else tuple(self.layer.split("+"))
+        )
+        shares = [
+            np.max(b, axis=0)
+            for b in map_samples(
+                gen, seeds[:16], _phase_body, truncation=self.truncation, taps=taps
+            )
+        ]
         return replace(self, smooth="on" if np.max(shares) > CHECKERBOARD else "off")
 
-    def _swept(self, gen: Generator, seeds: list[int], seed: int) -> tuple[SegmentationInStyle, dict[str, Any]]:
+    def _swept(
+        self, gen: Generator, seeds: list[int], seed: int
+    ) -> tuple[SegmentationInStyle, dict[str, Any]]:
         """This method with k and layer chosen, and the table that says why (criterion: `ops/sweep.py`)."""
         layers = candidate_layers(gen)
         if self.layer != "auto" and self.layer not in layers:
@@ -240,11 +284,15 @@ class SegmentationInStyle:
         widths = self._widths(gen, taps)
         own = dict(zip(taps, np.split(np.arange(sum(widths)), np.cumsum(widths)[:-1])))
         columns = {}
-        for layer in layers:  # each as if it were the only one: the place weighs against the layer's own channels
+        for layer in (
+            layers
+        ):  # each as if it were the only one: the place weighs against the layer's own channels
             used = [own[t] for t in layer.split("+")]
             x = points[..., [*np.concatenate(used), -2, -1]]
             mean, scale, position = _standardise(x, self, [len(channels) for channels in used])
-            columns[layer] = ((x - mean) * (scale * position))[..., : None if self.position_weight else -2]
+            columns[layer] = ((x - mean) * (scale * position))[
+                ..., : None if self.position_weight else -2
+            ]
         given = None if self.k == "auto" else int(self.k)
         table = sweep.sweep(columns, SWEEP_KS, seed, given)
         by_layer = sweep.consensus_of_layers(table, SWEEP_KS)
@@ -263,7 +311,11 @@ def candidate_layers(gen: Generator, single: bool = False) -> list[str]:
     """Single taps from 8 x 8 to 64 x 64, and runs of two and three neighbours of them: what `layer="auto"` tries."""
     whole = [t for t in gen.taps if "/" not in t]
     sizes = [t for t in whole if 8 <= _side(t) <= 64] or whole  # a tiny generator has what it has
-    runs = [sizes[i : i + length] for length in ((1,) if single else (1, 2, 3)) for i in range(len(sizes) - length + 1)]
+    runs = [
+        sizes[i : i + length]
+        for length in ((1,) if single else (1, 2, 3))
+        for i in range(len(sizes) - length + 1)
+    ]
     return ["+".join(r) for r in runs]
 
 
@@ -284,7 +336,9 @@ def _standardise(
     else:
         scale[channels] = 1 / np.maximum(spread[channels], 1e-6)
     if method.normalize == "tap":
-        scale[channels] *= np.repeat([np.sqrt(sum(widths) / len(widths) / w) for w in widths], widths)
+        scale[channels] *= np.repeat(
+            [np.sqrt(sum(widths) / len(widths) / w) for w in widths], widths
+        )
     total = float(np.sum((spread[channels] * scale[channels]) ** 2))
     factor = np.ones(len(mean))
     factor[-2:] = method.position_weight * np.sqrt(total / 2) / np.maximum(spread[-2:], 1e-6)
@@ -294,7 +348,10 @@ def _standardise(
 def _moments(x: Float[np.ndarray, "n d"], rows: int = 8192) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation per column in float64, some rows at a time: NumPy's own would hold a float64 copy of everything."""
     mean = x.mean(0, dtype=np.float64)
-    square = sum((np.square(x[i : i + rows] - mean).sum(0) for i in range(0, len(x), rows)), np.zeros_like(mean))
+    square = sum(
+        (np.square(x[i : i + rows] - mean).sum(0) for i in range(0, len(x), rows)),
+        np.zeros_like(mean),
+    )
     return mean, np.sqrt(square / len(x))
 
 
@@ -305,16 +362,24 @@ def _stability(x: np.ndarray, labels: np.ndarray, n: int, k: int, seed: int) -> 
     for i, part in enumerate((x[: n // 2 * per], x[n // 2 * per :])):
         if len(part) > k:
             step = max(1, len(part) // 20_000)
-            other = kmeans.kmeans(np.ascontiguousarray(part[::step]), k, seed=seed + 1 + i, n_init=3)
+            other = kmeans.kmeans(
+                np.ascontiguousarray(part[::step]), k, seed=seed + 1 + i, n_init=3
+            )
             judged = slice(None, None, max(1, len(x) // 50_000))
-            found.append(selection.cluster_agreement(labels[judged], kmeans.predict(x[judged], np.asarray(other.centers)), k))
+            found.append(
+                selection.cluster_agreement(
+                    labels[judged], kmeans.predict(x[judged], np.asarray(other.centers)), k
+                )
+            )
     return np.mean(found, axis=0) if found else np.ones(k)
 
 
 # device code
 
 
-def _render(gen: Generator, z: Array, truncation: Array, taps: tuple[str, ...]) -> tuple[Array, dict[str, Array]]:
+def _render(
+    gen: Generator, z: Array, truncation: Array, taps: tuple[str, ...]
+) -> tuple[Array, dict[str, Array]]:
     noise: Noise = "const"
     return gen.synthesize(gen.map(z, truncation), noise, taps)
 
@@ -333,7 +398,10 @@ def _collect_body(
 ) -> Float[Array, "b count d"]:
     """Features of `count` pixels of each sample on a common grid, and their place: the golden-ratio walk from a start of the sample's own."""
     features = _render(gen, z, truncation, taps)[1]
-    common = [resize_bilinear(filtered(features[t], smooth), (side, side), align_corners=align_corners) for t in taps]
+    common = [
+        resize_bilinear(filtered(features[t], smooth), (side, side), align_corners=align_corners)
+        for t in taps
+    ]
     place = jnp.broadcast_to(place_of(side), (z.shape[0], side, side, 2))
     flat = jnp.concatenate([*common, place], axis=-1).reshape(z.shape[0], side * side, -1)
     if count == side * side:
@@ -345,7 +413,9 @@ def _collect_body(
     return jnp.take_along_axis(flat, picks[:, :, None], axis=1)
 
 
-def _phase_body(gen: Generator, z: Array, truncation: Array, *, taps: tuple[str, ...]) -> Float[Array, "b taps"]:
+def _phase_body(
+    gen: Generator, z: Array, truncation: Array, *, taps: tuple[str, ...]
+) -> Float[Array, "b taps"]:
     """Per sample and tap: variance between the means of the four pixel phases, over all variance (mean over channels)."""
     features = _render(gen, z, truncation, taps)[1]
 
@@ -358,10 +428,19 @@ def _phase_body(gen: Generator, z: Array, truncation: Array, *, taps: tuple[str,
 
 
 def _label_body(
-    gen: Generator, z: Array, truncation: Array, arrays: dict, *, taps: tuple[str, ...], align_corners: bool, smooth: bool
+    gen: Generator,
+    z: Array,
+    truncation: Array,
+    arrays: dict,
+    *,
+    taps: tuple[str, ...],
+    align_corners: bool,
+    smooth: bool,
 ) -> tuple[Array, Array, Array]:
     image, features = _render(gen, z, truncation, taps)
-    labels, sure = label_maps(tuple(features[t] for t in taps), image, arrays, align_corners, smooth)
+    labels, sure = label_maps(
+        tuple(features[t] for t in taps), image, arrays, align_corners, smooth
+    )
     return image, labels, sure
 
 

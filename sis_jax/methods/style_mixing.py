@@ -41,7 +41,9 @@ from sis_jax.ops.sampling import BATCH, map_samples, sample_seeds
 from sis_jax.types import Generator, Samples, SisError, UsageError, check_taps, to_uint8
 
 PIXELS = 128 * 64 * 64  # of the variants that are drawn in one pass
-SLOTS = 0.4  # of the slots of w keep the picture's own styles: 4 of 10 at 64 pixels, 7 of 18 at 1024
+SLOTS = (
+    0.4  # of the slots of w keep the picture's own styles: 4 of 10 at 64 pixels, 7 of 18 at 1024
+)
 LAYER = 32  # finest side of the tap that matches clusters
 DESCRIBED = 64  # samples that facts per cluster come from
 
@@ -99,7 +101,11 @@ class StyleMixing:
     @property
     def shaky_cure(self) -> str:
         """What to do about clusters that change with the samples."""
-        return "merge them with a neighbour, lower k, or raise n" if self.labels == "parts" else "raise variants"
+        return (
+            "merge them with a neighbour, lower k, or raise n"
+            if self.labels == "parts"
+            else "raise variants"
+        )
 
     def fit(self, gen: Generator, seed: int = 0) -> StyleMixing:
         """Draw the styles to mix in, and match the clusters of `n` samples; returns a fitted copy.
@@ -108,7 +114,11 @@ class StyleMixing:
         cannot work, and for a generator whose picture is not drawn from styles in slots (only a StyleGAN2's is).
         """
         method = self._checked(gen)
-        donors = np.asarray(gen.map(gen.latents(sample_seeds(seed, 2**10 + self.variants)[2**10 :]), self.mix_truncation))[:, -1]
+        donors = np.asarray(
+            gen.map(
+                gen.latents(sample_seeds(seed, 2**10 + self.variants)[2**10 :]), self.mix_truncation
+            )
+        )[:, -1]
         start = {"donors": donors.astype(np.float32)}
         seeds = sample_seeds(seed, self.n)
         if method.labels == "ground":
@@ -120,30 +130,51 @@ class StyleMixing:
         scale = 1 / np.sqrt(np.average((points - mean) ** 2, axis=0, weights=weights)).clip(1e-6)
         standard = ((points - mean) * scale).astype(np.float32)
         centers = _ordered(standard, weights, self.k, seed)
-        fitted = method.restored(start | {"centers": centers, "mean": mean.astype(np.float32), "scale": scale.astype(np.float32)})
+        fitted = method.restored(
+            start
+            | {
+                "centers": centers,
+                "mean": mean.astype(np.float32),
+                "scale": scale.astype(np.float32),
+            }
+        )
         half = len(standard) // 2 // self.clusters * self.clusters
-        halves = [_ordered(standard[part], weights[part], self.k, seed + 1) for part in (slice(half), slice(half, None))]
+        halves = [
+            _ordered(standard[part], weights[part], self.k, seed + 1)
+            for part in (slice(half), slice(half, None))
+        ]
         fitted._describe(gen, seeds, halves)
         return fitted
 
     def label_seeds(
         self, gen: Generator, seeds: Sequence[int], truncation: float | None = None
-    ) -> Iterator[tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"], Float[np.ndarray, "b h w"]]]:
+    ) -> Iterator[
+        tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"], Float[np.ndarray, "b h w"]]
+    ]:
         """Stream (images, clusters, confidence) for seeds, in batches. Confidence 1 - d1 / d2 of the squared distances of a pixel to the nearest
         cluster of its part and to the nearest one of another part, 0..1; 0 for patches that were given to their neighbour."""
         psi = self.truncation if truncation is None else truncation
         known = {"truncation": psi, "shared": (self.arrays_,), "batch": _block(gen)}
-        for image, label, sure in map_samples(gen, list(seeds), _label_body, **known, **self._static()):
+        for image, label, sure in map_samples(
+            gen, list(seeds), _label_body, **known, **self._static()
+        ):
             yield to_uint8(image), *self._cleaned(label, sure)
 
     def segment(
         self, gen: Generator, w: Float[np.ndarray, "n s w"] | Float[Array, "n s w"]
-    ) -> tuple[UInt8[np.ndarray, "n h h 3"], UInt8[np.ndarray, "n h h"], Float[np.ndarray, "n h h"]]:
+    ) -> tuple[
+        UInt8[np.ndarray, "n h h 3"], UInt8[np.ndarray, "n h h"], Float[np.ndarray, "n h h"]
+    ]:
         """Images, clusters and confidence of styles w, such as a projection of photos gives. The masks are those of the images that w draws."""
-        arrays, run = {name: jnp.asarray(a) for name, a in self.arrays_.items()}, _segmented if _plain(gen) else _segment
+        arrays, run = (
+            {name: jnp.asarray(a) for name, a in self.arrays_.items()},
+            _segmented if _plain(gen) else _segment,
+        )
         parts = []
         for start in range(0, len(w), BATCH):
-            image, label, sure = run(gen, jnp.asarray(w[start : start + BATCH]), arrays, **self._static())
+            image, label, sure = run(
+                gen, jnp.asarray(w[start : start + BATCH]), arrays, **self._static()
+            )
             parts.append((to_uint8(image), *self._cleaned(np.asarray(label), np.asarray(sure))))
         return tuple(np.concatenate(x) for x in zip(*parts))  # type: ignore[return-value]
 
@@ -159,7 +190,10 @@ class StyleMixing:
 
     def estimate(self) -> dict[str, float]:
         """Seconds and bytes of `fit`, roughly, for the default network on two processor cores."""
-        return {"seconds": 15 + (self.n + 2 * DESCRIBED) * self.variants * 0.006, "memory_bytes": 1.5e9}
+        return {
+            "seconds": 15 + (self.n + 2 * DESCRIBED) * self.variants * 0.006,
+            "memory_bytes": 1.5e9,
+        }
 
     # learning
 
@@ -167,11 +201,19 @@ class StyleMixing:
         """This method with `slots` and `layer` resolved for the generator."""
         network = _styled(gen)
         if not hasattr(network, "synthesize_from"):
-            raise UsageError(f"{gen.info.name} takes no styles in slots that could be mixed: use a StyleGAN2, or --method latent_direction")
-        choices = {"labels": ("parts", "ground"), "mode": ("correlation", "raw"), "color": ("rgb", "ycc", "lab")}
+            raise UsageError(
+                f"{gen.info.name} takes no styles in slots that could be mixed: use a StyleGAN2, or --method latent_direction"
+            )
+        choices = {
+            "labels": ("parts", "ground"),
+            "mode": ("correlation", "raw"),
+            "color": ("rgb", "ycc", "lab"),
+        }
         for name, known in choices.items():
             if getattr(self, name) not in known:
-                raise UsageError(f"{name} is {getattr(self, name)!r}, expected {', '.join(map(repr, known))}")
+                raise UsageError(
+                    f"{name} is {getattr(self, name)!r}, expected {', '.join(map(repr, known))}"
+                )
         for name, least, most in (
             ("variants", 2, 512),
             ("clusters", 2, 64),
@@ -184,11 +226,19 @@ class StyleMixing:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected {least} to {most}")
         slots = self.slots or max(1, round(SLOTS * network.num_ws))
         if not 1 <= slots < network.num_ws:
-            raise UsageError(f"slots is {slots}, expected 1 to {network.num_ws - 1} for this generator")
+            raise UsageError(
+                f"slots is {slots}, expected 1 to {network.num_ws - 1} for this generator"
+            )
         if self.grid < 0 or (self.grid and gen.resolution % self.grid):
-            raise UsageError(f"grid is {self.grid}, expected a size that {gen.resolution} pixels divide into, or 0")
+            raise UsageError(
+                f"grid is {self.grid}, expected a size that {gen.resolution} pixels divide into, or 0"
+            )
         whole = [tap for tap in gen.taps if "/" not in tap and int(tap.split("x")[0]) <= LAYER]
-        layer = (whole or list(gen.taps))[-1] if self.layer == "auto" else check_taps((self.layer,), gen.taps)[0]
+        layer = (
+            (whole or list(gen.taps))[-1]
+            if self.layer == "auto"
+            else check_taps((self.layer,), gen.taps)[0]
+        )
         return replace(self, slots=slots, layer=layer, grid=self.grid or min(gen.resolution, 128))
 
     def _mixing(self) -> Mixing:
@@ -209,7 +259,9 @@ class StyleMixing:
         bar.close()
         points, weights = (np.concatenate(x) for x in zip(*found))
         if not np.isfinite(points).all():
-            raise SisError("the features hold NaN or infinite numbers: the generator's weights are damaged")
+            raise SisError(
+                "the features hold NaN or infinite numbers: the generator's weights are damaged"
+            )
         return points.reshape(-1, points.shape[-1]), weights.reshape(-1)
 
     def _describe(self, gen: Generator, seeds: list[int], others: list[np.ndarray] | None) -> None:
@@ -217,12 +269,16 @@ class StyleMixing:
         k = len(self.arrays_["centers"])
         facts, verdict = selection.describe(self.label_seeds(gen, seeds[:DESCRIBED]), k)
         few = seeds[: DESCRIBED // 2]
-        own = np.concatenate([label.ravel() for _, label, _ in self.label_seeds(gen, few)]).astype(np.int32)
+        own = np.concatenate([label.ravel() for _, label, _ in self.label_seeds(gen, few)]).astype(
+            np.int32
+        )
         changed = [self.arrays_ | {"donors": self.arrays_["donors"][: self.variants // 2]}]
         changed += [self.arrays_ | {"centers": centers} for centers in others or ()]
         stable = np.zeros(k)
         for arrays in changed:
-            other = np.concatenate([label.ravel() for _, label, _ in self.restored(arrays).label_seeds(gen, few)]).astype(np.int32)
+            other = np.concatenate(
+                [label.ravel() for _, label, _ in self.restored(arrays).label_seeds(gen, few)]
+            ).astype(np.int32)
             stable += selection.cluster_agreement(own, other, k) / len(changed)
         self.clusters_.extend({"id": i, "agreement": float(stable[i])} | facts[i] for i in range(k))
         self.background_.update(verdict)
@@ -246,18 +302,30 @@ def segment_boxes(
     """
     boxes = np.asarray(boxes)
     if boxes.ndim != 3 or boxes.shape[0] != len(w) or boxes.shape[2] != 4:
-        raise UsageError(f"boxes must be [{len(w)}, m, 4] (top, left, bottom, right), got {list(boxes.shape)}")
+        raise UsageError(
+            f"boxes must be [{len(w)}, m, 4] (top, left, bottom, right), got {list(boxes.shape)}"
+        )
     if not ((boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])).all():
-        raise UsageError("a box has no pixels: give (top, left, bottom, right) with bottom > top and right > left")
+        raise UsageError(
+            "a box has no pixels: give (top, left, bottom, right) with bottom > top and right > left"
+        )
     size = boxes[..., 2:] - boxes[..., :2]
-    wider = np.concatenate([boxes[..., :2] - expand * size, boxes[..., 2:] + expand * size], axis=-1) / gen.resolution
+    wider = (
+        np.concatenate([boxes[..., :2] - expand * size, boxes[..., 2:] + expand * size], axis=-1)
+        / gen.resolution
+    )
     donors, mixing = jnp.asarray(method.arrays_["donors"]), method._mixing()
     run = _boxes if _plain(gen) else _boxes_compiled
-    found = [run(gen, jnp.asarray(w[i : i + 1]), donors, jnp.asarray(wider[i], jnp.float32), mixing) for i in range(len(w))]
+    found = [
+        run(gen, jnp.asarray(w[i : i + 1]), donors, jnp.asarray(wider[i], jnp.float32), mixing)
+        for i in range(len(w))
+    ]
     return np.stack([np.asarray(masks) for masks in found])
 
 
-def _ordered(points: np.ndarray, weights: np.ndarray, k: int, seed: int) -> Float[np.ndarray, "k c"]:
+def _ordered(
+    points: np.ndarray, weights: np.ndarray, k: int, seed: int
+) -> Float[np.ndarray, "k c"]:
     """Centres of the parts, the largest first."""
     found = kmeans.kmeans(points, min(k, len(points)), seed=seed, weights=weights)
     mass = np.bincount(np.asarray(found.labels), weights, minlength=len(found.centers))
@@ -283,7 +351,12 @@ def _block(gen: Generator) -> int:
 
 
 def summary(
-    gen: Any, w: Float[Array, "n s w"], donors: Float[Array, "d w"], slots: int, grid: int, color: str
+    gen: Any,
+    w: Float[Array, "n s w"],
+    donors: Float[Array, "d w"],
+    slots: int,
+    grid: int,
+    color: str,
 ) -> Float[Array, "n g g d 3"]:
     """The style summary tensor: colors of all variants at every pixel. What the slots below `slots` draw is drawn once."""
     n, d, gen = w.shape[0], donors.shape[0], _styled(gen)
@@ -296,20 +369,26 @@ def summary(
         styles = jnp.broadcast_to(donors[pair % d][:, None], (group, *w.shape[1:]))
         image = gen.synthesize_from(own, styles, slots)[0]
         side = image.shape[1] // grid
-        return converted(jnp.clip(image, -1, 1).reshape(group, grid, side, grid, side, 3).mean((2, 4)), color)
+        return converted(
+            jnp.clip(image, -1, 1).reshape(group, grid, side, grid, side, 3).mean((2, 4)), color
+        )
 
     variants = jax.lax.map(draw, pairs).reshape(-1, grid, grid, 3)[: n * d]
     return jnp.moveaxis(variants.reshape(n, d, grid, grid, 3), 1, 3)
 
 
-def _clustered(gen: Any, w: Float[Array, "n s w"], donors: Float[Array, "d w"], mixing: Mixing) -> Float[Array, "n g g k"]:
+def _clustered(
+    gen: Any, w: Float[Array, "n s w"], donors: Float[Array, "d w"], mixing: Mixing
+) -> Float[Array, "n g g k"]:
     """Squared distance of every pixel to every cluster of its own picture."""
     tensors = summary(gen, w, donors, mixing.slots, mixing.grid, mixing.color)
 
     def one(tensor: Array) -> Array:
         x = vectors(tensor, mixing.mode)
         centers = cluster(x, jnp.ones(x.shape[0]), mixing.clusters, mixing.n_init)
-        return jnp.maximum(jnp.sum(x * x, -1, keepdims=True) + kmeans.scores(x, centers), 0).reshape(*tensor.shape[:2], -1)
+        return jnp.maximum(
+            jnp.sum(x * x, -1, keepdims=True) + kmeans.scores(x, centers), 0
+        ).reshape(*tensor.shape[:2], -1)
 
     return jax.lax.map(one, tensors)
 
@@ -324,57 +403,93 @@ def _mean_features(
     return total / jnp.maximum(small.sum((1, 2)), 1e-6)[..., None], member.mean((1, 2))
 
 
-def _descriptor_body(gen: Any, z: Array, psi: Array, arrays: dict[str, Array], *, layer: str, mixing: Mixing) -> tuple[Array, Array]:
+def _descriptor_body(
+    gen: Any, z: Array, psi: Array, arrays: dict[str, Array], *, layer: str, mixing: Mixing
+) -> tuple[Array, Array]:
     w = gen.map(z, psi)
-    return _mean_features(_clustered(gen, w, arrays["donors"], mixing), gen.synthesize(w, "const", (layer,))[1][layer])
+    return _mean_features(
+        _clustered(gen, w, arrays["donors"], mixing), gen.synthesize(w, "const", (layer,))[1][layer]
+    )
 
 
-def _label_body(gen: Any, z: Array, psi: Array, arrays: dict[str, Array], **static: Any) -> tuple[Array, Array, Array]:
+def _label_body(
+    gen: Any, z: Array, psi: Array, arrays: dict[str, Array], **static: Any
+) -> tuple[Array, Array, Array]:
     return _segmented(gen, gen.map(z, psi), arrays, **static)
 
 
 def _segmented(
-    gen: Any, w: Float[Array, "n s w"], arrays: dict[str, Array], *, labels: str, layer: str, mixing: Mixing
+    gen: Any,
+    w: Float[Array, "n s w"],
+    arrays: dict[str, Array],
+    *,
+    labels: str,
+    layer: str,
+    mixing: Mixing,
 ) -> tuple[Float[Array, "n h h 3"], UInt8[Array, "n h h"], Float[Array, "n h h"]]:
     """Picture, part of every pixel, confidence."""
     image, features = gen.synthesize(w, "const", (layer,))
     distance = _clustered(gen, w, arrays["donors"], mixing)
     if labels == "ground":
         whole = jnp.broadcast_to(jnp.array([0.0, 0.0, 1.0, 1.0]), (w.shape[0], 4))
-        part = jax.vmap(lambda d, box: (~_ground(d, *_inside(d.shape[0], box))).astype(jnp.int32))(distance, whole)
+        part = jax.vmap(lambda d, box: (~_ground(d, *_inside(d.shape[0], box))).astype(jnp.int32))(
+            distance, whole
+        )
     else:
         mean, _ = _mean_features(distance, features[layer])
         part = kmeans.assign((mean - arrays["mean"]) * arrays["scale"], arrays["centers"])
     member = jax.nn.one_hot(part, arrays["centers"].shape[0], dtype=bool)  # [n, cluster, part]
-    parts = jnp.stack([jnp.where(member[:, None, None, :, i], distance, 1e9).min(-1) for i in range(member.shape[-1])], -1)
+    parts = jnp.stack(
+        [
+            jnp.where(member[:, None, None, :, i], distance, 1e9).min(-1)
+            for i in range(member.shape[-1])
+        ],
+        -1,
+    )
     parts = resize_bilinear(parts, (image.shape[1], image.shape[2]), antialias=False)
     nearest = -jax.lax.top_k(-parts, 2)[0]
     sure = 1 - nearest[..., 0] / jnp.maximum(nearest[..., 1], 1e-12)
     return image, jnp.argmin(parts, -1).astype(jnp.uint8), jnp.clip(sure, 0, 1)
 
 
-def _inside(side: int, box: Float[Array, "4"]) -> tuple[Bool[Array, "side side"], Bool[Array, "side side"]]:
+def _inside(
+    side: int, box: Float[Array, "4"]
+) -> tuple[Bool[Array, "side side"], Bool[Array, "side side"]]:
     """Pixels of a box (top, left, bottom, right as shares of the picture), and of its frame: 5 % of it at top, left and right."""
     box = jnp.clip(box, 0, 1)  # a box beyond the picture has its frame at the picture's edge
     at = (jnp.arange(side) + 0.5) / side
     row, column = at[:, None], at[None]
     inside = (row >= box[0]) & (row < box[2]) & (column >= box[1]) & (column < box[3])
-    edge_rows, edge_columns = (jnp.maximum(selection.BORDER * (box[i + 2] - box[i]), 1 / side) for i in (0, 1))
-    edge = (row < box[0] + edge_rows) | (column < box[1] + edge_columns) | (column >= box[3] - edge_columns)
+    edge_rows, edge_columns = (
+        jnp.maximum(selection.BORDER * (box[i + 2] - box[i]), 1 / side) for i in (0, 1)
+    )
+    edge = (
+        (row < box[0] + edge_rows)
+        | (column < box[1] + edge_columns)
+        | (column >= box[3] - edge_columns)
+    )
     return inside, inside & edge
 
 
-def _ground(distance: Float[Array, "g g k"], inside: Bool[Array, "g g"], edge: Bool[Array, "g g"]) -> Bool[Array, "k"]:
+def _ground(
+    distance: Float[Array, "g g k"], inside: Bool[Array, "g g"], edge: Bool[Array, "g g"]
+) -> Bool[Array, "k"]:
     """Which clusters are ground, by the rule of `selection.background` inside one box."""
     member = jax.nn.one_hot(jnp.argmin(distance, -1), distance.shape[-1])
-    share, frame = (jnp.sum(member * m[..., None], (0, 1)) / jnp.maximum(m.sum(), 1) for m in (inside, edge))
+    share, frame = (
+        jnp.sum(member * m[..., None], (0, 1)) / jnp.maximum(m.sum(), 1) for m in (inside, edge)
+    )
     chosen = (frame >= selection.BORDER_RATIO * share) & (share > 0)
     certain = chosen.any() & ~chosen.all() & (jnp.sum(frame * chosen) >= 0.25)
     return jnp.where(certain, chosen, jnp.arange(len(share)) == jnp.argmax(frame - share))
 
 
 def _boxes(
-    gen: Any, w: Float[Array, "1 s w"], donors: Float[Array, "d w"], boxes: Float[Array, "m 4"], mixing: Mixing
+    gen: Any,
+    w: Float[Array, "1 s w"],
+    donors: Float[Array, "d w"],
+    boxes: Float[Array, "m 4"],
+    mixing: Mixing,
 ) -> Bool[Array, "m h h"]:
     """The object in each box of one picture."""
     x = vectors(summary(gen, w, donors, mixing.slots, mixing.grid, mixing.color)[0], mixing.mode)
@@ -383,11 +498,20 @@ def _boxes(
         inside, edge = _inside(mixing.grid, box)
         centers = cluster(x, inside.reshape(-1).astype(jnp.float32), mixing.clusters, mixing.n_init)
         distance = kmeans.scores(x, centers).reshape(*inside.shape, -1)
-        distance = jnp.where(distinct(centers), distance, jnp.inf)  # the second of two equal centres would stand for the other side
+        distance = jnp.where(
+            distinct(centers), distance, jnp.inf
+        )  # the second of two equal centres would stand for the other side
         ground = _ground(distance, inside, edge)
-        gap = jnp.where(ground, distance, jnp.inf).min(-1) - jnp.where(ground, jnp.inf, distance).min(-1)
+        gap = jnp.where(ground, distance, jnp.inf).min(-1) - jnp.where(
+            ground, jnp.inf, distance
+        ).min(-1)
         score = jnp.where(inside, jnp.clip(gap, -1e9, 1e9), -1e9)
-        return resize_bilinear(score[None, ..., None], (gen.resolution,) * 2, antialias=False)[0, ..., 0] > 0
+        return (
+            resize_bilinear(score[None, ..., None], (gen.resolution,) * 2, antialias=False)[
+                0, ..., 0
+            ]
+            > 0
+        )
 
     return jax.lax.map(one, boxes)
 

@@ -33,7 +33,9 @@ def alpha_taps(resolution: int) -> tuple[tuple[str, str], ...]:
     """
     sizes = [r for r in resolutions(resolution) if r >= 8][-LEVELS:]
     if not sizes:
-        raise UsageError(f"Labels4Free reads stages of 8 x 8 pixels and more, this generator draws {resolution}: take a larger one")
+        raise UsageError(
+            f"Labels4Free reads stages of 8 x 8 pixels and more, this generator draws {resolution}: take a larger one"
+        )
     return tuple((f"{r}x{r}/conv0", f"{r}x{r}/conv1") for r in sizes)
 
 
@@ -46,12 +48,20 @@ def init_alpha(gen: StyleGAN2, seed: int) -> Params:
     """Fresh parameters, uniform in +-1 / sqrt(fan in): "level{i}/{conv}/weight" [c 3], "mix{i}/weight" [12 6], "out/weight" [6 1], and biases."""
     rng = np.random.default_rng(seed)
     taps = alpha_taps(gen.resolution)
-    shapes = {f"level{i}/{j}": (widths(gen)[tap], WIDTH) for i, pair in enumerate(taps) for j, tap in enumerate(pair)}
-    shapes |= {f"mix{i}": (4 * WIDTH, 2 * WIDTH) for i in range(1, len(taps) - 1)} | {"out": (2 * WIDTH, 1)}
+    shapes = {
+        f"level{i}/{j}": (widths(gen)[tap], WIDTH)
+        for i, pair in enumerate(taps)
+        for j, tap in enumerate(pair)
+    }
+    shapes |= {f"mix{i}": (4 * WIDTH, 2 * WIDTH) for i in range(1, len(taps) - 1)} | {
+        "out": (2 * WIDTH, 1)
+    }
     params = {}
     for name, (fan_in, fan_out) in shapes.items():
         bound = fan_in**-0.5
-        params[f"{name}/weight"] = jnp.asarray(rng.uniform(-bound, bound, (fan_in, fan_out)), jnp.float32)
+        params[f"{name}/weight"] = jnp.asarray(
+            rng.uniform(-bound, bound, (fan_in, fan_out)), jnp.float32
+        )
         params[f"{name}/bias"] = jnp.asarray(rng.uniform(-bound, bound, fan_out), jnp.float32)
     return params
 
@@ -62,19 +72,29 @@ def widths(gen: StyleGAN2) -> dict[str, int]:
     return {tap: channels[int(tap.split("x")[0])] for tap in gen.taps}
 
 
-def alpha_logits(params: Params, features: tuple[Float[Array, "n _ _ _"], ...]) -> Float[Array, "n r r 1"]:
+def alpha_logits(
+    params: Params, features: tuple[Float[Array, "n _ _ _"], ...]
+) -> Float[Array, "n r r 1"]:
     """The mask before the sigmoid. features: those of `alpha_taps`, in order.
 
     p_k: three channels of each of level k's two taps. h = up(p_0); h = up(lrelu(mix [p_k, h])) up to the level before the last; out(p_last + h).
     """
     projected = []
     for i in range(len(features) // 2):
-        pair = [_conv(params, f"level{i}/{j}", features[2 * i + j].astype(jnp.float32)) for j in (0, 1)]
+        pair = [
+            _conv(params, f"level{i}/{j}", features[2 * i + j].astype(jnp.float32)) for j in (0, 1)
+        ]
         projected.append(jnp.concatenate(pair, axis=-1))
     *coarse, last = projected
     h = None
     for i, p in enumerate(coarse):
-        h = upsample_bicubic(p if h is None else jax.nn.leaky_relu(_conv(params, f"mix{i}", jnp.concatenate([p, h], axis=-1)), SLOPE))
+        h = upsample_bicubic(
+            p
+            if h is None
+            else jax.nn.leaky_relu(
+                _conv(params, f"mix{i}", jnp.concatenate([p, h], axis=-1)), SLOPE
+            )
+        )
     return _conv(params, "out", last if h is None else last + h)
 
 
@@ -96,7 +116,9 @@ def upsample_bicubic(x: Float[Array, "n h w c"]) -> Float[Array, "n 2*h 2*w c"]:
     """Twice the size, bicubic with a = -0.75 and aligned corners: two small matrices."""
     for axis in (1, 2):
         matrix = jnp.asarray(bicubic_matrix(x.shape[axis], 2 * x.shape[axis]), x.dtype)
-        x = jnp.moveaxis(jnp.tensordot(matrix, x, axes=(1, axis), precision=jax.lax.Precision.HIGHEST), 0, axis)
+        x = jnp.moveaxis(
+            jnp.tensordot(matrix, x, axes=(1, axis), precision=jax.lax.Precision.HIGHEST), 0, axis
+        )
     return x
 
 
@@ -110,11 +132,17 @@ def bicubic_matrix(n: int, m: int) -> np.ndarray:
         d = np.abs(u - tap)
         near = (CUBIC + 2) * d**3 - (CUBIC + 3) * d**2 + 1
         far = CUBIC * (d**3 - 5 * d**2 + 8 * d - 4)
-        np.add.at(matrix, (np.arange(m), np.clip(tap, 0, n - 1)), np.where(d <= 1, near, np.where(d < 2, far, 0)))
+        np.add.at(
+            matrix,
+            (np.arange(m), np.clip(tap, 0, n - 1)),
+            np.where(d <= 1, near, np.where(d < 2, far, 0)),
+        )
     return matrix
 
 
-def composite(alpha: Float[Array, "n h w 1"], front: Float[Array, "n h w 3"], back: Float[Array, "n h w 3"]) -> Float[Array, "n h w 3"]:
+def composite(
+    alpha: Float[Array, "n h w 1"], front: Float[Array, "n h w 3"], back: Float[Array, "n h w 3"]
+) -> Float[Array, "n h w 3"]:
     """x = alpha front + (1 - alpha) back."""
     return alpha * front + (1 - alpha) * back
 
@@ -132,8 +160,12 @@ def background_generator(gen: StyleGAN2, stage: str) -> StyleGAN2:
     Raises UsageError for a stage that the generator does not have.
     """
     if stage not in stages(gen.resolution):
-        raise UsageError(f"cannot zero stage {stage!r} of this generator; it has {', '.join(stages(gen.resolution))}")
-    other = jax.tree.map(lambda a: a, gen)  # variables of its own: `nnx.split` and `merge` would hand over the same ones
+        raise UsageError(
+            f"cannot zero stage {stage!r} of this generator; it has {', '.join(stages(gen.resolution))}"
+        )
+    other = jax.tree.map(
+        lambda a: a, gen
+    )  # variables of its own: `nnx.split` and `merge` would hand over the same ones
     synthesis = other.synthesis
     if stage == "const":
         _clear(synthesis.b4.const)

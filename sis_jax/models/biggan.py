@@ -17,13 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
+from scipy.special import ndtr, ndtri
 
 from sis_jax.models.conditional import check_classes, check_labels, one_hot
 from sis_jax.models.stylegan2 import AnyArray, Buffer
 from sis_jax.ops.convolution import conv2d
 from sis_jax.types import Info, Noise, Samples, UsageError, check_taps, latents_from_seeds
 
-Condition = tuple[jax.Array, jax.Array]  # [z, class embedding] and the place in the table of statistics, one row per picture
+Condition = tuple[
+    jax.Array, jax.Array
+]  # [z, class embedding] and the place in the table of statistics, one row per picture
 
 
 @dataclass(frozen=True)
@@ -76,18 +79,26 @@ class Norm(nnx.Module):
 
     def __call__(self, x: Float[Array, "n h w c"], condition: Condition) -> Float[Array, "n h w c"]:
         vector, position = condition
-        mean, variance = (interpolate(table[...], position) for table in (self.means, self.variances))
+        mean, variance = (
+            interpolate(table[...], position) for table in (self.means, self.variances)
+        )
         scale, offset = self.scale[...], self.offset[...]
         gain, offset = (1 + vector @ scale, vector @ offset) if scale.ndim == 2 else (scale, offset)
         gain = gain / jnp.sqrt(variance + self.eps)
         offset = offset - mean * gain
-        return jax.nn.relu(x * gain[:, None, None].astype(x.dtype) + offset[:, None, None].astype(x.dtype))
+        return jax.nn.relu(
+            x * gain[:, None, None].astype(x.dtype) + offset[:, None, None].astype(x.dtype)
+        )
 
 
 def interpolate(table: Float[Array, "s c"], position: Float[Array, "n"]) -> Float[Array, "n c"]:
     """Rows of the table at places between 0 and s - 1, linearly."""
     position = jnp.clip(position, 0, len(table) - 1)
-    low = jnp.minimum(position.astype(jnp.int32), len(table) - 2) if len(table) > 1 else jnp.zeros(position.shape, jnp.int32)
+    low = (
+        jnp.minimum(position.astype(jnp.int32), len(table) - 2)
+        if len(table) > 1
+        else jnp.zeros(position.shape, jnp.int32)
+    )
     high, share = jnp.minimum(low + 1, len(table) - 1), (position - low)[:, None]
     return table[low] * (1 - share) + table[high] * share
 
@@ -120,7 +131,9 @@ class Block(nnx.Module):
             setattr(self, f"conv{i}", Conv(a, b, sizes[i]))
         self.up, self.n_out = up, n_out
 
-    def __call__(self, x: Float[Array, "n h w i"], condition: Condition) -> Float[Array, "n h2 w2 o"]:
+    def __call__(
+        self, x: Float[Array, "n h w i"], condition: Condition
+    ) -> Float[Array, "n h2 w2 o"]:
         y = x
         for i in range(4):
             y = getattr(self, f"bn{i}")(y, condition)
@@ -133,15 +146,23 @@ class Attention(nnx.Module):
     """Self-attention over the picture; keys and values are pooled to half the size."""
 
     def __init__(self, channels: int):
-        self.theta, self.phi = Conv(channels, channels // 8, 1, False), Conv(channels, channels // 8, 1, False)
-        self.g, self.out = Conv(channels, channels // 2, 1, False), Conv(channels // 2, channels, 1, False)
+        self.theta, self.phi = (
+            Conv(channels, channels // 8, 1, False),
+            Conv(channels, channels // 8, 1, False),
+        )
+        self.g, self.out = (
+            Conv(channels, channels // 2, 1, False),
+            Conv(channels // 2, channels, 1, False),
+        )
         self.gamma = nnx.Param(jnp.zeros(()))
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
         n, h, w, _ = x.shape
         query, key, value = self.theta(x), _pool(self.phi(x)), _pool(self.g(x))
         query, key, value = (a.reshape(n, -1, a.shape[-1]) for a in (query, key, value))
-        weights = jax.nn.softmax(jnp.einsum("nqc,nkc->nqk", query, key).astype(jnp.float32), axis=-1).astype(x.dtype)
+        weights = jax.nn.softmax(
+            jnp.einsum("nqc,nkc->nqk", query, key).astype(jnp.float32), axis=-1
+        ).astype(x.dtype)
         found = jnp.einsum("nqk,nkc->nqc", weights, value).reshape(n, h, w, -1)
         return x + self.gamma[...].astype(x.dtype) * self.out(found)
 
@@ -161,10 +182,14 @@ class BigGAN(nnx.Module):
 
     def __init__(self, config: BigGANConfig, info: Info | None = None):
         self.embedding = nnx.Param(jnp.zeros((config.num_classes, config.embed_dim)))
-        self.weight = nnx.Param(jnp.zeros((config.z_dim + config.embed_dim, 16 * config.channels[0])))
+        self.weight = nnx.Param(
+            jnp.zeros((config.z_dim + config.embed_dim, 16 * config.channels[0]))
+        )
         self.bias = nnx.Param(jnp.zeros((16 * config.channels[0],)))
         for i, (n_in, n_out) in enumerate(pairwise(config.channels)):
-            setattr(self, f"block{i}", Block(n_in, config.bottlenecks[i], n_out, config.ups[i], config))
+            setattr(
+                self, f"block{i}", Block(n_in, config.bottlenecks[i], n_out, config.ups[i], config)
+            )
             if i == config.attention:
                 self.attention = Attention(n_in)
         self.bn = Norm(config.channels[-1], config)
@@ -203,8 +228,6 @@ class BigGAN(nnx.Module):
 
     def latents(self, seeds: Iterable[int]) -> Float[Array, "n z"]:
         """z for seeds: truncated normal as the published tools draw it for one picture, `truncnorm(-2, 2)` of RandomState(seed); then the class's number."""
-        from scipy.special import ndtr, ndtri
-
         seeds = tuple(int(s) for s in seeds)
         latents_from_seeds(seeds, 1)  # refuses seeds out of range
         rows = np.zeros((len(seeds), self.z_dim))
@@ -215,7 +238,10 @@ class BigGAN(nnx.Module):
         return jnp.asarray(rows.astype(np.float32))
 
     def map(
-        self, z: Float[AnyArray, "n z"], truncation: float | Float[Array, ""] = 1.0, labels: Float[AnyArray, "n c"] | None = None
+        self,
+        z: Float[AnyArray, "n z"],
+        truncation: float | Float[Array, ""] = 1.0,
+        labels: Float[AnyArray, "n c"] | None = None,
     ) -> Float[Array, "n 1 w"]:
         """z -> w. truncation in (0, 1] scales the latent and picks the batch norms' statistics; larger counts as 1, the most there are statistics for.
 
@@ -224,7 +250,9 @@ class BigGAN(nnx.Module):
         z = jnp.asarray(z)
         bare = labels is not None and z.ndim == 2 and z.shape[1] == self.config.z_dim
         if z.ndim != 2 or not (bare or z.shape[1] == self.z_dim):
-            raise UsageError(f"z must be [n, {self.z_dim}] for this generator (the last number picks the class), got {list(z.shape)}")
+            raise UsageError(
+                f"z must be [n, {self.z_dim}] for this generator (the last number picks the class), got {list(z.shape)}"
+            )
         rows = check_labels(labels, len(z), self.config.num_classes) if labels is not None else None
         return _map(self, z, truncation, rows)
 
@@ -243,12 +271,16 @@ class BigGAN(nnx.Module):
         taps = check_taps(taps, self.taps)
         w = jnp.asarray(w)
         if w.ndim not in (2, 3) or w.shape[-1] != self.w_dim or (w.ndim == 3 and w.shape[1] != 1):
-            raise UsageError(f"w must be [n, 1, {self.w_dim}] or [n, {self.w_dim}] for this generator, got {list(w.shape)}")
+            raise UsageError(
+                f"w must be [n, 1, {self.w_dim}] or [n, {self.w_dim}] for this generator, got {list(w.shape)}"
+            )
         if noise not in ("const", "random", "none"):
             raise UsageError(f'noise must be "const", "random" or "none", got {noise!r}')
         return _synthesize(self, w.reshape(len(w), self.w_dim), taps, dtype)
 
-    def sample(self, seeds: Iterable[int], truncation: float = 1.0, taps: tuple[str, ...] = ()) -> Samples:
+    def sample(
+        self, seeds: Iterable[int], truncation: float = 1.0, taps: tuple[str, ...] = ()
+    ) -> Samples:
         """Pictures for seeds, as one batch: sample i, its class included, depends on its own seed and nothing else."""
         seeds = tuple(int(s) for s in seeds)
         z = self.latents(seeds)
@@ -258,20 +290,30 @@ class BigGAN(nnx.Module):
 
 
 @jax.jit
-def _map(gen: BigGAN, z: jax.Array, truncation: float | jax.Array, labels: jax.Array | None) -> jax.Array:
+def _map(
+    gen: BigGAN, z: jax.Array, truncation: float | jax.Array, labels: jax.Array | None
+) -> jax.Array:
     config = gen.config
     if labels is None:
         labels = one_hot(z[:, -1], config.classes, config.num_classes)
     truncation = jnp.clip(jnp.asarray(truncation, jnp.float32), 0, 1)
     place = jnp.broadcast_to(stats_position(truncation, config.n_stats), (len(z), 1))
-    return jnp.concatenate([truncation * z[:, : config.z_dim], labels @ gen.embedding[...], place], axis=1)[:, None]
+    return jnp.concatenate(
+        [truncation * z[:, : config.z_dim], labels @ gen.embedding[...], place], axis=1
+    )[:, None]
 
 
 @partial(jax.jit, static_argnames=("taps", "dtype"))
-def _synthesize(gen: BigGAN, w: jax.Array, taps: tuple[str, ...], dtype: str) -> tuple[jax.Array, dict[str, jax.Array]]:
+def _synthesize(
+    gen: BigGAN, w: jax.Array, taps: tuple[str, ...], dtype: str
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     config = gen.config
     condition = (w[:, :-1], w[:, -1])
-    x = (condition[0] @ gen.weight[...] + gen.bias[...]).reshape(len(w), 4, 4, config.channels[0]).astype(dtype)
+    x = (
+        (condition[0] @ gen.weight[...] + gen.bias[...])
+        .reshape(len(w), 4, 4, config.channels[0])
+        .astype(dtype)
+    )
     features: dict[str, jax.Array] = {}
     for i in range(len(config.ups)):
         if i == config.attention:

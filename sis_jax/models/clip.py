@@ -23,7 +23,9 @@ from jaxtyping import Array, Float, Int, Shaped
 from sis_jax.models.clip_resnet import Dense, ResNet, ResNetConfig, attend, check_floating
 from sis_jax.types import UsageError
 
-_BICUBIC = -0.75  # the coefficient of torch's bicubic, with which published code resizes positional embeddings
+_BICUBIC = (
+    -0.75
+)  # the coefficient of torch's bicubic, with which published code resizes positional embeddings
 
 
 def quick_gelu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
@@ -105,7 +107,9 @@ class Block(nnx.Module):
         self.fc, self.proj = Dense(width, config.hidden), Dense(config.hidden, width)
         self.heads, self.activation = config.heads, config.activation
 
-    def __call__(self, x: Float[Array, "b n c"], mask: Array | None = None) -> Float[Array, "b n c"]:
+    def __call__(
+        self, x: Float[Array, "b n c"], mask: Array | None = None
+    ) -> Float[Array, "b n c"]:
         y = self.ln_1(x)
         x = x + self.out(attend(self.q(y), self.k(y), self.v(y), self.heads, mask))
         return x + self.proj(ACTIVATIONS[self.activation](self.fc(self.ln_2(x))))
@@ -127,7 +131,9 @@ class Transformer(nnx.Module):
         """The blocks in the order they run."""
         return [getattr(self, f"block{i}") for i in range(self.layers)]
 
-    def __call__(self, x: Float[Array, "b n c"], mask: Array | None = None) -> Float[Array, "b n c"]:
+    def __call__(
+        self, x: Float[Array, "b n c"], mask: Array | None = None
+    ) -> Float[Array, "b n c"]:
         for block in self.blocks():
             x = block(x, mask)
         return x
@@ -157,10 +163,17 @@ class ViT(nnx.Module):
         check_floating(pixels)
         b, h, w, _ = pixels.shape
         p = self.config.patch_size
-        patches = pixels.reshape(b, h // p, p, w // p, p, 3).transpose(0, 1, 3, 2, 4, 5).reshape(b, (h // p) * (w // p), p * p * 3)
+        patches = (
+            pixels.reshape(b, h // p, p, w // p, p, 3)
+            .transpose(0, 1, 3, 2, 4, 5)
+            .reshape(b, (h // p) * (w // p), p * p * 3)
+        )
         x = patches @ self.patch[...].reshape(p * p * 3, -1)
         first = jnp.broadcast_to(self.class_embedding[...], (b, 1, x.shape[-1]))
-        return self.ln_pre(jnp.concatenate([first, x], axis=1) + resize_positions(self.positions[...], (h // p, w // p)))
+        return self.ln_pre(
+            jnp.concatenate([first, x], axis=1)
+            + resize_positions(self.positions[...], (h // p, w // p))
+        )
 
     def hidden(self, pixels: Float[Array, "b h w 3"]) -> list[Float[Array, "b n c"]]:
         """Input of the first block, then each block's output, before the final norm."""
@@ -248,10 +261,14 @@ class CLIPNetwork(nnx.Module):
         side, stride = self.config.vision.image_size, self.visual.stride
         square = f"{side}x{side}"
         if len(shape) != 4 or shape[3] != 3:
-            raise UsageError(f"pixels must be [b, {side}, {side}, 3], got {list(shape)}: use clip.preprocess(photos)")
+            raise UsageError(
+                f"pixels must be [b, {side}, {side}, 3], got {list(shape)}: use clip.preprocess(photos)"
+            )
         check_floating(pixels)
         if native and shape[1:3] != (side, side):
-            raise UsageError(f"this CLIP reads pictures of {square} pixels, got {shape[1]}x{shape[2]}: use clip.preprocess(photos)")
+            raise UsageError(
+                f"this CLIP reads pictures of {square} pixels, got {shape[1]}x{shape[2]}: use clip.preprocess(photos)"
+            )
         if shape[1] % stride or shape[2] % stride or 0 in shape[1:3]:
             raise UsageError(
                 f"dense features need sides that are multiples of {stride} pixels, got {shape[1]}x{shape[2]}; native is {square}"

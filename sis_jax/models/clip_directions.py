@@ -32,13 +32,19 @@ def published_pixels(images: Float[Array, "b h w 3"], side: int) -> Float[Array,
     The two steps are one average over areas, here two small matrices and not a picture of 7168 pixels.
     """
     rows, columns = (jnp.asarray(area_matrix(size, side)) for size in images.shape[1:3])
-    return jnp.einsum("yi,xj,bijc->byxc", rows, columns, images, precision=jax.lax.Precision.HIGHEST)
+    return jnp.einsum(
+        "yi,xj,bijc->byxc", rows, columns, images, precision=jax.lax.Precision.HIGHEST
+    )
 
 
-def embed(network: CLIPNetwork, images: Float[Array, "b h w 3"], colours: Colours, published: bool = False) -> Float[Array, "b d"]:
+def embed(
+    network: CLIPNetwork, images: Float[Array, "b h w 3"], colours: Colours, published: bool = False
+) -> Float[Array, "b d"]:
     """Unit vectors of pictures in [-1, 1], prepared as CLIP was trained, or as the published code does it. Differentiable."""
     side = network.config.vision.image_size
-    pixels = published_pixels(images, side) if published else to_pixels(images, (side, side), colours)
+    pixels = (
+        published_pixels(images, side) if published else to_pixels(images, (side, side), colours)
+    )
     return unit(network.visual(pixels))
 
 
@@ -48,7 +54,15 @@ def unit(x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
 
 
 def score_body(
-    gen: Any, z: Array, truncation: Array, network: CLIPNetwork, texts: Array, move: Array, *, colours: Colours, published: bool
+    gen: Any,
+    z: Array,
+    truncation: Array,
+    network: CLIPNetwork,
+    texts: Array,
+    move: Array,
+    *,
+    colours: Colours,
+    published: bool,
 ) -> tuple[Float[Array, "b t"], Float[Array, "b w"]]:
     """(cosines with the texts [t d], w of the first slot) of samples that were moved by `move` [w] in every slot after truncation."""
     w = gen.map(z, truncation)
@@ -80,34 +94,57 @@ def optimise_body(
 
     def loss(w: Array) -> tuple[Array, Array]:
         away = jnp.sum(jnp.square(w - start), axis=(1, 2))
-        each = 1 - embed(network, gen.synthesize(w, "const", ())[0], colours, published) @ text + pull * away
+        each = (
+            1
+            - embed(network, gen.synthesize(w, "const", ())[0], colours, published) @ text
+            + pull * away
+        )
         return each.sum(), each
 
-    def one(carry: tuple[Array, Array, Array], i: Array) -> tuple[tuple[Array, Array, Array], Array]:
+    def one(
+        carry: tuple[Array, Array, Array], i: Array
+    ) -> tuple[tuple[Array, Array, Array], Array]:
         w, first, second = carry
         slope, each = jax.grad(loss, has_aux=True)(w)
         first, second = 0.9 * first + 0.1 * slope, 0.999 * second + 0.001 * jnp.square(slope)
         at = i / steps
         ramp = 0.5 - 0.5 * jnp.cos(jnp.pi * jnp.minimum(1.0, (1 - at) / 0.25))
         now = rate * ramp * jnp.minimum(1.0, (at + 1 / steps) / 0.05)
-        corrected = (first / (1 - 0.9 ** (i + 1))) / (jnp.sqrt(second / (1 - 0.999 ** (i + 1))) + 1e-8)
+        corrected = (first / (1 - 0.9 ** (i + 1))) / (
+            jnp.sqrt(second / (1 - 0.999 ** (i + 1))) + 1e-8
+        )
         return (w - now * corrected, first, second), each
 
-    (found, _, _), losses = jax.lax.scan(one, (start, jnp.zeros_like(start), jnp.zeros_like(start)), jnp.arange(steps, dtype=jnp.float32))
+    (found, _, _), losses = jax.lax.scan(
+        one,
+        (start, jnp.zeros_like(start), jnp.zeros_like(start)),
+        jnp.arange(steps, dtype=jnp.float32),
+    )
     return found, losses.T
 
 
 # Global directions
 
 
-def styles_body(gen: Any, z: Array, truncation: Array, *, layers: tuple[str, ...]) -> Float[Array, "b c"]:
+def styles_body(
+    gen: Any, z: Array, truncation: Array, *, layers: tuple[str, ...]
+) -> Float[Array, "b c"]:
     """The style vectors of these layers, one after another."""
     styles = gen.styles(gen.map(z, truncation))
     return jnp.concatenate([styles[name] for name in layers], axis=1)
 
 
 def relevance_body(
-    gen: Any, z: Array, truncation: Array, network: CLIPNetwork, channels: Array, low: Array, high: Array, *, layer: str, colours: Colours
+    gen: Any,
+    z: Array,
+    truncation: Array,
+    network: CLIPNetwork,
+    channels: Array,
+    low: Array,
+    high: Array,
+    *,
+    layer: str,
+    colours: Colours,
 ) -> Float[Array, "b c d"]:
     """Per sample and channel of one layer, the unit vector from the picture with the channel at `low` to that with it at `high` (section 6.1)."""
     styles = gen.styles(gen.map(z, truncation))
@@ -115,16 +152,24 @@ def relevance_body(
     def one(channel: Array, values: Array) -> Array:
         def seen(value: Array) -> Array:
             changed = styles[layer].at[:, channel].set(value)
-            return embed(network, gen.synthesize(styles | {layer: changed}, "const", ())[0], colours)
+            return embed(
+                network, gen.synthesize(styles | {layer: changed}, "const", ())[0], colours
+            )
 
         return unit(seen(values[1]) - seen(values[0]))
 
-    return jnp.moveaxis(jax.lax.map(lambda x: one(*x), (channels, jnp.stack([low, high], axis=1))), 0, 1)
+    return jnp.moveaxis(
+        jax.lax.map(lambda x: one(*x), (channels, jnp.stack([low, high], axis=1))), 0, 1
+    )
 
 
 def layer_names(gen: Any, limit: int = 128) -> tuple[str, ...]:
     """The style layers that are edited: every convolution up to `limit` pixels; ToRGB layers are left out, as in section 6."""
-    return tuple(name for name, _ in gen.synthesis.layers() if not name.endswith("torgb") and int(name[1:].split(".")[0]) <= limit)
+    return tuple(
+        name
+        for name, _ in gen.synthesis.layers()
+        if not name.endswith("torgb") and int(name[1:].split(".")[0]) <= limit
+    )
 
 
 compiled_embed = jax.jit(embed, static_argnames=("colours", "published"))

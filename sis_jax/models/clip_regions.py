@@ -18,7 +18,10 @@ Colours = tuple[tuple[float, float, float], tuple[float, float, float]]  # mean 
 
 
 def to_pixels(
-    images: Float[Array, "b h w 3"], size: tuple[int, int], colours: Colours, align_corners: bool = False
+    images: Float[Array, "b h w 3"],
+    size: tuple[int, int],
+    colours: Colours,
+    align_corners: bool = False,
 ) -> Float[Array, "b h2 w2 3"]:
     """Pictures in [-1, 1] as CLIP's pixels: bicubic with antialiasing to `size`, clipped to the range, (x - mean) / std. Differentiable.
 
@@ -36,16 +39,25 @@ def to_pixels(
 
 
 def pool_regions(
-    features: Float[Array, "b h w d"], labels: UInt8[Array, "b rows columns"], k: int, align_corners: bool = False
+    features: Float[Array, "b h w d"],
+    labels: UInt8[Array, "b rows columns"],
+    k: int,
+    align_corners: bool = False,
 ) -> tuple[Float[Array, "k d"], Float[Array, "k"]]:
     """Sums over the pixels of every cluster of the features, bilinearly upsampled to the labels' grid, and the numbers of pixels."""
     grid = features.shape[1:3]
-    down = [_upsampling(small, large, align_corners).T for small, large in zip(grid, labels.shape[1:3])]
+    down = [
+        _upsampling(small, large, align_corners).T for small, large in zip(grid, labels.shape[1:3])
+    ]
 
     def one(cluster: Array) -> tuple[Array, Array]:
         inside = (labels == cluster).astype(jnp.float32)
-        weight = jnp.einsum("iy,byx,jx->bij", down[0], inside, down[1], precision=jax.lax.Precision.HIGHEST)
-        return jnp.einsum("bij,bijd->d", weight, features, precision=jax.lax.Precision.HIGHEST), inside.sum()
+        weight = jnp.einsum(
+            "iy,byx,jx->bij", down[0], inside, down[1], precision=jax.lax.Precision.HIGHEST
+        )
+        return jnp.einsum(
+            "bij,bijd->d", weight, features, precision=jax.lax.Precision.HIGHEST
+        ), inside.sum()
 
     return jax.lax.map(one, jnp.arange(k))
 
@@ -57,7 +69,12 @@ def _upsampling(small: int, large: int, align_corners: bool) -> Float[Array, "la
 
 
 def dense_map(
-    network: CLIPNetwork, images: Float[Array, "b h w 3"], *, size: tuple[int, int], colours: Colours, align_corners: bool
+    network: CLIPNetwork,
+    images: Float[Array, "b h w 3"],
+    *,
+    size: tuple[int, int],
+    colours: Colours,
+    align_corners: bool,
 ) -> Array:
     """Dense features [b, h2, w2, d] of pictures in [-1, 1] that are read at `size` pixels."""
     return network.visual.dense(to_pixels(images, size, colours, align_corners))

@@ -39,7 +39,9 @@ class ResNetConfig:
 def check_floating(pixels: Shaped[Array | np.ndarray, "b h w 3"]) -> None:
     """UsageError for whole numbers: the layers take over the type of their input, and their weights would be cut to 0 and 1."""
     if not jnp.issubdtype(pixels.dtype, jnp.floating):
-        raise UsageError(f"pixels must be floating point, got {pixels.dtype}: use clip.preprocess(photos)")
+        raise UsageError(
+            f"pixels must be floating point, got {pixels.dtype}: use clip.preprocess(photos)"
+        )
 
 
 class Dense(nnx.Module):
@@ -54,7 +56,11 @@ class Dense(nnx.Module):
 
 
 def attend(
-    q: Float[Array, "b n c"], k: Float[Array, "b m c"], v: Float[Array, "b m c"], heads: int, mask: Bool[Array, "n m"] | None = None
+    q: Float[Array, "b n c"],
+    k: Float[Array, "b m c"],
+    v: Float[Array, "b m c"],
+    heads: int,
+    mask: Bool[Array, "n m"] | None = None,
 ) -> Float[Array, "b n c"]:
     """softmax(q k^T / sqrt(c / heads)) v per head (Vaswani et al. 2017, eq. 1), the heads laid side by side again."""
     c = q.shape[-1]
@@ -84,21 +90,29 @@ class Conv(nnx.Module):
         weight = self.weight[...].astype(x.dtype)
         half = weight.shape[0] // 2
         pad = [(half, half), (half, half)]
-        return lax.conv_general_dilated(x, weight, (self.stride,) * 2, pad, dimension_numbers=_NHWC) + self.bias[...].astype(x.dtype)
+        return lax.conv_general_dilated(
+            x, weight, (self.stride,) * 2, pad, dimension_numbers=_NHWC
+        ) + self.bias[...].astype(x.dtype)
 
 
 class Bottleneck(nnx.Module):
     """1x1, 3x3, (pooling,) 1x1 convolutions, added to the input, which is pooled and widened where the sizes differ."""
 
     def __init__(self, n_in: int, width: int, stride: int):
-        self.conv1, self.conv2, self.conv3 = Conv(1, n_in, width), Conv(3, width, width), Conv(1, width, 4 * width)
+        self.conv1, self.conv2, self.conv3 = (
+            Conv(1, n_in, width),
+            Conv(3, width, width),
+            Conv(1, width, 4 * width),
+        )
         self.downsample = Conv(1, n_in, 4 * width) if stride > 1 or n_in != 4 * width else None
         self.stride = stride
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
         y = jax.nn.relu(self.conv2(jax.nn.relu(self.conv1(x))))
         y = self.conv3(pool(y, self.stride))
-        return jax.nn.relu(y + (x if self.downsample is None else self.downsample(pool(x, self.stride))))
+        return jax.nn.relu(
+            y + (x if self.downsample is None else self.downsample(pool(x, self.stride)))
+        )
 
 
 class AttentionPool(nnx.Module):
@@ -107,13 +121,20 @@ class AttentionPool(nnx.Module):
     def __init__(self, config: ResNetConfig, embed_dim: int):
         c = config.trunk
         self.positions = nnx.Param(jnp.zeros((1 + (config.image_size // 32) ** 2, c)))
-        self.q, self.k, self.v, self.out = Dense(c, c), Dense(c, c), Dense(c, c), Dense(c, embed_dim)
+        self.q, self.k, self.v, self.out = (
+            Dense(c, c),
+            Dense(c, c),
+            Dense(c, c),
+            Dense(c, embed_dim),
+        )
         self.heads = config.heads
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
         b, h, w, c = x.shape
         flat = x.reshape(b, h * w, c)
-        flat = jnp.concatenate([flat.mean(axis=1, keepdims=True), flat], axis=1) + self.positions[...]
+        flat = (
+            jnp.concatenate([flat.mean(axis=1, keepdims=True), flat], axis=1) + self.positions[...]
+        )
         return self.out(attend(self.q(flat[:, :1]), self.k(flat), self.v(flat), self.heads))[:, 0]
 
     def value_path(self, x: Float[Array, "*n c"]) -> Float[Array, "*n d"]:
@@ -126,12 +147,20 @@ class ResNet(nnx.Module):
 
     def __init__(self, config: ResNetConfig, embed_dim: int):
         width = config.width
-        self.conv1, self.conv2, self.conv3 = Conv(3, 3, width // 2, stride=2), Conv(3, width // 2, width // 2), Conv(3, width // 2, width)
+        self.conv1, self.conv2, self.conv3 = (
+            Conv(3, 3, width // 2, stride=2),
+            Conv(3, width // 2, width // 2),
+            Conv(3, width // 2, width),
+        )
         n_in = width
         for layer, blocks in enumerate(config.layers, start=1):
             for i in range(blocks):
                 planes = width * 2 ** (layer - 1)
-                setattr(self, f"layer{layer}_{i}", Bottleneck(n_in, planes, 2 if layer > 1 and i == 0 else 1))
+                setattr(
+                    self,
+                    f"layer{layer}_{i}",
+                    Bottleneck(n_in, planes, 2 if layer > 1 and i == 0 else 1),
+                )
                 n_in = 4 * planes
         self.attnpool = AttentionPool(config, embed_dim)
         self.config = config

@@ -20,7 +20,9 @@ from sis_jax.types import UsageError
 def one_hot(chance: Float[Array, "n"], classes: tuple[int, ...], count: int) -> Float[Array, "n c"]:
     """Labels for standard normal numbers: each of `classes` (of all `count` where empty) gets an equal share of the probability."""
     chosen = jnp.asarray(classes or range(count))
-    index = jnp.clip(jnp.floor(ndtr(chance.astype(jnp.float32)) * len(chosen)), 0, len(chosen) - 1).astype(jnp.int32)
+    index = jnp.clip(
+        jnp.floor(ndtr(chance.astype(jnp.float32)) * len(chosen)), 0, len(chosen) - 1
+    ).astype(jnp.int32)
     return jax.nn.one_hot(chosen[index], count)
 
 
@@ -33,9 +35,13 @@ def check_classes(classes: int | Iterable[int] | None, count: int) -> tuple[int,
         raise UsageError("this generator has no classes to choose from: leave classes out")
     for c in chosen:
         if isinstance(c, bool) or not isinstance(c, int) or not 0 <= c < count:
-            raise UsageError(f"there is no class {c!r}: this generator has {count}, give whole numbers from 0 to {count - 1}")
+            raise UsageError(
+                f"there is no class {c!r}: this generator has {count}, give whole numbers from 0 to {count - 1}"
+            )
     if not chosen:
-        raise UsageError(f"classes is empty: give whole numbers from 0 to {count - 1}, or None for all")
+        raise UsageError(
+            f"classes is empty: give whole numbers from 0 to {count - 1}, or None for all"
+        )
     return chosen
 
 
@@ -45,5 +51,7 @@ def check_labels(labels: object, n: int, count: int) -> jax.Array:
         raise UsageError("this generator has no classes: leave labels out")
     rows = jnp.asarray(labels, jnp.float32)
     if rows.shape != (n, count):
-        raise UsageError(f"labels must be one-hot rows of {count}, [{n}, {count}] here, got {list(rows.shape)}")
+        raise UsageError(
+            f"labels must be one-hot rows of {count}, [{n}, {count}] here, got {list(rows.shape)}"
+        )
     return rows

@@ -53,17 +53,31 @@ class Stage(nnx.Module):
         return conv_transpose(x, self.weight[...]) * self.scale[...] + self.offset[...]
 
 
-def conv_transpose(x: Float[Array, "n h w i"], kernel: Float[Array, "4 4 i o"]) -> Float[Array, "n 2*h 2*w o"]:
+def conv_transpose(
+    x: Float[Array, "n h w i"], kernel: Float[Array, "4 4 i o"]
+) -> Float[Array, "n 2*h 2*w o"]:
     """Transposed convolution with kernel 4, stride 2, padding 1 (torch's `ConvTranspose2d(i, o, 4, 2, 1)`), kernel as HWIO."""
     n, h, w, c = x.shape
     out = kernel.shape[-1]
     # Tap 0 reaches x[m-1] for the even phase and x[m] for the odd one, tap 1 x[m] and x[m+1]; the odd phase is thus read one sample later.
-    taps = jnp.stack([jnp.stack([kernel[3], kernel[2]]), jnp.stack([kernel[1], kernel[0]])])  # [tap_h, phase_h, kw, i, o]
-    taps = jnp.stack([jnp.stack([taps[:, :, 3], taps[:, :, 2]], 2), jnp.stack([taps[:, :, 1], taps[:, :, 0]], 2)], 1)
-    dense = jnp.transpose(taps, (0, 1, 4, 2, 3, 5)).reshape(2, 2, c, 4 * out)  # [tap_h, tap_w, i, (phase_h phase_w o)]
+    taps = jnp.stack(
+        [jnp.stack([kernel[3], kernel[2]]), jnp.stack([kernel[1], kernel[0]])]
+    )  # [tap_h, phase_h, kw, i, o]
+    taps = jnp.stack(
+        [
+            jnp.stack([taps[:, :, 3], taps[:, :, 2]], 2),
+            jnp.stack([taps[:, :, 1], taps[:, :, 0]], 2),
+        ],
+        1,
+    )
+    dense = jnp.transpose(taps, (0, 1, 4, 2, 3, 5)).reshape(
+        2, 2, c, 4 * out
+    )  # [tap_h, tap_w, i, (phase_h phase_w o)]
     y = conv2d(x, dense, padding=1).reshape(n, h + 1, w + 1, 2, 2, out)
     rows = jnp.stack([y[:, :h, :, 0], y[:, 1:, :, 1]], axis=2)  # [n, h, phase_h, w + 1, phase_w, o]
-    both = jnp.stack([rows[:, :, :, :w, 0], rows[:, :, :, 1:, 1]], axis=4)  # [n, h, phase_h, w, phase_w, o]
+    both = jnp.stack(
+        [rows[:, :, :, :w, 0], rows[:, :, :, 1:, 1]], axis=4
+    )  # [n, h, phase_h, w, phase_w, o]
     return both.reshape(n, 2 * h, 2 * w, out)
 
 
@@ -103,7 +117,9 @@ class DCGAN(nnx.Module):
         """z ~ N(0, 1), one row per seed."""
         return jnp.asarray(latents_from_seeds(seeds, self.z_dim))
 
-    def map(self, z: Float[Array, "n z"], truncation: float | jax.Array = 1.0) -> Float[Array, "n 1 z"]:
+    def map(
+        self, z: Float[Array, "n z"], truncation: float | jax.Array = 1.0
+    ) -> Float[Array, "n 1 z"]:
         """z itself as [n, 1, z_dim]; `truncation` (psi) scales it towards 0, the average of z."""
         z = jnp.asarray(z)
         if z.ndim != 2 or z.shape[1] != self.z_dim:
@@ -124,13 +140,21 @@ class DCGAN(nnx.Module):
         """
         taps = check_taps(taps, self.taps)
         w = jnp.asarray(w)
-        if (w.ndim == 3 and w.shape[1:] != (1, self.z_dim)) or (w.ndim == 2 and w.shape[1] != self.z_dim) or w.ndim not in (2, 3):
-            raise UsageError(f"w must be [n, 1, {self.z_dim}] or [n, {self.z_dim}] for this generator, got {list(w.shape)}")
+        if (
+            (w.ndim == 3 and w.shape[1:] != (1, self.z_dim))
+            or (w.ndim == 2 and w.shape[1] != self.z_dim)
+            or w.ndim not in (2, 3)
+        ):
+            raise UsageError(
+                f"w must be [n, 1, {self.z_dim}] or [n, {self.z_dim}] for this generator, got {list(w.shape)}"
+            )
         if noise not in ("const", "random", "none"):
             raise UsageError(f'noise must be "const", "random" or "none", got {noise!r}')
         return _synthesize(self, w.reshape(w.shape[0], self.z_dim), taps, dtype)
 
-    def sample(self, seeds: Iterable[int], truncation: float = 1.0, taps: tuple[str, ...] = ()) -> Samples:
+    def sample(
+        self, seeds: Iterable[int], truncation: float = 1.0, taps: tuple[str, ...] = ()
+    ) -> Samples:
         """Pictures for seeds, as one batch: sample i depends on its own seed and nothing else."""
         seeds = tuple(int(s) for s in seeds)
         z = self.latents(seeds)
@@ -140,7 +164,9 @@ class DCGAN(nnx.Module):
 
 
 @partial(jax.jit, static_argnames=("taps", "dtype"))
-def _synthesize(gen: DCGAN, z: jax.Array, taps: tuple[str, ...], dtype: str) -> tuple[jax.Array, dict[str, jax.Array]]:
+def _synthesize(
+    gen: DCGAN, z: jax.Array, taps: tuple[str, ...], dtype: str
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     features: dict[str, jax.Array] = {}
     stages: list[Stage] = [getattr(gen, f"stage{i}") for i in range(len(gen.taps) + 1)]
     x = jax.nn.relu(stages[0].first(z)).astype(dtype)

@@ -40,7 +40,9 @@ class DiscriminatorConfig:
 class Conv(nnx.Module):
     """Convolution with equalised learning rate, of the discriminator. `down` filters and halves first (3x3) or last (1x1, linear skip)."""
 
-    def __init__(self, n_in: int, n_out: int, size: int, rng: Rng, *, bias: bool = True, down: bool = False):
+    def __init__(
+        self, n_in: int, n_out: int, size: int, rng: Rng, *, bias: bool = True, down: bool = False
+    ):
         self.weight = nnx.Param(normal(rng, size, size, n_in, n_out))
         self.bias = nnx.Param(jnp.zeros((n_out,))) if bias else None
         self.size, self.down = size, down
@@ -50,7 +52,11 @@ class Conv(nnx.Module):
         if self.down and self.size == 1:
             return convolution.conv2d(convolution.downsample2d(x), kernel)
         y = convolution.conv_down(x, kernel) if self.down else convolution.conv2d(x, kernel)
-        return y if self.bias is None else convolution.leaky_relu(y + self.bias[...].astype(y.dtype), clamp)
+        return (
+            y
+            if self.bias is None
+            else convolution.leaky_relu(y + self.bias[...].astype(y.dtype), clamp)
+        )
 
 
 class DiscriminatorBlock(nnx.Module):
@@ -96,7 +102,9 @@ def minibatch_stddev(x: Float[Array, "n h w c"], group: int) -> Float[Array, "n 
     n = x.shape[0]
     group = min(group, n)
     if n % group:
-        raise UsageError(f"the discriminator compares images in groups of {group}: give a multiple of {group} images, not {n}")
+        raise UsageError(
+            f"the discriminator compares images in groups of {group}: give a multiple of {group} images, not {n}"
+        )
     y = x.astype(jnp.float32).reshape(group, n // group, *x.shape[1:])
     deviation = jnp.sqrt(jnp.var(y, axis=0) + 1e-8).mean(axis=(1, 2, 3))  # [n / group]
     extra = jnp.broadcast_to(jnp.tile(deviation, group)[:, None, None, None], (*x.shape[:3], 1))
@@ -109,7 +117,11 @@ class LabelMapping(nnx.Module):
     def __init__(self, config: DiscriminatorConfig, rng: Rng):
         self.embed = Linear(config.c_dim, config.cmap_dim, rng)
         for i in range(config.mapping_layers):
-            setattr(self, f"fc{i}", Linear(config.cmap_dim, config.cmap_dim, rng, lr_multiplier=LR_MULTIPLIER))
+            setattr(
+                self,
+                f"fc{i}",
+                Linear(config.cmap_dim, config.cmap_dim, rng, lr_multiplier=LR_MULTIPLIER),
+            )
         self.depth = config.mapping_layers
 
     def __call__(self, labels: jax.Array) -> jax.Array:
@@ -133,7 +145,9 @@ class Discriminator(nnx.Module):
         self.config = config
         self.info = info or Info()
 
-    def score(self, images: jax.Array, labels: jax.Array | None = None, dtype: Any = jnp.float32) -> jax.Array:
+    def score(
+        self, images: jax.Array, labels: jax.Array | None = None, dtype: Any = jnp.float32
+    ) -> jax.Array:
         """The pure forward pass, for losses: everything above 4x4 in `dtype`, the end in float32."""
         x = self.fromrgb(images.astype(dtype), self.config.conv_clamp)
         for r in resolutions(self.config.resolution)[:0:-1]:
@@ -141,15 +155,23 @@ class Discriminator(nnx.Module):
         if not self.config.c_dim:
             return self.b4(x.astype(jnp.float32), None)
         if labels is None:
-            raise UsageError(f"this discriminator is conditional: give labels, one-hot rows of {self.config.c_dim}")
-        return self.b4(x.astype(jnp.float32), labels if self.mapping is None else self.mapping(labels))
+            raise UsageError(
+                f"this discriminator is conditional: give labels, one-hot rows of {self.config.c_dim}"
+            )
+        return self.b4(
+            x.astype(jnp.float32), labels if self.mapping is None else self.mapping(labels)
+        )
 
-    def __call__(self, images: Float[AnyArray, "n r r 3"], labels: Float[AnyArray, "n c"] | None = None) -> Float[Array, "n 1"]:
+    def __call__(
+        self, images: Float[AnyArray, "n r r 3"], labels: Float[AnyArray, "n c"] | None = None
+    ) -> Float[Array, "n 1"]:
         """Scores of images in [-1, 1]. n must be a multiple of the stddev group (4), or smaller than it. labels: one-hot, if it is conditional."""
         images = jnp.asarray(images, jnp.float32)
         side = self.config.resolution
         if images.ndim != 4 or images.shape[1:] != (side, side, 3):
-            raise UsageError(f"images must be [n, {side}, {side}, 3] for this discriminator, got {list(images.shape)}")
+            raise UsageError(
+                f"images must be [n, {side}, {side}, 3] for this discriminator, got {list(images.shape)}"
+            )
         rows = check_labels(labels, len(images), self.config.c_dim) if labels is not None else None
         return _score(self, images, rows)
 

@@ -22,7 +22,10 @@ BLOCKS = (
     (512, 512, 512, 512),
 )  # channels in, then out of each convolution
 LARGEST = 256  # pixels: larger pictures are averaged down first, as StyleGAN2's projector does
-_SHIFT, _SCALE = np.array([-0.030, -0.088, -0.188], np.float32), np.array([0.458, 0.448, 0.450], np.float32)
+_SHIFT, _SCALE = (
+    np.array([-0.030, -0.088, -0.188], np.float32),
+    np.array([0.458, 0.448, 0.450], np.float32),
+)
 
 
 @jax.tree_util.register_dataclass
@@ -45,9 +48,13 @@ def lpips_maps(net: LPIPS, images: Float[Array, "n r r 3"]) -> list[Float[Array,
         if at:
             x = _pooled(x, 2, lax.max)
         for _ in block[1:]:
-            x = lax.conv_general_dilated(x, net.kernels[at], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            x = lax.conv_general_dilated(
+                x, net.kernels[at], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
             x, at = jax.nn.relu(x + net.biases[at]), at + 1
-        length = lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-20)  # the published + 1e-10 beside the root has no gradient at 0
+        length = lax.rsqrt(
+            jnp.sum(x * x, axis=-1, keepdims=True) + 1e-20
+        )  # the published + 1e-10 beside the root has no gradient at 0
         maps.append(x * length * jnp.sqrt(gain))
     return maps
 

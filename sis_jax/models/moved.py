@@ -49,7 +49,9 @@ class Moved:
     def chosen(self, z: Float[Array, "n z"]) -> Float[Array, "n"]:
         """1 for latents that are moved, 0 for others: a projection of z that is N(0, 1), compared with the quantile of `share`."""
         z = jnp.asarray(z)
-        signs = jnp.where(jnp.arange(z.shape[1]) * 7 % 13 % 2 == 0, 1.0, -1.0)  # any fixed direction that is no axis
+        signs = jnp.where(
+            jnp.arange(z.shape[1]) * 7 % 13 % 2 == 0, 1.0, -1.0
+        )  # any fixed direction that is no axis
         return (ndtr((z * signs).sum(1) / jnp.sqrt(z.shape[1])) <= self.share).astype(jnp.float32)
 
     def map(self, z: Float[Array, "n z"], truncation: float | Any = 1.0) -> Float[Array, "n s w"]:
@@ -60,7 +62,9 @@ class Moved:
     ) -> tuple[Float[Array, "n rows columns 3"], dict[str, Float[Array, "n ..."]]]:
         return self.gen.synthesize(w, noise, taps)
 
-    def sample(self, seeds: Iterable[int], truncation: float = 1.0, taps: tuple[str, ...] = ()) -> Samples:
+    def sample(
+        self, seeds: Iterable[int], truncation: float = 1.0, taps: tuple[str, ...] = ()
+    ) -> Samples:
         """Pictures for seeds, as one batch."""
         seeds = tuple(int(s) for s in seeds)
         z = self.latents(seeds)

@@ -79,11 +79,26 @@ class Conv(nnx.Module):
     """Convolution with He initialisation, zero padding that keeps the size; `bias` where no normalisation follows."""
 
     def __init__(
-        self, n_in: int, n_out: int, rng: Rng, *, size: int = 3, stride: int = 1, dilation: int = 1, bias: bool = False, std: float = 0.0
+        self,
+        n_in: int,
+        n_out: int,
+        rng: Rng,
+        *,
+        size: int = 3,
+        stride: int = 1,
+        dilation: int = 1,
+        bias: bool = False,
+        std: float = 0.0,
     ):
         shape = (size, size, n_in, n_out)
-        std = std or float(np.sqrt(2 / (size * size * n_out)))  # fan-out, as residual networks are initialised
-        weight = np.zeros(shape, np.float32) if rng is None else rng.standard_normal(shape, dtype=np.float32) * std
+        std = std or float(
+            np.sqrt(2 / (size * size * n_out))
+        )  # fan-out, as residual networks are initialised
+        weight = (
+            np.zeros(shape, np.float32)
+            if rng is None
+            else rng.standard_normal(shape, dtype=np.float32) * std
+        )
         self.weight = nnx.Param(jnp.asarray(weight))
         self.bias = nnx.Param(jnp.zeros(n_out)) if bias else None
         self.stride, self.dilation = stride, dilation
@@ -92,7 +107,12 @@ class Conv(nnx.Module):
         kernel = self.weight[...].astype(x.dtype)
         pad = (kernel.shape[0] // 2) * self.dilation
         y = lax.conv_general_dilated(
-            x, kernel, (self.stride,) * 2, [(pad, pad)] * 2, rhs_dilation=(self.dilation,) * 2, dimension_numbers=_NHWC
+            x,
+            kernel,
+            (self.stride,) * 2,
+            [(pad, pad)] * 2,
+            rhs_dilation=(self.dilation,) * 2,
+            dimension_numbers=_NHWC,
         )
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
@@ -107,8 +127,13 @@ class GroupNorm(nnx.Module):
         n, _, _, c = x.shape
         # Moments per channel first, then per group: sums over the two large axes are what costs.
         y = x.astype(jnp.float32)
-        mean, square = (m.reshape(n, c // 8, 8).mean(-1) for m in (y.mean((1, 2)), jnp.square(y).mean((1, 2))))
-        scale = jnp.repeat(lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0) + 1e-5), 8, axis=1) * self.scale[...]
+        mean, square = (
+            m.reshape(n, c // 8, 8).mean(-1) for m in (y.mean((1, 2)), jnp.square(y).mean((1, 2)))
+        )
+        scale = (
+            jnp.repeat(lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0) + 1e-5), 8, axis=1)
+            * self.scale[...]
+        )
         shift = self.shift[...] - jnp.repeat(mean, 8, axis=1) * scale
         return (y * scale[:, None, None] + shift[:, None, None]).astype(x.dtype)
 
@@ -137,18 +162,30 @@ def upsample(x: Float[Array, "n h w c"], size: tuple[int, int]) -> Float[Array, 
     return resize_bilinear(x, size, align_corners=True)
 
 
-def space_to_depth(x: Float[Array, "n h w c"], block: int = 2) -> Float[Array, "n h//{block} w//{block} c*{block}*{block}"]:
+def space_to_depth(
+    x: Float[Array, "n h w c"], block: int = 2
+) -> Float[Array, "n h//{block} w//{block} c*{block}*{block}"]:
     """Every block x block pixels as channels."""
     n, h, w, c = x.shape
     h, w = h // block, w // block
-    return x.reshape(n, h, block, w, block, c).transpose(0, 1, 3, 2, 4, 5).reshape(n, h, w, block * block * c)
+    return (
+        x.reshape(n, h, block, w, block, c)
+        .transpose(0, 1, 3, 2, 4, 5)
+        .reshape(n, h, w, block * block * c)
+    )
 
 
-def depth_to_space(x: Float[Array, "n h w c"], block: int = 2) -> Float[Array, "n h*{block} w*{block} c//({block}*{block})"]:
+def depth_to_space(
+    x: Float[Array, "n h w c"], block: int = 2
+) -> Float[Array, "n h*{block} w*{block} c//({block}*{block})"]:
     """The inverse of `space_to_depth`."""
     n, h, w, c = x.shape
     c //= block * block
-    return x.reshape(n, h, w, block, block, c).transpose(0, 1, 3, 2, 4, 5).reshape(n, block * h, block * w, c)
+    return (
+        x.reshape(n, h, w, block, block, c)
+        .transpose(0, 1, 3, 2, 4, 5)
+        .reshape(n, block * h, block * w, c)
+    )
 
 
 def _padded(x: Array, multiple: int) -> Array:
@@ -183,12 +220,21 @@ class SmallUNet(nnx.Module):
         widths = [config.width * m for m in self.levels]
         self.block = config.block
         self.stem = Conv(3 * self.block**2, widths[0], rng, bias=True)
-        self.down = nnx.List([Residual(widths[0] if i == 0 else 4 * widths[i - 1], w, rng) for i, w in enumerate(widths)])
+        self.down = nnx.List(
+            [
+                Residual(widths[0] if i == 0 else 4 * widths[i - 1], w, rng)
+                for i, w in enumerate(widths)
+            ]
+        )
         self.context = Conv(widths[-1], widths[-1], rng, size=1, bias=True)
         self.up = nnx.List([Residual(widths[i + 1] + widths[i], widths[i], rng) for i in (2, 1, 0)])
-        self.head = Conv(widths[0], self.block**2 * config.classes, rng, size=3, bias=True, std=0.01)
+        self.head = Conv(
+            widths[0], self.block**2 * config.classes, rng, size=3, bias=True, std=0.01
+        )
 
-    def __call__(self, x: Float[Array, "n h w 3"], tape: Tape | None = None) -> Float[Array, "n h w k"]:
+    def __call__(
+        self, x: Float[Array, "n h w 3"], tape: Tape | None = None
+    ) -> Float[Array, "n h w k"]:
         h, w = x.shape[1:3]
         x = jax.nn.relu(self.stem(space_to_depth(_padded(x, 8 * self.block), self.block)))
         kept = []
@@ -207,7 +253,10 @@ class DoubleConv(nnx.Module):
 
     def __init__(self, n_in: int, n_mid: int, n_out: int, rng: Rng, name: str):
         self.conv0, self.conv1 = Conv(n_in, n_mid, rng), Conv(n_mid, n_out, rng)
-        self.norm0, self.norm1 = BatchNorm(n_mid, f"{name}.norm0"), BatchNorm(n_out, f"{name}.norm1")
+        self.norm0, self.norm1 = (
+            BatchNorm(n_mid, f"{name}.norm0"),
+            BatchNorm(n_out, f"{name}.norm1"),
+        )
 
     def __call__(self, x: Float[Array, "n h w i"], tape: Tape | None) -> Float[Array, "n h w o"]:
         x = jax.nn.relu(self.norm0(self.conv0(x), tape))
@@ -220,19 +269,30 @@ class UNet(nnx.Module):
     def __init__(self, config: StudentConfig, rng: Rng = None):
         down = [(3, 64), (64, 128), (128, 256), (256, 512), (512, 512)]
         up = [(1024, 512, 256), (512, 256, 128), (256, 128, 64), (128, 64, 64)]
-        self.down = nnx.List([DoubleConv(i, o, o, rng, f"down.{n}") for n, (i, o) in enumerate(down)])
+        self.down = nnx.List(
+            [DoubleConv(i, o, o, rng, f"down.{n}") for n, (i, o) in enumerate(down)]
+        )
         self.up = nnx.List([DoubleConv(i, m, o, rng, f"up.{n}") for n, (i, m, o) in enumerate(up)])
         self.head = Conv(64, config.classes, rng, size=1, bias=True, std=0.01)
 
-    def __call__(self, x: Float[Array, "n h w 3"], tape: Tape | None = None) -> Float[Array, "n h w k"]:
+    def __call__(
+        self, x: Float[Array, "n h w 3"], tape: Tape | None = None
+    ) -> Float[Array, "n h w k"]:
         h, w = x.shape[1:3]
         x, kept = _padded(x, 16), []
         for level, block in enumerate(self.down):
-            x = block(lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID") if level else x, tape)
+            x = block(
+                lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+                if level
+                else x,
+                tape,
+            )
             kept.append(x)
         x = kept.pop()
         for block, side in zip(self.up, reversed(kept)):
-            x = block(jnp.concatenate([side, upsample(x, (side.shape[1], side.shape[2]))], axis=-1), tape)
+            x = block(
+                jnp.concatenate([side, upsample(x, (side.shape[1], side.shape[2]))], axis=-1), tape
+            )
         return self.head(x)[:, :h, :w]
 
 
@@ -242,17 +302,40 @@ class UNet(nnx.Module):
 class ResidualBlock(nnx.Module):
     """Basic (two 3 x 3) or bottleneck (1 x 1, 3 x 3, 1 x 1) block of a ResNet; attribute names are torchvision's."""
 
-    def __init__(self, n_in: int, width: int, rng: Rng, name: str, *, bottleneck: bool, stride: int, dilations: tuple[int, int]):
+    def __init__(
+        self,
+        n_in: int,
+        width: int,
+        rng: Rng,
+        name: str,
+        *,
+        bottleneck: bool,
+        stride: int,
+        dilations: tuple[int, int],
+    ):
         n_out = 4 * width if bottleneck else width
-        sizes = [(n_in, width, 1), (width, width, 3), (width, n_out, 1)] if bottleneck else [(n_in, width, 3), (width, width, 3)]
+        sizes = (
+            [(n_in, width, 1), (width, width, 3), (width, n_out, 1)]
+            if bottleneck
+            else [(n_in, width, 3), (width, width, 3)]
+        )
         strided = 1 if bottleneck else 0
         self.convs = nnx.List(
             [
-                Conv(i, o, rng, size=s, stride=stride if n == strided else 1, dilation=dilations[min(n, 1)] if s == 3 else 1)
+                Conv(
+                    i,
+                    o,
+                    rng,
+                    size=s,
+                    stride=stride if n == strided else 1,
+                    dilation=dilations[min(n, 1)] if s == 3 else 1,
+                )
                 for n, (i, o, s) in enumerate(sizes)
             ]
         )
-        self.norms = nnx.List([BatchNorm(o, f"{name}.norms.{n}") for n, (_, o, _) in enumerate(sizes)])
+        self.norms = nnx.List(
+            [BatchNorm(o, f"{name}.norms.{n}") for n, (_, o, _) in enumerate(sizes)]
+        )
         changed = stride != 1 or n_in != n_out
         self.skip = Conv(n_in, n_out, rng, size=1, stride=stride) if changed else None
         self.skip_norm = BatchNorm(n_out, f"{name}.skip_norm") if changed else None
@@ -261,7 +344,14 @@ class ResidualBlock(nnx.Module):
         y = x
         for n, (conv, norm) in enumerate(zip(self.convs, self.norms)):
             y = norm(conv(jax.nn.relu(y) if n else y), tape)
-        return jax.nn.relu(y + (x if self.skip is None or self.skip_norm is None else self.skip_norm(self.skip(x), tape)))
+        return jax.nn.relu(
+            y
+            + (
+                x
+                if self.skip is None or self.skip_norm is None
+                else self.skip_norm(self.skip(x), tape)
+            )
+        )
 
 
 class DilatedResNet(nnx.Module):
@@ -281,13 +371,25 @@ class DilatedResNet(nnx.Module):
                 # With torchvision's rule a basic block's first convolution, or a bottleneck's only wide one, keeps the earlier dilation.
                 both = (before, before) if bottleneck else (before, dilation)
                 path = f"{name}.blocks.{len(made)}"
-                made.append(ResidualBlock(n_in, width, rng, path, bottleneck=bottleneck, stride=1 if i else stride, dilations=both))
+                made.append(
+                    ResidualBlock(
+                        n_in,
+                        width,
+                        rng,
+                        path,
+                        bottleneck=bottleneck,
+                        stride=1 if i else stride,
+                        dilations=both,
+                    )
+                )
                 n_in = 4 * width if bottleneck else width
         self.blocks, self.channels = nnx.List(made), n_in
 
     def __call__(self, x: Float[Array, "n h w 3"], tape: Tape | None) -> Float[Array, "n h8 w8 c"]:
         x = jax.nn.relu(self.norm(self.stem(x), tape))
-        x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
+        x = lax.reduce_window(
+            x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
+        )
         for block in self.blocks:
             x = block(x, tape)
         return x
@@ -300,7 +402,9 @@ class ResNet18(nnx.Module):
         self.trunk = DilatedResNet(18, rng, "trunk", whole=True)
         self.head = Conv(self.trunk.channels, config.classes, rng, size=1, bias=True, std=0.01)
 
-    def __call__(self, x: Float[Array, "n h w 3"], tape: Tape | None = None) -> Float[Array, "n h w k"]:
+    def __call__(
+        self, x: Float[Array, "n h w 3"], tape: Tape | None = None
+    ) -> Float[Array, "n h w k"]:
         return upsample(self.head(self.trunk(x, tape)), (x.shape[1], x.shape[2]))
 
 
@@ -310,18 +414,27 @@ class DeepLabV3(nnx.Module):
     rates = (1, 12, 24, 36)
 
     def __init__(self, config: StudentConfig, rng: Rng = None):
-        self.trunk = DilatedResNet(int(config.arch.removeprefix("deeplabv3-resnet")), rng, "trunk", whole=False)
+        self.trunk = DilatedResNet(
+            int(config.arch.removeprefix("deeplabv3-resnet")), rng, "trunk", whole=False
+        )
         n = self.trunk.channels
-        self.branches = nnx.List([Conv(n, 256, rng, size=1 if r == 1 else 3, dilation=r) for r in (*self.rates, 1)])
+        self.branches = nnx.List(
+            [Conv(n, 256, rng, size=1 if r == 1 else 3, dilation=r) for r in (*self.rates, 1)]
+        )
         self.norms = nnx.List([BatchNorm(256, f"norms.{i}") for i in range(7)])
         self.project, self.conv = Conv(5 * 256, 256, rng, size=1), Conv(256, 256, rng)
         self.head = Conv(256, config.classes, rng, size=1, bias=True, std=0.01)
 
-    def __call__(self, x: Float[Array, "n h w 3"], tape: Tape | None = None) -> Float[Array, "n h w k"]:
+    def __call__(
+        self, x: Float[Array, "n h w 3"], tape: Tape | None = None
+    ) -> Float[Array, "n h w k"]:
         size = (x.shape[1], x.shape[2])
         x = self.trunk(x, tape)
         inputs = [x] * 4 + [x.mean((1, 2), keepdims=True)]
-        seen = [jax.nn.relu(norm(conv(part), tape)) for conv, norm, part in zip(self.branches, self.norms, inputs)]
+        seen = [
+            jax.nn.relu(norm(conv(part), tape))
+            for conv, norm, part in zip(self.branches, self.norms, inputs)
+        ]
         seen[-1] = jnp.broadcast_to(seen[-1], seen[0].shape)
         x = jax.nn.relu(self.norms[5](self.project(jnp.concatenate(seen, -1)), tape))
         x = jax.nn.relu(self.norms[6](self.conv(x), tape))

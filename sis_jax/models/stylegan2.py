@@ -26,7 +26,9 @@ from sis_jax.ops import convolution
 from sis_jax.types import Info, Noise, Samples, UsageError, check_taps, latents_from_seeds
 
 AnyArray = jax.Array | np.ndarray
-Stem = tuple[Float[Array, "_n _r _r _c"], Float[Array, "_n _s _s 3"]]  # activations and image after some of the layers
+Stem = tuple[
+    Float[Array, "_n _r _r _c"], Float[Array, "_n _s _s 3"]
+]  # activations and image after some of the layers
 LR_MULTIPLIER = 0.01  # of the mapping network
 
 
@@ -42,7 +44,9 @@ def channel_table(resolution: int, channel_base: int, channel_max: int) -> tuple
 def resolutions(resolution: int) -> tuple[int, ...]:
     """4, 8, ..., resolution."""
     if resolution < 4 or resolution & (resolution - 1):
-        raise UsageError(f"a StyleGAN2 draws squares of 4, 8, 16, ... pixels, not {resolution}; give a power of two")
+        raise UsageError(
+            f"a StyleGAN2 draws squares of 4, 8, 16, ... pixels, not {resolution}; give a power of two"
+        )
     return tuple(2**i for i in range(2, resolution.bit_length()))
 
 
@@ -83,13 +87,19 @@ Rng = np.random.Generator | None
 
 def normal(rng: Rng, *shape: int, scale: float = 1.0) -> jax.Array:
     """N(0, scale^2) drawn by NumPy: compiling one random draw per shape would cost seconds. Zeros without an rng (shape only)."""
-    return jnp.zeros(shape) if rng is None else jnp.asarray(rng.standard_normal(shape, dtype=np.float32) * scale)
+    return (
+        jnp.zeros(shape)
+        if rng is None
+        else jnp.asarray(rng.standard_normal(shape, dtype=np.float32) * scale)
+    )
 
 
 class Linear(nnx.Module):
     """Fully connected, equalised learning rate."""
 
-    def __init__(self, n_in: int, n_out: int, rng: Rng, *, bias: float = 0.0, lr_multiplier: float = 1.0):
+    def __init__(
+        self, n_in: int, n_out: int, rng: Rng, *, bias: float = 0.0, lr_multiplier: float = 1.0
+    ):
         self.weight = nnx.Param(normal(rng, n_in, n_out, scale=1 / lr_multiplier))
         self.bias = nnx.Param(jnp.full((n_out,), bias))
         self.lr_multiplier = lr_multiplier
@@ -104,26 +114,40 @@ class Mapping(nnx.Module):
     def __init__(self, config: GeneratorConfig, rng: Rng = None):
         embedded = (config.embed_dim or config.w_dim) if config.c_dim else 0
         self.embed = Linear(config.c_dim, embedded, rng) if config.c_dim else None
-        widths = [config.z_dim + embedded] + [config.mapping_width] * (config.mapping_layers - 1) + [config.w_dim]
+        widths = (
+            [config.z_dim + embedded]
+            + [config.mapping_width] * (config.mapping_layers - 1)
+            + [config.w_dim]
+        )
         for i in range(config.mapping_layers):
-            setattr(self, f"fc{i}", Linear(widths[i], widths[i + 1], rng, lr_multiplier=LR_MULTIPLIER))
+            setattr(
+                self, f"fc{i}", Linear(widths[i], widths[i + 1], rng, lr_multiplier=LR_MULTIPLIER)
+            )
         self.w_avg = Buffer(jnp.zeros((config.w_dim,)))
         self.config = config
 
-    def __call__(self, z: Float[Array, "n z"], labels: Float[Array, "n c"] | None = None) -> Float[Array, "n w"]:
+    def __call__(
+        self, z: Float[Array, "n z"], labels: Float[Array, "n c"] | None = None
+    ) -> Float[Array, "n w"]:
         if self.embed is None:
             x = convolution.pixel_norm(z)
         elif labels is None:
-            raise UsageError(f"this generator is conditional: give labels, one-hot rows of {self.config.c_dim}")
+            raise UsageError(
+                f"this generator is conditional: give labels, one-hot rows of {self.config.c_dim}"
+            )
         elif self.config.label_concat:
             x = convolution.pixel_norm(jnp.concatenate([z, self.embed(labels)], axis=-1))
         else:
-            x = jnp.concatenate([convolution.pixel_norm(z), convolution.pixel_norm(self.embed(labels))], axis=-1)
+            x = jnp.concatenate(
+                [convolution.pixel_norm(z), convolution.pixel_norm(self.embed(labels))], axis=-1
+            )
         for i in range(self.config.mapping_layers):
             x = convolution.leaky_relu(getattr(self, f"fc{i}")(x))
         return x
 
-    def truncate(self, w: Float[Array, "n s w"], psi: float | Float[Array, ""], cutoff: int | None = None) -> Float[Array, "n s w"]:
+    def truncate(
+        self, w: Float[Array, "n s w"], psi: float | Float[Array, ""], cutoff: int | None = None
+    ) -> Float[Array, "n s w"]:
         """w_avg + psi (w - w_avg), on the slots below `cutoff` only if one is given."""
         shifted = self.w_avg[...] + psi * (w - self.w_avg[...])
         if cutoff is None:
@@ -134,7 +158,9 @@ class Mapping(nnx.Module):
 class StyledConv(nnx.Module):
     """Modulated 3x3 convolution, noise, bias, leaky ReLU (figure 2c of StyleGAN2)."""
 
-    def __init__(self, n_in: int, n_out: int, resolution: int, config: GeneratorConfig, rng: Rng, *, up: bool):
+    def __init__(
+        self, n_in: int, n_out: int, resolution: int, config: GeneratorConfig, rng: Rng, *, up: bool
+    ):
         self.weight = nnx.Param(normal(rng, 3, 3, n_in, n_out))
         self.affine = Linear(config.w_dim, n_in, rng, bias=1.0)
         self.bias = nnx.Param(jnp.zeros((n_out,)))
@@ -142,11 +168,17 @@ class StyledConv(nnx.Module):
         self.noise_const = Buffer(normal(rng, resolution, resolution))
         self.up, self.resolution, self.clamp = up, resolution, config.conv_clamp
 
-    def __call__(self, x: jax.Array, style: jax.Array, noise: Noise, key: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, style: jax.Array, noise: Noise, key: jax.Array | None
+    ) -> jax.Array:
         y = convolution.modulated_conv(x, self.weight[...], style, up=self.up)
         if noise != "none":
             shape = (x.shape[0], self.resolution, self.resolution, 1)
-            pattern = self.noise_const[...][None, :, :, None] if key is None else jax.random.normal(key, shape)
+            pattern = (
+                self.noise_const[...][None, :, :, None]
+                if key is None
+                else jax.random.normal(key, shape)
+            )
             y = y + (pattern * self.noise_strength[...]).astype(y.dtype)
         return convolution.leaky_relu(y + self.bias[...].astype(y.dtype), self.clamp)
 
@@ -161,7 +193,12 @@ class ToRGB(nnx.Module):
         self.clamp = config.conv_clamp
 
     def __call__(self, x: jax.Array, style: jax.Array) -> jax.Array:
-        rgb = convolution.modulated_conv(x, self.weight[...], style, demodulate=False).astype(jnp.float32) + self.bias[...]
+        rgb = (
+            convolution.modulated_conv(x, self.weight[...], style, demodulate=False).astype(
+                jnp.float32
+            )
+            + self.bias[...]
+        )
         return rgb if self.clamp is None else jnp.clip(rgb, -self.clamp, self.clamp)
 
 
@@ -183,7 +220,9 @@ class Synthesis(nnx.Module):
     def __init__(self, config: GeneratorConfig, rng: Rng = None):
         before = 0
         for resolution, channels in zip(resolutions(config.resolution), config.channels):
-            setattr(self, f"b{resolution}", SynthesisBlock(before, channels, resolution, config, rng))
+            setattr(
+                self, f"b{resolution}", SynthesisBlock(before, channels, resolution, config, rng)
+            )
             before = channels
         self.config = config
 
@@ -209,7 +248,9 @@ class Synthesis(nnx.Module):
         dtype: Any = jnp.float32,
     ) -> tuple[Float[Array, "n r r 3"], dict[str, Float[Array, "n ..."]]]:  # fmt: skip
         """Image (float32) and the asked features (in `dtype`), each after noise, bias, activation and clamp."""
-        (_, image), features = self.advance(self.begin(styles["b4.conv1"].shape[0], dtype), styles, noise, key)
+        (_, image), features = self.advance(
+            self.begin(styles["b4.conv1"].shape[0], dtype), styles, noise, key
+        )
         return image, {tap: features[tap] for tap in taps}
 
     def begin(self, n: int, dtype: Any = jnp.float32) -> Stem:
@@ -226,13 +267,17 @@ class Synthesis(nnx.Module):
         Layers run in the order of their slots, so running to a slot and from it on is the whole network, also with random noise of one key.
         """
         if noise == "random" and key is None:
-            raise UsageError('noise="random" needs a key: pass key=jax.random.key(seed), or use noise="const"')
+            raise UsageError(
+                'noise="random" needs a key: pass key=jax.random.key(seed), or use noise="const"'
+            )
         x, image = stem
         features: dict[str, jax.Array] = {}
         for name, slot in self.layers():
             layer, used = self.layer(name), None
             if noise == "random" and key is not None and isinstance(layer, StyledConv):
-                key, used = jax.random.split(key)  # also for layers that are passed over: each keeps its own noise
+                key, used = jax.random.split(
+                    key
+                )  # also for layers that are passed over: each keeps its own noise
             if slot < first or (stop is not None and slot >= stop):
                 continue
             if isinstance(layer, StyledConv):
@@ -273,7 +318,10 @@ class StyleGAN2(nnx.Module):
     @property
     def taps(self) -> tuple[str, ...]:
         """Names of the feature maps that `synthesize` can return, coarse to fine."""
-        names = [(f"{r}x{r}",) + ((f"{r}x{r}/conv0",) if r > 4 else ()) + (f"{r}x{r}/conv1",) for r in resolutions(self.resolution)]
+        names = [
+            (f"{r}x{r}",) + ((f"{r}x{r}/conv0",) if r > 4 else ()) + (f"{r}x{r}/conv1",)
+            for r in resolutions(self.resolution)
+        ]
         return tuple(name for group in names for name in group)
 
     def with_classes(self, classes: int | Iterable[int] | None) -> StyleGAN2:
@@ -300,8 +348,14 @@ class StyleGAN2(nnx.Module):
         z = jnp.asarray(z)
         bare = labels is not None and z.ndim == 2 and z.shape[1] == self.config.z_dim
         if z.ndim != 2 or not (bare or z.shape[1] == self.z_dim):
-            more = " (the last number picks the class; leave it out if you give labels)" if self.config.c_dim else ""
-            raise UsageError(f"z must be [n, {self.z_dim}] for this generator{more}, got {list(z.shape)}")
+            more = (
+                " (the last number picks the class; leave it out if you give labels)"
+                if self.config.c_dim
+                else ""
+            )
+            raise UsageError(
+                f"z must be [n, {self.z_dim}] for this generator{more}, got {list(z.shape)}"
+            )
         rows = check_labels(labels, len(z), self.config.c_dim) if labels is not None else None
         return _map(self, z, truncation, rows, cutoff)
 
@@ -324,43 +378,70 @@ class StyleGAN2(nnx.Module):
             if w.ndim == 2:
                 w = jnp.broadcast_to(w[:, None], (w.shape[0], self.num_ws, w.shape[1]))
             if w.ndim != 3 or w.shape[1:] != (self.num_ws, self.config.w_dim):
-                raise UsageError(f"w must be [n, {self.num_ws}, {self.config.w_dim}] or [n, {self.config.w_dim}], got {list(w.shape)}")
+                raise UsageError(
+                    f"w must be [n, {self.num_ws}, {self.config.w_dim}] or [n, {self.config.w_dim}], got {list(w.shape)}"
+                )
         if noise not in ("const", "random", "none"):
             raise UsageError(f'noise must be "const", "random" or "none", got {noise!r}')
         return _synthesize(self, w, key, noise, taps, dtype)
 
-    def stem(self, w: Float[AnyArray, "n s w"], slots: int, noise: Noise = "const", dtype: str = "float32") -> Stem:
+    def stem(
+        self,
+        w: Float[AnyArray, "n s w"],
+        slots: int,
+        noise: Noise = "const",
+        dtype: str = "float32",
+    ) -> Stem:
         """What the first `slots` slots of w draw (1 to num_ws - 1): shared by all pictures that differ in later slots only, see `synthesize_from`."""
         self._check_slots(w, slots)
         return _stem(self, jnp.asarray(w), slots, noise, dtype)
 
     def synthesize_from(
-        self, stem: Stem, w: Float[AnyArray, "n s w"], slots: int, noise: Noise = "const", taps: tuple[str, ...] = ()
+        self,
+        stem: Stem,
+        w: Float[AnyArray, "n s w"],
+        slots: int,
+        noise: Noise = "const",
+        taps: tuple[str, ...] = (),
     ) -> tuple[Float[Array, "n r r 3"], dict[str, Float[Array, "n ..."]]]:
         """The rest of `synthesize` after `stem(..., slots)`, with the styles of w from that slot on; slots below are not looked at.
 
         taps: of layers that run here. `noise` is "const" or "none", as in `stem`: random noise needs one key for the whole picture.
         """
         self._check_slots(w, slots)
-        return _synthesize_from(self, stem, jnp.asarray(w), slots, noise, check_taps(taps, self.taps_from(slots)))
+        return _synthesize_from(
+            self, stem, jnp.asarray(w), slots, noise, check_taps(taps, self.taps_from(slots))
+        )
 
     def taps_from(self, slots: int) -> tuple[str, ...]:
         """Taps of the layers that `synthesize_from` runs."""
-        convs = [name[1:].split(".") for name, slot in self.synthesis.layers() if slot >= slots and not name.endswith("torgb")]
-        names = {f"{r}x{r}/{conv}" for r, conv in convs} | {f"{r}x{r}" for r, conv in convs if conv == "conv1"}
+        convs = [
+            name[1:].split(".")
+            for name, slot in self.synthesis.layers()
+            if slot >= slots and not name.endswith("torgb")
+        ]
+        names = {f"{r}x{r}/{conv}" for r, conv in convs} | {
+            f"{r}x{r}" for r, conv in convs if conv == "conv1"
+        }
         return tuple(tap for tap in self.taps if tap in names)
 
     def _check_slots(self, w: AnyArray, slots: int) -> None:
         if not 1 <= slots < self.num_ws:
-            raise UsageError(f"slots is {slots}, expected 1 to {self.num_ws - 1}: this generator has {self.num_ws} slots of w")
+            raise UsageError(
+                f"slots is {slots}, expected 1 to {self.num_ws - 1}: this generator has {self.num_ws} slots of w"
+            )
         if np.ndim(w) != 3 or np.shape(w)[1:] != (self.num_ws, self.config.w_dim):
-            raise UsageError(f"w must be [n, {self.num_ws}, {self.config.w_dim}] for this generator, got {list(np.shape(w))}")
+            raise UsageError(
+                f"w must be [n, {self.num_ws}, {self.config.w_dim}] for this generator, got {list(np.shape(w))}"
+            )
 
     def styles(self, w: Float[AnyArray, "n s w"]) -> dict[str, Float[Array, "n _"]]:
         """Style-space coordinates of w, to edit and hand back to `synthesize`."""
         return _styles(self, jnp.asarray(w))
 
-    def sample(self, seeds: Iterable[int], truncation: float = 1.0, taps: tuple[str, ...] = ()) -> Samples:
+    def sample(
+        self, seeds: Iterable[int], truncation: float = 1.0, taps: tuple[str, ...] = ()
+    ) -> Samples:
         """Pictures for seeds, as one batch: sample i depends on its own seed and nothing else."""
         seeds = tuple(int(s) for s in seeds)
         z = self.latents(seeds)
@@ -370,27 +451,49 @@ class StyleGAN2(nnx.Module):
 
 
 @partial(jax.jit, static_argnames=("cutoff",))
-def _map(gen: StyleGAN2, z: jax.Array, truncation: float | jax.Array, labels: jax.Array | None, cutoff: int | None) -> jax.Array:
+def _map(
+    gen: StyleGAN2,
+    z: jax.Array,
+    truncation: float | jax.Array,
+    labels: jax.Array | None,
+    cutoff: int | None,
+) -> jax.Array:
     config = gen.config
     if config.c_dim and labels is None:
         labels = one_hot(z[:, -1], config.classes, config.c_dim)
     w = gen.mapping(z[:, : config.z_dim], labels)
-    return gen.mapping.truncate(jnp.broadcast_to(w[:, None], (w.shape[0], gen.num_ws, w.shape[1])), truncation, cutoff)
+    return gen.mapping.truncate(
+        jnp.broadcast_to(w[:, None], (w.shape[0], gen.num_ws, w.shape[1])), truncation, cutoff
+    )
 
 
 @partial(jax.jit, static_argnames=("noise", "taps", "dtype"))
-def _synthesize(gen: StyleGAN2, w: jax.Array | dict, key: jax.Array | None, noise: Noise, taps: tuple[str, ...], dtype: str):
+def _synthesize(
+    gen: StyleGAN2,
+    w: jax.Array | dict,
+    key: jax.Array | None,
+    noise: Noise,
+    taps: tuple[str, ...],
+    dtype: str,
+):
     styles = w if isinstance(w, dict) else gen.synthesis.styles(w)
     return gen.synthesis(styles, noise, taps, key, jnp.dtype(dtype))
 
 
 @partial(jax.jit, static_argnames=("slots", "noise", "dtype"))
 def _stem(gen: StyleGAN2, w: jax.Array, slots: int, noise: Noise, dtype: str) -> Stem:
-    return gen.synthesis.advance(gen.synthesis.begin(w.shape[0], jnp.dtype(dtype)), gen.synthesis.styles(w), noise, stop=slots)[0]
+    return gen.synthesis.advance(
+        gen.synthesis.begin(w.shape[0], jnp.dtype(dtype)),
+        gen.synthesis.styles(w),
+        noise,
+        stop=slots,
+    )[0]
 
 
 @partial(jax.jit, static_argnames=("slots", "noise", "taps"))
-def _synthesize_from(gen: StyleGAN2, stem: Stem, w: jax.Array, slots: int, noise: Noise, taps: tuple[str, ...]):
+def _synthesize_from(
+    gen: StyleGAN2, stem: Stem, w: jax.Array, slots: int, noise: Noise, taps: tuple[str, ...]
+):
     (_, image), features = gen.synthesis.advance(stem, gen.synthesis.styles(w), noise, first=slots)
     return image, {tap: features[tap] for tap in taps}
 

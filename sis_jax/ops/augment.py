@@ -25,7 +25,9 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 # Low-pass of sum sqrt(2) that minimises sum_m (<h, h shifted by 2m> - [m = 0])^2 + mean |H|^2 over [0.75 pi, pi]: nearly its own inverse.
 _HALF = (-0.0063288439, 0.0300188219, -0.0060613761, -0.1231322120, 0.1292442989, 0.6833660924)
 LOW_PASS = _HALF + _HALF[::-1]
-_REACH = len(LOW_PASS) // 2 - 1  # supersampled pixels the filter needs beyond the picture, on each side
+_REACH = (
+    len(LOW_PASS) // 2 - 1
+)  # supersampled pixels the filter needs beyond the picture, on each side
 
 # Appendix B. A scale of 2 ** N(0, std^2) is the paper's Lognormal(0, (std ln 2)^2).
 BLIT_SHIFT = 0.125  # of the side, uniform within plus or minus this, whole pixels
@@ -53,7 +55,9 @@ def augment(
     """
     b, h, w, channels = images.shape
     if channels != 3 or min(h, w) < 4:
-        raise ValueError(f"augment takes RGB pictures of at least 4x4 pixels, shape [b h w 3]; got {images.shape}")
+        raise ValueError(
+            f"augment takes RGB pictures of at least 4x4 pixels, shape [b h w 3]; got {images.shape}"
+        )
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(b))
     (gu, gn), (cu, cn) = jax.vmap(_draws)(keys)
     p = jax.lax.stop_gradient(jnp.asarray(p, jnp.float32))
@@ -62,7 +66,9 @@ def augment(
     # The resampling is nearly all of the cost, and while p is small many batches do not need it.
     warped = jax.lax.cond(jnp.any(moved), lambda x: resample(x, inverse), lambda x: x, images)
     images = jnp.where(moved[:, None, None, None], warped, images)
-    return jnp.where(tinted[:, None, None, None], _recolour(images, colour.astype(images.dtype)), images)
+    return jnp.where(
+        tinted[:, None, None, None], _recolour(images, colour.astype(images.dtype)), images
+    )
 
 
 def adjust_probability(
@@ -77,7 +83,9 @@ def adjust_probability(
     sign_mean: r_t = E[sign D(real)] since the last call, -1..1; above `target` the discriminator overfits and p rises.
     images_seen_since: real pictures shown since the last call; `speed_images` of them can take p from 0 to 1.
     """
-    step = jnp.sign(jnp.asarray(sign_mean, jnp.float32) - target) * (images_seen_since / speed_images)
+    step = jnp.sign(jnp.asarray(sign_mean, jnp.float32) - target) * (
+        images_seen_since / speed_images
+    )
     return jnp.clip(jnp.asarray(p, jnp.float32) + step, 0.0, 1.0)
 
 
@@ -86,24 +94,46 @@ def _draws(key: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     uniform, normal = jax.random.split(key)
     u = jax.random.uniform(uniform, (_GEOMETRY_DRAWS[0] + _COLOUR_DRAWS[0],))
     n = jax.random.normal(normal, (_GEOMETRY_DRAWS[1] + _COLOUR_DRAWS[1],))
-    return (u[: _GEOMETRY_DRAWS[0]], n[: _GEOMETRY_DRAWS[1]]), (u[_GEOMETRY_DRAWS[0] :], n[_GEOMETRY_DRAWS[1] :])
+    return (u[: _GEOMETRY_DRAWS[0]], n[: _GEOMETRY_DRAWS[1]]), (
+        u[_GEOMETRY_DRAWS[0] :],
+        n[_GEOMETRY_DRAWS[1] :],
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------------------------ geometry
 
 
-def _geometry(u: Float[Array, "14"], n: Float[Array, "4"], p: Array, h: int, w: int) -> tuple[Float[Array, "3 3"], Bool[Array, ""]]:
+def _geometry(
+    u: Float[Array, "14"], n: Float[Array, "4"], p: Array, h: int, w: int
+) -> tuple[Float[Array, "3 3"], Bool[Array, ""]]:
     """The matrix from an output position to the input position it shows, and whether anything was drawn.
 
     Positions are in pixels, x right, y down, origin in the centre of the picture.
     The paper builds G = op_k ... op_1. Its inverse is op_1^-1 ... op_k^-1, so each operation's inverse goes on the right.
     """
-    on_flip, flip, on_turn, turn, on_blit, blit_x, blit_y, on_zoom, on_pre, pre, on_squeeze, on_post, post, on_shift = u
+    (
+        on_flip,
+        flip,
+        on_turn,
+        turn,
+        on_blit,
+        blit_x,
+        blit_y,
+        on_zoom,
+        on_pre,
+        pre,
+        on_squeeze,
+        on_post,
+        post,
+        on_shift,
+    ) = u
     size = jnp.asarray([w, h], jnp.float32)
     p_rotate = 1 - jnp.sqrt(1 - p)  # two chances to rotate: p is the probability of at least one
     mirrored = (on_flip < p) & (flip < 0.5)
     turns = jnp.where(on_turn < p, (turn * 4).astype(jnp.int32), 0)
-    blit = jnp.where(on_blit < p, jnp.round((2 * jnp.stack([blit_x, blit_y]) - 1) * BLIT_SHIFT * size), 0.0)
+    blit = jnp.where(
+        on_blit < p, jnp.round((2 * jnp.stack([blit_x, blit_y]) - 1) * BLIT_SHIFT * size), 0.0
+    )
     zoom = jnp.where(on_zoom < p, jnp.exp2(n[0] * SCALE_STD), 1.0)
     before = jnp.where(on_pre < p_rotate, (2 * pre - 1) * math.pi, 0.0)
     squeeze = jnp.where(on_squeeze < p, jnp.exp2(n[1] * SCALE_STD), 1.0)
@@ -122,7 +152,16 @@ def _geometry(u: Float[Array, "14"], n: Float[Array, "4"], p: Array, h: int, w: 
         _translate(-shift[0], -shift[1]),
     ):
         matrix = _dot(matrix, step)
-    moved = mirrored | (turns != 0) | (blit != 0).any() | (zoom != 1) | (before != 0) | (squeeze != 1) | (after != 0) | (shift != 0).any()
+    moved = (
+        mirrored
+        | (turns != 0)
+        | (blit != 0).any()
+        | (zoom != 1)
+        | (before != 0)
+        | (squeeze != 1)
+        | (after != 0)
+        | (shift != 0).any()
+    )
     return matrix, moved
 
 
@@ -154,14 +193,18 @@ def _translate(x: Array, y: Array) -> Float[Array, "3 3"]:
 # ---------------------------------------------------------------------------------------------------------------------------- resampling
 
 
-def resample(images: Float[Array, "b h w c"], inverse: Float[Array, "b 3 3"]) -> Float[Array, "b h w c"]:
+def resample(
+    images: Float[Array, "b h w c"], inverse: Float[Array, "b 3 3"]
+) -> Float[Array, "b h w c"]:
     """The pictures seen through one affine map each, reflected at their borders.
 
     inverse: output position to input position, pixels, origin in the centre. Supersampled twice on both sides of the one bilinear look-up.
     """
     _, h, w, _ = images.shape
     fine = _up(_up(images, 1), 2)
-    x = (jnp.arange(-_REACH, 2 * w + _REACH) - (w - 0.5)) / 2  # centres of the supersampled output, in pixels from the centre
+    x = (
+        jnp.arange(-_REACH, 2 * w + _REACH) - (w - 0.5)
+    ) / 2  # centres of the supersampled output, in pixels from the centre
     y = (jnp.arange(-_REACH, 2 * h + _REACH) - (h - 0.5)) / 2
     m = inverse[:, :, :, None, None]
     source_x = m[:, 0, 0] * x[None, None, :] + m[:, 0, 1] * y[None, :, None] + m[:, 0, 2]
@@ -177,12 +220,18 @@ def _reflect(position: Array, size: int) -> Array:
     return 2 * (span - jnp.abs(folded - span)) + 0.5
 
 
-def _bilinear(fine: Float[Array, "b H W c"], x: Float[Array, "b i j"], y: Float[Array, "b i j"]) -> Float[Array, "b i j c"]:
+def _bilinear(
+    fine: Float[Array, "b H W c"], x: Float[Array, "b i j"], y: Float[Array, "b i j"]
+) -> Float[Array, "b i j c"]:
     """Values between the four nearest pixels. The four lie side by side in the channels, so that one row is gathered instead of four."""
     b, height, width, c = fine.shape
-    quads = jnp.concatenate([fine[:, :-1, :-1], fine[:, :-1, 1:], fine[:, 1:, :-1], fine[:, 1:, 1:]], -1)
+    quads = jnp.concatenate(
+        [fine[:, :-1, :-1], fine[:, :-1, 1:], fine[:, 1:, :-1], fine[:, 1:, 1:]], -1
+    )
     x0, y0 = jnp.clip(jnp.floor(x), 0, width - 2), jnp.clip(jnp.floor(y), 0, height - 2)
-    rows = (y0 * (width - 1) + x0).astype(jnp.int32) + (jnp.arange(b) * ((height - 1) * (width - 1)))[:, None, None]
+    rows = (y0 * (width - 1) + x0).astype(jnp.int32) + (
+        jnp.arange(b) * ((height - 1) * (width - 1))
+    )[:, None, None]
     found = quads.reshape(-1, 4 * c).at[rows].get(mode="promise_in_bounds")
     fx, fy = (x - x0)[..., None].astype(fine.dtype), (y - y0)[..., None].astype(fine.dtype)
     top = found[..., :c] * (1 - fx) + found[..., c : 2 * c] * fx
@@ -198,8 +247,18 @@ def _up(x: Array, axis: int) -> Array:
     phases = []
     for phase in (0, 1):
         # Output 2 i + phase lies half a fine pixel from input i, so it meets input i + k through the tap 2 k fine pixels away.
-        taps = [(k, LOW_PASS[_REACH + phase - 2 * k]) for k in range(-reach, reach + 1) if 0 <= _REACH + phase - 2 * k < len(LOW_PASS)]
-        phases.append(sum(jax.lax.slice_in_dim(padded, reach + k, reach + k + size, axis=axis) * (tap * math.sqrt(2)) for k, tap in taps))
+        taps = [
+            (k, LOW_PASS[_REACH + phase - 2 * k])
+            for k in range(-reach, reach + 1)
+            if 0 <= _REACH + phase - 2 * k < len(LOW_PASS)
+        ]
+        phases.append(
+            sum(
+                jax.lax.slice_in_dim(padded, reach + k, reach + k + size, axis=axis)
+                * (tap * math.sqrt(2))
+                for k, tap in taps
+            )
+        )
     return jnp.stack(phases, axis + 1).reshape(*x.shape[:axis], 2 * size, *x.shape[axis + 1 :])
 
 
@@ -212,14 +271,19 @@ def _fold(index: Array, size: int) -> Array:
 def _down(x: Array, axis: int) -> Array:
     """Half of what lies inside the margin of REACH samples along `axis`: the transpose of `_up`, scaled to keep the mean."""
     size = (x.shape[axis] - 2 * _REACH) // 2
-    terms = (jax.lax.slice_in_dim(x, k, k + 2 * size - 1, stride=2, axis=axis) * (tap / math.sqrt(2)) for k, tap in enumerate(LOW_PASS))
+    terms = (
+        jax.lax.slice_in_dim(x, k, k + 2 * size - 1, stride=2, axis=axis) * (tap / math.sqrt(2))
+        for k, tap in enumerate(LOW_PASS)
+    )
     return functools.reduce(operator.add, terms)
 
 
 # ------------------------------------------------------------------------------------------------------------------------------- colour
 
 
-def _colour(u: Float[Array, "7"], n: Float[Array, "3"], p: Array) -> tuple[Float[Array, "3 4"], Bool[Array, ""]]:
+def _colour(
+    u: Float[Array, "7"], n: Float[Array, "3"], p: Array
+) -> tuple[Float[Array, "3 4"], Bool[Array, ""]]:
     """The affine map of RGB for one picture, and whether any was drawn. Hue turns around the grey axis v = (1, 1, 1) / sqrt(3)."""
     on_bright, on_contrast, on_luma, luma, on_hue, hue, on_saturation = u
     bright = jnp.where(on_bright < p, n[0] * BRIGHTNESS_STD, 0.0)
@@ -240,6 +304,8 @@ def _colour(u: Float[Array, "7"], n: Float[Array, "3"], p: Array) -> tuple[Float
     return jnp.concatenate([linear, offset[:, None]], 1), drawn
 
 
-def _recolour(images: Float[Array, "b h w 3"], matrix: Float[Array, "b 3 4"]) -> Float[Array, "b h w 3"]:
+def _recolour(
+    images: Float[Array, "b h w 3"], matrix: Float[Array, "b 3 4"]
+) -> Float[Array, "b h w 3"]:
     m = matrix[:, None, None]
     return sum((images[..., k : k + 1] * m[..., k] for k in range(3)), m[..., 3])

@@ -41,7 +41,10 @@ def ensemble(texts: Float[np.ndarray, "prompts templates d"]) -> Float[np.ndarra
 
 
 def class_scores(
-    regions: Float[np.ndarray, "k d"], prompts: Float[np.ndarray, "p d"], owner: Int[np.ndarray, "p"], scale: float
+    regions: Float[np.ndarray, "k d"],
+    prompts: Float[np.ndarray, "p d"],
+    owner: Int[np.ndarray, "p"],
+    scale: float,
 ) -> tuple[Float[np.ndarray, "k c"], Float[np.ndarray, "k c"]]:
     """(cosine, probability) of every class for every region: softmax over classes of `scale` times the cosine of the class's best prompt.
 
@@ -60,12 +63,16 @@ def softmax(x: Float[np.ndarray, "*n c"]) -> Float[np.ndarray, "*n c"]:
     return e / e.sum(-1, keepdims=True)
 
 
-def decide(probability: Float[np.ndarray, "k c"], margin: float = MARGIN, neutral: Sequence[int] = ()) -> list[Verdict]:
+def decide(
+    probability: Float[np.ndarray, "k c"], margin: float = MARGIN, neutral: Sequence[int] = ()
+) -> list[Verdict]:
     """A verdict per region, by `RULE`. neutral: class numbers that are no name."""
     verdicts = []
     for row in probability:
         order = np.argsort(-row, kind="stable")
         best, second = int(order[0]), int(order[1]) if len(order) > 1 else None
         ahead = float(row[best] - (row[second] if second is not None else 0.0))
-        verdicts.append(Verdict(best, second, float(row[best]), ahead, ahead >= margin and best not in neutral))
+        verdicts.append(
+            Verdict(best, second, float(row[best]), ahead, ahead >= margin and best not in neutral)
+        )
     return verdicts

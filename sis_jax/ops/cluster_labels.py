@@ -41,18 +41,27 @@ def learn_refinement(
     two = np.partition(np.square(centers).sum(1) - 2 * some @ centers.T, 1, axis=1)
     side = int(np.clip(np.sqrt(len(x) / k), 1, min(grid, CELLS)))
     column, row = np.clip((places.T + 1) / 2 * side, 0, side - 1).astype(np.int64)
-    counts = np.bincount((row * side + column) * k + labels, minlength=side * side * k).reshape(side, side, k)
+    counts = np.bincount((row * side + column) * k + labels, minlength=side * side * k).reshape(
+        side, side, k
+    )
     prior = (counts + 1) / (counts.sum(-1, keepdims=True) + k)
-    return {"gap": (two[:, 1] - two[:, 0]).mean(keepdims=True), "log_prior": np.log(prior).astype(np.float32)}
+    return {
+        "gap": (two[:, 1] - two[:, 0]).mean(keepdims=True),
+        "log_prior": np.log(prior).astype(np.float32),
+    }
 
 
-def with_centre(arrays: dict[str, np.ndarray], centre: Float[np.ndarray, "d"]) -> dict[str, np.ndarray]:
+def with_centre(
+    arrays: dict[str, np.ndarray], centre: Float[np.ndarray, "d"]
+) -> dict[str, np.ndarray]:
     """`arrays` with one more cluster. Of where it lies nothing is known: as likely at each place as the cluster of the nearest centre, so that the
     features decide between these two, and a copy of a cluster takes nothing from it."""
     more = dict(arrays, centers=np.concatenate([arrays["centers"], centre[None]]))
     if "log_prior" in arrays:
         nearest = int(np.square(arrays["centers"] - centre).sum(1).argmin())
-        more["log_prior"] = np.concatenate([arrays["log_prior"], arrays["log_prior"][..., [nearest]]], -1)
+        more["log_prior"] = np.concatenate(
+            [arrays["log_prior"], arrays["log_prior"][..., [nearest]]], -1
+        )
     return more
 
 
@@ -71,11 +80,17 @@ def label_maps(
     distances = squared_distances(features, image.shape[1], arrays, align_corners, smooth)
     if "log_prior" not in arrays:
         nearest = -jax.lax.top_k(-distances, 2)[0]
-        labels, least, apart = jnp.argmin(distances, axis=-1).astype(jnp.uint8), nearest[..., 0], nearest[..., 1] - nearest[..., 0]
+        labels, least, apart = (
+            jnp.argmin(distances, axis=-1).astype(jnp.uint8),
+            nearest[..., 0],
+            nearest[..., 1] - nearest[..., 0],
+        )
     else:
         least = distances.min(-1)
         nat = jnp.maximum(arrays["gap"], 1e-12) / NATS
-        usual = resize_bilinear(arrays["log_prior"][None], (image.shape[1], image.shape[2]), antialias=False)
+        usual = resize_bilinear(
+            arrays["log_prior"][None], (image.shape[1], image.shape[2]), antialias=False
+        )
         labels, odds = crf.best(usual - (distances - least[..., None]) / nat, image)
         apart = odds * nat
     least = jnp.maximum(least, 0)
@@ -83,7 +98,11 @@ def label_maps(
 
 
 def squared_distances(
-    features: tuple[Float[Array, "b _ _ _"], ...], side: int, arrays: dict[str, Array], align_corners: bool, smooth: bool
+    features: tuple[Float[Array, "b _ _ _"], ...],
+    side: int,
+    arrays: dict[str, Array],
+    align_corners: bool,
+    smooth: bool,
 ) -> Float[Array, "b h w k"]:
     """Of every pixel to every centre, from class scores upsampled tap by tap: at no time are features at `side` pixels held."""
     centers, mean, scale = arrays["centers"], arrays["mean"], arrays["scale"]
@@ -95,7 +114,9 @@ def squared_distances(
         y = (filtered(x, smooth) - mean[c]) * scale[c]
         own = jnp.sum(y * y, axis=-1, keepdims=True)
         scores = own + kmeans.scores(y, centers[:, c])
-        total = total + resize_bilinear(scores, (side, side), align_corners=align_corners, antialias=False)
+        total = total + resize_bilinear(
+            scores, (side, side), align_corners=align_corners, antialias=False
+        )
     place = (jnp.asarray(place_of(side)) - mean[at:]) * scale[at:]
     return total + jnp.sum(place * place, -1, keepdims=True) + kmeans.scores(place, centers[:, at:])
 

@@ -9,60 +9,73 @@ from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
+from scipy.ndimage import binary_dilation, gaussian_filter, generate_binary_structure
 
 from sis_jax.types import UsageError
 
 # (picture, hole) -> the picture with the hole filled
-Inpainter = Callable[[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]], UInt8[np.ndarray, "h w 3"]]
+Inpainter = Callable[
+    [UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]], UInt8[np.ndarray, "h w 3"]
+]
 
 LEAST_VOTE = 0.05  # so that a pixel of which nothing is certain still counts
 SOLID = 0.02  # alpha below this shows nothing of the foreground
 
 
 def soft_alpha(
-    inside: Bool[np.ndarray, "*n h w"], confidence: Float[np.ndarray, "*n h w"], width: float | None = None
+    inside: Bool[np.ndarray, "*n h w"],
+    confidence: Float[np.ndarray, "*n h w"],
+    width: float | None = None,
 ) -> Float[np.ndarray, "*n h w"]:
     """How much of each pixel is foreground, 0..1, from a hard mask and how sure it is.
 
     Every pixel votes for its own side with its confidence, and votes are averaged over a Gaussian of `width` pixels (1/100 of the side by default). Inside a
     part all votes agree, whatever two parts of the foreground do to the confidence; at the edge the surer side wins.
     """
-    from scipy.ndimage import gaussian_filter
-
     width = inside.shape[-1] / 100 if width is None else width
     votes = np.clip(confidence, 0, 1).astype(np.float32) + LEAST_VOTE
     sigma = (0,) * (inside.ndim - 2) + (width, width)
-    alpha = gaussian_filter(votes * inside, sigma, mode="nearest") / gaussian_filter(votes, sigma, mode="nearest")
+    alpha = gaussian_filter(votes * inside, sigma, mode="nearest") / gaussian_filter(
+        votes, sigma, mode="nearest"
+    )
     return np.where(alpha < SOLID, 0, np.where(alpha > 1 - SOLID, 1, alpha)).astype(np.float32)
 
 
 def hole_of(alpha: Float[np.ndarray, "h w"], grow: int | None = None) -> Bool[np.ndarray, "h w"]:
     """Where any foreground shows, grown by `grow` pixels (1/64 of the side by default), because edges bleed."""
-    from scipy.ndimage import binary_dilation, generate_binary_structure
-
     grow = max(1, round(alpha.shape[1] / 64)) if grow is None else grow
     hole = alpha > 0
     return binary_dilation(hole, generate_binary_structure(2, 2), grow) if grow else hole
 
 
-def inpaint(image: UInt8[np.ndarray, "h w 3"], hole: Bool[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
+def inpaint(
+    image: UInt8[np.ndarray, "h w 3"], hole: Bool[np.ndarray, "h w"]
+) -> UInt8[np.ndarray, "h w 3"]:
     """The picture with the hole filled from its surroundings by OpenCV (Telea 2004); unchanged where there is no hole, or nothing but hole."""
     if not hole.any() or hole.all():
         return image
     try:
         import cv2
     except ImportError:
-        raise UsageError("completing a background needs OpenCV: pip install opencv-python-headless") from None
+        raise UsageError(
+            "completing a background needs OpenCV: pip install opencv-python-headless"
+        ) from None
     radius = max(3, image.shape[1] // 32)
-    return cv2.inpaint(np.ascontiguousarray(image), hole.astype(np.uint8), radius, cv2.INPAINT_TELEA)
+    return cv2.inpaint(
+        np.ascontiguousarray(image), hole.astype(np.uint8), radius, cv2.INPAINT_TELEA
+    )
 
 
-def complete(image: UInt8[np.ndarray, "h w 3"], alpha: Float[np.ndarray, "h w"], inpainter: Inpainter | None) -> UInt8[np.ndarray, "h w 3"]:
+def complete(
+    image: UInt8[np.ndarray, "h w 3"], alpha: Float[np.ndarray, "h w"], inpainter: Inpainter | None
+) -> UInt8[np.ndarray, "h w 3"]:
     """The background behind a foreground. UsageError where a foreign inpainter returns something else than a picture of that size."""
     hole = hole_of(alpha)
     filled = np.asarray((inpainter or inpaint)(image, hole))
     if filled.shape != image.shape or filled.dtype != np.uint8:
-        raise UsageError(f"the inpainter returned {filled.dtype}{list(filled.shape)}, expected uint8{list(image.shape)}")
+        raise UsageError(
+            f"the inpainter returned {filled.dtype}{list(filled.shape)}, expected uint8{list(image.shape)}"
+        )
     return np.where(hole[..., None], filled, image)  # whatever it did outside the hole
 
 
@@ -77,8 +90,6 @@ def behind(
     The rim of the old foreground, between the two, is the picture's own, as long as the new foreground still covers what the rim belonged to; where that was
     vacated, the rim would stand there as a thin outline, so it is completed too.
     """
-    from scipy.ndimage import gaussian_filter
-
     rim = max(1.0, alpha.shape[1] / 64)
     vacated = np.where((alpha >= 0.5) & (edited_alpha < 0.5), 1, 0).astype(np.float32)
     near = np.clip(6 * gaussian_filter(vacated, rim), 0, 1)
@@ -86,26 +97,39 @@ def behind(
     return share * background + (1 - share) * image
 
 
-def foreground_colours(image: UInt8[np.ndarray, "h w 3"], alpha: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w 3"]:
+def foreground_colours(
+    image: UInt8[np.ndarray, "h w 3"], alpha: Float[np.ndarray, "h w"]
+) -> Float[np.ndarray, "h w 3"]:
     """The foreground's own colours, 0..255: at its soft edge those of its inside nearby, without what lay behind it."""
-    from scipy.ndimage import gaussian_filter
-
     width = alpha.shape[1] / 48
-    weight = np.where(alpha > 0.9, 1.0, 1e-4 * alpha).astype(np.float32)  # far from any inside, a pixel keeps its own colour
-    blurred = gaussian_filter(image * weight[..., None], (width, width, 0)) / np.maximum(gaussian_filter(weight, width), 1e-8)[..., None]
+    weight = np.where(alpha > 0.9, 1.0, 1e-4 * alpha).astype(
+        np.float32
+    )  # far from any inside, a pixel keeps its own colour
+    blurred = (
+        gaussian_filter(image * weight[..., None], (width, width, 0))
+        / np.maximum(gaussian_filter(weight, width), 1e-8)[..., None]
+    )
     edge = (alpha > 0) & (alpha <= 0.9)
     return np.where(edge[..., None], np.clip(blurred, 0, 255), image.astype(np.float32))
 
 
 def composite(
-    image: UInt8[np.ndarray, "h w 3"], alpha: Float[np.ndarray, "h w"], background: UInt8[np.ndarray, "h w 3"] | Float[np.ndarray, "h w 3"]
+    image: UInt8[np.ndarray, "h w 3"],
+    alpha: Float[np.ndarray, "h w"],
+    background: UInt8[np.ndarray, "h w 3"] | Float[np.ndarray, "h w 3"],
 ) -> UInt8[np.ndarray, "h w 3"]:
     """alpha F + (1 - alpha) B, with F the picture's own foreground colours."""
-    mixed = alpha[..., None] * foreground_colours(image, alpha) + (1 - alpha[..., None]) * background
+    mixed = (
+        alpha[..., None] * foreground_colours(image, alpha) + (1 - alpha[..., None]) * background
+    )
     return np.clip(mixed + 0.5, 0, 255).astype(np.uint8)
 
 
-def psnr(a: UInt8[np.ndarray, "*n 3"], b: UInt8[np.ndarray, "*n 3"], where: Bool[np.ndarray, "*n"] | None = None) -> float:
+def psnr(
+    a: UInt8[np.ndarray, "*n 3"],
+    b: UInt8[np.ndarray, "*n 3"],
+    where: Bool[np.ndarray, "*n"] | None = None,
+) -> float:
     """Peak signal-to-noise ratio in dB over the pixels of `where`: inf for equal ones, NaN for none."""
     difference = np.square(a.astype(np.float64) - b.astype(np.float64))
     difference = difference if where is None else difference[where]

@@ -31,7 +31,9 @@ LRELU_SLOPE = 0.2
 LRELU_GAIN = float(np.sqrt(2))
 
 
-def conv2d(x: Float[Array, "n h w i"], kernel: Float[Array, "kh kw i o"], padding: str | int = "SAME") -> Float[Array, "n h2 w2 o"]:
+def conv2d(
+    x: Float[Array, "n h w i"], kernel: Float[Array, "kh kw i o"], padding: str | int = "SAME"
+) -> Float[Array, "n h2 w2 o"]:
     """Cross-correlation, stride 1. `padding`: "SAME", "VALID" or the number of zero rows on every side."""
     pad = [(padding, padding)] * 2 if isinstance(padding, int) else padding
     return lax.conv_general_dilated(x, kernel.astype(x.dtype), (1, 1), pad, dimension_numbers=_NHWC)
@@ -44,7 +46,10 @@ def leaky_relu(x: Float[Array, "*n"], clamp: float | None = None) -> Float[Array
 
 
 def linear(
-    x: Float[Array, "*n i"], weight: Float[Array, "i o"], bias: Float[Array, "o"] | None = None, lr_multiplier: float = 1.0
+    x: Float[Array, "*n i"],
+    weight: Float[Array, "i o"],
+    bias: Float[Array, "o"] | None = None,
+    lr_multiplier: float = 1.0,
 ) -> Float[Array, "*n o"]:
     """Fully connected layer with equalised learning rate: x W lr_mul / sqrt(fan_in) + b lr_mul."""
     y = x @ (weight * (lr_multiplier / np.sqrt(weight.shape[0]))).astype(x.dtype)
@@ -80,7 +85,10 @@ def upsample2d(x: Float[Array, "n h w c"]) -> Float[Array, "n 2*h 2*w c"]:
     for axis in (1, 2):
         n = x.shape[axis]
         padded = jnp.pad(x, [(1, 1) if a == axis else (0, 0) for a in range(4)])
-        before, after = lax.slice_in_dim(padded, 0, n, axis=axis), lax.slice_in_dim(padded, 2, n + 2, axis=axis)
+        before, after = (
+            lax.slice_in_dim(padded, 0, n, axis=axis),
+            lax.slice_in_dim(padded, 2, n + 2, axis=axis),
+        )
         both = jnp.stack([0.25 * before + 0.75 * x, 0.75 * x + 0.25 * after], axis=axis + 1)
         x = both.reshape(*x.shape[:axis], 2 * n, *x.shape[axis + 1 :])
     return x
@@ -89,12 +97,17 @@ def upsample2d(x: Float[Array, "n h w c"]) -> Float[Array, "n 2*h 2*w c"]:
 @jax.custom_vjp
 def downsample2d(x: Float[Array, "n h w c"]) -> Float[Array, "n h//2 w//2 c"]:
     """Half the size: the filter [1,3,3,1] x [1,3,3,1] / 64 (pad 1,1), then every second sample. h and w must be even."""
-    y = jnp.pad(blur(x, 1), ((0, 0), (0, 1), (0, 1), (0, 0)))  # to an even size, so that taking phases is a reshape
+    y = jnp.pad(
+        blur(x, 1), ((0, 0), (0, 1), (0, 1), (0, 0))
+    )  # to an even size, so that taking phases is a reshape
     n, h, w, c = y.shape
     return y.reshape(n, h // 2, 2, w // 2, 2, c)[:, :, 0, :, 0]
 
 
-blur.defvjp(lambda x, pad, gain: (blur(x, pad, gain), None), lambda pad, gain, _, g: (blur(g, 3 - pad, gain),))
+blur.defvjp(
+    lambda x, pad, gain: (blur(x, pad, gain), None),
+    lambda pad, gain, _, g: (blur(g, 3 - pad, gain),),
+)
 upsample2d.defvjp(lambda x: (upsample2d(x), None), lambda _, g: (4 * downsample2d(g),))
 downsample2d.defvjp(lambda x: (downsample2d(x), None), lambda _, g: (0.25 * upsample2d(g),))
 
@@ -105,45 +118,72 @@ downsample2d.defvjp(lambda x: (downsample2d(x), None), lambda _, g: (0.25 * upsa
 
 
 @jax.custom_vjp
-def strided_conv(y: Float[Array, "n h2 w2 i"], k: Float[Array, "3 3 i o"]) -> Float[Array, "n h w o"]:
+def strided_conv(
+    y: Float[Array, "n h2 w2 i"], k: Float[Array, "3 3 i o"]
+) -> Float[Array, "n h w o"]:
     """out[m] = sum_t y[2m + t] k[t]: a 3x3 convolution with stride 2 and no padding."""
     return lax.conv_general_dilated(y, k, (2, 2), "VALID", dimension_numbers=_NHWC)
 
 
 @jax.custom_vjp
-def transposed_conv(x: Float[Array, "n h w o"], k: Float[Array, "3 3 i o"]) -> Float[Array, "n h2 w2 i"]:
+def transposed_conv(
+    x: Float[Array, "n h w o"], k: Float[Array, "3 3 i o"]
+) -> Float[Array, "n h2 w2 i"]:
     """out[2m + t] += x[m] k[t]^T, the transpose of `strided_conv`: four small dense convolutions, one per phase of the fine grid."""
     n, h, w, _ = x.shape
     k = jnp.swapaxes(k, 2, 3)[::-1, ::-1]
     x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
 
-    def phase(row: int, column: int) -> jax.Array:  # even phases see two taps, a coarse sample back and the sample itself; odd phases one
+    def phase(
+        row: int, column: int
+    ) -> (
+        jax.Array
+    ):  # even phases see two taps, a coarse sample back and the sample itself; odd phases one
         kernel = k[row::2, column::2][: 2 - row, : 2 - column]
-        return lax.conv_general_dilated(x, kernel, (1, 1), [(1 - row, 0), (1 - column, 0)], dimension_numbers=_NHWC)
+        return lax.conv_general_dilated(
+            x, kernel, (1, 1), [(1 - row, 0), (1 - column, 0)], dimension_numbers=_NHWC
+        )
 
     rows = [jnp.stack([phase(row, 0), phase(row, 1)], axis=3) for row in (0, 1)]
     return jnp.stack(rows, axis=2).reshape(n, 2 * h + 2, 2 * w + 2, -1)[:, :-1, :-1]
 
 
 @jax.custom_vjp
-def strided_kernel(y: Float[Array, "n h2 w2 i"], x: Float[Array, "n h w o"]) -> Float[Array, "3 3 i o"]:
+def strided_kernel(
+    y: Float[Array, "n h2 w2 i"], x: Float[Array, "n h w o"]
+) -> Float[Array, "3 3 i o"]:
     """out[t] = sum_m y[2m + t]^T x[m]: the gradient of `strided_conv` with respect to its kernel."""
     zero = jnp.zeros((3, 3, y.shape[-1], x.shape[-1]), x.dtype)
-    return jax.linear_transpose(lambda k: lax.conv_general_dilated(y, k, (2, 2), "VALID", dimension_numbers=_NHWC), zero)(x)[0]
+    return jax.linear_transpose(
+        lambda k: lax.conv_general_dilated(y, k, (2, 2), "VALID", dimension_numbers=_NHWC), zero
+    )(x)[0]
 
 
-strided_conv.defvjp(lambda y, k: (strided_conv(y, k), (y, k)), lambda r, g: (transposed_conv(g, r[1]), strided_kernel(r[0], g)))
-transposed_conv.defvjp(lambda x, k: (transposed_conv(x, k), (x, k)), lambda r, g: (strided_conv(g, r[1]), strided_kernel(g, r[0])))
-strided_kernel.defvjp(lambda y, x: (strided_kernel(y, x), (y, x)), lambda r, g: (transposed_conv(r[1], g), strided_conv(r[0], g)))
+strided_conv.defvjp(
+    lambda y, k: (strided_conv(y, k), (y, k)),
+    lambda r, g: (transposed_conv(g, r[1]), strided_kernel(r[0], g)),
+)
+transposed_conv.defvjp(
+    lambda x, k: (transposed_conv(x, k), (x, k)),
+    lambda r, g: (strided_conv(g, r[1]), strided_kernel(g, r[0])),
+)
+strided_kernel.defvjp(
+    lambda y, x: (strided_kernel(y, x), (y, x)),
+    lambda r, g: (transposed_conv(r[1], g), strided_conv(r[0], g)),
+)
 
 
-def conv_up(x: Float[Array, "n h w i"], kernel: Float[Array, "3 3 i o"]) -> Float[Array, "n 2*h 2*w o"]:
+def conv_up(
+    x: Float[Array, "n h w i"], kernel: Float[Array, "3 3 i o"]
+) -> Float[Array, "n 2*h 2*w o"]:
     """Zero-insertion by 2, 3x3 convolution (full padding), then the filter with gain 4 (pad 1,1): StyleGAN2's `Conv0_up`."""
     flipped = jnp.swapaxes(kernel, 2, 3)[::-1, ::-1].astype(x.dtype)
     return blur(transposed_conv(x, flipped), 1, gain=4.0)
 
 
-def conv_down(x: Float[Array, "n h w i"], kernel: Float[Array, "3 3 i o"]) -> Float[Array, "n h//2 w//2 o"]:
+def conv_down(
+    x: Float[Array, "n h w i"], kernel: Float[Array, "3 3 i o"]
+) -> Float[Array, "n h//2 w//2 o"]:
     """The filter with gain 1 (pad 2,2), then a 3x3 convolution with stride 2, no padding: StyleGAN2's `Conv1_down`."""
     return strided_conv(blur(x, 2), kernel.astype(x.dtype))
 

@@ -28,13 +28,17 @@ _NEAR = range(-RADIUS, RADIUS + 1)
 _OFFSETS = np.array([(y, x) for y in _NEAR for x in _NEAR if 0 < y * y + x * x <= RADIUS * RADIUS])
 
 
-def best(evidence: Float[Array, "b h w k"], image: Float[Array, "b h w 3"]) -> tuple[UInt8[Array, "b h w"], Float[Array, "b h w"]]:
+def best(
+    evidence: Float[Array, "b h w k"], image: Float[Array, "b h w 3"]
+) -> tuple[UInt8[Array, "b h w"], Float[Array, "b h w"]]:
     """The likeliest class of every pixel, and by how many nats it is likelier than the next.
 
     evidence: log-likelihood of the classes, up to a constant per pixel. image: in [-1, 1], clipped to it.
     """
     b, h, w, k = evidence.shape
-    evidence = jnp.nan_to_num(evidence)  # a damaged pixel stays one: NaN would spread over its neighbours
+    evidence = jnp.nan_to_num(
+        evidence
+    )  # a damaged pixel stays one: NaN would spread over its neighbours
     most = max(1, _VALUES // (h * w * (len(_OFFSETS) + 3 * k)))
     together = max(d for d in range(1, b + 1) if b % d == 0 and d <= most) if b else 1
 
@@ -46,7 +50,9 @@ def best(evidence: Float[Array, "b h w k"], image: Float[Array, "b h w 3"]) -> t
     return jax.lax.map(one, (evidence, image), batch_size=together)
 
 
-def posterior(evidence: Float[Array, "h w k"], image: Float[Array, "h w 3"]) -> Float[Array, "h w k"]:
+def posterior(
+    evidence: Float[Array, "h w k"], image: Float[Array, "h w 3"]
+) -> Float[Array, "h w k"]:
     """Log-probability of every class at every pixel of one picture, up to a constant per pixel."""
     height, width, _ = image.shape
     factor = max(1, max(height, width) // SIDE)
@@ -54,11 +60,15 @@ def posterior(evidence: Float[Array, "h w k"], image: Float[Array, "h w 3"]) -> 
     if factor == 1:
         return evidence + _said_by_neighbours(evidence, image)
     size = (-(-height // factor), -(-width // factor))
-    said = _said_by_neighbours(resize_bilinear(evidence[None], size)[0], resize_bilinear(image[None], size)[0])
+    said = _said_by_neighbours(
+        resize_bilinear(evidence[None], size)[0], resize_bilinear(image[None], size)[0]
+    )
     return evidence + resize_bilinear(said[None], (height, width))[0]
 
 
-def _said_by_neighbours(evidence: Float[Array, "h w k"], image: Float[Array, "h w 3"]) -> Float[Array, "h w k"]:
+def _said_by_neighbours(
+    evidence: Float[Array, "h w k"], image: Float[Array, "h w 3"]
+) -> Float[Array, "h w k"]:
     """w sum_j k_ij q_j / sum_j k_ij after the last step."""
     height, width, _ = image.shape
 
@@ -66,14 +76,20 @@ def _said_by_neighbours(evidence: Float[Array, "h w k"], image: Float[Array, "h 
         return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(RADIUS, RADIUS)] * 2)
 
     def moved(x: Array, offset: Array) -> Array:  # of padded arrays [c h + 2 RADIUS w + 2 RADIUS]
-        return jax.lax.dynamic_slice(x, (0, RADIUS + offset[0], RADIUS + offset[1]), (x.shape[0], height, width))
+        return jax.lax.dynamic_slice(
+            x, (0, RADIUS + offset[0], RADIUS + offset[1]), (x.shape[0], height, width)
+        )
 
-    colour = jnp.moveaxis(image, -1, 0)  # channels and classes first: a picture of each lies together, however many there are
+    colour = jnp.moveaxis(
+        image, -1, 0
+    )  # channels and classes first: a picture of each lies together, however many there are
     around, inside = padded(colour), padded(jnp.ones((1, height, width)))
 
     def kernel_of(offset: Array) -> Array:
         unlike = jnp.square(moved(around, offset) - colour).sum(0) / (2 * COLOUR**2)
-        return moved(inside, offset)[0] * jnp.exp(-unlike - jnp.square(offset).sum() / (2 * PLACE**2))
+        return moved(inside, offset)[0] * jnp.exp(
+            -unlike - jnp.square(offset).sum() / (2 * PLACE**2)
+        )
 
     offsets = jnp.asarray(_OFFSETS)
     kernel = jax.lax.map(kernel_of, offsets)

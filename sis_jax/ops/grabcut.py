@@ -28,7 +28,9 @@ _ROUNDS = 4
 
 
 def foreground(
-    photo: UInt8[np.ndarray, "h w 3"], ground: Float[np.ndarray, "h w"], mean_ground: Float[np.ndarray, "h w"]
+    photo: UInt8[np.ndarray, "h w 3"],
+    ground: Float[np.ndarray, "h w"],
+    mean_ground: Float[np.ndarray, "h w"],
 ) -> Bool[np.ndarray, "h w"]:
     """Which pixels are not background.
 
@@ -38,12 +40,20 @@ def foreground(
     cv2 = _opencv()
     opinion = (ground + mean_ground) / 2
     trimap = np.select(
-        [opinion > SURE_GROUND, opinion < SURE_OBJECT, opinion > GROUND], [cv2.GC_BGD, cv2.GC_FGD, cv2.GC_PR_BGD], cv2.GC_PR_FGD
+        [opinion > SURE_GROUND, opinion < SURE_OBJECT, opinion > GROUND],
+        [cv2.GC_BGD, cv2.GC_FGD, cv2.GC_PR_BGD],
+        cv2.GC_PR_FGD,
     ).astype(np.uint8)
     cv2.setRNGSeed(0)  # of this thread: its colour models start from a random k-means
     try:
         cv2.grabCut(
-            np.ascontiguousarray(photo[..., ::-1]), trimap, None, np.zeros((1, 65)), np.zeros((1, 65)), _ROUNDS, cv2.GC_INIT_WITH_MASK
+            np.ascontiguousarray(photo[..., ::-1]),
+            trimap,
+            None,
+            np.zeros((1, 65)),
+            np.zeros((1, 65)),
+            _ROUNDS,
+            cv2.GC_INIT_WITH_MASK,
         )
     except cv2.error:
         return ground < 0.5
@@ -69,7 +79,9 @@ def foregrounds(
         return np.stack(list(pool.map(one, range(len(photos)))))
 
 
-def shares(masks: Bool[np.ndarray, "n h w"] | Sequence[Any], factor: int) -> Float[np.ndarray, "n h2 w2"]:
+def shares(
+    masks: Bool[np.ndarray, "n h w"] | Sequence[Any], factor: int
+) -> Float[np.ndarray, "n h2 w2"]:
     """Share of true pixels in each block of factor x factor."""
     masks = np.asarray(masks)
     n, h, w = masks.shape
@@ -80,5 +92,7 @@ def _opencv() -> Any:
     try:
         import cv2
     except ImportError:
-        raise UsageError("adapting to photos needs OpenCV: pip install opencv-python-headless") from None
+        raise UsageError(
+            "adapting to photos needs OpenCV: pip install opencv-python-headless"
+        ) from None
     return cv2

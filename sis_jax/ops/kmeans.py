@@ -62,7 +62,9 @@ class KMeans:
         return predict(x, self.centers, chunk)
 
 
-jax.tree_util.register_dataclass(KMeans, ["centers", "labels", "inertia", "n_iter", "inertias", "converged"], [])
+jax.tree_util.register_dataclass(
+    KMeans, ["centers", "labels", "inertia", "n_iter", "inertias", "converged"], []
+)
 
 
 def scores(x: Float[Array, "*n d"], centers: Float[Array, "k d"]) -> Float[Array, "*n k"]:
@@ -79,7 +81,9 @@ def assign(x: Float[Array, "*n d"], centers: Float[Array, "k d"]) -> Int[Array, 
 _assign = jax.jit(assign)
 
 
-def predict(x: Points, centers: Float[np.ndarray, "k d"] | Float[Array, "k d"], chunk: int = steps.CHUNK) -> Int[np.ndarray, " n"]:
+def predict(
+    x: Points, centers: Float[np.ndarray, "k d"] | Float[Array, "k d"], chunk: int = steps.CHUNK
+) -> Int[np.ndarray, " n"]:
     """`assign` for any number of rows x [n d], `chunk` of them on the device at a time; rows with NaN or infinite values are an error."""
     x = x if isinstance(x, np.ndarray | jax.Array) else np.asarray(x)
     shape, d = x.shape, centers.shape[1]
@@ -89,7 +93,9 @@ def predict(x: Points, centers: Float[np.ndarray, "k d"] | Float[Array, "k d"], 
         raise UsageError(f"chunk is {chunk}, expected at least 1 row")
     out, size = np.empty(shape[0], np.int32), min(chunk, shape[0])
     for i in range(0, shape[0], max(size, 1)):
-        start = min(i, shape[0] - size)  # the last chunk overlaps the one before: one shape, one compilation
+        start = min(
+            i, shape[0] - size
+        )  # the last chunk overlaps the one before: one shape, one compilation
         block = np.asarray(x[start : start + size], np.float32)
         _check_finite(block)
         out[start : start + size] = _assign(block, jnp.asarray(centers))
@@ -119,11 +125,15 @@ def kmeans(
     n, d = x.shape
     given = None if isinstance(init, str) else _checked_init(init, k, d)
     if isinstance(init, str) and init != "k-means++":
-        raise UsageError(f"unknown init {init!r}: use 'k-means++' or an array of {k} starting centres")
+        raise UsageError(
+            f"unknown init {init!r}: use 'k-means++' or an array of {k} starting centres"
+        )
     m = steps.sample_size(n, k)
     rows = steps.sample_rows(n, m, seed) if m < n else slice(None)
     sample, sample_weights = np.asarray(x[rows]), None if weights is None else weights[rows]
-    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is found, and said, by _tolerance
+    with np.errstate(
+        invalid="ignore", over="ignore"
+    ):  # what is not finite is found, and said, by _tolerance
         origin = sample.mean(0, dtype=np.float64).astype(np.float32)
     data = _Data.place(x, weights, origin, parallel.local_devices(devices))
     limit = _tolerance(data, x, tol)
@@ -138,17 +148,33 @@ def kmeans(
             carried = _contenders(centers, _inertia(small, centers))
     del sample
     made, done = np.zeros(len(centers), np.int32), np.zeros(len(centers), bool)
-    centers[carried], made[carried], done[carried] = _iterate(data, centers[carried], limit, max_iter)
+    centers[carried], made[carried], done[carried] = _iterate(
+        data, centers[carried], limit, max_iter
+    )
     inertias = _inertia(data, centers)
     best = int(carried[np.argmin(inertias[carried])])
     labels, parts = data.map(steps.labels, centers[best], out_axes=0)
     inertias[best] = np.asarray(parts, np.float64).sum()
     labels = np.asarray(parallel.unshard(np.asarray(labels), n))
-    return KMeans(centers[best] + origin, labels, float(inertias[best]), int(made[best]), inertias, bool(done[best]))
+    return KMeans(
+        centers[best] + origin,
+        labels,
+        float(inertias[best]),
+        int(made[best]),
+        inertias,
+        bool(done[best]),
+    )
 
 
 def minibatch_kmeans(
-    batches: Batches, k: int, *, seed: int = 0, n_init: int = 10, epochs: int = 1, tol: float = 1e-4, buffer: int = 2 * steps.SAMPLE
+    batches: Batches,
+    k: int,
+    *,
+    seed: int = 0,
+    n_init: int = 10,
+    epochs: int = 1,
+    tol: float = 1e-4,
+    buffer: int = 2 * steps.SAMPLE,
 ) -> KMeans:
     """k-means over batches [b d] that together do not fit in memory (Sculley 2010, with a count per centre).
 
@@ -159,7 +185,9 @@ def minibatch_kmeans(
     if epochs < 1 or buffer < 1:
         raise UsageError(f"epochs and buffer must be at least 1, got {epochs} and {buffer}")
     if epochs > 1 and not callable(batches) and iter(batches) is batches:
-        raise UsageError(f"an iterator can be read once, but {epochs} epochs were asked for: give a function that returns a fresh one")
+        raise UsageError(
+            f"an iterator can be read once, but {epochs} epochs were asked for: give a function that returns a fresh one"
+        )
     stream = _epoch(batches)
     head, rows = [], 0
     for batch in stream:
@@ -172,7 +200,11 @@ def minibatch_kmeans(
     first = np.concatenate(head)
     fit = kmeans(first, k, seed=seed, n_init=n_init, tol=tol, devices=1)
     limit, size = tol * float(first.var(0, dtype=np.float64).mean()), max(len(b) for b in head)
-    centers, counts, inertia = jnp.asarray(fit.centers), jnp.asarray(np.bincount(fit.labels, minlength=k).astype(np.float32)), fit.inertia
+    centers, counts, inertia = (
+        jnp.asarray(fit.centers),
+        jnp.asarray(np.bincount(fit.labels, minlength=k).astype(np.float32)),
+        fit.inertia,
+    )
     del first, head
     for epoch in range(epochs):
         before = centers
@@ -184,7 +216,14 @@ def minibatch_kmeans(
         settled = float(jnp.sum((centers - before) ** 2)) <= limit
         if settled:
             break
-    return KMeans(np.asarray(centers), np.zeros(0, np.int32), float(inertia), epoch + 1, np.array([inertia]), settled)
+    return KMeans(
+        np.asarray(centers),
+        np.zeros(0, np.int32),
+        float(inertia),
+        epoch + 1,
+        np.array([inertia]),
+        settled,
+    )
 
 
 _move_online = jax.jit(steps.move_online)
@@ -199,7 +238,9 @@ def _epoch(batches: Batches) -> Iterator[np.ndarray]:
         yield batch
 
 
-def _pieces(stream: Iterable[np.ndarray], size: int, d: int) -> Iterator[tuple[ArrayLike, ArrayLike]]:
+def _pieces(
+    stream: Iterable[np.ndarray], size: int, d: int
+) -> Iterator[tuple[ArrayLike, ArrayLike]]:
     """Every batch in blocks of `size` rows, the last one filled up, with weights: one shape, one compilation."""
     for batch in stream:
         if batch.shape[1] != d:
@@ -223,11 +264,15 @@ class _Data:
         blocks, real = parallel.shard(x, len(devices))
         if weights is not None:
             real = real * parallel.shard(weights, len(devices))[0]
-        return _Data(parallel.place(blocks, devices), parallel.place(real, devices), origin, tuple(devices))
+        return _Data(
+            parallel.place(blocks, devices), parallel.place(real, devices), origin, tuple(devices)
+        )
 
     def map(self, body: Callable, *args, out_axes: int | None = None):
         in_axes = (0, 0, None) + (None,) * len(args)
-        return parallel.map_devices(body, in_axes, out_axes, devices=self.devices)(self.x, self.w, self.origin, *args)
+        return parallel.map_devices(body, in_axes, out_axes, devices=self.devices)(
+            self.x, self.w, self.origin, *args
+        )
 
 
 def _starts(sample, weights, u) -> np.ndarray:
@@ -240,7 +285,9 @@ def _tolerance(data: _Data, x, tol: float) -> float:
     first, second, weight = (np.asarray(a, np.float64) for a in data.map(steps.moments))
     if not np.isfinite(second).all():
         _check_finite(x)
-        raise UsageError("the values of x are too large for 32-bit squares: divide them by a constant first")
+        raise UsageError(
+            "the values of x are too large for 32-bit squares: divide them by a constant first"
+        )
     return float(tol * np.mean(second / weight - (first / weight) ** 2))
 
 
@@ -248,22 +295,30 @@ def _inertia(data: _Data, centers) -> Float[np.ndarray, " r"]:
     return np.asarray(data.map(steps.inertias, centers, out_axes=0), np.float64).sum((0, 1))
 
 
-def _contenders(centers: Float[np.ndarray, "r k d"], inertias: Float[np.ndarray, " r"]) -> Int[np.ndarray, " c"]:
+def _contenders(
+    centers: Float[np.ndarray, "r k d"], inertias: Float[np.ndarray, " r"]
+) -> Int[np.ndarray, " c"]:
     """The restarts worth carrying on: within MARGIN of the best on the sample, and one of each group that found the same centres."""
     kept: list[int] = []
     for r in np.argsort(inertias, kind="stable"):
-        if inertias[r] <= inertias.min() * (1 + MARGIN) and not any(_same(centers[r], centers[q]) for q in kept):
+        if inertias[r] <= inertias.min() * (1 + MARGIN) and not any(
+            _same(centers[r], centers[q]) for q in kept
+        ):
             kept.append(int(r))
     return np.array(sorted(kept))
 
 
 def _same(a: Float[np.ndarray, "k d"], b: Float[np.ndarray, "k d"]) -> bool:
-    cross, own = (np.maximum((a * a).sum(1)[:, None] + (c * c).sum(1) - 2 * a @ c.T, 0) for c in (b, a))
+    cross, own = (
+        np.maximum((a * a).sum(1)[:, None] + (c * c).sum(1) - 2 * a @ c.T, 0) for c in (b, a)
+    )
     np.fill_diagonal(own, np.inf)
     return len(set(cross.argmin(1))) == len(a) and bool((cross.min(1) <= SAME * own.min(1)).all())
 
 
-def _iterate(data: _Data, centers: np.ndarray, tol: float, max_iter: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _iterate(
+    data: _Data, centers: np.ndarray, tol: float, max_iter: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Lloyd from centers [r k d] to the end: centres, steps made [r], converged [r].
 
     The loop runs on the device and comes back when two thirds of the restarts have converged, to go on with a batch of a third of the size
@@ -279,7 +334,15 @@ def _iterate(data: _Data, centers: np.ndarray, tol: float, max_iter: int) -> tup
         rows = np.resize(live, sizes[level])  # filled up with repetitions that do not move
         filler = np.arange(sizes[level]) >= live.size
         floor = sizes[level + 1] if level + 1 < len(sizes) else 0
-        out = data.map(steps.lloyd, centers[rows], filler, made[rows], np.float32(tol), np.int32(max_iter), np.int32(floor))
+        out = data.map(
+            steps.lloyd,
+            centers[rows],
+            filler,
+            made[rows],
+            np.float32(tol),
+            np.int32(max_iter),
+            np.int32(floor),
+        )
         out = {name: np.array(a)[: live.size] for name, a in out.items() if name != "empty"}
         vacant = np.flatnonzero((out["counts"] == 0).any(1) & ~out["done"])
         if vacant.size:
@@ -292,7 +355,9 @@ def _iterate(data: _Data, centers: np.ndarray, tol: float, max_iter: int) -> tup
 def _relocate(data: _Data, out: dict[str, np.ndarray], restarts) -> np.ndarray:
     """New centres in which every empty cluster has taken one of the points farthest from their centres, as scikit-learn does."""
     far = data.map(steps.farthest, out["old"], out_axes=0)
-    value, rows, weight, label = (np.concatenate(list(np.asarray(a)), axis=1) for a in far)  # devices side by side
+    value, rows, weight, label = (
+        np.concatenate(list(np.asarray(a)), axis=1) for a in far
+    )  # devices side by side
     new = out["new"].copy()
     for r in restarts:
         empty = np.flatnonzero(out["counts"][r] == 0)
@@ -305,37 +370,56 @@ def _relocate(data: _Data, out: dict[str, np.ndarray], restarts) -> np.ndarray:
             total[label[r, point]] -= share
             mass[label[r, point]] -= weight[r, point]
             total[cluster], mass[cluster] = share, weight[r, point]
-        new[r] = np.where(mass[:, None] > 0, total / np.where(mass > 0, mass, 1)[:, None], out["old"][r])
+        new[r] = np.where(
+            mass[:, None] > 0, total / np.where(mass > 0, mass, 1)[:, None], out["old"][r]
+        )
     return new
 
 
 def _check_finite(x) -> None:
     bad = int((~np.isfinite(np.asarray(x))).any(1).sum())
     if bad:
-        raise UsageError(f"{bad} of {x.shape[0]} rows hold NaN or infinite values: remove them or look for the step that made them")
+        raise UsageError(
+            f"{bad} of {x.shape[0]} rows hold NaN or infinite values: remove them or look for the step that made them"
+        )
 
 
 def _checked(x, k, seed, n_init, max_iter, tol, weights):
     """x as float32 and weights, or the sentence that says what is wrong with them."""
     x = x if isinstance(x, np.ndarray | jax.Array) else np.asarray(x)
     if x.ndim != 2:
-        raise UsageError(f"k-means takes points of shape (n, d), got {x.shape}: reshape to one row per point")
+        raise UsageError(
+            f"k-means takes points of shape (n, d), got {x.shape}: reshape to one row per point"
+        )
     n, d = x.shape
     if n == 0 or d == 0:
-        raise UsageError(f"k-means got no data (shape {x.shape}): give at least k rows with one column")
+        raise UsageError(
+            f"k-means got no data (shape {x.shape}): give at least k rows with one column"
+        )
     if not 2 <= k <= n:
         raise UsageError(f"k is {k}, expected a whole number from 2 to the number of points, {n}")
     if n_init < 1 or max_iter < 1 or not tol >= 0 or seed < 0:
-        raise UsageError(f"n_init and max_iter must be at least 1, tol and seed at least 0; got {n_init}, {max_iter}, {tol} and {seed}")
+        raise UsageError(
+            f"n_init and max_iter must be at least 1, tol and seed at least 0; got {n_init}, {max_iter}, {tol} and {seed}"
+        )
     if not (jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)):
         raise UsageError(f"k-means takes real numbers, got {x.dtype}: convert x to float32")
     if weights is not None:
         weights = np.asarray(weights, np.float32)
-        if weights.shape != (n,) or not np.isfinite(weights).all() or (weights < 0).any() or np.count_nonzero(weights) < k:
+        if (
+            weights.shape != (n,)
+            or not np.isfinite(weights).all()
+            or (weights < 0).any()
+            or np.count_nonzero(weights) < k
+        ):
             raise UsageError(
                 f"weights must be {n} finite numbers, none negative and at least {k} of them positive; got shape {weights.shape}"
             )
-    if isinstance(x, jax.Array) and x.is_fully_addressable and all(device.platform == "cpu" for device in x.devices()):
+    if (
+        isinstance(x, jax.Array)
+        and x.is_fully_addressable
+        and all(device.platform == "cpu" for device in x.devices())
+    ):
         x = np.asarray(x)  # a view on a CPU, which can be cut without a copy
     return (x if x.dtype == jnp.float32 else x.astype(jnp.float32)), weights
 
@@ -343,6 +427,8 @@ def _checked(x, k, seed, n_init, max_iter, tol, weights):
 def _checked_init(init, k: int, d: int) -> np.ndarray:
     init = np.asarray(init, np.float32)
     if init.shape != (k, d):
-        raise UsageError(f"the starting centres have shape {init.shape}, expected {(k, d)}: one row per cluster")
+        raise UsageError(
+            f"the starting centres have shape {init.shape}, expected {(k, d)}: one row per cluster"
+        )
     _check_finite(init)
     return init

@@ -43,21 +43,33 @@ def sample_rows(n: int, m: int, seed: int) -> Int[np.ndarray, " m"]:
 def draws(seed: int, n_init: int, k: int) -> Float[np.ndarray, "k r t"]:
     """The uniform numbers behind k-means++: restart r has its own stream, so it is the same whatever n_init is."""
     trials = 2 + int(math.log(k))
-    return np.stack([np.random.default_rng([seed, 0, r]).random((k, trials), np.float32) for r in range(n_init)], axis=1)
+    return np.stack(
+        [
+            np.random.default_rng([seed, 0, r]).random((k, trials), np.float32)
+            for r in range(n_init)
+        ],
+        axis=1,
+    )
 
 
 @jax.jit
-def plus_plus(x: Float[Array, "n d"], weights: Float[Array, " n"], u: Float[Array, "k r t"]) -> Float[Array, "r k d"]:
+def plus_plus(
+    x: Float[Array, "n d"], weights: Float[Array, " n"], u: Float[Array, "k r t"]
+) -> Float[Array, "r k d"]:
     """Greedy k-means++ for r restarts at once; u: uniform numbers in [0, 1). x should be centred, for precision."""
     k, restarts, trials = u.shape
     x2 = jnp.sum(x * x, 1)
 
     def distances(c: Float[Array, "c d"]) -> Float[Array, "c n"]:
-        return jnp.maximum(x2 - 2 * jnp.matmul(c, x.T, precision="highest") + jnp.sum(c * c, 1)[:, None], 0)
+        return jnp.maximum(
+            x2 - 2 * jnp.matmul(c, x.T, precision="highest") + jnp.sum(c * c, 1)[:, None], 0
+        )
 
     def draw(mass: Float[Array, "r n"], u: Float[Array, "r t"]) -> Int[Array, "r t"]:
         total = jnp.cumsum(mass, 1)
-        return jax.vmap(partial(jnp.searchsorted, side="right"))(total, u * total[:, -1:]).clip(0, x.shape[0] - 1)
+        return jax.vmap(partial(jnp.searchsorted, side="right"))(total, u * total[:, -1:]).clip(
+            0, x.shape[0] - 1
+        )
 
     first = x[draw(jnp.broadcast_to(weights, (restarts, x.shape[0])), u[0, :, :1])[:, 0]]
     centers = jnp.zeros((restarts, k, x.shape[1]), x.dtype).at[:, 0].set(first)
@@ -65,7 +77,10 @@ def plus_plus(x: Float[Array, "n d"], weights: Float[Array, " n"], u: Float[Arra
     def add(j, state):
         centers, nearest = state
         c = x[draw(nearest * weights, u[j])]
-        new = jnp.minimum(nearest[:, None], distances(c.reshape(restarts * trials, -1)).reshape(restarts, trials, -1))
+        new = jnp.minimum(
+            nearest[:, None],
+            distances(c.reshape(restarts * trials, -1)).reshape(restarts, trials, -1),
+        )
         best = jnp.argmin(jnp.sum(new * weights, 2), 1)
         rows = jnp.arange(restarts)
         return centers.at[:, j].set(c[rows, best]), new[rows, best]
@@ -73,7 +88,14 @@ def plus_plus(x: Float[Array, "n d"], weights: Float[Array, " n"], u: Float[Arra
     return lax.fori_loop(1, k, add, (centers, distances(first)))[0]
 
 
-def _chunks(x: Float[Array, "m d"], w: Float[Array, " m"], mean: Float[Array, " d"], carry, visit: Callable, centres: int = 1):
+def _chunks(
+    x: Float[Array, "m d"],
+    w: Float[Array, " m"],
+    mean: Float[Array, " d"],
+    carry,
+    visit: Callable,
+    centres: int = 1,
+):
     """Folds `visit(carry, start, chunk - mean, weights)` over all rows, a chunk at a time; stacks what it returns besides.
 
     The last chunk is moved back to stay inside the array and rows seen before get weight 0: no padded copy of the data. Chunks are CHUNK rows,
@@ -88,38 +110,56 @@ def _chunks(x: Float[Array, "m d"], w: Float[Array, " m"], mean: Float[Array, " 
         start = jnp.minimum(i * size, m - size)
         fresh = start + jnp.arange(size) >= i * size
         return visit(
-            carry, start, lax.dynamic_slice_in_dim(x, start, size) - mean, jnp.where(fresh, lax.dynamic_slice_in_dim(w, start, size), 0)
+            carry,
+            start,
+            lax.dynamic_slice_in_dim(x, start, size) - mean,
+            jnp.where(fresh, lax.dynamic_slice_in_dim(w, start, size), 0),
         )
 
     return lax.scan(step, parallel.varying(carry), jnp.arange(-(-m // size)))
 
 
-def _scores_by_row(centers: Float[Array, "r k d"], xb: Float[Array, "b d"]) -> Float[Array, "r k b"]:
+def _scores_by_row(
+    centers: Float[Array, "r k d"], xb: Float[Array, "b d"]
+) -> Float[Array, "r k b"]:
     """|c|^2 - 2 c.x for all restarts in one product; points last, the faster layout (see kmeans.py)."""
     r, k, d = centers.shape
     c = centers.reshape(r * k, d)
-    return (jnp.sum(c * c, 1)[:, None] - 2 * jnp.matmul(c, xb.T, precision="highest")).reshape(r, k, -1)
+    return (jnp.sum(c * c, 1)[:, None] - 2 * jnp.matmul(c, xb.T, precision="highest")).reshape(
+        r, k, -1
+    )
 
 
 def moments(x: Float[Array, "m d"], w: Float[Array, " m"], mean: Float[Array, " d"]):
     """Weighted sums of (x - mean) [d] and of its square [d], and the weight: what the tolerance and the check for NaN need."""
 
     def visit(carry, _, xb, wb):
-        first, second = jnp.matmul(wb, xb, precision="highest"), jnp.matmul(wb, xb * xb, precision="highest")
+        first, second = (
+            jnp.matmul(wb, xb, precision="highest"),
+            jnp.matmul(wb, xb * xb, precision="highest"),
+        )
         return (carry[0] + first, carry[1] + second, carry[2] + wb.sum()), None
 
     zero = jnp.zeros(x.shape[1])
     return parallel.psum(_chunks(x, w, mean, (zero, zero, jnp.zeros(())), visit)[0])
 
 
-def cluster_sums(x: Float[Array, "m d"], w: Float[Array, " m"], mean: Float[Array, " d"], centers: Float[Array, "r k d"]):
+def cluster_sums(
+    x: Float[Array, "m d"],
+    w: Float[Array, " m"],
+    mean: Float[Array, " d"],
+    centers: Float[Array, "r k d"],
+):
     """One pass: for every restart and cluster the weighted sum [r k d] and the weight [r k] of its points, over all devices."""
     r, k, d = centers.shape
 
     def visit(carry, _, xb, wb):
         nearest = jnp.argmin(_scores_by_row(centers, xb), 1)
         member = jnp.where(nearest[:, None] == jnp.arange(k)[:, None], wb, 0).reshape(r * k, -1)
-        return (carry[0] + jnp.matmul(member, xb, precision="highest"), carry[1] + member.sum(1)), None
+        return (
+            carry[0] + jnp.matmul(member, xb, precision="highest"),
+            carry[1] + member.sum(1),
+        ), None
 
     zero = (jnp.zeros((r * k, d)), jnp.zeros(r * k))
     sums, counts = parallel.psum(_chunks(x, w, mean, zero, visit, r * k)[0])
@@ -127,7 +167,15 @@ def cluster_sums(x: Float[Array, "m d"], w: Float[Array, " m"], mean: Float[Arra
 
 
 def lloyd(
-    x, w, mean, centers: Float[Array, "r k d"], done: Bool[Array, " r"], steps: Int[Array, " r"], tol, limit, floor
+    x,
+    w,
+    mean,
+    centers: Float[Array, "r k d"],
+    done: Bool[Array, " r"],
+    steps: Int[Array, " r"],
+    tol,
+    limit,
+    floor,
 ) -> dict[str, Array]:
     """Lloyd steps for all restarts until no more than `floor` of them still move, one has an empty cluster, or `limit` steps are made.
 
@@ -141,19 +189,38 @@ def lloyd(
         old, moving = s["new"], ~s["done"]
         sums, counts = cluster_sums(x, w, mean, old)
         # A weight can be tiny, so test for zero instead of dividing by max(counts, 1).
-        new = jnp.where((counts > 0)[..., None], sums / jnp.where(counts > 0, counts, 1)[..., None], old)
+        new = jnp.where(
+            (counts > 0)[..., None], sums / jnp.where(counts > 0, counts, 1)[..., None], old
+        )
         new = jnp.where(moving[:, None, None], new, old)
         vacant = jnp.any(counts == 0, 1)
         # With an empty cluster the step is not over: the host moves it, and only then looks at how far the centres went.
         settled = (jnp.sum((new - old) ** 2, (1, 2)) <= tol) & ~vacant
-        state = {"new": new, "old": old, "sums": sums, "counts": counts, "steps": s["steps"] + moving}
+        state = {
+            "new": new,
+            "old": old,
+            "sums": sums,
+            "counts": counts,
+            "steps": s["steps"] + moving,
+        }
         return state | {"done": s["done"] | settled, "empty": jnp.any(vacant & moving)}
 
-    start = {"new": centers, "old": centers, "sums": jnp.zeros_like(centers), "counts": jnp.ones(centers.shape[:2]), "steps": steps}
+    start = {
+        "new": centers,
+        "old": centers,
+        "sums": jnp.zeros_like(centers),
+        "counts": jnp.ones(centers.shape[:2]),
+        "steps": steps,
+    }
     return lax.while_loop(unfinished, step, start | {"done": done, "empty": jnp.zeros((), bool)})
 
 
-def move_online(centers: Float[Array, "k d"], counts: Float[Array, " k"], x: Float[Array, "b d"], w: Float[Array, " b"]):
+def move_online(
+    centers: Float[Array, "k d"],
+    counts: Float[Array, " k"],
+    x: Float[Array, "b d"],
+    w: Float[Array, " b"],
+):
     """One mini-batch step: each centre moves to the mean of all points it was ever given. Returns centres, counts, the batch's inertia.
 
     Sculley, "Web-scale k-means clustering", WWW 2010, algorithm 1: rate 1/count per point. Its assignments are fixed for the batch, so the points of one
@@ -165,7 +232,11 @@ def move_online(centers: Float[Array, "k d"], counts: Float[Array, " k"], x: Flo
     nearest = jnp.min(_scores_by_row(local[None], x - mean)[0], 0) + jnp.sum((x - mean) ** 2, 1)
     counts = counts + new[0]
     rate = jnp.where(counts > 0, 1 / jnp.where(counts > 0, counts, 1), 0)[:, None]
-    return centers + rate * (sums[0] - new[0][:, None] * local), counts, jnp.sum(w * jnp.maximum(nearest, 0))
+    return (
+        centers + rate * (sums[0] - new[0][:, None] * local),
+        counts,
+        jnp.sum(w * jnp.maximum(nearest, 0)),
+    )
 
 
 def farthest(x, w, mean, centers: Float[Array, "r k d"]):
@@ -176,10 +247,16 @@ def farthest(x, w, mean, centers: Float[Array, "r k d"]):
         s = _scores_by_row(centers, xb)
         dist = jnp.where(wb > 0, jnp.maximum(jnp.min(s, 1) + jnp.sum(xb * xb, 1), 0), -1)
         value = jnp.concatenate([carry[0], dist], 1)
-        index = jnp.concatenate([carry[1], jnp.broadcast_to(start + jnp.arange(dist.shape[1]), dist.shape)], 1)
+        index = jnp.concatenate(
+            [carry[1], jnp.broadcast_to(start + jnp.arange(dist.shape[1]), dist.shape)], 1
+        )
         label = jnp.concatenate([carry[2], jnp.argmin(s, 1)], 1)
         top, where = lax.top_k(value, k)
-        return (top, jnp.take_along_axis(index, where, 1), jnp.take_along_axis(label, where, 1)), None
+        return (
+            top,
+            jnp.take_along_axis(index, where, 1),
+            jnp.take_along_axis(label, where, 1),
+        ), None
 
     none = (jnp.full((r, k), -1.0), jnp.zeros((r, k), jnp.int32), jnp.zeros((r, k), jnp.int32))
     value, index, label = _chunks(x, w, mean, none, visit, r * k)[0]

@@ -11,6 +11,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float, Int64, Integer, Shaped
 from numpy.typing import ArrayLike
+from scipy.ndimage import distance_transform_edt
+from scipy.optimize import linear_sum_assignment
 
 from sis_jax.types import UsageError
 
@@ -18,7 +20,10 @@ from sis_jax.types import UsageError
 
 
 def confusion(
-    gt: Shaped[np.ndarray, "..."], pred: Shaped[np.ndarray, "..."], n_classes: int, ignore: int | None = 255
+    gt: Shaped[np.ndarray, "..."],
+    pred: Shaped[np.ndarray, "..."],
+    n_classes: int,
+    ignore: int | None = 255,
 ) -> Int64[np.ndarray, "k k"]:
     """Pixel counts [truth, prediction]; add them up over pictures.
 
@@ -27,7 +32,9 @@ def confusion(
     """
     gt, pred = np.asarray(gt), np.asarray(pred)
     if gt.shape != pred.shape:
-        raise UsageError(f"truth and prediction differ in shape: {gt.shape} and {pred.shape}; resize one of them first")
+        raise UsageError(
+            f"truth and prediction differ in shape: {gt.shape} and {pred.shape}; resize one of them first"
+        )
     keep = np.ones(gt.shape, bool) if ignore is None else gt != ignore
     gt, pred = gt[keep].astype(np.int64), pred[keep].astype(np.int64)
     for kind, ids in (("truth", gt), ("prediction", pred)):
@@ -68,7 +75,9 @@ def accuracy(counts: Integer[np.ndarray, "k k"]) -> float:
     return float(ratio(np.trace(counts), counts.sum()))
 
 
-def boundary_band(mask: Shaped[np.ndarray, "h w"], radius: float, ignore: int | None = 255) -> Bool[np.ndarray, "h w"]:
+def boundary_band(
+    mask: Shaped[np.ndarray, "h w"], radius: float, ignore: int | None = 255
+) -> Bool[np.ndarray, "h w"]:
     """The trimap: pixels with a pixel of another class at most `radius` pixels away (Euclidean, between centres).
 
     For two classes this is dilation minus erosion by a disk. What lies outside the picture counts for nothing, and neither do pixels of
@@ -78,7 +87,11 @@ def boundary_band(mask: Shaped[np.ndarray, "h w"], radius: float, ignore: int | 
     if mask.ndim != 2:
         raise UsageError(f"a mask has two axes [h w], got shape {mask.shape}")
     valid = np.ones(mask.shape, bool) if ignore is None or mask.dtype == bool else mask != ignore
-    return _band_by_distance(mask, radius, valid) if radius > _SHIFTED else _band_by_shifts(mask, radius, valid)
+    return (
+        _band_by_distance(mask, radius, valid)
+        if radius > _SHIFTED
+        else _band_by_shifts(mask, radius, valid)
+    )
 
 
 _SHIFTED = 6  # pixels; for wider bands distance transforms cost less
@@ -101,8 +114,6 @@ def _band_by_shifts(mask: np.ndarray, radius: float, valid: np.ndarray) -> np.nd
 
 
 def _band_by_distance(mask: np.ndarray, radius: float, valid: np.ndarray) -> np.ndarray:
-    from scipy.ndimage import distance_transform_edt
-
     band = np.zeros(mask.shape, bool)
     for class_id in np.unique(mask[valid]):
         own = valid & (mask == class_id)
@@ -117,8 +128,6 @@ def hungarian(counts: Integer[np.ndarray, "k p"]) -> Int64[np.ndarray, "p"]:
 
     It looks at the truth, so that a score after it is no zero-label score.
     """
-    from scipy.optimize import linear_sum_assignment
-
     rows, columns = linear_sum_assignment(counts, maximize=True)
     matched = np.full(counts.shape[1], -1, np.int64)
     matched[columns] = rows

@@ -19,7 +19,9 @@ def without_specks(label: UInt8[np.ndarray, "h w"], share: float) -> UInt8[np.nd
         small |= (sizes < share * label.size)[patches]
     if not small.any() or small.all():
         return label
-    nearest: Any = ndimage.distance_transform_edt(small, return_distances=False, return_indices=True)
+    nearest: Any = ndimage.distance_transform_edt(
+        small, return_distances=False, return_indices=True
+    )
     return label[nearest[0], nearest[1]]
 
 

@@ -24,10 +24,21 @@ def converted(rgb: Float[Array, "*n 3"], color: str) -> Float[Array, "*n 3"]:
         return jnp.stack([y, 0.564 * (rgb[..., 2] - y), 0.713 * (rgb[..., 0] - y)], -1)
     unit = jnp.clip((rgb + 1) / 2, 0, 1)
     linear = jnp.where(unit <= 0.04045, unit / 12.92, ((unit + 0.055) / 1.055) ** 2.4)
-    to_xyz = jnp.array([[0.412456, 0.357576, 0.180438], [0.212673, 0.715152, 0.072175], [0.019334, 0.119192, 0.950304]])
+    to_xyz = jnp.array(
+        [
+            [0.412456, 0.357576, 0.180438],
+            [0.212673, 0.715152, 0.072175],
+            [0.019334, 0.119192, 0.950304],
+        ]
+    )
     xyz = linear @ (to_xyz / jnp.array([[0.95047], [1.0], [1.08883]])).T
     f = jnp.where(xyz > 0.008856, jnp.cbrt(jnp.maximum(xyz, 1e-6)), 7.787 * xyz + 16 / 116)
-    return jnp.stack([116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], -1) / 50
+    return (
+        jnp.stack(
+            [116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], -1
+        )
+        / 50
+    )
 
 
 def vectors(tensor: Float[Array, "h w d 3"], mode: str) -> Float[Array, "p v"]:
@@ -38,7 +49,9 @@ def vectors(tensor: Float[Array, "h w d 3"], mode: str) -> Float[Array, "p v"]:
     return tensor.reshape(tensor.shape[0] * tensor.shape[1], -1)
 
 
-def cluster(x: Float[Array, "p v"], weight: Float[Array, "p"], k: int, n_init: int) -> Float[Array, "k v"]:
+def cluster(
+    x: Float[Array, "p v"], weight: Float[Array, "p"], k: int, n_init: int
+) -> Float[Array, "k v"]:
     """k-means of one picture's pixels: the best of n_init k-means++ starts after ITERATIONS steps. The draws are the same for every picture."""
     own = jnp.sum(x * x, -1)
 
@@ -49,7 +62,10 @@ def cluster(x: Float[Array, "p v"], weight: Float[Array, "p"], k: int, n_init: i
         def pick(carry: tuple[Array, Array], key: Array) -> tuple[tuple[Array, Array], Array]:
             near, _ = carry
             chosen = x[jax.random.categorical(key, jnp.log(near * weight + 1e-12))]
-            return (jnp.minimum(near, jnp.maximum(own + jnp.sum(chosen**2) - 2 * x @ chosen, 0)), chosen), chosen
+            return (
+                jnp.minimum(near, jnp.maximum(own + jnp.sum(chosen**2) - 2 * x @ chosen, 0)),
+                chosen,
+            ), chosen
 
         return jax.lax.scan(pick, (jnp.ones_like(own), x[0]), jax.random.split(key, k))[1]
 

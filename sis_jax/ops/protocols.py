@@ -59,11 +59,19 @@ class Protocol:
         """The photo as the network sees it (Pillow's bilinear filter, which averages when it shrinks)."""
         if self.through:
             # The second step of the published protocol does not average, and its result is rounded here to 8 bits.
-            squeezed = np.asarray(Image.fromarray(image).resize((self.through, self.through), Image.Resampling.BILINEAR))
-            return np.round(resize(squeezed.astype(np.float32), (self.side, self.side), aligned=True)).astype(np.uint8)
+            squeezed = np.asarray(
+                Image.fromarray(image).resize(
+                    (self.through, self.through), Image.Resampling.BILINEAR
+                )
+            )
+            return np.round(
+                resize(squeezed.astype(np.float32), (self.side, self.side), aligned=True)
+            ).astype(np.uint8)
         if self.fit == "native":
             return image
-        height, width = (self.side, self.side) if self.fit == "square" else _short(image.shape[:2], self.side)
+        height, width = (
+            (self.side, self.side) if self.fit == "square" else _short(image.shape[:2], self.side)
+        )
         return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
     def masks(
@@ -77,8 +85,13 @@ class Protocol:
         odds = np.exp(logits - logits.max(-1, keepdims=True))
         soft = 1 - odds[..., 0] / odds.sum(-1)
         if self.scores == "8-bit":
-            grey = Image.fromarray(np.round(255 * (1 - np.clip(scores[..., 0], 0, 1))).astype(np.uint8))
-            soft = np.asarray(grey.resize((width, height), Image.Resampling.BILINEAR), np.float32) / 255
+            grey = Image.fromarray(
+                np.round(255 * (1 - np.clip(scores[..., 0], 0, 1))).astype(np.uint8)
+            )
+            soft = (
+                np.asarray(grey.resize((width, height), Image.Resampling.BILINEAR), np.float32)
+                / 255
+            )
         return logits.argmax(-1).astype(np.uint8), soft.astype(np.float32)
 
 
@@ -125,10 +138,14 @@ def _short(shape: tuple[int, ...], side: int) -> tuple[int, int]:
     return side * height // short, side * width // short
 
 
-def resize(x: Float32[np.ndarray, "h w c"], size: tuple[int, int], *, aligned: bool = False) -> Float32[np.ndarray, "H W c"]:
+def resize(
+    x: Float32[np.ndarray, "h w c"], size: tuple[int, int], *, aligned: bool = False
+) -> Float32[np.ndarray, "H W c"]:
     """Bilinear without averaging, edges repeated. aligned: the corner pixels' centres stay in place, else the corners themselves."""
     rows, columns = (_taps(n, m, aligned) for n, m in zip(x.shape[:2], size))
-    return np.einsum("Wv,Hvc->HWc", columns, np.tensordot(rows, x, 1), optimize=True).astype(np.float32, copy=False)
+    return np.einsum("Wv,Hvc->HWc", columns, np.tensordot(rows, x, 1), optimize=True).astype(
+        np.float32, copy=False
+    )
 
 
 def _taps(n: int, m: int, aligned: bool) -> Float32[np.ndarray, "m n"]:
@@ -146,14 +163,19 @@ def _taps(n: int, m: int, aligned: bool) -> Float32[np.ndarray, "m n"]:
 
 
 def f_curve(
-    score: Float[np.ndarray, "h w"], truth: Bool[np.ndarray, "h w"], keep: Bool[np.ndarray, "h w"], beta2: float
+    score: Float[np.ndarray, "h w"],
+    truth: Bool[np.ndarray, "h w"],
+    keep: Bool[np.ndarray, "h w"],
+    beta2: float,
 ) -> Float32[np.ndarray, "255"]:
     """F-measure of one image for foreground = score > k/255, k = 0..254, on the pixels to `keep`.
 
     (1 + beta2) P R / (beta2 P + R); an empty prediction has precision 1, an empty truth recall 1, and 0/0 counts 0.
     """
     # Scores that are multiples of 1/255 must not slip over their own threshold by rounding.
-    level = np.clip(np.ceil(np.round(np.asarray(score, np.float64)[keep] * 255, 4)), 0, 255).astype(np.int64)
+    level = np.clip(np.ceil(np.round(np.asarray(score, np.float64)[keep] * 255, 4)), 0, 255).astype(
+        np.int64
+    )
     inside = truth[keep]
     predicted = _at_least(level)
     hits = _at_least(level[inside])
@@ -166,9 +188,16 @@ def _at_least(level: np.ndarray) -> np.ndarray:
     return counts[::-1].cumsum()[::-1][1:].astype(np.float64)
 
 
-def f_measure(hits: Float[np.ndarray, "k"], predicted: Float[np.ndarray, "k"], truth: int | float, beta2: float) -> Float[np.ndarray, "k"]:
+def f_measure(
+    hits: Float[np.ndarray, "k"],
+    predicted: Float[np.ndarray, "k"],
+    truth: int | float,
+    beta2: float,
+) -> Float[np.ndarray, "k"]:
     """F-measure from pixel counts, with the conventions of `f_curve`."""
     precision = np.divide(hits, predicted, out=np.ones_like(hits), where=predicted > 0)
     recall = hits / truth if truth else np.ones_like(hits)
     below = beta2 * precision + recall
-    return np.divide((1 + beta2) * precision * recall, below, out=np.zeros_like(hits), where=below > 0)
+    return np.divide(
+        (1 + beta2) * precision * recall, below, out=np.zeros_like(hits), where=below > 0
+    )

@@ -10,7 +10,11 @@ from jaxtyping import Array, Float
 
 
 def resize_bilinear(
-    x: Float[Array, "n h w c"], size: tuple[int, int], *, align_corners: bool = False, antialias: bool = True
+    x: Float[Array, "n h w c"],
+    size: tuple[int, int],
+    *,
+    align_corners: bool = False,
+    antialias: bool = True,
 ) -> Float[Array, "n h2 w2 c"]:
     """Bilinear resize to size = (rows, columns).
 
@@ -21,7 +25,9 @@ def resize_bilinear(
         return jax.image.resize(x, (x.shape[0], *size, x.shape[3]), "bilinear", antialias=antialias)
     for axis, m in zip((1, 2), size):
         matrix = jnp.asarray(_aligned_matrix(x.shape[axis], m), x.dtype)
-        x = jnp.moveaxis(jnp.tensordot(matrix, x, axes=(1, axis), precision=lax.Precision.HIGHEST), 0, axis)
+        x = jnp.moveaxis(
+            jnp.tensordot(matrix, x, axes=(1, axis), precision=lax.Precision.HIGHEST), 0, axis
+        )
     return x
 
 

@@ -63,7 +63,8 @@ def map_samples(
     for start in range(0, len(seeds), rows * used):
         chunk = list(seeds[start : start + rows * used])
         blocks = [
-            parallel.shard(np.asarray(a), used, rows)[0] for a in (gen.latents(chunk), *(p[start : start + len(chunk)] for p in per_sample))
+            parallel.shard(np.asarray(a), used, rows)[0]
+            for a in (gen.latents(chunk), *(p[start : start + len(chunk)] for p in per_sample))
         ]
         out = mapped(0 if plain else gen, blocks[0], np.float32(truncation), *blocks[1:], *shared)
         n = len(chunk)

@@ -29,7 +29,9 @@ class Segmenter(Protocol):
 
     @property
     def classes(self) -> Classes: ...
-    def scores(self, images: list[UInt8[np.ndarray, "h w 3"]]) -> list[Float[np.ndarray, "h w c"]]: ...
+    def scores(
+        self, images: list[UInt8[np.ndarray, "h w 3"]]
+    ) -> list[Float[np.ndarray, "h w c"]]: ...
 
 
 def measure(
@@ -64,7 +66,11 @@ def measure(
         tally.add(name, prediction, truth)
     if not tally.names:
         raise SisError("nothing was measured: there was no pair of a prediction and a mask")
-    weights = metrics.resampling_weights(len(tally.names), resamples, seed) if resamples and len(tally.names) > 1 else None
+    weights = (
+        metrics.resampling_weights(len(tally.names), resamples, seed)
+        if resamples and len(tally.names) > 1
+        else None
+    )
     counts, band = np.stack(tally.counts), np.stack(tally.band)
     total = counts.sum(0)
     ways = {"zero_label": assigned} | {name: MATCHINGS[name](total) for name in matching}
@@ -102,16 +108,34 @@ def match_names(
     """
     predicted, true = _by_id(classes_pred), _by_id(classes_true)
     ids = {_plain(c["name"]): i for i, c in true.items()} | {"background": 0}
-    wanted = {_plain(k): [] if v is None else [v] if isinstance(v, str) else list(v) for k, v in (classes_map or {}).items()}
+    wanted = {
+        _plain(k): [] if v is None else [v] if isinstance(v, str) else list(v)
+        for k, v in (classes_map or {}).items()
+    }
     names = {_plain(c["name"]) for c in predicted.values()} | {"background"}
     for key, group in wanted.items():
-        for name, known, kind in [(key, names, "predicted"), *((str(g), ids, "true") for g in group)]:
+        for name, known, kind in [
+            (key, names, "predicted"),
+            *((str(g), ids, "true") for g in group),
+        ]:
             if _plain(name) not in known:
-                raise UsageError(f"the class map names {name!r}, which is no {kind} class; there are {', '.join(sorted(known))}")
-    merged = {ids[_plain(g)]: (key, min(ids[_plain(x)] for x in group)) for key, group in wanted.items() if len(group) > 1 for g in group}
+                raise UsageError(
+                    f"the class map names {name!r}, which is no {kind} class; there are {', '.join(sorted(known))}"
+                )
+    merged = {
+        ids[_plain(g)]: (key, min(ids[_plain(x)] for x in group))
+        for key, group in wanted.items()
+        if len(group) > 1
+        for g in group
+    }
     kept = [i for i in sorted(true) if i not in merged or merged[i][1] == i]
-    rows = [merged[i][0] if i in merged else "background" if i == 0 else str(true[i]["name"]) for i in kept]
-    lookup = np.full(256, 254, np.uint8)  # 254: an id that is not among the true classes; `Tally` names it
+    rows = [
+        merged[i][0] if i in merged else "background" if i == 0 else str(true[i]["name"])
+        for i in kept
+    ]
+    lookup = np.full(
+        256, 254, np.uint8
+    )  # 254: an id that is not among the true classes; `Tally` names it
     lookup[255] = 255
     for i in true:
         lookup[i] = kept.index(merged[i][1] if i in merged else i)
@@ -124,7 +148,13 @@ def match_names(
         if targets:
             assigned[p] = lookup[ids[_plain(str(targets[0]))]]
     missing = [row for r, row in enumerate(rows) if r not in assigned]
-    told = [f"no predicted class means {', '.join(missing)}; give --classes-map, or read the matched scores"] if missing else []
+    told = (
+        [
+            f"no predicted class means {', '.join(missing)}; give --classes-map, or read the matched scores"
+        ]
+        if missing
+        else []
+    )
     if 0 not in {int(c["id"]) for c in classes_pred}:
         told.append("the predicted classes list no background (id 0)")
     return rows, assigned, lookup, told if len(classes_pred) else []
@@ -140,8 +170,16 @@ def _plain(name: Any) -> str:
 class Tally:
     """What is kept of each image: confusion over the picture and over the border band, for the classes and for the foreground; F curves."""
 
-    def __init__(self, n_true: int, n_pred: int, rule: Rule, radius: float, lookup: UInt8[np.ndarray, "256"]) -> None:
-        self.n_true, self.n_pred, self.rule, self.radius, self.lookup = n_true, n_pred, rule, radius, lookup
+    def __init__(
+        self, n_true: int, n_pred: int, rule: Rule, radius: float, lookup: UInt8[np.ndarray, "256"]
+    ) -> None:
+        self.n_true, self.n_pred, self.rule, self.radius, self.lookup = (
+            n_true,
+            n_pred,
+            rule,
+            radius,
+            lookup,
+        )
         self.names: list[str] = []
         self.counts: list[np.ndarray] = []
         self.band: list[np.ndarray] = []
@@ -153,11 +191,15 @@ class Tally:
         """Count one image; see `measure` for the arrays."""
         truth = np.asarray(truth)
         if truth.ndim != 2 or truth.dtype != np.uint8:
-            raise SisError(f"the true mask of {name} is {truth.dtype}{list(truth.shape)}, expected uint8[h w]")
+            raise SisError(
+                f"the true mask of {name} is {truth.dtype}{list(truth.shape)}, expected uint8[h w]"
+            )
         ids, soft = self._read(name, np.asarray(prediction), *truth.shape)
         rows = self.lookup[truth]
         if (rows == 254).any():
-            raise SisError(f"the true mask of {name} holds class id {truth[rows == 254][0]}, which is not among the true classes")
+            raise SisError(
+                f"the true mask of {name} holds class id {truth[rows == 254][0]}, which is not among the true classes"
+            )
         keep = truth != 255
         fg_true = np.where(keep, truth > 0, 255).astype(np.uint8)
         fg = soft > 0.5 if self.rule.binary else ids > 0
@@ -172,12 +214,20 @@ class Tally:
 
     def _count(self, rows: np.ndarray, ids: np.ndarray, where: np.ndarray) -> np.ndarray:
         flat = rows[where].astype(np.int64) * self.n_pred + ids[where]
-        return np.bincount(flat, minlength=self.n_true * self.n_pred).reshape(self.n_true, self.n_pred).astype(np.int32)
+        return (
+            np.bincount(flat, minlength=self.n_true * self.n_pred)
+            .reshape(self.n_true, self.n_pred)
+            .astype(np.int32)
+        )
 
-    def _read(self, name: str, prediction: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    def _read(
+        self, name: str, prediction: np.ndarray, height: int, width: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         if prediction.ndim == 3 and prediction.dtype.kind == "f":
             if prediction.shape[2] > self.n_pred:
-                raise SisError(f"{name} has scores for {prediction.shape[2]} classes, but only {self.n_pred} are named")
+                raise SisError(
+                    f"{name} has scores for {prediction.shape[2]} classes, but only {self.n_pred} are named"
+                )
             return self.rule.masks(prediction, height, width)
         if prediction.ndim != 2 or prediction.dtype.kind not in "iub":
             raise SisError(
@@ -187,14 +237,18 @@ class Tally:
             y, x = ((np.arange(n) * m) // n for n, m in zip((height, width), prediction.shape))
             prediction = prediction[y[:, None], x]
         if prediction.min() < 0 or prediction.max() >= self.n_pred:
-            raise SisError(f"the prediction of {name} holds class id {prediction.max()}, but the named classes end at {self.n_pred - 1}")
+            raise SisError(
+                f"the prediction of {name} holds class id {prediction.max()}, but the named classes end at {self.n_pred - 1}"
+            )
         return prediction.astype(np.uint8), (prediction > 0).astype(np.float32)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------- scores
 
 
-def regions(counts: Integer[np.ndarray, "n k p"], to: Integer[np.ndarray, "p"]) -> Float[np.ndarray, "3 n k"]:
+def regions(
+    counts: Integer[np.ndarray, "n k p"], to: Integer[np.ndarray, "p"]
+) -> Float[np.ndarray, "3 n k"]:
     """(hits, predicted, truth) per image and true class, once predicted class p counts as true class to[p] (-1: as none)."""
     member = (to[:, None] == np.arange(counts.shape[1])).astype(np.float64)
     hits = np.einsum("nkp,pk->nk", counts, member)
@@ -234,7 +288,11 @@ def _classes(
     }  # fmt: skip
     return {
         "classes": [
-            {"name": row, **{key: float(v[i]) for key, v in table.items()}, "iou_interval": _interval(None if boot is None else boot[:, i])}
+            {
+                "name": row,
+                **{key: float(v[i]) for key, v in table.items()},
+                "iou_interval": _interval(None if boot is None else boot[:, i]),
+            }
             for i, row in enumerate(rows)
         ],
         "mean_iou": float(_mean(table["iou"])),
@@ -243,19 +301,28 @@ def _classes(
         "mean_precision": float(_mean(table["precision"])),
         "mean_recall": float(_mean(table["recall"])),
         "accuracy": float(metrics.ratio(hits.sum(), truth.sum())),
-        "accuracy_interval": _interval(None if drawn is None else metrics.ratio(drawn[0].sum(1), drawn[2].sum(1))),
+        "accuracy_interval": _interval(
+            None if drawn is None else metrics.ratio(drawn[0].sum(1), drawn[2].sum(1))
+        ),
         "mean_iou_image_mean": float(_mean(_mean(_iou(found), 1))),
         "border_mean_iou": float(_mean(table["border_iou"] if len(rows) else np.array([np.nan]))),
     }
 
 
-def _foreground(tally: Tally, rule: Rule, weights: Integer[np.ndarray, "r n"] | None) -> dict[str, Any]:
+def _foreground(
+    tally: Tally, rule: Rule, weights: Integer[np.ndarray, "r n"] | None
+) -> dict[str, Any]:
     """Background (class 0) against the rest, summed over all pixels and per image, in the conventions of `rule`."""
     both = np.array([0, 1])
     found = regions(np.stack(tally.fg), both)
     border = _iou(regions(np.stack(tally.fg_band), both).sum(1))
     images = per_image_iou(found, rule.empty)
-    sharp = np.array([protocols.f_measure(h[1:], p[1:], float(t[1]), rule.beta2)[0] for h, p, t in found.transpose(1, 0, 2)])
+    sharp = np.array(
+        [
+            protocols.f_measure(h[1:], p[1:], float(t[1]), rule.beta2)[0]
+            for h, p, t in found.transpose(1, 0, 2)
+        ]
+    )
     curves = np.stack(tally.curves)[:, slice(*rule.thresholds)].astype(np.float64)
     right = metrics.ratio(found[0].sum(1), found[2].sum(1))
 
@@ -291,9 +358,14 @@ def per_image_iou(found: Float[np.ndarray, "3 n 2"], empty: float) -> Float[np.n
     return np.where(np.isnan(iou), empty, iou)
 
 
-def _per_image(tally: Tally, counts: Integer[np.ndarray, "n k p"], assigned: Integer[np.ndarray, "p"]) -> list[dict[str, Any]]:
+def _per_image(
+    tally: Tally, counts: Integer[np.ndarray, "n k p"], assigned: Integer[np.ndarray, "p"]
+) -> list[dict[str, Any]]:
     """Worst foreground first: where to look."""
     foreground = per_image_iou(regions(np.stack(tally.fg), np.array([0, 1])), tally.rule.empty)
     mean = _mean(_iou(regions(counts, assigned)), 1)
     order = np.argsort(np.where(np.isnan(foreground), 2, foreground), kind="stable")
-    return [{"name": tally.names[i], "iou_foreground": float(foreground[i]), "mean_iou": float(mean[i])} for i in order]
+    return [
+        {"name": tally.names[i], "iou_foreground": float(foreground[i]), "mean_iou": float(mean[i])}
+        for i in order
+    ]

@@ -35,7 +35,9 @@ def agreement(a: Int[np.ndarray, "n"], b: Int[np.ndarray, "n"], k: int) -> float
     return 1.0 if most == expected else (pairs(table) - expected) / (most - expected)
 
 
-def cluster_agreement(a: Int[np.ndarray, "n"], b: Int[np.ndarray, "n"], k: int) -> Float[np.ndarray, "k"]:
+def cluster_agreement(
+    a: Int[np.ndarray, "n"], b: Int[np.ndarray, "n"], k: int
+) -> Float[np.ndarray, "k"]:
     """For each cluster of a the intersection over union with its partner in b, partners chosen one to one (Hungarian)."""
     table = overlap(a, b, k).astype(np.float64)
     union = table.sum(1)[:, None] + table.sum(0)[None] - table
@@ -76,7 +78,9 @@ def frame(height: int, width: int) -> Bool[np.ndarray, "h w"]:
     return mask
 
 
-def background(share: Float[np.ndarray, "k"], frame_share: Float[np.ndarray, "k"]) -> tuple[Bool[np.ndarray, "k"], bool, str]:
+def background(
+    share: Float[np.ndarray, "k"], frame_share: Float[np.ndarray, "k"]
+) -> tuple[Bool[np.ndarray, "k"], bool, str]:
     """Which clusters are the background, whether the rule was sure, and why.
 
     Rule: a cluster that covers the frame at least 1.5 times as much as the picture. With none (or all), or with less than a quarter of the
@@ -87,11 +91,19 @@ def background(share: Float[np.ndarray, "k"], frame_share: Float[np.ndarray, "k"
     if chosen.any() and not chosen.all() and covered >= 0.25:
         names = ", ".join(str(i) for i in np.flatnonzero(chosen))
         plural = "clusters" if chosen.sum() > 1 else "cluster"
-        return chosen, True, f"{plural} {names}: {covered:.0%} of the frame, {float(share[chosen].sum()):.0%} of the picture"
+        return (
+            chosen,
+            True,
+            f"{plural} {names}: {covered:.0%} of the frame, {float(share[chosen].sum()):.0%} of the picture",
+        )
     best = np.arange(len(share)) == int(np.argmax(frame_share - share))
     i = int(np.argmax(best))
     why = f"no group of clusters is {BORDER_RATIO} times as common on the frame as in the picture and holds a quarter of the frame"
-    return best, False, f"{why}; cluster {i} comes closest ({float(frame_share[i]):.0%} of the frame, {float(share[i]):.0%} of the picture)"
+    return (
+        best,
+        False,
+        f"{why}; cluster {i} comes closest ({float(frame_share[i]):.0%} of the frame, {float(share[i]):.0%} of the picture)",
+    )
 
 
 def only_just(clusters: Iterable[Mapping[str, Any]]) -> list[int]:
@@ -104,10 +116,16 @@ def only_just(clusters: Iterable[Mapping[str, Any]]) -> list[int]:
     def odds(share: float) -> float:
         return share / max(1 - share, 1e-9)
 
-    return [i for i, c in enumerate(clusters) if c["background"] and odds(c["border_share"]) < BORDER_ODDS * odds(c["share"])]
+    return [
+        i
+        for i, c in enumerate(clusters)
+        if c["background"] and odds(c["border_share"]) < BORDER_ODDS * odds(c["share"])
+    ]
 
 
-def describe(labelled: Iterable[tuple[Any, np.ndarray, np.ndarray]], k: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def describe(
+    labelled: Iterable[tuple[Any, np.ndarray, np.ndarray]], k: int
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Facts per cluster, and the verdict on the background, from a stream of (images, clusters UInt8[b h w], confidence Float[b h w]).
 
     Returns ([{"share", "border_share", "background", "confidence"}] per cluster, {"found", "why"}).

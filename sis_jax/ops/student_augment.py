@@ -46,11 +46,36 @@ class Augmentation:
 # IoU with 300 human masks: 0.785, against 0.754 with the ranges above (one run each; the better one also had other grounds behind half of the pictures
 # instead of 0.6 of them, so not all of the difference is due to the ranges).
 ALIGNED = Augmentation(scale=0.15, shift=0.03, turn=5.0)
-WEAK = Augmentation(scale=0.1, shift=0.03, turn=3.0, brightness=0, contrast=0, saturation=0, hue=0, grey=0, blur=0, noise=0)
-NONE = Augmentation(scale=0, shift=0, turn=0, flip=0, brightness=0, contrast=0, saturation=0, hue=0, grey=0, blur=0, noise=0)
+WEAK = Augmentation(
+    scale=0.1,
+    shift=0.03,
+    turn=3.0,
+    brightness=0,
+    contrast=0,
+    saturation=0,
+    hue=0,
+    grey=0,
+    blur=0,
+    noise=0,
+)
+NONE = Augmentation(
+    scale=0,
+    shift=0,
+    turn=0,
+    flip=0,
+    brightness=0,
+    contrast=0,
+    saturation=0,
+    hue=0,
+    grey=0,
+    blur=0,
+    noise=0,
+)
 
 
-def geometry(key: Array, n: int, a: Augmentation) -> tuple[Float[Array, "n 2 3"], Float[Array, "n"]]:
+def geometry(
+    key: Array, n: int, a: Augmentation
+) -> tuple[Float[Array, "n 2 3"], Float[Array, "n"]]:
     """(maps from output to input positions in [-1, 1], which are mirrored) for n pictures."""
 
     def one(k: Array) -> tuple[Array, Array]:
@@ -59,7 +84,12 @@ def geometry(key: Array, n: int, a: Augmentation) -> tuple[Float[Array, "n 2 3"]
         mirrored = (u[2] * 0.5 + 0.5) < a.flip
         cos, sin = zoom * jnp.cos(angle), zoom * jnp.sin(angle)
         sign = jnp.where(mirrored, -1.0, 1.0)
-        rows = jnp.stack([jnp.stack([sign * cos, -sign * sin, 2 * a.shift * u[3]]), jnp.stack([sin, cos, 2 * a.shift * u[4]])])
+        rows = jnp.stack(
+            [
+                jnp.stack([sign * cos, -sign * sin, 2 * a.shift * u[3]]),
+                jnp.stack([sin, cos, 2 * a.shift * u[4]]),
+            ]
+        )
         return rows, mirrored.astype(jnp.float32)
 
     return jax.vmap(one)(_keys(key, n))
@@ -87,7 +117,9 @@ def warp(
     pick = jax.vmap(lambda a, r, c: a[r, c])
     masks, certainty = pick(masks, row, column), pick(certainty, row, column)
     if swap:
-        table = jnp.concatenate([jnp.asarray(swap, jnp.uint8), jnp.arange(len(swap), 256, dtype=jnp.uint8)])
+        table = jnp.concatenate(
+            [jnp.asarray(swap, jnp.uint8), jnp.arange(len(swap), 256, dtype=jnp.uint8)]
+        )
         masks = jnp.where(mirrored[:, None, None] > 0, table[masks], masks)
     return images, masks, certainty
 
@@ -98,7 +130,9 @@ def _reflect(position: Array, size: int) -> Array:
     return span - jnp.abs(jnp.mod(position, 2 * span) - span)
 
 
-def _bilinear(images: Float[Array, "n h w c"], x: Float[Array, "n i j"], y: Float[Array, "n i j"]) -> Float[Array, "n i j c"]:
+def _bilinear(
+    images: Float[Array, "n h w c"], x: Float[Array, "n i j"], y: Float[Array, "n i j"]
+) -> Float[Array, "n i j c"]:
     h, w = images.shape[1:3]
     x0, y0 = jnp.clip(jnp.floor(x), 0, w - 2), jnp.clip(jnp.floor(y), 0, h - 2)
     fx, fy = (x - x0)[..., None], (y - y0)[..., None]
@@ -109,7 +143,9 @@ def _bilinear(images: Float[Array, "n h w c"], x: Float[Array, "n i j"], y: Floa
     return top * (1 - fy) + bottom * fy
 
 
-def appearance(key: Array, images: Float[Array, "n h w 3"], a: Augmentation) -> Float[Array, "n h w 3"]:
+def appearance(
+    key: Array, images: Float[Array, "n h w 3"], a: Augmentation
+) -> Float[Array, "n h w 3"]:
     """Pictures with changed colour, blur and noise; geometry untouched."""
     n, h, w, _ = images.shape
     keys = _keys(key, n)
@@ -118,7 +154,10 @@ def appearance(key: Array, images: Float[Array, "n h w 3"], a: Augmentation) -> 
     matrices = jax.vmap(lambda c, g: _colour_matrix(c, g, a))(centred, u[:, 4])
     mean = images.mean((1, 2), keepdims=True)
     images = mean + (1 + a.contrast * centred[:, 1])[:, None, None, None] * (images - mean)
-    images = jnp.einsum("nhwc,ndc->nhwd", images, matrices) + (a.brightness * centred[:, 0])[:, None, None, None]
+    images = (
+        jnp.einsum("nhwc,ndc->nhwd", images, matrices)
+        + (a.brightness * centred[:, 0])[:, None, None, None]
+    )
     if a.blur:
         sigma = (a.blur * u[:, 5] ** 2) * (min(h, w) / 128)  # most pictures stay nearly sharp
         images = _blur(images, jnp.maximum(sigma, 0.05))
@@ -146,14 +185,24 @@ def _blur(images: Float[Array, "n h w c"], sigma: Float[Array, "n"]) -> Float[Ar
     taps = taps / taps.sum(1, keepdims=True)
     for axis in (1, 2):
         size = images.shape[axis]
-        padded = jnp.pad(images, [(_BLUR_REACH, _BLUR_REACH) if d == axis else (0, 0) for d in range(4)], mode="edge")
-        parts = [jax.lax.slice_in_dim(padded, i, i + size, axis=axis) * taps[:, i, None, None, None] for i in range(2 * _BLUR_REACH + 1)]
+        padded = jnp.pad(
+            images,
+            [(_BLUR_REACH, _BLUR_REACH) if d == axis else (0, 0) for d in range(4)],
+            mode="edge",
+        )
+        parts = [
+            jax.lax.slice_in_dim(padded, i, i + size, axis=axis) * taps[:, i, None, None, None]
+            for i in range(2 * _BLUR_REACH + 1)
+        ]
         images = sum(parts[1:], parts[0])
     return images
 
 
 def other_backgrounds(
-    key: Array, images: Float[Array, "n h w 3"], foreground: Float[Array, "n h w"], probability: float
+    key: Array,
+    images: Float[Array, "n h w 3"],
+    foreground: Float[Array, "n h w"],
+    probability: float,
 ) -> Float[Array, "n h w 3"]:
     """Some pictures with another background behind them: a colour, a gradient, smooth noise, or an enlarged piece of the next picture, often dark.
 
@@ -169,12 +218,33 @@ def other_backgrounds(
     angle = 2 * math.pi * u[:, 6, None, None]
     slope = jnp.clip(jnp.cos(angle) * x + jnp.sin(angle) * y + 0.5, 0, 1)[..., None]
     first, second = u[:, None, None, 0:3], u[:, None, None, 3:6]
-    maps = jnp.zeros((n, 2, 3)).at[:, 0, 0].set(0.2 + 0.5 * u[:, 7]).at[:, 1, 1].set(0.2 + 0.5 * u[:, 7])
+    maps = (
+        jnp.zeros((n, 2, 3))
+        .at[:, 0, 0]
+        .set(0.2 + 0.5 * u[:, 7])
+        .at[:, 1, 1]
+        .set(0.2 + 0.5 * u[:, 7])
+    )
     maps = maps.at[:, 0, 2].set(u[:, 8] - 0.5).at[:, 1, 2].set(u[:, 9] - 0.5)
     blank = jnp.zeros((n, h, w))
-    piece = warp(jnp.roll(images, 1, axis=0), blank.astype(jnp.uint8), blank, maps, blank[:, 0, 0], h)[0] if h == w else images
-    kinds = jnp.stack([jnp.broadcast_to(first, images.shape), first * slope + second * (1 - slope), smooth, piece / 2 + 0.5])
-    made = jnp.take_along_axis(kinds, jnp.floor(4 * u[:, 10]).astype(jnp.int32)[None, :, None, None, None], axis=0)[0]
+    piece = (
+        warp(jnp.roll(images, 1, axis=0), blank.astype(jnp.uint8), blank, maps, blank[:, 0, 0], h)[
+            0
+        ]
+        if h == w
+        else images
+    )
+    kinds = jnp.stack(
+        [
+            jnp.broadcast_to(first, images.shape),
+            first * slope + second * (1 - slope),
+            smooth,
+            piece / 2 + 0.5,
+        ]
+    )
+    made = jnp.take_along_axis(
+        kinds, jnp.floor(4 * u[:, 10]).astype(jnp.int32)[None, :, None, None, None], axis=0
+    )[0]
     dark = jnp.where(u[:, 11] < 0.4, 0.25, 1.0)[:, None, None, None]
     mixed = images * foreground[..., None] + (2 * dark * made - 1) * (1 - foreground[..., None])
     on = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 2)) < probability)(keys)

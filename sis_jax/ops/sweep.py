@@ -22,7 +22,9 @@ from jaxtyping import Float, Int
 from sis_jax.ops import selection
 
 FEW = 6  # clusters: up to here a layer is judged by its clusterings
-DIMENSIONS = 64  # principal components that are clustered: one shape, so one compilation, for every layer
+DIMENSIONS = (
+    64  # principal components that are clustered: one shape, so one compilation, for every layer
+)
 RESTARTS = 3
 STEPS = 25
 JUDGED = 4_096
@@ -30,7 +32,10 @@ SILHOUETTES = 1_000
 
 
 def sweep(
-    columns: Mapping[str, Float[np.ndarray, "n p d"]], ks: Sequence[int], seed: int = 0, given: int | None = None
+    columns: Mapping[str, Float[np.ndarray, "n p d"]],
+    ks: Sequence[int],
+    seed: int = 0,
+    given: int | None = None,
 ) -> list[dict[str, Any]]:
     """One row {layer, k, agreement, consensus, silhouette, score} per layer and k.
 
@@ -50,14 +55,31 @@ def sweep(
             judged = rng.permutation(2 * len(a))[:JUDGED]
         look = np.concatenate([a, b])[judged]
         halves = np.stack([a, b])
-        found = cluster_many(halves, ks, look, seed) + (cluster_many(halves, more, look, seed) if more else [])
+        found = cluster_many(halves, ks, look, seed) + (
+            cluster_many(halves, more, look, seed) if more else []
+        )
         for k, (one, two) in zip([*ks, *more], found):
             apart = selection.silhouette(look[:SILHOUETTES], one[:SILHOUETTES])
-            rows.append({"layer": layer, "k": int(k), "agreement": float(selection.agreement(one, two, k)), "silhouette": apart})
+            rows.append(
+                {
+                    "layer": layer,
+                    "k": int(k),
+                    "agreement": float(selection.agreement(one, two, k)),
+                    "silhouette": apart,
+                }
+            )
             labels.append(one)
-    few = [(r["layer"], theirs) for r, theirs in zip(rows, labels) if r["k"] <= FEW and r["k"] not in more]
+    few = [
+        (r["layer"], theirs)
+        for r, theirs in zip(rows, labels)
+        if r["k"] <= FEW and r["k"] not in more
+    ]
     for row, own in zip(rows, labels):
-        others = [selection.agreement(own, theirs, max(FEW, row["k"])) for layer, theirs in few if layer != row["layer"]]
+        others = [
+            selection.agreement(own, theirs, max(FEW, row["k"]))
+            for layer, theirs in few
+            if layer != row["layer"]
+        ]
         row["consensus"] = float(np.mean(others)) if others else 1.0
         row["score"] = row["agreement"] * row["consensus"]
         row["chosen"] = False
@@ -73,21 +95,28 @@ def consensus_of_layers(rows: Sequence[dict[str, Any]], ks: Sequence[int]) -> di
     return {layer: float(np.mean(values)) for layer, values in found.items()}
 
 
-def choose(rows: Sequence[dict[str, Any]], layers: Mapping[str, float], layer: str, k: int | None) -> dict[str, Any]:
+def choose(
+    rows: Sequence[dict[str, Any]], layers: Mapping[str, float], layer: str, k: int | None
+) -> dict[str, Any]:
     """The row of the sweep to go on with, marked as chosen; `layers` by `consensus_of_layers`, `layer` may be "auto", k None."""
     best = max(layers, key=lambda name: layers[name]) if layer == "auto" else layer
-    chosen = max((r for r in rows if r["layer"] == best and k in (None, r["k"])), key=lambda r: r["score"])
+    chosen = max(
+        (r for r in rows if r["layer"] == best and k in (None, r["k"])), key=lambda r: r["score"]
+    )
     chosen["chosen"] = True
     return chosen
 
 
 def criterion(layer: str, k: int | None) -> str:
     """What `choose` went by, in words: only what was left to it."""
-    why_layer = (
-        f"the layer has the highest mean consensus (adjusted Rand index with the clusterings of all other layers) over k up to {FEW}"
-    )
+    why_layer = f"the layer has the highest mean consensus (adjusted Rand index with the clusterings of all other layers) over k up to {FEW}"
     why_k = "k has the highest score = agreement (adjusted Rand index between two halves of the samples) x consensus there"
-    said = "; ".join([why_layer if layer == "auto" else "the layer was given", why_k if k is None else "k was given"])
+    said = "; ".join(
+        [
+            why_layer if layer == "auto" else "the layer was given",
+            why_k if k is None else "k was given",
+        ]
+    )
     return f"{said[0].upper()}{said[1:]}; silhouette is shown but does not decide."
 
 
@@ -106,13 +135,17 @@ def cluster_many(
     """For every k the labels of `look` by the best of a few k-means on either half."""
     rng = np.random.default_rng(seed)
     most = max(ks)
-    starts = np.stack([[[_plus_plus(h, k, most, rng) for _ in range(RESTARTS)] for k in ks] for h in halves])  # [2, K, R, most, d]
+    starts = np.stack(
+        [[[_plus_plus(h, k, most, rng) for _ in range(RESTARTS)] for k in ks] for h in halves]
+    )  # [2, K, R, most, d]
     alive = np.arange(most)[None] < np.asarray(ks)[:, None]
     out = np.asarray(_lloyd_all(halves, starts, alive, look))
     return [(out[0, i], out[1, i]) for i in range(len(ks))]
 
 
-def _plus_plus(x: Float[np.ndarray, "m d"], k: int, most: int, rng: np.random.Generator) -> Float[np.ndarray, "most d"]:
+def _plus_plus(
+    x: Float[np.ndarray, "m d"], k: int, most: int, rng: np.random.Generator
+) -> Float[np.ndarray, "most d"]:
     """k-means++ (Arthur and Vassilvitskii 2007); rows from k on are unused."""
     centers = np.zeros((most, x.shape[1]), np.float32)
     centers[0] = x[rng.integers(len(x))]
@@ -120,28 +153,44 @@ def _plus_plus(x: Float[np.ndarray, "m d"], k: int, most: int, rng: np.random.Ge
     for i in range(1, k):
         nearest = np.minimum(nearest, np.square(x - centers[i - 1]).sum(1))
         total = nearest.sum(dtype=np.float64)
-        centers[i] = x[rng.choice(len(x), p=nearest / total if total > 0 else None) if total > 0 else rng.integers(len(x))]
+        centers[i] = x[
+            rng.choice(len(x), p=nearest / total if total > 0 else None)
+            if total > 0
+            else rng.integers(len(x))
+        ]
     return centers
 
 
 @jax.jit
-def _lloyd_all(halves: jax.Array, starts: jax.Array, alive: jax.Array, look: jax.Array) -> jax.Array:
+def _lloyd_all(
+    halves: jax.Array, starts: jax.Array, alive: jax.Array, look: jax.Array
+) -> jax.Array:
     """Labels [2, K, j]: Lloyd from every start, the best of the restarts by inertia."""
 
-    def distances(x: jax.Array, centers: jax.Array, on: jax.Array) -> jax.Array:  # [most, m]; squared, less |x|^2
-        return jnp.where(on[:, None], jnp.square(centers).sum(1)[:, None] - 2 * centers @ x.T, jnp.inf)
+    def distances(
+        x: jax.Array, centers: jax.Array, on: jax.Array
+    ) -> jax.Array:  # [most, m]; squared, less |x|^2
+        return jnp.where(
+            on[:, None], jnp.square(centers).sum(1)[:, None] - 2 * centers @ x.T, jnp.inf
+        )
 
     def one(x: jax.Array, start: jax.Array, on: jax.Array) -> tuple[jax.Array, jax.Array]:
         def step(_: jax.Array, centers: jax.Array) -> jax.Array:
-            member = jax.nn.one_hot(jnp.argmin(distances(x, centers, on), axis=0), centers.shape[0], axis=0)
+            member = jax.nn.one_hot(
+                jnp.argmin(distances(x, centers, on), axis=0), centers.shape[0], axis=0
+            )
             count = member.sum(1, keepdims=True)
             return jnp.where(count > 0, member @ x / jnp.maximum(count, 1), centers)
 
         centers = jax.lax.fori_loop(0, STEPS, step, start)
-        return jnp.argmin(distances(look, centers, on), axis=0), distances(x, centers, on).min(0).sum()
+        return jnp.argmin(distances(look, centers, on), axis=0), distances(x, centers, on).min(
+            0
+        ).sum()
 
     restarts = jax.vmap(one, in_axes=(None, 0, None))
     every_k = jax.vmap(restarts, in_axes=(None, 0, 0))
-    labels, inertia = jax.lax.map(lambda h: every_k(h[0], h[1], alive), (halves, starts))  # [2, K, R, j], [2, K, R]
+    labels, inertia = jax.lax.map(
+        lambda h: every_k(h[0], h[1], alive), (halves, starts)
+    )  # [2, K, R, j], [2, K, R]
     best = jnp.argmin(inertia, axis=2)
     return jnp.take_along_axis(labels, best[:, :, None, None], axis=2)[:, :, 0]

@@ -57,10 +57,23 @@ class SwdReference:
     Sorting runs in NumPy when JAX has only CPUs (10 times faster there), else on the accelerator.
     """
 
-    def __init__(self, real: UInt8[np.ndarray, "n h w 3"], seed: int = 0, *, descriptors: int = 2**14, projections: int = 512) -> None:
+    def __init__(
+        self,
+        real: UInt8[np.ndarray, "n h w 3"],
+        seed: int = 0,
+        *,
+        descriptors: int = 2**14,
+        projections: int = 512,
+    ) -> None:
         if descriptors < 1 or projections < 1:
-            raise UsageError(f"descriptors and projections are at least 1, got {descriptors} and {projections}")
-        self.seed, self.descriptors, self.projections = int(seed), int(descriptors), int(projections)
+            raise UsageError(
+                f"descriptors and projections are at least 1, got {descriptors} and {projections}"
+            )
+        self.seed, self.descriptors, self.projections = (
+            int(seed),
+            int(descriptors),
+            int(projections),
+        )
         self.shape = _check_images(real)
         self._sorted = {level: list(blocks) for level, blocks in self._levels(real)}
 
@@ -72,12 +85,16 @@ class SwdReference:
             )
         result = {}
         for level, blocks in self._levels(fake):
-            gaps = [_gap(mine, theirs) for mine, theirs in zip(self._sorted[level], blocks, strict=True)]
+            gaps = [
+                _gap(mine, theirs) for mine, theirs in zip(self._sorted[level], blocks, strict=True)
+            ]
             weights = [len(block) for block in self._sorted[level]]
             result[level] = float(np.average(gaps, weights=weights)) * 1e3
         return result | {"average": float(np.mean(list(result.values())))}
 
-    def _levels(self, images: np.ndarray) -> Iterator[tuple[str, Iterator[Float32[np.ndarray, "p d"]]]]:
+    def _levels(
+        self, images: np.ndarray
+    ) -> Iterator[tuple[str, Iterator[Float32[np.ndarray, "p d"]]]]:
         found = _descriptors(images, self.seed, self.descriptors)
         for number, (level, patches) in enumerate(found.items()):
             yield level, self._project(_normalise(patches), number)
@@ -85,17 +102,28 @@ class SwdReference:
     def _project(self, patches: np.ndarray, level: int) -> Iterator[Float32[np.ndarray, "p d"]]:
         rng = np.random.default_rng([self.seed, 1, level])
         for start in range(0, self.projections, _BLOCK):
-            directions = rng.standard_normal((min(_BLOCK, self.projections - start), patches.shape[1])).astype(np.float32)
+            directions = rng.standard_normal(
+                (min(_BLOCK, self.projections - start), patches.shape[1])
+            ).astype(np.float32)
             directions /= np.linalg.norm(directions, axis=1, keepdims=True)
             yield _project_and_sort(directions, patches)
 
 
 def _check_images(images: np.ndarray) -> tuple[int, int]:
-    if getattr(images, "ndim", 0) != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or not len(images):
-        got = f"{getattr(images, 'dtype', type(images).__name__)}{list(getattr(images, 'shape', []))}"
+    if (
+        getattr(images, "ndim", 0) != 4
+        or images.shape[-1] != 3
+        or images.dtype != np.uint8
+        or not len(images)
+    ):
+        got = (
+            f"{getattr(images, 'dtype', type(images).__name__)}{list(getattr(images, 'shape', []))}"
+        )
         raise UsageError(f"SWD compares pictures as uint8[n h w 3] with n at least 1, got {got}")
     if min(images.shape[1:3]) < PATCH:
-        raise UsageError(f"SWD needs pictures of at least {PATCH}x{PATCH} pixels, got {images.shape[1]}x{images.shape[2]}")
+        raise UsageError(
+            f"SWD needs pictures of at least {PATCH}x{PATCH} pixels, got {images.shape[1]}x{images.shape[2]}"
+        )
     return images.shape[1], images.shape[2]
 
 
@@ -107,11 +135,17 @@ def _sides(h: int, w: int) -> list[tuple[int, int]]:
     return sides
 
 
-def _descriptors(images: np.ndarray, seed: int, total: int) -> dict[str, Float32[np.ndarray, "d 147"]]:
+def _descriptors(
+    images: np.ndarray, seed: int, total: int
+) -> dict[str, Float32[np.ndarray, "d 147"]]:
     """level -> patches, laid out [7 7 3], of as many pictures as the budget `total` allows; `_CHUNK` pictures at a time."""
     n = len(images)
     each = int(np.clip(total // n, 1, PER_IMAGE))
-    rows = np.arange(n) if n <= total else np.sort(np.random.default_rng([seed, 2]).choice(n, total, replace=False))
+    rows = (
+        np.arange(n)
+        if n <= total
+        else np.sort(np.random.default_rng([seed, 2]).choice(n, total, replace=False))
+    )
     sides = _sides(*images.shape[1:3])
     out: dict[str, list[np.ndarray]] = {str(min(side)): [] for side in sides}
     for number, start in enumerate(range(0, len(rows), _CHUNK)):
@@ -120,7 +154,12 @@ def _descriptors(images: np.ndarray, seed: int, total: int) -> dict[str, Float32
         batch = np.zeros((_CHUNK, *images.shape[1:]), np.uint8)
         batch[: len(chosen)] = images[chosen]
         rng = np.random.default_rng([seed, 3, number])
-        tops = [np.stack([rng.integers(0, s - PATCH + 1, (_CHUNK, each)) for s in side], -1).astype(np.int32) for side in sides]
+        tops = [
+            np.stack([rng.integers(0, s - PATCH + 1, (_CHUNK, each)) for s in side], -1).astype(
+                np.int32
+            )
+            for side in sides
+        ]
         for level, patches in zip(out, _patch_reader(len(sides))(batch, tops)):
             out[level].append(np.asarray(patches)[: len(chosen)].reshape(-1, PATCH * PATCH * 3))
     return {level: np.concatenate(parts) for level, parts in out.items()}
@@ -130,7 +169,9 @@ def _normalise(patches: Float32[np.ndarray, "d 147"]) -> Float32[np.ndarray, "d 
     by_channel = patches.reshape(-1, 3)
     # A channel without any variation (black pictures) is all zeros after the mean is taken off: leave it there.
     deviation = by_channel.std(0, dtype=np.float64)
-    scaled = (by_channel - by_channel.mean(0, dtype=np.float64)) / np.where(deviation > 1e-6, deviation, 1.0)
+    scaled = (by_channel - by_channel.mean(0, dtype=np.float64)) / np.where(
+        deviation > 1e-6, deviation, 1.0
+    )
     return scaled.astype(np.float32).reshape(patches.shape)
 
 
@@ -155,7 +196,9 @@ def _patch_reader(levels: int) -> Callable:
     """(uint8[b h w 3], tops per level int32[b k 2]) -> per level Float32[b k 7 7 3], compiled."""
 
     def read_one(image: jax.Array, tops: jax.Array) -> jax.Array:
-        return jax.vmap(lambda top: jax.lax.dynamic_slice(image, (top[0], top[1], 0), (PATCH, PATCH, 3)))(tops)
+        return jax.vmap(
+            lambda top: jax.lax.dynamic_slice(image, (top[0], top[1], 0), (PATCH, PATCH, 3))
+        )(tops)
 
     @jax.jit
     def read(images: jax.Array, tops: list[jax.Array]) -> list[jax.Array]:
@@ -195,7 +238,13 @@ def _binomial(x: Array, axis: int, gain: float, size: int) -> Array:
     pads = [(2, 2) if i == axis else (0, 0) for i in range(4)]
     padded = jnp.pad(x, pads, mode="reflect")
     taps = np.asarray([1, 4, 6, 4, 1]) * (gain / 16)
-    return functools.reduce(operator.add, (jax.lax.slice_in_dim(padded, k, k + size, axis=axis) * float(tap) for k, tap in enumerate(taps)))
+    return functools.reduce(
+        operator.add,
+        (
+            jax.lax.slice_in_dim(padded, k, k + size, axis=axis) * float(tap)
+            for k, tap in enumerate(taps)
+        ),
+    )
 
 
 @functools.cache
@@ -208,7 +257,9 @@ def _sorter(on_cpu: bool) -> Callable:
     return jax.jit(project)
 
 
-def _project_and_sort(directions: Float32[np.ndarray, "p 147"], patches: Float32[np.ndarray, "d 147"]) -> Float32[np.ndarray, "p d"]:
+def _project_and_sort(
+    directions: Float32[np.ndarray, "p 147"], patches: Float32[np.ndarray, "d 147"]
+) -> Float32[np.ndarray, "p d"]:
 
     on_cpu = jax.default_backend() == "cpu"
     rows = np.array(_sorter(on_cpu)(directions, patches))

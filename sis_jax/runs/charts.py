@@ -44,44 +44,81 @@ def line_chart_svg(
 
     def at(p: tuple[Real, Real]) -> tuple[float, float]:
         x = left + (p[0] - x0) / (x1 - x0) * (width - left - right)
-        return round(x, 1), round(height - bottom - (p[1] - y0) / (y1 - y0) * (height - top - bottom), 1)
+        return round(x, 1), round(
+            height - bottom - (p[1] - y0) / (y1 - y0) * (height - top - bottom), 1
+        )
 
-    parts = [f'<svg class="chart" viewBox="0 0 {width} {height + legend}" role="img" xmlns="http://www.w3.org/2000/svg">']
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {width} {height + legend}" role="img" xmlns="http://www.w3.org/2000/svg">'
+    ]
     for y in ys:
-        parts.append(f'<line x1="{left}" x2="{width - right}" y1="{at((x0, y))[1]}" y2="{at((x0, y))[1]}" class="rule"/>')
-        parts.append(f'<text x="{left - 6}" y="{at((x0, y))[1] + 4}" text-anchor="end">{number(y)}</text>')
-    parts += [f'<text x="{at((x, y0))[0]}" y="{height - bottom + 16}" text-anchor="middle">{number(x)}</text>' for x in xs]
-    parts.append(f'<text x="{(left + width - right) / 2}" y="{height - 6}" text-anchor="middle">{escape(x_label)}</text>')
-    parts.append(f'<text transform="translate(12 {(height - bottom) / 2 + 6}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>')
+        parts.append(
+            f'<line x1="{left}" x2="{width - right}" y1="{at((x0, y))[1]}" y2="{at((x0, y))[1]}" class="rule"/>'
+        )
+        parts.append(
+            f'<text x="{left - 6}" y="{at((x0, y))[1] + 4}" text-anchor="end">{number(y)}</text>'
+        )
+    parts += [
+        f'<text x="{at((x, y0))[0]}" y="{height - bottom + 16}" text-anchor="middle">{number(x)}</text>'
+        for x in xs
+    ]
+    parts.append(
+        f'<text x="{(left + width - right) / 2}" y="{height - 6}" text-anchor="middle">{escape(x_label)}</text>'
+    )
+    parts.append(
+        f'<text transform="translate(12 {(height - bottom) / 2 + 6}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
+    )
     for i, (name, points) in enumerate(series.items()):
         dots = [at(p) for p in sorted(points)]
         line = " ".join(f"{x},{y}" for x, y in dots)
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour(i + 1)}" stroke-width="2" stroke-linejoin="round"/>')
+        parts.append(
+            f'<polyline points="{line}" fill="none" stroke="{colour(i + 1)}" stroke-width="2" stroke-linejoin="round"/>'
+        )
         parts += [_marker(i, x, y) for x, y in dots] if len(dots) <= 60 else []
         if legend:
             x, y = left + (i % 4) * (width - left) / 4, height + 12 + 20 * (i // 4)
-            parts.append(f'{_marker(i, x + 5, y - 4)}<text x="{x + 14}" y="{y}">{escape(name)}</text>')
-    parts += [f'<circle cx="{x}" cy="{y}" r="9" fill="none" stroke="currentColor" stroke-width="1.5"/>' for x, y in map(at, marked)]
+            parts.append(
+                f'{_marker(i, x + 5, y - 4)}<text x="{x + 14}" y="{y}">{escape(name)}</text>'
+            )
+    parts += [
+        f'<circle cx="{x}" cy="{y}" r="9" fill="none" stroke="currentColor" stroke-width="1.5"/>'
+        for x, y in map(at, marked)
+    ]
     return "".join(parts) + "</svg>"
 
 
 def _marker(i: int, x: Real, y: Real) -> str:
     """Circle, square, triangle, diamond in turn: lines are told apart without colour too."""
-    shapes = ("M-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0-7 0", "M-3-3h6v6h-6z", "M0-4L4 3h-8z", "M0-4.5L4.5 0L0 4.5L-4.5 0z")
+    shapes = (
+        "M-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0-7 0",
+        "M-3-3h6v6h-6z",
+        "M0-4L4 3h-8z",
+        "M0-4.5L4.5 0L0 4.5L-4.5 0z",
+    )
     return f'<path d="{shapes[i % 4]}" transform="translate({x} {y})" fill="{colour(i + 1)}"/>'
 
 
 def heatmap_svg(
-    values: Float[np.ndarray, "r c"], rows: Sequence[str], columns: Sequence[str], *, chosen: tuple[int, int] | None = None, cell: int = 46
+    values: Float[np.ndarray, "r c"],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    chosen: tuple[int, int] | None = None,
+    cell: int = 46,
 ) -> str:
     """A table of numbers shaded from pale to dark blue, each with its value; NaN stays empty; `chosen` (row, column) is framed."""
     values = np.asarray(values, np.float64)
     known = values[np.isfinite(values)]
     low, high = (known.min(), known.max()) if known.size else (0.0, 1.0)
     left, top, tall = 16 + 7 * max((len(r) for r in rows), default=0), 24, 30
-    out = [f'<svg class="chart heat" width="{left + cell * len(columns) + 2}" viewBox="0 0 {left + cell * len(columns) + 2} ']
+    out = [
+        f'<svg class="chart heat" width="{left + cell * len(columns) + 2}" viewBox="0 0 {left + cell * len(columns) + 2} '
+    ]
     out += [f'{top + tall * len(rows) + 2}" role="img" xmlns="http://www.w3.org/2000/svg">']
-    out += [f'<text x="{left + cell * (j + 0.5)}" y="16" text-anchor="middle">{escape(c)}</text>' for j, c in enumerate(columns)]
+    out += [
+        f'<text x="{left + cell * (j + 0.5)}" y="16" text-anchor="middle">{escape(c)}</text>'
+        for j, c in enumerate(columns)
+    ]
     for i, row in enumerate(rows):
         y = top + tall * i
         out.append(f'<text x="{left - 8}" y="{y + 19}" text-anchor="end">{escape(row)}</text>')
@@ -92,9 +129,13 @@ def heatmap_svg(
             t = (value - low) / (high - low) if high > low else 0.5
             r, g, b = (round(a + (z - a) * t) for a, z in zip((222, 235, 247), (8, 69, 138)))
             frame = ' stroke="currentColor" stroke-width="2.5"' if (i, j) == chosen else ""
-            out.append(f'<rect x="{x + 1}" y="{y + 1}" width="{cell - 2}" height="{tall - 2}" rx="3" fill="rgb({r},{g},{b})"{frame}/>')
+            out.append(
+                f'<rect x="{x + 1}" y="{y + 1}" width="{cell - 2}" height="{tall - 2}" rx="3" fill="rgb({r},{g},{b})"{frame}/>'
+            )
             ink = "#fff" if t > 0.5 else "#123"
-            out.append(f'<text x="{x + cell / 2}" y="{y + 19}" text-anchor="middle" style="fill:{ink}">{number(value)}</text>')
+            out.append(
+                f'<text x="{x + cell / 2}" y="{y + 19}" text-anchor="middle" style="fill:{ink}">{number(value)}</text>'
+            )
     return "".join(out) + "</svg>"
 
 

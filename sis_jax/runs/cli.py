@@ -16,6 +16,12 @@ Nothing here imports JAX: `--help` answers in a fraction of a second.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import difflib
+import functools
+import importlib
+import importlib.util
+import inspect
 import io
 import os
 import re
@@ -27,7 +33,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sis_jax.ops.progress import showing_progress
-from sis_jax.runs.flags import REQUIRED, Param, describe, expected, method_params, parse_docs, verb_params
+from sis_jax.runs.flags import (
+    REQUIRED,
+    Param,
+    describe,
+    expected,
+    method_params,
+    parse_docs,
+    verb_params,
+)
+from sis_jax.types import SisError
 
 _CACHE_BYTES = 2 * 1024**3
 
@@ -36,7 +51,11 @@ class _Asked(Exception):
     """The command line itself is wrong; the message is what to print, the exit code is 2."""
 
 
-def main(verb: Callable[..., Any], variants: Mapping[str, Mapping[str, str]] | None = None, argv: Sequence[str] | None = None) -> NoReturn:
+def main(
+    verb: Callable[..., Any],
+    variants: Mapping[str, Mapping[str, str]] | None = None,
+    argv: Sequence[str] | None = None,
+) -> NoReturn:
     """Run `verb` from the command line and exit: 0 done, 1 failed, 2 asked wrongly, 130 interrupted.
 
     verb: the function; its name is the program's. variants: {parameter: {choice: "module:Class"}}. argv: default `sys.argv[1:]`.
@@ -55,7 +74,9 @@ def run(
     prog = prog or f"python -m sis_jax.{verb.__name__}"
     try:
         config, dry_run, quiet = parse(verb, variants, argv)
-        for name in getattr(verb, "needed", ()):  # what Python can do without: there the result is returned
+        for name in getattr(
+            verb, "needed", ()
+        ):  # what Python can do without: there the result is returned
             if config[name] is None:
                 raise _Asked(f"--{name.replace('_', '-')} is missing; --help lists what to type")
         if dry_run:
@@ -75,7 +96,9 @@ def run(
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except KeyboardInterrupt:
-        return _fail(f"{prog}: interrupted; the same command resumes where the run folder allows it", 130)
+        return _fail(
+            f"{prog}: interrupted; the same command resumes where the run folder allows it", 130
+        )
     except BrokenPipeError:
         # The reader of stdout left (`| head`); pointing stdout elsewhere keeps the interpreter's last flush silent.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -87,8 +110,6 @@ def run(
 
 def _report_exception(prog: str, error: Exception) -> int:
     """One sentence for a mistake of the user, the traceback for a mistake of ours."""
-    from sis_jax.types import SisError  # here, because it loads NumPy, which `--help` can do without
-
     if isinstance(error, SisError):
         return _fail(f"{prog}: {error}", error.exit_code)
     traceback.print_exception(error)
@@ -101,7 +122,9 @@ def _fail(message: str, code: int) -> int:
 
 
 def parse(
-    verb: Callable[..., Any], variants: Mapping[str, Mapping[str, str]] | None = None, argv: Sequence[str] = ()
+    verb: Callable[..., Any],
+    variants: Mapping[str, Mapping[str, str]] | None = None,
+    argv: Sequence[str] = (),
 ) -> tuple[dict[str, Any], bool, bool]:
     """The arguments `verb` is called with, and whether `--dry-run` and `--quiet` were given."""
     docs = parse_docs(verb)
@@ -111,7 +134,12 @@ def parse(
         if choice is not None:
             params += method_params(registry[choice], taken={p.name for p in params}, choice=choice)
     door = [
-        Param("dry_run", bool, False, "print the resolved configuration, the planned files and an estimate, and stop"),
+        Param(
+            "dry_run",
+            bool,
+            False,
+            "print the resolved configuration, the planned files and an estimate, and stop",
+        ),
         Param("quiet", bool, False, "no progress bars"),
     ]
     door = [p for p in door if p.name not in {q.name for q in params}]
@@ -120,11 +148,15 @@ def parse(
     return config, flags.get("dry_run", False), flags.get("quiet", False)
 
 
-def _choice(argv: Sequence[str], name: str, default: Any, registry: Mapping[str, str]) -> str | None:
+def _choice(
+    argv: Sequence[str], name: str, default: Any, registry: Mapping[str, str]
+) -> str | None:
     """Which variant the command line asks for, before the flags can be known."""
     flag, chosen = "--" + name.replace("_", "-"), default
     for i, token in enumerate(argv):
-        token = token.replace("_", "-", token.count("_") if token.startswith("--") and "=" not in token else 0)
+        token = token.replace(
+            "_", "-", token.count("_") if token.startswith("--") and "=" not in token else 0
+        )
         if token == flag and i + 1 < len(argv):
             chosen = argv[i + 1]
         elif token.startswith(flag + "="):
@@ -134,21 +166,25 @@ def _choice(argv: Sequence[str], name: str, default: Any, registry: Mapping[str,
     return chosen if isinstance(chosen, str) else None
 
 
-def _parse_with_tyro(name: str, description: str, params: list[Param], argv: list[str]) -> dict[str, Any]:
-    import dataclasses
-
+def _parse_with_tyro(
+    name: str, description: str, params: list[Param], argv: list[str]
+) -> dict[str, Any]:
     import tyro
 
     _check_flags(params, argv)
     fields = []
     for p in params:
-        default = dataclasses.field() if p.default is REQUIRED else dataclasses.field(default=p.default)
+        default = (
+            dataclasses.field() if p.default is REQUIRED else dataclasses.field(default=p.default)
+        )
         fields.append((p.name, p.annotated(tyro), default))
     record = dataclasses.make_dataclass(name, fields, kw_only=True)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            parsed = tyro.cli(record, prog=f"python -m sis_jax.{name}", description=description, args=argv)
+            parsed = tyro.cli(
+                record, prog=f"python -m sis_jax.{name}", description=description, args=argv
+            )
     except SystemExit as stop:
         if stop.code:
             raise _Asked(_explain(said.getvalue(), params, argv)) from None
@@ -165,8 +201,6 @@ def _check_flags(params: list[Param], argv: list[str]) -> None:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    import difflib
-
     nearest = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.0)
     return "did you mean " + ", ".join(nearest) + "?" if nearest else "there are none"
 
@@ -175,7 +209,9 @@ def _explain(said: str, params: list[Param], argv: list[str]) -> str:
     """One sentence for what tyro refused: what was got, what was expected, what to type."""
     text = " ".join(re.sub(r"[╭╮╰╯│─]+", " ", said).split())
     required = [p for p in params if p.default is REQUIRED]
-    missing = [p.shown for p in required if re.search(rf"(?<![\w-]){re.escape(p.shown)}(?![\w-])", text)]
+    missing = [
+        p.shown for p in required if re.search(rf"(?<![\w-]){re.escape(p.shown)}(?![\w-])", text)
+    ]
     if missing and re.search(r"missing from|required", text, re.IGNORECASE):
         return f"{', '.join(missing)} is missing; --help lists what to type"
     for p in params:
@@ -237,13 +273,19 @@ def result_paths(verb: Callable[..., Any], value: Any, config: Mapping[str, Any]
         value = verb.results(value, config)
     if isinstance(value, (str, os.PathLike)):
         return [os.fspath(value)]
-    if isinstance(value, (list, tuple)) and value and all(isinstance(v, (str, os.PathLike)) for v in value):
+    if (
+        isinstance(value, (list, tuple))
+        and value
+        and all(isinstance(v, (str, os.PathLike)) for v in value)
+    ):
         return [os.fspath(v) for v in value]
     out = config.get("out")
     return [os.fspath(out)] if out else []
 
 
-def command(verb_name: str, config: Mapping[str, Any], positional: Sequence[str] = ("gen", "photos", "run")) -> str:
+def command(
+    verb_name: str, config: Mapping[str, Any], positional: Sequence[str] = ("gen", "photos", "run")
+) -> str:
     """The shell line that repeats a call, `python -m sis_jax.discover --k 10 --out runs/faces`: for reports and messages."""
     words = ["python", "-m", f"sis_jax.{verb_name}"]
     words += [str(config[name]) for name in positional if config.get(name) is not None]
@@ -254,7 +296,10 @@ def command(verb_name: str, config: Mapping[str, Any], positional: Sequence[str]
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
-            words += [f"--{flag}", *map(str, value if isinstance(value, (list, tuple)) else [value])]
+            words += [
+                f"--{flag}",
+                *map(str, value if isinstance(value, (list, tuple)) else [value]),
+            ]
     return shlex.join(words)
 
 
@@ -280,7 +325,9 @@ def use_cpu_cores() -> None:
     An accelerator is not affected, and a device count the user put into XLA_FLAGS stands.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     if "jax" in sys.modules or "xla_force_host_platform_device_count" in flags or cores < 2:
         return
     count = 1 << (cores.bit_length() - 1)  # batches are powers of two, and are divided evenly
@@ -329,6 +376,55 @@ def enable_compilation_cache() -> Path | None:
 
 def _has_filelock() -> bool:
     """JAX can bound the cache's size only where the filelock package is installed, and fails where it is not."""
-    import importlib.util
-
     return importlib.util.find_spec("filelock") is not None
+
+
+def hooks(stage: str, *names: str, needed: tuple[str, ...] = ()) -> Callable[[Callable], Callable]:
+    """Give a door the hooks of its stage, which is imported when one of them is called: `--help` needs none.
+
+    stage: the module. names: of its functions, "plan", "results", "problems". needed: parameters that the command line insists on.
+    """
+
+    def late(name: str) -> Callable[..., Any]:
+        return lambda *arguments: getattr(importlib.import_module(stage), name)(*arguments)
+
+    def attach(verb: Callable) -> Callable:
+        for name in names:
+            setattr(verb, name, late(name))
+        if needed:
+            verb.needed = needed  # type: ignore[attr-defined]
+        return verb
+
+    return attach
+
+
+def with_flag(verb: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """`verb` for the command line, where one of its positional parameters is a flag."""
+
+    @functools.wraps(verb)
+    def door(**arguments: Any) -> Any:
+        return verb(**arguments)
+
+    signature = inspect.signature(verb)
+    kinds = [
+        p.replace(kind=p.KEYWORD_ONLY) if p.name == name else p
+        for p in signature.parameters.values()
+    ]
+    door.__signature__ = signature.replace(parameters=kinds)  # type: ignore[attr-defined]
+    return door
+
+
+def gathered(argv: Sequence[str], flag: str) -> list[str]:
+    """`--prompt A --prompt B` as `--prompt A B`: both are natural to type, and of the first only the last would count."""
+    rest: list[str] = []
+    values: list[str] = []
+    taking = False
+    for token in argv:
+        if token.startswith("--"):
+            name, equals, value = token.partition("=")
+            taking = name == flag
+            if taking:
+                values += [value] if equals else []
+                continue
+        (values if taking else rest).append(token)
+    return [*rest, *([flag, *values] if values else [])]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import builtins
 import collections.abc
+import dataclasses
 import importlib
 import importlib.util
 import inspect
@@ -45,10 +46,26 @@ class Param:
 
     def annotated(self, tyro: Any) -> Any:
         """The type with tyro's settings attached."""
-        shown = "(default: " + " ".join(map(str, self.default if isinstance(self.default, tuple) else [self.default])) + ")"
-        hint = "(required)" if self.default is REQUIRED else "" if self.default is None or self.default == () else shown
-        metavar = None if self.type is bool else self.shown if self.positional else spelled(self.type)
-        kind = Annotated[self.type, tyro.conf.arg(help=self.help, metavar=metavar, help_behavior_hint=hint)]
+        shown = (
+            "(default: "
+            + " ".join(
+                map(str, self.default if isinstance(self.default, tuple) else [self.default])
+            )
+            + ")"
+        )
+        hint = (
+            "(required)"
+            if self.default is REQUIRED
+            else ""
+            if self.default is None or self.default == ()
+            else shown
+        )
+        metavar = (
+            None if self.type is bool else self.shown if self.positional else spelled(self.type)
+        )
+        kind = Annotated[
+            self.type, tyro.conf.arg(help=self.help, metavar=metavar, help_behavior_hint=hint)
+        ]
         return tyro.conf.Positional[kind] if self.positional else kind
 
 
@@ -124,7 +141,13 @@ def _union(members: list[Any]) -> Any:
 
 def expected(kind: Any) -> str:
     """A type in words: "a whole number or 'auto'"."""
-    words = {str: "text", int: "a whole number", float: "a number", bool: "nothing after it", pathlib.Path: "a path"}
+    words = {
+        str: "text",
+        int: "a whole number",
+        float: "a number",
+        bool: "nothing after it",
+        pathlib.Path: "a path",
+    }
     if kind in words:
         return words[kind]
     args = [a for a in get_args(kind) if a not in (type(None), Ellipsis)]
@@ -158,9 +181,19 @@ def verb_params(verb: Callable[..., Any], docs: dict[str, str]) -> list[Param]:
         kind = shell_type(p.annotation, scope) if p.annotation is not p.empty else None
         if kind is None:
             if p.default is p.empty:
-                raise TypeError(f"{verb.__name__}: the command line cannot spell {p.name}: {p.annotation}, and it has no default")
+                raise TypeError(
+                    f"{verb.__name__}: the command line cannot spell {p.name}: {p.annotation}, and it has no default"
+                )
             continue
-        found.append(Param(p.name, kind, p.default, docs.get(p.name, ""), positional=p.kind is not p.KEYWORD_ONLY))
+        found.append(
+            Param(
+                p.name,
+                kind,
+                p.default,
+                docs.get(p.name, ""),
+                positional=p.kind is not p.KEYWORD_ONLY,
+            )
+        )
     return found
 
 
@@ -179,7 +212,11 @@ def method_params(home: str, taken: set[str], choice: str) -> list[Param]:
         kind = shell_type(annotation)
         if field in taken or field.endswith("_") or field.startswith("_") or kind is None:
             continue
-        found.append(Param(field, kind, default, " ".join(filter(None, [docs.get(field, ""), f"[{choice}]"]))))
+        found.append(
+            Param(
+                field, kind, default, " ".join(filter(None, [docs.get(field, ""), f"[{choice}]"]))
+            )
+        )
     return found
 
 
@@ -198,14 +235,18 @@ def _read_fields(module: str, name: str) -> tuple[list[tuple[str, str, Any]], di
         annotation = ast.unparse(line.annotation)
         if "ClassVar" in annotation or line.target.id.endswith("_"):
             continue
-        rows.append((line.target.id, annotation, REQUIRED if line.value is None else ast.literal_eval(line.value)))
+        rows.append(
+            (
+                line.target.id,
+                annotation,
+                REQUIRED if line.value is None else ast.literal_eval(line.value),
+            )
+        )
     fields = {row[0] for row in rows}
     return rows, _doc_lines(ast.get_docstring(node) or "", fields)
 
 
 def _import_fields(module: str, name: str) -> tuple[list[tuple[str, Any, Any]], dict[str, str]]:
-    import dataclasses
-
     kind = getattr(importlib.import_module(module), name)
     rows = []
     for f in dataclasses.fields(kind):

@@ -55,12 +55,20 @@ def _acquire(path: str) -> int:
                 break
         os.close(fd)
     os.ftruncate(fd, 0)
-    os.pwrite(fd, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}).encode(), 0)
+    os.pwrite(
+        fd,
+        json.dumps(
+            {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
+        ).encode(),
+        0,
+    )
     return fd
 
 
 def _release(key: str, pid: int) -> None:
-    if os.getpid() != pid or key not in _held:  # a forked child does not let go of its parent's lock
+    if (
+        os.getpid() != pid or key not in _held
+    ):  # a forked child does not let go of its parent's lock
         return
     _held[key][1] -= 1
     if _held[key][1] == 0:
@@ -110,4 +118,6 @@ def _alive(owner: dict) -> bool:
 
 def _busy(path: str, owner: dict) -> Exception:
     who = f"process {owner.get('pid', '?')} on {owner.get('host', 'some machine')}"
-    return SisError(f"{os.path.dirname(path)} is in use by {who}: wait until it is done, or give another --out")
+    return SisError(
+        f"{os.path.dirname(path)} is in use by {who}: wait until it is done, or give another --out"
+    )

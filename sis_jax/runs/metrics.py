@@ -53,31 +53,63 @@ class Metrics:
             found = self.values[way]
             rows.append(
                 self._row(
-                    f"mean IoU of classes ({way.replace('_', ' ')})", found["mean_iou"], found["mean_iou_interval"], f"{way}.mean_iou"
+                    f"mean IoU of classes ({way.replace('_', ' ')})",
+                    found["mean_iou"],
+                    found["mean_iou_interval"],
+                    f"{way}.mean_iou",
                 )
             )
             rows.append(
                 self._row(
-                    f"accuracy of classes ({way.replace('_', ' ')})", found["accuracy"], found["accuracy_interval"], f"{way}.accuracy"
+                    f"accuracy of classes ({way.replace('_', ' ')})",
+                    found["accuracy"],
+                    found["accuracy_interval"],
+                    f"{way}.accuracy",
                 )
             )
         return rows
 
-    def _row(self, title: str, ours: float | None, interval: list[float] | None, key: str) -> dict[str, Any]:
+    def _row(
+        self, title: str, ours: float | None, interval: list[float] | None, key: str
+    ) -> dict[str, Any]:
         low, high = interval or (None, None)
-        return {"name": f"{self.name}: {title}", "ours": ours, "low": low, "high": high, "paper": self.paper.get(key)}
+        return {
+            "name": f"{self.name}: {title}",
+            "ours": ours,
+            "low": low,
+            "high": high,
+            "paper": self.paper.get(key),
+        }
 
     def show(self) -> str:
         """A table for people: foreground, classes by name, then what the matchings, which look at the labels, would give."""
         v = self.values
-        lines = [f"{self.name}: {v['images']} images, protocol {v['protocol']}; its headline is the {v['headline']}", ""]
-        lines += [f"{'background against the rest, no label used':<44}{'ours':>8}{'95 % interval':>18}{'paper':>8}"]
+        lines = [
+            f"{self.name}: {v['images']} images, protocol {v['protocol']}; its headline is the {v['headline']}",
+            "",
+        ]
+        lines += [
+            f"{'background against the rest, no label used':<44}{'ours':>8}{'95 % interval':>18}{'paper':>8}"
+        ]
         for row in self.rows()[: len(_FOREGROUND)]:
-            lines.append(f"  {row['name'].removeprefix(self.name + ': '):<42}{_n(row['ours']):>8}{_span(row):>18}{_n(row['paper'], ''):>8}")
-        lines += ["", *_table(_WAYS["zero_label"], v["zero_label"], v["assignment"]["zero_label"], v["predicted_classes"])]
+            lines.append(
+                f"  {row['name'].removeprefix(self.name + ': '):<42}{_n(row['ours']):>8}{_span(row):>18}{_n(row['paper'], ''):>8}"
+            )
+        lines += [
+            "",
+            *_table(
+                _WAYS["zero_label"],
+                v["zero_label"],
+                v["assignment"]["zero_label"],
+                v["predicted_classes"],
+            ),
+        ]
         for way in ("hungarian", "majority"):
             if way in v:
-                pairs = [f"{p} = {t or 'nothing'}" for p, t in zip(v["predicted_classes"], v["assignment"][way])]
+                pairs = [
+                    f"{p} = {t or 'nothing'}"
+                    for p, t in zip(v["predicted_classes"], v["assignment"][way])
+                ]
                 lines += [
                     "",
                     f"{_WAYS[way]}: mean IoU {_n(v[way]['mean_iou'])}, accuracy {_n(v[way]['accuracy'])}",
@@ -91,7 +123,10 @@ class Metrics:
         """Write one JSON file, whole or not at all."""
         path = Path(path)
         content = plain({"name": self.name, "paper": self.paper, **self.values})
-        write_atomic(path, (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        write_atomic(
+            path,
+            (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(),
+        )
         return path
 
     @classmethod
@@ -103,11 +138,17 @@ class Metrics:
             chosen = [f for f in found if name is None or f.stem == name]
             if len(chosen) != 1:
                 known = ", ".join(f.stem for f in found) or "none: run python -m sis_jax.evaluate"
-                raise UsageError(f"{path} has the evaluations {known}; asked for {name or 'one of them without its name'}")
+                raise UsageError(
+                    f"{path} has the evaluations {known}; asked for {name or 'one of them without its name'}"
+                )
             path = chosen[0]
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            return cls(content.pop("name"), {k: v for k, v in content.items() if k != "paper"}, content["paper"])
+            return cls(
+                content.pop("name"),
+                {k: v for k, v in content.items() if k != "paper"},
+                content["paper"],
+            )
         except FileNotFoundError:
             raise UsageError(f"there is no file {path}") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -119,9 +160,14 @@ def write_summary(run: Path) -> Path:
     every = [Metrics.load(f) for f in sorted((run / FOLDER).glob("*.json"))]
     content = {
         "metrics": [row for m in every for row in m.rows()],
-        "evaluations": {m.name: {k: v for k, v in m.values.items() if k != "per_image"} for m in every},
+        "evaluations": {
+            m.name: {k: v for k, v in m.values.items() if k != "per_image"} for m in every
+        },
     }
-    write_atomic(run / FILE, (json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    write_atomic(
+        run / FILE,
+        (json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(),
+    )
     return run / FILE
 
 
@@ -133,7 +179,9 @@ def _span(row: dict[str, Any]) -> str:
     return "" if row["low"] is None else f"{row['low']:.4f}..{row['high']:.4f}"
 
 
-def _table(title: str, found: dict[str, Any], assignment: list[str | None], predicted: list[str]) -> Iterator[str]:
+def _table(
+    title: str, found: dict[str, Any], assignment: list[str | None], predicted: list[str]
+) -> Iterator[str]:
     """The scores per true class, with the predicted classes that count as it."""
     columns = {
         "iou": "IoU",
@@ -144,18 +192,35 @@ def _table(title: str, found: dict[str, Any], assignment: list[str | None], pred
         "border_iou": "border IoU",
     }
     yield f"{title}: mean IoU {_n(found['mean_iou'])}, accuracy {_n(found['accuracy'])}"
-    yield f"  {'class':<20}" + "".join(f"{c:>{18 if k == 'iou_interval' else 11}}" for k, c in columns.items()) + "  from"
+    yield (
+        f"  {'class':<20}"
+        + "".join(f"{c:>{18 if k == 'iou_interval' else 11}}" for k, c in columns.items())
+        + "  from"
+    )
     for row in found["classes"]:
         low, high = row["iou_interval"] or (None, None)
-        cells = [f"{_span({'low': low, 'high': high}):>18}" if k == "iou_interval" else f"{_n(row[k]):>11}" for k in columns]
-        source = ", ".join(p for p, t in zip(predicted, assignment) if t == row["name"]) or "nothing"
+        cells = [
+            f"{_span({'low': low, 'high': high}):>18}"
+            if k == "iou_interval"
+            else f"{_n(row[k]):>11}"
+            for k in columns
+        ]
+        source = (
+            ", ".join(p for p, t in zip(predicted, assignment) if t == row["name"]) or "nothing"
+        )
         yield f"  {row['name'][:20]:<20}{''.join(cells)}  {source}"
 
 
 def _confusion(v: dict[str, Any]) -> Iterable[str]:
     """Counts as shares of each true class, in percent; twelve columns at most fit a terminal."""
     shown = v["predicted_classes"][:12]
-    yield f"  {'':<16}" + "".join(f"{name[:9]:>10}" for name in shown) + ("  ..." if len(v["predicted_classes"]) > 12 else "")
+    yield (
+        f"  {'':<16}"
+        + "".join(f"{name[:9]:>10}" for name in shown)
+        + ("  ..." if len(v["predicted_classes"]) > 12 else "")
+    )
     for name, counts in zip(v["true_classes"], v["confusion"]):
         total = sum(counts)
-        yield f"  {name[:16]:<16}" + "".join(f"{100 * c / total:>9.1f}%" if total else f"{'-':>10}" for c in counts[:12])
+        yield f"  {name[:16]:<16}" + "".join(
+            f"{100 * c / total:>9.1f}%" if total else f"{'-':>10}" for c in counts[:12]
+        )

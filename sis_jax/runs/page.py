@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sis_jax.runs import charts
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from PIL import Image
+from safetensors import safe_open
+
+from sis_jax.data import draw
+from sis_jax.data.edits import Edit
+from sis_jax.data.files import read_run, write_atomic
+from sis_jax.runs import charts, cli
 from sis_jax.runs.page_images import data_uri, jpeg_uri, reduced
+from sis_jax.types import UsageError
 
 if TYPE_CHECKING:
     pass
@@ -31,8 +42,6 @@ def write_page(run: str | Path) -> Path:
 
     Returns the path of the page. Raises UsageError when the folder is no run.
     """
-    from sis_jax.data.files import read_run, write_atomic
-
     folder = Path(run).expanduser()
     context = _context(folder, read_run(folder))
     page = _render(context).encode()
@@ -43,11 +52,6 @@ def write_page(run: str | Path) -> Path:
 
 
 def _render(context: Mapping[str, Any]) -> str:
-    import jinja2
-    from markupsafe import Markup
-
-    from sis_jax.runs import cli
-
     engine = jinja2.Environment(
         loader=jinja2.PackageLoader("sis_jax.runs", ""),
         autoescape=True,
@@ -55,7 +59,10 @@ def _render(context: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    engine.filters.update(number=lambda v: "–" if v is None else charts.number(v), fixed=lambda v: "–" if v is None else f"{v:.2f}")
+    engine.filters.update(
+        number=lambda v: "–" if v is None else charts.number(v),
+        fixed=lambda v: "–" if v is None else f"{v:.2f}",
+    )
     engine.filters.update(percent=_percent, duration=cli.duration, decibel=_decibel)
     engine.globals.update(swatch=lambda i: Markup(charts.swatch(i)))
     return engine.get_template("page.html.jinja").render(context)
@@ -69,7 +76,9 @@ def _percent(value: float | int | None) -> str:
 
 def _decibel(value: float) -> str:
     """PSNR: infinite where no pixel changed, not a number where there is nothing to compare."""
-    return "–" if math.isnan(value) else "no pixel changed" if value == math.inf else f"{value:.1f} dB"
+    return (
+        "–" if math.isnan(value) else "no pixel changed" if value == math.inf else f"{value:.1f} dB"
+    )
 
 
 def _context(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,7 +95,9 @@ def _context(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
         "commands": [s["command"] for s in stages.values() if s.get("command")],
         "seconds": sum(s.get("seconds") or 0 for s in stages.values()),
         "finished": max(finished, default=""),
-        "samples": [{key: s[key] for key in ("number", "image", "parts", "overlay")} for s in samples],
+        "samples": [
+            {key: s[key] for key in ("number", "image", "parts", "overlay")} for s in samples
+        ],
         "parts": _parts(found, samples),
         "unsure_below": _UNSURE,
         "gallery": _gallery(folder / "parts" / "gallery.png"),
@@ -120,11 +131,6 @@ def _json(path: Path, kind: Any) -> Any:
 
 def _samples(folder: Path) -> list[dict[str, Any]]:
     """Up to eight samples as arrays and data URIs."""
-    import numpy as np
-    from PIL import Image
-
-    from sis_jax.data import draw
-
     samples = []
     for image_path in sorted(folder.glob("*_image.png"))[:8]:
         mask_path = image_path.with_name(image_path.name.replace("_image", "_mask"))
@@ -132,11 +138,19 @@ def _samples(folder: Path) -> list[dict[str, Any]]:
             continue
         image, mask = Image.open(image_path).convert("RGB"), Image.open(mask_path)
         if max(image.size) > _SHOWN:
-            image = image.resize([max(1, round(side * _SHOWN / max(image.size))) for side in image.size], Image.Resampling.LANCZOS)
-        pixels, ids = np.asarray(image), np.asarray(mask.resize(image.size, Image.Resampling.NEAREST))
+            image = image.resize(
+                [max(1, round(side * _SHOWN / max(image.size))) for side in image.size],
+                Image.Resampling.LANCZOS,
+            )
+        pixels, ids = (
+            np.asarray(image),
+            np.asarray(mask.resize(image.size, Image.Resampling.NEAREST)),
+        )
         samples.append(
             {
-                "number": int(image_path.name.split("_")[0]) if image_path.name.split("_")[0].isdigit() else len(samples),
+                "number": int(image_path.name.split("_")[0])
+                if image_path.name.split("_")[0].isdigit()
+                else len(samples),
                 "pixels": pixels,
                 "ids": ids,
                 "image": jpeg_uri(pixels),
@@ -148,8 +162,6 @@ def _samples(folder: Path) -> list[dict[str, Any]]:
 
 
 def _gallery(path: Path) -> dict[str, Any] | None:
-    from PIL import Image
-
     try:
         with Image.open(path) as file:
             return reduced(file.convert("RGB"), 1600, 1_500_000)
@@ -163,22 +175,32 @@ def _rare(folder: Path) -> dict[str, Any] | None:
     numbers = ("displacement", "passing", "share_plain", "share_moved", "evidence")
     if facts is None or not all(isinstance(facts.get(key), int | float) for key in numbers):
         return None
-    return {"facts": {"name": "Rare class", "prompt": ""} | facts, "sheet": _gallery(folder / "rare.png")}
+    return {
+        "facts": {"name": "Rare class", "prompt": ""} | facts,
+        "sheet": _gallery(folder / "rare.png"),
+    }
 
 
 def _edits(folder: Path) -> list[dict[str, Any]]:
     """Every edit of the run: its first pictures side by side, and how well the background was kept. One that cannot be read is left out."""
-    from sis_jax.data.edits import Edit
-    from sis_jax.types import UsageError
-
     found, paths = [], sorted(folder.glob("*/edit.json"))
     for path in paths:
         try:
             e = Edit.load(path.parent)
         except UsageError:
             continue
-        sheet = reduced(e.show(max(1, _EDITED // len(e.strengths))), 1200, _EDITS_BUDGET / len(paths))
-        found.append({"name": path.parent.name, "direction": e.direction, "sheet": sheet, "rows": e.table(), **e.summary()})
+        sheet = reduced(
+            e.show(max(1, _EDITED // len(e.strengths))), 1200, _EDITS_BUDGET / len(paths)
+        )
+        found.append(
+            {
+                "name": path.parent.name,
+                "direction": e.direction,
+                "sheet": sheet,
+                "rows": e.table(),
+                **e.summary(),
+            }
+        )
     return found
 
 
@@ -192,7 +214,11 @@ def _parts(found: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> li
             classes[owner] = {"id": owner, "name": "background" if owner == 0 else f"part {owner}"}
     rows = []
     for id_, entry in classes.items():
-        mine = [c for c in clusters if c.get("class_id", c["id"]) == id_ or c["id"] in entry.get("clusters", ())]
+        mine = [
+            c
+            for c in clusters
+            if c.get("class_id", c["id"]) == id_ or c["id"] in entry.get("clusters", ())
+        ]
         row = {
             "id": id_,
             "name": entry.get("name") or f"part {id_}",
@@ -211,7 +237,15 @@ def _parts(found: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> li
         row["unnamed"] = bool(entry.get("unsure"))
         row["unsure"] = bool(sure) and min(sure) < _UNSURE
         rows.append(row)
-    return sorted(rows, key=lambda r: (not (r["unsure"] or r["unnamed"]), r["sureness"] is None, r["sureness"] or 0, r["id"]))
+    return sorted(
+        rows,
+        key=lambda r: (
+            not (r["unsure"] or r["unnamed"]),
+            r["sureness"] is None,
+            r["sureness"] or 0,
+            r["id"],
+        ),
+    )
 
 
 def _weighted(clusters: Sequence[Mapping[str, Any]], key: str) -> float | None:
@@ -220,11 +254,10 @@ def _weighted(clusters: Sequence[Mapping[str, Any]], key: str) -> float | None:
     return sum(v * w for v, w in known) / sum(w for _, w in known) if known else None
 
 
-def _crops(samples: Sequence[Mapping[str, Any]], id_: int, count: int = 4, side: int = 72) -> list[str]:
+def _crops(
+    samples: Sequence[Mapping[str, Any]], id_: int, count: int = 4, side: int = 72
+) -> list[str]:
     """Where the class is largest: a square around it, everything else faded."""
-    import numpy as np
-    from PIL import Image
-
     crops = []
     for sample in sorted(samples, key=lambda s: -int((s["ids"] == id_).sum()))[:count]:
         inside = sample["ids"] == id_
@@ -235,41 +268,62 @@ def _crops(samples: Sequence[Mapping[str, Any]], id_: int, count: int = 4, side:
         size = min(int(max(rows[-1] - rows[0], columns[-1] - columns[0]) * 1.2) + 3, height, width)
         top = int(np.clip((rows[0] + rows[-1] - size) // 2, 0, height - size))
         left = int(np.clip((columns[0] + columns[-1] - size) // 2, 0, width - size))
-        faded = np.where(inside[..., None], sample["pixels"], 0.25 * sample["pixels"] + 0.75 * 235).astype(np.uint8)
-        crop = Image.fromarray(faded[top : top + size, left : left + size]).resize((side, side), Image.Resampling.BICUBIC)
+        faded = np.where(
+            inside[..., None], sample["pixels"], 0.25 * sample["pixels"] + 0.75 * 235
+        ).astype(np.uint8)
+        crop = Image.fromarray(faded[top : top + size, left : left + size]).resize(
+            (side, side), Image.Resampling.BICUBIC
+        )
         crops.append(data_uri(crop, "JPEG", quality=85))
     return crops
 
 
 def _sweep(sweep: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Why this layer and k: a chart of the score over k with a line per layer, a heat map of the consensus of layers by k, and the table."""
-    import numpy as np
-    from markupsafe import Markup
-
     rows = [r for r in (sweep or {}).get("rows", []) if "layer" in r and "k" in r]
     if not rows:
         return None
-    shown = next((key for key in ("score", "agreement", "silhouette") if any(r.get(key) is not None for r in rows)), None)
+    shown = next(
+        (
+            key
+            for key in ("score", "agreement", "silhouette")
+            if any(r.get(key) is not None for r in rows)
+        ),
+        None,
+    )
     layers, counts = list(dict.fromkeys(r["layer"] for r in rows)), sorted({r["k"] for r in rows})
     chosen = next((r for r in rows if r.get("chosen")), None)
     chart = heat = ""
     if shown and len(counts) > 1:
-        lines = {layer: [(r["k"], r[shown]) for r in rows if r["layer"] == layer and r.get(shown) is not None] for layer in layers}
+        lines = {
+            layer: [
+                (r["k"], r[shown]) for r in rows if r["layer"] == layer and r.get(shown) is not None
+            ]
+            for layer in layers
+        }
         ring = [(chosen["k"], chosen[shown])] if chosen and chosen.get(shown) is not None else []
-        chart = charts.line_chart_svg(lines, x_label="k (number of clusters)", y_label=shown, marked=ring)
+        chart = charts.line_chart_svg(
+            lines, x_label="k (number of clusters)", y_label=shown, marked=ring
+        )
     heated = "consensus" if any(r.get("consensus") is not None for r in rows) else shown
     if heated and len(layers) > 1:
         table = np.full((len(layers), len(counts)), math.nan)
         for r in rows:
             value = r.get(heated)
-            table[layers.index(r["layer"]), counts.index(r["k"])] = math.nan if value is None else value
+            table[layers.index(r["layer"]), counts.index(r["k"])] = (
+                math.nan if value is None else value
+            )
         place = (layers.index(chosen["layer"]), counts.index(chosen["k"])) if chosen else None
         mean, titles = (sweep or {}).get("layers") or {}, [f"k={k}" for k in counts]
         if mean:  # what decides between layers comes first
             table = np.column_stack([[mean.get(layer, math.nan) for layer in layers], table])
             titles, place = ["mean", *titles], place and (place[0], place[1] + 1)
         heat = charts.heatmap_svg(table, [str(v) for v in layers], titles, chosen=place)
-    columns = [key for key in ("agreement", "consensus", "silhouette", "score") if any(r.get(key) is not None for r in rows)]
+    columns = [
+        key
+        for key in ("agreement", "consensus", "silhouette", "score")
+        if any(r.get(key) is not None for r in rows)
+    ]
     criterion = (sweep or {}).get("criterion", "")
     return {
         "criterion": criterion, "rows": rows, "columns": columns, "chosen": chosen, "chart": Markup(chart), "heat": Markup(heat), "heated": heated,
@@ -282,13 +336,14 @@ def _worst(found: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> li
     if len(notes) < len(samples):
         return []
     ranked = sorted(zip(notes, samples), key=lambda pair: pair[0]["confidence"])
-    return [{"confidence": n["confidence"], "seed": n.get("seed"), "overlay": s["overlay"]} for n, s in ranked[:4]]
+    return [
+        {"confidence": n["confidence"], "seed": n.get("seed"), "overlay": s["overlay"]}
+        for n, s in ranked[:4]
+    ]
 
 
 def _curves(path: Path) -> list[Any]:
     """One chart per measured column of student/curves.csv over its first column."""
-    from markupsafe import Markup
-
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -298,9 +353,19 @@ def _curves(path: Path) -> list[Any]:
     step, *names = rows[0]
     drawn = []
     for name in names:
-        points = [(float(r[step]), float(r[name])) for r in rows if _is_number(r[step]) and _is_number(r[name])]
+        points = [
+            (float(r[step]), float(r[name]))
+            for r in rows
+            if _is_number(r[step]) and _is_number(r[name])
+        ]
         if len(points) > 1:
-            drawn.append(Markup(charts.line_chart_svg({name: points}, x_label=step, y_label=name, width=420, height=220)))
+            drawn.append(
+                Markup(
+                    charts.line_chart_svg(
+                        {name: points}, x_label=step, y_label=name, width=420, height=220
+                    )
+                )
+            )
     return drawn
 
 
@@ -316,7 +381,9 @@ def _metrics(content: Any) -> list[dict[str, Any]]:
     if isinstance(content, dict):
         content = content.get("metrics", content)
     if isinstance(content, dict):
-        content = [{"name": k, **(v if isinstance(v, dict) else {"ours": v})} for k, v in content.items()]
+        content = [
+            {"name": k, **(v if isinstance(v, dict) else {"ours": v})} for k, v in content.items()
+        ]
     rows = [r for r in content or [] if isinstance(r, dict) and _is_number(r.get("ours"))]
     both = [(r, _is_number(r.get("paper"))) for r in rows]
     return [
@@ -330,7 +397,9 @@ def _metrics(content: Any) -> list[dict[str, Any]]:
     ]
 
 
-def _warnings(found: Mapping[str, Any], generator: Mapping[str, Any], stages: Mapping[str, Any], folder: Path) -> list[str]:
+def _warnings(
+    found: Mapping[str, Any], generator: Mapping[str, Any], stages: Mapping[str, Any], folder: Path
+) -> list[str]:
     """What a reader must know before using the result, each with what to do about it."""
     told = [str(w) for w in found.get("warnings", [])]
     background = found.get("background") or {}
@@ -340,10 +409,14 @@ def _warnings(found: Mapping[str, Any], generator: Mapping[str, Any], stages: Ma
             f"No background was found{': ' + why if why else ''}. Class 0 is empty; send parts to it with parts.rename({{3: None}})."
         )
     if generator and generator.get("licence", "").startswith("unknown"):
-        told.append("The licence of the generator is unknown, so that of everything made with it is too. Ask whoever gave you the weights.")
+        told.append(
+            "The licence of the generator is unknown, so that of everything made with it is too. Ask whoever gave you the weights."
+        )
     for name, record in stages.items():
         if record.get("state") != "done":
-            told.append(f"The stage {name} did not finish: {_again(name, folder)} with the same arguments resumes it.")
+            told.append(
+                f"The stage {name} did not finish: {_again(name, folder)} with the same arguments resumes it."
+            )
     return list(dict.fromkeys(told))
 
 
@@ -360,7 +433,9 @@ def _provenance(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
         "name": name,
         "state": record.get("state", ""),
         "seconds": record.get("seconds"),
-        "config": {k: json.dumps(v, ensure_ascii=False) for k, v in record.get("config", {}).items()},
+        "config": {
+            k: json.dumps(v, ensure_ascii=False) for k, v in record.get("config", {}).items()
+        },
         "versions": record.get("versions", {}),
         "files": record.get("files", []),
         **{key: record.get(key, "") for key in keys},
@@ -369,12 +444,11 @@ def _provenance(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _arrays(path: Path) -> dict[str, Any] | None:
     """What parts.safetensors holds, and its digest."""
-    import hashlib
-
-    from safetensors import safe_open
-
     if not path.exists():
         return None
     with safe_open(path, framework="np") as file:
-        shapes = {key: " × ".join(map(str, file.get_slice(key).get_shape())) or "scalar" for key in file.keys()}  # noqa: SIM118
+        shapes = {
+            key: " × ".join(map(str, file.get_slice(key).get_shape())) or "scalar"
+            for key in file.keys()
+        }  # noqa: SIM118
     return {"shapes": shapes, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}

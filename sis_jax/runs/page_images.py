@@ -6,6 +6,8 @@ import base64
 import io
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -19,18 +21,16 @@ def data_uri(picture: Any, kind: str, **options: Any) -> str:
 
 def jpeg_uri(pixels: np.ndarray, quality: int = 88) -> str:
     """Pixels uint8[h, w, 3] as a JPEG."""
-    from PIL import Image
-
     return data_uri(Image.fromarray(pixels), "JPEG", quality=quality)
 
 
 def reduced(picture: Any, width: int, budget: float) -> dict[str, Any]:
     """{"uri", "width"} of a PIL picture, reduced to a width and until it fits `budget` bytes, its share of the page."""
-    from PIL import Image
-
     width = min(picture.width, width)
     while True:
-        smaller = picture.resize((width, max(1, round(picture.height * width / picture.width))), Image.Resampling.LANCZOS)
+        smaller = picture.resize(
+            (width, max(1, round(picture.height * width / picture.width))), Image.Resampling.LANCZOS
+        )
         uri = data_uri(smaller, "JPEG", quality=86)
         if len(uri) <= budget or width <= 200:
             return {"uri": uri, "width": width}

@@ -21,18 +21,25 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from safetensors.numpy import save
 
 from sis_jax.data.files import TEMPORARY, disk_errors, plain, read_run, write_atomic
 from sis_jax.runs.lock import FolderLock
 from sis_jax.types import Info, SisError, UsageError
 
 _PACKAGES = ("sis_jax", "jax", "jaxlib", "flax", "numpy")
-_NOT_COMPARED = ("out", "overwrite", "quiet", "dry_run")  # where and how a stage runs, not what it makes
+_NOT_COMPARED = (
+    "out",
+    "overwrite",
+    "quiet",
+    "dry_run",
+)  # where and how a stage runs, not what it makes
 
 
 @dataclass
@@ -76,7 +83,9 @@ class RunFolder:
             if path.is_dir() and not (path / "run.json").exists():
                 strangers = sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
                 if strangers:
-                    raise UsageError(f"{path} is not a run: it holds {strangers[0]!r} and no run.json; give a new folder as --out")
+                    raise UsageError(
+                        f"{path} is not a run: it holds {strangers[0]!r} and no run.json; give a new folder as --out"
+                    )
             path.mkdir(parents=True, exist_ok=True)
             run = cls(path, FolderLock(path / ".lock"), overwrite)
             try:
@@ -170,7 +179,9 @@ class RunFolder:
         record = self.read()["stages"].get(name)
         if record is None:
             return Stage(name, config)
-        change = difference(record.get("config", {}), config) or difference({"inputs": record.get("inputs", "")}, {"inputs": inputs})
+        change = difference(record.get("config", {}), config) or difference(
+            {"inputs": record.get("inputs", "")}, {"inputs": inputs}
+        )
         files = record.get("files", [])
         if self.overwrite:
             return Stage(name, config, replaces=list(files))
@@ -180,7 +191,11 @@ class RunFolder:
                 f"{self.path} already has {name} with {key}={_show(old)}, now asked for {_show(new)}; "
                 f"give another --out, or --overwrite to replace what is there"
             )
-        if not again and record.get("state") == "done" and all(self._inside(file).exists() for file in files):
+        if (
+            not again
+            and record.get("state") == "done"
+            and all(self._inside(file).exists() for file in files)
+        ):
             return Stage(name, config, done=True, files=list(files), record=record)
         return Stage(name, config, resumed=True)
 
@@ -230,18 +245,22 @@ class RunFolder:
         if not isinstance(picture, Image.Image):
             picture = Image.fromarray(picture)
         buffer = io.BytesIO()
-        picture.save(buffer, format=Image.registered_extensions()[Path(name).suffix.lower()], **options)
+        picture.save(
+            buffer, format=Image.registered_extensions()[Path(name).suffix.lower()], **options
+        )
         return self.write_bytes(name, buffer.getvalue())
 
-    def write_safetensors(self, name: str, arrays: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> Path:
+    def write_safetensors(
+        self, name: str, arrays: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+    ) -> Path:
         """Like `write_bytes`, for named arrays of any kind NumPy understands. metadata: text stored in the header."""
-        from safetensors.numpy import save
-
         tensors = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
         return self.write_bytes(name, save(tensors, dict(metadata) if metadata else None))
 
 
-def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> tuple[str, Any, Any] | None:
+def difference(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
+) -> tuple[str, Any, Any] | None:
     """The first field in which two configurations differ: (name, old value, new value), or None. Where a run is kept does not count."""
     for key in sorted({*old, *new}):
         if not prefix and key in _NOT_COMPARED:
@@ -258,8 +277,6 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "")
 
 def versions() -> dict[str, str]:
     """The versions a result depends on, read without importing the packages."""
-    from importlib import metadata
-
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -278,7 +295,11 @@ def _device() -> str:
 
 
 def _generator_record(info: Info | None) -> dict[str, Any]:
-    return {} if info is None else {key: getattr(info, key, "") for key in ("name", "sha256", "licence", "source")}
+    return (
+        {}
+        if info is None
+        else {key: getattr(info, key, "") for key in ("name", "sha256", "licence", "source")}
+    )
 
 
 def _json_bytes(value: Any) -> bytes:

@@ -36,7 +36,9 @@ from sis_jax.ops.student_augment import Augmentation, appearance
 from sis_jax.training import student as training
 
 HELD = 256  # photos kept apart for the judgement
-DROPPED = 0.25  # share of the photos left out of a round, those whose mask the colours corrected most
+DROPPED = (
+    0.25  # share of the photos left out of a round, those whose mask the colours corrected most
+)
 FORGOTTEN = 0.1  # mean IoU on generated pictures that adaptation may cost
 _BLOCK = 256
 
@@ -60,29 +62,45 @@ class Judgement:
 
     def facts(self, when: str) -> dict[str, float]:
         """For run.json and the student's card."""
-        named = {"steadiness": self.steadiness, "agreement": self.agreement, "val_iou": self.val_iou}
-        return {f"{name}_{when}": round(value, 4) for name, value in named.items() if value is not None}
+        named = {
+            "steadiness": self.steadiness,
+            "agreement": self.agreement,
+            "val_iou": self.val_iou,
+        }
+        return {
+            f"{name}_{when}": round(value, 4) for name, value in named.items() if value is not None
+        }
 
     def __str__(self) -> str:
-        colours = "" if self.agreement is None else f", agreement with their colours {self.agreement:.3f}"
-        return (
-            f"steadiness of the masks of held-out photos {self.steadiness:.3f}{colours}, mean IoU on generated pictures {self.val_iou:.3f}"
+        colours = (
+            "" if self.agreement is None else f", agreement with their colours {self.agreement:.3f}"
         )
+        return f"steadiness of the masks of held-out photos {self.steadiness:.3f}{colours}, mean IoU on generated pictures {self.val_iou:.3f}"
 
 
-def judge(student: Student, photos: UInt8[np.ndarray, "n r r 3"], val_iou: float, mirrored: bool) -> Judgement:
+def judge(
+    student: Student, photos: UInt8[np.ndarray, "n r r 3"], val_iou: float, mirrored: bool
+) -> Judgement:
     """The student on photos that it did not learn from; mirrored: whether a photo's mirror image is as likely as the photo."""
-    return Judgement(steadiness(student, reduced(photos, student.side)), agreement(student, photos, mirrored), val_iou)
+    return Judgement(
+        steadiness(student, reduced(photos, student.side)),
+        agreement(student, photos, mirrored),
+        val_iou,
+    )
 
 
-def labelled(student: Student, photos: UInt8[np.ndarray, "n r r 3"], side: int, mirrored: bool, note: str) -> Pairs:
+def labelled(
+    student: Student, photos: UInt8[np.ndarray, "n r r 3"], side: int, mirrored: bool, note: str
+) -> Pairs:
     """The photos at `side` pixels, with the masks that the student and their own colours give them."""
     small = reduced(photos, side)
     opinions = _opinions(student, small)
     own = opinions.argmax(-1).astype(np.uint8)
     if not _has_background(student):
         return Pairs(small, own, np.full_like(own, 255))
-    share = grabcut.shares(_corrected(photos, opinions[..., 0], mirrored, note), photos.shape[1] // side)
+    share = grabcut.shares(
+        _corrected(photos, opinions[..., 0], mirrored, note), photos.shape[1] // side
+    )
     corrected = np.where(share > 0.5, 1 + opinions[..., 1:].argmax(-1), 0).astype(np.uint8)
     same = (corrected > 0) == (own > 0)
     order = np.argsort(-same.mean((1, 2)), kind="stable")
@@ -96,32 +114,52 @@ def steadiness(student: Student, photos: UInt8[np.ndarray, "n s s 3"]) -> float:
     run = parallel.map_devices(_two_views, (None, None, None, 0), 0, devices=1, graph=graph)
     found = []
     for i in range(0, len(photos), 64):
-        straight, varied = (np.asarray(a)[0] for a in run(params, statistics, jax.random.key(i), photos[i : i + 64][None]))
-        found += [metrics.mean_iou(metrics.confusion(a, b, len(student.classes))) for a, b in zip(straight, varied)]
+        straight, varied = (
+            np.asarray(a)[0]
+            for a in run(params, statistics, jax.random.key(i), photos[i : i + 64][None])
+        )
+        found += [
+            metrics.mean_iou(metrics.confusion(a, b, len(student.classes)))
+            for a, b in zip(straight, varied)
+        ]
     return float(np.mean(found))
 
 
-def agreement(student: Student, photos: UInt8[np.ndarray, "n r r 3"], mirrored: bool) -> float | None:
+def agreement(
+    student: Student, photos: UInt8[np.ndarray, "n r r 3"], mirrored: bool
+) -> float | None:
     """Mean IoU, of background and the rest, of the masks with what the photos' colours make of them. None where nothing is background."""
     if not _has_background(student):
         return None
     ground = _opinions(student, reduced(photos, student.side))[..., 0]
     corrected = _corrected(photos, ground, mirrored, "masks of held-out photos")
     own = (enlarged(g, photos.shape[1:3]) < 0.5 for g in ground)
-    return float(np.mean([metrics.mean_iou(metrics.confusion(a.astype(int), b.astype(int), 2)) for a, b in zip(own, corrected)]))
+    return float(
+        np.mean(
+            [
+                metrics.mean_iou(metrics.confusion(a.astype(int), b.astype(int), 2))
+                for a, b in zip(own, corrected)
+            ]
+        )
+    )
 
 
 def _has_background(student: Student) -> bool:
     return bool(student.classes[0]["id"] == 0)
 
 
-def _opinions(student: Student, photos: UInt8[np.ndarray, "n s s 3"]) -> Float[np.ndarray, "n s s k"]:
+def _opinions(
+    student: Student, photos: UInt8[np.ndarray, "n s s 3"]
+) -> Float[np.ndarray, "n s s k"]:
     blocks = (student.scores(list(photos[i : i + _BLOCK])) for i in range(0, len(photos), _BLOCK))
     return np.concatenate([np.stack(b) for b in blocks])[..., student.ids]
 
 
 def _corrected(
-    photos: UInt8[np.ndarray, "n r r 3"], ground: Float[np.ndarray, "n s s"], mirrored: bool, note: str
+    photos: UInt8[np.ndarray, "n r r 3"],
+    ground: Float[np.ndarray, "n s s"],
+    mirrored: bool,
+    note: str,
 ) -> Bool[np.ndarray, "n r r"]:
     """What is foreground, at the photos' own size, after their own colours were asked."""
     mean = ground.mean(0)
@@ -129,11 +167,17 @@ def _corrected(
     size = photos.shape[1:3]
     with progress(len(photos), note, "photo") as bar:
         return grabcut.foregrounds(
-            photos, lambda i: enlarged(ground[i], size), enlarged(mean, size), len(os.sched_getaffinity(0)), bar.update
+            photos,
+            lambda i: enlarged(ground[i], size),
+            enlarged(mean, size),
+            len(os.sched_getaffinity(0)),
+            bar.update,
         )
 
 
-def _two_views(params: dict, statistics: dict, key: jax.Array, photos: jax.Array, *, graph: object) -> tuple[jax.Array, jax.Array]:
+def _two_views(
+    params: dict, statistics: dict, key: jax.Array, photos: jax.Array, *, graph: object
+) -> tuple[jax.Array, jax.Array]:
     """Masks (channels) of the photos, and of the same photos in other colours."""
     network, x = training.join(graph, params, statistics), students.to_float(photos)
     views = (x, appearance(key, x, Augmentation()))
@@ -147,14 +191,25 @@ def reduced(photos: UInt8[np.ndarray, "n r r 3"], side: int) -> UInt8[np.ndarray
     if photos.shape[1] == side:
         return np.asarray(photos)
     if photos.shape[1] % side:
-        return np.stack([np.asarray(Image.fromarray(p).resize((side, side), Image.Resampling.BOX)) for p in photos])
+        return np.stack(
+            [
+                np.asarray(Image.fromarray(p).resize((side, side), Image.Resampling.BOX))
+                for p in photos
+            ]
+        )
     out = np.empty((n, side, side, 3), np.uint8)
     for i in range(0, n, 512):  # the float average of a block of photos at a time
         block = np.asarray(photos[i : i + 512])
-        out[i : i + 512] = block.reshape(len(block), side, factor, side, factor, 3).mean((2, 4)).round()
+        out[i : i + 512] = (
+            block.reshape(len(block), side, factor, side, factor, 3).mean((2, 4)).round()
+        )
     return out
 
 
 def enlarged(plane: Float[np.ndarray, "s s"], size: tuple[int, int]) -> Float[np.ndarray, "h w"]:
     """Bilinear."""
-    return np.asarray(Image.fromarray(np.ascontiguousarray(plane, np.float32)).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    return np.asarray(
+        Image.fromarray(np.ascontiguousarray(plane, np.float32)).resize(
+            (size[1], size[0]), Image.Resampling.BILINEAR
+        )
+    )

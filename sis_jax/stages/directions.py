@@ -18,8 +18,11 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save
 
 from sis_jax.checkpoints.clip import CLIP
+from sis_jax.data.files import write_atomic
 from sis_jax.models import clip_directions as bodies
 from sis_jax.ops import class_scores
 from sis_jax.ops.linear_models import linear_svm, logistic_regression, project_out, roc_area
@@ -56,29 +59,32 @@ class Direction:
 
     def without(self, *others: Direction) -> Direction:
         """The part of this direction that leaves what the others measure as it is (InterFaceGAN's conditional manipulation)."""
-        return replace(self, unit=project_out(self.unit, np.stack([o.unit for o in others]))) if others else self
+        return (
+            replace(self, unit=project_out(self.unit, np.stack([o.unit for o in others])))
+            if others
+            else self
+        )
 
     def save(self, path: str | Path) -> Path:
         """Write a .safetensors file that `load` reads."""
-        from sis_jax.data.files import write_atomic
-
         write_atomic(Path(path), self.to_bytes())
         return Path(path)
 
     def to_bytes(self) -> bytes:
         """What `save` writes."""
-        from safetensors.numpy import save
-
-        return save({"unit": self.unit}, {"direction": json.dumps({k: v for k, v in asdict(self).items() if k != "unit"})})
+        return save(
+            {"unit": self.unit},
+            {"direction": json.dumps({k: v for k, v in asdict(self).items() if k != "unit"})},
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> Direction:
         """Read what `save` wrote; UsageError where there is none."""
-        from safetensors import SafetensorError, safe_open
-
         try:
             with safe_open(path, framework="np") as file:
-                return cls(unit=file.get_tensor("unit"), **json.loads((file.metadata() or {})["direction"]))
+                return cls(
+                    unit=file.get_tensor("unit"), **json.loads((file.metadata() or {})["direction"])
+                )
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise UsageError(
                 f"{path} holds no direction ({error}): learn one with sis_jax.stages.directions.learn(...).save(path)"
@@ -119,7 +125,9 @@ def scores(
     bar.close()
     score, w = (np.concatenate(x) for x in zip(*parts))
     if not np.isfinite(score).all():
-        raise SisError("the text model gave NaN or infinite scores: its weights or the generator's are damaged")
+        raise SisError(
+            "the text model gave NaN or infinite scores: its weights or the generator's are damaged"
+        )
     return score, w
 
 
@@ -151,7 +159,15 @@ def learn(
     """
     truncation = truncation if truncation is not None else (1.0 if published else 0.7)
     _check(n, quantile)
-    score, w = scores(gen, clip, prompt, neutral, sample_seeds(seed, n), truncation=truncation, published=published)
+    score, w = scores(
+        gen,
+        clip,
+        prompt,
+        neutral,
+        sample_seeds(seed, n),
+        truncation=truncation,
+        published=published,
+    )
     # A little below the quantile, so that samples that tie with it count.
     threshold = PUBLISHED_THRESHOLD if published else float(np.quantile(score, 1 - quantile)) - 1e-6
     y = score > threshold
@@ -160,9 +176,22 @@ def learn(
             f"{y.sum()} of {n} samples have a score above {threshold:.3f}: nothing to learn {prompt!r} from; {histogram(score)}"
         )
     found = logistic_regression(w, y, c=1.0 if published else 1 / (n * float(w.var(0).mean())))
-    facts = {"n": n, "positives": int(y.sum()), "length": found.size, "auc": roc_area(w @ found.normal, y)}
+    facts = {
+        "n": n,
+        "positives": int(y.sum()),
+        "length": found.size,
+        "auc": roc_area(w @ found.normal, y),
+    }
     return Direction(
-        found.normal, prompt, neutral, "segmentation_in_style", 0.0, float((w @ found.normal).std()), threshold, published, facts
+        found.normal,
+        prompt,
+        neutral,
+        "segmentation_in_style",
+        0.0,
+        float((w @ found.normal).std()),
+        threshold,
+        published,
+        facts,
     )
 
 
@@ -187,16 +216,25 @@ def learn_extremes(
     score, w = scores(gen, clip, prompt, neutral, sample_seeds(seed, n), truncation=truncation)
     ends = min(int(share * n), n // 2)
     if ends < 4:
-        raise UsageError(f"{share:g} of {n} samples are {ends}: too few to learn from; raise n or share until there are 4")
+        raise UsageError(
+            f"{share:g} of {n} samples are {ends}: too few to learn from; raise n or share until there are 4"
+        )
     order = np.argsort(score, kind="stable")
     rng = np.random.default_rng(seed)
     low, high = rng.permutation(order[:ends]), rng.permutation(order[-ends:])
     cut = round(0.7 * ends)
     rows, held = np.concatenate([low[:cut], high[:cut]]), np.concatenate([low[cut:], high[cut:]])
     found = linear_svm(w[rows], np.arange(2 * cut) >= cut)
-    facts = {"n": n, "each": ends, "length": found.size, "validation": found.accuracy(w[held], np.arange(len(held)) >= ends - cut)}
+    facts = {
+        "n": n,
+        "each": ends,
+        "length": found.size,
+        "validation": found.accuracy(w[held], np.arange(len(held)) >= ends - cut),
+    }
     middle = float(score[order[:ends]].max() + score[order[-ends:]].min()) / 2
-    learned = Direction(found.normal, prompt, neutral, "interfacegan", 0.0, 0.0, middle, False, facts).without(*keep)
+    learned = Direction(
+        found.normal, prompt, neutral, "interfacegan", 0.0, 0.0, middle, False, facts
+    ).without(*keep)
     return replace(learned, spread=float((w @ learned.unit).std()))
 
 
@@ -204,7 +242,9 @@ def _check(n: int, share: float) -> None:
     if n < LEAST_N:
         raise UsageError(f"n is {n}, expected at least {LEAST_N} samples (5000 is the paper's)")
     if not 0 < share < 1:
-        raise UsageError(f"the share of samples is {share}, expected more than 0 and less than 1 (0.05 takes one in twenty)")
+        raise UsageError(
+            f"the share of samples is {share}, expected more than 0 and less than 1 (0.05 takes one in twenty)"
+        )
 
 
 def with_strength(
@@ -239,7 +279,9 @@ def with_strength(
         passing.append(float((score > direction.threshold).mean()))
         if passing[-1] >= PASS:
             return replace(
-                direction, displacement=float(away), facts=direction.facts | {"passing": passing[-1], "deviations": most * i / steps}
+                direction,
+                displacement=float(away),
+                facts=direction.facts | {"passing": passing[-1], "deviations": most * i / steps},
             )
     raise SisError(
         f"{direction.prompt!r} was not reached: at the largest displacement {100 * passing[-1]:.0f} % of {n} samples pass, at best "
@@ -251,7 +293,9 @@ def with_strength(
 def histogram(score: Float[np.ndarray, "n"], bins: int = 8) -> str:
     """Scores in words: "scores: -0.02 to 0.00: 31, ..."."""
     counts, edges = np.histogram(score, bins)
-    return "scores: " + ", ".join(f"{a:.3f} to {b:.3f}: {n}" for a, b, n in zip(edges, edges[1:], counts))
+    return "scores: " + ", ".join(
+        f"{a:.3f} to {b:.3f}: {n}" for a, b, n in zip(edges, edges[1:], counts)
+    )
 
 
 def optimise(
@@ -314,54 +358,92 @@ class Relevance:
         for a generator without style space, or a folder that holds another table.
         """
         if not hasattr(gen, "styles"):
-            raise UsageError(f"{gen.info.name} has no style space: global directions need a StyleGAN2; use directions.learn instead")
+            raise UsageError(
+                f"{gen.info.name} has no style space: global directions need a StyleGAN2; use directions.learn instead"
+            )
         names = bodies.layer_names(gen, limit)
         place = _Chunks(Path(folder), {
             "generator": gen.info.sha256, "clip": clip.info.sha256, "n": n, "statistics": statistics, "truncation": truncation,
             "layers": list(names), "chunk": chunk, "seed": seed,
         })  # fmt: skip
-        found = map_samples(gen, sample_seeds(seed, statistics), bodies.styles_body, truncation=truncation, batch=64, layers=names)
+        found = map_samples(
+            gen,
+            sample_seeds(seed, statistics),
+            bodies.styles_body,
+            truncation=truncation,
+            batch=64,
+            layers=names,
+        )
         styles = np.concatenate(list(found))
         mean, deviation = styles.mean(0), styles.std(0)
         widths = [gen.synthesis.layer(name).affine.bias.shape[0] for name in names]
-        parts = [(name, at, min(at + chunk, width)) for name, width in zip(names, widths) for at in range(0, width, chunk)]
+        parts = [
+            (name, at, min(at + chunk, width))
+            for name, width in zip(names, widths)
+            for at in range(0, width, chunk)
+        ]
         starts = dict(zip(names, np.cumsum([0, *widths])))
         bar, rows = progress(len(parts), "style channels", "chunk"), []
         for name, first, last in parts:
             c = slice(starts[name] + first, starts[name] + last)
             far = 5 * deviation[c]
             rows.append(
-                place.get(f"{name}-{first}", lambda a=(name, first, last, c, far): _relevance(gen, clip, a, mean, n, truncation, seed))
+                place.get(
+                    f"{name}-{first}",
+                    lambda a=(name, first, last, c, far): _relevance(
+                        gen, clip, a, mean, n, truncation, seed
+                    ),
+                )
             )
             bar.update()
         bar.close()
         return cls(tuple(zip(names, widths)), np.concatenate(rows), mean, deviation)
 
     def edit(
-        self, clip: CLIP, prompt: str, neutral: str, *, threshold: float = 0.13, strength: float = 4.0
+        self,
+        clip: CLIP,
+        prompt: str,
+        neutral: str,
+        *,
+        threshold: float = 0.13,
+        strength: float = 4.0,
     ) -> tuple[dict[str, Float[np.ndarray, "c"]], int]:
         """(what to add to the style vectors of each layer, number of channels): section 6.2.
 
         threshold: beta, channels that are less relevant stay as they are; strength: alpha, in deviations of the most relevant one. Raises UsageError that
         says the largest relevance where no channel reaches the threshold.
         """
-        target, plain = class_scores.ensemble(np.asarray(clip.encode_text([prompt, neutral]))[:, None])
+        target, plain = class_scores.ensemble(
+            np.asarray(clip.encode_text([prompt, neutral]))[:, None]
+        )
         relevance = self.rows @ class_scores.unit(target - plain)
         chosen = np.abs(relevance) >= threshold
         if not chosen.any():
             raise UsageError(
                 f"no style channel has a relevance of {threshold:g} for {prompt!r}, the largest is {np.abs(relevance).max():.3f}: lower it"
             )
-        change = np.where(chosen, relevance, 0) / np.abs(relevance).max() * self.deviation * strength
+        change = (
+            np.where(chosen, relevance, 0) / np.abs(relevance).max() * self.deviation * strength
+        )
         ends = np.cumsum([width for _, width in self.layers])
-        return dict(zip([name for name, _ in self.layers], np.split(change.astype(np.float32), ends[:-1]))), int(chosen.sum())
+        return dict(
+            zip([name for name, _ in self.layers], np.split(change.astype(np.float32), ends[:-1]))
+        ), int(chosen.sum())
 
 
-def _relevance(gen: Any, clip: CLIP, part: tuple, mean: np.ndarray, n: int, truncation: float, seed: int) -> Float[np.ndarray, "c d"]:
+def _relevance(
+    gen: Any, clip: CLIP, part: tuple, mean: np.ndarray, n: int, truncation: float, seed: int
+) -> Float[np.ndarray, "c d"]:
     name, first, last, c, far = part
     shared = (clip.network, np.arange(first, last), mean[c] - far, mean[c] + far)
     found = map_samples(
-        gen, sample_seeds(seed + 1, n), bodies.relevance_body, truncation=truncation, shared=shared, layer=name, colours=_colours(clip)
+        gen,
+        sample_seeds(seed + 1, n),
+        bodies.relevance_body,
+        truncation=truncation,
+        shared=shared,
+        layer=name,
+        colours=_colours(clip),
     )
     return class_scores.unit(np.concatenate(list(found)).mean(0))
 
@@ -370,19 +452,17 @@ class _Chunks:
     """Arrays kept in a folder, one file each, with a note of what they belong to."""
 
     def __init__(self, folder: Path, what: dict[str, Any]):
-        from sis_jax.data.files import write_atomic
-
         note = folder / "table.json"
         text = json.dumps(what, indent=1, sort_keys=True)
         if note.exists() and note.read_text("utf-8") != text:
-            raise UsageError(f"{folder} holds the table of another generator, text model or setting: give another folder, or remove it")
+            raise UsageError(
+                f"{folder} holds the table of another generator, text model or setting: give another folder, or remove it"
+            )
         write_atomic(note, text.encode())
         self.folder, self._write = folder, write_atomic
 
     def get(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
         """The array, made and kept where it is not there yet."""
-        from safetensors.numpy import load_file, save
-
         file = self.folder / f"{name}.safetensors"
         if not file.exists():
             self._write(file, save({"rows": np.ascontiguousarray(make())}))

@@ -14,6 +14,8 @@ from jaxtyping import Float
 
 from sis_jax.ops.sampling import map_samples, sample_seeds
 from sis_jax.stages.directions import Direction, learn, with_strength
+from sis_jax.stages.naming import load_text_model
+from sis_jax.stages.rare import class_name
 from sis_jax.training.projection import map_body
 from sis_jax.types import Generator, UsageError, unknown_name
 
@@ -27,31 +29,48 @@ _SEED = 5  # of those samples
 
 def principal(gen: Generator, component: int) -> Direction:
     """Component number `component` of w over 10 000 samples; its displacement is one standard deviation of w along it."""
-    w = np.concatenate(list(map_samples(gen, sample_seeds(_SEED, COMPONENTS_FROM), map_body, batch=500)))
+    w = np.concatenate(
+        list(map_samples(gen, sample_seeds(_SEED, COMPONENTS_FROM), map_body, batch=500))
+    )
     if not 0 <= component < w.shape[1]:
-        raise UsageError(f"there is no direction pca:{component}: w has {w.shape[1]} numbers, so give pca:0 to pca:{w.shape[1] - 1}")
+        raise UsageError(
+            f"there is no direction pca:{component}: w has {w.shape[1]} numbers, so give pca:0 to pca:{w.shape[1] - 1}"
+        )
     values, vectors = np.linalg.eigh(np.cov(w.T))
     unit = vectors[:, -1 - component]
     unit = (unit * np.sign(unit[np.argmax(np.abs(unit))])).astype(np.float32)
     spread = float(np.sqrt(max(values[-1 - component], 0)))
     return Direction(
-        unit, f"pca:{component}", "", "ganspace", spread, spread, facts={"share": float(values[-1 - component] / values.sum())}
+        unit,
+        f"pca:{component}",
+        "",
+        "ganspace",
+        spread,
+        spread,
+        facts={"share": float(values[-1 - component] / values.sum())},
     )
 
 
 def stored(run: Path | None) -> dict[str, Path]:
     """The directions that a run keeps, {name: file}: what `discover --rare` learned, what earlier edits used, and RUN/directions/."""
-    from sis_jax.stages.rare import class_name
-
     if run is None:
         return {}
     found: dict[str, Path] = {}
-    files = [run / "parts" / "rare.safetensors", *sorted((run / "directions").glob("*.safetensors"))]
+    files = [
+        run / "parts" / "rare.safetensors",
+        *sorted((run / "directions").glob("*.safetensors")),
+    ]
     for file in [*files, *sorted((run / "edits").glob("*/direction.safetensors"))]:
         if file.is_file():
             prompt = Direction.load(file).prompt
-            names = {prompt, class_name(prompt), file.parent.name if file.stem == "direction" else file.stem}
-            found = {name: file for name in names if name} | found  # the first that has a name keeps it
+            names = {
+                prompt,
+                class_name(prompt),
+                file.parent.name if file.stem == "direction" else file.stem,
+            }
+            found = {
+                name: file for name in names if name
+            } | found  # the first that has a name keeps it
     return {name: file for name, file in found.items() if not name.startswith("pca:")}
 
 
@@ -67,7 +86,11 @@ def resolve(
     seed: int = 0,
 ) -> Direction:
     """The direction that was asked for. UsageError for one that does not exist (with the nearest names), or of another generator's size."""
-    direction = asked if isinstance(asked, Direction) else _named(str(asked).strip(), gen, run, clip, neutral, n, truncation, seed)
+    direction = (
+        asked
+        if isinstance(asked, Direction)
+        else _named(str(asked).strip(), gen, run, clip, neutral, n, truncation, seed)
+    )
     width = np.asarray(gen.map(gen.latents([0]))).shape[-1]
     if direction.unit.shape != (width,):
         raise UsageError(
@@ -82,7 +105,9 @@ def _named(
     if asked.startswith("pca:"):
         number = asked.removeprefix("pca:")
         if not number.isdigit():
-            raise UsageError(f"direction {asked!r} is no principal component: give pca:0, pca:1, ...")
+            raise UsageError(
+                f"direction {asked!r} is no principal component: give pca:0, pca:1, ..."
+            )
         return principal(gen, int(number))
     known = stored(run)
     if asked in known:
@@ -90,10 +115,18 @@ def _named(
     if asked.endswith(".safetensors"):
         return Direction.load(asked)
     if clip is not None or " " in asked:
-        from sis_jax.stages.naming import load_text_model
-
-        found = learn(gen, load_text_model(clip, gen.info.name), asked, neutral, n=n, truncation=truncation, seed=seed + 1)
-        return with_strength(gen, load_text_model(clip, gen.info.name), found, truncation=truncation)
+        found = learn(
+            gen,
+            load_text_model(clip, gen.info.name),
+            asked,
+            neutral,
+            n=n,
+            truncation=truncation,
+            seed=seed + 1,
+        )
+        return with_strength(
+            gen, load_text_model(clip, gen.info.name), found, truncation=truncation
+        )
     raise unknown_name(
         "direction",
         asked,
@@ -107,15 +140,21 @@ def amount(direction: Direction) -> float:
     return direction.displacement or direction.spread or 1.0
 
 
-def in_slots(move: Float[np.ndarray, "w"], slots: str | None, total: int) -> Float[np.ndarray, "s w"]:
+def in_slots(
+    move: Float[np.ndarray, "w"], slots: str | None, total: int
+) -> Float[np.ndarray, "s w"]:
     """`move` in the slots of w that are asked for, "0-3", "5" or None for all; 0 elsewhere. UsageError for slots that are not there."""
     first, last = 0, total - 1
     if slots is not None:
         a, dash, b = slots.partition("-")
         if not (a.strip().isdigit() and (b.strip().isdigit() if dash else True)):
-            raise UsageError(f"slots is {slots!r}, expected numbers such as 0-3 or 5; w has slots 0 to {total - 1}")
+            raise UsageError(
+                f"slots is {slots!r}, expected numbers such as 0-3 or 5; w has slots 0 to {total - 1}"
+            )
         first, last = int(a), int(b) if dash else int(a)
         if not first <= last < total:
-            raise UsageError(f"slots is {slots!r}, but w has slots 0 to {total - 1}, coarse to fine")
+            raise UsageError(
+                f"slots is {slots!r}, but w has slots 0 to {total - 1}, coarse to fine"
+            )
     inside = (np.arange(total) >= first) & (np.arange(total) <= last)
     return (inside[:, None] * move).astype(np.float32)

@@ -6,6 +6,12 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from sis_jax.checkpoints import load_discriminator
+from sis_jax.data.blanks import IGNORE, read_blanks
+from sis_jax.data.photo_files import list_source
+from sis_jax.data.photos import Photos
 from sis_jax.methods.base import Inputs
 from sis_jax.ops.progress import say
 from sis_jax.types import Generator, UsageError
@@ -21,7 +27,9 @@ def gather(settings: Any, gen: Generator, named: str | None, folder: Path | None
         return {}
     found: dict[str, Any] = {"folder": folder}
     for name in wants:
-        found |= {"photos": _photos, "discriminator": _discriminator, "painted": _painted}[name](settings, gen, named)
+        found |= {"photos": _photos, "discriminator": _discriminator, "painted": _painted}[name](
+            settings, gen, named
+        )
     return {"inputs": Inputs(**found)}
 
 
@@ -41,8 +49,6 @@ def digests(settings: Any, gen: Generator, clip: str | None = None) -> dict[str,
 
 def _masks_digest(folder: str) -> str:
     """Of class ids and names, not of the files: a mask that was only saved again is the same. The count is for the reader of an error."""
-    from sis_jax.data.blanks import IGNORE, read_blanks
-
     blanks = read_blanks(folder)
     known = repr((blanks.seeds, blanks.masks.shape, sorted(blanks.names.items())))
     digest = hashlib.sha256(known.encode() + blanks.masks.tobytes()).hexdigest()
@@ -51,8 +57,6 @@ def _masks_digest(folder: str) -> str:
 
 def _photos_digest(source: str) -> str:
     """Of names and sizes, which are read at once; not of the times, which change when a folder is copied."""
-    from sis_jax.data.photo_files import list_source
-
     listing = list_source(Path(source))
     rows: list[tuple[str, Any]] = []
     for name in listing.names:
@@ -64,8 +68,6 @@ def _photos_digest(source: str) -> str:
 
 
 def _photos(settings: Any, gen: Generator, named: str | None) -> dict[str, Any]:
-    from sis_jax.data.photos import Photos
-
     if not settings.photos:
         return {"photos": None}
     photos = Photos.open(settings.photos, gen.resolution, progress=True)
@@ -75,8 +77,6 @@ def _photos(settings: Any, gen: Generator, named: str | None) -> dict[str, Any]:
 
 def _discriminator(settings: Any, gen: Generator, named: str | None) -> dict[str, Any]:
     """The one beside the generator's weights, None where there is none: then the method says what it does without."""
-    from sis_jax.checkpoints import load_discriminator
-
     try:
         return {"discriminator": load_discriminator(named)}
     except UsageError:
@@ -85,8 +85,6 @@ def _discriminator(settings: Any, gen: Generator, named: str | None) -> dict[str
 
 def _painted(settings: Any, gen: Generator, named: str | None) -> dict[str, Any]:
     """Painted blanks, after making sure that they are pictures of this very generator."""
-    from sis_jax.data.blanks import read_blanks
-
     if not settings.masks:
         return {"painted": None}
     blanks = read_blanks(settings.masks)
@@ -101,15 +99,15 @@ def _painted(settings: Any, gen: Generator, named: str | None) -> dict[str, Any]
             f"{blanks.path} was drawn at psi {blanks.truncation:g}, not {settings.truncation:g}: give --truncation {blanks.truncation:g}"
         )
     if blanks.masks.shape[1] != gen.resolution:
-        raise UsageError(f"{blanks.path} holds pictures of {blanks.masks.shape[1]} pixels, {gen.info.name} draws {gen.resolution}")
+        raise UsageError(
+            f"{blanks.path} holds pictures of {blanks.masks.shape[1]} pixels, {gen.info.name} draws {gen.resolution}"
+        )
     _same_pictures(blanks, gen)
     return {"painted": blanks.masks, "painted_seeds": blanks.seeds, "painted_names": blanks.names}
 
 
 def _same_pictures(blanks: Any, gen: Generator) -> None:
     """Seeds that stand for other pictures (another generator without a digest, samples moved for a rare class) would spoil the features silently."""
-    import numpy as np
-
     if blanks.images is None:
         return
     drawn = gen.sample(blanks.seeds[:4], blanks.truncation).to_uint8().astype(np.int16)

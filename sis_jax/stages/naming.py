@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from sis_jax.checkpoints.catalogue import folders
 from sis_jax.checkpoints.clip import CLIP, load_clip
 from sis_jax.data.ontology import NEUTRAL, Ontology
 from sis_jax.data.parts import BACKGROUND, Parts
@@ -56,9 +57,13 @@ class Naming:
         if self.n < 1:
             raise UsageError(f"n is {self.n}, expected at least 1 sample (50 is the default)")
         if self.size < 0:
-            raise UsageError(f"size is {self.size}, expected pixels, or 0 for what the text model prefers, usually twice its own size")
+            raise UsageError(
+                f"size is {self.size}, expected pixels, or 0 for what the text model prefers, usually twice its own size"
+            )
         if not 0 <= self.margin <= 1:
-            raise UsageError(f"margin is {self.margin}, expected a difference of probabilities from 0 (always a name) to 1")
+            raise UsageError(
+                f"margin is {self.margin}, expected a difference of probabilities from 0 (always a name) to 1"
+            )
         if self.mode not in ("dense", "crop"):
             raise UsageError(f'mode is {self.mode!r}, expected "dense" or "crop"')
 
@@ -77,11 +82,23 @@ class Named:
     def table(self) -> dict[str, Any]:
         """The table as JSON holds it; None is the background."""
         rows = [
-            {"cluster": i, "best": self.classes[v.best], "score": v.score, "margin": v.margin, "named": v.named}
+            {
+                "cluster": i,
+                "best": self.classes[v.best],
+                "score": v.score,
+                "margin": v.margin,
+                "named": v.named,
+            }
             for i, v in enumerate(self.verdicts)
         ]
         numbers = {"cosine": self.cosine.tolist(), "probability": self.probability.tolist()}
-        return {"rule": class_scores.RULE, "clip": self.clip, "classes": list(self.classes), "clusters": rows, **numbers}
+        return {
+            "rule": class_scores.RULE,
+            "clip": self.clip,
+            "classes": list(self.classes),
+            "clusters": rows,
+            **numbers,
+        }
 
 
 def load_text_model(clip: Any, gen_name: str) -> CLIP:
@@ -89,7 +106,9 @@ def load_text_model(clip: Any, gen_name: str) -> CLIP:
     if isinstance(clip, CLIP):
         return clip
     if clip is not None and not isinstance(clip, str | Path):
-        raise UsageError(f"clip is of type {type(clip).__name__}, expected a text model (sis_jax.load_clip), its name or its path")
+        raise UsageError(
+            f"clip is of type {type(clip).__name__}, expected a text model (sis_jax.load_clip), its name or its path"
+        )
     try:
         return load_clip(str(clip) if clip is not None else default_clip(gen_name))
     except UsageError as error:
@@ -102,8 +121,6 @@ def load_text_model(clip: Any, gen_name: str) -> CLIP:
 
 def default_clip(gen_name: str) -> str:
     """The text model made for this generator ("faces-clip" for "faces64") where it lies among the weights; else the usual one."""
-    from sis_jax.checkpoints.catalogue import folders
-
     small = f"{gen_name.rstrip('0123456789')}-clip"
     return small if small in folders() else "openai/clip-vit-base-patch32"
 
@@ -114,16 +131,27 @@ def name_parts(teacher: Teacher, clip: CLIP, ontology: Ontology, how: Naming) ->
     texts, cut = encode_prompts(clip, ontology)
     pool = _dense_regions if how.mode == "dense" else _crop_regions
     regions, count = pool(teacher, clip, how, k)
-    cosine, probability = class_scores.class_scores(regions, texts, ontology.owner(), float(clip.logit_scale))
+    cosine, probability = class_scores.class_scores(
+        regions, texts, ontology.owner(), float(clip.logit_scale)
+    )
     classes = ontology.classes
     neutral = [i for i, c in enumerate(classes) if c == NEUTRAL]
     verdicts = class_scores.decide(probability, how.margin, neutral)
     verdicts = [v if seen else replace(v, named=False) for v, seen in zip(verdicts, count > 0)]
     kept = rare_cluster(teacher.parts.arrays)
-    if kept is not None:  # it has its name from the text it was found by, and no other cluster gets that one
+    if (
+        kept is not None
+    ):  # it has its name from the text it was found by, and no other cluster gets that one
         taken = next(c["name"] for c in teacher.parts.classes if kept in c["clusters"])
-        verdicts = [replace(v, named=v.named and i != kept and classes[v.best] != taken) for i, v in enumerate(verdicts)]
-    said = {c["id"]: _said(verdicts[c["id"]], probability[c["id"]], ontology) for c in teacher.parts.clusters if c["id"] != kept}
+        verdicts = [
+            replace(v, named=v.named and i != kept and classes[v.best] != taken)
+            for i, v in enumerate(verdicts)
+        ]
+    said = {
+        c["id"]: _said(verdicts[c["id"]], probability[c["id"]], ontology)
+        for c in teacher.parts.clusters
+        if c["id"] != kept
+    }
     parts = _described(teacher.parts.named(said), said, ontology, cut, clip)
     return Named(parts, classes, cosine, probability, verdicts, clip.info.name)
 
@@ -145,7 +173,10 @@ def encode_prompts(clip: CLIP, ontology: Ontology) -> tuple[Float[np.ndarray, "p
     check_words(clip, flat)
     for text in clip.cut(flat):
         read = _readable(clip, text)
-        lost, reads = text[len(read) :].strip(), f"the {clip.config.text.context} tokens that {clip.info.name} reads"
+        lost, reads = (
+            text[len(read) :].strip(),
+            f"the {clip.config.text.context} tokens that {clip.info.name} reads",
+        )
         cut.append(f"The text {text!r} is longer than {reads}: cut off was {lost!r}. Shorten it.")
         flat = [read if t == text else t for t in flat]
     points = np.asarray(clip.encode_text(flat))
@@ -162,7 +193,9 @@ def _readable(clip: CLIP, text: str) -> str:
     return " ".join(words[:low]) if low else text[:1]
 
 
-def _said(verdict: class_scores.Verdict, row: Float[np.ndarray, "c"], ontology: Ontology) -> dict[str, Any]:
+def _said(
+    verdict: class_scores.Verdict, row: Float[np.ndarray, "c"], ontology: Ontology
+) -> dict[str, Any]:
     classes = [_shown(c) for c in ontology.classes]
     name = ontology.classes[verdict.best]
     return {
@@ -180,7 +213,9 @@ def _shown(name: str | None) -> str:
     return "background" if name is None else name
 
 
-def _described(parts: Parts, said: dict[int, dict[str, Any]], ontology: Ontology, cut: list[str], clip: CLIP) -> Parts:
+def _described(
+    parts: Parts, said: dict[int, dict[str, Any]], ontology: Ontology, cut: list[str], clip: CLIP
+) -> Parts:
     """Warnings, and the background where the ontology has words for it."""
     warnings = [w for w in parts.warnings if not w.startswith(_OURS)] + cut
     if not any(v["named"] for v in said.values()):
@@ -190,9 +225,20 @@ def _described(parts: Parts, said: dict[int, dict[str, Any]], ontology: Ontology
     if None in ontology.classes:
         found = any(c["id"] == BACKGROUND for c in parts.classes)
         why = "by text: " + ", ".join(map(repr, ontology.prompts_of(None)))
-        background = {"found": True, "why": why} if found else {**background, "found": False, "why": f"{why} fits no part"}
+        background = (
+            {"found": True, "why": why}
+            if found
+            else {**background, "found": False, "why": f"{why} fits no part"}
+        )
         if found:
-            warnings = [w for w in warnings if not (w.startswith("The background was not found") or "only just taken for background" in w)]
+            warnings = [
+                w
+                for w in warnings
+                if not (
+                    w.startswith("The background was not found")
+                    or "only just taken for background" in w
+                )
+            ]
     if parts.classes and [c["id"] for c in parts.classes] == [BACKGROUND]:
         raise SisError(
             "every part was named background: give the background other words, a larger --margin, or classes that fit the pictures"
@@ -206,13 +252,17 @@ _OURS = ("The text model", "The text '", 'The text "')
 # Regions
 
 
-def _dense_regions(teacher: Teacher, clip: CLIP, how: Naming, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _dense_regions(
+    teacher: Teacher, clip: CLIP, how: Naming, k: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Means over all pixels of all samples of each cluster, [k, d], and the numbers of these pixels."""
     total, count = np.zeros((k, clip.config.embed_dim)), np.zeros(k)
     colours = clip.preprocessing.mean, clip.preprocessing.std
     for images, labels in _batches(teacher, how):
         size = _size(how.size, images.shape[1:3], clip)
-        features = _dense(clip.network, images, size=size, colours=colours, align_corners=how.align_corners)
+        features = _dense(
+            clip.network, images, size=size, colours=colours, align_corners=how.align_corners
+        )
         sums, pixels = _pool(features, labels, k=k, align_corners=how.align_corners)
         total, count = total + np.asarray(sums, np.float64), count + np.asarray(pixels)
     return (total / np.maximum(count, 1)[:, None]).astype(np.float32), count
@@ -230,7 +280,9 @@ def _size(asked: int, shape: Sequence[int], clip: CLIP) -> tuple[int, int]:
     return steps[0] * stride, steps[1] * stride
 
 
-def _batches(teacher: Teacher, how: Naming) -> Iterator[tuple[Float[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"]]]:
+def _batches(
+    teacher: Teacher, how: Naming
+) -> Iterator[tuple[Float[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"]]]:
     """Pictures in [-1, 1] with the cluster of every pixel, always `BATCH` of them: what fills the last batch up belongs to no cluster."""
     bar = progress(how.n, "names", "sample")
     for images, labels in _labelled(teacher, how):
@@ -238,18 +290,27 @@ def _batches(teacher: Teacher, how: Naming) -> Iterator[tuple[Float[np.ndarray, 
             picture, label = images[at : at + BATCH], labels[at : at + BATCH]
             bar.update(len(picture))
             missing = [(0, BATCH - len(picture)), (0, 0), (0, 0)]
-            yield np.pad(picture, [*missing, (0, 0)]).astype(np.float32) / 127.5 - 1, np.pad(label, missing, constant_values=_PAD)
+            yield (
+                np.pad(picture, [*missing, (0, 0)]).astype(np.float32) / 127.5 - 1,
+                np.pad(label, missing, constant_values=_PAD),
+            )
     bar.close()
 
 
-def _labelled(teacher: Teacher, how: Naming) -> Iterator[tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"]]]:
+def _labelled(
+    teacher: Teacher, how: Naming
+) -> Iterator[tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"]]]:
     seeds = sample_seeds(how.seed, how.n)
-    gen = mixed(teacher.gen, teacher.parts.arrays)  # a rare class shows in the samples that it is drawn into only
+    gen = mixed(
+        teacher.gen, teacher.parts.arrays
+    )  # a rare class shows in the samples that it is drawn into only
     for images, labels, _ in teacher.method.label_seeds(gen, seeds, teacher.truncation):
         yield np.asarray(images), np.asarray(labels)
 
 
-def _crop_regions(teacher: Teacher, clip: CLIP, how: Naming, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _crop_regions(
+    teacher: Teacher, clip: CLIP, how: Naming, k: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Means of the unit embeddings of up to `CROPS` masked crops of each cluster, [k, d], and their numbers."""
     crops: list[list[np.ndarray]] = [[] for _ in range(k)]
     for images, labels in _labelled(teacher, how):
@@ -259,13 +320,22 @@ def _crop_regions(teacher: Teacher, clip: CLIP, how: Naming, k: int) -> tuple[np
                     crops[cluster].append(masked_crop(image, label == cluster))
     flat = [crop for several in crops for crop in several]
     encode = partial(clip.encode_image, batch=4 * BATCH)
-    points = class_scores.unit(np.asarray(encode(clip.preprocess(flat)))) if flat else np.zeros((0, clip.config.embed_dim), np.float32)
+    points = (
+        class_scores.unit(np.asarray(encode(clip.preprocess(flat))))
+        if flat
+        else np.zeros((0, clip.config.embed_dim), np.float32)
+    )
     ends = np.cumsum([0, *map(len, crops)])
-    means = [points[a:b].mean(0) if b > a else np.zeros(points.shape[1], np.float32) for a, b in pairwise(ends)]
+    means = [
+        points[a:b].mean(0) if b > a else np.zeros(points.shape[1], np.float32)
+        for a, b in pairwise(ends)
+    ]
     return np.stack(means), np.diff(ends)
 
 
-def masked_crop(image: UInt8[np.ndarray, "h w 3"], inside: np.ndarray, border: float = 0.1) -> UInt8[np.ndarray, "s s 3"]:
+def masked_crop(
+    image: UInt8[np.ndarray, "h w 3"], inside: np.ndarray, border: float = 0.1
+) -> UInt8[np.ndarray, "s s 3"]:
     """A square around a region, with a border of that share of its side on each; what is outside of the region is grey.
 
     image: uint8[h w 3]; inside: bool[h w], true somewhere.

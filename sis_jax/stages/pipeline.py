@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import sis_jax as sis
 from sis_jax.ops.progress import say
+from sis_jax.runs.run import RunFolder
 
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".npz")
 
@@ -36,15 +38,19 @@ def run(
 
     Returns the path of the report.
     """
-    import sis_jax as sis
-    from sis_jax.runs.run import RunFolder
-
     gen = source
     if source is not None and _is_photos(Path(source)):
         say("1 of 5: training a generator on the photos")
         RunFolder.open(out).close()  # a run before anything lies in it
         training = Path(out) / "training"
-        sis.train_generator(source, out=str(training), resolution=resolution, images=train_images, seed=seed, overwrite=overwrite)
+        sis.train_generator(
+            source,
+            out=str(training),
+            resolution=resolution,
+            images=train_images,
+            seed=seed,
+            overwrite=overwrite,
+        )
         gen, photos = str(training / "generator"), photos or source
     say("2 of 5: finding the parts")
     sis.discover(gen, out=out, seed=seed, overwrite=overwrite)
@@ -65,7 +71,11 @@ def _is_photos(path: Path) -> bool:
 
 def _plan(config: dict[str, Any]) -> dict[str, Any]:
     out = config["out"]
-    return {"files": [f"{out}/{name}" for name in ("run.json", "parts/", "data/", "student/", "report.html")]}
+    return {
+        "files": [
+            f"{out}/{name}" for name in ("run.json", "parts/", "data/", "student/", "report.html")
+        ]
+    }
 
 
 def _results(report: Path, config: dict[str, Any]) -> list[Path]:

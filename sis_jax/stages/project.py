@@ -8,14 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
+from PIL import Image
+from safetensors.numpy import save
 
 from sis_jax import parallel
+from sis_jax.checkpoints import load_discriminator, load_lpips
 from sis_jax.data import draw
+from sis_jax.data.files import write_atomic
+from sis_jax.data.photos import Photos
 from sis_jax.ops.compositing import psnr
 from sis_jax.ops.progress import progress, say
 from sis_jax.ops.sampling import map_samples, sample_seeds
+from sis_jax.training import projection as nn
 from sis_jax.types import Generator, SisError, UsageError, to_uint8
 
 if TYPE_CHECKING:
@@ -55,20 +62,18 @@ class Projection:
 
     def show(self, count: int = 8) -> Image.Image:
         """Photos over what the generator draws, as one picture."""
-        from PIL import Image
-
         n = min(count, len(self))
         zoom = max(1, 128 // self.photos.shape[1])
         cells = np.concatenate([self.photos[:n], self.images[:n]]).repeat(zoom, 1).repeat(zoom, 2)
-        return Image.fromarray(draw.grid(cells, n, labels=[*self.names[:n], *(f"{x:.1f} dB" for x in self.psnr[:n])]))
+        return Image.fromarray(
+            draw.grid(cells, n, labels=[*self.names[:n], *(f"{x:.1f} dB" for x in self.psnr[:n])])
+        )
 
     def save(self, folder: str | Path) -> Path:
         """Write projection.safetensors (w, noise maps) and one picture of all; returns the folder."""
-        from safetensors.numpy import save
-
-        from sis_jax.data.files import write_atomic
-
-        arrays = {"w": np.ascontiguousarray(self.w)} | {f"noise/{k}": np.ascontiguousarray(v) for k, v in self.noise.items()}
+        arrays = {"w": np.ascontiguousarray(self.w)} | {
+            f"noise/{k}": np.ascontiguousarray(v) for k, v in self.noise.items()
+        }
         picture = io.BytesIO()
         self.show(len(self)).save(picture, "PNG")
         write_atomic(Path(folder) / "projection.safetensors", save(arrays))
@@ -113,17 +118,21 @@ def project(
 
     Returns a Projection. Raises UsageError for photos that are not there or of another size, SisError where none can be read.
     """
-    from sis_jax.training import projection as nn
-
     recipe = nn.Recipe(space, rate, pyramid, features, pull, noise)
     _check(recipe, gen, steps, starts, batch)
     pictures, names, skipped = _read(photos, gen.resolution)
     mask = None if known is None else _known(known, pictures)
     net = _comparer(gen, discriminator, lpips) if features else None
     if net is None and not pyramid:
-        raise UsageError("nothing is left to compare: without a discriminator, pyramid must be above 0")
+        raise UsageError(
+            "nothing is left to compare: without a discriminator, pyramid must be above 0"
+        )
     mean, length = _statistics(gen)
-    start = _nearest(gen, pictures, mask, starts) if starts else np.broadcast_to(mean, (len(pictures), *mean.shape))
+    start = (
+        _nearest(gen, pictures, mask, starts)
+        if starts
+        else np.broadcast_to(mean, (len(pictures), *mean.shape))
+    )
     maps = {name: np.asarray(value) for name, value in nn.noise_maps(gen).items()} if noise else {}  # type: ignore[arg-type]
     found = [
         _block(
@@ -144,9 +153,19 @@ def project(
     blocks_w, blocks_images, blocks_distance, blocks_noise = zip(*found)
     w = np.concatenate(blocks_w)
     if not np.isfinite(w).all():
-        raise SisError("the projection gave NaN or infinite latents: lower rate, or look whether the generator's weights are damaged")
+        raise SisError(
+            "the projection gave NaN or infinite latents: lower rate, or look whether the generator's weights are damaged"
+        )
     kept = {name: np.concatenate([b[name] for b in blocks_noise]) for name in maps}
-    return Projection(names, w, pictures, to_uint8(np.concatenate(blocks_images)), np.concatenate(blocks_distance), kept, skipped)
+    return Projection(
+        names,
+        w,
+        pictures,
+        to_uint8(np.concatenate(blocks_images)),
+        np.concatenate(blocks_distance),
+        kept,
+        skipped,
+    )
 
 
 def _check(recipe: Any, gen: Generator, steps: int, starts: int, batch: int) -> None:
@@ -157,20 +176,30 @@ def _check(recipe: Any, gen: Generator, steps: int, starts: int, batch: int) -> 
         raise UsageError(f'space is {recipe.space!r}, expected "w" or "w+"')
     if recipe.rate <= 0:
         raise UsageError(f"rate is {recipe.rate}, expected more than 0 (0.2 is usual)")
-    if min(recipe.pyramid, recipe.features, recipe.pull) < 0 or recipe.pyramid + recipe.features == 0:
-        raise UsageError("pyramid, features and pull are weights from 0 up, and one of the first two must be above 0")
+    if (
+        min(recipe.pyramid, recipe.features, recipe.pull) < 0
+        or recipe.pyramid + recipe.features == 0
+    ):
+        raise UsageError(
+            "pyramid, features and pull are weights from 0 up, and one of the first two must be above 0"
+        )
     if recipe.noise and not hasattr(gen, "synthesis"):
-        raise UsageError(f"{gen.info.name} has no noise maps: they need a StyleGAN2; leave noise off")
+        raise UsageError(
+            f"{gen.info.name} has no noise maps: they need a StyleGAN2; leave noise off"
+        )
 
 
-def _read(photos: Any, side: int) -> tuple[np.ndarray, tuple[str, ...], tuple[tuple[str, str], ...]]:
+def _read(
+    photos: Any, side: int
+) -> tuple[np.ndarray, tuple[str, ...], tuple[tuple[str, str], ...]]:
     """(photos at `side` pixels, names, those skipped with the reason)."""
     if isinstance(photos, np.ndarray):
         photos = photos[None] if photos.ndim == 3 else photos
         if photos.dtype != np.uint8 or photos.shape[1:] != (side, side, 3) or not len(photos):
-            raise UsageError(f"photos are {photos.dtype}{list(photos.shape)}, expected uint8[n {side} {side} 3], the generator's size")
+            raise UsageError(
+                f"photos are {photos.dtype}{list(photos.shape)}, expected uint8[n {side} {side} 3], the generator's size"
+            )
         return photos, tuple(f"photo {i}" for i in range(len(photos))), ()
-    from sis_jax.data.photos import Photos
 
     found = Photos.open(photos, side, min_size=1)
     for name, reason in found.skipped:
@@ -180,7 +209,9 @@ def _read(photos: Any, side: int) -> tuple[np.ndarray, tuple[str, ...], tuple[tu
 
 def _known(known: np.ndarray, photos: np.ndarray) -> Float[np.ndarray, "n _ _ 1"]:
     if known.shape != photos.shape[:3]:
-        raise UsageError(f"known is {list(known.shape)}, expected {list(photos.shape[:3])}: one number per pixel of every photo")
+        raise UsageError(
+            f"known is {list(known.shape)}, expected {list(photos.shape[:3])}: one number per pixel of every photo"
+        )
     return known[..., None].astype(np.float32)
 
 
@@ -189,10 +220,11 @@ def _comparer(gen: Generator, discriminator: Any, lpips: Any) -> Any:
     if lpips is None:
         return _discriminator(gen, discriminator)
     if gen.resolution < 16:
-        raise UsageError(f"LPIPS needs pictures of at least 16 pixels, the generator draws {gen.resolution}")
+        raise UsageError(
+            f"LPIPS needs pictures of at least 16 pixels, the generator draws {gen.resolution}"
+        )
     if not isinstance(lpips, str | tuple | list):
         return lpips
-    from sis_jax.checkpoints import load_lpips
 
     return load_lpips(*([lpips] if isinstance(lpips, str) else lpips))
 
@@ -200,32 +232,34 @@ def _comparer(gen: Generator, discriminator: Any, lpips: Any) -> Any:
 def _discriminator(gen: Generator, given: Any) -> Any:
     """The one given, or the one beside the generator's own weights; None where there is none of its size."""
     if given is None:
-        from sis_jax.checkpoints import load_discriminator
-
         try:
             given = load_discriminator(gen.info.name)
         except SisError:
-            say(f"no discriminator is found for {gen.info.name}: photos are matched by the Laplacian pyramid alone")
+            say(
+                f"no discriminator is found for {gen.info.name}: photos are matched by the Laplacian pyramid alone"
+            )
             return None
     if given.config.resolution != gen.resolution:
-        raise UsageError(f"the discriminator sees {given.config.resolution} pixels and the generator draws {gen.resolution}")
+        raise UsageError(
+            f"the discriminator sees {given.config.resolution} pixels and the generator draws {gen.resolution}"
+        )
     return given
 
 
 def _statistics(gen: Generator) -> tuple[Float[np.ndarray, "s w"], np.float32]:
     """(mean of w in every slot, root mean squared distance of w from it)."""
-    from sis_jax.training import projection as nn
-
-    w = np.concatenate(list(map_samples(gen, sample_seeds(STARTS_SEED, STATISTICS), nn.map_body, batch=256)))
+    w = np.concatenate(
+        list(map_samples(gen, sample_seeds(STARTS_SEED, STATISTICS), nn.map_body, batch=256))
+    )
     slots = np.asarray(gen.map(gen.latents([0]))).shape[1]
     mean = w.mean(0)
     return np.tile(mean, (slots, 1)), np.float32(np.sqrt(np.square(w - mean).sum(1).mean()))
 
 
-def _nearest(gen: Generator, photos: np.ndarray, known: np.ndarray | None, n: int) -> Float[np.ndarray, "n s w"]:
+def _nearest(
+    gen: Generator, photos: np.ndarray, known: np.ndarray | None, n: int
+) -> Float[np.ndarray, "n s w"]:
     """w of the sample that looks most like each photo at 16 pixels."""
-    from sis_jax.training import projection as nn
-
     bar = progress(n, "samples to begin with", "sample")
     found = []
     for batch in map_samples(gen, sample_seeds(STARTS_SEED, n), nn.sample_body, truncation=0.7):
@@ -235,7 +269,12 @@ def _nearest(gen: Generator, photos: np.ndarray, known: np.ndarray | None, n: in
     w, small = (np.concatenate(x) for x in zip(*found))
     known = np.ones((*photos.shape[:3], 1), np.float32) if known is None else known
     wanted, weight = (np.asarray(nn.thumbnails(a)) for a in (photos / np.float32(127.5) - 1, known))
-    return np.stack([w[np.argmin((weight[i] * np.square(small - wanted[i])).sum(axis=(1, 2, 3)))] for i in range(len(photos))])
+    return np.stack(
+        [
+            w[np.argmin((weight[i] * np.square(small - wanted[i])).sum(axis=(1, 2, 3)))]
+            for i in range(len(photos))
+        ]
+    )
 
 
 def _block(
@@ -243,10 +282,6 @@ def _block(
     recipe: Any, seed: int, steps: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:  # fmt: skip
     """(w, pictures, distances, noise maps) of as many photos as fit the devices at once."""
-    import jax
-
-    from sis_jax.training import projection as nn
-
     devices = parallel.local_devices()[: len(photos)]
     n, rows = len(photos), -(-len(photos) // len(devices))
     seeds = np.arange(seed, seed + n, dtype=np.int32)
@@ -257,7 +292,14 @@ def _block(
     data = cut((photos.astype(np.float32) / np.float32(127.5) - 1, known, seeds))
     state, each = cut(nn.begin(start, maps, recipe)), np.zeros(0)
     bar = progress(steps, f"projection of {n} photos", "step")
-    run = parallel.map_devices(nn.steps_body, (None, None, None, 0, 0, 0, 0, None), 0, devices=devices, donate=(3,), recipe=recipe)
+    run = parallel.map_devices(
+        nn.steps_body,
+        (None, None, None, 0, 0, 0, 0, None),
+        0,
+        devices=devices,
+        donate=(3,),
+        recipe=recipe,
+    )
     for first in range(0, steps, BLOCK):
         last = min(first + BLOCK, steps)
         state, each = run(gen, net, length, state, *data, np.array([first, last, steps], np.int32))

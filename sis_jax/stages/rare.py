@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
+from PIL import Image
 
 from sis_jax.checkpoints.clip import CLIP
 from sis_jax.data import draw
@@ -66,28 +67,60 @@ class Rare:
         )
 
 
-def add_rare(gen: Generator, fitted: Any, clip: CLIP, prompt: str, neutral: str, *, n: int, share: float, seed: int) -> Rare:
+def add_rare(
+    gen: Generator,
+    fitted: Any,
+    clip: CLIP,
+    prompt: str,
+    neutral: str,
+    *,
+    n: int,
+    share: float,
+    seed: int,
+) -> Rare:
     """One more cluster for what `prompt` says, in parts that `fitted` found in `gen`, by a method to which clusters can be added.
 
     n: samples to learn the direction from. share: of the samples that are moved later on. Raises SisError where the direction leads nowhere or no
     cluster grows.
     """
-    direction = directions.learn(gen, clip, prompt, neutral, n=n, truncation=fitted.truncation, seed=seed + 1)
+    direction = directions.learn(
+        gen, clip, prompt, neutral, n=n, truncation=fitted.truncation, seed=seed + 1
+    )
     direction = directions.with_strength(gen, clip, direction, truncation=fitted.truncation)
-    say(f"{prompt!r}: moved by {direction.displacement:.2f}, {100 * direction.facts['passing']:.0f} % of samples pass")
+    say(
+        f"{prompt!r}: moved by {direction.displacement:.2f}, {100 * direction.facts['passing']:.0f} % of samples pass"
+    )
     everywhere: Any = moved(gen, direction.move)
     found = _resolved(fitted).fit(everywhere, seed)
     joined, (before, after), evidence, agreement = _chosen(
         gen, everywhere, fitted, found, clip, direction, sample_seeds(seed + 2, LOOKED_AT)
     )
-    arrays = joined.arrays_ | {"rare/move": np.asarray(direction.move), "rare/share": np.full(1, share, np.float32)}
+    arrays = joined.arrays_ | {
+        "rare/move": np.asarray(direction.move),
+        "rare/share": np.full(1, share, np.float32),
+    }
     together = mixed(gen, arrays)
     fitted = _joined(fitted, arrays, agreement, together, sample_seeds(seed, fitted.n))
-    return Rare(fitted, together, direction, len(fitted.clusters_) - 1, class_name(prompt), before, after, evidence)
+    return Rare(
+        fitted,
+        together,
+        direction,
+        len(fitted.clusters_) - 1,
+        class_name(prompt),
+        before,
+        after,
+        evidence,
+    )
 
 
 def _chosen(
-    gen: Generator, everywhere: Any, fitted: Any, found: Any, clip: CLIP, direction: directions.Direction, seeds: list[int]
+    gen: Generator,
+    everywhere: Any,
+    fitted: Any,
+    found: Any,
+    clip: CLIP,
+    direction: directions.Direction,
+    seeds: list[int],
 ) -> tuple[Any, tuple[float, float], float, float]:
     """(fitted with the centre of one cluster of `found` beside its own, that cluster's share of plain and of moved samples, evidence, agreement).
 
@@ -97,14 +130,24 @@ def _chosen(
     order = np.argsort(-evidence)[:TRIED]
     beside = [_with_centre(fitted, _translated(found, fitted, int(c))) for c in order]
     shares = [(_share_of_last(b, gen, seeds), _share_of_last(b, everywhere, seeds)) for b in beside]
-    new = [(after - before) / after if after - before >= LEAST_GROWTH else -1.0 for before, after in shares]
+    new = [
+        (after - before) / after if after - before >= LEAST_GROWTH else -1.0
+        for before, after in shares
+    ]
     if max(new) < 0:
         said = ", ".join(f"{100 * before:.2f} to {100 * after:.2f} %" for before, after in shares)
         raise SisError(
             f"no cluster grows when samples are moved towards {direction.prompt!r} (of the pixels, from {said}): raise k, or take a finer layer"
         )
-    best = int(np.argmax([float(evidence[c]) * n if n > 0 else -np.inf for c, n in zip(order, new)]))
-    return beside[best], shares[best], float(evidence[order[best]]), float(found.clusters_[order[best]]["agreement"])
+    best = int(
+        np.argmax([float(evidence[c]) * n if n > 0 else -np.inf for c, n in zip(order, new)])
+    )
+    return (
+        beside[best],
+        shares[best],
+        float(evidence[order[best]]),
+        float(found.clusters_[order[best]]["agreement"]),
+    )
 
 
 def class_name(prompt: str) -> str:
@@ -124,19 +167,32 @@ def _resolved(fitted: Any) -> Any:
 
 
 def _evidence(
-    gen: Generator, everywhere: Any, found: Any, clip: CLIP, direction: directions.Direction, seeds: Sequence[int]
+    gen: Generator,
+    everywhere: Any,
+    found: Any,
+    clip: CLIP,
+    direction: directions.Direction,
+    seeds: Sequence[int],
 ) -> Float[np.ndarray, "k"]:
     """Per cluster of moved samples, the share of the score's rise that is lost when its pixels are put back as they were before the move."""
     texts = class_scores.unit(np.asarray(clip.encode_text([direction.prompt, direction.neutral])))
 
     def score(images: np.ndarray) -> float:
-        return float((class_scores.unit(np.asarray(clip.encode_image(clip.preprocess(images)))) @ (texts[0] - texts[1])).mean())
+        return float(
+            (
+                class_scores.unit(np.asarray(clip.encode_image(clip.preprocess(images))))
+                @ (texts[0] - texts[1])
+            ).mean()
+        )
 
     plain = np.concatenate([images for images, _, _ in found.label_seeds(gen, list(seeds))])
     batches = [(images, labels) for images, labels, _ in found.label_seeds(everywhere, list(seeds))]
     there, labels = (np.concatenate(x) for x in zip(*batches))
     moved_score = score(there)
-    lost = [moved_score - score(np.where((labels == c)[..., None], plain, there)) for c in range(len(found.clusters_))]
+    lost = [
+        moved_score - score(np.where((labels == c)[..., None], plain, there))
+        for c in range(len(found.clusters_))
+    ]
     return np.asarray(lost) / max(moved_score - score(plain), 1e-6)
 
 
@@ -146,7 +202,15 @@ def _with_centre(fitted: Any, centre: Float[np.ndarray, "d"]) -> Any:
 
 def _share_of_last(fitted: Any, gen: Generator, seeds: Sequence[int]) -> float:
     last = len(fitted.arrays_["centers"]) - 1
-    return float(np.mean([(labels == last).mean() for _, batch, _ in fitted.label_seeds(gen, list(seeds)) for labels in batch]))
+    return float(
+        np.mean(
+            [
+                (labels == last).mean()
+                for _, batch, _ in fitted.label_seeds(gen, list(seeds))
+                for labels in batch
+            ]
+        )
+    )
 
 
 def _translated(found: Any, base: Any, cluster: int) -> Float[np.ndarray, "d"]:
@@ -157,11 +221,17 @@ def _translated(found: Any, base: Any, cluster: int) -> Float[np.ndarray, "d"]:
     return ((raw - ours["mean"]) * ours["scale"]).astype(np.float32)
 
 
-def _joined(fitted: Any, arrays: dict[str, np.ndarray], agreement: float, gen: Generator, seeds: list[int]) -> Any:
+def _joined(
+    fitted: Any, arrays: dict[str, np.ndarray], agreement: float, gen: Generator, seeds: list[int]
+) -> Any:
     """A fitted copy with one more cluster, described on samples of which some are moved; what was background stays it."""
     joined = fitted.restored(arrays)
     before = [dict(c) for c in fitted.clusters_]
-    learned = {"clusters_": [*before, {"id": len(before), "agreement": float(agreement)}], "background_": {}, "sweep_": fitted.sweep_}
+    learned = {
+        "clusters_": [*before, {"id": len(before), "agreement": float(agreement)}],
+        "background_": {},
+        "sweep_": fitted.sweep_,
+    }
     for name, value in learned.items():
         object.__setattr__(joined, name, value)
     joined._describe(gen, seeds)
@@ -174,15 +244,18 @@ def _joined(fitted: Any, arrays: dict[str, np.ndarray], agreement: float, gen: G
 
 def picture(rare: Rare, class_id: int) -> Image.Image:
     """Samples before and after the move, and where the class is then: whether the direction does what the prompt says is for people to see."""
-    from PIL import Image
-
     plain, everywhere = rare.gen.gen, moved(rare.gen.gen, rare.direction.move)
     seeds = sample_seeds(0, PICTURED)
     before = np.concatenate([images for images, _, _ in rare.fitted.label_seeds(plain, seeds)])
-    after, labels = (np.concatenate(x) for x in zip(*[(i, c) for i, c, _ in rare.fitted.label_seeds(everywhere, seeds)]))
+    after, labels = (
+        np.concatenate(x)
+        for x in zip(*[(i, c) for i, c, _ in rare.fitted.label_seeds(everywhere, seeds)])
+    )
     shown = draw.overlay(after, np.where(labels == rare.cluster, class_id, 0))
     zoom = max(1, 128 // after.shape[1])
-    return Image.fromarray(draw.grid(np.concatenate([before, after, shown]).repeat(zoom, 1).repeat(zoom, 2), PICTURED))
+    return Image.fromarray(
+        draw.grid(np.concatenate([before, after, shown]).repeat(zoom, 1).repeat(zoom, 2), PICTURED)
+    )
 
 
 def described(rare: Rare) -> dict[str, Any]:

@@ -11,12 +11,16 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from sis_jax import methods
+from sis_jax.checkpoints import load_generator
+from sis_jax.data.files import read_run
 from sis_jax.data.parts import Parts
 from sis_jax.models.moved import Moved, mixed
 from sis_jax.ops.sampling import BATCH
 from sis_jax.types import Generator, SisError, UsageError
 
-Labelled = tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"], Float[np.ndarray, "b h w"]]
+Labelled = tuple[
+    UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"], Float[np.ndarray, "b h w"]
+]
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,6 @@ class Teacher:
     @classmethod
     def from_run(cls, run: str | Path) -> Teacher:
         """From a run folder that `discover` made; the generator is found again by the name it was given."""
-        from sis_jax.checkpoints import load_generator
-        from sis_jax.data.files import read_run
-
         parts = Parts.load(run)
         asked = read_run(run)["stages"].get("discover", {}).get("config", {}).get("gen")
         return cls.of(load_generator(asked), parts)
@@ -52,7 +53,9 @@ class Teacher:
     def mixing(self, share: float) -> Teacher:
         """The same with another share of its samples moved towards the rare class. UsageError where the parts have none."""
         if not isinstance(self.gen, Moved):
-            raise UsageError("these parts have no rare class to mix in: find one with python -m sis_jax.discover --rare TEXT")
+            raise UsageError(
+                "these parts have no rare class to mix in: find one with python -m sis_jax.discover --rare TEXT"
+            )
         return replace(self, gen=replace(self.gen, share=float(share)))
 
     @property

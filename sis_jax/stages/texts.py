@@ -17,7 +17,9 @@ from sis_jax.stages.rare import Rare, add_rare, class_name, described, picture
 from sis_jax.stages.teacher import Teacher
 from sis_jax.types import Generator, UsageError
 
-MOST_CLUSTERS = 253  # and one for the rare class; class ids are below 255, which masks keep for "ignore"
+MOST_CLUSTERS = (
+    253  # and one for the rare class; class ids are below 255, which masks keep for "ignore"
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,15 @@ class Texts:
 
     @classmethod
     def of(
-        cls, gen: Generator, method: Any, ontology: Any, rare: str | None, neutral: str, rare_n: int, rare_share: float, clip: Any
+        cls,
+        gen: Generator,
+        method: Any,
+        ontology: Any,
+        rare: str | None,
+        neutral: str,
+        rare_n: int,
+        rare_share: float,
+        clip: Any,
     ) -> Texts:
         """UsageError for what cannot work, before anything is computed."""
         words = ontology_of(ontology) if ontology is not None else None
@@ -42,12 +52,24 @@ class Texts:
             rare, neutral = rare.strip(), neutral.strip()
         model = load_text_model(clip, gen.info.name)
         check_words(model, [rare, neutral] if rare is not None else [])
-        check_words(model, [text for several in words.filled() for text in several] if words is not None else [])
+        check_words(
+            model,
+            [text for several in words.filled() for text in several] if words is not None else [],
+        )
         return cls(model, words, rare, neutral, rare_n, rare_share)
 
     def config(self) -> dict[str, Any]:
         """What goes on record beside the method's settings."""
-        rare = {"rare": self.rare, "neutral": self.neutral, "rare_n": self.rare_n, "rare_share": self.rare_share} if self.rare else {}
+        rare = (
+            {
+                "rare": self.rare,
+                "neutral": self.neutral,
+                "rare_n": self.rare_n,
+                "rare_share": self.rare_share,
+            }
+            if self.rare
+            else {}
+        )
         words = {"ontology": asdict(self.ontology)} if self.ontology else {}
         return {"clip": self.clip.info.name, **words, **rare}
 
@@ -55,13 +77,24 @@ class Texts:
         """The fitted method with the rare class, None where none was asked for."""
         if self.rare is None:
             return None
-        return add_rare(gen, fitted, self.clip, self.rare, self.neutral, n=self.rare_n, share=self.rare_share, seed=seed)
+        return add_rare(
+            gen,
+            fitted,
+            self.clip,
+            self.rare,
+            self.neutral,
+            n=self.rare_n,
+            share=self.rare_share,
+            seed=seed,
+        )
 
     def named(self, gen: Any, parts: Parts, rare: Rare | None) -> tuple[Parts, dict[str, bytes]]:
         """(named parts, further files): the table of scores, and how the rare class was found. The rare class keeps the name of its prompt."""
         files: dict[str, bytes] = {}
         if rare is not None:
-            parts = parts.rename({next(c["id"] for c in parts.classes if rare.cluster in c["clusters"]): rare.name})
+            parts = parts.rename(
+                {next(c["id"] for c in parts.classes if rare.cluster in c["clusters"]): rare.name}
+            )
         if self.ontology is not None:
             named = name_parts(Teacher.of(gen, parts), self.clip, self.ontology, Naming())
             parts, files["names.json"] = named.parts, _json(named.table())
@@ -69,25 +102,43 @@ class Texts:
             class_id = next(c["id"] for c in parts.classes if rare.cluster in c["clusters"])
             sheet = io.BytesIO()
             picture(rare, class_id).save(sheet, "PNG", optimize=True)
-            files |= {"rare.json": _json(described(rare)), "rare.png": sheet.getvalue(), "rare.safetensors": rare.direction.to_bytes()}
+            files |= {
+                "rare.json": _json(described(rare)),
+                "rare.png": sheet.getvalue(),
+                "rare.safetensors": rare.direction.to_bytes(),
+            }
         return parts, files
 
 
 def check_rare(method: Any, rare: Any, neutral: Any, n: Any, share: Any) -> None:
     """UsageError for a rare class that cannot be looked for, by what was typed alone."""
     if not getattr(method, "adds_clusters", False):
-        raise UsageError(f"--rare needs parts that are cluster centres: use --method segmentation_in_style, got {type(method).__name__}")
-    if not (isinstance(rare, str) and isinstance(neutral, str) and rare.strip() and neutral.strip() and rare.strip() != neutral.strip()):
-        raise UsageError(f"--rare got {rare!r} and --neutral {neutral!r}: expected two texts that differ in what is rare")
+        raise UsageError(
+            f"--rare needs parts that are cluster centres: use --method segmentation_in_style, got {type(method).__name__}"
+        )
+    if not (
+        isinstance(rare, str)
+        and isinstance(neutral, str)
+        and rare.strip()
+        and neutral.strip()
+        and rare.strip() != neutral.strip()
+    ):
+        raise UsageError(
+            f"--rare got {rare!r} and --neutral {neutral!r}: expected two texts that differ in what is rare"
+        )
     name = class_name(rare)
     if re.fullmatch(r"|background|part \d+|(.* )?(a|an|the|with|wearing|of)", name):
         raise UsageError(
             f'--rare is {rare!r}, which would call the part {name!r}: expected a text that ends in a name, "a person with glasses"'
         )
     if not isinstance(n, int) or n < LEAST_N:
-        raise UsageError(f"--rare-n is {n!r}, expected a whole number of samples to learn from, at least {LEAST_N} (2000 is the default)")
+        raise UsageError(
+            f"--rare-n is {n!r}, expected a whole number of samples to learn from, at least {LEAST_N} (2000 is the default)"
+        )
     if not isinstance(share, int | float) or not 0 < share <= 1:
-        raise UsageError(f"--rare-share is {share!r}, expected a share of the samples above 0, up to 1 (0.5 moves every second one)")
+        raise UsageError(
+            f"--rare-share is {share!r}, expected a share of the samples above 0, up to 1 (0.5 moves every second one)"
+        )
     if isinstance(method.k, int) and method.k > MOST_CLUSTERS:
         raise UsageError(
             f"--k is {method.k}, expected at most {MOST_CLUSTERS} with --rare: masks hold 255 classes, and the rare one is one more"

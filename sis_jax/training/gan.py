@@ -57,7 +57,9 @@ def optimizer(recipe: Recipe, interval: int | None) -> optax.GradientTransformat
 
 def optimizers(recipe: Recipe) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
     """The generator's and the discriminator's."""
-    return optimizer(recipe, recipe.path_interval if recipe.path_length else None), optimizer(recipe, recipe.r1_interval)
+    return optimizer(recipe, recipe.path_interval if recipe.path_length else None), optimizer(
+        recipe, recipe.r1_interval
+    )
 
 
 def split(module: nnx.Module) -> tuple[Any, dict, dict]:
@@ -78,7 +80,9 @@ def _merged(a: dict, b: dict) -> dict:
     return out
 
 
-def new_state(gen: StyleGAN2, disc: Discriminator, recipe: Recipe, ema: StyleGAN2 | None = None) -> tuple[Any, Any, State]:
+def new_state(
+    gen: StyleGAN2, disc: Discriminator, recipe: Recipe, ema: StyleGAN2 | None = None
+) -> tuple[Any, Any, State]:
     """(generator structure, discriminator structure, state) at the start of a run from these networks."""
     g_graph, g, buffers = split(gen)
     d_graph, d, _ = split(disc)
@@ -105,8 +109,12 @@ def _restore(optimiser: optax.GradientTransformation, leaves: list, params: dict
     return jax.tree.unflatten(jax.tree.structure(jax.eval_shape(optimiser.init, params)), leaves)
 
 
-def _apply(optimiser: optax.GradientTransformation, grads: dict, leaves: list, params: dict) -> tuple[Any, list]:
-    grads = jax.tree.map(lambda g: jnp.nan_to_num(g, nan=0.0, posinf=1e5, neginf=-1e5), pmean(grads))
+def _apply(
+    optimiser: optax.GradientTransformation, grads: dict, leaves: list, params: dict
+) -> tuple[Any, list]:
+    grads = jax.tree.map(
+        lambda g: jnp.nan_to_num(g, nan=0.0, posinf=1e5, neginf=-1e5), pmean(grads)
+    )
     updates, opt_state = optimiser.update(grads, _restore(optimiser, leaves, params), params)
     return optax.apply_updates(params, updates), _plain(opt_state)
 
@@ -121,15 +129,23 @@ def _draw(key: jax.Array, n: int, size: int) -> jax.Array:
     return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), (size,)))(_indices(n))
 
 
-def _map_mixed(gen: StyleGAN2, key: jax.Array, n: int) -> tuple[Float[Array, "n s w"], Float[Array, "w"]]:
+def _map_mixed(
+    gen: StyleGAN2, key: jax.Array, n: int
+) -> tuple[Float[Array, "n s w"], Float[Array, "w"]]:
     """w with style mixing (one cutoff per batch, with probability 0.9), and the average w moved towards this batch's."""
     first, second, which, where = jax.random.split(key, 4)
     z = jnp.concatenate([_draw(first, n, gen.z_dim), _draw(second, n, gen.z_dim)])
     w, other = jnp.split(gen.mapping(z), 2)
     average = gen.mapping.w_avg[...]
     moved = average + (1 - W_AVG_DECAY) * (pmean(jax.lax.stop_gradient(w).mean(0)) - average)
-    cutoff = jnp.where(jax.random.uniform(which) < MIXING_PROBABILITY, jax.random.randint(where, (), 1, gen.num_ws), gen.num_ws)
-    return jnp.where(jnp.arange(gen.num_ws)[None, :, None] < cutoff, w[:, None], other[:, None]), moved
+    cutoff = jnp.where(
+        jax.random.uniform(which) < MIXING_PROBABILITY,
+        jax.random.randint(where, (), 1, gen.num_ws),
+        gen.num_ws,
+    )
+    return jnp.where(
+        jnp.arange(gen.num_ws)[None, :, None] < cutoff, w[:, None], other[:, None]
+    ), moved
 
 
 def _render(gen: StyleGAN2, ws: jax.Array, key: jax.Array, dtype: str) -> jax.Array:
@@ -137,13 +153,23 @@ def _render(gen: StyleGAN2, ws: jax.Array, key: jax.Array, dtype: str) -> jax.Ar
     return gen.synthesis(gen.synthesis.styles(ws), "random", (), key, jnp.dtype(dtype))[0]
 
 
-def _score(disc: Discriminator, images: jax.Array, key: jax.Array | None, p: jax.Array, dtype: str) -> jax.Array:
+def _score(
+    disc: Discriminator, images: jax.Array, key: jax.Array | None, p: jax.Array, dtype: str
+) -> jax.Array:
     if key is not None:
         images = augment(key, images, p, first=_indices(images.shape[0])[0])
     return disc.score(images, dtype=jnp.dtype(dtype))[:, 0]
 
 
-def g_main(state: State, key: jax.Array, slots: jax.Array, *, graphs: tuple, recipe: Recipe, augmented: bool) -> tuple[State, dict]:
+def g_main(
+    state: State,
+    key: jax.Array,
+    slots: jax.Array,
+    *,
+    graphs: tuple,
+    recipe: Recipe,
+    augmented: bool,
+) -> tuple[State, dict]:
     """G main: mean softplus(-D(G(z))), the non-saturating loss. `slots`: one entry per image of this device (only its length counts)."""
     n = slots.shape[0]
     k_map, k_noise, k_aug = jax.random.split(key, 3)
@@ -151,19 +177,29 @@ def g_main(state: State, key: jax.Array, slots: jax.Array, *, graphs: tuple, rec
     def loss(params):
         gen, disc = join(graphs[0], params, state["buffers"]), join(graphs[1], state["d"], {})
         ws, w_avg = _map_mixed(gen, k_map, n)
-        scores = _score(disc, _render(gen, ws, k_noise, recipe.dtype), k_aug if augmented else None, state["augment"], recipe.dtype)
+        scores = _score(
+            disc,
+            _render(gen, ws, k_noise, recipe.dtype),
+            k_aug if augmented else None,
+            state["augment"],
+            recipe.dtype,
+        )
         return jax.nn.softplus(-scores).mean(), w_avg
 
     (value, w_avg), grads = jax.value_and_grad(loss, has_aux=True)(state["g"])
     g, opt_g = _apply(optimizers(recipe)[0], grads, state["opt_g"], state["g"])
-    return state | {"g": g, "opt_g": opt_g, "buffers": _with_average(state["buffers"], w_avg)}, {"loss_g": pmean(value)}
+    return state | {"g": g, "opt_g": opt_g, "buffers": _with_average(state["buffers"], w_avg)}, {
+        "loss_g": pmean(value)
+    }
 
 
 def _with_average(buffers: dict, w_avg: jax.Array) -> dict:
     return buffers | {"mapping": buffers["mapping"] | {"w_avg": w_avg}}
 
 
-def path_lengths(gen: StyleGAN2, ws: Float[Array, "n s w"], y: Float[Array, "n r r 3"], **render: Any) -> Float[Array, "n"]:
+def path_lengths(
+    gen: StyleGAN2, ws: Float[Array, "n s w"], y: Float[Array, "n r r 3"], **render: Any
+) -> Float[Array, "n"]:
     """|J^T y| of eq. 4, y = N(0, 1) / sqrt(pixels): gradient of sum(G(w) y) with respect to w, root of the mean over slots of the sum of squares."""
 
     def projected(w):
@@ -172,7 +208,9 @@ def path_lengths(gen: StyleGAN2, ws: Float[Array, "n s w"], y: Float[Array, "n r
     return jnp.sqrt(jnp.square(jax.grad(projected)(ws)).sum(2).mean(1))
 
 
-def g_regularise(state: State, key: jax.Array, slots: jax.Array, *, graphs: tuple, recipe: Recipe) -> tuple[State, dict]:
+def g_regularise(
+    state: State, key: jax.Array, slots: jax.Array, *, graphs: tuple, recipe: Recipe
+) -> tuple[State, dict]:
     """Path length penalty (eq. 4) on half the batch: 2 E(|J^T y| - a)^2 times the interval, a following the mean length."""
     n = max(slots.shape[0] // 2, 1)
     k_map, k_noise, k_y = jax.random.split(key, 3)
@@ -183,16 +221,23 @@ def g_regularise(state: State, key: jax.Array, slots: jax.Array, *, graphs: tupl
         side = gen.resolution
         y = _draw(k_y, n, side * side * 3).reshape(n, side, side, 3) / side
         noise_key = jax.random.fold_in(k_noise, _indices(1)[0])
-        lengths = path_lengths(gen, ws, y, noise="random", key=noise_key, dtype=jnp.dtype(recipe.dtype))
+        lengths = path_lengths(
+            gen, ws, y, noise="random", key=noise_key, dtype=jnp.dtype(recipe.dtype)
+        )
         a = state["path_mean"] + PATH_DECAY * (pmean(lengths.mean()) - state["path_mean"])
-        return jnp.square(lengths - a).mean() * recipe.path_length * recipe.path_interval, (a, lengths.mean())
+        return jnp.square(lengths - a).mean() * recipe.path_length * recipe.path_interval, (
+            a,
+            lengths.mean(),
+        )
 
     grads, (a, length) = jax.grad(loss, has_aux=True)(state["g"])
     g, opt_g = _apply(optimizers(recipe)[0], grads, state["opt_g"], state["g"])
     return state | {"g": g, "opt_g": opt_g, "path_mean": a}, {"path_length": pmean(length)}
 
 
-def d_main(state: State, key: jax.Array, real: jax.Array, *, graphs: tuple, recipe: Recipe, augmented: bool) -> tuple[State, dict]:
+def d_main(
+    state: State, key: jax.Array, real: jax.Array, *, graphs: tuple, recipe: Recipe, augmented: bool
+) -> tuple[State, dict]:
     """D main: mean softplus(D(G(z))) + softplus(-D(x)). real: uint8[n r r 3]. Reports r_t = E[sign D(x)], which drives the augmentation."""
     k_map, k_noise, k_fake, k_real = jax.random.split(key, 4)
     gen = join(graphs[0], state["g"], state["buffers"])
@@ -203,30 +248,49 @@ def d_main(state: State, key: jax.Array, real: jax.Array, *, graphs: tuple, reci
     def loss(params):
         disc = join(graphs[1], params, {})
         on_fake = _score(disc, fake, k_fake if augmented else None, state["augment"], recipe.dtype)
-        on_real = _score(disc, photos, k_real if augmented else None, state["augment"], recipe.dtype)
-        aux = {"score_fake": on_fake.mean(), "score_real": on_real.mean(), "sign_real": jnp.sign(on_real).mean()}
+        on_real = _score(
+            disc, photos, k_real if augmented else None, state["augment"], recipe.dtype
+        )
+        aux = {
+            "score_fake": on_fake.mean(),
+            "score_real": on_real.mean(),
+            "sign_real": jnp.sign(on_real).mean(),
+        }
         return (jax.nn.softplus(on_fake) + jax.nn.softplus(-on_real)).mean(), aux
 
     (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(state["d"])
     d, opt_d = _apply(optimizers(recipe)[1], grads, state["opt_d"], state["d"])
-    return state | {"d": d, "opt_d": opt_d, "buffers": _with_average(state["buffers"], w_avg)}, pmean({"loss_d": value} | aux)
+    return state | {
+        "d": d,
+        "opt_d": opt_d,
+        "buffers": _with_average(state["buffers"], w_avg),
+    }, pmean({"loss_d": value} | aux)
 
 
 def r1_penalty(
-    disc: Discriminator, real: Float[Array, "n r r 3"], dtype: Any = jnp.float32, transform: Any = lambda x: x
+    disc: Discriminator,
+    real: Float[Array, "n r r 3"],
+    dtype: Any = jnp.float32,
+    transform: Any = lambda x: x,
 ) -> Float[Array, "n"]:
     """Squared norm of the gradient of D's score with respect to each photo (Mescheder et al. 2018)."""
     grad = jax.grad(lambda x: disc.score(transform(x), dtype=dtype).sum())(real)
     return jnp.square(grad).sum((1, 2, 3))
 
 
-def d_regularise(state: State, key: jax.Array, real: jax.Array, *, graphs: tuple, recipe: Recipe, augmented: bool) -> tuple[State, dict]:
+def d_regularise(
+    state: State, key: jax.Array, real: jax.Array, *, graphs: tuple, recipe: Recipe, augmented: bool
+) -> tuple[State, dict]:
     """R1: gamma / 2 times the penalty, times the interval."""
     first = _indices(real.shape[0])[0]
 
     def loss(params):
         disc = join(graphs[1], params, {})
-        transform = (lambda x: augment(key, x, state["augment"], first=first)) if augmented else (lambda x: x)
+        transform = (
+            (lambda x: augment(key, x, state["augment"], first=first))
+            if augmented
+            else (lambda x: x)
+        )
         penalty = r1_penalty(disc, _to_float(real), jnp.dtype(recipe.dtype), transform).mean()
         return penalty * (recipe.r1_gamma / 2 * recipe.r1_interval), penalty
 

@@ -14,14 +14,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
+from sis_jax import parallel
+from sis_jax.checkpoints import load_discriminator, load_generator, save_generator
 from sis_jax.data import draw
 from sis_jax.data.photos import Photos
+from sis_jax.models import discriminator, stylegan2
 from sis_jax.ops import wasserstein
+from sis_jax.ops.augment import adjust_probability
 from sis_jax.ops.progress import progress, progress_shown, say
 from sis_jax.runs.run import RunFolder
-from sis_jax.types import SisError, UsageError, to_uint8
+from sis_jax.training import gan as training
+from sis_jax.types import Info, SisError, UsageError, to_uint8
 
 if TYPE_CHECKING:
     from sis_jax.models.stylegan2 import StyleGAN2
@@ -41,18 +47,22 @@ class Trainer:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        import jax
-
-        from sis_jax import parallel
-        from sis_jax.training import gan as training
-
         c = self.config
         # Each device needs whole groups of 4 for the minibatch standard deviation: with a small batch some devices stay idle.
-        self.devices = max((d for d in range(1, parallel.device_count() + 1) if c["batch"] % (4 * d) == 0), default=1)
+        self.devices = max(
+            (d for d in range(1, parallel.device_count() + 1) if c["batch"] % (4 * d) == 0),
+            default=1,
+        )
         self.photos, self.held = self._read_photos()
         platform = jax.default_backend()
-        dtype = c["dtype"] if c["dtype"] != "auto" else ("float32" if platform == "cpu" else "bfloat16")
-        gamma = c["r1_gamma"] if c["r1_gamma"] is not None else training.r1_gamma_for(c["resolution"], c["batch"])
+        dtype = (
+            c["dtype"] if c["dtype"] != "auto" else ("float32" if platform == "cpu" else "bfloat16")
+        )
+        gamma = (
+            c["r1_gamma"]
+            if c["r1_gamma"] is not None
+            else training.r1_gamma_for(c["resolution"], c["batch"])
+        )
         self.recipe = training.Recipe(
             learning_rate=c["learning_rate"], r1_gamma=gamma, path_length=c["path_length"], ema_images=c["ema_images"],
             ema_rampup=None if c["start_from"] else 0.05, dtype=dtype,
@@ -79,9 +89,6 @@ class Trainer:
         return photos.holdout(min(c["holdout"], len(photos) // 5), seed=c["seed"])
 
     def _networks(self) -> tuple[Any, Any]:
-        from sis_jax.checkpoints import load_discriminator, load_generator
-        from sis_jax.models import discriminator, stylegan2
-
         c = self.config
         if c["start_from"]:
             gen, disc = load_generator(c["start_from"]), load_discriminator(c["start_from"])
@@ -93,7 +100,12 @@ class Trainer:
         rng = np.random.default_rng(c["seed"])
         channels = stylegan2.channel_table(c["resolution"], c["channel_base"], c["channel_max"])
         shape = stylegan2.GeneratorConfig(
-            c["resolution"], channels, c["latent"], c["latent"], mapping_layers=c["mapping_layers"], mapping_width=c["latent"]
+            c["resolution"],
+            channels,
+            c["latent"],
+            c["latent"],
+            mapping_layers=c["mapping_layers"],
+            mapping_width=c["latent"],
         )
         judge = discriminator.DiscriminatorConfig(c["resolution"], channels)
         return stylegan2.StyleGAN2(shape, rng), discriminator.Discriminator(judge, rng)
@@ -128,7 +140,9 @@ class Trainer:
             if self.step % every == 0 or self.step == total or late:
                 self.seconds = before + time.perf_counter() - clock
                 self._snapshot(facts, reference)
-                bar.set_postfix_str(f"swd {self.curve[-1]['swd']:.2f}, p {float(self.state['augment']):.2f}")
+                bar.set_postfix_str(
+                    f"swd {self.curve[-1]['swd']:.2f}, p {float(self.state['augment']):.2f}"
+                )
                 if late:
                     break
         bar.close()
@@ -136,12 +150,6 @@ class Trainer:
 
     def _steps(self, batches: Iterator[np.ndarray]) -> Iterator[dict[str, Any]]:
         """Run one step after another; yields what was measured (arrays still on the device)."""
-        import jax
-
-        from sis_jax import parallel
-        from sis_jax.ops.augment import adjust_probability
-        from sis_jax.training import gan as training
-
         c, recipe = self.config, self.recipe
         graphs, root = (self.g_graph, self.d_graph), jax.random.key(c["seed"])
         signs: list[Any] = []
@@ -149,15 +157,34 @@ class Trainer:
 
         def phase(body: Any, **static: Any) -> Any:
             if body is not training.g_regularise:
-                static["augmented"] = float(self.state["augment"]) > 0  # a second compilation, but no cost while nothing is augmented
-            return parallel.map_devices(body, (None, None, 0), None, devices=self.devices, graphs=graphs, recipe=recipe, **static)
+                static["augmented"] = (
+                    float(self.state["augment"]) > 0
+                )  # a second compilation, but no cost while nothing is augmented
+            return parallel.map_devices(
+                body,
+                (None, None, 0),
+                None,
+                devices=self.devices,
+                graphs=graphs,
+                recipe=recipe,
+                **static,
+            )
 
         for step, real in enumerate(batches, start=self.step):
             keys = jax.random.split(jax.random.fold_in(root, step), 4)
             blocks, _ = parallel.shard(real, self.devices)
             facts: dict[str, Any] = {}
-            order = [(training.g_main, True), (training.g_regularise, bool(recipe.path_length) and step % recipe.path_interval == 0)]
-            order += [(training.d_main, True), (training.d_regularise, step % recipe.r1_interval == 0)]
+            order = [
+                (training.g_main, True),
+                (
+                    training.g_regularise,
+                    bool(recipe.path_length) and step % recipe.path_interval == 0,
+                ),
+            ]
+            order += [
+                (training.d_main, True),
+                (training.d_regularise, step % recipe.r1_interval == 0),
+            ]
             for key, (body, due) in zip(keys, order):
                 if due:
                     self.state, measured = phase(body)(self.state, key, blocks)
@@ -184,7 +211,11 @@ class Trainer:
         gen = self.generator()
         rows = [to_uint8(gen.sample(range(i, i + 100)).images) for i in range(0, SWD_IMAGES, 100)]
         fakes = np.concatenate(rows)
-        row = {"images": self.images_seen, "seconds": round(self.seconds, 1), "swd": reference.distance(fakes)["average"]}
+        row = {
+            "images": self.images_seen,
+            "seconds": round(self.seconds, 1),
+            "swd": reference.distance(fakes)["average"],
+        }
         row |= {"augment": float(self.state["augment"])} | numbers
         self.curve.append(row)
         grid = draw.grid(fakes[: len(GRID_SEEDS)], GRID_COLUMNS)
@@ -193,7 +224,19 @@ class Trainer:
         self._save()
 
     def _curve_csv(self) -> bytes:
-        columns = ["images", "seconds", "swd", "augment", "loss_g", "loss_d", "score_real", "score_fake", "sign_real", "r1", "path_length"]
+        columns = [
+            "images",
+            "seconds",
+            "swd",
+            "augment",
+            "loss_g",
+            "loss_d",
+            "score_real",
+            "score_fake",
+            "sign_real",
+            "r1",
+            "path_length",
+        ]
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, extrasaction="ignore", restval="")
         writer.writeheader()
@@ -205,11 +248,12 @@ class Trainer:
             import orbax.checkpoint as ocp
 
             folder = (self.run_folder.path / "checkpoints").absolute()
-            self._checkpoints = ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True))
+            self._checkpoints = ocp.CheckpointManager(
+                folder, options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
+            )
         return self._checkpoints
 
     def _save(self) -> None:
-        import jax
         import orbax.checkpoint as ocp
 
         manager = self._manager()
@@ -217,12 +261,16 @@ class Trainer:
             return
         arrays = jax.tree.map(np.asarray, self.state)
         meta = {"step": self.step, "seconds": self.seconds, "curve": self.curve}
-        manager.save(self.step, args=ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)))
+        manager.save(
+            self.step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)
+            ),
+        )
         manager.wait_until_finished()
         self._export()
 
     def _resume(self) -> None:
-        import jax
         import orbax.checkpoint as ocp
 
         manager = self._manager()
@@ -230,23 +278,28 @@ class Trainer:
         if latest is None:
             return
         shapes = jax.tree.map(np.asarray, self.state)
-        back = manager.restore(latest, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes), meta=ocp.args.JsonRestore()))
+        back = manager.restore(
+            latest,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(shapes), meta=ocp.args.JsonRestore()
+            ),
+        )
         self.state = dict(back["state"])
-        self.step, self.seconds, self.curve = int(back["meta"]["step"]), float(back["meta"]["seconds"]), list(back["meta"]["curve"])
+        self.step, self.seconds, self.curve = (
+            int(back["meta"]["step"]),
+            float(back["meta"]["seconds"]),
+            list(back["meta"]["curve"]),
+        )
         say(f"resuming at {self.images_seen:,} images")
 
     # results
 
     def generator(self) -> StyleGAN2:
         """The averaged generator as it is now."""
-        from sis_jax.training import gan as training
-
         return training.join(self.g_graph, self.state["ema"], self.state["buffers"])
 
     def facts(self) -> dict[str, Any]:
         """What the record and the card say of the run."""
-        import jax
-
         device = jax.devices()[0]
         last = self.curve[-1] if self.curve else {}
         return {
@@ -257,19 +310,30 @@ class Trainer:
 
     def _export(self) -> None:
         """The weights folder: averaged generator and discriminator in half precision, with a card that says how they came about."""
-        from sis_jax.checkpoints import save_generator
-        from sis_jax.training import gan as training
-        from sis_jax.types import Info
-
         gen, disc = self.generator(), training.join(self.d_graph, self.state["d"], {})
-        gen.info = Info(self.run_folder.path.resolve().name, self.config["licence"], f"trained on {Path(self.config['photos']).name}")
-        save_generator(gen, self.run_folder.path / "generator", disc, card=self._card(gen.info.name), dtype="float16")
+        gen.info = Info(
+            self.run_folder.path.resolve().name,
+            self.config["licence"],
+            f"trained on {Path(self.config['photos']).name}",
+        )
+        save_generator(
+            gen,
+            self.run_folder.path / "generator",
+            disc,
+            card=self._card(gen.info.name),
+            dtype="float16",
+        )
 
     def _card(self, name: str) -> str:
         facts = self.facts()
-        before = f", starting from the weights of {self.started_from}" if self.config["start_from"] else ""
+        before = (
+            f", starting from the weights of {self.started_from}"
+            if self.config["start_from"]
+            else ""
+        )
         rows = {
-            "photos": f"{facts['photos']:,} of {Path(self.config['photos']).name}" + (", mirrored" if self.config["mirror"] else ""),
+            "photos": f"{facts['photos']:,} of {Path(self.config['photos']).name}"
+            + (", mirrored" if self.config["mirror"] else ""),
             "licence": self.config["licence"],
             "images seen": f"{facts['images']:,}{before}",
             "training": f"{facts['training_seconds']:,.0f} s on {facts['device']}",

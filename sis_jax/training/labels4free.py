@@ -68,9 +68,13 @@ def optimizers(recipe: Recipe) -> tuple[optax.GradientTransformation, optax.Grad
     a, d = 4 / 5, recipe.r1_interval / (recipe.r1_interval + 1)
 
     def adam(rate: float, c: float, steps: int) -> optax.GradientTransformation:
-        return optax.adam(optax.cosine_decay_schedule(rate * c, steps) if steps else rate * c, b1=0.0, b2=0.99**c)
+        return optax.adam(
+            optax.cosine_decay_schedule(rate * c, steps) if steps else rate * c, b1=0.0, b2=0.99**c
+        )
 
-    regularised = recipe.decay_steps + -(-recipe.decay_steps // recipe.r1_interval)  # D's optimiser also counts the penalty's steps
+    regularised = recipe.decay_steps + -(
+        -recipe.decay_steps // recipe.r1_interval
+    )  # D's optimiser also counts the penalty's steps
     return adam(recipe.learning_rate, a, recipe.decay_steps), adam(
         recipe.d_learning_rate, d, regularised if recipe.r1_gamma else recipe.decay_steps
     )
@@ -81,23 +85,38 @@ def new_state(alpha: Params, disc: Discriminator, recipe: Recipe) -> tuple[Any, 
     graph, d, _ = split(disc)
     opt_a, opt_d = optimizers(recipe)
     state = {"a": alpha, "ema": jax.tree.map(jnp.array, alpha), "d": d}
-    return graph, state | {"opt_a": jax.tree.leaves(opt_a.init(alpha)), "opt_d": jax.tree.leaves(opt_d.init(d))}
+    return graph, state | {
+        "opt_a": jax.tree.leaves(opt_a.init(alpha)),
+        "opt_d": jax.tree.leaves(opt_d.init(d)),
+    }
 
 
 def order(batch: int, devices: int, group: int = 4) -> np.ndarray:
     """int32[devices, batch / devices]: numbers of the samples of each device. Members of a group of D's statistics lie batch / group apart."""
     group = min(group, batch)
-    return np.arange(batch, dtype=np.int32).reshape(group, devices, -1).swapaxes(0, 1).reshape(devices, -1)
+    return (
+        np.arange(batch, dtype=np.int32)
+        .reshape(group, devices, -1)
+        .swapaxes(0, 1)
+        .reshape(devices, -1)
+    )
 
 
-def _apply(optimiser: optax.GradientTransformation, grads: Any, leaves: list, params: Any) -> tuple[Any, list]:
+def _apply(
+    optimiser: optax.GradientTransformation, grads: Any, leaves: list, params: Any
+) -> tuple[Any, list]:
     old = jax.tree.unflatten(jax.tree.structure(jax.eval_shape(optimiser.init, params)), leaves)
     updates, new = optimiser.update(pmean(grads), old, params)
     return optax.apply_updates(params, updates), jax.tree.leaves(new)
 
 
 def draw(
-    gen: StyleGAN2, key: jax.Array, slots: jax.Array, psi: float | jax.Array, taps: tuple[str, ...] = (), latents: jax.Array | None = None
+    gen: StyleGAN2,
+    key: jax.Array,
+    slots: jax.Array,
+    psi: float | jax.Array,
+    taps: tuple[str, ...] = (),
+    latents: jax.Array | None = None,
 ) -> tuple[Float[Array, "n r r 3"], tuple[jax.Array, ...], Float[Array, "n z"]]:
     """(pictures, features, latents) of samples `slots`, with noise of their own; nothing to differentiate."""
 
@@ -106,7 +125,9 @@ def draw(
 
     def one(styles: Any, i: jax.Array) -> Any:
         styles = {name: s[None] for name, s in styles.items()}
-        image, features = gen.synthesis(styles, "random", taps, jax.random.fold_in(jax.random.fold_in(key, 1), i))
+        image, features = gen.synthesis(
+            styles, "random", taps, jax.random.fold_in(jax.random.fold_in(key, 1), i)
+        )
         return image[0], tuple(features[t][0] for t in taps)
 
     z = jax.vmap(latent)(slots) if latents is None else latents
@@ -114,7 +135,9 @@ def draw(
     return *jax.lax.stop_gradient((image, features)), z
 
 
-def alpha_loss(alpha: Float[Array, "n r r 1"], scores: Float[Array, "n"], recipe: Recipe) -> tuple[Float[Array, ""], dict[str, jax.Array]]:
+def alpha_loss(
+    alpha: Float[Array, "n r r 1"], scores: Float[Array, "n"], recipe: Recipe
+) -> tuple[Float[Array, ""], dict[str, jax.Array]]:
     """L_A of the module's docstring, and its parts."""
     edge = jnp.asarray(frame(*alpha.shape[1:3]), alpha.dtype)
     share, at_frame = alpha.mean((1, 2, 3)), (alpha[..., 0] * edge).sum((1, 2)) / edge.sum()
@@ -150,13 +173,23 @@ def step(
     gen, ground, scaling = frozen
     taps = flat_taps(gen.resolution)
     front, features, z = draw(gen, jax.random.fold_in(key, 0), slots, recipe.truncation, taps)
-    back, _, _ = draw(ground, jax.random.fold_in(key, 1), slots, recipe.background_truncation, (), z if recipe.same_latents else None)
+    back, _, _ = draw(
+        ground,
+        jax.random.fold_in(key, 1),
+        slots,
+        recipe.background_truncation,
+        (),
+        z if recipe.same_latents else None,
+    )
     features = tuple((f - mean) / deviation for f, (mean, deviation) in zip(features, scaling))
     photos = to_float(real)
 
     def loss_d(params: Any, fake: jax.Array) -> Any:
         on_fake, on_real = (join(graph, params, {}).score(x)[:, 0] for x in (fake, photos))
-        return (jax.nn.softplus(on_fake) + jax.nn.softplus(-on_real)).mean(), {"score_fake": on_fake.mean(), "score_real": on_real.mean()}
+        return (jax.nn.softplus(on_fake) + jax.nn.softplus(-on_real)).mean(), {
+            "score_fake": on_fake.mean(),
+            "score_real": on_real.mean(),
+        }
 
     def loss_a(params: Params) -> Any:
         alpha = mask(params, features)[..., None]
@@ -175,7 +208,9 @@ def step(
     return state | {"a": a, "ema": ema, "d": d, "opt_a": leaves_a, "opt_d": leaves_d}, facts
 
 
-def regularise(state: State, real: jax.Array, *, graph: Any, recipe: Recipe) -> tuple[State, dict[str, jax.Array]]:
+def regularise(
+    state: State, real: jax.Array, *, graph: Any, recipe: Recipe
+) -> tuple[State, dict[str, jax.Array]]:
     """R1 on the real pictures: gamma / 2 times the squared gradient of D, times the interval (and + D(real) of one picture, if `quirk`)."""
     photos = to_float(real)
 
@@ -203,16 +238,23 @@ def mask(params: Params, features: tuple[jax.Array, ...]) -> Float[Array, "n r r
     return jax.nn.sigmoid(alpha_logits(params, features))[..., 0]
 
 
-def masked(gen: Any, z: jax.Array, truncation: jax.Array, params: Params, *, taps: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
+def masked(
+    gen: Any, z: jax.Array, truncation: jax.Array, params: Params, *, taps: tuple[str, ...]
+) -> tuple[jax.Array, jax.Array]:
     """(pictures, alpha), with the stored noise."""
     image, features = gen.synthesize(gen.map(z, truncation), "const", taps)
     return image, mask(params, tuple(features[t] for t in taps))
 
 
-def moments(gen: Any, z: jax.Array, truncation: jax.Array, *, taps: tuple[str, ...]) -> tuple[jax.Array, ...]:
+def moments(
+    gen: Any, z: jax.Array, truncation: jax.Array, *, taps: tuple[str, ...]
+) -> tuple[jax.Array, ...]:
     """Per tap [n 2 c]: mean and mean square of each channel."""
     features = gen.synthesize(gen.map(z, truncation), "const", taps)[1]
-    return tuple(jnp.stack([features[t].mean((1, 2)), jnp.square(features[t]).mean((1, 2))], axis=1) for t in taps)
+    return tuple(
+        jnp.stack([features[t].mean((1, 2)), jnp.square(features[t]).mean((1, 2))], axis=1)
+        for t in taps
+    )
 
 
 def picture(gen: Any, z: jax.Array, truncation: jax.Array) -> jax.Array:

@@ -15,9 +15,7 @@ from sis_jax.ops.sampling import map_samples, sample_seeds
 from sis_jax.ops.selection import BORDER_RATIO, frame
 from sis_jax.training.labels4free import draw, mask, masked
 
-WRONG_SIDE = (
-    1.0  # taken off the score of masks whose background is not the ground: below 0 then, as separation and steadiness are at most 1
-)
+WRONG_SIDE = 1.0  # taken off the score of masks whose background is not the ground: below 0 then, as separation and steadiness are at most 1
 WRONG = (
     "The background is not at the frame of the pictures, or the masks tell features apart less than a box in the middle would: "
     "they are probably wrong; give another --seed."
@@ -35,7 +33,14 @@ def find_stage(gen: StyleGAN2, truncation: float, n: int = 64) -> str:
     scores = {}
     for stage in stages(gen.resolution):
         shared = (background_generator(gen, stage),)
-        found = [np.concatenate(x) for x in zip(*map_samples(gen, sample_seeds(0, n), ground_facts, truncation=truncation, shared=shared))]
+        found = [
+            np.concatenate(x)
+            for x in zip(
+                *map_samples(
+                    gen, sample_seeds(0, n), ground_facts, truncation=truncation, shared=shared
+                )
+            )
+        ]
         scores[stage] = concordance(found[0], found[1]) - float(found[2].mean())
     return max(scores, key=scores.__getitem__)
 
@@ -43,14 +48,22 @@ def find_stage(gen: StyleGAN2, truncation: float, n: int = 64) -> str:
 def concordance(a: Float[np.ndarray, "n c"], b: Float[np.ndarray, "n c"]) -> float:
     """Lin's coefficient (1989), mean of the columns: 1 where a = b, less where they differ in mean or in spread."""
     together = 2 * ((a - a.mean(0)) * (b - b.mean(0))).mean(0)
-    return float(np.mean(together / np.maximum(a.var(0) + b.var(0) + np.square(a.mean(0) - b.mean(0)), 1e-12)))
+    return float(
+        np.mean(
+            together / np.maximum(a.var(0) + b.var(0) + np.square(a.mean(0) - b.mean(0)), 1e-12)
+        )
+    )
 
 
-def steadiness(gen: StyleGAN2, params: Params, seeds: list[int], psi: float, threshold: float = 0.5) -> Float[np.ndarray, "2"]:
+def steadiness(
+    gen: StyleGAN2, params: Params, seeds: list[int], psi: float, threshold: float = 0.5
+) -> Float[np.ndarray, "2"]:
     """IoU of the backgrounds, and of the foregrounds, of the same samples with the stored noise and with another."""
     numbers = np.arange(len(seeds), dtype=np.int32)
     taps = flat_taps(gen.resolution)
-    out = map_samples(gen, seeds, two_noises, truncation=psi, per_sample=(numbers,), shared=(params,), taps=taps)
+    out = map_samples(
+        gen, seeds, two_noises, truncation=psi, per_sample=(numbers,), shared=(params,), taps=taps
+    )
     a, b = (np.concatenate(x) > threshold for x in zip(*out))
     return np.array([(x & y).sum() / max((x | y).sum(), 1) for x, y in ((~a, ~b), (a, b))])
 
@@ -64,7 +77,11 @@ def judge(gen: StyleGAN2, params: Params, seeds: list[int], psi: float) -> dict[
     2.5 where right, 1.0 to 1.3 where hair was taken), or the masks separate less than the box does (0.090 there; right masks 0.13 to 0.14, a wrong one at
     the frame 0.07). A drifting mask loses separation long before it collapses; certainty only ever rises and chooses nothing.
     """
-    out = list(map_samples(gen, seeds, separated, truncation=psi, shared=(params,), taps=flat_taps(gen.resolution)))
+    out = list(
+        map_samples(
+            gen, seeds, separated, truncation=psi, shared=(params,), taps=flat_taps(gen.resolution)
+        )
+    )
     alpha, separation, boxed = (np.concatenate(x) for x in zip(*out))
     facts = {
         "share": float((alpha > 0.5).mean()),
@@ -72,14 +89,20 @@ def judge(gen: StyleGAN2, params: Params, seeds: list[int], psi: float) -> dict[
         "steady": float(steadiness(gen, params, seeds, psi).min()),
         "separation": float(separation.mean()),
         "boxed": float(boxed.mean()),
-        "on_frame": float((alpha[:, frame(*alpha.shape[1:])] <= 0.5).mean() / max((alpha <= 0.5).mean(), 1e-6)),
+        "on_frame": float(
+            (alpha[:, frame(*alpha.shape[1:])] <= 0.5).mean() / max((alpha <= 0.5).mean(), 1e-6)
+        ),
     }
     collapsed = not COLLAPSED < facts["share"] < 1 - COLLAPSED
     wrong = facts["on_frame"] < BORDER_RATIO or facts["separation"] < facts["boxed"]
-    return facts | {"score": -1.0 if collapsed else facts["separation"] * facts["steady"] - WRONG_SIDE * wrong}
+    return facts | {
+        "score": -1.0 if collapsed else facts["separation"] * facts["steady"] - WRONG_SIDE * wrong
+    }
 
 
-def separated(gen: Any, z: jax.Array, truncation: jax.Array, params: Params, *, taps: tuple[str, ...]) -> tuple[jax.Array, ...]:
+def separated(
+    gen: Any, z: jax.Array, truncation: jax.Array, params: Params, *, taps: tuple[str, ...]
+) -> tuple[jax.Array, ...]:
     """alpha [n r r], the share of the features' variance within each picture that lies between the mask's two sides, mean of the taps [n], and
     the same for a box that is an eighth of the side away from top, left and right."""
     image, features = gen.synthesize(gen.map(z, truncation), "const", taps)
@@ -88,7 +111,9 @@ def separated(gen: Any, z: jax.Array, truncation: jax.Array, params: Params, *, 
     finest = [t for t in taps if features[t].shape[1] >= min(16, image.shape[1])]
     edge = hard.shape[1] // 8
     box = jnp.zeros_like(hard).at[:, edge:, edge : hard.shape[1] - edge].set(1)
-    return alpha, *(jnp.stack([_between(features[t], side) for t in finest]).mean(0) for side in (hard, box))
+    return alpha, *(
+        jnp.stack([_between(features[t], side) for t in finest]).mean(0) for side in (hard, box)
+    )
 
 
 def _between(x: Float[Array, "n h w c"], hard: Float[Array, "n r r 1"]) -> Float[Array, "n"]:
@@ -106,19 +131,29 @@ def _between(x: Float[Array, "n h w c"], hard: Float[Array, "n r r 1"]) -> Float
 
 
 def two_noises(
-    gen: StyleGAN2, z: jax.Array, truncation: jax.Array, number: jax.Array, params: Params, *, taps: tuple[str, ...]
+    gen: StyleGAN2,
+    z: jax.Array,
+    truncation: jax.Array,
+    number: jax.Array,
+    params: Params,
+    *,
+    taps: tuple[str, ...],
 ) -> tuple[jax.Array, jax.Array]:
     """alpha with the stored noise, and with the noise of sample `number`."""
     features = draw(gen, jax.random.key(1), number, truncation, taps, z)[1]
     return masked(gen, z, truncation, params, taps=taps)[1], mask(params, features)
 
 
-def ground_facts(gen: Any, z: jax.Array, truncation: jax.Array, ground: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+def ground_facts(
+    gen: Any, z: jax.Array, truncation: jax.Array, ground: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Mean colours of the frames of a picture and of its background [n 3], and the absolute correlation of the two layouts [n]."""
     w = gen.map(z, truncation)
     whole, rest = gen.synthesize(w)[0], ground.synthesize(w)[0]
     border = jnp.asarray(frame(*whole.shape[1:3]), jnp.float32)[None, :, :, None]
     first, second = ((x * border).sum((1, 2)) / border.sum() for x in (whole, rest))
     a, b = (x - x.mean((1, 2), keepdims=True) for x in (whole, rest))
-    layout = (a * b).sum((1, 2, 3)) / jnp.sqrt(jnp.maximum((a * a).sum((1, 2, 3)) * (b * b).sum((1, 2, 3)), 1e-12))
+    layout = (a * b).sum((1, 2, 3)) / jnp.sqrt(
+        jnp.maximum((a * a).sum((1, 2, 3)) * (b * b).sum((1, 2, 3)), 1e-12)
+    )
     return first, second, jnp.abs(layout)

@@ -28,7 +28,9 @@ def hidden_widths(classes: int) -> tuple[int, int]:
     return (128, 32) if classes < 32 else (256, 128)
 
 
-def hypercolumns(features: tuple[Float[Array, "b _ _ _"], ...], at: Int[Array, "b p"], side: int) -> Float[Array, "b p d"]:
+def hypercolumns(
+    features: tuple[Float[Array, "b _ _ _"], ...], at: Int[Array, "b p"], side: int
+) -> Float[Array, "b p d"]:
     """Hypercolumns of single pixels: every map read at the pixel's place by bilinear interpolation (half-pixel centres).
 
     at: row * side + column of each pixel in the picture, which has side x side of them. Equal to enlarging all maps and picking pixels.
@@ -87,29 +89,51 @@ def train(
     rng = np.random.default_rng(seed)
     sizes = (x.shape[1], *hidden, classes)
     layers = [
-        (jnp.asarray(INITIAL * rng.standard_normal((len(seen), i, o)), jnp.float32), jnp.zeros((len(seen), o)))
+        (
+            jnp.asarray(INITIAL * rng.standard_normal((len(seen), i, o)), jnp.float32),
+            jnp.zeros((len(seen), o)),
+        )
         for i, o in itertools.pairwise(sizes)
     ]
-    optimiser = optax.adamw(optax.cosine_decay_schedule(learning_rate, steps), weight_decay=weight_decay)
+    optimiser = optax.adamw(
+        optax.cosine_decay_schedule(learning_rate, steps), weight_decay=weight_decay
+    )
     state = (layers, optimiser.init(layers))
     data = tuple(jnp.asarray(a) for a in (x, y, weight, seen))
-    order = np.concatenate([rng.permutation(len(x)) for _ in range(-(-steps * batch // len(x)))])[: steps * batch]
+    order = np.concatenate([rng.permutation(len(x)) for _ in range(-(-steps * batch // len(x)))])[
+        : steps * batch
+    ]
     order = order.reshape(steps, batch).astype(np.int32)
     for start in range(0, steps, CHUNK):
-        state, losses = _steps(state, data, order[start : start + CHUNK], learning_rate, weight_decay, steps)
+        state, losses = _steps(
+            state, data, order[start : start + CHUNK], learning_rate, weight_decay, steps
+        )
         tick(len(losses), float(losses.mean()))
     return _folded(state[0], data[0], data[3])
 
 
 @partial(jax.jit, static_argnames=("learning_rate", "weight_decay", "total"), donate_argnums=(0,))
-def _steps(state: Any, data: Any, order: Int[Array, "s b"], learning_rate: float, weight_decay: float, total: int) -> tuple[Any, Array]:
+def _steps(
+    state: Any,
+    data: Any,
+    order: Int[Array, "s b"],
+    learning_rate: float,
+    weight_decay: float,
+    total: int,
+) -> tuple[Any, Array]:
     """Some steps of every member; loss per step, mean over members."""
-    optimiser = optax.adamw(optax.cosine_decay_schedule(learning_rate, total), weight_decay=weight_decay)
+    optimiser = optax.adamw(
+        optax.cosine_decay_schedule(learning_rate, total), weight_decay=weight_decay
+    )
     x, y, weight, seen = data
 
     def loss(layers: Layers, rows: Array) -> Array:
-        losses = jax.vmap(_loss, (0, None, None, None, 0))(layers, x[rows], y[rows], weight[rows], seen[:, rows])
-        return losses.sum()  # members do not share weights: the gradient of the sum is every member's own
+        losses = jax.vmap(_loss, (0, None, None, None, 0))(
+            layers, x[rows], y[rows], weight[rows], seen[:, rows]
+        )
+        return (
+            losses.sum()
+        )  # members do not share weights: the gradient of the sum is every member's own
 
     def step(state: Any, rows: Array) -> tuple[Any, Array]:
         layers, moments = state
@@ -190,20 +214,33 @@ def label_maps(
     """
     members, classes = layers[-1][1].shape
     sizes = sorted({x.shape[1] for x in features})
-    by_size = {r: jnp.concatenate([x.astype(jnp.float32) for x in features if x.shape[1] == r], axis=-1) for r in sizes}
+    by_size = {
+        r: jnp.concatenate([x.astype(jnp.float32) for x in features if x.shape[1] == r], axis=-1)
+        for r in sizes
+    }
     turns = _turns(layers, features, members if len(layers) == 1 else 1)
 
     def picture(maps: dict[int, Array]) -> tuple[Array, Array]:
         fine = maps.pop(side).swapaxes(0, 1).reshape(side * side, -1) if side in maps else None
 
-        def turn(total: tuple[Array, Array, Array], own: Any) -> tuple[tuple[Array, Array, Array], None]:
+        def turn(
+            total: tuple[Array, Array, Array], own: Any
+        ) -> tuple[tuple[Array, Array, Array], None]:
             first, bias, deeper = own
             y = _enlarged(maps, first, side) + (0.0 if fine is None else fine @ first[side])
             y = jnp.moveaxis(y.reshape(side * side, *bias.shape), 1, 0) + bias[:, None]
             score = jax.nn.log_softmax(_deeper(deeper, y), axis=-1)
             p = jnp.exp(score)
-            votes = jax.nn.one_hot(jnp.argmax(score, axis=-1), classes).sum(0) if majority else jnp.zeros((side * side, classes))
-            return (total[0] + p.sum(0), total[1] - (p * score).sum((0, -1)), total[2] + votes), None
+            votes = (
+                jax.nn.one_hot(jnp.argmax(score, axis=-1), classes).sum(0)
+                if majority
+                else jnp.zeros((side * side, classes))
+            )
+            return (
+                total[0] + p.sum(0),
+                total[1] - (p * score).sum((0, -1)),
+                total[2] + votes,
+            ), None
 
         empty = jnp.zeros((side * side, classes))
         (p, entropy, votes), _ = jax.lax.scan(turn, (empty, empty[:, 0], empty), turns)
@@ -212,7 +249,9 @@ def label_maps(
     return jax.lax.map(picture, by_size)
 
 
-def _turns(layers: Layers, features: tuple[Array, ...], group: int) -> tuple[dict[int, Array], Array, Layers]:
+def _turns(
+    layers: Layers, features: tuple[Array, ...], group: int
+) -> tuple[dict[int, Array], Array, Layers]:
     """The layers, `group` members at a time along a new first axis; the first one as {map size: weight [turns, channels, group * width]}, bias."""
     (weight, bias), at, rows = layers[0], 0, {}
     for x in features:
@@ -222,17 +261,25 @@ def _turns(layers: Layers, features: tuple[Array, ...], group: int) -> tuple[dic
     def split(a: Array) -> Array:
         return a.reshape(a.shape[0] // group, group, *a.shape[1:])
 
-    joined = {size: jnp.moveaxis(split(jnp.concatenate(parts, axis=1)), 1, 2) for size, parts in rows.items()}
+    joined = {
+        size: jnp.moveaxis(split(jnp.concatenate(parts, axis=1)), 1, 2)
+        for size, parts in rows.items()
+    }
     first = {size: w.reshape(*w.shape[:2], -1) for size, w in joined.items()}
     return first, split(bias), jax.tree.map(split, layers[1:])
 
 
-def _enlarged(maps: dict[int, Float[Array, "_ _ _"]], weight: dict[int, Float[Array, "_ o"]], side: int) -> Float[Array, "p o"]:
+def _enlarged(
+    maps: dict[int, Float[Array, "_ _ _"]], weight: dict[int, Float[Array, "_ o"]], side: int
+) -> Float[Array, "p o"]:
     """Sum over maps of (map x weight) enlarged bilinearly, pixels column by column: rows map by map, then all columns in one product."""
     if not maps:
         return jnp.zeros((side * side, next(iter(weight.values())).shape[1]))
     matrices = {r: _enlarging(r, side) for r in maps}
-    rows = [(matrices[r] @ (x.reshape(r * r, -1) @ weight[r]).reshape(r, -1)).reshape(side, r, -1) for r, x in maps.items()]
+    rows = [
+        (matrices[r] @ (x.reshape(r * r, -1) @ weight[r]).reshape(r, -1)).reshape(side, r, -1)
+        for r, x in maps.items()
+    ]
     flat = jnp.concatenate(rows, axis=1).swapaxes(0, 1)
     columns = np.concatenate([matrices[r] for r in maps], axis=1)
     return (jnp.asarray(columns) @ flat.reshape(columns.shape[1], -1)).reshape(side * side, -1)
@@ -240,14 +287,18 @@ def _enlarged(maps: dict[int, Float[Array, "_ _ _"]], weight: dict[int, Float[Ar
 
 def _enlarging(size: int, side: int) -> Float[np.ndarray, "side size"]:
     """Matrix of bilinear interpolation from `size` points to `side`, half-pixel centres, edges repeated."""
-    (low, a), (high, b) = ((np.asarray(i), np.asarray(w)) for i, w in _neighbours(np.arange(side), size, side))
+    (low, a), (high, b) = (
+        (np.asarray(i), np.asarray(w)) for i, w in _neighbours(np.arange(side), size, side)
+    )
     matrix = np.zeros((side, size), np.float32)
     np.add.at(matrix, (np.arange(side), low), a)
     np.add.at(matrix, (np.arange(side), high), b)
     return matrix
 
 
-def _verdict(p: Array, entropy: Array, votes: Array, members: int, side: int) -> tuple[Array, Array]:
+def _verdict(
+    p: Array, entropy: Array, votes: Array, members: int, side: int
+) -> tuple[Array, Array]:
     """Label and confidence of one picture from the mean probability, the mean entropy and the votes of its pixels, column by column."""
     divergence = -(p * jnp.log(jnp.maximum(p, 1e-30))).sum(-1) - entropy
     label = jnp.argmax(votes + 0.5 * p, axis=-1).astype(jnp.uint8)  # without votes p alone decides

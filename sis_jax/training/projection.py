@@ -79,12 +79,16 @@ def laplacian(images: Float[Array, "n r r c"]) -> list[Float[Array, "n _ _ c"]]:
     return [*bands, images]
 
 
-def band_distance(a: list[Float[Array, "n _ _ c"]], b: list[Float[Array, "n _ _ c"]]) -> Float[Array, "n"]:
+def band_distance(
+    a: list[Float[Array, "n _ _ c"]], b: list[Float[Array, "n _ _ c"]]
+) -> Float[Array, "n"]:
     """Mean absolute difference of each band, summed over the bands."""
     return sum((jnp.abs(x - y).mean(axis=(1, 2, 3)) for x, y in zip(a, b)), jnp.zeros(len(a[0])))
 
 
-def discriminator_maps(disc: Discriminator, images: Float[Array, "n r r 3"]) -> list[Float[Array, "n _ _ _"]]:
+def discriminator_maps(
+    disc: Discriminator, images: Float[Array, "n r r 3"]
+) -> list[Float[Array, "n _ _ _"]]:
     """The discriminator's features after its first layer and every block above 4 x 4; nothing in them depends on other pictures of the batch."""
     x = disc.fromrgb(images, disc.config.conv_clamp)
     maps, r = [x], disc.config.resolution
@@ -95,17 +99,25 @@ def discriminator_maps(disc: Discriminator, images: Float[Array, "n r r 3"]) -> 
     return maps
 
 
-def feature_distance(a: list[Float[Array, "n _ _ _"]], b: list[Float[Array, "n _ _ _"]]) -> Float[Array, "n"]:
+def feature_distance(
+    a: list[Float[Array, "n _ _ _"]], b: list[Float[Array, "n _ _ _"]]
+) -> Float[Array, "n"]:
     """Squared distance per pixel, mean over pixels, sum over maps: LPIPS (Zhang et al. 2018, equation 1) if `feature_maps` made them."""
-    return sum((jnp.square(x - y).sum(-1).mean(axis=(1, 2)) for x, y in zip(a, b)), jnp.zeros(len(a[0])))
+    return sum(
+        (jnp.square(x - y).sum(-1).mean(axis=(1, 2)) for x, y in zip(a, b)), jnp.zeros(len(a[0]))
+    )
 
 
-def feature_maps(net: Discriminator | LPIPS, images: Float[Array, "n r r 3"]) -> list[Float[Array, "n _ _ _"]]:
+def feature_maps(
+    net: Discriminator | LPIPS, images: Float[Array, "n r r 3"]
+) -> list[Float[Array, "n _ _ _"]]:
     """What is compared: LPIPS, or the same on a discriminator without learnt gains, where every map counts alike."""
     if isinstance(net, LPIPS):
         return lpips_maps(net, images)
     maps = discriminator_maps(net, images)
-    return [x * jax.lax.rsqrt((jnp.sum(x * x, axis=-1, keepdims=True) + 1e-8) * len(maps)) for x in maps]
+    return [
+        x * jax.lax.rsqrt((jnp.sum(x * x, axis=-1, keepdims=True) + 1e-8) * len(maps)) for x in maps
+    ]
 
 
 def noise_penalty(noise: Noise) -> Float[Array, "n"]:
@@ -113,7 +125,9 @@ def noise_penalty(noise: Noise) -> Float[Array, "n"]:
     total: Any = 0.0
     for x in noise.values():
         while True:
-            total = total + sum(jnp.square((x * jnp.roll(x, 1, axis)).mean(axis=(1, 2))) for axis in (1, 2))
+            total = total + sum(
+                jnp.square((x * jnp.roll(x, 1, axis)).mean(axis=(1, 2))) for axis in (1, 2)
+            )
             if x.shape[1] <= 8:
                 break
             n, r, _ = x.shape
@@ -126,7 +140,9 @@ def noise_penalty(noise: Noise) -> Float[Array, "n"]:
 
 def noise_maps(gen: StyleGAN2) -> dict[str, Float[Array, "_ _"]]:
     """The stored noise maps by the name of their layer."""
-    layers: list[tuple[str, Any]] = [(name, gen.synthesis.layer(name)) for name, _ in gen.synthesis.layers()]
+    layers: list[tuple[str, Any]] = [
+        (name, gen.synthesis.layer(name)) for name, _ in gen.synthesis.layers()
+    ]
     return {name: layer.noise_const[...] for name, layer in layers if not name.endswith("torgb")}
 
 
@@ -150,7 +166,9 @@ def drawn(gen: Any, w: Float[AnyArray, "n s w"], noise: Noise) -> Float[Array, "
 # Where to begin
 
 
-def sample_body(gen: Any, z: Array, truncation: Array) -> tuple[Float[Array, "b s w"], Float[AnyArray, "b t t 3"]]:
+def sample_body(
+    gen: Any, z: Array, truncation: Array
+) -> tuple[Float[Array, "b s w"], Float[AnyArray, "b t t 3"]]:
     """(w, small picture) of samples; a body as in `ops/sampling.py`."""
     w = gen.map(z, truncation)
     return w, thumbnails(gen.synthesize(w)[0])
@@ -171,10 +189,19 @@ def map_body(gen: Any, z: Array, truncation: Array) -> Float[Array, "b w"]:
 # Steps
 
 
-def begin(start: Float[np.ndarray, "n s w"], noise: dict[str, Float[np.ndarray, "_ _"]], recipe: Recipe) -> State:
+def begin(
+    start: Float[np.ndarray, "n s w"], noise: dict[str, Float[np.ndarray, "_ _"]], recipe: Recipe
+) -> State:
     """What is optimised, and Adam's two moments, at the start."""
     w = start[:, :1] if recipe.space == "w" else start
-    maps = {name: np.broadcast_to(value, (len(start), *value.shape)).copy() for name, value in noise.items()} if recipe.noise else {}
+    maps = (
+        {
+            name: np.broadcast_to(value, (len(start), *value.shape)).copy()
+            for name, value in noise.items()
+        }
+        if recipe.noise
+        else {}
+    )
     values = {"w": np.asarray(w, np.float32), "noise": maps}
     return values, (jax.tree.map(np.zeros_like, values), jax.tree.map(np.zeros_like, values))
 
@@ -216,7 +243,11 @@ def steps_body(
         moved = jnp.broadcast_to(w + away, (w.shape[0], slots, width))
         images = drawn(gen, moved, values["noise"])
         each = distance(seen(net, images, recipe), target(images), recipe)
-        extra = recipe.pull * jnp.square((w - w.mean(1, keepdims=True)) / spread).mean(axis=(1, 2)) if recipe.pull else 0.0
+        extra = (
+            recipe.pull * jnp.square((w - w.mean(1, keepdims=True)) / spread).mean(axis=(1, 2))
+            if recipe.pull
+            else 0.0
+        )
         penalty = NOISE_WEIGHT * noise_penalty(values["noise"]) if values["noise"] else 0.0
         return (each + extra + penalty).sum(), each
 
@@ -236,7 +267,9 @@ def steps_body(
         noise = jax.tree.map(lambda x, c: _normalised(x - c), values["noise"], change["noise"])
         return ({"w": w, "noise": noise}, (mean, square)), each
 
-    return jax.lax.fori_loop(span[0], span[1], step, (state, jnp.zeros(len(photos))))  # one program for any number of steps
+    return jax.lax.fori_loop(
+        span[0], span[1], step, (state, jnp.zeros(len(photos)))
+    )  # one program for any number of steps
 
 
 def seen(net: Any, images: Float[Array, "n r r 3"], recipe: Recipe) -> Seen:

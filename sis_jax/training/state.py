@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import PyTree
 
@@ -21,11 +22,13 @@ class TrainingState:
         """Keep these arrays, and `facts` (for JSON), as the state after `step`; an interruption leaves the one before."""
         if self.folder is None:
             return
-        import jax
         import orbax.checkpoint as ocp
 
         meta = {"config": self.config, "facts": facts}
-        args = ocp.args.Composite(arrays=ocp.args.StandardSave(jax.tree.map(np.asarray, arrays)), meta=ocp.args.JsonSave(meta))
+        args = ocp.args.Composite(
+            arrays=ocp.args.StandardSave(jax.tree.map(np.asarray, arrays)),
+            meta=ocp.args.JsonSave(meta),
+        )
         manager = self._open()
         manager.save(step, args=args)
         manager.wait_until_finished()
@@ -34,7 +37,6 @@ class TrainingState:
         """(step, arrays shaped as `like`, facts) of the last state, None where there is none. What another configuration left is removed."""
         if self.folder is None or not self.folder.is_dir():
             return None
-        import jax
         import orbax.checkpoint as ocp
 
         manager = self._open()

@@ -16,7 +16,16 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from sis_jax.models.students import to_float
-from sis_jax.ops.student_augment import IGNORE, NONE, Augmentation, appearance, geometry, other_backgrounds, soften, warp
+from sis_jax.ops.student_augment import (
+    IGNORE,
+    NONE,
+    Augmentation,
+    appearance,
+    geometry,
+    other_backgrounds,
+    soften,
+    warp,
+)
 from sis_jax.parallel import AXIS, is_mapped, pmean, psum
 
 State = dict[str, Any]  # a pytree of arrays only
@@ -51,7 +60,9 @@ def optimizer(recipe: Recipe) -> optax.GradientTransformation:
         rate = optax.polynomial_schedule(recipe.learning_rate, 0.0, 0.9, recipe.steps)
     else:
         warm = max(recipe.steps // 20, 1)
-        rate = optax.warmup_cosine_decay_schedule(0.0, recipe.learning_rate, warm, max(recipe.steps, warm + 1))
+        rate = optax.warmup_cosine_decay_schedule(
+            0.0, recipe.learning_rate, warm, max(recipe.steps, warm + 1)
+        )
     if recipe.optimizer == "adam":
         return optax.chain(optax.add_decayed_weights(recipe.weight_decay), optax.adam(rate))
     return optax.adamw(rate, weight_decay=recipe.weight_decay)
@@ -67,7 +78,12 @@ def join(graph: Any, params: dict, statistics: dict) -> Any:
     """The network again."""
 
     def merged(a: dict, b: dict) -> dict:
-        return {k: merged(a.get(k, {}), b.get(k, {})) if isinstance(a.get(k, b.get(k)), dict) else a.get(k, b.get(k)) for k in {**a, **b}}
+        return {
+            k: merged(a.get(k, {}), b.get(k, {}))
+            if isinstance(a.get(k, b.get(k)), dict)
+            else a.get(k, b.get(k))
+            for k in {**a, **b}
+        }
 
     return nnx.merge(graph, merged(params, statistics))
 
@@ -86,7 +102,10 @@ def new_state(network: nnx.Module, recipe: Recipe) -> tuple[Any, State]:
 
 
 def cross_entropy(
-    logits: Float[Array, "n h w k"], masks: UInt8[Array, "n h w"], certainty: Float[Array, "n h w"], recipe: Recipe
+    logits: Float[Array, "n h w k"],
+    masks: UInt8[Array, "n h w"],
+    certainty: Float[Array, "n h w"],
+    recipe: Recipe,
 ) -> tuple[Array, Array]:
     """(sum of weighted losses, sum of weights) over the pixels that are not ignored."""
     valid = (masks != IGNORE).astype(jnp.float32)
@@ -99,7 +118,9 @@ def cross_entropy(
     return (loss * weight).sum(), weight.sum()
 
 
-def _forward(graph: Any, params: dict, statistics: dict, x: Array, recipe: Recipe) -> tuple[Array, dict]:
+def _forward(
+    graph: Any, params: dict, statistics: dict, x: Array, recipe: Recipe
+) -> tuple[Array, dict]:
     """(logits, statistics after the batch)."""
     tape: dict = {}
     logits = join(graph, params, statistics)(x.astype(recipe.dtype), tape)
@@ -121,12 +142,20 @@ def _with_statistics(statistics: dict, tape: dict, momentum: float = 0.1) -> dic
 def _update(state: State, grads: Any, statistics: dict, recipe: Recipe) -> State:
     chain = optimizer(recipe)
     structure = jax.tree.structure(jax.eval_shape(chain.init, state["params"]))
-    updates, held = chain.update(pmean(grads), jax.tree.unflatten(structure, state["optimizer"]), state["params"])
+    updates, held = chain.update(
+        pmean(grads), jax.tree.unflatten(structure, state["optimizer"]), state["params"]
+    )
     params = optax.apply_updates(state["params"], updates)
     # A fixed decay would remember the random start of a short run.
     decay = jnp.minimum(recipe.ema, (1.0 + state["step"]) / (10.0 + state["step"]))
     ema = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, state["ema"], params)
-    return {"params": params, "statistics": statistics, "ema": ema, "optimizer": jax.tree.leaves(held), "step": state["step"] + 1}
+    return {
+        "params": params,
+        "statistics": statistics,
+        "ema": ema,
+        "optimizer": jax.tree.leaves(held),
+        "step": state["step"] + 1,
+    }
 
 
 def _key(key: Array) -> Array:
@@ -134,27 +163,50 @@ def _key(key: Array) -> Array:
     return jax.random.fold_in(key, jax.lax.axis_index(AXIS)) if is_mapped() else key
 
 
-def _shown(key: Array, images: Array, masks: Array, certainty: Array, recipe: Recipe) -> tuple[Array, Array, Array]:
+def _shown(
+    key: Array, images: Array, masks: Array, certainty: Array, recipe: Recipe
+) -> tuple[Array, Array, Array]:
     """(varied pictures, masks, certainty 0..1) of a labelled batch at the recipe's size."""
     a, n = recipe.augmentation, len(images)
     maps, mirrored = geometry(jax.random.fold_in(key, 0), n, a)
-    x, y, sure = warp(to_float(images), masks, certainty.astype(jnp.float32) / 255, maps, mirrored, recipe.side, a.swap)
+    x, y, sure = warp(
+        to_float(images),
+        masks,
+        certainty.astype(jnp.float32) / 255,
+        maps,
+        mirrored,
+        recipe.side,
+        a.swap,
+    )
     if a.background:
-        x = other_backgrounds(jax.random.fold_in(key, 2), x, soften((y != 0).astype(jnp.float32)), a.background)
+        x = other_backgrounds(
+            jax.random.fold_in(key, 2), x, soften((y != 0).astype(jnp.float32)), a.background
+        )
     return (appearance(jax.random.fold_in(key, 1), x, a) if a != NONE else x), y, sure
 
 
-def _labelled_loss(graph: Any, params: dict, statistics: dict, batch: tuple, recipe: Recipe) -> tuple[Array, dict, Array]:
+def _labelled_loss(
+    graph: Any, params: dict, statistics: dict, batch: tuple, recipe: Recipe
+) -> tuple[Array, dict, Array]:
     """(mean loss, statistics after it, share of pixels labelled as the mask says)."""
     x, y, sure = batch
     logits, statistics = _forward(graph, params, statistics, x, recipe)
     total, weight = cross_entropy(logits, y, sure, recipe)
-    hit = psum(((logits.argmax(-1) == y) & (y != IGNORE)).sum()) / jnp.maximum(psum((y != IGNORE).sum()), 1)
+    hit = psum(((logits.argmax(-1) == y) & (y != IGNORE)).sum()) / jnp.maximum(
+        psum((y != IGNORE).sum()), 1
+    )
     return total / jnp.maximum(pmean(weight), 1e-6), statistics, hit
 
 
 def train_step(
-    state: State, key: Array, images: Array, masks: Array, certainty: Array, *, graph: Any, recipe: Recipe
+    state: State,
+    key: Array,
+    images: Array,
+    masks: Array,
+    certainty: Array,
+    *,
+    graph: Any,
+    recipe: Recipe,
 ) -> tuple[State, dict[str, Array]]:
     """One step on labelled pictures. images: uint8[n h w 3]; masks: uint8[n h w] of channels; certainty: uint8[n h w], 255 = sure."""
     batch = _shown(_key(key), images, masks, certainty, recipe)

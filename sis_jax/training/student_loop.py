@@ -62,17 +62,36 @@ class Trainer:
         self.devices = max(d for d in range(1, parallel.device_count() + 1) if c["batch"] % d == 0)
         start = load_student(c["start_from"]) if c["start_from"] else None
         block = c["block"] or (start.config.block if start else students.usual_block(job.side))
-        self.network_config = students.StudentConfig(c["student"], len(job.classes), c["width"], block)
+        self.network_config = students.StudentConfig(
+            c["student"], len(job.classes), c["width"], block
+        )
         self.recipe = training.Recipe(
             steps=c["steps"], batch=c["batch"], side=job.side, learning_rate=c["learning_rate"], weight_decay=c["weight_decay"],
             optimizer=c["optimizer"], schedule=c["schedule"], weighting=c["weighting"], soft=c["soft"], ema=c["ema"],
             augmentation=_augmentation(c, job.classes), dtype=c["dtype"],
         )  # fmt: skip
         # Photos are varied by themselves: less is added, and another ground only seldom, because their masks are coarser at the edge.
-        shown = replace(self.recipe.augmentation, brightness=0.2, contrast=0.3, saturation=0.4, hue=10.0, blur=0.7, noise=0.05)
-        shown = replace(shown, background=min(shown.background, 0.2)) if c["augment"] != "none" else self.recipe.augmentation
+        shown = replace(
+            self.recipe.augmentation,
+            brightness=0.2,
+            contrast=0.3,
+            saturation=0.4,
+            hue=10.0,
+            blur=0.7,
+            noise=0.05,
+        )
+        shown = (
+            replace(shown, background=min(shown.background, 0.2))
+            if c["augment"] != "none"
+            else self.recipe.augmentation
+        )
         self.adaptation = replace(
-            self.recipe, steps=max(c["adapt_steps"], 1), weighting=1.0, soft=False, ema=self.recipe.ema or 0.995, augmentation=shown
+            self.recipe,
+            steps=max(c["adapt_steps"], 1),
+            weighting=1.0,
+            soft=False,
+            ema=self.recipe.ema or 0.995,
+            augmentation=shown,
         )
         self.first_side = job.side  # at which the student from before adaptation works
         network = self._first_network(start)
@@ -82,7 +101,9 @@ class Trainer:
         self.round = 0
         self.saved = False
         self.verdict: dict[str, Any] = {}
-        self.photos, self.held = (None, None) if job.photos is None else self._split_photos(job.photos)
+        self.photos, self.held = (
+            (None, None) if job.photos is None else self._split_photos(job.photos)
+        )
         self._manager: Any = None
         self._resume()
 
@@ -113,12 +134,17 @@ class Trainer:
         if self.phase == "train":
             self._loop(c["steps"], self._steps(self.job.train, self.recipe, 0))
             self.before = {"params": self._best(), "statistics": self.state["statistics"]}
-            self.phase = "adapt" if self.photos is not None and c["rounds"] and c["adapt_steps"] else "done"
+            self.phase = (
+                "adapt" if self.photos is not None and c["rounds"] and c["adapt_steps"] else "done"
+            )
             if self.phase == "adapt":
                 self._begin_round(0)
             self._save()
         while self.phase == "adapt":
-            self._loop(c["adapt_steps"], self._steps(self._labelled_photos(), self.adaptation, 1 + self.round))
+            self._loop(
+                c["adapt_steps"],
+                self._steps(self._labelled_photos(), self.adaptation, 1 + self.round),
+            )
             if self.round + 1 < c["rounds"]:
                 self._begin_round(self.round + 1)
             else:
@@ -137,17 +163,30 @@ class Trainer:
             bar.update(c["batch"])
             if self.step % c["snapshot"] == 0 or self.step == total:
                 self._note(facts)
-                bar.set_postfix_str(f"loss {self.curve[-1]['loss']:.3f}, val IoU {self.curve[-1]['val_iou']:.3f}")
+                bar.set_postfix_str(
+                    f"loss {self.curve[-1]['loss']:.3f}, val IoU {self.curve[-1]['val_iou']:.3f}"
+                )
                 if self.step < total:
                     self._save()
             if self.step >= total:
                 break
         bar.close()
 
-    def _steps(self, pairs: Pairs, recipe: training.Recipe, number: int) -> Iterator[dict[str, Any]]:
+    def _steps(
+        self, pairs: Pairs, recipe: training.Recipe, number: int
+    ) -> Iterator[dict[str, Any]]:
         c, key = self.job.config, jax.random.key(self.job.config["seed"] + number)
-        run = parallel.map_devices(training.train_step, (None, None, 0, 0, 0), None, devices=self.devices, graph=self.graph, recipe=recipe)
-        for step, rows in enumerate(pairs.batches(c["batch"], c["seed"] + number, self.step), start=self.step):
+        run = parallel.map_devices(
+            training.train_step,
+            (None, None, 0, 0, 0),
+            None,
+            devices=self.devices,
+            graph=self.graph,
+            recipe=recipe,
+        )
+        for step, rows in enumerate(
+            pairs.batches(c["batch"], c["seed"] + number, self.step), start=self.step
+        ):
             self.state, facts = run(self.state, jax.random.fold_in(key, step), *self._blocks(rows))
             yield facts
 
@@ -167,31 +206,49 @@ class Trainer:
         assert self.photos is not None and self.teacher is not None
         teacher = self._student_of(self.teacher, self.job.side if self.round else self.first_side)
         note = f"masks of photos, round {self.round + 1}"
-        return adaptation.labelled(teacher, self.photos.images, self.job.side, self.recipe.augmentation.flip > 0, note)
+        return adaptation.labelled(
+            teacher, self.photos.images, self.job.side, self.recipe.augmentation.flip > 0, note
+        )
 
     def _choose(self) -> None:
         """The better of the students before and after adaptation, on held-out photos."""
         assert self.before is not None and self.held is not None
         after = {"params": self._best(), "statistics": self.state["statistics"]}
-        both = [self._student_of(self.before, self.first_side), self._student_of(after, self.job.side)]
-        old, new = (adaptation.judge(s, self.held.images, self._val_iou(s), self.recipe.augmentation.flip > 0) for s in both)
+        both = [
+            self._student_of(self.before, self.first_side),
+            self._student_of(after, self.job.side),
+        ]
+        old, new = (
+            adaptation.judge(
+                s, self.held.images, self._val_iou(s), self.recipe.augmentation.flip > 0
+            )
+            for s in both
+        )
         kept = new.better_than(old)
         self.verdict = old.facts("before") | new.facts("after") | {"adaptation_kept": kept}
         if not kept:
             say(f"the adaptation is not kept. Before: {old}. After: {new}")
-            self.state |= {"params": self.before["params"], "ema": self.before["params"], "statistics": self.before["statistics"]}
+            self.state |= {
+                "params": self.before["params"],
+                "ema": self.before["params"],
+                "statistics": self.before["statistics"],
+            }
 
     # looking and saving
 
     def _best(self) -> Any:
-        return self.state["ema"] if self.recipe.ema or self.phase == "adapt" else self.state["params"]
+        return (
+            self.state["ema"] if self.recipe.ema or self.phase == "adapt" else self.state["params"]
+        )
 
     def _network(self) -> Any:
         return training.join(self.graph, self._best(), self.state["statistics"])
 
     def student(self) -> Student:
         """The student as it is now."""
-        return self._student_of({"params": self._best(), "statistics": self.state["statistics"]}, self._side())
+        return self._student_of(
+            {"params": self._best(), "statistics": self.state["statistics"]}, self._side()
+        )
 
     def _side(self) -> int:
         """At which the present network works: an adaptation to other pixels that was not kept leaves the student at its own."""
@@ -224,8 +281,19 @@ class Trainer:
                 f"training diverged at step {self.step} (loss is not a number): give --learning-rate {self.recipe.learning_rate / 3:g} --overwrite"
             )
         numbers = {k: round(float(v), 6) for k, v in facts.items()}
-        before = self.job.config["steps"] + self.round * self.job.config["adapt_steps"] if self.phase == "adapt" else 0
-        self.curve.append({"phase": self.phase, "step": before + self.step, "val_iou": round(self._val_iou(self.student()), 6)} | numbers)
+        before = (
+            self.job.config["steps"] + self.round * self.job.config["adapt_steps"]
+            if self.phase == "adapt"
+            else 0
+        )
+        self.curve.append(
+            {
+                "phase": self.phase,
+                "step": before + self.step,
+                "val_iou": round(self._val_iou(self.student()), 6),
+            }
+            | numbers
+        )
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", restval="")
         writer.writeheader()
@@ -239,7 +307,9 @@ class Trainer:
         table = np.full(256, 255, np.uint8)
         table[student.ids] = np.arange(len(student.ids))
         got = table[np.stack(student.masks(list(val.images[:count]), flip=False))]
-        return float(metrics.mean_iou(metrics.confusion(val.masks[:count], got, len(self.job.classes))))
+        return float(
+            metrics.mean_iou(metrics.confusion(val.masks[:count], got, len(self.job.classes)))
+        )
 
     def _save(self) -> None:
         import orbax.checkpoint as ocp
@@ -247,7 +317,14 @@ class Trainer:
         manager, at = self._open(), self._number()
         if manager.latest_step() == at:
             return
-        arrays = {"state": self.state, **{k: v for k, v in (("before", self.before), ("teacher", self.teacher)) if v is not None}}
+        arrays = {
+            "state": self.state,
+            **{
+                k: v
+                for k, v in (("before", self.before), ("teacher", self.teacher))
+                if v is not None
+            },
+        }
         meta = {
             "phase": self.phase,
             "step": self.step,
@@ -257,7 +334,11 @@ class Trainer:
             "held": list(arrays),
         }
         manager.save(
-            at, args=ocp.args.Composite(arrays=ocp.args.StandardSave(jax.tree.map(np.asarray, arrays)), meta=ocp.args.JsonSave(meta))
+            at,
+            args=ocp.args.Composite(
+                arrays=ocp.args.StandardSave(jax.tree.map(np.asarray, arrays)),
+                meta=ocp.args.JsonSave(meta),
+            ),
         )
         manager.wait_until_finished()
         self.saved = True
@@ -275,7 +356,9 @@ class Trainer:
             import orbax.checkpoint as ocp
 
             options = ocp.CheckpointManagerOptions(max_to_keep=1, create=True)
-            self._manager = ocp.CheckpointManager((self.folder / "checkpoints").absolute(), options=options)
+            self._manager = ocp.CheckpointManager(
+                (self.folder / "checkpoints").absolute(), options=options
+            )
         return self._manager
 
     def _resume(self) -> None:
@@ -288,21 +371,36 @@ class Trainer:
         meta = manager.restore(latest, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         weights = {"params": self.state["params"], "statistics": self.state["statistics"]}
         shapes = {name: self.state if name == "state" else weights for name in meta["held"]}
-        arrays = manager.restore(latest, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(jax.tree.map(np.asarray, shapes))))[
-            "arrays"
-        ]
-        self.state, self.before, self.teacher = dict(arrays["state"]), arrays.get("before"), arrays.get("teacher")
+        arrays = manager.restore(
+            latest,
+            args=ocp.args.Composite(
+                arrays=ocp.args.StandardRestore(jax.tree.map(np.asarray, shapes))
+            ),
+        )["arrays"]
+        self.state, self.before, self.teacher = (
+            dict(arrays["state"]),
+            arrays.get("before"),
+            arrays.get("teacher"),
+        )
         self.round, self.phase, self.step, self.curve = (
             int(meta["round"]), meta["phase"], int(meta["step"]), list(meta["curve"]),
         )  # fmt: skip
         self.verdict = dict(meta["verdict"])
-        say(f"resuming at step {self.step} of {self.phase}" if self.phase != "done" else "the training was finished; writing the student")
+        say(
+            f"resuming at step {self.step} of {self.phase}"
+            if self.phase != "done"
+            else "the training was finished; writing the student"
+        )
 
 
 def _augmentation(config: dict[str, Any], classes: tuple[dict[str, Any], ...]) -> Augmentation:
-    base = {"aligned": ALIGNED, "strong": Augmentation(), "weak": WEAK, "none": NONE}[config["augment"]]
+    base = {"aligned": ALIGNED, "strong": Augmentation(), "weak": WEAK, "none": NONE}[
+        config["augment"]
+    ]
     has_background = classes[0]["id"] == 0
-    return replace(base, swap=_mirror(classes), background=config["background"] if has_background else 0.0)
+    return replace(
+        base, swap=_mirror(classes), background=config["background"] if has_background else 0.0
+    )
 
 
 def _mirror(classes: tuple[dict[str, Any], ...]) -> tuple[int, ...]:

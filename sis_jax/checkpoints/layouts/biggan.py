@@ -31,22 +31,41 @@ _MAX_SETTINGS = 1 << 20  # bytes
 def config_of(given: Mapping[str, Any]) -> BigGANConfig:
     """The config from the fields in a `config.json` of ours; SisError where they are no such thing."""
     try:
-        lists: dict[str, Any] = {name: tuple(given[name]) for name in ("channels", "bottlenecks", "ups")}
+        lists: dict[str, Any] = {
+            name: tuple(given[name]) for name in ("channels", "bottlenecks", "ups")
+        }
         classes, attention, eps = tuple(given.get("classes", ())), given["attention"], given["eps"]
         sizes = {name: given[name] for name in ("z_dim", "embed_dim", "num_classes", "n_stats")}
         whole = [*sizes.values(), *lists["channels"], *lists["bottlenecks"]]
         blocks = len(lists["ups"])
-        if not all(type(v) is int and 0 < v <= _MAX_SIZE for v in whole) or not all(type(up) is bool for up in lists["ups"]):
+        if not all(type(v) is int and 0 < v <= _MAX_SIZE for v in whole) or not all(
+            type(up) is bool for up in lists["ups"]
+        ):
             raise TypeError("a size is not a whole number, or an up is neither true nor false")
-        if not 0 < blocks == len(lists["bottlenecks"]) == len(lists["channels"]) - 1 <= _MAX_BLOCKS or sum(lists["ups"]) > _MAX_DOUBLINGS:
+        if (
+            not 0 < blocks == len(lists["bottlenecks"]) == len(lists["channels"]) - 1 <= _MAX_BLOCKS
+            or sum(lists["ups"]) > _MAX_DOUBLINGS
+        ):
             raise TypeError("channels, bottlenecks and ups do not go together")
-        if not (attention is None or (type(attention) is int and 0 <= attention < blocks)) or type(eps) is not float or not 0 < eps < 1:
+        if (
+            not (attention is None or (type(attention) is int and 0 <= attention < blocks))
+            or type(eps) is not float
+            or not 0 < eps < 1
+        ):
             raise TypeError("attention or eps is out of range")
         if given.keys() - {f.name for f in fields(BigGANConfig)}:
             raise TypeError("it has other fields")
-        return BigGANConfig(**sizes, **lists, attention=attention, eps=eps, classes=check_classes(classes or None, sizes["num_classes"]))
+        return BigGANConfig(
+            **sizes,
+            **lists,
+            attention=attention,
+            eps=eps,
+            classes=check_classes(classes or None, sizes["num_classes"]),
+        )
     except (TypeError, ValueError, KeyError) as error:
-        raise SisError(f'the "generator" in config.json describes no BigGAN ({error}): convert the checkpoint again') from None
+        raise SisError(
+            f'the "generator" in config.json describes no BigGAN ({error}): convert the checkpoint again'
+        ) from None
 
 
 def build_generator(config: BigGANConfig, arrays: Arrays, what: str, info: Info) -> BigGAN:
@@ -64,7 +83,9 @@ def published_settings(checkpoint: Path) -> dict[str, Any] | None:
             with open(path, encoding="utf-8") as f:
                 settings = json.loads(f.read(_MAX_SETTINGS))
         except (OSError, ValueError, RecursionError) as error:
-            raise SisError(f"{path}, beside the BigGAN checkpoint, cannot be read ({str(error)[:80]}): download it again") from None
+            raise SisError(
+                f"{path}, beside the BigGAN checkpoint, cannot be read ({str(error)[:80]}): download it again"
+            ) from None
         if isinstance(settings, dict) and "layers" in settings:
             return settings
     return None
@@ -72,7 +93,11 @@ def published_settings(checkpoint: Path) -> dict[str, Any] | None:
 
 def checkpoint_in(path: Path) -> Path:
     """The checkpoint of a folder in the published layout, `config.json` beside `pytorch_model.bin`; any other path as it is."""
-    if path.is_dir() and (path / CHECKPOINT).is_file() and published_settings(path / CHECKPOINT) is not None:
+    if (
+        path.is_dir()
+        and (path / CHECKPOINT).is_file()
+        and published_settings(path / CHECKPOINT) is not None
+    ):
         return path / CHECKPOINT
     return path
 
@@ -80,7 +105,14 @@ def checkpoint_in(path: Path) -> Path:
 def convert_generator(source: Arrays, settings: Mapping[str, Any] | None, what: str) -> Converted:
     """A state dict under our names. settings: the published config.json, which alone says where the size doubles; without it, at every other block."""
     plain, wrong = _without_spectral_norm(source)
-    attention = next((int(m[1]) for key in plain if (m := re.fullmatch(r"generator\.layers\.(\d\d?)\.gamma", key))), None)
+    attention = next(
+        (
+            int(m[1])
+            for key in plain
+            if (m := re.fullmatch(r"generator\.layers\.(\d\d?)\.gamma", key))
+        ),
+        None,
+    )
     arrays, more = translate(plain, _rules(attention))
     wrong += more
     config = _read(arrays, attention, settings, what, wrong)
@@ -89,7 +121,9 @@ def convert_generator(source: Arrays, settings: Mapping[str, Any] | None, what: 
     notes = (
         ()
         if settings
-        else ("config.json was not beside the checkpoint; the size was taken to double at every other block, eps to be 1e-4",)
+        else (
+            "config.json was not beside the checkpoint; the size was taken to double at every other block, eps to be 1e-4",
+        )
     )
     return Converted(arrays, asdict(config), notes)
 
@@ -105,10 +139,20 @@ def _without_spectral_norm(source: Arrays) -> tuple[dict[str, np.ndarray], list[
             if not (key.endswith(("_u", "_v")) and key[:-2] + "_orig" in source):
                 plain[key] = value
             continue
-        matrix = np.asarray(value, np.float64).reshape(len(value), -1) if value.ndim > 1 and value.size else np.zeros((0, 0))
+        matrix = (
+            np.asarray(value, np.float64).reshape(len(value), -1)
+            if value.ndim > 1 and value.size
+            else np.zeros((0, 0))
+        )
         u, v = source.get(stem + "_u"), source.get(stem + "_v")
-        if u is None or u.shape != matrix.shape[:1] or (v is not None and v.shape != matrix.shape[1:]):
-            wrong.append(f"spectral norm: {stem}_u or {stem}_v is missing or does not fit {key}, file has {list(value.shape)}")
+        if (
+            u is None
+            or u.shape != matrix.shape[:1]
+            or (v is not None and v.shape != matrix.shape[1:])
+        ):
+            wrong.append(
+                f"spectral norm: {stem}_u or {stem}_v is missing or does not fit {key}, file has {list(value.shape)}"
+            )
             continue
         if v is None:  # before 1.0, torch kept u only
             v = matrix.T @ u
@@ -148,14 +192,26 @@ def _rules(attention: int | None) -> tuple[Rule, ...]:
         (r"generator\.bn\.bias", "bn.offset", "same"),
         (r"generator\.bn\.running_means", "bn.means", "same"),
         (r"generator\.bn\.running_vars", "bn.variances", "same"),
-        (r"generator\.conv_to_rgb\.weight", "torgb.weight", "oihw_rgb"),  # as many outputs as channels, of which three are looked at
+        (
+            r"generator\.conv_to_rgb\.weight",
+            "torgb.weight",
+            "oihw_rgb",
+        ),  # as many outputs as channels, of which three are looked at
         (r"generator\.conv_to_rgb\.bias", "torgb.bias", "rgb"),
     )
 
 
-def _read(arrays: Arrays, attention: int | None, settings: Mapping[str, Any] | None, what: str, wrong: list[str]) -> BigGANConfig:
+def _read(
+    arrays: Arrays,
+    attention: int | None,
+    settings: Mapping[str, Any] | None,
+    what: str,
+    wrong: list[str],
+) -> BigGANConfig:
     """The architecture, from the shapes of the arrays and the settings."""
-    numbers = sorted({int(m[1]) for key in arrays if (m := re.fullmatch(r"block(\d\d?)\.conv3\.weight", key))})
+    numbers = sorted(
+        {int(m[1]) for key in arrays if (m := re.fullmatch(r"block(\d\d?)\.conv3\.weight", key))}
+    )
     try:
         if numbers != list(range(len(numbers))) or not numbers:
             raise KeyError("generator.layers.0")
@@ -166,14 +222,32 @@ def _read(arrays: Arrays, attention: int | None, settings: Mapping[str, Any] | N
         n_stats = _shape(arrays, "bn.means", 2)[0]
     except KeyError as error:
         told = f"; also: {'; '.join(wrong[:6])}" if wrong else ""
-        raise SisError(f"{what} holds no BigGAN that can be read: {error.args[0]} is missing or misshapen{told}") from None
+        raise SisError(
+            f"{what} holds no BigGAN that can be read: {error.args[0]} is missing or misshapen{told}"
+        ) from None
     if z_dim < 1 or not num_classes or not n_stats:
-        raise SisError(f"{what} holds no BigGAN that can be read: no room for a latent, a class or statistics in its shapes")
+        raise SisError(
+            f"{what} holds no BigGAN that can be read: no room for a latent, a class or statistics in its shapes"
+        )
     channels = (*(n_in for n_in, _ in first), last)
-    ups, eps = _doublings(settings, channels, what) if settings is not None else (tuple(i % 2 == 1 for i in numbers), BigGANConfig.eps)
+    ups, eps = (
+        _doublings(settings, channels, what)
+        if settings is not None
+        else (tuple(i % 2 == 1 for i in numbers), BigGANConfig.eps)
+    )
     if sum(ups) > _MAX_DOUBLINGS:
         raise SisError(f"{what} doubles the size {sum(ups)} times, more than any BigGAN")
-    return BigGANConfig(z_dim, embed_dim, num_classes, channels, tuple(middle for _, middle in first), ups, attention, n_stats, eps)
+    return BigGANConfig(
+        z_dim,
+        embed_dim,
+        num_classes,
+        channels,
+        tuple(middle for _, middle in first),
+        ups,
+        attention,
+        n_stats,
+        eps,
+    )
 
 
 def _shape(arrays: Arrays, key: str, rank: int) -> tuple[int, ...]:
@@ -182,15 +256,30 @@ def _shape(arrays: Arrays, key: str, rank: int) -> tuple[int, ...]:
     return arrays[key].shape
 
 
-def _doublings(settings: Mapping[str, Any], channels: tuple[int, ...], what: str) -> tuple[tuple[bool, ...], float]:
+def _doublings(
+    settings: Mapping[str, Any], channels: tuple[int, ...], what: str
+) -> tuple[tuple[bool, ...], float]:
     """Which blocks double the size, and epsilon, from the published settings, which must agree with the arrays."""
-    layers, eps, width = settings.get("layers"), settings.get("eps", BigGANConfig.eps), settings.get("channel_width")
+    layers, eps, width = (
+        settings.get("layers"),
+        settings.get("eps", BigGANConfig.eps),
+        settings.get("channel_width"),
+    )
     rows = (
-        [row for row in layers if isinstance(row, list) and len(row) == 3 and all(type(v) in (int, bool) for v in row)]
+        [
+            row
+            for row in layers
+            if isinstance(row, list) and len(row) == 3 and all(type(v) in (int, bool) for v in row)
+        ]
         if isinstance(layers, list)
         else []
     )
-    fits = type(layers) is list and len(rows) == len(layers) == len(channels) - 1 and type(eps) is float and 0 < eps < 1
+    fits = (
+        type(layers) is list
+        and len(rows) == len(layers) == len(channels) - 1
+        and type(eps) is float
+        and 0 < eps < 1
+    )
     if fits and type(width) is int:
         fits = [(width * a, width * b) for _, a, b in rows] == list(pairwise(channels))
     ups = tuple(bool(row[0]) for row in rows)

@@ -15,7 +15,14 @@ import numpy as np
 
 from sis_jax.checkpoints.build import build, faults, refuse, shapes_of
 from sis_jax.checkpoints.layouts.tables import Arrays, Rule, translate
-from sis_jax.models.clip import ACTIVATIONS, CLIPConfig, CLIPNetwork, TextConfig, TransformerConfig, ViTConfig
+from sis_jax.models.clip import (
+    ACTIVATIONS,
+    CLIPConfig,
+    CLIPNetwork,
+    TextConfig,
+    TransformerConfig,
+    ViTConfig,
+)
 from sis_jax.models.clip_resnet import ResNetConfig
 from sis_jax.types import Info, SisError
 
@@ -39,7 +46,9 @@ class Facts:
 
 def _block(rest: str) -> Callable[[re.Match, int], str]:
     """A name inside block `match[2]` of the tower that `match[1]` tells; `rest` is expanded from the match."""
-    return lambda match, _: f"{'visual' if match[1] else 'text'}.transformer.block{match[2]}.{match.expand(rest)}"
+    return lambda match, _: (
+        f"{'visual' if match[1] else 'text'}.transformer.block{match[2]}.{match.expand(rest)}"
+    )
 
 
 _TOWER = r"(visual\.)?(?:text\.)?transformer\.resblocks\.(\d\d?)\."
@@ -104,7 +113,11 @@ _TRANSFORMERS: tuple[Rule, ...] = (
     (r"vision_model\.embeddings\.class_embedding", "visual.class_embedding", "flat"),
     (r"vision_model\.embeddings\.patch_embedding\.weight", "visual.patch", "oihw"),
     (r"vision_model\.embeddings\.position_embedding\.weight", "visual.positions", "same"),
-    (r"vision_model\.pre_layrnorm\.(weight|bias)", r"visual.ln_pre.\1", "same"),  # the published names are spelled like this
+    (
+        r"vision_model\.pre_layrnorm\.(weight|bias)",
+        r"visual.ln_pre.\1",
+        "same",
+    ),  # the published names are spelled like this
     (r"vision_model\.post_layernorm\.(weight|bias)", r"visual.ln_post.\1", "same"),
     (r"visual_projection\.weight", "visual.projection", "transpose"),
     (r"logit_scale", "logit_scale", "scalar"),
@@ -126,7 +139,9 @@ def _rules(layout: str, source: Mapping[str, np.ndarray]) -> tuple[Rule, ...]:
     return _OPENAI_TEXT + (_OPENAI_RESNET if resnet else _OPENAI_VIT)
 
 
-def convert(source: Mapping[str, np.ndarray], layout: str, facts: Facts, what: str) -> tuple[CLIPConfig, Arrays]:
+def convert(
+    source: Mapping[str, np.ndarray], layout: str, facts: Facts, what: str
+) -> tuple[CLIPConfig, Arrays]:
     """A state dict under our names as float32, and the shape of the network; SisError that lists every array which does not fit."""
     arrays, wrong = translate(_split(source), _rules(layout, source))
     wrong += _fold(arrays)
@@ -135,7 +150,9 @@ def convert(source: Mapping[str, np.ndarray], layout: str, facts: Facts, what: s
     return config, {key: np.array(value, np.float32, order="C") for key, value in arrays.items()}
 
 
-def build_network(config: CLIPConfig, arrays: Mapping[str, np.ndarray], what: str, info: Info) -> CLIPNetwork:
+def build_network(
+    config: CLIPConfig, arrays: Mapping[str, np.ndarray], what: str, info: Info
+) -> CLIPNetwork:
     """A network with these numbers; SisError that lists every array which does not fit."""
     return build(lambda: CLIPNetwork(config), arrays, what, info)
 
@@ -144,7 +161,11 @@ def _split(source: Mapping[str, np.ndarray]) -> Arrays:
     """`in_proj` stacks query, key and value: three arrays with names of their own, so that a rule is one name to one name."""
     split: Arrays = {}
     for key, value in source.items():
-        if key.endswith(("attn.in_proj_weight", "attn.in_proj_bias")) and value.ndim and value.shape[0] % 3 == 0:
+        if (
+            key.endswith(("attn.in_proj_weight", "attn.in_proj_bias"))
+            and value.ndim
+            and value.shape[0] % 3 == 0
+        ):
             split |= {f"{key}.{part}": third for part, third in zip("qkv", np.split(value, 3))}
         else:
             split[key] = value
@@ -160,13 +181,20 @@ def _fold(arrays: Arrays) -> list[str]:
         if kernel is None:
             continue  # told as missing later, together with all else
         shape = kernel.shape[-1:]
-        bad = [f"missing: batch norm of {name}, {part}" for part, value in parts.items() if value is None]
+        bad = [
+            f"missing: batch norm of {name}, {part}"
+            for part, value in parts.items()
+            if value is None
+        ]
         bad += [
             f"shape: batch norm of {name}, {p} has {list(v.shape)}, not {list(shape)}"
             for p, v in parts.items()
             if v is not None and v.shape != shape
         ]
-        gain, bias, mean, var = (np.ones(shape) if bad or v is None else np.asarray(v, np.float64) for v in parts.values())
+        gain, bias, mean, var = (
+            np.ones(shape) if bad or v is None else np.asarray(v, np.float64)
+            for v in parts.values()
+        )
         if not (var >= 0).all():
             bad, var = [f"numbers: batch norm of {name} holds no variance"], np.ones(shape)
         scale = gain / np.sqrt(var + _EPSILON)
@@ -182,12 +210,23 @@ def _config(arrays: Arrays, facts: Facts, what: str, wrong: list[str]) -> CLIPCo
     """The config that the arrays imply; raises with all faults so far where those that tell the shape are not there."""
     vit = "visual.patch" in arrays
     needed = {**_TELLING, **(_TELLING_VIT if vit else _TELLING_RESNET)}
-    found: dict[str, tuple[int, ...]] = {key: arrays[key].shape if key in arrays else () for key in needed}
+    found: dict[str, tuple[int, ...]] = {
+        key: arrays[key].shape if key in arrays else () for key in needed
+    }
     silent = [f"missing: {key}" for key in needed if key not in arrays]
-    silent += [f"shape: {key}, file has {list(s)}" for key, s in found.items() if key in arrays and (len(s) != needed[key] or 0 in s)]
+    silent += [
+        f"shape: {key}, file has {list(s)}"
+        for key, s in found.items()
+        if key in arrays and (len(s) != needed[key] or 0 in s)
+    ]
     refuse(what, wrong + silent if silent else [])
-    (vocabulary, width), hidden = found["text.token_embedding"], found["text.transformer.block0.fc.bias"][0]
-    text = _transformer("text", width, hidden, arrays, facts.text_heads, facts.text_activation, facts.text_epsilon)
+    (vocabulary, width), hidden = (
+        found["text.token_embedding"],
+        found["text.transformer.block0.fc.bias"][0],
+    )
+    text = _transformer(
+        "text", width, hidden, arrays, facts.text_heads, facts.text_activation, facts.text_epsilon
+    )
     vision = _vit(arrays, found, facts) if vit else _resnet(arrays, found)
     words = TextConfig(vocabulary, found["text.positions"][0], text, facts.end)
     config = CLIPConfig(found["text.projection"][1], vision, words)
@@ -197,7 +236,12 @@ def _config(arrays: Arrays, facts: Facts, what: str, wrong: list[str]) -> CLIPCo
 
 
 # Arrays that tell the network's shape, and their number of axes.
-_TELLING = {"text.token_embedding": 2, "text.positions": 2, "text.projection": 2, "text.transformer.block0.fc.bias": 1}
+_TELLING = {
+    "text.token_embedding": 2,
+    "text.positions": 2,
+    "text.projection": 2,
+    "text.transformer.block0.fc.bias": 1,
+}
 _TELLING_VIT = {"visual.patch": 4, "visual.positions": 2, "visual.transformer.block0.fc.bias": 1}
 _TELLING_RESNET = {"visual.conv3.weight": 4, "visual.attnpool.positions": 2}
 
@@ -205,21 +249,39 @@ _TELLING_RESNET = {"visual.conv3.weight": 4, "visual.attnpool.positions": 2}
 def _vit(arrays: Arrays, found: dict[str, tuple[int, ...]], facts: Facts) -> ViTConfig:
     patch, _, _, width = found["visual.patch"]
     hidden = found["visual.transformer.block0.fc.bias"][0]
-    config = _transformer("visual", width, hidden, arrays, facts.vision_heads, facts.vision_activation, facts.vision_epsilon)
+    config = _transformer(
+        "visual",
+        width,
+        hidden,
+        arrays,
+        facts.vision_heads,
+        facts.vision_activation,
+        facts.vision_epsilon,
+    )
     return ViTConfig(_side(found["visual.positions"][0]) * patch, patch, config)
 
 
 def _resnet(arrays: Arrays, found: dict[str, tuple[int, ...]]) -> ResNetConfig:
     a, b, c, d = (_count(arrays, rf"visual\.layer{n}_(\d\d?)\.") for n in (1, 2, 3, 4))
     positions, trunk = found["visual.attnpool.positions"]
-    return ResNetConfig(32 * _side(positions), found["visual.conv3.weight"][3], (a, b, c, d), trunk // _HEAD)
+    return ResNetConfig(
+        32 * _side(positions), found["visual.conv3.weight"][3], (a, b, c, d), trunk // _HEAD
+    )
 
 
 def _transformer(
-    tower: str, width: int, hidden: int, arrays: Arrays, heads: int | None, activation: str, epsilon: float
+    tower: str,
+    width: int,
+    hidden: int,
+    arrays: Arrays,
+    heads: int | None,
+    activation: str,
+    epsilon: float,
 ) -> TransformerConfig:
     layers = _count(arrays, rf"{tower}\.transformer\.block(\d\d?)\.")
-    return TransformerConfig(width, layers, width // _HEAD if heads is None else heads, hidden, activation, epsilon)
+    return TransformerConfig(
+        width, layers, width // _HEAD if heads is None else heads, hidden, activation, epsilon
+    )
 
 
 def _count(arrays: Arrays, pattern: str) -> int:
@@ -235,18 +297,26 @@ def _sizes(config: CLIPConfig) -> list[str]:
     """What is wrong with the numbers that the arrays do not tell."""
     text = config.text
     wrong = (
-        [f"end: token {text.end}, but there are {text.vocabulary} tokens"] if text.end is not None and text.end >= text.vocabulary else []
+        [f"end: token {text.end}, but there are {text.vocabulary} tokens"]
+        if text.end is not None and text.end >= text.vocabulary
+        else []
     )
     for tower, part in (("vision", config.vision), ("text", config.text)):
         if isinstance(part, ResNetConfig):
             if part.heads < 1 or part.trunk % part.heads or part.width % 2:
-                wrong.append(f"heads: a ResNet tower of {part.trunk} channels is not made of heads of {_HEAD}")
+                wrong.append(
+                    f"heads: a ResNet tower of {part.trunk} channels is not made of heads of {_HEAD}"
+                )
             continue
         t = part.transformer
         if t.heads < 1 or t.width % t.heads:
-            wrong.append(f"heads: the {tower} tower is {t.width} wide, which {t.heads} heads do not divide")
+            wrong.append(
+                f"heads: the {tower} tower is {t.width} wide, which {t.heads} heads do not divide"
+            )
         if t.activation not in ACTIVATIONS:
-            wrong.append(f"activation: the {tower} tower uses {t.activation[:40]!r}, known are {', '.join(ACTIVATIONS)}")
+            wrong.append(
+                f"activation: the {tower} tower uses {t.activation[:40]!r}, known are {', '.join(ACTIVATIONS)}"
+            )
     return wrong
 
 
@@ -255,15 +325,31 @@ def config_of(fields: Mapping[str, Any]) -> CLIPConfig:
     try:
         vision, text = fields["vision"], fields["text"]
         if "patch_size" in vision:
-            tower = ViTConfig(_whole(vision["image_size"]), _whole(vision["patch_size"]), _transformer_of(vision["transformer"]))
+            tower = ViTConfig(
+                _whole(vision["image_size"]),
+                _whole(vision["patch_size"]),
+                _transformer_of(vision["transformer"]),
+            )
         else:
             a, b, c, d = (_whole(n) for n in vision["layers"])
-            tower = ResNetConfig(_whole(vision["image_size"]), _whole(vision["width"]), (a, b, c, d), _whole(vision["heads"]))
+            tower = ResNetConfig(
+                _whole(vision["image_size"]),
+                _whole(vision["width"]),
+                (a, b, c, d),
+                _whole(vision["heads"]),
+            )
         end = None if text["end"] is None else _whole(text["end"] + 1) - 1
-        words = TextConfig(_whole(text["vocabulary"]), _whole(text["context"]), _transformer_of(text["transformer"]), end)
+        words = TextConfig(
+            _whole(text["vocabulary"]),
+            _whole(text["context"]),
+            _transformer_of(text["transformer"]),
+            end,
+        )
         config = CLIPConfig(_whole(fields["embed_dim"]), tower, words)
     except (KeyError, TypeError, ValueError):
-        raise SisError('the "clip" in config.json describes no CLIP: convert the checkpoint again') from None
+        raise SisError(
+            'the "clip" in config.json describes no CLIP: convert the checkpoint again'
+        ) from None
     refuse('the "clip" in config.json', _sizes(config))
     return config
 
@@ -273,7 +359,12 @@ def _transformer_of(fields: Mapping[str, Any]) -> TransformerConfig:
     if _whole(fields["layers"]) > 100 or not 0 < epsilon < 1:
         raise ValueError
     return TransformerConfig(
-        _whole(fields["width"]), fields["layers"], _whole(fields["heads"]), _whole(fields["hidden"]), activation, epsilon
+        _whole(fields["width"]),
+        fields["layers"],
+        _whole(fields["heads"]),
+        _whole(fields["hidden"]),
+        activation,
+        epsilon,
     )
 
 

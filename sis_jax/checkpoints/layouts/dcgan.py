@@ -24,12 +24,20 @@ def config_of(fields: Mapping[str, Any]) -> DCGANConfig:
     """The config from the fields in a `config.json`; SisError where they are no such thing."""
     z_dim, channels = fields.get("z_dim"), fields.get("channels")
     sizes = [z_dim, *channels] if isinstance(channels, (list, tuple)) else []
-    if not 2 <= len(sizes) <= 10 or not all(type(v) is int and 0 < v <= 65536 for v in sizes) or len(fields) != 2:
-        raise SisError('the "generator" in config.json describes no DCGAN: convert the checkpoint again')
+    if (
+        not 2 <= len(sizes) <= 10
+        or not all(type(v) is int and 0 < v <= 65536 for v in sizes)
+        or len(fields) != 2
+    ):
+        raise SisError(
+            'the "generator" in config.json describes no DCGAN: convert the checkpoint again'
+        )
     return DCGANConfig(sizes[0], tuple(sizes[1:]))
 
 
-def build_generator(config: DCGANConfig, arrays: Mapping[str, np.ndarray], what: str, info: Info) -> DCGAN:
+def build_generator(
+    config: DCGANConfig, arrays: Mapping[str, np.ndarray], what: str, info: Info
+) -> DCGAN:
     """A generator with these numbers; SisError that lists every array which does not fit."""
     return build(lambda: DCGAN(config), arrays, what, info)
 
@@ -37,42 +45,71 @@ def build_generator(config: DCGANConfig, arrays: Mapping[str, np.ndarray], what:
 @np.errstate(all="ignore")  # numbers beyond all bounds are told as faults
 def convert_generator(source: Mapping[str, np.ndarray], what: str) -> Converted:
     """A state dict (in, out, kh, kw) under our names, batch norm folded: scale = g / sqrt(var + 1e-5), offset = b - mean scale."""
-    wrong = [f"unknown: {key[:80]}, file has {list(value.shape)}" for key, value in source.items() if not _RULE.fullmatch(key)]
-    convolutions = sorted(int(m[1]) for key, v in source.items() if (m := re.fullmatch(r"main\.(\d\d?)\.weight", key)) and v.ndim == 4)
+    wrong = [
+        f"unknown: {key[:80]}, file has {list(value.shape)}"
+        for key, value in source.items()
+        if not _RULE.fullmatch(key)
+    ]
+    convolutions = sorted(
+        int(m[1])
+        for key, v in source.items()
+        if (m := re.fullmatch(r"main\.(\d\d?)\.weight", key)) and v.ndim == 4
+    )
     if convolutions != list(range(0, 3 * len(convolutions), 3)) or len(convolutions) < 2:
-        raise SisError(f"{what} holds no DCGAN known here: its convolutions are main.{convolutions}, expected main.0, main.3, main.6, ...")
+        raise SisError(
+            f"{what} holds no DCGAN known here: its convolutions are main.{convolutions}, expected main.0, main.3, main.6, ..."
+        )
     arrays: dict[str, np.ndarray] = {}
     used = set()
     for stage, at in enumerate(convolutions):
         arrays[f"stage{stage}.weight"] = source[f"main.{at}.weight"].transpose(2, 3, 0, 1)
         n_out = source[f"main.{at}.weight"].shape[1]
         last = at == convolutions[-1]
-        scale, offset, more = (np.ones(n_out), np.zeros(n_out), wrong[:0]) if last else _fold(source, at + 1, n_out)
+        scale, offset, more = (
+            (np.ones(n_out), np.zeros(n_out), wrong[:0]) if last else _fold(source, at + 1, n_out)
+        )
         wrong += more
         bias = source.get(f"main.{at}.bias")
         if bias is not None and bias.shape != (n_out,):
             wrong.append(f"shape: main.{at}.bias, file has {list(bias.shape)}, model has [{n_out}]")
             bias = None
-        arrays[f"stage{stage}.scale"], arrays[f"stage{stage}.offset"] = scale, offset if bias is None else offset + bias * scale
+        arrays[f"stage{stage}.scale"], arrays[f"stage{stage}.offset"] = (
+            scale,
+            offset if bias is None else offset + bias * scale,
+        )
         used |= {f"main.{at}.{part}" for part in ("weight", "bias")} | {
             f"main.{at + 1}.{part}" for part in (*_NORM, "num_batches_tracked") if not last
         }
-    wrong += [f"surplus: {key[:80]}, file has {list(source[key].shape)}" for key in source if _RULE.fullmatch(key) and key not in used]
+    wrong += [
+        f"surplus: {key[:80]}, file has {list(source[key].shape)}"
+        for key in source
+        if _RULE.fullmatch(key) and key not in used
+    ]
     channels = tuple(source[f"main.{at}.weight"].shape[1] for at in convolutions[:-1])
     config = DCGANConfig(source["main.0.weight"].shape[0], channels)
     if not 1 <= len(channels) <= _MAX_STAGES or min(config.z_dim, *channels) < 1:
-        raise SisError(f"{what} holds no DCGAN known here: a latent of {config.z_dim} and stages of {list(channels[:12])} channels")
+        raise SisError(
+            f"{what} holds no DCGAN known here: a latent of {config.z_dim} and stages of {list(channels[:12])} channels"
+        )
     arrays = float32(arrays)
     refuse(what, wrong + faults(arrays, shapes_of(lambda: DCGAN(config))))
     return Converted(arrays, asdict(config))
 
 
-def _fold(source: Mapping[str, np.ndarray], at: int, n: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def _fold(
+    source: Mapping[str, np.ndarray], at: int, n: int
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Scale and offset of the batch norm main.{at}, and what was wrong with it."""
     parts = {part: source.get(f"main.{at}.{part}") for part in _NORM}
-    wrong = [f"missing: main.{at}.{part}, model has [{n}]" for part, value in parts.items() if value is None]
+    wrong = [
+        f"missing: main.{at}.{part}, model has [{n}]"
+        for part, value in parts.items()
+        if value is None
+    ]
     wrong += [
-        f"shape: main.{at}.{p}, file has {list(v.shape)}, model has [{n}]" for p, v in parts.items() if v is not None and v.shape != (n,)
+        f"shape: main.{at}.{p}, file has {list(v.shape)}, model has [{n}]"
+        for p, v in parts.items()
+        if v is not None and v.shape != (n,)
     ]
     if wrong:
         return np.ones(n), np.zeros(n), wrong

@@ -68,7 +68,11 @@ def discriminator_config(fields: Mapping[str, Any]) -> DiscriminatorConfig:
 
 def _config(kind, fields: Mapping[str, Any], what: str):
     try:
-        whole = {k: v for k, v in fields.items() if k not in ("channels", "conv_clamp", "label_concat", "classes")}
+        whole = {
+            k: v
+            for k, v in fields.items()
+            if k not in ("channels", "conv_clamp", "label_concat", "classes")
+        }
         if not all(type(v) is int and 0 <= v <= 65536 for v in whole.values()):
             raise TypeError("a size is not a whole number up to 65536")
         channels = tuple(fields["channels"])
@@ -77,25 +81,37 @@ def _config(kind, fields: Mapping[str, Any], what: str):
         clamp = fields.get("conv_clamp")
         more: dict[str, Any] = {"conv_clamp": None if clamp is None else float(clamp)}
         if "classes" in fields:
-            more["classes"] = check_classes(tuple(fields["classes"]) or None, fields.get("c_dim", 0))
+            more["classes"] = check_classes(
+                tuple(fields["classes"]) or None, fields.get("c_dim", 0)
+            )
         if "label_concat" in fields:
             more["label_concat"] = bool(fields["label_concat"])
         config = kind(**whole, channels=channels, **more)
-        if config.resolution > _MAX_SIZE or config.mapping_layers > 64 or len(resolutions(config.resolution)) != len(channels):
+        if (
+            config.resolution > _MAX_SIZE
+            or config.mapping_layers > 64
+            or len(resolutions(config.resolution)) != len(channels)
+        ):
             raise TypeError(
                 f"{config.resolution} pixels, {len(channels)} channel counts and {config.mapping_layers} layers do not go together"
             )
         return config
     except (TypeError, ValueError, KeyError) as error:
-        raise SisError(f'the "{what}" in config.json describes no StyleGAN2 ({error}): convert the checkpoint again') from None
+        raise SisError(
+            f'the "{what}" in config.json describes no StyleGAN2 ({error}): convert the checkpoint again'
+        ) from None
 
 
-def build_generator(config: GeneratorConfig, arrays: Mapping[str, np.ndarray], what: str, info: Info) -> StyleGAN2:
+def build_generator(
+    config: GeneratorConfig, arrays: Mapping[str, np.ndarray], what: str, info: Info
+) -> StyleGAN2:
     """A generator with these numbers; SisError that lists every array which does not fit."""
     return build(lambda: StyleGAN2(config), arrays, what, info)
 
 
-def build_discriminator(config: DiscriminatorConfig, arrays: Mapping[str, np.ndarray], what: str, info: Info) -> Discriminator:
+def build_discriminator(
+    config: DiscriminatorConfig, arrays: Mapping[str, np.ndarray], what: str, info: Info
+) -> Discriminator:
     """A discriminator with these numbers; SisError that lists every array which does not fit."""
     return build(lambda: Discriminator(config), arrays, what, info)
 
@@ -109,7 +125,9 @@ def convert_generator(network: Network, layout: str, what: str) -> Converted:
         _equalise_label_concat(arrays)
     notes = _supply_noise(arrays)
     needs_average = "mapping.w_avg" not in arrays and "mapping.fc0.weight" in arrays
-    config = replace(_read_generator(arrays, network.facts.conv_clamp, what, wrong), label_concat=concat)
+    config = replace(
+        _read_generator(arrays, network.facts.conv_clamp, what, wrong), label_concat=concat
+    )
     if needs_average:
         arrays["mapping.w_avg"] = np.zeros(config.w_dim, np.float32)
     arrays = float32(arrays, network.facts.mapping_lr)
@@ -144,14 +162,19 @@ def _check_facts(facts: Facts, architecture: str, what: str) -> None:
             f'{what} has the architecture "{facts.architecture[:20]}", only "{architecture}" (the published default) is supported'
         )
     if facts.activation != "lrelu":
-        raise SisError(f'{what} has the activation "{facts.activation[:20]}", only "lrelu" (the published default) is supported')
+        raise SisError(
+            f'{what} has the activation "{facts.activation[:20]}", only "lrelu" (the published default) is supported'
+        )
 
 
 @np.errstate(over="ignore")  # numbers that grow out of float32 are told as faults
 def float32(arrays: Arrays, mapping_lr: float = LR_MULTIPLIER) -> Arrays:
     """The same arrays, floating-point ones as float32; another learning rate multiplier of the mapping network is folded in."""
     factor = np.float32(mapping_lr / LR_MULTIPLIER)
-    made = {key: np.asarray(value, np.float32) if value.dtype.kind == "f" else value for key, value in arrays.items()}
+    made = {
+        key: np.asarray(value, np.float32) if value.dtype.kind == "f" else value
+        for key, value in arrays.items()
+    }
     if factor != 1:
         made |= {key: value * factor for key, value in made.items() if key.startswith("mapping.fc")}
     return made
@@ -171,50 +194,96 @@ def _shape(arrays: Arrays, key: str, rank: int) -> tuple[int, ...]:
 
 def _unreadable(what: str, key: str, wrong: list[str], kind: str) -> SisError:
     told = f"; also: {'; '.join(wrong[:6])}" if wrong else ""
-    return SisError(f"{what} holds no StyleGAN2 {kind} that can be read: {key} is missing or misshapen{told}")
+    return SisError(
+        f"{what} holds no StyleGAN2 {kind} that can be read: {key} is missing or misshapen{told}"
+    )
 
 
 def _blocks(arrays: Arrays, pattern: str, what: str, kind: str) -> int:
     """The resolution: the highest block there is, and every power of two below it must be there."""
     sizes = _sizes(arrays, pattern)
     top = sizes[-1] if sizes else 4
-    if top > _MAX_SIZE or top & (top - 1) or sizes != list(resolutions(top))[-len(sizes) :] or not sizes:
-        raise SisError(f"{what} holds no StyleGAN2 {kind}: its blocks are {sizes[:12] or 'none'}, expected 4, 8, 16, ...")
+    if (
+        top > _MAX_SIZE
+        or top & (top - 1)
+        or sizes != list(resolutions(top))[-len(sizes) :]
+        or not sizes
+    ):
+        raise SisError(
+            f"{what} holds no StyleGAN2 {kind}: its blocks are {sizes[:12] or 'none'}, expected 4, 8, 16, ..."
+        )
     return top
 
 
-def _read_generator(arrays: Arrays, conv_clamp: float | None, what: str, wrong: list[str]) -> GeneratorConfig:
+def _read_generator(
+    arrays: Arrays, conv_clamp: float | None, what: str, wrong: list[str]
+) -> GeneratorConfig:
     top = _blocks(arrays, r"synthesis\.b(\d{1,5})\.conv1\.weight", what, "generator")
     try:
-        channels = tuple(_shape(arrays, f"synthesis.b{r}.conv1.weight", 4)[3] for r in resolutions(top))
+        channels = tuple(
+            _shape(arrays, f"synthesis.b{r}.conv1.weight", 4)[3] for r in resolutions(top)
+        )
         w_dim = _shape(arrays, "synthesis.b4.conv1.affine.weight", 2)[0]
         layers = len(_sizes(arrays, r"mapping\.fc(\d{1,3})\.weight"))
         n_in, width = _shape(arrays, "mapping.fc0.weight", 2)
-        c_dim, embed_dim = _shape(arrays, "mapping.embed.weight", 2) if "mapping.embed.weight" in arrays else (0, 0)
+        c_dim, embed_dim = (
+            _shape(arrays, "mapping.embed.weight", 2)
+            if "mapping.embed.weight" in arrays
+            else (0, 0)
+        )
     except KeyError as error:
         raise _unreadable(what, error.args[0], wrong, "generator") from None
     z_dim = n_in - embed_dim
     if z_dim < 1 or (embed_dim and not c_dim):
-        raise SisError(f"{what}: the first mapping layer takes {n_in} numbers, too few for a label embedding of {embed_dim}")
-    return GeneratorConfig(top, channels, z_dim, w_dim, c_dim, layers, width if layers > 1 else w_dim, conv_clamp, embed_dim)
+        raise SisError(
+            f"{what}: the first mapping layer takes {n_in} numbers, too few for a label embedding of {embed_dim}"
+        )
+    return GeneratorConfig(
+        top,
+        channels,
+        z_dim,
+        w_dim,
+        c_dim,
+        layers,
+        width if layers > 1 else w_dim,
+        conv_clamp,
+        embed_dim,
+    )
 
 
-def _read_discriminator(arrays: Arrays, facts: Facts, what: str, wrong: list[str]) -> DiscriminatorConfig:
-    top = _blocks({**arrays, "b4.conv1.weight": np.zeros(0)}, r"b(\d{1,5})\.conv1\.weight", what, "discriminator")
+def _read_discriminator(
+    arrays: Arrays, facts: Facts, what: str, wrong: list[str]
+) -> DiscriminatorConfig:
+    top = _blocks(
+        {**arrays, "b4.conv1.weight": np.zeros(0)},
+        r"b(\d{1,5})\.conv1\.weight",
+        what,
+        "discriminator",
+    )
     try:
         channels = (_shape(arrays, "b4.conv.weight", 4)[3],)
         channels += tuple(_shape(arrays, f"b{r}.conv0.weight", 4)[2] for r in resolutions(top)[1:])
         layers = len(_sizes(arrays, r"mapping\.fc(\d{1,3})\.weight"))
         scores = _shape(arrays, "b4.out.weight", 2)[1]
-        c_dim, cmap = _shape(arrays, "mapping.embed.weight", 2) if "mapping.embed.weight" in arrays else (scores if scores > 1 else 0, 0)
+        c_dim, cmap = (
+            _shape(arrays, "mapping.embed.weight", 2)
+            if "mapping.embed.weight" in arrays
+            else (scores if scores > 1 else 0, 0)
+        )
     except KeyError as error:
         raise _unreadable(what, error.args[0], wrong, "discriminator") from None
-    return DiscriminatorConfig(top, channels, c_dim, cmap, layers, facts.mbstd_group or 4, facts.conv_clamp)
+    return DiscriminatorConfig(
+        top, channels, c_dim, cmap, layers, facts.mbstd_group or 4, facts.conv_clamp
+    )
 
 
 def _supply_noise(arrays: Arrays) -> list[str]:
     """Noise maps and strengths for networks that were saved without; returns what was done."""
-    layers = [m[1] for key in arrays if (m := re.fullmatch(r"(synthesis\.b\d{1,4}\.conv[01])\.weight", key))]
+    layers = [
+        m[1]
+        for key in arrays
+        if (m := re.fullmatch(r"(synthesis\.b\d{1,4}\.conv[01])\.weight", key))
+    ]
     maps = [key for key in arrays if key.endswith(".noise_const")]
     strengths = [key for key in arrays if key.endswith(".noise_strength")]
     if maps or not layers:
@@ -228,7 +297,9 @@ def _supply_noise(arrays: Arrays) -> list[str]:
         if not strengths:
             arrays[layer + ".noise_strength"] = np.zeros((), np.float32)
     return [
-        "the noise maps were missing; new ones were drawn" if strengths else "the network was trained without noise; its strengths are zero"
+        "the noise maps were missing; new ones were drawn"
+        if strengths
+        else "the network was trained without noise; its strengths are zero"
     ]
 
 
@@ -237,5 +308,7 @@ def _average_w(config: GeneratorConfig, arrays: Arrays) -> np.ndarray:
     rng = np.random.RandomState(123)
     gen = build_generator(config, arrays, "the mapping network", Info())
     z = jnp.asarray(rng.randn(_W_SAMPLES, config.z_dim), jnp.float32)
-    labels = jnp.eye(config.c_dim)[rng.randint(config.c_dim, size=_W_SAMPLES)] if config.c_dim else None
+    labels = (
+        jnp.eye(config.c_dim)[rng.randint(config.c_dim, size=_W_SAMPLES)] if config.c_dim else None
+    )
     return np.asarray(gen.mapping(z, labels)).mean(0, dtype=np.float64).astype(np.float32)

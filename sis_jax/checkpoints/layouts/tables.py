@@ -26,7 +26,11 @@ _ADA_GENERATOR: tuple[Rule, ...] = (
     (r"synthesis\.b4\.const", "synthesis.b4.const", "chw"),
     (r"synthesis\.(b\d+)\.conv0\.weight", r"synthesis.\1.conv0.weight", "oihw_flipped"),
     (r"synthesis\.(b\d+)\.(conv1|torgb)\.weight", r"synthesis.\1.\2.weight", "oihw"),
-    (r"synthesis\.(b\d+\.(?:conv[01]|torgb))\.affine\.weight", r"synthesis.\1.affine.weight", "transpose"),
+    (
+        r"synthesis\.(b\d+\.(?:conv[01]|torgb))\.affine\.weight",
+        r"synthesis.\1.affine.weight",
+        "transpose",
+    ),
     (r"synthesis\.(b\d+\.(?:conv[01]|torgb)(?:\.affine)?)\.bias", r"synthesis.\1.bias", "same"),
     (r"synthesis\.(b\d+\.conv[01])\.noise_const", r"synthesis.\1.noise_const", "same"),
     (r"synthesis\.(b\d+\.conv[01])\.noise_strength", r"synthesis.\1.noise_strength", "scalar"),
@@ -52,7 +56,9 @@ _TF_LAYER = {"Conv": "conv1", "Conv0_up": "conv0", "Conv1": "conv1", "ToRGB": "t
 
 def _tf_layer(match: re.Match, _: int) -> str:
     resolution, layer, rest = match.groups()
-    ours = {"weight": "weight", "mod_weight": "affine.weight", "mod_bias": "affine.bias"}.get(rest, rest)
+    ours = {"weight": "weight", "mod_weight": "affine.weight", "mod_bias": "affine.bias"}.get(
+        rest, rest
+    )
     return f"synthesis.b{resolution}.{_TF_LAYER[layer]}.{ours}"
 
 
@@ -202,15 +208,27 @@ TABLES: dict[tuple[str, str], tuple[Rule, ...]] = {
 }
 
 
-def translate(source: Mapping[str, np.ndarray], rules: tuple[Rule, ...]) -> tuple[Arrays, list[str]]:
+def translate(
+    source: Mapping[str, np.ndarray], rules: tuple[Rule, ...]
+) -> tuple[Arrays, list[str]]:
     """Arrays under our names, and what was wrong: names that no rule or several match, two names for one place, wrong ranks."""
-    depth = max((int(m[1]) for key in source if (m := re.match(r"convs\.(\d\d?)\.", key))), default=0)
+    depth = max(
+        (int(m[1]) for key in source if (m := re.match(r"convs\.(\d\d?)\.", key))), default=0
+    )
     ours: Arrays = {}
     wrong = []
     for key, value in source.items():
-        matches = [(m, name, transform) for pattern, name, transform in rules if len(key) < 200 and (m := re.fullmatch(pattern, key))]
+        matches = [
+            (m, name, transform)
+            for pattern, name, transform in rules
+            if len(key) < 200 and (m := re.fullmatch(pattern, key))
+        ]
         if len(matches) != 1:
-            wrong.append(f"unknown: {key[:80]}, file has {list(value.shape)}" if not matches else f"ambiguous: {key[:80]}")
+            wrong.append(
+                f"unknown: {key[:80]}, file has {list(value.shape)}"
+                if not matches
+                else f"ambiguous: {key[:80]}"
+            )
             continue
         match, name, transform = matches[0]
         try:

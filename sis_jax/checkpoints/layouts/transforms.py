@@ -48,7 +48,10 @@ TRANSFORMS: dict[str, tuple[int | None, Callable[[np.ndarray], np.ndarray | None
     "transpose": (2, lambda a: a.T),
     # PyTorch
     "oihw": (4, _hwio),
-    "oihw_flipped": (4, lambda a: _hwio(a)[::-1, ::-1]),  # up-convolutions are stored mirrored there
+    "oihw_flipped": (
+        4,
+        lambda a: _hwio(a)[::-1, ::-1],
+    ),  # up-convolutions are stored mirrored there
     "1oihw": (5, lambda a: _hwio(a[0])),
     "1oihw_flipped": (5, lambda a: _hwio(a[0])[::-1, ::-1]),
     "oihw_rgb": (4, lambda a: _hwio(a[:3])),

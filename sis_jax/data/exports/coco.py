@@ -13,17 +13,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pycocotools import mask as rle
 
 from sis_jax.data.files import plain
 from sis_jax.data.items import Item, ahead, picture_png
 
 
-def save(splits: Mapping[str, Iterable[Item]], classes: Sequence[Mapping[str, Any]], folder: Path, card: str) -> str:
+def save(
+    splits: Mapping[str, Iterable[Item]],
+    classes: Sequence[Mapping[str, Any]],
+    folder: Path,
+    card: str,
+) -> str:
     """Write every split. With `scores`, each annotation carries `score`, the mean score of its class over its pixels."""
     (folder / "annotations").mkdir()
-    categories = [{"id": c["id"], "name": c["name"], "supercategory": "part"} for c in sorted(classes, key=lambda c: c["id"]) if c["id"]]
+    categories = [
+        {"id": c["id"], "name": c["name"], "supercategory": "part"}
+        for c in sorted(classes, key=lambda c: c["id"])
+        if c["id"]
+    ]
     for split, stream in splits.items():
-        head = {"info": {"description": "masks by sis_jax", "version": "1.0"}, "licenses": [], "categories": categories}
+        head = {
+            "info": {"description": "masks by sis_jax", "version": "1.0"},
+            "licenses": [],
+            "categories": categories,
+        }
         _save_split(folder, split, stream, head)
     return "One run-length annotation per class and picture; background and ignored pixels are in none, so an ignored pixel reads as background."
 
@@ -31,18 +45,34 @@ def save(splits: Mapping[str, Iterable[Item]], classes: Sequence[Mapping[str, An
 def _save_split(folder: Path, split: str, stream: Iterable[Item], head: Mapping[str, Any]) -> None:
     lists = {key: folder / f".{split}.{key}" for key in ("images", "annotations")}
     count = 0
-    with open(lists["images"], "w", encoding="utf-8") as images, open(lists["annotations"], "w", encoding="utf-8") as found:
+    with (
+        open(lists["images"], "w", encoding="utf-8") as images,
+        open(lists["annotations"], "w", encoding="utf-8") as found,
+    ):
         for number, (item, picture) in enumerate(ahead(picture_png, stream), 1):
             file = item.name if picture is None else f"{item.name}.png"
             if picture is not None:
                 (folder / split).mkdir(exist_ok=True)
                 (folder / split / file).write_bytes(picture)
             height, width = item.mask.shape
-            row = {"id": number, "file_name": file, "width": width, "height": height, "seed": item.seed, "confidence": item.confidence}
-            images.write((",\n" if number > 1 else "") + json.dumps(plain({k: v for k, v in row.items() if v is not None})))
+            row = {
+                "id": number,
+                "file_name": file,
+                "width": width,
+                "height": height,
+                "seed": item.seed,
+                "confidence": item.confidence,
+            }
+            images.write(
+                (",\n" if number > 1 else "")
+                + json.dumps(plain({k: v for k, v in row.items() if v is not None}))
+            )
             for annotation in class_annotations(item):
                 count += 1
-                found.write((",\n" if count > 1 else "") + json.dumps({"id": count, "image_id": number, **annotation}))
+                found.write(
+                    (",\n" if count > 1 else "")
+                    + json.dumps({"id": count, "image_id": number, **annotation})
+                )
     with open(folder / "annotations" / f"instances_{split}.json", "w", encoding="utf-8") as file:
         file.write(json.dumps(dict(head), ensure_ascii=False)[:-1])
         for key, path in lists.items():
@@ -56,8 +86,6 @@ def _save_split(folder: Path, split: str, stream: Iterable[Item], head: Mapping[
 
 def class_annotations(item: Item) -> Iterator[dict[str, Any]]:
     """One COCO annotation per class in the mask, without its ids."""
-    from pycocotools import mask as rle
-
     for class_id in np.unique(item.mask):
         if class_id in (0, 255):
             continue

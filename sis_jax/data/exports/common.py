@@ -20,4 +20,6 @@ def with_background(classes: Classes) -> dict[int, str]:
 def need_image(item: Item, kind: str) -> None:
     """Raise UsageError where the format cannot do without the picture."""
     if item.image is None:
-        raise UsageError(f"the format {kind} keeps pictures with their masks, and {item.name} has only a mask; use coco, voc, yolo or npz")
+        raise UsageError(
+            f"the format {kind} keeps pictures with their masks, and {item.name} has only a mask; use coco, voc, yolo or npz"
+        )

@@ -57,17 +57,28 @@ def write(
     save = _writer(format)
     streams = examples if isinstance(examples, Mapping) else {split: examples}
     with new_folder(folder, format, overwrite) as place:
-        note = save({name: items(stream, classes) for name, stream in streams.items()}, list(classes), place, card)
+        note = save(
+            {name: items(stream, classes) for name, stream in streams.items()},
+            list(classes),
+            place,
+            card,
+        )
         if not (place / _CLASSES).exists():
-            (place / _CLASSES).write_text(json.dumps(list(classes), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        (place / "README.md").write_text(_card(place, card, licence, format, note), encoding="utf-8")
+            (place / _CLASSES).write_text(
+                json.dumps(list(classes), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
+        (place / "README.md").write_text(
+            _card(place, card, licence, format, note), encoding="utf-8"
+        )
     if note:
         say(f"{format}: {note}")
     return Path(os.path.abspath(Path(folder).expanduser()))
 
 
 @contextlib.contextmanager
-def new_folder(folder: str | os.PathLike[str], format: str, overwrite: bool = False) -> Iterator[Path]:  # noqa: A002
+def new_folder(
+    folder: str | os.PathLike[str], format: str, overwrite: bool = False
+) -> Iterator[Path]:  # noqa: A002
     """A temporary folder to fill; afterwards it is at `folder`, marked as ours, whole, or after an error not at all.
 
     Raises UsageError where `folder` is not empty (overwrite: where it is no earlier export), SisError for a full or closed disk.
@@ -85,7 +96,9 @@ def new_folder(folder: str | os.PathLike[str], format: str, overwrite: bool = Fa
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_dataset(format_name: str, dataset: Any, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+def write_dataset(
+    format_name: str, dataset: Any, folder: str | os.PathLike[str], *, overwrite: bool = False
+) -> Path:
     """`write` for a whole `Dataset`, all its splits."""
     streams = {name: dataset.split(name) for name in dataset.splits}
     total = sum(len(s) for s in streams.values())
@@ -97,7 +110,15 @@ def write_dataset(format_name: str, dataset: Any, folder: str | os.PathLike[str]
                 bar.update(1)
 
         shown = {name: counted(stream) for name, stream in streams.items()}
-        return write(format_name, shown, dataset.classes, folder, card=dataset.card, licence=dataset.licence, overwrite=overwrite)
+        return write(
+            format_name,
+            shown,
+            dataset.classes,
+            folder,
+            card=dataset.card,
+            licence=dataset.licence,
+            overwrite=overwrite,
+        )
 
 
 def _writer(name: str) -> Callable[..., str]:
@@ -113,9 +134,13 @@ def _check_target(target: Path, overwrite: bool) -> None:
     if not target.is_dir() or not any(target.iterdir()):
         return
     if not overwrite:
-        raise UsageError(f"{target} is not empty; give another --out, or --overwrite to replace an earlier export")
+        raise UsageError(
+            f"{target} is not empty; give another --out, or --overwrite to replace an earlier export"
+        )
     if not (target / _MARK).is_file():
-        raise UsageError(f"{target} holds other things than an export (no {_MARK}), so --overwrite leaves it alone; give another --out")
+        raise UsageError(
+            f"{target} holds other things than an export (no {_MARK}), so --overwrite leaves it alone; give another --out"
+        )
 
 
 def _swap(temporary: Path, target: Path) -> None:
@@ -134,5 +159,7 @@ def _card(folder: Path, card: str, licence: str, kind: str, note: str) -> str:
     parts = [text.rstrip()] if text.strip() else ["# Images and masks"]
     if licence and licence not in text:
         parts.append(f"Licence: {licence}")
-    parts.append(f"## This copy\n\nWritten by sis_jax in the format `{kind}`." + (f" {note}" if note else ""))
+    parts.append(
+        f"## This copy\n\nWritten by sis_jax in the format `{kind}`." + (f" {note}" if note else "")
+    )
     return "\n\n".join(parts) + "\n"

@@ -22,9 +22,20 @@ def save(splits: Splits, classes: Classes, folder: Path, card: str) -> str:
                 file = f"{item.name}.png"
                 (place / "images" / file).write_bytes(image or b"")
                 (place / "masks" / file).write_bytes(mask)
-                row = {"file_name": f"images/{file}", "mask_file_name": f"masks/{file}", "seed": item.seed, "confidence": item.confidence}
+                row = {
+                    "file_name": f"images/{file}",
+                    "mask_file_name": f"masks/{file}",
+                    "seed": item.seed,
+                    "confidence": item.confidence,
+                }
                 rows.write(json.dumps(plain(row)) + "\n")
-    names = [f"  - {json.dumps(name, ensure_ascii=False)}" for name in with_background(classes).values()]
-    head = "---\ntask_categories:\n- image-segmentation\nclasses:\n" + "\n".join(names) + "\n---\n\n"
-    (folder / "README.md").write_text((card if card.startswith("---\n") else head + card).rstrip() + "\n", encoding="utf-8")
+    names = [
+        f"  - {json.dumps(name, ensure_ascii=False)}" for name in with_background(classes).values()
+    ]
+    head = (
+        "---\ntask_categories:\n- image-segmentation\nclasses:\n" + "\n".join(names) + "\n---\n\n"
+    )
+    (folder / "README.md").write_text(
+        (card if card.startswith("---\n") else head + card).rstrip() + "\n", encoding="utf-8"
+    )
     return "Load it with `datasets.load_dataset(FOLDER)`; a mask pixel is the class id. Nothing is lost."

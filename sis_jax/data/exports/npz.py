@@ -22,7 +22,9 @@ def save(splits: Splits, classes: Classes, folder: Path, card: str) -> str:
     return "Picture i is `img_blob[img_off[i]:img_off[i + 1]]`, a PNG file; its mask likewise. Nothing is lost."
 
 
-def _save_split(split: str, stream: Iterable[Item], labels: Mapping[int, str], folder: Path) -> None:
+def _save_split(
+    split: str, stream: Iterable[Item], labels: Mapping[int, str], folder: Path
+) -> None:
     """The blobs grow on disk first: an .npz member needs its length ahead of its bytes, and a dataset need not fit into memory."""
     raw = {key: folder / f".{split}.{key}" for key in ("img", "mask")}
     offsets: dict[str, list[int]] = {key: [0] for key in raw}
@@ -32,7 +34,13 @@ def _save_split(split: str, stream: Iterable[Item], labels: Mapping[int, str], f
             for key, file, data in zip(raw, (images, masks), files):
                 file.write(data or b"")
                 offsets[key].append(offsets[key][-1] + len(data or b""))
-            rows.append((item.name, -1 if item.seed is None else item.seed, np.nan if item.confidence is None else item.confidence))
+            rows.append(
+                (
+                    item.name,
+                    -1 if item.seed is None else item.seed,
+                    np.nan if item.confidence is None else item.confidence,
+                )
+            )
     names, seeds, sure = zip(*rows) if rows else ((), (), ())
     arrays = {
         "name": np.array(names, str), "labels": np.array(list(labels.values()), str), "label_ids": np.array(list(labels), np.int64),
@@ -42,7 +50,10 @@ def _save_split(split: str, stream: Iterable[Item], labels: Mapping[int, str], f
     arrays |= {f"{key}_off": np.array(offsets[key], np.int64) for key in keys}
     with zipfile.ZipFile(folder / f"{split}.npz", "w", zipfile.ZIP_STORED) as archive:
         for key in keys:
-            with archive.open(f"{key}_blob.npy", "w", force_zip64=True) as member, open(raw[key], "rb") as blob:
+            with (
+                archive.open(f"{key}_blob.npy", "w", force_zip64=True) as member,
+                open(raw[key], "rb") as blob,
+            ):
                 fields = {"descr": "|u1", "fortran_order": False, "shape": (offsets[key][-1],)}
                 np.lib.format.write_array_header_1_0(member, fields)
                 shutil.copyfileobj(blob, member, 2**20)

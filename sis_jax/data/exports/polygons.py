@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Bool, Float
+from scipy import ndimage
 
 Polygon = Float[np.ndarray, "_ 2"]  # any number of corners
 _TURNS = {(1, 0): (0, 1), (0, 1): (-1, 0), (-1, 0): (0, -1), (0, -1): (1, 0)}  # right turns, y down
@@ -17,8 +18,6 @@ def polygons(region: Bool[np.ndarray, "h w"], tolerance: float = 0.4) -> list[Po
 
     A hole is joined to its outline by a cut of no width, since one polygon cannot have a hole.
     """
-    from scipy import ndimage
-
     labels = np.zeros(region.shape, np.int32)
     ndimage.label(region, output=labels)
     found = []
@@ -117,7 +116,9 @@ def _simplify(outline: Polygon, tolerance: float) -> Polygon:
     return simple if len(simple) >= 3 and abs(_area(simple)) >= 0.5 else outline
 
 
-def _distances(points: Float[np.ndarray, "p 2"], a: Float[np.ndarray, "2"], b: Float[np.ndarray, "2"]) -> Float[np.ndarray, "p"]:
+def _distances(
+    points: Float[np.ndarray, "p 2"], a: Float[np.ndarray, "2"], b: Float[np.ndarray, "2"]
+) -> Float[np.ndarray, "p"]:
     """From points to the segment a b."""
     along = b - a
     length = float(along @ along)

@@ -32,11 +32,22 @@ VERSION = "1.0.0"
 NO_CODE_PATH = None
 
 
-def save(splits: Mapping[str, Iterable[Item]], classes: Sequence[Mapping[str, Any]], folder: Path, card: str) -> str:
+def save(
+    splits: Mapping[str, Iterable[Item]],
+    classes: Sequence[Mapping[str, Any]],
+    folder: Path,
+    card: str,
+) -> str:
     """Features: image, mask (`LabeledImage`, so the class names travel along), name, seed (-1 unknown), confidence (NaN unknown)."""
     builder_class = _builder_class()
     work = folder / ".tfds"
-    builder = builder_class(data_dir=str(work), file_format="array_record", streams=splits, labels=labels_by_id(classes), card=card)
+    builder = builder_class(
+        data_dir=str(work),
+        file_format="array_record",
+        streams=splits,
+        labels=labels_by_id(classes),
+        card=card,
+    )
     prepare(builder)
     for file in Path(builder.data_dir).iterdir():
         os.replace(file, folder / file.name)
@@ -51,14 +62,18 @@ def labels_by_id(classes: Sequence[Mapping[str, Any]]) -> list[str]:
     # TFDS wants each name once, and one class per line.
     firsts: dict[str, int] = {}
     clean = [" ".join(str(name).split()) or f"class {i}" for i, name in enumerate(names)]
-    return [name if firsts.setdefault(name, i) == i else f"{name} ({i})" for i, name in enumerate(clean)]
+    return [
+        name if firsts.setdefault(name, i) == i else f"{name} ({i})" for i, name in enumerate(clean)
+    ]
 
 
 def mask_features(tfds: Any, labels: list[str]) -> dict[str, Any]:
     """The features every TFDS dataset of this library has."""
     return {
         "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
-        "mask": tfds.features.LabeledImage(labels=labels, shape=(None, None, 1), encoding_format="png"),
+        "mask": tfds.features.LabeledImage(
+            labels=labels, shape=(None, None, 1), encoding_format="png"
+        ),
         "name": tfds.features.Text(),
     }
 
@@ -72,7 +87,9 @@ def prepare(builder: Any, manual_dir: str | None = None) -> None:
     """`download_and_prepare`, quietly and without looking for anything on the network."""
     import tensorflow_datasets as tfds
 
-    config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False, register_checksums=False)
+    config = tfds.download.DownloadConfig(
+        manual_dir=manual_dir, try_download_gcs=False, register_checksums=False
+    )
     bars = importlib.import_module("tensorflow_datasets.core.utils.tqdm_utils")
     shown = bars._active
     bars.display_progress_bar(False)
@@ -94,26 +111,47 @@ def _builder_class() -> Any:
         VERSION = tfds.core.Version(VERSION)
         code_path = NO_CODE_PATH
 
-        def __init__(self, *, streams: Mapping[str, Iterable[Item]], labels: list[str], card: str, **options: Any) -> None:
+        def __init__(
+            self,
+            *,
+            streams: Mapping[str, Iterable[Item]],
+            labels: list[str],
+            card: str,
+            **options: Any,
+        ) -> None:
             self._streams, self._labels, self._card = streams, labels, card
             super().__init__(**options)
 
         def _info(self) -> Any:
-            scalars = {"seed": tfds.features.Scalar(np.int64), "confidence": tfds.features.Scalar(np.float32)}
+            scalars = {
+                "seed": tfds.features.Scalar(np.int64),
+                "confidence": tfds.features.Scalar(np.float32),
+            }
             features = tfds.features.FeaturesDict(mask_features(tfds, self._labels) | scalars)
             return tfds.core.DatasetInfo(
-                builder=self, features=features, description=self._card or "Pictures and masks.", disable_shuffling=True
+                builder=self,
+                features=features,
+                description=self._card or "Pictures and masks.",
+                disable_shuffling=True,
             )
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-            return {split: self._generate_examples(stream) for split, stream in self._streams.items()}
+            return {
+                split: self._generate_examples(stream) for split, stream in self._streams.items()
+            }
 
-        def _generate_examples(self, stream: Iterable[Item]) -> Iterator[tuple[int, dict[str, Any]]]:
+        def _generate_examples(
+            self, stream: Iterable[Item]
+        ) -> Iterator[tuple[int, dict[str, Any]]]:
             for number, (item, (image, mask)) in enumerate(ahead(grey_pngs, stream)):
                 need_image(item, "tfds")
                 seed = -1 if item.seed is None else item.seed
                 confidence = float("nan") if item.confidence is None else item.confidence
-                yield number, encoded(image or b"", mask, item.name) | {"seed": seed, "confidence": confidence}
+                yield (
+                    number,
+                    encoded(image or b"", mask, item.name)
+                    | {"seed": seed, "confidence": confidence},
+                )
 
     return SisMasks
 
@@ -121,7 +159,12 @@ def _builder_class() -> Any:
 # -------------------------------------------------------------------------------------------------------------------------------- tfrecord
 
 
-def save_tfrecord(splits: Mapping[str, Iterable[Item]], classes: Sequence[Mapping[str, Any]], folder: Path, card: str) -> str:
+def save_tfrecord(
+    splits: Mapping[str, Iterable[Item]],
+    classes: Sequence[Mapping[str, Any]],
+    folder: Path,
+    card: str,
+) -> str:
     """The same examples framed as TFRecord, for `tfds.builder_from_directory(folder).as_dataset("train")`, which needs TensorFlow to read.
 
     array_record holds the same serialised examples, so each is only framed anew: length, checksum, bytes, checksum.
@@ -135,7 +178,9 @@ def save_tfrecord(splits: Mapping[str, Iterable[Item]], classes: Sequence[Mappin
     content = json.loads(info.read_text(encoding="utf-8"))
     content["fileFormat"] = "tfrecord"
     for split in content.get("splits", []):
-        split["filepathTemplate"] = split.get("filepathTemplate", "").replace("array_record", "tfrecord")
+        split["filepathTemplate"] = split.get("filepathTemplate", "").replace(
+            "array_record", "tfrecord"
+        )
     info.write_text(json.dumps(content, indent=2), encoding="utf-8")
     return "Read it with `tfds.builder_from_directory(FOLDER).as_dataset(split='train')`, which needs TensorFlow. Nothing is lost."
 
@@ -144,7 +189,9 @@ def _checksum() -> Callable[[bytes], int]:
     try:
         import google_crc32c
     except ImportError:
-        raise UsageError("the format tfrecord needs google-crc32c: pip install google-crc32c, or use the format tfds") from None
+        raise UsageError(
+            "the format tfrecord needs google-crc32c: pip install google-crc32c, or use the format tfds"
+        ) from None
     return google_crc32c.value
 
 

@@ -18,7 +18,9 @@ def save(splits: Splits, classes: Classes, folder: Path, card: str) -> str:
         (folder / kind).mkdir(parents=True)
     for split, stream in splits.items():
         prefix = f"{split}_" if len(splits) > 1 else ""
-        with open(folder / "ImageSets" / "Segmentation" / f"{split}.txt", "w", encoding="utf-8") as names:
+        with open(
+            folder / "ImageSets" / "Segmentation" / f"{split}.txt", "w", encoding="utf-8"
+        ) as names:
             for item, (image, mask) in ahead(pngs, stream):
                 name = prefix + item.name
                 if image is not None:
@@ -26,6 +28,10 @@ def save(splits: Splits, classes: Classes, folder: Path, card: str) -> str:
                 (folder / "SegmentationClass" / f"{name}.png").write_bytes(mask)
                 names.write(name + "\n")
     colours = draw.palette()
-    rows = [f"{name}:{','.join(map(str, colours[i]))}::" for i, name in with_background(classes).items()]
-    (folder / "labelmap.txt").write_text("\n".join(["# label:color_rgb:parts:actions", *rows]) + "\n", encoding="utf-8")
+    rows = [
+        f"{name}:{','.join(map(str, colours[i]))}::" for i, name in with_background(classes).items()
+    ]
+    (folder / "labelmap.txt").write_text(
+        "\n".join(["# label:color_rgb:parts:actions", *rows]) + "\n", encoding="utf-8"
+    )
     return "Pictures are PNG, although the folder is called JPEGImages. Nothing is lost."

@@ -19,7 +19,12 @@ from sis_jax.ops import metrics
 _DIGITS = 6
 
 
-def save(splits: Mapping[str, Iterable[Item]], classes: Sequence[Mapping[str, Any]], folder: Path, card: str) -> str:
+def save(
+    splits: Mapping[str, Iterable[Item]],
+    classes: Sequence[Mapping[str, Any]],
+    folder: Path,
+    card: str,
+) -> str:
     """Write every split: `class x1 y1 x2 y2 ...` per connected piece, coordinates over width and height. Classes count from 0, without
     background; ignored pixels are in no polygon. Returns the sentence that says how much was lost.
     """
@@ -33,11 +38,16 @@ def save(splits: Mapping[str, Iterable[Item]], classes: Sequence[Mapping[str, An
             if picture is not None:
                 (folder / "images" / split / f"{item.name}.png").write_bytes(picture)
             lines, drawn = _label(item.mask, number)
-            (folder / "labels" / split / f"{item.name}.txt").write_text("".join(lines), encoding="utf-8")
+            (folder / "labels" / split / f"{item.name}.txt").write_text(
+                "".join(lines), encoding="utf-8"
+            )
             counts += metrics.confusion(item.mask, drawn, 256)
     # YOLO wants both, and a dataset of one split has only one.
     first = next(iter(splits))
-    places = {"train": "train" if "train" in splits else first, "val": "val" if "val" in splits else first}
+    places = {
+        "train": "train" if "train" in splits else first,
+        "val": "val" if "val" in splits else first,
+    }
     rows = ["path: .", *(f"{key}: images/{place}" for key, place in places.items()), "names:"]
     rows += [f"  {i}: {json.dumps(c['name'], ensure_ascii=False)}" for i, c in enumerate(order)]
     (folder / "data.yaml").write_text("\n".join(rows) + "\n", encoding="utf-8")
@@ -55,7 +65,9 @@ def _label(mask: np.ndarray, number: Mapping[int, int]) -> tuple[list[str], np.n
         for shape in polygons(mask == class_id):
             values = np.round(shape / size, _DIGITS)
             written.append(values * size)
-            lines.append(f"{number[class_id]} " + " ".join(f"{v:.{_DIGITS}g}" for v in values.ravel()) + "\n")
+            lines.append(
+                f"{number[class_id]} " + " ".join(f"{v:.{_DIGITS}g}" for v in values.ravel()) + "\n"
+            )
         drawn[fill(written, height, width)] = class_id
     return lines, drawn
 

@@ -1,0 +1,285 @@
+"""The work of `sis_jax.predict`.
+
+One palette PNG per photo, at the photo's own size, beside classes.json. Photos stream through in batches, so a folder of any length needs the same
+memory; the same command goes on where it was stopped. A photo that cannot be read is named and skipped; the others are done, and the command exits
+with 1.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from sis_jax.checkpoints.student import load_student
+from sis_jax.data.exports.formats import write
+from sis_jax.data.files import plain, write_atomic
+from sis_jax.data.items import png
+from sis_jax.data.masks import Masks, Prediction, cutout, mask_file, write_classes, write_mask
+from sis_jax.data.photo_files import list_source, nothing_found, readable
+from sis_jax.ops.progress import progress, say
+from sis_jax.types import UsageError
+
+if TYPE_CHECKING:
+    from sis_jax.checkpoints.student import Student
+    from sis_jax.data.masks import Masks, Prediction
+
+_MARK = ".sis-masks.json"  # what tells a folder we wrote from one we must not touch
+Photo = tuple[str, np.ndarray | str]  # name, and the picture or why there is none
+
+
+def predict(
+    run: str | Student,
+    photos: str | np.ndarray | Sequence[Any],
+    *,
+    out: str | None = None,
+    format: Literal["png", "coco", "voc", "yolo", "hf", "npz", "tfds"] = "png",  # noqa: A002
+    soft: bool = False,
+    cutouts: bool = False,
+    flip: bool = True,
+    size: int | None = None,
+    tile: int = 1024,
+    batch: int = 16,
+    overwrite: bool = False,
+) -> Masks:
+    """As `sis_jax.predict`, which explains the arguments."""
+    student = load_student(run) if isinstance(run, str | Path) else run
+    if batch < 1:
+        raise UsageError(f"batch is {batch}, expected at least 1")
+    if out is None and (format != "png" or cutouts):
+        raise UsageError("a format or cut-outs need a folder: give --out")
+    classes = tuple(dict(c) for c in student.classes)
+    options = {"flip": flip, "size": size, "tile": tile}
+    student.check(size, tile)
+    skipped: list[tuple[str, str]] = []
+    sources = _sources(photos)
+    if not sources:
+        raise UsageError("there are no photos: the list is empty")
+    if out is None:
+        held = tuple(
+            _segment(student, *_stream(sources, frozenset()), batch, soft, options, skipped)
+        )
+        return Masks(classes, tuple(p.name for p in held), tuple(skipped), None, held)
+    folder, names = Path(out), _names(sources)
+    if format != "png":
+        found = _segment(student, *_stream(sources, frozenset()), batch, soft, options, skipped)
+        write(
+            format,
+            found,
+            classes,
+            folder,
+            split="photos",
+            overwrite=overwrite,
+            licence=student.info.licence,
+        )
+        return Masks(classes, _without(names, skipped), tuple(skipped), None)
+    _check_apart(folder, photos)
+    config = {"student": student.info.sha256, **options, "soft": soft, "cutouts": cutouts}
+    done = _open_folder(folder, names, config, classes, overwrite)
+    for prediction in _segment(
+        student, *_stream(sources, done), batch, soft or cutouts, options, skipped
+    ):
+        _write_extras(
+            folder, prediction, soft, cutouts
+        )  # before the mask: a mask that is there is whole
+        write_mask(folder, prediction)
+    return Masks(classes, _without(names, skipped), tuple(skipped), folder)
+
+
+def _without(names: Sequence[str], skipped: list[tuple[str, str]]) -> tuple[str, ...]:
+    bad = {name for name, _ in skipped}
+    return tuple(n for n in names if n not in bad)
+
+
+def _names(sources: list[tuple[Sequence[str], Any]]) -> list[str]:
+    """The name of every photo; UsageError where two would be written to one file."""
+    names = [
+        _name(number, name, len(sources))
+        for number, (listed, _) in enumerate(sources)
+        for name in listed
+    ]
+    seen: dict[str, str] = {}
+    for name in names:
+        for file in (mask_file(name), mask_file(name).removesuffix(".png") + "-cutout.png"):
+            if file in seen:
+                raise UsageError(
+                    f"{seen[file]} and {name} would both be written to {file}: rename one of them"
+                )
+            seen[file] = name
+    return names
+
+
+def _name(number: int, name: str, sources: int) -> str:
+    return f"{number:04d}" if sources > 1 and not name else name or "0000"
+
+
+def _stream(
+    sources: list[tuple[Sequence[str], Any]], done: frozenset[str]
+) -> tuple[Iterator[Photo], int]:
+    """A stream of the photos that are not done, each read when its turn comes, and how many there are."""
+    todo = [
+        {n for n in listed if _name(i, n, len(sources)) not in done}
+        for i, (listed, _) in enumerate(sources)
+    ]
+
+    def stream() -> Iterator[Photo]:
+        for number, (_, read) in enumerate(sources):
+            for name, picture in read(todo[number]):
+                yield _name(number, name, len(sources)), picture
+
+    return stream(), sum(map(len, todo))
+
+
+def _sources(photos: Any) -> list[tuple[Sequence[str], Any]]:
+    """(names, function that yields (name, picture) of those wanted) per source."""
+    if isinstance(photos, str | Path):
+        if (Path(photos) / "run.json").is_file():
+            raise UsageError(
+                f"{photos} is a run folder, not a folder of photos; its generated pictures are in {photos}/data/train/images"
+            )
+        listing = list_source(Path(photos))
+        if not listing.names:
+            raise UsageError(nothing_found(str(photos), [listing]))
+        return [(listing.names, lambda wanted: readable(listing, wanted))]
+    if isinstance(photos, np.ndarray) and photos.ndim == 4:
+        photos = list(photos)
+    if isinstance(photos, np.ndarray):
+        picture = _checked(photos)
+        return [(("",), lambda wanted: iter([("", picture)] if wanted else []))]
+    if hasattr(photos, "convert"):  # a Pillow image
+        return _sources(np.asarray(photos.convert("RGB")))
+    return [source for photo in photos for source in _sources(photo)]
+
+
+def _checked(image: np.ndarray) -> np.ndarray:
+    if (
+        image.dtype != np.uint8
+        or image.ndim not in (2, 3)
+        or (image.ndim == 3 and image.shape[2] not in (1, 3, 4))
+        or not image.size
+    ):
+        raise UsageError(
+            f"a photo is {image.dtype}{list(image.shape)}, expected uint8[h w 3] (RGB, 0 to 255)"
+        )
+    if image.ndim == 2 or image.shape[2] == 1:
+        return np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
+    if image.shape[2] == 4:  # transparency lies on white, as in files
+        alpha = image[..., 3:].astype(np.float32) / 255
+        return (image[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
+    return image
+
+
+def _segment(
+    student: Student,
+    photos: Iterator[Photo],
+    total: int,
+    batch: int,
+    soft: bool,
+    options: dict[str, Any],
+    skipped: list[tuple[str, str]],
+) -> Iterator[Prediction]:
+    """A batch of photos at a time; those that cannot be read go to `skipped`."""
+    bar = progress(total, "predict", "photo")
+    while chunk := list(islice(photos, batch)):
+        bad = [(name, picture) for name, picture in chunk if isinstance(picture, str)]
+        for name, reason in bad:
+            say(f"skipped {name}: {reason}")
+            skipped.append((name, reason))
+        good = [(name, picture) for name, picture in chunk if not isinstance(picture, str)]
+        pictures = [picture for _, picture in good]
+        if soft:
+            scores = student.scores(pictures, **options)
+            masks = [_winner(s, student.ids) for s in scores]
+        else:
+            masks, scores = student.masks(pictures, **options), [None] * len(good)
+        for (name, picture), mask, score in zip(good, masks, scores):
+            yield Prediction(name, picture, mask, score)
+        bar.update(len(chunk))
+    bar.close()
+
+
+def _winner(scores: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    return ids[scores[..., ids].argmax(-1)]
+
+
+def _write_extras(folder: Path, prediction: Prediction, soft: bool, cutouts: bool) -> None:
+    target = folder / mask_file(prediction.name)
+    if soft and prediction.scores is not None:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, scores=prediction.scores.astype(np.float16))
+        write_atomic(target.with_suffix(".npz"), buffer.getvalue())
+    if cutouts and prediction.image is not None:
+        write_atomic(
+            target.with_name(f"{target.stem}-cutout.png"),
+            png(cutout(prediction.image, prediction.mask, prediction.scores)),
+        )
+
+
+def _check_apart(folder: Path, photos: Any) -> None:
+    """Masks beside photos would be photos the next time, or take their place."""
+    source = Path(photos).resolve() if isinstance(photos, str | Path) else None
+    if (
+        source is not None
+        and source.is_dir()
+        and (folder.resolve() == source or source in folder.resolve().parents)
+    ):
+        raise UsageError(
+            f"--out {folder} lies in the folder of the photos, {photos}; give a folder outside it"
+        )
+
+
+def _open_folder(
+    folder: Path, names: list[str], config: dict[str, Any], classes: tuple, overwrite: bool
+) -> frozenset[str]:
+    """Make the folder, or open one that predict wrote; returns the names whose masks are there. Never touches other people's files."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; masks need a folder: give another --out")
+    mark, config = folder / _MARK, plain(config)
+    if folder.is_dir() and any(folder.iterdir()):
+        if not mark.is_file():
+            raise UsageError(
+                f"{folder} holds other files and no masks of ours: give an empty or new folder as --out"
+            )
+        same = json.loads(mark.read_text("utf-8")) == config
+        if not same and not overwrite:
+            raise UsageError(
+                f"{folder} holds masks made with another student or other settings: give another --out, or --overwrite"
+            )
+        if same and not overwrite:
+            return frozenset(n for n in names if (folder / mask_file(n)).is_file())
+        for (
+            name
+        ) in names:  # so that a run that is stopped now does not take the old ones for its own
+            (folder / mask_file(name)).unlink(missing_ok=True)
+    write_classes(folder, classes)
+    write_atomic(mark, json.dumps(config).encode())
+    return frozenset()
+
+
+def plan(config: dict[str, Any]) -> dict[str, Any]:
+    names = (
+        ["classes.json", "<stem>.png"]
+        if config["format"] == "png"
+        else [f"a dataset in the {config['format']} format"]
+    )
+    return {"files": [f"{config['out']}/{n}" for n in names] if config["out"] else []}
+
+
+def results(masks: Masks, config: dict[str, Any]) -> list[Path]:
+    return [Path(config["out"])] if config["out"] else []
+
+
+def problems(masks: Masks) -> str:
+    """What the command line ends with where photos were left out."""
+    if not masks.skipped:
+        return ""
+    shown = ", ".join(f"{name} ({reason})" for name, reason in masks.skipped[:3])
+    return (
+        f"{len(masks.skipped)} of {len(masks.skipped) + len(masks)} photos could not be read: {shown}"
+        + (", ..." if len(masks.skipped) > 3 else "")
+    )
