@@ -1,13 +1,14 @@
 """Speed against other people's programs, on this machine, in one run: prints a table of ratios.
 
-    python scripts/benchmark.py kmeans --reference-python path/to/python       an interpreter that has scikit-learn and faiss
-    python scripts/benchmark.py generator --reference-python path/to/python    one that has PyTorch
+    python scripts/benchmark.py kmeans --reference-python path/to/python  # with faiss, sklearn
+    python scripts/benchmark.py generator --reference-python path/to/python  # one with PyTorch
     python scripts/benchmark.py train --reference-python path/to/python
     python scripts/benchmark.py student --reference-python path/to/python
-    python scripts/benchmark.py ops                                            our resampling convolutions against the textbook forms
+    python scripts/benchmark.py ops  # our resampling convolutions against the textbook forms
 
-One function per benchmark; its signature is its command line. A benchmark returns rows for `table` and takes its turns alternately, so that whatever
-else the machine does falls on all of them. References run in another interpreter and get their data through temporary .npy files.
+One function per benchmark; its signature is its command line. A benchmark returns rows for `table`
+and takes its turns alternately, so that whatever else the machine does falls on all of them.
+References run in another interpreter and get their data through temporary .npy files.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ import numpy as np
 
 @dataclass
 class Row:
-    """One program: seconds and processor seconds of each turn, the quality it reached in each, a remark."""
+    """One program: seconds and processor seconds of each turn, the quality it reached in each, a
+    remark.
+    """
 
     name: str
     seconds: list[float] = field(default_factory=list)
@@ -37,20 +40,28 @@ class Row:
 
 
 def table(rows: list[Row], quality: str) -> str:
-    """Median seconds (by the clock, and of all threads together) and quality of each row, and all relative to the first row."""
+    """Median seconds (by the clock, and of all threads together) and quality of each row, and all
+    relative to the first row.
+    """
     lines = [
         f"{'':24}{'seconds':>10}{'ratio':>9}{'cpu s':>10}{'ratio':>9}{quality:>16}{'ratio':>11}"
     ]
     base = [float(np.median(a)) for a in (rows[0].seconds, rows[0].cpu, rows[0].quality)]
     for row in rows:
         s, c, q = (float(np.median(a)) for a in (row.seconds, row.cpu, row.quality))
-        line = f"{row.name:24}{s:10.2f}{s / base[0]:9.2f}{c:10.2f}{c / base[1]:9.2f}{q:16.6g}{q / base[2]:11.5f}  {row.remark}"
+        line = (
+            f"{row.name:24}{s:10.2f}{s / base[0]:9.2f}{c:10.2f}{c / base[1]:9.2f}"
+            f"{q:16.6g}{q / base[2]:11.5f} "
+            f" {row.remark}"
+        )
         lines.append(line.rstrip())
     return "\n".join(lines)
 
 
 def structured_features(n: int, d: int, parts: int = 13, seed: int = 0) -> np.ndarray:
-    """Float32[n d] built like generator features: 64x64 maps of a few soft parts, bilinearly upsampled from 8x8, each with its own vector, rectified."""
+    """Float32[n d] built like generator features: 64x64 maps of a few soft parts, bilinearly
+    upsampled from 8x8, each with its own vector, rectified.
+    """
     g = np.random.default_rng(seed)
     vectors = (g.standard_normal((parts, 12)) * 1.2).astype(np.float32)
     lift = (g.standard_normal((12, d)) / np.sqrt(12)).astype(np.float32)
@@ -77,7 +88,9 @@ centers = timed(lambda: make().fit(x).cluster_centers_)
 FAISS = """
 import faiss
 most = len(x) if everything else 256
-model = faiss.Kmeans(x.shape[1], k, nredo=n_init, seed=seed + 1, niter=niter, max_points_per_centroid=most)
+model = faiss.Kmeans(
+    x.shape[1], k, nredo=n_init, seed=seed + 1, niter=niter, max_points_per_centroid=most
+)
 timed(lambda: model.train(x))
 centers = model.centroids
 """
@@ -99,10 +112,13 @@ TAIL = "np.savez(sys.argv[2], centers=centers, seconds=seconds, cpu=cpu)"
 
 
 def reference(python: str, code: str, data: Path, **settings) -> tuple[float, float, np.ndarray]:
-    """Runs `code` in another interpreter on the array in `data`; returns the seconds and processor seconds it measured, and its centres."""
+    """Runs `code` in another interpreter on the array in `data`; returns the seconds and processor
+    seconds it measured, and its centres.
+    """
     answer = data.with_name("answer.npz")
     command = [python, "-c", HEAD + code + TAIL, str(data), str(answer), json.dumps(settings)]
-    # Threads that wait by spinning would make the references look worse on a machine that does other things too.
+    # Threads that wait by spinning would make the references look worse on a machine that does
+    # other things too.
     run = subprocess.run(
         command,
         capture_output=True,
@@ -112,7 +128,8 @@ def reference(python: str, code: str, data: Path, **settings) -> tuple[float, fl
     )
     if run.returncode:
         raise SystemExit(
-            f"the reference failed in {python}: {(run.stderr.strip() or 'no message').splitlines()[-1]}"
+            f"the reference failed in {python}: "
+            f"{(run.stderr.strip() or 'no message').splitlines()[-1]}"
         )
     with np.load(answer) as out:
         return float(out["seconds"]), float(out["cpu"]), out["centers"]
@@ -128,16 +145,19 @@ def kmeans(
     reference_python: str = sys.executable,
     references: tuple[str, ...] = ("scikit-learn", "faiss", "faiss-default"),
 ) -> None:
-    """Our k-means against scikit-learn and faiss on n rows of d float32 features, same k and restarts; quality is the inertia over all rows.
+    """Our k-means against scikit-learn and faiss on n rows of d float32 features, same k and
+    restarts; quality is the inertia over all rows.
 
-    faiss: all rows and `faiss_niter` iterations (it knows no tolerance). faiss-default: its own sample of 256 k rows and 25 iterations.
+    faiss: all rows and `faiss_niter` iterations (it knows no tolerance). faiss-default: its own
+        sample of 256 k rows and 25 iterations.
     """
     import jax
 
     from sis_jax.ops import kmeans as ours
 
     print(
-        f"{n} x {d} float32, k = {k}, {n_init} restarts, on {jax.devices()[0].device_kind}; making the data",
+        f"{n} x {d} float32, k = {k}, {n_init} restarts, on {jax.devices()[0].device_kind}; "
+        "making the data",
         file=sys.stderr,
     )
     x = structured_features(n, d)
@@ -177,7 +197,8 @@ def kmeans(
                 row.cpu.append(cpu)
                 row.quality.append(inertia(centers))
                 print(
-                    f"turn {seed + 1}: {row.name} {seconds:.1f} s, sis_jax {rows[0].seconds[-1]:.1f} s",
+                    f"turn {seed + 1}: {row.name} {seconds:.1f} s, sis_jax "
+                    f"{rows[0].seconds[-1]:.1f} s",
                     file=sys.stderr,
                 )
     print(table(rows, "inertia"))

@@ -1,4 +1,6 @@
-"""Benchmarks of the networks, called by `benchmark.py`: the generator and a training step against PyTorch, and the resampling convolutions' forms."""
+"""Benchmarks of the networks, called by `benchmark.py`: the generator and a training step against
+PyTorch, and the resampling convolutions' forms.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ def _printed(python: str, script: Path, *arguments: object) -> float:
     )
     if run.returncode:
         raise SystemExit(
-            f"the reference failed in {python}: {(run.stderr.strip() or 'no message').splitlines()[-1]}"
+            f"the reference failed in {python}: "
+            f"{(run.stderr.strip() or 'no message').splitlines()[-1]}"
         )
     return float(run.stdout)
 
@@ -61,7 +64,8 @@ def _report(rows: dict[str, list[float]]) -> None:
     print(f"{'':28}{'images/s':>10}{'ratio':>8}   min .. max")
     for name, rates in rows.items():
         print(
-            f"{name:28}{np.median(rates):10.2f}{np.median(rates) / base:8.2f}   {min(rates):.2f} .. {max(rates):.2f}"
+            f"{name:28}{np.median(rates):10.2f}{np.median(rates) / base:8.2f}   {min(rates):.2f} "
+            f".. {max(rates):.2f}"
         )
 
 
@@ -72,7 +76,9 @@ def generator(
     seconds: float = 5.0,
     reference_python: str = sys.executable,
 ) -> None:
-    """Images per second of the generator with one tap, float32, turn by turn with PyTorch (float32 and bfloat16) on the same cores."""
+    """Images per second of the generator with one tap, float32, turn by turn with PyTorch (float32
+    and bfloat16) on the same cores.
+    """
     import jax
 
     from sis_jax.ops.sampling import map_samples
@@ -115,7 +121,9 @@ def train(
     seconds: float = 20.0,
     reference_python: str = sys.executable,
 ) -> None:
-    """Training images per second: G main, D main, R1 every 16 steps (no path length, no augmentation), turn by turn with PyTorch in bfloat16."""
+    """Training images per second: G main, D main, R1 every 16 steps (no path length, no
+    augmentation), turn by turn with PyTorch in bfloat16.
+    """
     import jax
 
     from sis_jax import parallel
@@ -169,7 +177,9 @@ def student(
     networks: tuple[str, ...] = ("resnet18", "unet-small"),
     reference_python: str = sys.executable,
 ) -> None:
-    """Photos per second of students in use and in training (AdamW, no augmentation), turn by turn with PyTorch's dilated ResNet-18 on the same cores."""
+    """Photos per second of students in use and in training (AdamW, no augmentation), turn by turn
+    with PyTorch's dilated ResNet-18 on the same cores.
+    """
     script = Path(__file__).with_name("torch_student.py")
     for what, side in (("predict", predict_side), ("train", train_side)):
         rows: dict[str, list[float]] = {
@@ -231,7 +241,9 @@ def _student_rate(what: str, name: str, side: int, batch: int, seconds: float) -
 
 
 def ops(turns: int = 6, batch: int = 16) -> None:
-    """Milliseconds of the resampling convolutions: our form and the textbook form (dilated or strided, left to XLA), forward, gradient, second order."""
+    """Milliseconds of the resampling convolutions: our form and the textbook form (dilated or
+    strided, left to XLA), forward, gradient, second order.
+    """
     import jax
     import jax.numpy as jnp
     from jax import lax
@@ -305,6 +317,7 @@ def ops(turns: int = 6, batch: int = 16) -> None:
                     milliseconds(g, x, k) for g in (f, jax.grad(loss, wrt), jax.grad(penalty, wrt))
                 ]
                 print(
-                    f"{what:7}{side:3} px {n_in:3} -> {n_out:3} {name:12}{times[0]:13.1f}{times[1]:10.1f}{times[2]:9.1f}",
+                    f"{what:7}{side:3} px {n_in:3} -> {n_out:3} "
+                    f"{name:12}{times[0]:13.1f}{times[1]:10.1f}{times[2]:9.1f}",
                     flush=True,
                 )

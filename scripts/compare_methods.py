@@ -1,11 +1,14 @@
-"""Every registered method on one generator, measured alike: same seeds, same student recipe, same human masks.
+"""Every registered method on one generator, measured alike: same seeds, same student recipe, same
+human masks.
 
-    python scripts/compare_methods.py --out RUN --images photos/ --masks masks/ --blanks blanks/ --photos faces/
+    python scripts/compare_methods.py --out RUN --images photos/ --masks masks/ \\
+        --blanks blanks/ --photos faces/
 
-Each method gets RUN/<method>, a run of its own: discover, synthesize, distill, evaluate, every one in a fresh process, so that the peak memory is its
-own. The table (comparison.md, comparison.json, report.html) stands beside published numbers, which come from other pictures, sizes and
-networks: they show the order of magnitude, not a race. A method that fails, or lacks what it needs, keeps a row that says why. Give the command
-again to go on; rows that are there are kept.
+Each method gets RUN/<method>, a run of its own: discover, synthesize, distill, evaluate, every one
+in a fresh process, so that the peak memory is its own. The table (comparison.md, comparison.json,
+report.html) stands beside published numbers, which come from other pictures, sizes and networks:
+they show the order of magnitude, not a race. A method that fails, or lacks what it needs, keeps a
+row that says why. Give the command again to go on; rows that are there are kept.
 """
 
 from __future__ import annotations
@@ -18,8 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# CelebAMask-HQ, DeepLabV3 trained on pictures of FFHQ's generator: IoU of foreground, background, their mean, mean in a border of 3 pixels, labels
-# used; as Feng et al. 2023 (CVPR) report them for all methods.
+# CelebAMask-HQ, DeepLabV3 trained on pictures of FFHQ's generator: IoU of foreground, background,
+# their mean, mean in a border of 3 pixels, labels used; as Feng et al. 2023 (CVPR) report them for
+# all methods.
 PUBLISHED: dict[str, tuple[str, float, float, float, float, str]] = {
     "segmentation_in_style": (
         "Segmentation in Style, 50 + 15k pictures",
@@ -99,7 +103,8 @@ def compare(
         own = json.loads(settings)
     except ValueError as error:
         raise UsageError(
-            f'settings is {settings!r}, expected JSON such as {{"segmentation_in_style": {{"k": 9}}}} ({error})'
+            f'settings is {settings!r}, expected JSON such as {{"segmentation_in_style": {{"k": '
+            f"9}}}} ({error})"
         ) from None
     for name in (*methods, *own):
         if name not in METHODS:
@@ -179,7 +184,9 @@ def measure(name: str, job: Job, overwrite: bool = False) -> dict[str, Any]:
 
 
 def given(name: str, job: Job) -> tuple[list[str], int]:
-    """Flags of `discover` for this method, and how many labelled pictures it learns from. ValueError where something it needs was not given."""
+    """Flags of `discover` for this method, and how many labelled pictures it learns from.
+    ValueError where something it needs was not given.
+    """
     import dataclasses
 
     from sis_jax import methods
@@ -210,7 +217,8 @@ def given(name: str, job: Job) -> tuple[list[str], int]:
 def started(command: list[str]) -> tuple[int, int, str]:
     """Run a process: exit code, peak of its resident memory in bytes, and the last line it said.
 
-    On Linux the peak is at least what this process holds when it forks, which is little as long as no JAX array is made here.
+    On Linux the peak is at least what this process holds when it forks, which is little as long as
+    no JAX array is made here.
     """
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -250,7 +258,10 @@ def table(rows: list[dict[str, Any]]) -> str:
     def number(value: float | None) -> str:
         return "–" if value is None else f"{value:.3f}"
 
-    head = "| method | IoU fg | IoU bg | mean | border, 3 px | labels | finding parts | all stages | peak memory |\n|---|---|---|---|---|---|---|---|---|"
+    head = (
+        "| method | IoU fg | IoU bg | mean | border, 3 px | labels | finding parts | all stages | "
+        "peak memory |\n|---|---|---|---|---|---|---|---|---|"
+    )
     lines = ["# Methods on one generator, students on the same photos", "", head]
     for r in rows:
         cells = [number(r[key]) for key in SCORES] + [

@@ -1,8 +1,10 @@
-"""Convert a checkpoint to a weights folder: `python scripts/convert_weights.py SRC [--out DIR] [--kind auto] [--verify]`, `--list` shows what is known.
+"""Convert a checkpoint to a weights folder: `python scripts/convert_weights.py SRC [--out DIR]
+[--kind auto] [--verify]`, `--list` shows what is known.
 
-SRC is a StyleGAN2 (NVIDIA's PyTorch or TensorFlow .pkl, rosinality .pt, state dict, .safetensors, flaxmodels .h5), DCGAN, BigGAN-deep (its folder or
-pytorch_model.bin) or CLIP checkpoint, or with --verify a weights folder. Nothing that a checkpoint carries is run. The folder is printed on stdout.
-Exit code 0: done, 1: the file was refused or failed, 2: asked wrongly.
+SRC is a StyleGAN2 (NVIDIA's PyTorch or TensorFlow .pkl, rosinality .pt, state dict, .safetensors,
+flaxmodels .h5), DCGAN, BigGAN-deep (its folder or pytorch_model.bin) or CLIP checkpoint, or with
+--verify a weights folder. Nothing that a checkpoint carries is run. The folder is printed on
+stdout. Exit code 0: done, 1: the file was refused or failed, 2: asked wrongly.
 """
 
 from __future__ import annotations

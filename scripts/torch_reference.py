@@ -1,7 +1,8 @@
-"""A plain PyTorch StyleGAN2 (grouped modulated convolutions, random weights) to measure against; run by `benchmark.py` in another interpreter.
+"""A plain PyTorch StyleGAN2 (grouped modulated convolutions, random weights) to measure against;
+run by `benchmark.py` in another interpreter.
 
-    python torch_reference.py generate RESOLUTION CHANNEL_BASE CHANNEL_MAX LATENT LAYERS BATCH DTYPE SECONDS    -> images per second
-    python torch_reference.py train    RESOLUTION CHANNEL_BASE CHANNEL_MAX LATENT LAYERS BATCH DTYPE SECONDS
+    python torch_reference.py generate|train RESOLUTION CHANNEL_BASE CHANNEL_MAX LATENT LAYERS \\
+        BATCH DTYPE SECONDS    -> images per second
 
 PyTorch is no dependency of the project; this file is used by nothing but the benchmark.
 """

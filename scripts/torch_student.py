@@ -1,7 +1,8 @@
-"""A plain PyTorch ResNet-18, dilated to output stride 8, to measure students against; run by `benchmark.py` in another interpreter.
+"""A plain PyTorch ResNet-18, dilated to output stride 8, to measure students against; run by
+`benchmark.py` in another interpreter.
 
     python torch_student.py predict SIDE BATCH CLASSES DTYPE SECONDS    -> photos per second
-    python torch_student.py train   SIDE BATCH CLASSES DTYPE SECONDS    -> images per second, AdamW, cross-entropy
+    python torch_student.py train   SIDE BATCH CLASSES DTYPE SECONDS    -> images per second (AdamW)
 
 PyTorch is no dependency of the project; this file is used by nothing but the benchmark.
 """

@@ -9,7 +9,8 @@
     masks = student.predict("photos/")
     sis.report("runs/faces")                  # one HTML file from a run folder
 
-The public names are those of `__all__`. Each is imported on first use, so `import sis_jax` costs milliseconds and loads no JAX.
+The public names are those of `__all__`. Each is imported on first use, so `import sis_jax` costs
+milliseconds and loads no JAX.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-# Verbs: a function and the module it lives in share one name, so that `sis.discover(gen)` and `python -m sis_jax.discover` both work.
+# Verbs: a function and the module it lives in share one name, so that `sis.discover(gen)` and
+# `python -m sis_jax.discover` both work.
 _VERBS = (
     "discover",
     "label",
@@ -130,8 +132,9 @@ def __dir__() -> list[str]:
 class _Package(ModuleType):
     """A package whose verbs stay functions.
 
-    After importing `sis_jax.discover`, the import system sets the attribute `discover` of this package to that module, which
-    would hide the function; here the function of the same name is bound in its place. The module stays in `sys.modules`.
+    After importing `sis_jax.discover`, the import system sets the attribute `discover` of this
+    package to that module, which would hide the function; here the function of the same name is
+    bound in its place. The module stays in `sys.modules`.
     """
 
     def __setattr__(self, name: str, value: object) -> None:

@@ -30,14 +30,17 @@ _COMMANDS = {"run": "sis_jax.stages.pipeline:run", "export": "sis_jax.export:exp
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print stages, versions, devices, weights and their licences, then every problem found. Exit 0 when there is none, 1 otherwise."""
+    """Print stages, versions, devices, weights and their licences, then every problem found. Exit 0
+    when there is none, 1 otherwise.
+    """
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in _COMMANDS:
         cli.use_cpu_cores()
         return cli.run(_command(argv[0]), argv=argv[1:], prog=f"python -m sis_jax {argv[0]}")
     if argv in (["-h"], ["--help"]):
         print(
-            "usage: python -m sis_jax [COMMAND ...]\n\nWhat is here: stages, versions, devices, weights and their licences, and what is wrong with its cure."
+            "usage: python -m sis_jax [COMMAND ...]\n\nWhat is here: stages, versions, devices, "
+            "weights and their licences, and what is wrong with its cure."
         )
         print("\nCommands:")
         print("\n".join(f"  python -m sis_jax {name} --help" for name in _COMMANDS))
@@ -47,7 +50,8 @@ def main(argv: list[str] | None = None) -> int:
     if argv:
         known = ", ".join(_COMMANDS)
         print(
-            f"python -m sis_jax takes no arguments but a command ({known}), got {argv[0]!r}; the stages are {_commands()}",
+            f"python -m sis_jax takes no arguments but a command ({known}), got {argv[0]!r}; the "
+            f"stages are {_commands()}",
             file=sys.stderr,
         )
         return 2
@@ -90,12 +94,12 @@ def _show_stages(problems: list[str]) -> None:
 
 
 def _first_line(module: str) -> str:
-    """The first line of a module's docstring, read without importing it."""
+    """The first sentence or so of a module's docstring, read without importing it."""
     import ast
 
     spec = importlib.util.find_spec(module)
     source = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
-    return (ast.get_docstring(ast.parse(source)) or "").split("\n")[0]
+    return " ".join((ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0].split())
 
 
 def _show_versions(problems: list[str]) -> None:
@@ -118,11 +122,13 @@ def _show_devices(problems: list[str]) -> None:
         devices = jax.devices()
     except Exception as error:  # a broken driver shows in many ways
         problems.append(
-            f"JAX finds no device ({str(error).splitlines()[0]}): set JAX_PLATFORMS=cpu, or repair the driver"
+            f"JAX finds no device ({str(error).splitlines()[0]}): set JAX_PLATFORMS=cpu, or "
+            "repair the driver"
         )
         return
     print(
-        f"  {len(devices)} x {devices[0].device_kind} ({devices[0].platform}), {os.cpu_count()} processor cores"
+        f"  {len(devices)} x {devices[0].device_kind} ({devices[0].platform}), {os.cpu_count()} "
+        "processor cores"
     )
     if devices[0].platform == "cpu" and any(Path("/dev").glob("nvidia[0-9]*")):
         problems.append("there is a GPU, but this JAX cannot use it: pip install -e '.[cuda]'")
@@ -135,7 +141,8 @@ def _show_weights(problems: list[str]) -> None:
     if entries == []:
         print("  none")
         problems.append(
-            "no weights are in ported_weights: python scripts/convert_weights.py SRC, or python -m sis_jax.train_generator PHOTOS --out DIR"
+            "no weights are in ported_weights: python scripts/convert_weights.py SRC, or python "
+            "-m sis_jax.train_generator PHOTOS --out DIR"
         )
 
 
@@ -151,7 +158,8 @@ def _guarded(look: Callable[[], list], problems: list[str]) -> list | None:
         return look()
     except Exception as error:
         problems.append(
-            f"the weights cannot be listed ({type(error).__name__}: {error}): install sis_jax again, or remove the folder named"
+            f"the weights cannot be listed ({type(error).__name__}: {error}): install sis_jax "
+            "again, or remove the folder named"
         )
         return None
 

@@ -33,12 +33,16 @@ def discover(
 ) -> Parts:
     """Find the parts a generator draws, without labels.
 
-    gen: a generator, the name of one, a weights folder, or a checkpoint file; the default one ships with the library.
+    gen: a generator, the name of one, a weights folder, or a checkpoint file; the default one ships
+        with the library.
     out: run folder to write (parts, gallery, report); in Python nothing is written without it.
     method: how; its own settings are flags too.
-    recipe: settings by name; "paper" is the published one of Segmentation in Style. Settings given beside it win where they differ from the usual defaults.
-    ontology: names for the parts, {prompt: class}, a JSON file or in Python a dict; `python -m sis_jax.label` has more to say about it.
-    rare: what is drawn too rarely to become a part, "a person with glasses": samples are moved towards it until it does.
+    recipe: settings by name; "paper" is the published one of Segmentation in Style. Settings given
+        beside it win where they differ from the usual defaults.
+    ontology: names for the parts, {prompt: class}, a JSON file or in Python a dict; `python -m
+        sis_jax.label` has more to say about it.
+    rare: what is drawn too rarely to become a part, "a person with glasses": samples are moved
+        towards it until it does.
     neutral: the same without it, "a person".
     rare_n: samples to learn the way from.
     rare_share: share of the samples that are moved in what is made from the parts.
@@ -46,7 +50,8 @@ def discover(
     seed: of samples and clustering.
     overwrite: replace what another configuration left in `out`.
 
-    Returns `Parts`. Raises UsageError for what cannot work (the sentence says what can), SisError for damaged weights.
+    Returns `Parts`. Raises UsageError for what cannot work (the sentence says what can), SisError
+    for damaged weights.
     """
     from sis_jax.stages.discover import discover as work
 

@@ -50,27 +50,34 @@ def distill(
     seed: int = 0,
     overwrite: bool = False,
 ) -> Student:
-    """Train a segmenter on generated pictures; stop it any time, the same command goes on where it stopped.
+    """Train a segmenter on generated pictures; stop it any time, the same command goes on where it
+    stopped.
 
     data: a run, its data folder or a Dataset; a run without a dataset labels pictures on the fly.
     out: run folder to write `student/` to; by default the run the data belong to.
     student: the network; unet-small by default.
-    recipe: settings by name, default or paper, the published one of Segmentation in Style. Settings given beside it win; defaults below are the first's.
-    start_from: a run, folder or name ("faces-student") with a student of the same network and classes to begin with, at any side. --steps 0 only adapts it.
+    recipe: settings by name, default or paper, the published one of Segmentation in Style. Settings
+        given beside it win; defaults below are the first's.
+    start_from: a run, folder or name ("faces-student") with a student of the same network and
+        classes to begin with, at any side. --steps 0 only adapts it.
     steps: of training on generated pictures (2000).
     batch: pictures per step over all devices (32).
-    side: pixels of the pictures trained on, and of the shorter side of photos later; 0, the default, takes the generator's.
+    side: pixels of the pictures trained on, and of the shorter side of photos later; 0, the
+        default, takes the generator's.
     width: channels of the first level of unet-small.
-    block: pixels of the side of the squares that unet-small sees and predicts at once, 2 or 4; 0, the default, takes 4 from 128 pixels on, or that of
-        --start-from. 4 costs a quarter at the same side.
+    block: pixels of the side of the squares that unet-small sees and predicts at once, 2 or 4; 0,
+        the default, takes 4 from 128 pixels on, or that of --start-from. 4 costs a quarter at the
+        same side.
     binary: background against everything else, whatever parts were found.
     learning_rate: at its highest (0.001).
     weight_decay: see optimizer (0.01).
     optimizer: adamw, the default, decouples the weight decay, adam adds it to the gradient.
     schedule: cosine after a warm-up, the default, or poly, (1 - t / T)^0.9.
-    augment: how far pictures are varied; "strong" for objects of any size and place, "aligned", the default, varies size and place little.
+    augment: how far pictures are varied; "strong" for objects of any size and place, "aligned", the
+        default, varies size and place little.
     background: probability of another background behind a picture's foreground (0.5).
-    trim: share of the pictures left out, those on whose frame the least background was found (0.25).
+    trim: share of the pictures left out, those on whose frame the least background was found
+        (0.25).
     weighting: exponent of the teacher's certainty as a pixel's weight, 0 = none (0.5).
     soft: the teacher's doubt as soft targets; the dataset must have been written with --soft.
     ema: decay of the averaged network, which is what is kept; 0 keeps the last one (0.999).
@@ -80,7 +87,8 @@ def distill(
     rounds: of adaptation: the student labels the photos, and learns from them.
     fly: label pictures on the fly even where a dataset lies in the run.
     n: pictures to label on the fly.
-    images, masks: instead of generated pictures, photos with human masks, paired by name: the supervised reference.
+    images, masks: instead of generated pictures, photos with human masks, paired by name: the
+        supervised reference.
     limit: use only the first so many of these.
     dtype: of the convolutions.
     snapshot: steps between two checkpoints and points of the curve.

@@ -1,4 +1,6 @@
-"""Change what a picture shows and keep its background: `python -m sis_jax.edit RUN --seed 3 --direction glasses`."""
+"""Change what a picture shows and keep its background: `python -m sis_jax.edit RUN --seed 3
+--direction glasses`.
+"""
 
 from __future__ import annotations
 
@@ -41,28 +43,33 @@ def edit(
 ) -> Edit:
     """Move pictures along a direction and keep their background; writes RUN/edits/NAME.
 
-    run: the folder in which `discover` left its parts; in Python also parts, with their generator as gen=, and nothing is written.
+    run: the folder in which `discover` left its parts; in Python also parts, with their generator
+        as gen=, and nothing is written.
     seed: the pictures to edit, one number or several.
-    direction: "pca:0" is the strongest principal component of w, pca:1 the next; a name of those kept in the run (what
-        `discover --rare` learned, earlier edits, RUN/directions/); a .safetensors file; or a text, "a person with glasses", which needs a text model.
-    strength: how far, one number or several, negative goes the other way. 1 is the displacement that a direction was learned with,
-        or one standard deviation of w along it.
+    direction: "pca:0" is the strongest principal component of w, pca:1 the next; a name of those
+        kept in the run (what `discover --rare` learned, earlier edits, RUN/directions/); a
+        .safetensors file; or a text, "a person with glasses", which needs a text model.
+    strength: how far, one number or several, negative goes the other way. 1 is the displacement
+        that a direction was learned with, or one standard deviation of w along it.
     slots: which slots of w are moved, "0-3" (shape) or "4-9" (colour); all by default.
-    photo: real photos in place of seeds, a file, several or a folder; in Python also uint8[n r r 3] at the generator's size.
+    photo: real photos in place of seeds, a file, several or a folder; in Python also uint8[n r r 3]
+        at the generator's size.
     truncation: psi of the pictures; by default that of the samples the parts were learned from.
     space: of the projection of photos: "w+" comes closer to the photo, "w" is edited better.
     steps: of the projection.
-    lpips: of the projection: files with the weights of LPIPS on VGG16 (two as published, or one), used in place of the discriminator's features.
+    lpips: of the projection: files with the weights of LPIPS on VGG16 (two as published, or one),
+        used in place of the discriminator's features.
     clip: text model for a text, a name or a path; by default as in `label`.
     neutral: the text without what is wanted, "a person".
     n: samples from which a text's direction is learned.
     name: of the folder below RUN/edits; by default made from the direction.
     gen: the generator of the parts, in Python; found by its name otherwise.
-    inpainter: in Python, (picture uint8[h w 3], hole bool[h w]) -> picture; completes backgrounds in place of OpenCV's inpainting.
+    inpainter: in Python, (picture uint8[h w 3], hole bool[h w]) -> picture; completes backgrounds
+        in place of OpenCV's inpainting.
     overwrite: replace an edit of this name that was made with other settings.
 
-    Returns an Edit. Raises UsageError for an unknown direction (with the nearest names), parts without a background, and photos that are not there;
-    SisError where no photo can be read.
+    Returns an Edit. Raises UsageError for an unknown direction (with the nearest names), parts
+    without a background, and photos that are not there; SisError where no photo can be read.
     """
     from sis_jax.stages.edit import edit as work
 

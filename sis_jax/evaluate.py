@@ -1,4 +1,6 @@
-"""Measure masks on real photos: `python -m sis_jax.evaluate RUN --images DIR --masks DIR`, or `--benchmark celebamask-hq --root DIR`."""
+"""Measure masks on real photos: `python -m sis_jax.evaluate RUN --images DIR --masks DIR`, or
+`--benchmark celebamask-hq --root DIR`.
+"""
 
 from __future__ import annotations
 
@@ -35,19 +37,27 @@ def evaluate(
     out: str | None = None,
     overwrite: bool = False,
 ) -> Metrics:
-    """Compare a run's masks with true ones: IoU, F, accuracy, borders, confusion, with intervals; no label is used unless a row says so.
+    """Compare a run's masks with true ones: IoU, F, accuracy, borders, confusion, with intervals;
+    no label is used unless a row says so.
 
     run: a run with a student, or "faces-student", which ships; in Python also the network itself.
     images: photos, a folder, .zip or .npz; an .npz may hold the masks too.
-    masks: their true masks, paired by name; class ids in a palette or grey picture, or black and white.
-    benchmark: a published test set, instead of images and masks: celebamask-hq, cub, duts, ecssd, ...
+    masks: their true masks, paired by name; class ids in a palette or grey picture, or black and
+        white.
+    benchmark: a published test set, instead of images and masks: celebamask-hq, cub, duts, ecssd,
+        ...
     root: the folder the benchmark was unpacked to.
     split: of the benchmark; the default is the one papers test on.
-    predictions: measure this folder of masks (<stem>.png beside classes.json, as predict writes it) instead of the student's.
-    protocol: native, sis, l4f, voynov, melas or selfmask: how the published method measures; native changes neither photos nor masks.
-    size: side in pixels of the photos the network sees, 0 for their own; default as the protocol says.
-    classes_map: {predicted name: true name or list of true names or null}, as a JSON file or text; default: equal names.
-    mask_values: whether masks hold class ids or grey values (from the protocol's threshold on, foreground).
+    predictions: measure this folder of masks (<stem>.png beside classes.json, as predict writes it)
+        instead of the student's.
+    protocol: native, sis, l4f, voynov, melas or selfmask: how the published method measures; native
+        changes neither photos nor masks.
+    size: side in pixels of the photos the network sees, 0 for their own; default as the protocol
+        says.
+    classes_map: {predicted name: true name or list of true names or null}, as a JSON file or text;
+        default: equal names.
+    mask_values: whether masks hold class ids or grey values (from the protocol's threshold on,
+        foreground).
     matching: also match classes with the labels' help, reported apart: hungarian, majority.
     limit: only the first so many images.
     batch: photos at once.
@@ -55,7 +65,8 @@ def evaluate(
     out: also write the metrics to this JSON file.
     overwrite: replace what another configuration measured under the same name.
 
-    Returns `Metrics`; a run gets RUN/metrics/<name>.json and RUN/metrics.json. Raises UsageError for what cannot be measured.
+    Returns `Metrics`; a run gets RUN/metrics/<name>.json and RUN/metrics.json. Raises UsageError
+    for what cannot be measured.
     """
     from sis_jax.stages.evaluate import evaluate as work
 

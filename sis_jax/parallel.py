@@ -1,26 +1,30 @@
 """One function per device, many devices: the only file that maps functions over devices.
 
-A *body* is a plain function of one device's block that talks to the others through `psum` and `pmean` over the axis `AXIS`. `map_devices`
-turns it into a function of all blocks: a mapped argument carries a leading axis with one block per device, the body sees it without.
+A *body* is a plain function of one device's block that talks to the others through `psum` and
+`pmean` over the axis `AXIS`. `map_devices` turns it into a function of all blocks: a mapped
+argument carries a leading axis with one block per device, the body sees it without.
 
-    def step(state, x, w):                                  # x: Float[m d], w: Float[m], one device's rows
+    def step(state, x, w):  # x: Float[m d], w: Float[m], one device's rows
         total, count = psum((w @ x, w.sum()))
         return state + total / count
 
-    blocks, weights = shard(x, device_count())              # [D m d], [D m]; padding rows have weight 0
+    blocks, weights = shard(x, device_count())  # [D m d], [D m]; padding rows have weight 0
     new = map_devices(step, in_axes=(None, 0, 0), out_axes=None)(state, blocks, weights)
 
-The engine is `jax.pmap`, which since jax 0.10 is `jit(shard_map(...))` underneath; `engine="shard_map"` writes that out by hand and gives the
-same bits. Both run without replication checking: with it, the gradient of a replicated parameter is already summed over the devices and a
+The engine is `jax.pmap`, which since jax 0.10 is `jit(shard_map(...))` underneath;
+`engine="shard_map"` writes that out by hand and gives the same bits. Both run without replication
+checking: with it, the gradient of a replicated parameter is already summed over the devices and a
 `pmean` in a training step would mean something else under the two engines.
 
-Several processes. Each process calls `initialize` before any other JAX call, then runs the same program on its own part of the data:
-`shard(own_rows, device_count())` cuts it over the devices of that process, `map_devices` takes those blocks and returns this process's blocks, and
-collectives add over all devices of all processes. Results with `out_axes=None` are the same everywhere; only process 0 should write them.
-Every process must make the same calls in the same order with equal shapes (pad the shorter parts with `shard(..., rows=...)`).
+Several processes. Each process calls `initialize` before any other JAX call, then runs the same
+program on its own part of the data: `shard(own_rows, device_count())` cuts it over the devices of
+that process, `map_devices` takes those blocks and returns this process's blocks, and collectives
+add over all devices of all processes. Results with `out_axes=None` are the same everywhere; only
+process 0 should write them. Every process must make the same calls in the same order with equal
+shapes (pad the shorter parts with `shard(..., rows=...)`).
 
-On virtual CPU devices set the environment variable NPROC=32 before jax is imported: with fewer threads than queued collectives, jax 0.10 and
-0.11 can deadlock.
+On virtual CPU devices set the environment variable NPROC=32 before jax is imported: with fewer
+threads than queued collectives, jax 0.10 and 0.11 can deadlock.
 """
 
 from __future__ import annotations
@@ -48,7 +52,9 @@ Devices = Sequence[Any] | int | None
 
 
 def is_mapped() -> bool:
-    """True while a body is being traced under `map_devices` (or any other map that names the axis `AXIS`)."""
+    """True while a body is being traced under `map_devices` (or any other map that names the axis
+    `AXIS`).
+    """
     try:
         lax.axis_index(AXIS)
     except NameError:
@@ -57,7 +63,9 @@ def is_mapped() -> bool:
 
 
 def psum(tree: PyTree) -> PyTree:
-    """Sum over devices; the identity outside `map_devices`, so that a body can also be called directly."""
+    """Sum over devices; the identity outside `map_devices`, so that a body can also be called
+    directly.
+    """
     return lax.psum(tree, AXIS) if is_mapped() else tree
 
 
@@ -67,7 +75,8 @@ def pmean(tree: PyTree) -> PyTree:
 
 
 def varying(tree: PyTree) -> PyTree:
-    """`tree`, typed as differing between devices: what the first carry of a `scan` over a device's rows needs under a checked `shard_map`.
+    """`tree`, typed as differing between devices: what the first carry of a `scan` over a device's
+    rows needs under a checked `shard_map`.
 
     Does nothing under `map_devices` and outside any map.
     """
@@ -77,7 +86,8 @@ def varying(tree: PyTree) -> PyTree:
 
 
 def _cast_varying(a):
-    # How a type says that it varies already differs between jax versions; that casting it again is refused does not.
+    # How a type says that it varies already differs between jax versions; that casting it again is
+    # refused does not.
     try:
         return lax.pcast(a, AXIS, to="varying")
     except ValueError:
@@ -85,14 +95,17 @@ def _cast_varying(a):
 
 
 def local_devices(devices: Devices = None) -> tuple[Any, ...]:
-    """The devices to run on: those given, the first so many of this process, or (None) all of this process."""
+    """The devices to run on: those given, the first so many of this process, or (None) all of this
+    process.
+    """
     if devices is None:
         return tuple(jax.local_devices())
     if isinstance(devices, int):
         here = jax.local_devices()
         if not 1 <= devices <= len(here):
             raise UsageError(
-                f"asked for {devices} devices, but this process has {len(here)}: give a number from 1 to {len(here)}"
+                f"asked for {devices} devices, but this process has {len(here)}: give a number "
+                f"from 1 to {len(here)}"
             )
         return tuple(here[:devices])
     if not devices:
@@ -101,7 +114,9 @@ def local_devices(devices: Devices = None) -> tuple[Any, ...]:
 
 
 def device_count(devices: Devices = None) -> int:
-    """How many blocks `shard` must cut for `map_devices` with the same `devices`: the devices of this process."""
+    """How many blocks `shard` must cut for `map_devices` with the same `devices`: the devices of
+    this process.
+    """
     return len(local_devices(devices))
 
 
@@ -110,10 +125,11 @@ def shard(
     n_devices: int,
     rows: int | None = None,
 ) -> tuple[Shaped[np.ndarray, "d m *rest"] | Shaped[Array, "d m *rest"], Float[np.ndarray, "d m"]]:
-    """Cut [n ...] into blocks [d, m, ...] of m = ceil(n / d) rows (or `rows`), the last ones filled up with zero rows.
+    """Cut [n ...] into blocks [d, m, ...] of m = ceil(n / d) rows (or `rows`), the last ones filled
+    up with zero rows.
 
-    Returns the blocks and weights Float32[d m], 1 for real rows and 0 for filling: multiply every statistic by them. NumPy in, NumPy out, and
-    nothing is copied where n divides evenly.
+    Returns the blocks and weights Float32[d m], 1 for real rows and 0 for filling: multiply every
+    statistic by them. NumPy in, NumPy out, and nothing is copied where n divides evenly.
     """
     n = x.shape[0]
     if n_devices < 1:
@@ -121,7 +137,8 @@ def shard(
     m = max(-(-n // n_devices), 1) if rows is None else rows
     if m * n_devices < n:
         raise UsageError(
-            f"{n} rows do not fit into {n_devices} blocks of {m}: rows must be at least {-(-n // n_devices)}"
+            f"{n} rows do not fit into {n_devices} blocks of {m}: rows must be at least "
+            f"{-(-n // n_devices)}"
         )
     missing = m * n_devices - n
     if missing:
@@ -142,14 +159,18 @@ def unshard(
 
 
 def place(tree: PyTree, devices: Devices = None) -> PyTree:
-    """Blocks [d ...] laid out once, one on each device, so that a loop of calls does not send them again."""
+    """Blocks [d ...] laid out once, one on each device, so that a loop of calls does not send them
+    again.
+    """
     return jax.device_put(
         tree, NamedSharding(Mesh(np.array(local_devices(devices)), (AXIS,)), P(AXIS))
     )
 
 
 def replicate(tree: PyTree, devices: Devices = None) -> PyTree:
-    """The same arrays on each device: what arguments with `in_axes=None` should be, when they are large."""
+    """The same arrays on each device: what arguments with `in_axes=None` should be, when they are
+    large.
+    """
     return jax.device_put(tree, NamedSharding(Mesh(np.array(local_devices(devices)), (AXIS,)), P()))
 
 
@@ -165,17 +186,22 @@ def map_devices(
 ) -> Callable[..., Any]:
     """`body`, run on every device at once.
 
-    in_axes: per positional argument (each may be a pytree), 0 = one block per device along a leading axis, None = the same on all; at least one 0.
-    out_axes: one entry for all results or one per result, 0 = stack the devices' results [d ...], None = equal on all devices, return one.
-    donate: positions of arguments whose memory may be reused. static: keyword arguments of the body fixed at compile time (hashable).
+    in_axes: per positional argument (each may be a pytree), 0 = one block per device along a
+        leading axis, None = the same on all; at least one 0.
+    out_axes: one entry for all results or one per result, 0 = stack the devices' results [d ...],
+        None = equal on all devices, return one.
+    donate: positions of arguments whose memory may be reused. static: keyword arguments of the body
+        fixed at compile time (hashable).
 
-    The compiled function is kept: asking again with the same body (a module-level function, not a fresh lambda) compiles nothing.
+    The compiled function is kept: asking again with the same body (a module-level function, not a
+    fresh lambda) compiles nothing.
     """
     if engine not in ("pmap", "shard_map"):
         raise UsageError(f"unknown engine {engine!r}: use 'pmap' or 'shard_map'")
     if 0 not in in_axes:
         raise UsageError(
-            "map_devices needs at least one argument with in_axes 0: nothing says what differs between devices"
+            "map_devices needs at least one argument with in_axes 0: nothing says what differs "
+            "between devices"
         )
     if devices is None and jax.process_count() > 1:
         chosen = tuple(jax.devices())
@@ -205,13 +231,15 @@ def _compiled(body, in_axes, out_axes, devices, engine, donate, static) -> Calla
     def call(*args):
         if len(args) != len(in_axes):
             raise TypeError(
-                f"{getattr(body, '__name__', 'body')} takes {len(in_axes)} mapped arguments, got {len(args)}"
+                f"{getattr(body, '__name__', 'body')} takes {len(in_axes)} mapped arguments, got "
+                f"{len(args)}"
             )
         for i, (arg, axis) in enumerate(zip(args, in_axes, strict=True)):
             sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(arg)} if axis == 0 else set()
             if sizes - {(here,)}:
                 raise UsageError(
-                    f"argument {i} must have one block for each of {here} devices along its first axis: use parallel.shard"
+                    f"argument {i} must have one block for each of {here} devices along its first "
+                    "axis: use parallel.shard"
                 )
         return mapped(*args)
 
@@ -253,10 +281,12 @@ def _stackable(tree, axis):
 def initialize(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> tuple[int, int]:
-    """Join the processes of one job; returns (this process, number of processes), (0, 1) where there is only one.
+    """Join the processes of one job; returns (this process, number of processes), (0, 1) where
+    there is only one.
 
-    coordinator: "host:port" of process 0, or "auto" on a cluster that JAX knows (Slurm, TPU pods, ...). What is not given is read from
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; with none of them set, nothing happens. Call it before any other JAX call.
+    coordinator: "host:port" of process 0, or "auto" on a cluster that JAX knows (Slurm, TPU pods,
+        ...). What is not given is read from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+        JAX_PROCESS_ID; with none of them set, nothing happens. Call it before any other JAX call.
     """
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     if coordinator is None and num_processes is None and process_id is None:
@@ -268,12 +298,14 @@ def initialize(
     process_id = _whole("JAX_PROCESS_ID", process_id)
     if coordinator is None or num_processes is None or process_id is None:
         raise UsageError(
-            "joining processes takes a coordinator (host:port), the number of processes and this one's number: "
+            "joining processes takes a coordinator (host:port), the number of processes and this "
+            "one's number: "
             "set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
         )
     if not 0 <= process_id < num_processes:
         raise UsageError(
-            f"process {process_id} of {num_processes} does not exist: number them from 0 to {num_processes - 1}"
+            f"process {process_id} of {num_processes} does not exist: number them from 0 to "
+            f"{num_processes - 1}"
         )
     jax.distributed.initialize(coordinator, num_processes, process_id)
     return jax.process_index(), jax.process_count()

@@ -31,11 +31,16 @@ def predict(
 ) -> Masks:
     """Segment photos: one mask each, at the photo's own size.
 
-    run: the run in which `distill` left a student, the student's folder, or "faces-student", which ships; in Python also the student itself.
-    photos: a photo, a folder (searched to the bottom), a .zip, .tar or .npz; in Python also arrays uint8[h w 3], and lists of any of these.
-    out: folder to write; in Python, without it, masks are returned in memory and nothing is written.
-    format: png writes <stem>.png and classes.json; the others are those of `python -m sis_jax export`.
-    soft: keep class probabilities: <stem>.npz with `scores` float16[h w c] beside each mask, or `.scores` in memory.
+    run: the run in which `distill` left a student, the student's folder, or "faces-student", which
+        ships; in Python also the student itself.
+    photos: a photo, a folder (searched to the bottom), a .zip, .tar or .npz; in Python also arrays
+        uint8[h w 3], and lists of any of these.
+    out: folder to write; in Python, without it, masks are returned in memory and nothing is
+        written.
+    format: png writes <stem>.png and classes.json; the others are those of `python -m sis_jax
+        export`.
+    soft: keep class probabilities: <stem>.npz with `scores` float16[h w c] beside each mask, or
+        `.scores` in memory.
     cutouts: also write <stem>-cutout.png, the foreground with transparency.
     flip: average with the mirror image: a little better, twice the time.
     size: shorter side at which the network sees a photo; by default that of its training.
@@ -43,7 +48,8 @@ def predict(
     batch: photos at once.
     overwrite: replace masks in `out` that were made with other settings.
 
-    Returns Masks. A photo that cannot be read is in `.skipped` with the reason. Raises UsageError where there is nothing to segment.
+    Returns Masks. A photo that cannot be read is in `.skipped` with the reason. Raises UsageError
+    where there is nothing to segment.
     """
     from sis_jax.stages.predict import predict as work
 

@@ -8,9 +8,11 @@ from sis_jax.runs import cli
 
 
 def report(run: str | Path) -> Path:
-    """Write RUN/report.html: parts, samples, the choice of layer and k, warnings, and how to repeat the run.
+    """Write RUN/report.html: parts, samples, the choice of layer and k, warnings, and how to repeat
+    the run.
 
-    The page is made from the run's files only, opens offline in any browser, and stays under 5 MB. A section without data is left out.
+    The page is made from the run's files only, opens offline in any browser, and stays under 5 MB.
+    A section without data is left out.
 
     run: the run folder, as `--out` named it.
 

@@ -1,4 +1,6 @@
-"""Write an image + mask dataset with the parts that were found: `python -m sis_jax.synthesize RUN --n 10000`."""
+"""Write an image + mask dataset with the parts that were found: `python -m sis_jax.synthesize RUN
+--n 10000`.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +30,16 @@ def synthesize(
 ) -> Dataset:
     """Write pictures with masks; stop it any time, the same command goes on where it stopped.
 
-    run: the folder in which `discover` left its parts; in Python also a generator, with its parts as the second argument.
+    run: the folder in which `discover` left its parts; in Python also a generator, with its parts
+        as the second argument.
     parts: see run.
     n: pictures in all.
     out: where to write, a run folder or its `data`; by default the run itself.
     val: share of the pictures that goes into the split "val".
     truncation: psi of the pictures; by default that of the samples the parts were learned from.
     soft: also keep, per pixel, how sure the label is (8-bit grey, `certainty/`).
-    mix: share of the pictures that are moved towards the rare class found by `discover --rare`; by default the share given there.
+    mix: share of the pictures that are moved towards the rare class found by `discover --rare`; by
+        default the share given there.
     seed: the pictures' seeds are seed * 100000, + 1, ...; discover took those of seed 0.
     overwrite: throw away a dataset that was made with other settings.
 

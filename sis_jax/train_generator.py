@@ -43,8 +43,10 @@ def train_generator(
     photos: a folder, a .zip, .tar or .npz of pictures; each is cut to its largest centred square.
     out: folder for everything that is made.
     resolution: side of the pictures the generator draws, a power of two.
-    images: photos shown to the discriminator in all (25 million is the papers' figure, 1 million gives a first idea at 64 pixels).
-    start_from: a generator with its discriminator to go on from (a name, a folder, a checkpoint file) instead of random weights.
+    images: photos shown to the discriminator in all (25 million is the papers' figure, 1 million
+        gives a first idea at 64 pixels).
+    start_from: a generator with its discriminator to go on from (a name, a folder, a checkpoint
+        file) instead of random weights.
     batch: images per step over all devices, a multiple of 4.
     channel_base: channels at resolution r are channel_base / r, at most channel_max.
     channel_max: see channel_base.

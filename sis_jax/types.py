@@ -1,4 +1,5 @@
-"""The nouns every layer shares: errors, where weights come from, the generator contract, a batch of samples.
+"""The nouns every layer shares: errors, where weights come from, the generator contract, a batch of
+samples.
 
 Nothing here touches files or compiles anything; every other module may import it.
 """
@@ -19,19 +20,25 @@ Noise = Literal["const", "random", "none"]
 
 
 class SisError(Exception):
-    """Something stopped the work; the message is one sentence a user can act on. The command line exits with `exit_code`."""
+    """Something stopped the work; the message is one sentence a user can act on. The command line
+    exits with `exit_code`.
+    """
 
     exit_code = 1
 
 
 class UsageError(SisError, ValueError):
-    """The request itself was wrong (unknown name, impossible number, foreign folder): exit code 2."""
+    """The request itself was wrong (unknown name, impossible number, foreign folder): exit
+    code 2.
+    """
 
     exit_code = 2
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], cure: str = "") -> UsageError:
-    """The error for a name that does not exist: what was got, the nearest three that do exist, and what to type."""
+    """The error for a name that does not exist: what was got, the nearest three that do exist, and
+    what to type.
+    """
     known = sorted(known)
     nearest = [k for k in known if k.lower() == name.lower()] or difflib.get_close_matches(
         name, known, n=3, cutoff=0.0
@@ -42,9 +49,11 @@ def unknown_name(kind: str, name: str, known: Iterable[str], cure: str = "") -> 
 
 @dataclass(frozen=True)
 class Info:
-    """Where a network comes from. Copied into everything made with it, because the licence follows the pictures.
+    """Where a network comes from. Copied into everything made with it, because the licence follows
+    the pictures.
 
-    `sha256` is the digest of the weights as stored (`model.safetensors`), `source` the file they were converted from.
+    `sha256` is the digest of the weights as stored (`model.safetensors`), `source` the file they
+    were converted from.
     """
 
     name: str = "unnamed"
@@ -58,7 +67,8 @@ class Info:
 class Samples:
     """A batch of generated pictures with all that is needed to make them again.
 
-    seeds: one per sample. z, w: latents. images: Float[n h w 3] in [-1, 1] (may go slightly beyond). features: tap name -> Float[n r r c].
+    seeds: one per sample. z, w: latents. images: Float[n h w 3] in [-1, 1] (may go slightly
+        beyond). features: tap name -> Float[n r r c].
     """
 
     seeds: tuple[int, ...]
@@ -71,13 +81,16 @@ class Samples:
         return len(self.seeds)
 
     def to_uint8(self) -> np.ndarray:
-        """The pictures as uint8[n h w 3], rounded as every StyleGAN2 does: clip(127.5 x + 128) truncated."""
+        """The pictures as uint8[n h w 3], rounded as every StyleGAN2 does: clip(127.5 x + 128)
+        truncated.
+        """
         return to_uint8(self.images)
 
 
 @runtime_checkable
 class Generator(Protocol):
-    """What a method may ask of a generator. Any object with these members works, see `models/dcgan.py` for a second family.
+    """What a method may ask of a generator. Any object with these members works, see
+    `models/dcgan.py` for a second family.
 
     A tap is named by its resolution: `"32x32"` is the output of the last stage at that resolution.
     """
@@ -104,7 +117,9 @@ class Generator(Protocol):
 
 
 def to_uint8(images: Float[Array, "*n h w 3"] | np.ndarray) -> np.ndarray:
-    """Pictures in [-1, 1] as uint8, by the rule of the StyleGAN2 code bases: clip(127.5 x + 128, 0, 255), truncated."""
+    """Pictures in [-1, 1] as uint8, by the rule of the StyleGAN2 code bases: clip(127.5 x + 128, 0,
+    255), truncated.
+    """
     return np.clip(np.asarray(images, np.float32) * 127.5 + 128, 0, 255).astype(np.uint8)
 
 
@@ -119,7 +134,8 @@ def check_taps(taps: Sequence[str], available: Sequence[str]) -> tuple[str, ...]
 def latents_from_seeds(seeds: Iterable[int], z_dim: int) -> np.ndarray:
     """z ~ N(0, 1), Float32[n z_dim]: sample i depends on its own seed and nothing else.
 
-    The draw is `numpy.random.RandomState(seed).randn(1, z_dim)`, which is what the published tools use, so a seed means the same face there and here.
+    The draw is `numpy.random.RandomState(seed).randn(1, z_dim)`, which is what the published tools
+    use, so a seed means the same face there and here.
     """
     seeds = [int(s) for s in seeds]
     for s in seeds:

@@ -1,4 +1,6 @@
-"""The usual attacks through pickles and zip archives, each as (name, bytes of a file). None may ever run under our reader."""
+"""The usual attacks through pickles and zip archives, each as (name, bytes of a file). None may
+ever run under our reader.
+"""
 
 import os
 import pickle

@@ -1,4 +1,6 @@
-"""What every test needs before jax is imported: eight virtual devices, a compilation cache, shape checks on `sis_jax`."""
+"""What every test needs before jax is imported: eight virtual devices, a compilation cache, shape
+checks on `sis_jax`.
+"""
 
 import getpass
 import os
@@ -9,7 +11,8 @@ from pathlib import Path
 
 if "jax" in sys.modules:
     raise RuntimeError(
-        "jax was imported before tests/conftest.py could set the number of virtual devices; run pytest from the repository's root"
+        "jax was imported before tests/conftest.py could set the number of virtual devices; run "
+        "pytest from the repository's root"
     )
 
 # Fewer threads than queued collectives deadlock virtual CPU devices on jax 0.10 and 0.11.
@@ -32,8 +35,8 @@ jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
-# Shapes and types of every call into the library are checked, in tests only. An int passes for a float, as everywhere in Python; the hook takes its
-# checker by module and name, hence the module.
+# Shapes and types of every call into the library are checked, in tests only. An int passes for a
+# float, as everywhere in Python; the hook takes its checker by module and name, hence the module.
 _CHECKER = types.ModuleType("sis_jax_checker")
 _CHECKER.__dict__["check"] = beartype(conf=BeartypeConf(is_pep484_tower=True))
 sys.modules[_CHECKER.__name__] = _CHECKER
@@ -48,7 +51,9 @@ def goldens() -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def _free_programs():
-    """Every compiled program holds memory maps, of which a process may have some 65,000: the whole suite in one process would run out and crash."""
+    """Every compiled program holds memory maps, of which a process may have some 65,000: the whole
+    suite in one process would run out and crash.
+    """
     yield
     jax.clear_caches()
     parallel = sys.modules.get("sis_jax.parallel")

@@ -1,4 +1,6 @@
-"""Small networks with fixed weights, for tests that need a generator or a discriminator but not a good one."""
+"""Small networks with fixed weights, for tests that need a generator or a discriminator but not a
+good one.
+"""
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,9 @@ from sis_jax.types import Info, Samples, latents_from_seeds
 
 
 def _filled(module, seed, info):
-    """`module` with every array redrawn N(0, 1), biases and strengths small: no layer is left at a zero that would hide it."""
+    """`module` with every array redrawn N(0, 1), biases and strengths small: no layer is left at a
+    zero that would hide it.
+    """
     from sis_jax.checkpoints.build import arrays_of, build
 
     rng = np.random.default_rng(seed)
@@ -47,9 +51,11 @@ def tiny_dcgan(channels=(16, 8), z_dim=6, seed=2):
 
 
 class Blocks:
-    """A generator in plain Python, no pytree, with known parts: a disc on a ground; `truth(seeds)` says which pixel is which.
+    """A generator in plain Python, no pytree, with known parts: a disc on a ground; `truth(seeds)`
+    says which pixel is which.
 
-    Its single tap holds inside three times and a little of z per pixel. mirrored=True draws two bands with equal features, left and right.
+    Its single tap holds inside three times and a little of z per pixel. mirrored=True draws two
+    bands with equal features, left and right.
     """
 
     info = Info(name="blocks")

@@ -14,10 +14,12 @@ _VOCABULARY, _CONTEXT, _SIDE, _PATCH = 49408, 12, 16, 4
 
 
 def two_words(scale=5.0, name="two words"):
-    """A CLIP whose points are (1, -1) for light patches and the word "white", (-1, 1) for dark ones and "black", and 0 for texts with neither.
+    """A CLIP whose points are (1, -1) for light patches and the word "white", (-1, 1) for dark ones
+    and "black", and 0 for texts with neither.
 
-    One block with uniform attention and nothing else, so that every number can be told beforehand. A third number is 0 but in the points of whole
-    pictures, so that these lie between the two words: the more light patches, the nearer to "white".
+    One block with uniform attention and nothing else, so that every number can be told beforehand.
+    A third number is 0 but in the points of whole pictures, so that these lie between the two
+    words: the more light patches, the nearer to "white".
     """
     block = TransformerConfig(3, 1, 1, 3)
     config = CLIPConfig(
@@ -53,7 +55,9 @@ def save(clip, folder):
 
 
 def disc_parts():
-    """(generator, its two parts): a white disc, cluster and class 1 or 0, on black ground, class 0."""
+    """(generator, its two parts): a white disc, cluster and class 1 or 0, on black ground,
+    class 0.
+    """
     import sis_jax
 
     gen = fakes.Blocks(16)
@@ -61,7 +65,9 @@ def disc_parts():
 
 
 class Lamp:
-    """A generator in plain Python that lights a picture from the left up to a column told by `axis` . w; its z is its w, in two slots."""
+    """A generator in plain Python that lights a picture from the left up to a column told by `axis`
+    . w; its z is its w, in two slots.
+    """
 
     info = Info(name="lamp")
     axis = np.array([0.6, 0.8, 0, 0, 0], np.float32)

@@ -1,4 +1,6 @@
-"""`scripts/faces_clip/attribute_teacher.py`: areas by hand, calibrated odds, and a teacher that learns where a fact shows."""
+"""`scripts/faces_clip/attribute_teacher.py`: areas by hand, calibrated odds, and a teacher that
+learns where a fact shows.
+"""
 
 import attribute_teacher
 import numpy as np
@@ -8,7 +10,9 @@ from sis_jax.ops.linear_models import roc_area
 
 
 def pictures(n, seed=0):
-    """Noise of 16 x 16 pixels; the first fact is a stripe at the top, the second the colour of the lower half."""
+    """Noise of 16 x 16 pixels; the first fact is a stripe at the top, the second the colour of the
+    lower half.
+    """
     rng = np.random.default_rng(seed)
     seen = rng.integers(90, 130, (n, 16, 16, 3)).astype(np.uint8)
     facts = rng.random((n, 2)) < 0.5

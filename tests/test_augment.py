@@ -1,4 +1,6 @@
-"""The augmentation pipeline: exact where it must be, distributed as the paper says, differentiable twice."""
+"""The augmentation pipeline: exact where it must be, distributed as the paper says, differentiable
+twice.
+"""
 
 import math
 
@@ -53,13 +55,16 @@ def test_untouched_pictures_are_bit_for_bit_the_same_beside_touched_ones():
     images = _noise(64, 8, 8)
     out = np.asarray(run(jax.random.key(0), images, 0.02))
     same = (out == np.asarray(images)).all((1, 2, 3))
-    # 0.98^11 with one chance per operation, where half of the flips (two kinds) and a quarter of the turns and most blits by 0 or 1 pixel do nothing.
+    # 0.98^11 with one chance per operation, where half of the flips (two kinds) and a quarter of
+    # the turns and most blits by 0 or 1 pixel do nothing.
     assert 0.6 < same.mean() < 0.98
 
 
 @pytest.mark.parametrize("size", [(16, 16), (12, 20), (9, 9)])
 def test_resampling_keeps_lattice_moves(size):
-    """Identity, mirror, half turn and whole-pixel shifts of white noise, to the half percent of the range that the module promises."""
+    """Identity, mirror, half turn and whole-pixel shifts of white noise, to the half percent of the
+    range that the module promises.
+    """
     images = _noise(2, *size)
     tolerance = 0.012
     np.testing.assert_allclose(resample(images, _matrix(2)), images, atol=tolerance)
@@ -136,14 +141,15 @@ def test_far_away_positions_reflect_back_into_the_picture():
     np.testing.assert_allclose(out, images, atol=0.012)
 
 
-# ---------------------------------------------------------------------------------------------------------------------- statistics
+# --------------------------------------------------------------------------------------- statistics
 
 
 def test_operations_are_drawn_as_often_and_as_strong_as_in_the_paper():
     inverse, moved, colour, tinted = _drawn(0.4)
     mirrored = (np.linalg.det(inverse[:, :2, :2]) < 0).mean()
     assert mirrored == pytest.approx(0.2, abs=0.01)  # drawn with 0.4, and then half of them flip
-    # Nothing drawn: no flip .8, no turn .7, no blit .6 (but for rounding to 0), no zoom .6, no rotation .6, no squeeze .6, no shift .6.
+    # Nothing drawn: no flip .8, no turn .7, no blit .6 (but for rounding to 0), no zoom .6, no
+    # rotation .6, no squeeze .6, no shift .6.
     assert 1 - moved.mean() == pytest.approx(0.8 * 0.7 * 0.6**5, abs=0.006)
     assert 1 - tinted.mean() == pytest.approx(0.6 * 0.6 * 0.8 * 0.6 * 0.6, abs=0.01)
     zoom = -0.5 * np.log2(np.abs(np.linalg.det(inverse[:, :2, :2])))
@@ -162,7 +168,8 @@ def test_strengths_at_full_probability():
         singular[:, 0] - singular[:, 1]
     ) / 2  # |s|: anisotropic scaling stretches by 2^s and 2^-s
     assert np.sqrt((squeeze**2).mean()) == pytest.approx(module.SCALE_STD, rel=0.03)
-    # Where the centre of the input ends up: undo the linear part to read the two translations together.
+    # Where the centre of the input ends up: undo the linear part to read the two translations
+    # together.
     forward = np.linalg.inv(inverse.astype(np.float64))[:, :2, 2]
     zoom2 = 2 ** (
         2 * (module.SCALE_STD * math.log(2)) ** 2 / math.log(2)
@@ -184,7 +191,8 @@ def test_strengths_at_full_probability():
 def test_rotations_have_the_probability_of_either():
     inverse, *_ = _drawn(0.5)
     linear = inverse[:, :2, :2]
-    # Turned by a multiple of 90 degrees or mirrored at most, whatever the scales: one entry of each row is 0.
+    # Turned by a multiple of 90 degrees or mirrored at most, whatever the scales: one entry of each
+    # row is 0.
     upright = (np.abs(linear).min(2) < 1e-6).all(1)
     assert upright.mean() == pytest.approx(0.5, abs=0.015)
 
@@ -215,7 +223,7 @@ def test_range_and_mean_stay_sane():
     assert np.abs(np.median(out)) < 0.3
 
 
-# ------------------------------------------------------------------------------------------------------------- independence, gradients
+# -------------------------------------------------------------------------- independence, gradients
 
 
 def test_a_picture_depends_on_its_own_index_only():
@@ -295,7 +303,7 @@ def test_refuses_what_is_not_rgb():
         augment(jax.random.key(0), jnp.zeros((1, 2, 8, 3)), 0.5)
 
 
-# --------------------------------------------------------------------------------------------------------------------- probability
+# -------------------------------------------------------------------------------------- probability
 
 
 def test_probability_follows_the_sign_of_the_overfitting_signal():

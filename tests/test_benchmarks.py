@@ -1,4 +1,6 @@
-"""Benchmarks on small trees in their published layouts, paired folders, and the same sets through TFDS without TensorFlow."""
+"""Benchmarks on small trees in their published layouts, paired folders, and the same sets through
+TFDS without TensorFlow.
+"""
 
 import io
 import sys
@@ -30,12 +32,14 @@ def disc(size, radius, value=255):
     return np.where(np.hypot(y - size[0] / 2, x - size[1] / 2) < radius, value, 0).astype(np.uint8)
 
 
-# --------------------------------------------------------------------------------------------------------------------------------- faces
+# -------------------------------------------------------------------------------------------- faces
 
 
 @pytest.fixture
 def faces(tmp_path):
-    """Images 0, 1999, 2000 and 28000 of CelebAMask-HQ at 64 and 32 pixels, with original indices on both sides of the split's limits."""
+    """Images 0, 1999, 2000 and 28000 of CelebAMask-HQ at 64 and 32 pixels, with original indices on
+    both sides of the split's limits.
+    """
     root = tmp_path / "data" / "CelebAMask-HQ"
     original = {0: 5, 1999: 162771, 2000: 182638, 28000: 182637}
     for number in original:
@@ -110,7 +114,7 @@ def test_faces_without_the_split_file_say_what_works(faces):
     assert len(open_benchmark("celebamask-hq", faces, "sis")) == 1
 
 
-# ------------------------------------------------------------------------------------------------------------------- birds, flowers, eyes
+# ----------------------------------------------------------------------------- birds, flowers, eyes
 
 
 @pytest.fixture
@@ -206,7 +210,7 @@ def test_saliency_sets_pair_by_stem_and_threshold_by_protocol(tmp_path, name, ph
         open_benchmark(name, tmp_path)
 
 
-# ---------------------------------------------------------------------------------------------------------------------------- pets and TFDS
+# ------------------------------------------------------------------------------------ pets and TFDS
 
 
 TRIMAP = np.where(disc((16, 20), 5) > 0, 1, np.where(disc((16, 20), 6) > 0, 3, 2)).astype(np.uint8)
@@ -292,7 +296,7 @@ def test_benchmarks_as_tfds_builders(tmp_path, faces, birds, capsys):
         prepare("ecssd", root=birds, data_dir=tmp_path / "tfds")
 
 
-# -------------------------------------------------------------------------------------------------------------------------- mistakes, pairs
+# ---------------------------------------------------------------------------------- mistakes, pairs
 
 
 def test_mistakes_are_named(tmp_path):

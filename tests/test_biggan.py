@@ -1,10 +1,14 @@
-"""BigGAN-deep: the published implementation's pictures and features, spectral norm, truncation statistics, classes, and files that do not fit.
+"""BigGAN-deep: the published implementation's pictures and features, spectral norm, truncation
+statistics, classes, and files that do not fit.
 
-The golden network was made once with pytorch_pretrained_biggan 0.1.1 and torch 2.13: `BigGAN(BigGANConfig.from_dict(json.load(biggan32-config.json)))` with
-every parameter and batch norm statistic drawn by torch.manual_seed(0) (gamma 0.7), three forward passes in train mode so that u and v are those of a few
-power iterations, then `torch.save(state_dict, biggan32-pytorch_model.bin, _use_new_zipfile_serialization=False)`. biggan32.npz: z of
-`truncated_noise_sample(1, 4, 1.0, seed)` for seeds 0 and 1, classes, pictures `image_T` of `model(T z, one_hot(classes), T)`, and what modules of
-`generator.layers` gave for the first picture at T = 0.4.
+The golden network was made once with pytorch_pretrained_biggan 0.1.1 and torch 2.13:
+`BigGAN(BigGANConfig.from_dict(json.load(biggan32-config.json)))` with every parameter and batch
+norm statistic drawn by torch.manual_seed(0) (gamma 0.7), three forward passes in train mode so that
+u and v are those of a few power iterations, then `torch.save(state_dict,
+biggan32-pytorch_model.bin, _use_new_zipfile_serialization=False)`. biggan32.npz: z of
+`truncated_noise_sample(1, 4, 1.0, seed)` for seeds 0 and 1, classes, pictures `image_T` of `model(T
+z, one_hot(classes), T)`, and what modules of `generator.layers` gave for the first picture at T =
+0.4.
 """
 
 import json
@@ -122,7 +126,9 @@ def test_statistics_between_two_truncations():
 
 
 def test_classes(gen, goldens, tmp_path):
-    """A seed stands for a class; the choice can be narrowed, at load time or when converting, and is kept by save and load."""
+    """A seed stands for a class; the choice can be narrowed, at load time or when converting, and
+    is kept by save and load.
+    """
 
     def drawn(g, n=400):
         w = g.map(g.latents(range(n)))[:, 0, 4:8]
@@ -149,7 +155,9 @@ def test_classes(gen, goldens, tmp_path):
 
 
 def test_published_folder(goldens, tmp_path):
-    """config.json beside pytorch_model.bin, given as a folder; without it the layout of the published networks is taken, and said."""
+    """config.json beside pytorch_model.bin, given as a folder; without it the layout of the
+    published networks is taken, and said.
+    """
     folder = tmp_path / "biggan-tiny"
     folder.mkdir()
     shutil.copy(goldens / "gan" / CHECKPOINT, folder / "pytorch_model.bin")
@@ -200,7 +208,9 @@ def test_settings_of_another_network(goldens, tmp_path, change):
 
 
 def test_without_spectral_norm(gen, state, tmp_path):
-    """Files in which it was removed, and torch's old ones that keep u only: there v is one power iteration from u."""
+    """Files in which it was removed, and torch's old ones that keep u only: there v is one power
+    iteration from u.
+    """
     plain = {}
     for key, value in state.items():
         if key.endswith("_orig"):
@@ -236,8 +246,8 @@ def test_all_faults_at_once(state, tmp_path):
         convert.convert(tmp_path / "bad.bin", tmp_path / "out")
     told = str(error.value)
     assert (
-        "spectral norm: generator.layers.1.conv_1.weight_u or generator.layers.1.conv_1.weight_v is missing or does not fit"
-        in told
+        "spectral norm: generator.layers.1.conv_1.weight_u or generator.layers.1.conv_1.weight_v "
+        "is missing or does not fit" in told
     )
     assert "spectral norm: that of generator.layers.4.conv_0.weight_orig is 0.0" in told
 

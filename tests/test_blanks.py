@@ -1,4 +1,6 @@
-"""Blanks: generated pictures exported for painting, masks read back in whatever way an editor saved them, and learned by `discover`."""
+"""Blanks: generated pictures exported for painting, masks read back in whatever way an editor saved
+them, and learned by `discover`.
+"""
 
 import json
 import shutil
@@ -191,23 +193,61 @@ def _write(name, text):
 @pytest.mark.parametrize(
     ("spoil", "error", "message"),
     [
-        (lambda f: (f / "blanks.json").write_text('{"pictures": [5]}'), SisError, "blanks.json cannot be read"),
+        (
+            lambda f: (f / "blanks.json").write_text('{"pictures": [5]}'),
+            SisError,
+            "blanks.json cannot be read",
+        ),
         (lambda f: (f / "classes.json").write_text("{}"), UsageError, "lists no classes"),
-        (lambda f: (f / "classes.json").write_text('[{"id": 0, "name": "a", "colour": "#141414"}]'), UsageError, "colour #141414, expected"),
-        (lambda f: [Image.open(m).resize((32, 32)).save(m) for m in (f / "masks").iterdir()], UsageError, "is 32x32, expected 16x16"),
-        (lambda f: Image.new("RGB", (SIDE, SIDE), (1, 2, 3)).save(next((f / "masks").iterdir())), UsageError, "colour #010203: paint with"),
-        (lambda f: Image.new("L", (SIDE, SIDE), 9).save(next((f / "masks").iterdir())), UsageError, "256 pixels of no class.*grey value 9"),
-        (lambda f: next((f / "masks").iterdir()).write_bytes(b"no picture"), SisError, "cannot be read as a PNG"),
-        (lambda f: [m.unlink() for m in (f / "masks").iterdir()], UsageError, "no pixel of the masks"),
-        (lambda f: [Image.new("L", (SIDE, SIDE), 1).save(m) for m in (f / "masks").iterdir()], UsageError, "only the class 'bright'"),
+        (
+            lambda f: (f / "classes.json").write_text(
+                '[{"id": 0, "name": "a", "colour": "#141414"}]'
+            ),
+            UsageError,
+            "colour #141414, expected",
+        ),
+        (
+            lambda f: [Image.open(m).resize((32, 32)).save(m) for m in (f / "masks").iterdir()],
+            UsageError,
+            "is 32x32, expected 16x16",
+        ),
+        (
+            lambda f: Image.new("RGB", (SIDE, SIDE), (1, 2, 3)).save(next((f / "masks").iterdir())),
+            UsageError,
+            "colour #010203: paint with",
+        ),
+        (
+            lambda f: Image.new("L", (SIDE, SIDE), 9).save(next((f / "masks").iterdir())),
+            UsageError,
+            "256 pixels of no class.*grey value 9",
+        ),
+        (
+            lambda f: next((f / "masks").iterdir()).write_bytes(b"no picture"),
+            SisError,
+            "cannot be read as a PNG",
+        ),
+        (
+            lambda f: [m.unlink() for m in (f / "masks").iterdir()],
+            UsageError,
+            "no pixel of the masks",
+        ),
+        (
+            lambda f: [Image.new("L", (SIDE, SIDE), 1).save(m) for m in (f / "masks").iterdir()],
+            UsageError,
+            "only the class 'bright'",
+        ),
         (_write("classes.json", "{"), UsageError, "classes.json cannot be read.*expected"),
-        (_write("classes.json", '[{"id": 0, "name": "a"}, {"id": 0, "name": "b"}]'), UsageError, "two classes with the id"),
+        (
+            _write("classes.json", '[{"id": 0, "name": "a"}, {"id": 0, "name": "b"}]'),
+            UsageError,
+            "two classes with the id",
+        ),
         (_write("classes.json", '[{"id": 255, "name": "a"}]'), UsageError, "ids go from 0 to 254"),
         (lambda f: (f / "classes.json").unlink(), UsageError, "classes.json is missing; expected"),
         (_write("blanks.json", "[]"), SisError, "blanks.json cannot be read"),
         (lambda f: (f / "blanks.json").unlink(), UsageError, "is no folder of blanks"),
     ],
-)  # fmt: skip
+)
 def test_bad_blanks(blanks, spoil, error, message):
     paint(blanks)
     spoil(blanks)
@@ -250,7 +290,9 @@ def test_painted_blanks_become_parts_with_their_names(generator, blanks, tmp_pat
 
 
 def test_more_painting_makes_other_parts(generator, blanks, tmp_path):
-    """The masks are part of what was asked for: the same folder with more in it is not done, and saving a mask again changes nothing."""
+    """The masks are part of what was asked for: the same folder with more in it is not done, and
+    saving a mask again changes nothing.
+    """
     paint(blanks)
     ask = {
         "out": str(tmp_path / "run"),
@@ -268,7 +310,8 @@ def test_more_painting_makes_other_parts(generator, blanks, tmp_path):
     paint(blanks, rows=slice(3, 4))
     with pytest.raises(
         UsageError,
-        match=r"inputs.masks='768 painted pixels \(\w+\)', now asked for '1,024 painted pixels .*--overwrite",
+        match=r"inputs.masks='768 painted pixels \(\w+\)', now asked for '1,024 painted pixels "
+        r".*--overwrite",
     ):
         discover(generator, **ask)
     discover(generator, **ask, overwrite=True)

@@ -26,8 +26,10 @@ from pathlib import Path
 if TYPE_CHECKING:
     from somewhere import Generator
 
-def discover(gen: Generator | str | None = None, *, k: int | Literal["auto"] = 6, seeds: tuple[int, ...] = (1, 2), method: str = "plain",
-             recipe: dict[str, Array] | None = None, out: Path | None = None, deep: bool = False, fail: str = "", **fields) -> Path:
+def discover(gen: Generator | str | None = None, *, k: int | Literal["auto"] = 6,
+             seeds: tuple[int, ...] = (1, 2), method: str = "plain",
+             recipe: dict[str, Array] | None = None, out: Path | None = None,
+             deep: bool = False, fail: str = "", **fields) -> Path:
     """Find the parts of a generator.
 
     A second paragraph.
@@ -36,22 +38,26 @@ def discover(gen: Generator | str | None = None, *, k: int | Literal["auto"] = 6
     k, seeds: how many clusters,
     and the seeds.
     """
-    from sis_jax.runs import cli
+    from sis_jax.ops.progress import progress
     from sis_jax.types import SisError, UsageError
     if fail:
-        raise {"usage": UsageError("asked wrongly"), "work": SisError("went wrong"), "bug": RuntimeError("a bug"), "stop": KeyboardInterrupt()}[fail]
+        raise {"usage": UsageError("asked wrongly"), "work": SisError("went wrong"),
+               "bug": RuntimeError("a bug"), "stop": KeyboardInterrupt()}[fail]
     for _ in progress(range(3), "working", "step"):
         pass
     with open(out, "w") as file:
         import json
-        json.dump({"gen": gen, "k": k, "seeds": seeds, "method": method, "deep": deep, **fields}, file)
+        shown = {"gen": gen, "k": k, "seeds": seeds, "method": method, "deep": deep}
+        json.dump({**shown, **fields}, file)
     return out
 
-discover.plan = lambda config: {"files": [f"{config['out']}/parts.json"], "seconds": 130, "memory_bytes": 3 * 2**30, "note": "small"}
+discover.plan = lambda config: {"files": [f"{config['out']}/parts.json"], "seconds": 130,
+                                "memory_bytes": 3 * 2**30, "note": "small"}
 
 if __name__ == "__main__":
     from sis_jax.runs import cli
-    cli.main(discover, variants={"method": {"plain": "test_methods_of_cli:Plain", "fancy": "test_methods_of_cli:Fancy"}})
+    methods = {"plain": "test_methods_of_cli:Plain", "fancy": "test_methods_of_cli:Fancy"}
+    cli.main(discover, variants={"method": methods})
 '''
 
 METHODS = '''
@@ -209,7 +215,9 @@ def _verbs() -> list[str]:
 
 @pytest.mark.parametrize("verb", _verbs())
 def test_help_of_a_real_verb_loads_nothing_heavy(verb):
-    """Without these `--help` answers in a fraction of a second; seconds themselves depend on who else uses the machine."""
+    """Without these `--help` answers in a fraction of a second; seconds themselves depend on who
+    else uses the machine.
+    """
     heavy = "jax flax optax orbax scipy cv2 transformers tensorflow_datasets matplotlib jinja2"
     code = (
         "import sys, runpy\nsys.argv[1:] = ['--help']\n"
@@ -243,7 +251,10 @@ def test_a_real_verb_runs_as_a_module_without_a_warning(verb):
 
 
 def test_the_package_is_quick_and_silent():
-    code = "import sys, sis_jax\nprint(dir(sis_jax) == sorted(sis_jax.__all__), [m for m in ('jax', 'numpy', 'flax') if m in sys.modules])"
+    code = (
+        "import sys, sis_jax\nprint(dir(sis_jax) == sorted(sis_jax.__all__), [m for m in ('jax', "
+        "'numpy', 'flax') if m in sys.modules])"
+    )
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True
     )
@@ -262,7 +273,8 @@ def test_the_package_is_quick_and_silent():
 )
 def test_a_verb_stays_a_function(first):
     code = (
-        f"{first}\nimport sis_jax as sis, sys, types\nassert isinstance(sis.report, types.FunctionType)\n"
+        f"{first}\nimport sis_jax as sis, sys, types\nassert isinstance(sis.report, "
+        "types.FunctionType)\n"
         "assert isinstance(sys.modules['sis_jax.report'], types.ModuleType)"
     )
     done = subprocess.run(
@@ -364,14 +376,18 @@ def test_cpu_cores_become_devices(given):
         "XLA_FLAGS": given,
         "JAX_PLATFORMS": "cpu",
     }
-    code = "import os\nos.sched_getaffinity = lambda _: range(6)\nfrom sis_jax.runs import cli\ncli.use_cpu_cores()\nimport jax\nprint(len(jax.devices()))"
+    code = (
+        "import os\nos.sched_getaffinity = lambda _: range(6)\nfrom sis_jax.runs import "
+        "cli\ncli.use_cpu_cores()\nimport jax\nprint(len(jax.devices()))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert done.stdout == ("3\n" if given else "4\n"), done.stderr
 
 
 def test_compiled_programs_are_kept_between_processes(tmp_path):
     code = (
-        "import sys\nfrom sis_jax.runs import cli\nfolder = cli.enable_compilation_cache()\nassert 'jax' not in sys.modules\nprint(folder)\n"
+        "import sys\nfrom sis_jax.runs import cli\nfolder = "
+        "cli.enable_compilation_cache()\nassert 'jax' not in sys.modules\nprint(folder)\n"
         "import jax\njax.jit(lambda x: x * 2 + 1)(3.0).block_until_ready()"
     )
     env = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}

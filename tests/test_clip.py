@@ -1,7 +1,8 @@
 """CLIP: parity with published code, inside JAX, and what goes in.
 
-`hf_tiny` and its results were made with transformers 5.23.0 (CLIPModel of random weights, with other heads, epsilons and activations than usual; torch
-2.13.0), `openai_*_tiny` with open_clip 3.3.0.
+`hf_tiny` and its results were made with transformers 5.23.0 (CLIPModel of random weights, with
+other heads, epsilons and activations than usual; torch 2.13.0), `openai_*_tiny` with open_clip
+3.3.0.
 """
 
 import json
@@ -106,7 +107,9 @@ def test_positions_are_resized_as_transformers_does(folder, expected):
 
 
 def test_dense_features_of_other_sizes(folder):
-    """A ResNet's map does not know where it is: a shifted picture gives the shifted map, away from the padding."""
+    """A ResNet's map does not know where it is: a shifted picture gives the shifted map, away from
+    the padding.
+    """
     clip = sis_jax.load_clip(folder / "openai_rn_tiny.pt")
     wide = np.random.RandomState(0).randn(1, 320, 352, 3).astype(np.float32)
     a, b = np.asarray(clip.dense_features(wide)), np.asarray(clip.dense_features(wide[:, :, 32:]))
@@ -307,7 +310,10 @@ for clip in (vit, resnet):
     refused("got pictures of several sizes", lambda: clip.encode_image([pixels[0], pixels[0, 1:]]))
     refused("batch must be a whole number", lambda: clip.encode_image(pixels, batch=1.5))
     refused("surrogate", lambda: clip.encode_text([chr(0xD800)]))
-for load, wrong in ((sis_jax.load_clip, None), (sis_jax.load_clip, b"x"), (sis_jax.load_generator, 3), (sis_jax.load_generator, b"x")):
+for load, wrong in (
+    (sis_jax.load_clip, None), (sis_jax.load_clip, b"x"),
+    (sis_jax.load_generator, 3), (sis_jax.load_generator, b"x"),
+):
     refused("expected a name or a path, got " + repr(wrong), lambda: load(wrong))
 """
 

@@ -1,4 +1,6 @@
-"""CLIP by name: OpenAI's names and digests, unknown names, and the hub's client, which a stand-in replaces; nothing is downloaded."""
+"""CLIP by name: OpenAI's names and digests, unknown names, and the hub's client, which a stand-in
+replaces; nothing is downloaded.
+"""
 
 import runpy
 import shutil
@@ -36,14 +38,16 @@ def test_names_of_openai(folder, tmp_path, monkeypatch):
     here.mkdir()
     with pytest.raises(
         UsageError,
-        match=r"clip-vit-b32 is not here: download https://openaipublic\S+/ViT-B-32.pt and put it at \S+weights/ViT-B-32.pt",
+        match=r"clip-vit-b32 is not here: download https://openaipublic\S+/ViT-B-32.pt and put it "
+        r"at \S+weights/ViT-B-32.pt",
     ):
         sis_jax.load_clip("ViT-B/32")
     shutil.copy(folder / "openai_script.pt", here / "ViT-L-14-336px.pt")
     for name in ("ViT-L/14@336px", "clip-vit-l14-336px"):
         with pytest.raises(
             SisError,
-            match=r"not the published ViT-L-14-336px\.pt of clip-vit-l14-336px \(sha256 .*expected 3035c92b3509",
+            match=r"not the published ViT-L-14-336px\.pt of clip-vit-l14-336px \(sha256 .*expected "
+            r"3035c92b3509",
         ):
             sis_jax.load_clip(name)
     by_path = sis_jax.load_clip(

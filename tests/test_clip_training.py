@@ -1,4 +1,6 @@
-"""`scripts/faces_clip`, training and captions: the losses by hand, a network that learns two words, captions that are true."""
+"""`scripts/faces_clip`, training and captions: the losses by hand, a network that learns two words,
+captions that are true.
+"""
 
 import captions
 import jax
@@ -63,7 +65,9 @@ def test_the_rate():
 
 
 def test_two_words_are_learned_and_found(config):
-    """A light square somewhere, or none, told by one word or the other; afterwards the word lies where the square is."""
+    """A light square somewhere, or none, told by one word or the other; afterwards the word lies
+    where the square is.
+    """
     rng = np.random.default_rng(0)
     recipe = training.Recipe(learning_rate=5e-3, keep=1.0, ema=0.9)
     graph, state = training.new_state(training.initial(config, 1), recipe)
@@ -111,7 +115,9 @@ def squares(rng, n):
 
 
 def test_facts_first_and_words_afterwards(config):
-    """Points for facts are learned from pictures, then the text tower learns to say them; the image tower stays as it was."""
+    """Points for facts are learned from pictures, then the text tower learns to say them; the image
+    tower stays as it was.
+    """
     rng = np.random.default_rng(0)
     recipe = training.Recipe(learning_rate=5e-3, keep=1.0, ema=0.9)
     concepts, parts = jnp.asarray(rng.standard_normal((1, 8)), jnp.float32), jnp.ones((1, 8))
@@ -159,7 +165,9 @@ def test_facts_first_and_words_afterwards(config):
 
 
 def test_parts_and_facts_in_their_parts_are_learned(config):
-    """Left half one part, right half the other; a light square says yes only in the left one, and is told of by the patches there."""
+    """Left half one part, right half the other; a light square says yes only in the left one, and
+    is told of by the patches there.
+    """
     rng = np.random.default_rng(0)
     recipe = training.Recipe(learning_rate=5e-3, keep=1.0, ema=0.9)
     start = np.linalg.qr(rng.standard_normal((8, 3)))[0].T.astype(np.float32)
@@ -239,7 +247,9 @@ def test_where_captions_belong():
 
 
 def test_words_find_their_parts_without_masks():
-    """Four parts and a landmark each for eyes, nose and mouth: what tells hair best is hair, what is behind stays background."""
+    """Four parts and a landmark each for eyes, nose and mouth: what tells hair best is hair, what
+    is behind stays background.
+    """
     names = [n for several in captions.TELLS.values() for n in several]
     where = np.zeros((8, 64, 64), np.float32)
     for k, (x, y) in {2: (25, 30), 3: (32, 39), 4: (31, 47)}.items():
@@ -252,7 +262,8 @@ def test_words_find_their_parts_without_masks():
     evidence[at["hair"], 7] = 0.94  # behind the head: it shows where the hair ends
     about, nouns = captions.grounded(evidence, names, where, background=[7])
     assert {k: v for k, v in nouns.items() if v} == {
-        "hair": [0], "eyebrows": [5], "eyes": [2], "nose": [3], "mouth": [4], "skin": [6], "clothes": [1], "background": [7]
+        "hair": [0], "eyebrows": [5], "eyes": [2], "nose": [3], "mouth": [4], "skin": [6],
+        "clothes": [1], "background": [7]
     }  # fmt: skip
     table = captions.about_table(about, [*names, "Male"])
     assert table.shape == (len(names) + 1, 8) and not table[-1].any() and not table[:, 7].any()

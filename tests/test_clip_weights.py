@@ -1,7 +1,10 @@
-"""CLIP's files: every layout, faults, weights folders and the door. Hostile archives are in test_restricted.py, names in test_clip_names.py.
+"""CLIP's files: every layout, faults, weights folders and the door. Hostile archives are in
+test_restricted.py, names in test_clip_names.py.
 
-`openai_script.pt` is torch.jit.save(torch.jit.script(m)), torch 2.13.0, where m is a tree of modules whose forward returns its input; they carry the
-arrays of `scripted_state` as parameters under their names, and m has an attribute input_resolution = 4 and buffers context_length and vocab_size = 8.
+`openai_script.pt` is torch.jit.save(torch.jit.script(m)), torch 2.13.0, where m is a tree of
+modules whose forward returns its input; they carry the arrays of `scripted_state` as parameters
+under their names, and m has an attribute input_resolution = 4 and buffers context_length and
+vocab_size = 8.
 """
 
 import json
@@ -82,7 +85,9 @@ def scripted_state():
 
 
 def test_torchscript_archive(folder, tmp_path):
-    """The archive gives the network of the plain state dict, to the bit; its program is compressed and stays so."""
+    """The archive gives the network of the plain state dict, to the bit; its program is compressed
+    and stays so.
+    """
     path = folder / "openai_script.pt"
     assert any(
         info.compress_type and "/code/" in info.filename
@@ -217,7 +222,8 @@ def test_open_clip_without_its_config(folder, tmp_path):
     (place / "open_clip_config.json").unlink()
     with pytest.raises(
         SisError,
-        match=r"open_clip_config\.json is not there, which tells the number of heads and the activation",
+        match=r"open_clip_config\.json is not there, which tells the number of heads and the "
+        r"activation",
     ):
         sis_jax.load_clip(place)
 

@@ -1,4 +1,6 @@
-"""Labels that follow the picture: the random field against its definition, what is usual at a place, and a cluster that joins later."""
+"""Labels that follow the picture: the random field against its definition, what is usual at a
+place, and a cluster that joins later.
+"""
 
 import dataclasses
 
@@ -74,7 +76,9 @@ def test_a_picture_and_its_enlargement_are_treated_alike():
 
 
 def test_labels_follow_the_edge_of_a_colour():
-    """Evidence that ends two pixels beside the edge, with specks: the labels end at the edge and the specks go."""
+    """Evidence that ends two pixels beside the edge, with specks: the labels end at the edge and
+    the specks go.
+    """
     side = 32
     image = np.where(np.arange(side)[None, :, None] < 16, -0.5, 0.5) * np.ones(
         (side, side, 3), np.float32
@@ -113,7 +117,9 @@ def test_many_pictures_are_taken_in_turns(monkeypatch):
 
 
 def test_what_is_usual_at_a_place():
-    """Three clusters on 8 x 8 places of 30 samples: shares by Laplace's rule, rows and columns as in a picture."""
+    """Three clusters on 8 x 8 places of 30 samples: shares by Laplace's rule, rows and columns as
+    in a picture.
+    """
     rng = np.random.default_rng(0)
     places = np.tile(cluster_labels.place_of(8).reshape(-1, 2), (30, 1))
     labels = rng.integers(0, 2, len(places))

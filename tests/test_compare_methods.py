@@ -1,4 +1,6 @@
-"""The comparison of methods: what each is given, processes that are measured, rows that fail softly, tables."""
+"""The comparison of methods: what each is given, processes that are measured, rows that fail
+softly, tables.
+"""
 
 import ast
 import json
@@ -59,11 +61,16 @@ def test_what_a_method_is_given(script, tmp_path):
 
 
 def test_a_process_and_its_memory():
-    """Measured from a small process, as the script is one: Linux counts what the parent held when it forked."""
+    """Measured from a small process, as the script is one: Linux counts what the parent held when
+    it forked.
+    """
     inner = (
         "import sys; x = b'x' * 200_000_000; print('first\\nlast', file=sys.stderr); sys.exit(3)"
     )
-    outer = f"import runpy, sys; print(runpy.run_path({str(SCRIPT)!r})['started']([sys.executable, '-c', {inner!r}]))"
+    outer = (
+        f"import runpy, sys; print(runpy.run_path({str(SCRIPT)!r})['started']([sys.executable, "
+        f"'-c', {inner!r}]))"
+    )
     code, peak, told = ast.literal_eval(
         subprocess.run(
             [sys.executable, "-c", outer], capture_output=True, text=True, check=True
@@ -86,8 +93,17 @@ def test_a_method_that_lacks_something_or_fails_keeps_a_row(script, tmp_path, mo
 
 
 def test_table_and_rows_for_the_report(script):
-    good = row("datasetgan", labels=16, iou_foreground=0.9, iou_background=0.7, mean_iou=0.8, border_mean_iou=0.4, find_seconds=61.0, seconds=300.0,
-               peak_bytes=2**30)  # fmt: skip
+    good = row(
+        "datasetgan",
+        labels=16,
+        iou_foreground=0.9,
+        iou_background=0.7,
+        mean_iou=0.8,
+        border_mean_iou=0.4,
+        find_seconds=61.0,
+        seconds=300.0,
+        peak_bytes=2**30,
+    )
     rows = [good, row("labels4free", note="skipped: no photos")]
     text = script.table(rows)
     assert "| datasetgan | 0.900 | 0.700 | 0.800 | 0.400 | 16 | 61 s | 5 min | 1.0 GiB |" in text

@@ -1,4 +1,6 @@
-"""DatasetGAN: hypercolumns at pixels, the ensemble and its normalisation, uncertainty, whole pictures, what is learned, what is refused."""
+"""DatasetGAN: hypercolumns at pixels, the ensemble and its normalisation, uncertainty, whole
+pictures, what is learned, what is refused.
+"""
 
 import dataclasses
 import itertools
@@ -33,12 +35,19 @@ def whole(features, side=SIDE):
 def layers(d, members=4, classes=3, hidden=(8, 5), seed=1):
     rng = np.random.default_rng(seed)
     sizes = (d, *hidden, classes)
-    return [(jnp.asarray(rng.standard_normal((members, i, o)), jnp.float32), jnp.asarray(rng.standard_normal((members, o)), jnp.float32))
-            for i, o in itertools.pairwise(sizes)]  # fmt: skip
+    return [
+        (
+            jnp.asarray(rng.standard_normal((members, i, o)), jnp.float32),
+            jnp.asarray(rng.standard_normal((members, o)), jnp.float32),
+        )
+        for i, o in itertools.pairwise(sizes)
+    ]
 
 
 def probabilities(own, x):
-    """float64[members, ..., classes]: linear, ReLU, ..., linear, softmax, one member after the other."""
+    """float64[members, ..., classes]: linear, ReLU, ..., linear, softmax, one member after the
+    other.
+    """
     found = []
     for e in range(own[0][0].shape[0]):
         y = np.asarray(x, np.float64)
@@ -92,7 +101,9 @@ def test_whole_pictures_are_labelled_as_their_hypercolumns(shapes, majority, hid
 
 
 def test_members_that_agree_are_sure_and_members_that_contradict_each_other_are_not():
-    """Two members, two classes, equal and opposite certainty: the divergence is all it can be, although each member is sure of itself."""
+    """Two members, two classes, equal and opposite certainty: the divergence is all it can be,
+    although each member is sure of itself.
+    """
     x = (jnp.ones((1, SIDE, SIDE, 1)),)
     strong = jnp.asarray([[[50.0, -50.0]], [[-50.0, 50.0]]])
     for weight, expected in ((strong, 0.0), (strong[:1].repeat(2, 0), 1.0), (0 * strong, 1.0)):
@@ -137,7 +148,9 @@ def test_networks_learn_what_a_linear_read_out_cannot():
 
 
 def test_folded_layers_equal_layers_with_batch_normalisation():
-    """What prediction uses, against linear, ReLU, normalisation by the moments over all points a member was shown."""
+    """What prediction uses, against linear, ReLU, normalisation by the moments over all points a
+    member was shown.
+    """
     x, _ = points(60)
     seen = np.stack([np.ones(60), np.arange(60) % 3]).astype(np.float32)
     own = layers(6, members=2, classes=3)
@@ -309,7 +322,9 @@ def test_one_sample_is_enough_and_a_class_never_seen_twice_is_told(blocks):
 
 
 def test_bootstrapped_members_doubt_and_others_need_not(blocks):
-    """One of two samples is painted the wrong way round: members that drew one of them twice contradict each other."""
+    """One of two samples is painted the wrong way round: members that drew one of them twice
+    contradict each other.
+    """
     inputs = painted_blocks(blocks, range(2), rub_out=0)
     masks = inputs.painted.copy()
     masks[0] = 3 - masks[0]

@@ -1,4 +1,6 @@
-"""DCGAN: the network against transposed convolution by definition, the conversion of PyTorch state dicts, the generator protocol."""
+"""DCGAN: the network against transposed convolution by definition, the conversion of PyTorch state
+dicts, the generator protocol.
+"""
 
 from itertools import pairwise
 
@@ -17,7 +19,9 @@ WIDTHS = (6, 12, 8, 5, 3)  # z, three stages, RGB: 32 pixels
 
 
 def scatter(x, weight, stride, padding):
-    """Transposed convolution by definition: every input number adds its multiple of the kernel. x [n h w i], weight [i o k k], as torch has it."""
+    """Transposed convolution by definition: every input number adds its multiple of the kernel. x
+    [n h w i], weight [i o k k], as torch has it.
+    """
     n, h, w, _ = x.shape
     k = weight.shape[2]
     out = np.zeros((n, (h - 1) * stride + k, (w - 1) * stride + k, weight.shape[1]))
@@ -29,7 +33,9 @@ def scatter(x, weight, stride, padding):
 
 
 def reference(state, z):
-    """The whole network in float64, batch norm in inference mode; picture and the output of each stage."""
+    """The whole network in float64, batch norm in inference mode; picture and the output of each
+    stage.
+    """
     x, stages = z[:, None, None, :].astype(np.float64), []
     for i in range(len(WIDTHS) - 1):
         x = scatter(

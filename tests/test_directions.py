@@ -1,4 +1,6 @@
-"""`stages/directions.py`: scores, learning, strength, latent optimisation and style space, on a generator and a CLIP whose answers are known."""
+"""`stages/directions.py`: scores, learning, strength, latent optimisation and style space, on a
+generator and a CLIP whose answers are known.
+"""
 
 import clip_kit
 import fakes
@@ -49,7 +51,9 @@ def test_scores_are_those_of_encode_image(lamp, clip):
 
 
 def test_the_published_way_to_feed_pictures():
-    """Seven times larger by repetition, then averaged over windows: done in full on a small picture."""
+    """Seven times larger by repetition, then averaged over windows: done in full on a small
+    picture.
+    """
     images = np.random.default_rng(0).standard_normal((2, 64, 64, 3)).astype(np.float32)
     large = images.repeat(7, 1).repeat(7, 2)
     window = 7 * 64 // 224
@@ -78,8 +82,8 @@ def test_the_direction_is_found(lamp, light):
 
 
 def test_the_direction_goes_where_samples_vary(clip):
-    """What the text sees depends on one number of w that varies much and, more steeply, on one that hardly does: going along the second needs w that
-    the generator never draws."""
+    """What the text sees depends on one number of w that varies much and, more steeply, on one that
+    hardly does: going along the second needs w that the generator never draws."""
 
     class Skewed(naming_kit.Lamp):
         axis = np.array([1.0, 15.0, 0, 0, 0], np.float32)
@@ -139,7 +143,8 @@ def test_a_direction_that_nobody_passes(lamp, clip, light):
 
     with pytest.raises(
         SisError,
-        match=r"'black' was not reached: at the largest displacement 0 % of 64 samples pass.*scores: -\d",
+        match=r"'black' was not reached: at the largest displacement 0 % of 64 samples "
+        r"pass.*scores: -\d",
     ):
         directions.with_strength(lamp, clip, replace(light, prompt="black", neutral="white"))
 

@@ -1,4 +1,6 @@
-"""`discover` in Python and from the shell: run folder, resuming, refusals; on the default, a DCGAN, a generator in plain Python."""
+"""`discover` in Python and from the shell: run folder, resuming, refusals; on the default, a DCGAN,
+a generator in plain Python.
+"""
 
 import json
 import os
@@ -250,7 +252,9 @@ def test_impossible_requests_leave_nothing(weights, tmp_path, settings, said):
 
 
 def test_only_methods_that_cluster_say_lower_k():
-    """A class that somebody painted, or one of two sides, is not made steadier by fewer clusters."""
+    """A class that somebody painted, or one of two sides, is not made steadier by fewer
+    clusters.
+    """
     from types import SimpleNamespace
 
     from sis_jax.discover import _warnings

@@ -1,4 +1,6 @@
-"""`distill`: what is written, resuming to the same bits, adaptation, the recipe, human masks, refusals. Networks are tiny and learn next to nothing."""
+"""`distill`: what is written, resuming to the same bits, adaptation, the recipe, human masks,
+refusals. Networks are tiny and learn next to nothing.
+"""
 
 import csv
 import json
@@ -127,7 +129,9 @@ def test_resuming_gives_the_same_bits_in_every_phase(run, photos, tmp_path, at, 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_fifty_kills_and_the_same_bytes(run, photos, tmp_path):
-    """SIGKILL at random moments of both phases, between them, while a checkpoint is written, and while Python starts."""
+    """SIGKILL at random moments of both phases, between them, while a checkpoint is written, and
+    while Python starts.
+    """
     settings = QUICK | {"steps": 150, "adapt_steps": 150, "snapshot": 3, "photos": str(photos)}
 
     def command(out):
@@ -137,9 +141,23 @@ def test_fifty_kills_and_the_same_bytes(run, photos, tmp_path):
             "JAX_PLATFORMS": "cpu",
         }
         return subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "sis_jax.distill", str(run), "--out", str(tmp_path / out), "--quiet", *words],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-W",
+                "error",
+                "-m",
+                "sis_jax.distill",
+                str(run),
+                "--out",
+                str(tmp_path / out),
+                "--quiet",
+                *words,
+            ],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     first = command("whole")
     assert first.communicate(timeout=300)[1] == "" and first.returncode == 0
@@ -151,7 +169,9 @@ def test_fifty_kills_and_the_same_bytes(run, photos, tmp_path):
             now = sorted((tmp_path / "cut/student/checkpoints").glob("*"))
             if (
                 now and now != seen
-            ):  # counted from the first checkpoint: the start of Python and JAX takes most of a short run
+                # counted from the first checkpoint: the start of Python and JAX takes most of a
+                # short run
+            ):
                 time.sleep(wait)
                 break
             time.sleep(0.01)
@@ -216,7 +236,9 @@ def test_a_student_begins_with_another_at_a_larger_side(
 
 @pytest.mark.parametrize("side", [None, 32])
 def test_an_adaptation_that_shakes_is_not_kept(run, student, photos, tmp_path, monkeypatch, side):
-    """Whatever the photos did, a worse student is thrown away, and the one from before is what is written, with its own side."""
+    """Whatever the photos did, a worse student is thrown away, and the one from before is what is
+    written, with its own side.
+    """
     said = iter([Judgement(0.9, 0.8, 0.7), Judgement(0.95, 0.7, 0.7)])
     monkeypatch.setattr(adapt, "judge", lambda *a: next(said))
     start = {"start_from": str(run), "steps": 0, "side": side} if side else {}
@@ -230,7 +252,9 @@ def test_an_adaptation_that_shakes_is_not_kept(run, student, photos, tmp_path, m
 
 
 def test_masks_without_an_object_are_no_better():
-    """They are as steady as can be, and no colour contradicts them: only the generated pictures tell."""
+    """They are as steady as can be, and no colour contradicts them: only the generated pictures
+    tell.
+    """
     before = Judgement(0.9, 0.8, 0.8)
     assert not Judgement(1.0, 1.0, 0.4).better_than(before)
     assert Judgement(0.89, 0.85, 0.75).better_than(before)
@@ -239,7 +263,9 @@ def test_masks_without_an_object_are_no_better():
 
 
 def test_agreement_is_of_masks_that_follow_the_photo(student, monkeypatch):
-    """Bright discs on dark ground: a student that reads brightness agrees with the colours, one that is blind does not."""
+    """Bright discs on dark ground: a student that reads brightness agrees with the colours, one
+    that is blind does not.
+    """
     y, x = np.mgrid[:16, :16]
     rng = np.random.default_rng(0)
     discs = np.stack([(x - 8) ** 2 + (y - 8) ** 2 < r**2 for r in rng.uniform(4, 6, 12)])
@@ -361,7 +387,9 @@ def test_batches_depend_on_seed_and_step_alone():
 
 
 def test_colours_correct_a_mask_that_leaks():
-    """A disc on ground of another colour; the network thinks a piece of the ground belongs to the disc."""
+    """A disc on ground of another colour; the network thinks a piece of the ground belongs to the
+    disc.
+    """
     at = np.arange(48)
     truth = (at[None] - 24) ** 2 + (at[:, None] - 24) ** 2 < 150
     photo = np.where(truth[..., None], (200, 60, 40), (40, 60, 160)) + np.random.default_rng(
@@ -386,11 +414,17 @@ def test_nothing_to_compare_keeps_the_opinion():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"steps": 0}, "steps is 0"), ({"trim": 1.0}, "trim is 1.0"), ({"learning_rate": 0.0}, "learning_rate is 0"), ({"side": 20}, "multiple of 16"),
+        ({"steps": 0}, "steps is 0"),
+        ({"trim": 1.0}, "trim is 1.0"),
+        ({"learning_rate": 0.0}, "learning_rate is 0"),
+        ({"side": 20}, "multiple of 16"),
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
-        ({"masks": "m"}, "--masks needs --images"), ({"images": "i"}, "not both"), ({"soft": True}, "no certainty"), ({"width": 9}, "multiple of 8"),
+        ({"masks": "m"}, "--masks needs --images"),
+        ({"images": "i"}, "not both"),
+        ({"soft": True}, "no certainty"),
+        ({"width": 9}, "multiple of 8"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_work_is_told_and_leaves_nothing(run, given, said, tmp_path):
     with pytest.raises(UsageError, match=said):
         sis_jax.distill(str(run), out=str(tmp_path / "x"), **{"steps": 2, "batch": 4, **given})
@@ -407,7 +441,9 @@ def test_a_run_without_parts_or_data_is_told(tmp_path):
 
 @pytest.mark.parametrize("side", [8, 12, 16, 24, 32])
 def test_photos_are_reduced_to_any_side(side):
-    """A student that `--start-from` brings may have a side that does not divide that of the photos."""
+    """A student that `--start-from` brings may have a side that does not divide that of the
+    photos.
+    """
     from sis_jax.stages.adapt import reduced
 
     ramp = np.broadcast_to(np.arange(16, dtype=np.uint8)[:, None] * 10, (2, 16, 16))[

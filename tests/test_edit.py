@@ -1,4 +1,6 @@
-"""`edit`: soft masks, completed backgrounds, directions by name, text and component, the run folder, photos, and what is refused."""
+"""`edit`: soft masks, completed backgrounds, directions by name, text and component, the run
+folder, photos, and what is refused.
+"""
 
 import json
 import sys
@@ -29,7 +31,9 @@ QUICK = {"k": 2, "layer": "16x16", "n": 8, "n_init": 1}
 
 
 class Room(fakes.Blocks):
-    """A disc in front of a wall: w[0] is the disc's place, w[1] the wall's brightness, w[2] the disc's."""
+    """A disc in front of a wall: w[0] is the disc's place, w[1] the wall's brightness, w[2] the
+    disc's.
+    """
 
     info = Info(name="room")
 

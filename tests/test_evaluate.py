@@ -1,4 +1,6 @@
-"""Evaluation: every number against its definition written out, the published protocols' differences, and the verb on files."""
+"""Evaluation: every number against its definition written out, the published protocols'
+differences, and the verb on files.
+"""
 
 import json
 import math
@@ -41,7 +43,7 @@ def pairs(n=6, seed=0, size=(24, 20), classes=(3, 5)):
     return found
 
 
-# ------------------------------------------------------------------------------------------------------------------------------- measure
+# ------------------------------------------------------------------------------------------ measure
 
 
 def test_the_stored_exact_scores(goldens):
@@ -245,7 +247,7 @@ def test_what_cannot_be_measured():
         measure(pairs(), PRED, TRUE, matching=("greedy",))
 
 
-# ----------------------------------------------------------------------------------------------------------------------------- protocols
+# ---------------------------------------------------------------------------------------- protocols
 
 
 def soft_pairs(n=5):
@@ -355,7 +357,7 @@ def test_probabilities_are_resized_as_logits():
     np.testing.assert_allclose(soft, 1 - np.exp(large[..., 0]) / np.exp(large).sum(-1), atol=1e-4)
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ the verb
+# ----------------------------------------------------------------------------------------- the verb
 
 
 class Threshold:
@@ -434,7 +436,8 @@ def test_size_and_protocol_decide_what_the_network_sees(tmp_path):
         )
         seen[name, options.get("size")] = set(network.seen)
     assert seen == {
-        ("native", None): {(40, 50)}, ("sis", None): {(128, 128)}, ("melas", None): {(128, 160)}, ("native", 20): {(20, 25)}, ("sis", 0): {(40, 50)},
+        ("native", None): {(40, 50)}, ("sis", None): {(128, 128)}, ("melas", None): {(128, 160)},
+        ("native", 20): {(20, 25)}, ("sis", 0): {(40, 50)},
     }  # fmt: skip
 
 

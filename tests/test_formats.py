@@ -1,4 +1,6 @@
-"""Exports: what other people's readers get back is what went in, and a folder appears whole or not at all."""
+"""Exports: what other people's readers get back is what went in, and a folder appears whole or not
+at all.
+"""
 
 import json
 import struct
@@ -218,7 +220,9 @@ def test_tfds_reads_array_record_without_tensorflow(written):
 
 
 def test_tfrecord_framing(written):
-    """Each record: length, masked CRC-32C of the length, bytes, masked CRC of the bytes; the checksums are recomputed bit by bit."""
+    """Each record: length, masked CRC-32C of the length, bytes, masked CRC of the bytes; the
+    checksums are recomputed bit by bit.
+    """
 
     def masked(data: bytes) -> int:
         crc = 0xFFFFFFFF
@@ -304,7 +308,7 @@ def test_unknown_format(tmp_path):
         formats.write("cocoa", [], CLASSES, tmp_path / "x")
 
 
-# --------------------------------------------------------------------------------------------------------------------------- the command
+# -------------------------------------------------------------------------------------- the command
 
 
 @pytest.fixture

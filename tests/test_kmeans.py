@@ -1,4 +1,6 @@
-"""`ops/kmeans.py` against scikit-learn (stored and live), on one and eight devices, with weights, empty clusters, batches and bad input."""
+"""`ops/kmeans.py` against scikit-learn (stored and live), on one and eight devices, with weights,
+empty clusters, batches and bad input.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,9 @@ from sis_jax.types import UsageError
 
 
 def smooth_features(n, d, parts=9, seed=0, noise=0.3):
-    """Rows like a generator's features: soft mixtures of a few part vectors, rectified, with noise, far from the origin."""
+    """Rows like a generator's features: soft mixtures of a few part vectors, rectified, with noise,
+    far from the origin.
+    """
     g = np.random.default_rng(seed)
     mixture = np.exp(2.5 * g.standard_normal((n, parts)))
     mixture /= mixture.sum(1, keepdims=True)

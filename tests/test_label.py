@@ -1,4 +1,6 @@
-"""`label`: regions in CLIP's space, names, merges, background, the run folder, and what is refused."""
+"""`label`: regions in CLIP's space, names, merges, background, the run folder, and what is
+refused.
+"""
 
 import json
 from pathlib import Path
@@ -114,7 +116,9 @@ def test_names(disc, clip, mode):
 
 
 def test_the_score_is_the_one_of_the_equation(disc, clip):
-    """Cosines are 1 and -1 but for patches on the edge; the softmax of 5 times them is told by hand."""
+    """Cosines are 1 and -1 but for patches on the edge; the softmax of 5 times them is told by
+    hand.
+    """
     gen, parts = disc
     teacher = naming.Teacher.of(gen, parts)
     found = naming.name_parts(

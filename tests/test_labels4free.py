@@ -1,4 +1,6 @@
-"""Labels4Free: the paper's equations against NumPy, and a training of a few steps on a tiny generator."""
+"""Labels4Free: the paper's equations against NumPy, and a training of a few steps on a tiny
+generator.
+"""
 
 from dataclasses import replace
 
@@ -236,8 +238,10 @@ def test_what_cannot_work_is_said(gen):
     with pytest.raises(UsageError, match=r"StyleGAN2.*segmentation_in_style"):
         SHORT.fit(tiny_dcgan())
     for settings, said in (
-        ({"stage": "3x3"}, "expected auto"), ({"batch": 6}, "multiple of 4"), ({"threshold": 2.0}, "from 0 to 1"), ({"steps": 0}, "at least 1"),
-        ({"least_foreground": 0.7, "least_background": 0.7}, "over 1 together"), ({"d_width": 0.0}, "above 0"),
+        ({"stage": "3x3"}, "expected auto"), ({"batch": 6}, "multiple of 4"),
+        ({"threshold": 2.0}, "from 0 to 1"), ({"steps": 0}, "at least 1"),
+        ({"least_foreground": 0.7, "least_background": 0.7}, "over 1 together"),
+        ({"d_width": 0.0}, "above 0"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=said):
             replace(SHORT, **settings).fit(gen)
@@ -254,7 +258,9 @@ def test_recipes_are_settings():
 
 
 def _judged(gen, monkeypatch, inside):
-    """What `judge` says of masks that are `inside` [16 16]; the features are 1 within a box of their own, a bit of noise elsewhere."""
+    """What `judge` says of masks that are `inside` [16 16]; the features are 1 within a box of
+    their own, a bit of noise elsewhere.
+    """
     rng = np.random.default_rng(5)
     truth = np.zeros((16, 16), np.float32)
     truth[4:, 4:12] = 1

@@ -1,4 +1,6 @@
-"""Directions that lighten the object: the terms of the loss, masks of generators with known objects, every seed the same bytes, the verbs after it."""
+"""Directions that lighten the object: the terms of the loss, masks of generators with known
+objects, every seed the same bytes, the verbs after it.
+"""
 
 import fakes
 import jax
@@ -25,7 +27,9 @@ SIDE = 24
 
 
 def lamp(w):
-    """A GAN that is a plain function: z[0] moves a disc, z[1] lights it and darkens the ground, the others change nothing that helps."""
+    """A GAN that is a plain function: z[0] moves a disc, z[1] lights it and darkens the ground, the
+    others change nothing that helps.
+    """
     at = jnp.arange(SIDE) + 0.5 - SIDE / 2
     x, y = at[None, None] - 2 * jnp.tanh(w[:, 0, None, None]), at[None, :, None]
     inside = jax.nn.sigmoid(2 * (0.38 * SIDE - jnp.sqrt(x**2 + y**2 + 1e-6)))
@@ -159,7 +163,9 @@ def test_spaces_of_a_stylegan2_and_a_dcgan(space):
 
 
 def test_a_step_in_w_is_measured_in_its_own_spread():
-    """Twice as large w: the scale doubles, so the same shift means the same for every network; w+ has sqrt(slots) of it in all."""
+    """Twice as large w: the scale doubles, so the same shift means the same for every network; w+
+    has sqrt(slots) of it in all.
+    """
     gen = fakes.tiny_stylegan2(16)
     w = np.asarray(gen.map(gen.latents(range(256)), 0.7))[:, 0]
     expected = np.sqrt(((w - w.mean(0)) ** 2).mean())

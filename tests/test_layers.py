@@ -1,6 +1,8 @@
-"""The layering: who may import whom, read from the source, at the top of files and inside functions alike."""
+"""The import law: who may import whom, read from the source of every file, late imports too."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,21 +10,42 @@ import pytest
 import sis_jax
 
 ROOT = Path(sis_jax.__file__).parent
-VERBS = {f.stem for f in ROOT.glob("*.py") if not f.stem.startswith("_")} | set(sis_jax._VERBS)
 FILES = sorted(ROOT.rglob("*.py"))
+DOORS = {*sis_jax._VERBS, "export"}
+SINGLE = {"parallel", "types"}  # the only files at the top beside the doors and the package's own
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 OUTSIDE = {
-    "os",
-    "pathlib",
-    "io",
-    "socket",
-    "urllib",
-    "http",
-    "requests",
-    "huggingface_hub",
-    "shutil",
-    "tempfile",
-    "safetensors",
+    "os", "pathlib", "io", "socket", "urllib", "http", "requests", "huggingface_hub", "shutil",
+    "tempfile", "safetensors",
+}  # fmt: skip
+
+BOTTOM = {"types"}
+BELOW_MODELS = {"ops", "parallel", *BOTTOM}
+# layer: the layers it may import. A layer may import itself, but methods and doors may not.
+LAW = {
+    "types": set(),
+    "parallel": BOTTOM,
+    "ops": {"parallel", *BOTTOM},
+    "models": BELOW_MODELS,
+    "data": BELOW_MODELS,
+    "training": {"models", "data", *BELOW_MODELS},
+    "methods": {"training", "models", *BELOW_MODELS},
+    "checkpoints": {"models", "data", *BELOW_MODELS},
+    "runs": {"data", *BELOW_MODELS},
+    "stages": {"methods", "training", "checkpoints", "runs", "models", "data", *BELOW_MODELS},
+}
+LAW["door"] = {"stages", *LAW["stages"]}
+LAW["package"] = {"door", *LAW["door"]}
+
+# What is still to be mended: (file, what it must not import). This list only shrinks.
+KNOWN_VIOLATIONS = {
+    # Student.predict calls the door; the method moves to a value that a stage returns.
+    ("checkpoints/student.py", "sis_jax"),
+    # The two loops become one, training/loop.py, which gets files and networks handed to it.
+    ("training/student_loop.py", "sis_jax.stages.adapt"),
+    ("training/student_loop.py", "sis_jax.checkpoints.student"),
+    ("training/generator_loop.py", "sis_jax.checkpoints"),
+    ("training/generator_loop.py", "sis_jax.runs.run"),
 }
 
 
@@ -31,96 +54,156 @@ def _module(file: Path) -> str:
     return name.removesuffix(".__init__")
 
 
-def _imports(source: str, module: str, package: bool) -> set[str]:
-    """Absolute names of everything imported at run time; a block under TYPE_CHECKING does not count."""
+def _imports(source: str, module: str, package: bool) -> set[tuple[str, str]]:
+    """(module, name) of all that is imported at run time; TYPE_CHECKING blocks do not count."""
     found, todo = set(), list(ast.parse(source).body)
     while todo:
         node = todo.pop()
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             todo += node.orelse
         elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            found |= {(alias.name, "") for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = (
-                module.split(".")[
-                    : None if package and node.level == 1 else -(node.level - package) or None
-                ]
-                if node.level
-                else []
-            )
+            base = module.split(".")
+            base = base[: len(base) - node.level + package] if node.level else []
             name = ".".join([*base, *([node.module] if node.module else [])])
-            found |= {name} | {f"{name}.{alias.name}" for alias in node.names}
+            found |= {(name, alias.name) for alias in node.names}
         else:
             todo += list(ast.iter_child_nodes(node))
     return found
 
 
+def _is_module(name: str) -> bool:
+    place = ROOT.parent.joinpath(*name.split("."))
+    return place.is_dir() or place.with_suffix(".py").exists()
+
+
+def _targets(source: str, module: str, package: bool) -> set[str]:
+    """Full names of the modules imported; `from a import b` is a.b where that is a module."""
+    pairs = _imports(source, module, package)
+    return {
+        f"{base}.{name}"
+        if name and base.startswith("sis_jax") and _is_module(f"{base}.{name}")
+        else base
+        for base, name in pairs
+    }
+
+
 def _layer(module: str) -> str:
     parts = module.split(".")
-    if len(parts) == 1:
+    if len(parts) == 1 or parts[1] == "__main__":
         return "package"
-    if (ROOT / parts[1]).is_dir():
-        return parts[1]
-    return "main" if parts[1] == "__main__" else "verb" if parts[1] in VERBS else "package"
+    return "door" if parts[1] in DOORS else parts[1]
 
 
-def broken(module: str, imports: set[str]) -> list[str]:
-    """The imports of `module` that the layering forbids."""
-    layer, bad = _layer(module), []
-    for name in sorted(imports):
-        top, target = name.split(".")[0], _layer(name) if name.split(".")[0] == "sis_jax" else ""
-        forbidden = {
-            "core": target not in ("", "core") and name != "sis_jax",
-            "nn": (target not in ("", "core", "nn") and name != "sis_jax") or top in OUTSIDE,
-            "weights": target in ("methods", "verb", "data", "main"),
-            "data": target in ("methods", "verb", "weights", "nn", "main") or top in JAX,
-            "methods": target in ("weights", "data", "verb", "main") or _other_method(module, name),
-            "verb": target in ("verb", "main") and not f"{name}.".startswith(f"{module}."),
-        }.get(layer, False)
-        if forbidden:
-            bad.append(name)
+def broken(module: str, source: str, package: bool = False) -> set[str]:
+    """The imports of `module` that the law forbids."""
+    layer, bad = _layer(module), set()
+    for name in _targets(source, module, package):
+        top = name.split(".")[0]
+        if top != "sis_jax":
+            if (layer in ("data", "runs") and top in JAX) or (layer == "models" and top in OUTSIDE):
+                bad.add(name)
+            continue
+        target = _layer(name)
+        if layer == "methods" and target == "methods":
+            alone = module == "sis_jax.methods" or name in (module, "sis_jax.methods.base")
+            allowed = alone
+        elif module == "sis_jax.stages.pipeline" and target in ("door", "package"):
+            allowed = True  # the one that composes the doors
+        else:
+            allowed = target in LAW[layer] or (target == layer and layer != "door")
+        if not allowed:
+            bad.add(name)
     return bad
 
 
-def _other_method(module: str, name: str) -> bool:
-    """Methods share nothing but the package's __init__ (the registry and the protocol)."""
-    parts = name.split(".")
-    if (
-        parts[:2] != ["sis_jax", "methods"]
-        or len(parts) < 3
-        or module == "sis_jax.methods"
-        or parts[2] == module.split(".")[-1]
-    ):
-        return False
-    return (ROOT / "methods" / f"{parts[2]}.py").exists()
-
-
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
-def test_imports_keep_the_layers(file):
-    module = _module(file)
-    bad = broken(
-        module, _imports(file.read_text(encoding="utf-8"), module, file.name == "__init__.py")
-    )
-    assert not bad, f"{module} must not import {', '.join(bad)}"
+def test_imports_go_downwards(file):
+    module, place = _module(file), file.relative_to(ROOT).as_posix()
+    bad = broken(module, file.read_text(encoding="utf-8"), file.name == "__init__.py")
+    known = {name for where, name in KNOWN_VIOLATIONS if where == place}
+    assert not bad - known, f"{module} must not import {', '.join(sorted(bad - known))}"
+    assert not known - bad, f"mended: take {place} out of KNOWN_VIOLATIONS"
+
+
+def test_the_top_of_the_package_holds_nothing_else():
+    files = {f.stem for f in ROOT.glob("*.py")} - {"__init__", "__main__"}
+    assert files == DOORS | SINGLE
+    folders = {f.name for f in ROOT.iterdir() if f.is_dir() and f.name != "__pycache__"}
+    assert folders == set(LAW) - SINGLE - {"door", "package"}
 
 
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("sis_jax.core.x", "from sis_jax.nn import stylegan2"),
-        ("sis_jax.nn.x", "import os"),
-        ("sis_jax.nn.x", "def f():\n    from sis_jax.weights import load"),
+        ("sis_jax.ops.x", "from sis_jax.models import stylegan2"),
+        ("sis_jax.models.x", "import os"),
+        ("sis_jax.models.x", "def f():\n    from sis_jax.checkpoints import load"),
+        ("sis_jax.models.x", "def f():\n    import sis_jax"),
         ("sis_jax.data.x", "def f():\n    import jax.numpy as jnp"),
-        ("sis_jax.runs.run", "from ..nn import dcgan"),
+        ("sis_jax.data.x", "from sis_jax.runs import cli"),
+        ("sis_jax.runs.run", "from ..models import dcgan"),
         ("sis_jax.methods.x", "from sis_jax import report"),
-        ("sis_jax.methods.x", "from sis_jax.runs.run import RunFolder"),
+        ("sis_jax.methods.x", "from sis_jax.data.parts import Parts"),
+        ("sis_jax.methods.style_mixing", "from sis_jax.methods import labels4free"),
+        ("sis_jax.training.x", "from sis_jax.stages.distill import distill"),
+        ("sis_jax.stages.x", "from sis_jax.discover import discover"),
         ("sis_jax.discover", "from sis_jax.report import report"),
     ],
 )
 def test_a_forbidden_import_is_found(module, source):
-    assert broken(module, _imports(source, module, False))
+    assert broken(module, source)
 
 
 def test_allowed_imports_pass():
-    source = "import numpy\nfrom sis_jax.core import draw\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import jax"
-    assert broken("sis_jax.runs.run", _imports(source, "sis_jax.runs.run", False)) == []
+    source = (
+        "import numpy\nfrom sis_jax.data import draw\nfrom typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    import jax"
+    )
+    assert broken("sis_jax.runs.run", source) == set()
+
+
+def test_data_and_runs_bring_no_jax_with_them():
+    """Not through a third file either: `--help` and the readers of files stay quick."""
+    names = [
+        _module(f)
+        for layer in ("data", "runs")
+        for f in sorted((ROOT / layer).rglob("*.py"))
+        if f.stem != "benchmark_builders"  # TFDS builders, which only TFDS users import
+    ]
+    code = f"import {', '.join(names)}, sys\nassert 'jax' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+LATE = {
+    "cv2",
+    "fcntl",
+    "google_crc32c",
+    "huggingface_hub",
+    "jax2onnx",
+    "orbax",
+    "tensorflow_datasets",
+    "transformers",
+    "tyro",
+}  # fmt: skip  (slow to import, optional, or of one platform)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [f for f in FILES if f.parent != ROOT or f.stem in SINGLE],
+    ids=lambda f: str(f.relative_to(ROOT)),
+)
+def test_imports_stand_at_the_top(file):
+    tree, late = ast.parse(file.read_text(encoding="utf-8")), set()
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            for node in ast.walk(function):
+                if isinstance(node, ast.Import):
+                    late |= {alias.name.split(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom):
+                    late.add((node.module or "").split(".")[0])
+    place = file.relative_to(ROOT).as_posix()
+    known = {name for where, name in KNOWN_VIOLATIONS if where == place}
+    assert late - LATE <= known

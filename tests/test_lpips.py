@@ -1,4 +1,6 @@
-"""LPIPS: the published equation against PyTorch, both ways its weights are stored, and a projection by it. The weights here are random."""
+"""LPIPS: the published equation against PyTorch, both ways its weights are stored, and a projection
+by it. The weights here are random.
+"""
 
 import itertools
 

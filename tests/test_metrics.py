@@ -1,4 +1,6 @@
-"""Segmentation scores against stored exact answers; sliced Wasserstein distance against its definition."""
+"""Segmentation scores against stored exact answers; sliced Wasserstein distance against its
+definition.
+"""
 
 import time
 
@@ -110,7 +112,7 @@ def test_boundary_band_of_many_classes_by_brute_force():
     assert not metrics.boundary_band(np.ones((5, 5), np.uint8), 3.0).any()
 
 
-# ----------------------------------------------------------------------------------------------------------------- sliced Wasserstein
+# ------------------------------------------------------------------------------- sliced Wasserstein
 
 
 def _pictures(n: int, seed: int, side: int = 32) -> np.ndarray:
@@ -145,13 +147,17 @@ def test_swd_sees_blur_at_the_fine_level_and_grows_with_it():
 
 
 def test_swd_of_a_known_pair():
-    """One level, one value per set of pictures: normalisation leaves nothing, so flat sets agree whatever their colour."""
+    """One level, one value per set of pictures: normalisation leaves nothing, so flat sets agree
+    whatever their colour.
+    """
     a, b = np.full((4, 8, 8, 3), 10, np.uint8), np.full((4, 8, 8, 3), 200, np.uint8)
     assert wasserstein.sliced_wasserstein(a, b) == {"8": 0.0, "average": 0.0}
 
 
 def test_swd_equals_its_definition():
-    """7x7 pictures have one descriptor position and one level: the whole distance can be written out."""
+    """7x7 pictures have one descriptor position and one level: the whole distance can be written
+    out.
+    """
     rng = np.random.default_rng(0)
     a, b = (
         rng.integers(0, 256, (40, 7, 7, 3)).astype(np.uint8),

@@ -1,4 +1,5 @@
-"""The notebooks as they lie in the repository: short, without results or secrets, and they leave the reader's JAX alone.
+"""The notebooks as they lie in the repository: short, without results or secrets, and they leave
+the reader's JAX alone.
 
 They are run by `.ci/run` (pytest --nbmake).
 """

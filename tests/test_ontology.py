@@ -1,4 +1,6 @@
-"""`data/ontology.py` and `ops/class_scores.py`: words to classes, similarities to names, and what is refused."""
+"""`data/ontology.py` and `ops/class_scores.py`: words to classes, similarities to names, and what
+is refused.
+"""
 
 import json
 

@@ -1,4 +1,6 @@
-"""`ops/convolution.py` against plain definitions: values, first and second derivatives, adjoints, both precisions."""
+"""`ops/convolution.py` against plain definitions: values, first and second derivatives, adjoints,
+both precisions.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,8 @@ def normal(*shape, seed=0):
     return jnp.asarray(np.random.default_rng([seed, *shape]).standard_normal(shape), jnp.float32)
 
 
-# The definitions, once in NumPy and SciPy (values), once as dilated and depthwise convolutions (whose derivatives are XLA's own)
+# The definitions, once in NumPy and SciPy (values), once as dilated and depthwise convolutions
+# (whose derivatives are XLA's own)
 
 
 def each_image(x, function):
@@ -276,7 +279,9 @@ def test_modulated_conv(size, demodulate, up):
 
 
 def test_modulated_conv_in_half_precision_survives_large_styles():
-    """Demodulated, a style 10000 times larger gives the same result: nothing may overflow on the way in float16."""
+    """Demodulated, a style 10000 times larger gives the same result: nothing may overflow on the
+    way in float16.
+    """
     x, kernel, style = normal(2, 4, 4, 3), normal(3, 3, 3, 4, seed=1), normal(2, 3, seed=2) + 2
     half = [
         convolution.modulated_conv(jnp.asarray(x, jnp.float16), kernel, style * size).astype(
@@ -325,7 +330,9 @@ def test_resize_against_the_reference(goldens):
 
 @pytest.mark.parametrize("align_corners", [True, False])
 def test_resize_keeps_constants_and_corners(align_corners):
-    """Weights sum to one (the labels of upsampled scores rest on it), and with aligned corners the corners stay."""
+    """Weights sum to one (the labels of upsampled scores rest on it), and with aligned corners the
+    corners stay.
+    """
     flat = resize_bilinear(jnp.full((1, 3, 5, 2), 2.5), (11, 8), align_corners=align_corners)
     np.testing.assert_allclose(flat, 2.5, rtol=1e-6)
     x = normal(1, 3, 5, 2)

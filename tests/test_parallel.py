@@ -18,7 +18,9 @@ from sis_jax.types import UsageError
 
 
 def mean_body(state, x, w, power=1):
-    """A replicated state in and out, a per-device result beside it, a scan whose carry starts from zeros."""
+    """A replicated state in and out, a per-device result beside it, a scan whose carry starts from
+    zeros.
+    """
 
     def add(carry, row):
         return carry + row[0] ** power * row[1], None

@@ -1,4 +1,6 @@
-"""Reading photos: every container and pixel format, what is refused and how it is named, and the resumable stream."""
+"""Reading photos: every container and pixel format, what is refused and how it is named, and the
+resumable stream.
+"""
 
 import io
 import itertools
@@ -198,7 +200,7 @@ def test_a_picture_with_too_many_pixels_is_skipped_before_it_is_decoded(tmp_path
         _first(bytes(data), 32)
 
 
-# ------------------------------------------------------------------------------------------------------------------------ pixels
+# ------------------------------------------------------------------------------------------- pixels
 
 
 def test_exact_ratio_averages_blocks_after_the_centre_crop():
@@ -283,7 +285,7 @@ def test_no_warning_escapes_and_filters_are_restored(folder):
     assert warnings.filters == before
 
 
-# ---------------------------------------------------------------------------------------------------------------- the other options
+# -------------------------------------------------------------------------------- the other options
 
 
 def test_settings_are_checked(folder):
@@ -342,11 +344,13 @@ def test_a_cache_that_cannot_be_written(folder, tmp_path):
         Photos.open(folder, 32, cache=tmp_path / "file")
 
 
-# --------------------------------------------------------------------------------------------------------------------- the stream
+# --------------------------------------------------------------------------------------- the stream
 
 
 def _numbered(n: int, mirror: bool = False) -> Photos:
-    """Photo i is filled with i on the left half and 100 + i on the right, so that both the photo and its flip can be read off."""
+    """Photo i is filled with i on the left half and 100 + i on the right, so that both the photo
+    and its flip can be read off.
+    """
     images = np.zeros((n, 4, 4, 3), np.uint8)
     images[:, :, :2] = np.arange(n)[:, None, None, None]
     images[:, :, 2:] = 100 + np.arange(n)[:, None, None, None]

@@ -1,4 +1,6 @@
-"""`predict` and the student in use: any photo in, a mask of its own size out; what cannot be read is named and the rest is done."""
+"""`predict` and the student in use: any photo in, a mask of its own size out; what cannot be read
+is named and the rest is done.
+"""
 
 import json
 import os
@@ -47,7 +49,9 @@ def photo(h, w, seed=0):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Photos as people have them: turned by EXIF, transparent, 16-bit, grey, wide, in a sub-folder, and one broken."""
+    """Photos as people have them: turned by EXIF, transparent, 16-bit, grey, wide, in a sub-folder,
+    and one broken.
+    """
     place = tmp_path_factory.mktemp("photos")
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -123,7 +127,9 @@ def test_mirrored_photos_get_mirrored_masks(student):
 
 
 def test_large_photos_are_cut_and_put_together(student):
-    """Every pixel is covered, and far from the seams a tile sees what the whole photo sees but for the picture's mean."""
+    """Every pixel is covered, and far from the seams a tile sees what the whole photo sees but for
+    the picture's mean.
+    """
     image = np.tile(photo(32, 32), (10, 10, 1))
     cut = student.scores([image], size=320, tile=256)[0]
     np.testing.assert_allclose(cut.sum(-1), 1, atol=1e-4)

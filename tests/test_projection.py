@@ -1,4 +1,6 @@
-"""Projection of photos: the distances, the noise penalty, that latents of the generator's own pictures are found, and what is refused."""
+"""Projection of photos: the distances, the noise penalty, that latents of the generator's own
+pictures are found, and what is refused.
+"""
 
 import fakes
 import jax
@@ -22,14 +24,18 @@ devices = parallel.local_devices
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
-    """Few samples, and one device: photos share a batch, and every test with three of them shares one program."""
+    """Few samples, and one device: photos share a batch, and every test with three of them shares
+    one program.
+    """
     monkeypatch.setattr(project, "STATISTICS", 64)
     monkeypatch.setattr(parallel, "local_devices", lambda chosen=None: devices(chosen)[:1])
 
 
 @pytest.fixture(scope="module")
 def gen():
-    """A fake whose pictures differ from seed to seed, and whose colours stay within the range that pictures have: a saturated one tells nothing of w."""
+    """A fake whose pictures differ from seed to seed, and whose colours stay within the range that
+    pictures have: a saturated one tells nothing of w.
+    """
     other = fakes.tiny_stylegan2(16)
     for i in range(2):
         layer = getattr(other.mapping, f"fc{i}")
@@ -65,7 +71,8 @@ def test_distances_of_equal_and_of_other_pictures():
     np.testing.assert_allclose(nn.distance(a, a, recipe), 0, atol=1e-6)
     assert len(a[1]) == 3 and (np.asarray(nn.distance(a, b, recipe)) > 0.1).all()
     shifted = seen(disc, x.at[0].add(0.25), nn.Recipe(features=0.0))
-    # A constant is in the coarsest band and, because the filter sees zeros outside the picture, at the edges of the others.
+    # A constant is in the coarsest band and, because the filter sees zeros outside the picture, at
+    # the edges of the others.
     assert float(nn.distance(seen(disc, x, nn.Recipe(features=0.0)), shifted, recipe)[0]) > 0.2
     each = np.asarray(nn.feature_distance(a[1], b[1]))
     by_hand = np.zeros(2)

@@ -1,4 +1,6 @@
-"""`discover --rare` and `--ontology`: a class that hardly any sample shows becomes a part, and one set of labels covers both kinds of samples."""
+"""`discover --rare` and `--ontology`: a class that hardly any sample shows becomes a part, and one
+set of labels covers both kinds of samples.
+"""
 
 import json
 
@@ -22,7 +24,9 @@ ASKED = {"rare": "a room with white", "neutral": "black", "rare_n": 300, "rare_s
 
 
 class Night(naming_kit.Lamp):
-    """Dark rooms with a floor; a lamp from the left, with features of its own, where `axis` . w is large."""
+    """Dark rooms with a floor; a lamp from the left, with features of its own, where `axis` . w is
+    large.
+    """
 
     def synthesize(self, w, noise="const", taps=()):
         edge = 4 + 4 * ((w[:, 0] @ self.axis) - 2.0)
@@ -132,7 +136,9 @@ def test_a_run(found, clip, tmp_path):
 
 
 def test_no_other_cluster_gets_the_name_of_the_rare_class(found, clip):
-    """An ontology that has the rare class, too, would give its name to whatever is a little like it."""
+    """An ontology that has the rare class, too, would give its name to whatever is a little like
+    it.
+    """
     gen, parts = found
     rare = next(c["clusters"] for c in parts.classes if c["name"] == "white")
     for again in (
@@ -273,7 +279,9 @@ def test_a_class_that_changes_no_feature(clip):
 
 
 class Day(naming_kit.Lamp):
-    """Dark rooms; where `axis` . w is large, the upper quarter is white, and the lower half has features of its own, which nobody sees."""
+    """Dark rooms; where `axis` . w is large, the upper quarter is white, and the lower half has
+    features of its own, which nobody sees.
+    """
 
     seen = 1.0
 
@@ -304,7 +312,9 @@ class Elsewhere(Day):
     ("gen", "rows", "told"), [(Day(), slice(0, 4), False), (Elsewhere(), slice(8, 16), True)]
 )
 def test_what_the_text_model_sees_is_taken_and_not_what_grows_beside_it(clip, gen, rows, told):
-    """Half of the picture changes with a quarter that the text is about. Where only that half can be found, the parts say so."""
+    """Half of the picture changes with a quarter that the text is about. Where only that half can
+    be found, the parts say so.
+    """
     parts = sis_jax.discover(gen, clip=clip, **QUICK | {"k": 3}, **ASKED)
     white = parts.classify(parts.masks) == next(i for i, n in parts.names.items() if n == "white")
     where = np.zeros(white.shape, bool)

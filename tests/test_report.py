@@ -375,7 +375,9 @@ def test_how_to_go_on_with_an_unfinished_stage(tmp_path, stage, command):
 
 
 def _edit_of(count: int, shift: int, direction: str = "glasses"):
-    """Discs that get darker, on a ground that the plain edit makes brighter by `shift` and the other keeps."""
+    """Discs that get darker, on a ground that the plain edit makes brighter by `shift` and the
+    other keeps.
+    """
     images, masks = _faces(count, 32)
     plain = np.where(masks[..., None] > 0, images // 2, images + np.uint8(shift))
     alphas = (masks > 0).astype(np.float32)

@@ -1,4 +1,6 @@
-"""Hostile and broken files: nothing is ever run, every file ends in a result or in one clear error, in bounded time and memory."""
+"""Hostile and broken files: nothing is ever run, every file ends in a result or in one clear error,
+in bounded time and memory.
+"""
 
 import io
 import os
@@ -32,7 +34,9 @@ FILES = (*PICKLES, "biggan32-pytorch_model.bin", "ada16.safetensors", "ada16.h5"
 
 @pytest.fixture
 def tripwire(tmp_path, monkeypatch):
-    """A file that appears if anything is run; the text inside the golden pickles writes it, and so do the attacks below."""
+    """A file that appears if anything is run; the text inside the golden pickles writes it, and so
+    do the attacks below.
+    """
     wire = tmp_path / "tripwire"
     monkeypatch.setenv("SIS_TRIPWIRE", str(wire))
     monkeypatch.setenv("SIS_JAX_CONVERTED", str(tmp_path / "cache"))
@@ -49,7 +53,9 @@ class Files(dict):
 
 @pytest.fixture(scope="module")
 def contents(goldens):
-    """Name -> bytes of a real file in every container; those without a golden are written here from the arrays of one that has."""
+    """Name -> bytes of a real file in every container; those without a golden are written here from
+    the arrays of one that has.
+    """
     found = {
         name: (goldens / "gan" / name).read_bytes()
         for name in (*PICKLES, "biggan32-pytorch_model.bin")
@@ -241,7 +247,8 @@ def test_bombs(tmp_path):
         with pytest.raises(SisError):
             convert(path)
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) * 1024
-        # No measurement of speed: what explodes would take hours; the deepest of these takes 5 seconds, 12 where two cores do three things.
+        # No measurement of speed: what explodes would take hours; the deepest of these takes 5
+        # seconds, 12 where two cores do three things.
         assert time.process_time() - start < 60 and grown < 400e6 + 3 * len(content), (
             f"{name}: {grown / 1e6} MB"
         )
@@ -424,7 +431,9 @@ def test_archives_in_circles_and_bombs(tmp_path, tripwire):
 
 
 def mutate(content: bytes, seed: int) -> bytes:
-    """`content` with a few random edits; most hit the pickle, where they matter, not the numbers."""
+    """`content` with a few random edits; most hit the pickle, where they matter, not the
+    numbers.
+    """
     rng = random.Random(seed)
     data = bytearray(content)
     for _ in range(rng.choice((1, 1, 2, 5, 40))):

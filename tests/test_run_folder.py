@@ -60,7 +60,9 @@ def test_the_same_configuration_is_done_and_another_refused(tmp_path):
 
 
 def test_an_impossible_overwrite_loses_nothing(tmp_path):
-    """A late stage removes what it replaces when it writes its first file, not when it is asked for."""
+    """A late stage removes what it replaces when it writes its first file, not when it is asked
+    for.
+    """
     _finish(tmp_path / "r", {"k": 10})
     before = (tmp_path / "r/run.json").read_bytes()
     with RunFolder.open(tmp_path / "r", overwrite=True) as run:
@@ -213,7 +215,10 @@ def test_every_kind_of_file_can_be_read_back(tmp_path):
     )
 
 
-_HOLD = "import sys, time\nfrom sis_jax.runs.run import RunFolder\nrun = RunFolder.open(sys.argv[1])\nprint('open', flush=True)\ntime.sleep(60)"
+_HOLD = (
+    "import sys, time\nfrom sis_jax.runs.run import RunFolder\nrun = "
+    "RunFolder.open(sys.argv[1])\nprint('open', flush=True)\ntime.sleep(60)"
+)
 
 
 def test_two_processes_are_refused_and_a_killed_one_is_forgotten(tmp_path):

@@ -1,4 +1,6 @@
-"""Segmentation in Style: labels from class scores, position, normalisation, recipe, sweep, and what it refuses."""
+"""Segmentation in Style: labels from class scores, position, normalisation, recipe, sweep, and what
+it refuses.
+"""
 
 import dataclasses
 
@@ -47,7 +49,9 @@ def learned(channels, position_weight=0.0, seed=1):
 
 
 def literally(maps, arrays, side, align_corners):
-    """The definition: enlarge all features, standardise, add the place, nearest centre; [n s s] labels, squared distances [n s s k]."""
+    """The definition: enlarge all features, standardise, add the place, nearest centre; [n s s]
+    labels, squared distances [n s s k].
+    """
     large = [
         resize_bilinear(x, (side, side), align_corners=align_corners, antialias=False)
         for x in maps.values()
@@ -183,7 +187,9 @@ def test_clusters_are_numbered_by_size(blocks):
 
 
 def test_position_weight_splits_left_from_right():
-    """Two bands with equal features, mirrored: without a place they are one part, with one they are two."""
+    """Two bands with equal features, mirrored: without a place they are one part, with one they are
+    two.
+    """
     gen = fakes.Blocks(16, mirrored=True)
     samples = gen.sample(range(20, 23), truncation=0.0, taps=gen.taps)
     truth = gen.truth([20], 0.0)[0]
@@ -203,7 +209,9 @@ def test_position_weight_splits_left_from_right():
 
 
 def test_normalisation():
-    """A loud channel that says nothing decides raw distances, and does not decide standardised ones."""
+    """A loud channel that says nothing decides raw distances, and does not decide standardised
+    ones.
+    """
     gen = fakes.Blocks(16)
     original = gen.synthesize
 
@@ -414,7 +422,9 @@ def test_auto_keeps_what_was_given(given, fixed):
 
 @pytest.mark.parametrize("layer", ["auto", "4x4"])
 def test_auto_with_a_generator_too_small_for_it(layer):
-    """Nothing from 8 to 64 pixels to try, or too few points for any k: a choice or a sentence, no traceback."""
+    """Nothing from 8 to 64 pixels to try, or too few points for any k: a choice or a sentence, no
+    traceback.
+    """
     gen = fakes.tiny_stylegan2(4)
     try:
         fit = SegmentationInStyle(n=2, layer=layer, n_init=1).fit(gen)

@@ -1,4 +1,6 @@
-"""The students' networks and their training step: shapes, receptive field rules, statistics, devices, augmentation with its mask."""
+"""The students' networks and their training step: shapes, receptive field rules, statistics,
+devices, augmentation with its mask.
+"""
 
 from dataclasses import replace
 
@@ -30,10 +32,13 @@ def test_every_student_keeps_the_size_of_the_picture(arch):
 
 
 def test_parameter_counts():
-    """ResNet-18 without its classifier has 11,176,512 parameters; the 1 x 1 head adds 513 per class. ResNet-50: 23,508,032."""
-    count = lambda net: sum(
-        np.prod(a.shape) for a in jax.tree.leaves(nnx.split(net, nnx.Param, ...)[1])
-    )  # noqa: E731
+    """ResNet-18 without its classifier has 11,176,512 parameters; the 1 x 1 head adds 513 per
+    class. ResNet-50: 23,508,032.
+    """
+
+    def count(net):
+        return sum(np.prod(a.shape) for a in jax.tree.leaves(nnx.split(net, nnx.Param, ...)[1]))
+
     shapes = {
         arch: nnx.eval_shape(lambda arch=arch: students.build(students.StudentConfig(arch, 2)))
         for arch in students.NETWORKS
@@ -134,7 +139,9 @@ def test_training_learns_a_toy(arch):
 
 
 def test_a_step_does_not_depend_on_the_number_of_devices():
-    """Without random variation the same batch gives the same weights on 1, 2 and 4 devices, batch statistics and uneven ignore included."""
+    """Without random variation the same batch gives the same weights on 1, 2 and 4 devices, batch
+    statistics and uneven ignore included.
+    """
     images, masks, sure = _toy()
     masks[0, :8] = 255
     states = {}
@@ -176,7 +183,9 @@ def test_ignored_pixels_do_not_count_and_certainty_weighs():
 
 
 def test_paper_schedule_and_coupled_decay():
-    """Adam with L2 in the gradient and lr (1 - t / T)^0.9: after the first step of a zero gradient, weights move by lr * sign(w)."""
+    """Adam with L2 in the gradient and lr (1 - t / T)^0.9: after the first step of a zero gradient,
+    weights move by lr * sign(w).
+    """
     recipe = training.Recipe(
         steps=1000, learning_rate=1e-4, weight_decay=1e-4, optimizer="adam", schedule="poly"
     )

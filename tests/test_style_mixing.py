@@ -1,4 +1,6 @@
-"""Style mixing: known parts in a network with known pixels, per picture and over pictures, boxes, w by hand, and the verbs after it."""
+"""Style mixing: known parts in a network with known pixels, per picture and over pictures, boxes, w
+by hand, and the verbs after it.
+"""
 
 import fakes
 import jax
@@ -17,9 +19,11 @@ QUICK = {"variants": 6, "clusters": 4, "k": 2, "n": 16, "n_init": 2, "slots": 2}
 
 
 class Painted:
-    """A generator whose slots 0 and 1 place a disc and whose slots 2 and 3 color disc and ground: what style mixing assumes, to the letter.
+    """A generator whose slots 0 and 1 place a disc and whose slots 2 and 3 color disc and ground:
+    what style mixing assumes, to the letter.
 
-    Half of the ground is drawn a little lighter, so that colors alone tell more than two groups apart.
+    Half of the ground is drawn a little lighter, so that colors alone tell more than two groups
+    apart.
     """
 
     info, resolution, z_dim, num_ws, taps = Info(name="painted"), SIDE, 6, 4, ("12x12",)
@@ -92,7 +96,9 @@ def test_the_parts_are_those_known(labels, mode):
 
 
 def test_correlation_sees_what_changes_together():
-    """Two halves of one object with different colors, which change together, are one group; raw colors tell them apart."""
+    """Two halves of one object with different colors, which change together, are one group; raw
+    colors tell them apart.
+    """
     rng = np.random.default_rng(0)
     one, two = rng.standard_normal((2, 8, 3))
     tensor = np.stack([one, one + 3, two, two - 3])[:, None]  # [4 pixels, 1, variants, 3]
@@ -122,7 +128,9 @@ def test_the_summary_is_the_variants(monkeypatch):
 
 
 def test_colors():
-    """White, grey, red and blue in L*a*b* over 50, from the definition; luma and differences of grey are its value and 0."""
+    """White, grey, red and blue in L*a*b* over 50, from the definition; luma and differences of
+    grey are its value and 0.
+    """
     rgb = jnp.array([[1, 1, 1], [0, 0, 0], [1, -1, -1], [-1, -1, 1]], jnp.float32)
     lab = np.asarray(pc.converted(rgb, "lab")) * 50
     assert np.allclose(
@@ -158,7 +166,9 @@ def test_the_same_seed_is_the_same_bytes(fitted):
 
 
 def test_w_by_hand(fitted):
-    """The same masks from w, as a projection of photos gives it, and through `predict` and a restored method."""
+    """The same masks from w, as a projection of photos gives it, and through `predict` and a
+    restored method.
+    """
     gen, seeds = Painted(), list(range(20))
     expected = np.concatenate([label for _, label, _ in fitted.label_seeds(gen, seeds)])
     images, labels, sure = fitted.segment(gen, gen.map(gen.latents(seeds), 0.7))

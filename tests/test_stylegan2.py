@@ -1,4 +1,6 @@
-"""StyleGAN2 against the reference implementations: every block, truncation, noise, discriminator, regularisers; and what the protocol promises."""
+"""StyleGAN2 against the reference implementations: every block, truncation, noise, discriminator,
+regularisers; and what the protocol promises.
+"""
 
 import os
 
@@ -27,7 +29,9 @@ def arrays(path):
 
 @pytest.fixture(scope="module")
 def networks(goldens, tmp_path_factory):
-    """name -> (generator, discriminator or None, expected arrays), each straight from the foreign file."""
+    """name -> (generator, discriminator or None, expected arrays), each straight from the foreign
+    file.
+    """
     old = os.environ.get("SIS_JAX_CONVERTED")
     os.environ["SIS_JAX_CONVERTED"] = str(tmp_path_factory.mktemp("cache"))
     made = {}
@@ -112,7 +116,9 @@ def test_two_code_bases_agree(networks):
 
 
 def test_latent_spaces_agree(networks):
-    """w per image, w per slot and style vectors draw the same picture, and an edited style changes it."""
+    """w per image, w per slot and style vectors draw the same picture, and an edited style changes
+    it.
+    """
     gen, _, z = networks["tf32"]
     w = z["ws"]
     image, _ = gen.synthesize(w)
@@ -189,7 +195,9 @@ def near(ours, expected):
 
 
 def parameter_gradients(state, expected, prefix, network):
-    """Our gradients against those in the file, which keep other names and orientation; parameters that are not there must have none."""
+    """Our gradients against those in the file, which keep other names and orientation; parameters
+    that are not there must have none.
+    """
     theirs, wrong = translate(
         {
             k.removeprefix(prefix): np.asarray(v)
@@ -258,7 +266,9 @@ def test_path_length(networks, grads):
 
 
 def test_a_picture_in_two_runs(networks):
-    """To a slot and from it on is the whole network; other styles after the slot leave the first part as it is; random noise of one key too."""
+    """To a slot and from it on is the whole network; other styles after the slot leave the first
+    part as it is; random noise of one key too.
+    """
     gen, _, z = networks["tf32"]
     w, other = jnp.asarray(z["ws"]), jnp.asarray(z["ws"])[::-1]
     image, features = gen.synthesize(w, taps=gen.taps)

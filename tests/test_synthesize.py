@@ -1,4 +1,6 @@
-"""`synthesize` and the dataset folder: what is written, that nothing but the seed decides its bytes, resuming after a kill, refusals."""
+"""`synthesize` and the dataset folder: what is written, that nothing but the seed decides its
+bytes, resuming after a kill, refusals.
+"""
 
 import json
 import os
@@ -191,7 +193,8 @@ def test_kill_and_resume_gives_the_same_bytes(weights, tmp_path, kills):
         wait = rng.uniform(0.2, 2.0)
         seen = len(list(cut.glob("data/*/.chunks/*.jsonl")))
         while process.poll() is None and time.monotonic() - began < 120:
-            # Counted from when it begins to write: the start of Python and JAX takes most of a short run.
+            # Counted from when it begins to write: the start of Python and JAX takes most of a
+            # short run.
             if (
                 len(list(cut.glob("data/*/images/*.png"))) > 0
                 and len(list(cut.glob("data/*/.chunks/*.jsonl"))) > seen

@@ -1,4 +1,6 @@
-"""`train_generator` on a handful of small pictures: what it writes, that it resumes to the same bits, what it refuses."""
+"""`train_generator` on a handful of small pictures: what it writes, that it resumes to the same
+bits, what it refuses.
+"""
 
 import csv
 import json
@@ -19,10 +21,11 @@ from sis_jax.types import SisError, UsageError
 train_generator = sis_jax.train_generator
 
 
-# 8 pixels, batch 8: two devices with a group of four images each. All four phases run in step 0, path length in step 4 again.
+# 8 pixels, batch 8: two devices with a group of four images each. All four phases run in step 0,
+# path length in step 4 again.
 SMALL = {
-    "resolution": 8, "batch": 8, "channel_base": 64, "channel_max": 8, "latent": 8, "mapping_layers": 2, "holdout": 16, "snapshot": 16,
-    "path_length": 2.0, "dtype": "float32",
+    "resolution": 8, "batch": 8, "channel_base": 64, "channel_max": 8, "latent": 8,
+    "mapping_layers": 2, "holdout": 16, "snapshot": 16, "path_length": 2.0, "dtype": "float32",
 }  # fmt: skip
 
 
@@ -135,7 +138,9 @@ def test_it_trained(whole, photos):
 
 
 def test_resumed_to_the_same_bits(whole, photos, tmp_path):
-    """Stopped at 16 and at 32 of 48 images, then gone on: checkpoint, curve and generator equal those of the uninterrupted run."""
+    """Stopped at 16 and at 32 of 48 images, then gone on: checkpoint, curve and generator equal
+    those of the uninterrupted run.
+    """
     out, gen = whole
     for images in (16, 32, 48):
         again = train_generator(photos, out=str(tmp_path / "run"), images=images, **SMALL)
@@ -238,7 +243,9 @@ def parent(tmp_path_factory):
 
 
 def test_start_from(parent, photos, tmp_path):
-    """One step from given weights stays near them, in shape and in numbers; the checkpoint's own shape counts, not the flags."""
+    """One step from given weights stays near them, in shape and in numbers; the checkpoint's own
+    shape counts, not the flags.
+    """
     gen = train_generator(
         photos,
         out=str(tmp_path / "run"),
@@ -324,7 +331,9 @@ def test_impossible_settings(photos, tmp_path, settings, said):
 
 
 def test_from_the_shell(capfd, monkeypatch, tmp_path):
-    """One line for a folder without photos: the folder, what was looked for, what was found; nothing is left."""
+    """One line for a folder without photos: the folder, what was looked for, what was found;
+    nothing is left.
+    """
     monkeypatch.setattr(cli, "enable_compilation_cache", lambda: None)
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "thesis.docx").write_bytes(b"text")

@@ -1,4 +1,5 @@
-"""One training step (`training/gan.py`): losses by hand, one and several devices, moving averages, precision.
+"""One training step (`training/gan.py`): losses by hand, one and several devices, moving averages,
+precision.
 
 Gradients of R1 and path length against the reference are in `test_stylegan2.py`.
 """
@@ -36,7 +37,9 @@ def photos():
 
 @pytest.fixture(scope="module")
 def step(start, photos):
-    """run(phase, ...) -> (new state, measured), compiled once per phase, number of devices and augmentation."""
+    """run(phase, ...) -> (new state, measured), compiled once per phase, number of devices and
+    augmentation.
+    """
     g_graph, d_graph, state = start
 
     def run(
@@ -91,7 +94,9 @@ EXPECTED = {
 @pytest.mark.parametrize("devices", [1, 2])
 @pytest.mark.parametrize("phase", PHASES)
 def test_phases(start, step, phase, devices):
-    """Each phase moves its own network, the generator's or the discriminator's, and nothing else; everything stays finite."""
+    """Each phase moves its own network, the generator's or the discriminator's, and nothing else;
+    everything stays finite.
+    """
     before = jax.tree.map(np.asarray, start[2])
     after, measured = step(phase, devices)
     touched, names = EXPECTED[phase]
@@ -107,13 +112,17 @@ def test_with_augmentation(step, start):
 
 
 def test_path_length_does_not_depend_on_devices_much(step):
-    """No discriminator and no batch statistics in it; only the noise of each device's share is drawn by device."""
+    """No discriminator and no batch statistics in it; only the noise of each device's share is
+    drawn by device.
+    """
     one, two = (float(step("g_regularise", devices)[1]["path_length"]) for devices in (1, 2))
     assert one == pytest.approx(two, rel=0.5) and one > 0
 
 
 def test_r1_does_not_depend_on_devices(step, photos):
-    """With every photo the same, batch statistics are equal on any device, and so is the penalty."""
+    """With every photo the same, batch statistics are equal on any device, and so is the
+    penalty.
+    """
     same = np.repeat(photos[:1], BATCH, 0)
     one, two = (float(step("d_regularise", devices, photos=same)[1]["r1"]) for devices in (1, 2))
     assert one == pytest.approx(two, rel=1e-4)
@@ -198,7 +207,9 @@ def test_samples_of_a_step_differ_and_repeat(step):
 
 
 def test_half_precision(step):
-    """Convolutions in bfloat16, second derivatives included; weights and their averages stay in float32."""
+    """Convolutions in bfloat16, second derivatives included; weights and their averages stay in
+    float32.
+    """
     after, measured = step("d_regularise", recipe=training.Recipe(r1_gamma=0.5, dtype="bfloat16"))
     full = step("d_regularise")[1]["r1"]
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(after["d"]))
@@ -265,7 +276,9 @@ def test_split_and_join(networks):
 
 
 def test_nan_gradients_do_not_enter_the_weights(start, step):
-    """A single bad batch (infinite scores) is replaced by zeros and large finite numbers, as in the published code."""
+    """A single bad batch (infinite scores) is replaced by zeros and large finite numbers, as in the
+    published code.
+    """
     d = jax.tree.map(lambda a: a, start[2]["d"])
     d["b4"]["out"]["bias"] = jnp.full_like(d["b4"]["out"]["bias"], jnp.nan)
     after, measured = step("g_main", state=start[2] | {"d": d})

@@ -1,4 +1,6 @@
-"""Any StyleGAN2 in any layout, written by the factory: odd architectures, the StyleGAN3 code, flaxmodels, networks with labels, the largest network."""
+"""Any StyleGAN2 in any layout, written by the factory: odd architectures, the StyleGAN3 code,
+flaxmodels, networks with labels, the largest network.
+"""
 
 import subprocess
 import sys
@@ -31,7 +33,9 @@ def _own_cache(tmp_path, monkeypatch):
 
 
 def networks(path):
-    """The generator's and the discriminator's arrays of a checkpoint, under the file's own names."""
+    """The generator's and the discriminator's arrays of a checkpoint, under the file's own
+    names.
+    """
     source = recognise(read_tree(path), path.stat().st_size, str(path))
     return (
         dict(source.generator.arrays),
@@ -48,7 +52,9 @@ SMALL = GeneratorConfig(32, (12, 10, 8, 6), 7, 9, 0, 3, 11)
 
 
 def filled(make, seed=0):
-    """A module with every array drawn, so that nothing is hidden by a zero; the mapping network's are large, since it learns at a rate of 0.01."""
+    """A module with every array drawn, so that nothing is hidden by a zero; the mapping network's
+    are large, since it learns at a rate of 0.01.
+    """
     rng = np.random.RandomState(seed)
     arrays = {
         k: np.asarray((50 if "mapping.fc" in k else 0.5) * rng.randn(*v.shape), np.float32)
@@ -95,7 +101,9 @@ LAYOUTS = ("tf", "ada", "rosinality zip", "rosinality legacy", "safetensors", "f
     ],
 )
 def test_any_architecture_in_any_layout(tmp_path, layout, config):
-    """Odd widths, one to eight mapping layers: the architecture is read from the file, and every number arrives in its place."""
+    """Odd widths, one to eight mapping layers: the architecture is read from the file, and every
+    number arrives in its place.
+    """
     gen = filled(lambda: StyleGAN2(config))
     other = sis_jax.load_generator(written(layout, arrays_of(gen), tmp_path / "network"))
     assert other.config == config
@@ -109,7 +117,9 @@ def test_any_architecture_in_any_layout(tmp_path, layout, config):
     [("ada16", "ada16.pkl"), ("tf32", "tf32.pkl"), ("ros16_legacy", "ros16_legacy.pt")],
 )
 def test_rgb_of_every_block(goldens, name, file):
-    """The picture as it grows from block to block (`b8.img`, ...): each block's RGB on top of the doubled picture below."""
+    """The picture as it grows from block to block (`b8.img`, ...): each block's RGB on top of the
+    doubled picture below.
+    """
     expected, gen = (
         np.load(goldens / "gan" / f"{name}.npz"),
         sis_jax.load_generator(goldens / "gan" / file),
@@ -165,7 +175,9 @@ def test_hdf5_that_is_not_plain(tmp_path, how, told):
 
 
 def test_hdf5_links(tmp_path):
-    """Links by name and to other files are not followed; groups that contain themselves end in an error."""
+    """Links by name and to other files are not followed; groups that contain themselves end in an
+    error.
+    """
     h5py = pytest.importorskip("h5py")
     (tmp_path / "secret.h5").write_bytes(b"")
     for link in (h5py.SoftLink("/a"), h5py.ExternalLink("secret.h5", "/a"), None):
@@ -177,7 +189,9 @@ def test_hdf5_links(tmp_path):
 
 
 def test_saved_by_the_stylegan3_code(goldens, tmp_path):
-    """Same names; torch parameters, NumPy scalars and settings beside them, frozen layers as buffers, conv_clamp 256 unless told otherwise."""
+    """Same names; torch parameters, NumPy scalars and settings beside them, frozen layers as
+    buffers, conv_clamp 256 unless told otherwise.
+    """
     g, d = networks(goldens / "gan" / "ada16.pkl")
     scalar = factory.Call(
         factory.Global("numpy.core.multiarray", "scalar"),
@@ -234,7 +248,9 @@ def normalised(x):
 
 
 def dense(x, weight, bias):
-    """A mapping layer of ours by definition, in float64: learning rate multiplier 0.01, leaky ReLU, times sqrt(2)."""
+    """A mapping layer of ours by definition, in float64: learning rate multiplier 0.01, leaky ReLU,
+    times sqrt(2).
+    """
     y = x @ weight.astype(np.float64) * (0.01 / np.sqrt(len(weight))) + 0.01 * bias.astype(
         np.float64
     )
@@ -250,7 +266,9 @@ def mapped(arrays, x, layers):
 @pytest.mark.parametrize("embed", [9, 4])
 @pytest.mark.parametrize("layout", LAYOUTS[:2] + LAYOUTS[4:])
 def test_conditional_generator(tmp_path, layout, embed):
-    """Label networks are found by their arrays, whatever the width of the embedding; labels embedded and normalised on their own (ADA)."""
+    """Label networks are found by their arrays, whatever the width of the embedding; labels
+    embedded and normalised on their own (ADA).
+    """
     config = replace(SMALL, c_dim=5, embed_dim=embed)
     gen = filled(lambda: StyleGAN2(config))
     other = sis_jax.load_generator(written(layout, arrays_of(gen), tmp_path / "labels"))
@@ -264,7 +282,9 @@ def test_conditional_generator(tmp_path, layout, embed):
 
 
 def test_first_tensorflow_code_with_labels(tmp_path):
-    """LabelConcat: a bare matrix, normalised together with z; the discriminator has one score per class and no label network."""
+    """LabelConcat: a bare matrix, normalised together with z; the discriminator has one score per
+    class and no label network.
+    """
     config = replace(SMALL, c_dim=5, embed_dim=7)
     a = arrays_of(filled(lambda: StyleGAN2(config)))
     matrix = a.pop("mapping.embed.weight")
@@ -315,7 +335,9 @@ def test_first_tensorflow_code_with_labels(tmp_path):
 
 
 def tf_discriminator(ours):
-    """Our arrays under TensorFlow's names; the rows of the first fully connected layer are in C, H, W order there."""
+    """Our arrays under TensorFlow's names; the rows of the first fully connected layer are in C, H,
+    W order there.
+    """
     out = {}
     for key, a in ours.items():
         if key == "b4.fc.weight":
@@ -342,7 +364,9 @@ def tf_discriminator(ours):
 
 
 def test_conditional_discriminators_of_ada(tmp_path):
-    """The image's vector times that of the label network over sqrt(width); TensorFlow's label network learns at 0.1 where the file does not say."""
+    """The image's vector times that of the label network over sqrt(width); TensorFlow's label
+    network learns at 0.1 where the file does not say.
+    """
     config = DiscriminatorConfig(32, SMALL.channels, 5, 6, 2)
     disc = filled(lambda: Discriminator(config))
     a = arrays_of(disc)
@@ -385,7 +409,9 @@ def test_conditional_discriminators_of_ada(tmp_path):
 
 
 def test_classes_from_seeds(tmp_path):
-    """A seed stands for one picture of one class; classes can be narrowed when loading, when converting, and later."""
+    """A seed stands for one picture of one class; classes can be narrowed when loading, when
+    converting, and later.
+    """
     config = replace(SMALL, c_dim=5)
     gen = filled(lambda: StyleGAN2(config))
     source = written("ada", arrays_of(gen), tmp_path / "labels.pkl")
@@ -442,7 +468,9 @@ def test_classes_from_seeds(tmp_path):
 )
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_largest_network(tmp_path, layout):
-    """Config-F at 1024 pixels in a fresh process: 10 seconds, three times the file's size in memory, and loads in one second."""
+    """Config-F at 1024 pixels in a fresh process: 10 seconds, three times the file's size in
+    memory, and loads in one second.
+    """
     config = GeneratorConfig(1024, channel_table(1024, 32768, 512))
     rng = np.random.default_rng(0)
     shapes = shapes_of(lambda: StyleGAN2(config))
@@ -451,9 +479,12 @@ def test_largest_network(tmp_path, layout):
     }
     source = written(layout, arrays, tmp_path / "big")
     code = (
-        "import re, sys, time; from sis_jax.checkpoints import convert, load; start = time.perf_counter();"
-        "folder = convert.convert(sys.argv[1], sys.argv[2]); peak = int(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1]);"
-        "middle = time.perf_counter(); times = [(time.perf_counter(), load.load_generator(folder), time.perf_counter()) for _ in range(3)];"
+        "import re, sys, time; from sis_jax.checkpoints import convert, load; start = "
+        "time.perf_counter();"
+        "folder = convert.convert(sys.argv[1], sys.argv[2]); peak = "
+        "int(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1]);"
+        "middle = time.perf_counter(); times = [(time.perf_counter(), "
+        "load.load_generator(folder), time.perf_counter()) for _ in range(3)];"
         "print(middle - start, peak * 1024, min(end - begin for begin, _, end in times))"
     )
     done = subprocess.run(

@@ -1,4 +1,6 @@
-"""Weights folders, names, conversion of every layout, and one clear error for everything that does not fit."""
+"""Weights folders, names, conversion of every layout, and one clear error for everything that does
+not fit.
+"""
 
 import hashlib
 import json
@@ -35,7 +37,9 @@ def _own_cache(tmp_path, monkeypatch):
 
 
 def networks(path):
-    """The generator's and the discriminator's arrays of a checkpoint, under the file's own names."""
+    """The generator's and the discriminator's arrays of a checkpoint, under the file's own
+    names.
+    """
     source = recognise(read_tree(path), path.stat().st_size, str(path))
     return (
         dict(source.generator.arrays),
@@ -101,7 +105,9 @@ def test_shipped_and_names(tmp_path, monkeypatch):
 
 
 def test_public_checkpoints(goldens, tmp_path, monkeypatch):
-    """Fields are of a kind that can be checked; a file under a published name with another digest is refused."""
+    """Fields are of a kind that can be checked; a file under a published name with another digest
+    is refused.
+    """
     for name, public in catalogue.PUBLIC.items():
         assert name == public.name and public.source.startswith("https://") and public.licence
         assert re.fullmatch(
@@ -199,7 +205,9 @@ def test_saving_refuses_nan(tmp_path):
 
 
 def test_state_dicts_of_both_namings(goldens, tmp_path):
-    """The same network as a pickle, as .safetensors with prefixes, as a bare .pt and as a .pt saved by DataParallel."""
+    """The same network as a pickle, as .safetensors with prefixes, as a bare .pt and as a .pt saved
+    by DataParallel.
+    """
     original = goldens / "gan" / "ada16.pkl"
     g, d = networks(original)
     both = {f"G_ema.{k}": np.ascontiguousarray(v) for k, v in g.items()} | {
@@ -221,7 +229,9 @@ def test_state_dicts_of_both_namings(goldens, tmp_path):
 
 
 def test_training_checkpoint_without_average(goldens, tmp_path):
-    """rosinality's training checkpoints lack latent_avg: it is estimated, which the config says; the averaged generator is taken."""
+    """rosinality's training checkpoints lack latent_avg: it is estimated, which the config says;
+    the averaged generator is taken.
+    """
     g, d = networks(goldens / "gan" / "ros16_legacy.pt")
     average = g.pop("latent_avg")
     args = factory.Call(factory.Global("argparse", "Namespace"), (), {"size": 16})
@@ -291,7 +301,9 @@ def test_all_faults_at_once(goldens, tmp_path):
 
 
 def test_facts_beside_the_arrays(goldens, tmp_path):
-    """conv_clamp, stddev group and learning rate multiplier come from the modules' attributes; other architectures are refused."""
+    """conv_clamp, stddev group and learning rate multiplier come from the modules' attributes;
+    other architectures are refused.
+    """
     g, d = networks(goldens / "gan" / "ada16.pkl")
     layers = {
         f"synthesis.b{r}.conv{i}": {"conv_clamp": 0.5, "activation": "lrelu"}

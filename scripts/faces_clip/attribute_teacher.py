@@ -1,8 +1,11 @@
-"""A quick teacher of attributes for aligned pictures: gradients and colours per cell, and kernel ridge regression.
+"""A quick teacher of attributes for aligned pictures: gradients and colours per cell, and kernel
+ridge regression.
 
-Few pictures have attributes, many have none. Histograms of oriented gradients (Dalal & Triggs 2005, section 6) with the colours of the same cells, and
-ridge regression in the space of a Gaussian kernel (Saunders et al. 1998), learn from the few within seconds; a network then learns from what the teacher
-says of all. The same regression on the cells of one part tells which part a word is about (`evidence`).
+Few pictures have attributes, many have none. Histograms of oriented gradients (Dalal & Triggs 2005,
+section 6) with the colours of the same cells, and ridge regression in the space of a Gaussian
+kernel (Saunders et al. 1998), learn from the few within seconds; a network then learns from what
+the teacher says of all. The same regression on the cells of one part tells which part a word is
+about (`evidence`).
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ FOLDS, CHUNK = 5, 500
 
 @jax.jit
 def descriptor(pictures: Float[Array, "n s s 3"]) -> Float[Array, "n c c 18"]:
-    """Per cell of 4 x 4 pixels: 12 orientations of the strongest channel's gradient, normalised over 3 x 3 cells, colour, and its difference from the mean.
+    """Per cell of 4 x 4 pixels: 12 orientations of the strongest channel's gradient, normalised
+    over 3 x 3 cells, colour, and its difference from the mean.
 
     pictures: in [-1, 1], sides multiples of 4.
     """
@@ -57,7 +61,9 @@ def described(pictures: UInt8[np.ndarray, "n s s 3"]) -> Float[np.ndarray, "n c 
 
 @dataclass(frozen=True)
 class Teacher:
-    """What it learned from: descriptors, shifted and scaled, the kernel's width, weights per attribute, and their logistic calibration."""
+    """What it learned from: descriptors, shifted and scaled, the kernel's width, weights per
+    attribute, and their logistic calibration.
+    """
 
     shift: Float[np.ndarray, "f"]
     scale: Float[np.ndarray, "f"]
@@ -84,7 +90,9 @@ class Teacher:
 def fit(
     pictures: UInt8[np.ndarray, "n s s 3"], attributes: Bool[np.ndarray, "n a"], ridge: float = 1.0
 ) -> Teacher:
-    """Learn from pictures and their mirror images; the calibration is that of predictions for pictures which were left out (five folds)."""
+    """Learn from pictures and their mirror images; the calibration is that of predictions for
+    pictures which were left out (five folds).
+    """
     both = np.concatenate([described(pictures), described(pictures[:, :, ::-1])]).reshape(
         2 * len(pictures), -1
     )
@@ -132,7 +140,9 @@ def _solve(kernel: np.ndarray, target: np.ndarray, ridge: float) -> np.ndarray:
 def calibration(
     scores: Float[np.ndarray, "n a"], truth: Float[np.ndarray, "n a"], steps: int = 30
 ) -> tuple[Float[np.ndarray, "a"], Float[np.ndarray, "a"]]:
-    """(slope, bias) per column of the logistic regression of the truth on a score (Platt 1999), by damped Newton steps."""
+    """(slope, bias) per column of the logistic regression of the truth on a score (Platt 1999), by
+    damped Newton steps.
+    """
     spread = scores.std(0) + 1e-6
     x = np.stack([(scores - scores.mean(0)) / spread, np.ones_like(scores)], -1).astype(np.float64)
     w = np.zeros((scores.shape[1], 2))
@@ -152,9 +162,11 @@ def evidence(
     where: Float[np.ndarray, "k s s"],
     ridge: float = 1.0,
 ) -> Float[np.ndarray, "a k"]:
-    """How well the cells of each part alone tell each attribute: area under the ROC curve on the last quarter of the pictures, learned from the others.
+    """How well the cells of each part alone tell each attribute: area under the ROC curve on the
+    last quarter of the pictures, learned from the others.
 
-    where: how often each pixel of an (aligned) picture belongs to each part, 0..1. A part is taken to lie in the cells that it fills most.
+    where: how often each pixel of an (aligned) picture belongs to each part, 0..1. A part is taken
+        to lie in the cells that it fills most.
     """
     x = described(pictures)[..., :-3]  # colours against the picture's mean tell of other parts, too
     n, cells = x.shape[:2]

@@ -1,6 +1,8 @@
-"""Captions from attributes: the words a small image-text model of faces is taught, and of which pictures each is true.
+"""Captions from attributes: the words a small image-text model of faces is taught, and of which
+pictures each is true.
 
-The forty attributes are those of CelebA (Liu et al. 2015). "Attractive" and "Blurry" are left out: one is an opinion, the other says nothing of a part.
+The forty attributes are those of CelebA (Liu et al. 2015). "Attractive" and "Blurry" are left out:
+one is an opinion, the other says nothing of a part.
 """
 
 from __future__ import annotations
@@ -62,7 +64,8 @@ WHO: dict[tuple[str, bool], tuple[str, ...]] = {
     ("Mouth_Slightly_Open", False): ("a closed mouth",),
     ("Bald", False): ("a person with hair",),
 }
-# what a word can be about -> the attributes that tell of it; which parts these are is found in pictures, see `grounded`.
+# what a word can be about -> the attributes that tell of it; which parts these are is found in
+# pictures, see `grounded`.
 TELLS: dict[str, tuple[str, ...]] = {
     "hair": (
         "Bald",
@@ -134,7 +137,9 @@ _RARE = 4.0  # how much more often a held attribute that few pictures have is me
 
 @dataclass(frozen=True)
 class Caption:
-    """A text, and the attributes (column, value) that a picture must have for it to be true; none: true of every picture."""
+    """A text, and the attributes (column, value) that a picture must have for it to be true; none:
+    true of every picture.
+    """
 
     text: str
     needs: tuple[tuple[int, bool], ...] = ()
@@ -154,9 +159,11 @@ def target(
     neutral: Float[np.ndarray, "d"],
     places: Mapping[int, Float[np.ndarray, "d"]] | None = None,
 ) -> Float[np.ndarray, "d"]:
-    """Where a text belongs: the sum of the unit points of what it says, minus those of what it denies; `neutral` where it says nothing in particular.
+    """Where a text belongs: the sum of the unit points of what it says, minus those of what it
+    denies; `neutral` where it says nothing in particular.
 
-    places: for attributes, the unit point of the part that they are about, which is added where the text says that they hold.
+    places: for attributes, the unit point of the part that they are about, which is added where the
+        text says that they hold.
     """
     if not caption.needs:
         return neutral
@@ -171,12 +178,16 @@ def grounded(
     where: Float[np.ndarray, "k s s"],
     background: Sequence[int],
 ) -> tuple[dict[str, Float[np.ndarray, "k"]], dict[str, list[int]]]:
-    """(how much each part is what the attributes of `TELLS` are about, 0..1; the parts of each of `NOUNS`), from pictures and attributes alone.
+    """(how much each part is what the attributes of `TELLS` are about, 0..1; the parts of each of
+    `NOUNS`), from pictures and attributes alone.
 
-    evidence: how well each part by itself tells each attribute, area under the ROC curve. where: how often each pixel belongs to each part. background:
-    parts that are known to be it. An attribute is about the parts that tell it better than they tell others, and better than others tell it: log odds of
-    the evidence less the means of row and column, averaged over the attributes of one thing; and the part at the thing's landmark, if it has one. Hair,
-    clothes and eyebrows are the parts with enough such evidence, eyes, nose and mouth those at their landmarks, skin the rest of what is not background.
+    evidence: how well each part by itself tells each attribute, area under the ROC curve. where:
+        how often each pixel belongs to each part. background: parts that are known to be it. An
+        attribute is about the parts that tell it better than they tell others, and better than
+        others tell it: log odds of the evidence less the means of row and column, averaged over the
+        attributes of one thing; and the part at the thing's landmark, if it has one. Hair, clothes
+        and eyebrows are the parts with enough such evidence, eyes, nose and mouth those at their
+        landmarks, skin the rest of what is not background.
     """
     rows = [names.index(n) for several in TELLS.values() for n in several]
     odds = np.log(evidence / (1 - np.clip(evidence, 0, 0.995)))[rows]
@@ -217,7 +228,9 @@ def about_table(
 
 
 def single_captions(names: Sequence[str]) -> list[Caption]:
-    """Every caption that mentions one attribute, and those that are true of all. names: of the columns."""
+    """Every caption that mentions one attribute, and those that are true of all. names: of the
+    columns.
+    """
     at = {name: i for i, name in enumerate(names)}
     found = [Caption(text) for text in ALWAYS]
     for name, phrases in WITH.items():
@@ -246,7 +259,8 @@ def composed_caption(
     frequency: Float[np.ndarray, "a"],
     rng: np.random.Generator,
 ) -> Caption:
-    """A caption of one to four things that hold for one picture, rare ones more often: "a photo of a young woman with blond hair and a smile".
+    """A caption of one to four things that hold for one picture, rare ones more often: "a photo of
+    a young woman with blond hair and a smile".
 
     row: its attributes; frequency: share of all pictures that have each.
     """

@@ -1,13 +1,17 @@
 """Training of a small CLIP: pictures against texts, globally and per patch.
 
-Global loss: the sigmoid loss of SigLIP (Zhai et al. 2023, arXiv 2303.15343, equation 1), where a text may be true of several pictures of a batch, as
-captions from few attributes are, and where for each text those it is true of weigh as much as those it is not. Patch loss: the same, where the
-similarity of a picture and a text is that of the patches which resemble the text most (after PACL, Mukhoti et al. 2023, arXiv 2212.04994): nothing
-tells where a word's place is, but what is common to the pictures that a word is true of has to be found in few patches. During training a part of the
-patches is left out (FLIP, Li et al. 2023, arXiv 2212.00794), which saves time and keeps a patch from speaking for its neighbours.
+Global loss: the sigmoid loss of SigLIP (Zhai et al. 2023, arXiv 2303.15343, equation 1), where a
+text may be true of several pictures of a batch, as captions from few attributes are, and where for
+each text those it is true of weigh as much as those it is not. Patch loss: the same, where the
+similarity of a picture and a text is that of the patches which resemble the text most (after PACL,
+Mukhoti et al. 2023, arXiv 2212.04994): nothing tells where a word's place is, but what is common to
+the pictures that a word is true of has to be found in few patches. During training a part of the
+patches is left out (FLIP, Li et al. 2023, arXiv 2212.00794), which saves time and keeps a patch
+from speaking for its neighbours.
 
-Where the parts of generated pictures are known (without labels: a clustering), `grounded_step` uses them instead: dense features learn to tell the parts
-apart, and a word is looked for in the parts that it can be about.
+Where the parts of generated pictures are known (without labels: a clustering), `grounded_step` uses
+them instead: dense features learn to tell the parts apart, and a word is looked for in the parts
+that it can be about.
 """
 
 from __future__ import annotations
@@ -35,9 +39,12 @@ _MAX_LOG_SCALE = 4.6052  # the published limit: a factor of 100
 class Recipe:
     """Hyper-parameters. Hashable: it is fixed at compile time.
 
-    learning_rate: the peak, see `rate_at`. weight_decay: AdamW's, of matrices only. ema: decay of the averaged network.
-    keep: share of the patches that a picture is seen by. dense: weight of the patch loss. sharpness: of the choice of patches, in the patch loss.
-    parts, contrast: weight of the loss of parts in `grounded_step`, and the factor on its cosines. told: weight of its regression on a teacher's scores;
+    learning_rate: the peak, see `rate_at`. weight_decay: AdamW's, of matrices only. ema: decay of
+        the averaged network.
+    keep: share of the patches that a picture is seen by. dense: weight of the patch loss.
+        sharpness: of the choice of patches, in the patch loss.
+    parts, contrast: weight of the loss of parts in `grounded_step`, and the factor on its cosines.
+        told: weight of its regression on a teacher's scores;
     spread: the cosine that stands for one standard deviation of them.
     """
 
@@ -54,7 +61,9 @@ class Recipe:
 
 
 def initial(config: CLIPConfig, seed: int) -> CLIPNetwork:
-    """A network at the start of training: normal numbers at the scales of section 2.4's code, biases zero, gains one, factor 10."""
+    """A network at the start of training: normal numbers at the scales of section 2.4's code,
+    biases zero, gains one, factor 10.
+    """
     network = CLIPNetwork(config)
     graph, state = nnx.split(network)
     flat = []
@@ -71,9 +80,12 @@ def initial(config: CLIPConfig, seed: int) -> CLIPNetwork:
 
 def _deviation(name: str, shape: tuple[int, ...], config: CLIPConfig) -> float:
     if name.startswith("visual") and name.endswith(("positions", "class_embedding")):
-        return 0.3  # patches come in at about 1: a small network should see from the start where a patch lies
+        # patches come in at about 1: a small network should see from the start where a patch lies
+        return 0.3
     if name.endswith("token_embedding"):
-        return 0.5  # texts should differ from the start, or they pull pictures together before they are told apart
+        # texts should differ from the start, or they pull pictures together before they are told
+        # apart
+        return 0.5
     if name.endswith("positions"):
         return 0.02
     if name.endswith("patch"):
@@ -89,9 +101,11 @@ def _deviation(name: str, shape: tuple[int, ...], config: CLIPConfig) -> float:
 def contrast(
     logits: Float[Array, "n m"], true: Bool[Array, "n m"] | Float[Array, "n m"]
 ) -> Float[Array, ""]:
-    """Mean over texts of -log sigmoid of +logit where the text (column) is true of the picture (row), of -logit where not, both kinds with half the weight.
+    """Mean over texts of -log sigmoid of +logit where the text (column) is true of the picture
+    (row), of -logit where not, both kinds with half the weight.
 
-    A text that is true of all pictures, or of none, has one kind only, with its half of the weight: it says where it lies, but compares nothing.
+    A text that is true of all pictures, or of none, has one kind only, with its half of the weight:
+    it says where it lies, but compares nothing.
     """
     t = true.astype(logits.dtype)
     hits, misses = -jax.nn.log_sigmoid(logits) * t, -jax.nn.log_sigmoid(-logits) * (1 - t)
@@ -104,7 +118,9 @@ def contrast(
 def patch_similarity(
     patches: Float[Array, "n p d"], texts: Float[Array, "m d"], sharpness: float
 ) -> Float[Array, "n m"]:
-    """Similarity (cosine, inputs of unit length) of pictures and texts by the patches that resemble the text most: a softmax-weighted mean over patches."""
+    """Similarity (cosine, inputs of unit length) of pictures and texts by the patches that resemble
+    the text most: a softmax-weighted mean over patches.
+    """
     cosine = jnp.einsum("npd,md->nmp", patches, texts)
     return (jax.nn.softmax(sharpness * cosine) * cosine).sum(-1)
 
@@ -124,7 +140,9 @@ def _vit(network: CLIPNetwork) -> ViT:
 def encode(
     network: CLIPNetwork, pixels: Float[Array, "n h w 3"], kept: Int[Array, "n p"] | None
 ) -> tuple[Float[Array, "n d"], Float[Array, "n p d"]]:
-    """(points of pictures, dense features of the patches kept) in one pass; kept: numbers of patches, None is all of them. Not of unit length."""
+    """(points of pictures, dense features of the patches kept) in one pass; kept: numbers of
+    patches, None is all of them. Not of unit length.
+    """
     tower = _vit(network)
     x = tower.tokens(pixels)
     if kept is not None:
@@ -146,7 +164,9 @@ def loss(
     key: Array,
     recipe: Recipe,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """(global + weighted patch loss, both apart). texts: points, of any length; true: which text is true of which picture."""
+    """(global + weighted patch loss, both apart). texts: points, of any length; true: which text is
+    true of which picture.
+    """
     n, count = pixels.shape[0], _vit(network).positions.shape[0] - 1
     order = jnp.argsort(jax.random.uniform(key, (n, count)), axis=1)
     kept = order[:, : max(1, round(recipe.keep * count))] if recipe.keep < 1 else None
@@ -158,7 +178,9 @@ def loss(
 
 
 def rate_at(progress: float, recipe: Recipe) -> float:
-    """Learning rate where a share `progress` (0..1) of the training is over: linear over the first twentieth, then a cosine to zero."""
+    """Learning rate where a share `progress` (0..1) of the training is over: linear over the first
+    twentieth, then a cosine to zero.
+    """
     warm = 0.05
     if progress < warm:
         return recipe.learning_rate * max(progress, 1e-3) / warm
@@ -170,7 +192,9 @@ def rate_at(progress: float, recipe: Recipe) -> float:
 
 
 def optimizer(recipe: Recipe) -> optax.GradientTransformation:
-    """AdamW of rate 1 (`step` multiplies its update) on gradients clipped to norm 1; matrices decay, gains and biases do not."""
+    """AdamW of rate 1 (`step` multiplies its update) on gradients clipped to norm 1; matrices
+    decay, gains and biases do not.
+    """
     matrices = partial(jax.tree.map, lambda a: a.ndim >= 2)
     return optax.chain(
         optax.clip_by_global_norm(1.0),
@@ -184,7 +208,9 @@ def new_state(
     concepts: Float[Array, "c d"] | None = None,
     parts: Float[Array, "k d"] | None = None,
 ) -> tuple[Any, State]:
-    """(structure, state) at the start of training this network; concepts, parts: points that are learned in the place of texts, see `grounded_step`."""
+    """(structure, state) at the start of training this network; concepts, parts: points that are
+    learned in the place of texts, see `grounded_step`.
+    """
     graph, params = nnx.split(network)
     points = {
         name: value
@@ -211,7 +237,9 @@ def step(
     key: Array,
     recipe: Recipe,
 ) -> tuple[State, dict[str, Float[Array, ""]]]:
-    """One step of both towers at this learning rate; returns the next state and the losses. Pure, as all steps: jit it with `recipe` static."""
+    """One step of both towers at this learning rate; returns the next state and the losses. Pure,
+    as all steps: jit it with `recipe` static.
+    """
 
     def objective(params: dict[str, Any]) -> tuple[Array, dict[str, Array]]:
         network = nnx.merge(graph, params["network"])
@@ -233,11 +261,14 @@ def grounded_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Global loss, loss of parts, and loss of facts in their parts.
 
-    true: probability of each fact for each picture. score: what a teacher says of it, mean 0 and deviation 1 per fact; regression on it learns from far
-    fewer pictures than the contrast of probabilities does, so both are used. share: for the last m pictures, how much of every patch belongs to which
-    part, summing to 1. about: which parts a fact can be about, 0..1; a fact about none is learned globally only. Parts: cross-entropy of
-    softmax(contrast x cosine with the points of the parts) against `share`. Facts in parts: the mean similarity over patches, weighted by how likely
-    they belong to those parts (as the network has it, without gradient: a word must not move the parts).
+    true: probability of each fact for each picture. score: what a teacher says of it, mean 0 and
+        deviation 1 per fact; regression on it learns from far fewer pictures than the contrast of
+        probabilities does, so both are used. share: for the last m pictures, how much of every
+        patch belongs to which part, summing to 1. about: which parts a fact can be about, 0..1; a
+        fact about none is learned globally only. Parts: cross-entropy of softmax(contrast x cosine
+        with the points of the parts) against `share`. Facts in parts: the mean similarity over
+        patches, weighted by how likely they belong to those parts (as the network has it, without
+        gradient: a word must not move the parts).
     """
     images, patches = encode(network, pixels, None)
     images, patches, concepts, parts = _unit(images), _unit(patches), _unit(concepts), _unit(parts)
@@ -268,9 +299,11 @@ def grounded_step(
     rate: Float[Array, ""],
     recipe: Recipe,
 ) -> tuple[State, dict[str, Float[Array, ""]]]:
-    """One step of the image tower on `grounded_loss`, with learned points for facts and for parts instead of texts.
+    """One step of the image tower on `grounded_loss`, with learned points for facts and for parts
+    instead of texts.
 
-    A text tower that begins with nothing holds the image tower up: until texts are told apart, they pull all pictures to one place.
+    A text tower that begins with nothing holds the image tower up: until texts are told apart, they
+    pull all pictures to one place.
     """
 
     def objective(params: dict[str, Any]) -> tuple[Array, dict[str, Array]]:
@@ -290,7 +323,9 @@ def text_step(
     rate: Float[Array, ""],
     recipe: Recipe,
 ) -> tuple[State, dict[str, Float[Array, ""]]]:
-    """One step of the text tower towards known points: mean of 1 - cosine. No pictures are needed."""
+    """One step of the text tower towards known points: mean of 1 - cosine. No pictures are
+    needed.
+    """
 
     def objective(params: dict[str, Any]) -> tuple[Array, dict[str, Array]]:
         told = nnx.merge(graph, params["network"]).text(ids)
@@ -324,10 +359,12 @@ def class_points(
     avoid: Float[Array, "r d"],
     steps: int = 400,
 ) -> tuple[Float[Array, "c d"], float]:
-    """(a unit point for each class, the factor on cosines): logistic regression of which class a patch belongs to on its dense features.
+    """(a unit point for each class, the factor on cosines): logistic regression of which class a
+    patch belongs to on its dense features.
 
-    share: how much of each patch belongs to which class. avoid: directions, orthonormal rows, in which whole pictures differ. The points stay out of them:
-    where a thing is must not say whether it is there.
+    share: how much of each patch belongs to which class. avoid: directions, orthonormal rows, in
+        which whole pictures differ. The points stay out of them: where a thing is must not say
+        whether it is there.
     """
     dense, tune, rng = _unit(dense), optax.adam(0.02), np.random.default_rng(0)
 

@@ -1,11 +1,16 @@
-"""Train the small image-text model of faces: `python scripts/faces_clip/train.py FACES.npz --out ported_weights/faces-clip --minutes 20`.
+"""Train the small image-text model of faces: `python scripts/faces_clip/train.py FACES.npz --out
+ported_weights/faces-clip --minutes 20`.
 
-FACES.npz: JPEG bytes `img_blob`, `img_off`, and for the rows `attr_row` the 40 attributes of CelebA `attr`, `attr_names`. Of the other rows the first
-17,600 serve without attributes. No mask is used. The last 400 of the rows with attributes are held out and measured.
+FACES.npz: JPEG bytes `img_blob`, `img_off`, and for the rows `attr_row` the 40 attributes of CelebA
+`attr`, `attr_names`. Of the other rows the first 17,600 serve without attributes. No mask is used.
+The last 400 of the rows with attributes are held out and measured.
 
-1. A quick teacher learns the attributes from the rows that have them, and tells their probabilities for all photos and for generated faces.
-2. Parts of the generated faces are found by `discover`; which part a word is about follows from which part alone tells its attributes.
-3. The image tower learns from the teacher, over whole pictures and in those parts, and to tell the parts of generated faces apart.
+1. A quick teacher learns the attributes from the rows that have them, and tells their probabilities
+   for all photos and for generated faces.
+2. Parts of the generated faces are found by `discover`; which part a word is about follows from
+   which part alone tells its attributes.
+3. The image tower learns from the teacher, over whole pictures and in those parts, and to tell the
+   parts of generated faces apart.
 4. The text tower learns to say what the image tower knows.
 """
 
@@ -81,8 +86,10 @@ UNUSED = ("Attractive", "Blurry")
 
 @dataclass(frozen=True)
 class Material:
-    """What the image tower learns from: photos, then generated pictures, uint8[n 64 64 3]; the teacher's probabilities and standardised scores, [n a];
-    cluster numbers of the generated pictures, [m 64 64]; how likely each photo is taken, [n - m]; which parts an attribute is about, [a k]."""
+    """What the image tower learns from: photos, then generated pictures, uint8[n 64 64 3]; the
+    teacher's probabilities and standardised scores, [n a]; cluster numbers of the generated
+    pictures, [m 64 64]; how likely each photo is taken, [n - m]; which parts an attribute is about,
+    [a k]."""
 
     pictures: np.ndarray
     probability: np.ndarray
@@ -148,7 +155,9 @@ def _options() -> argparse.Namespace:
 
 
 def read_faces(path: str) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarray]:
-    """(pictures uint8[n 64 64 3] of the rows that have attributes, attributes bool[n 40], their names, pictures of the other rows)."""
+    """(pictures uint8[n 64 64 3] of the rows that have attributes, attributes bool[n 40], their
+    names, pictures of the other rows).
+    """
     from PIL import Image
 
     with np.load(path, allow_pickle=False) as file:
@@ -168,7 +177,9 @@ def read_faces(path: str) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarray
 
 
 def draw(count: int, k: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """Pictures of the default generator, the cluster of every pixel, and which clusters are background."""
+    """Pictures of the default generator, the cluster of every pixel, and which clusters are
+    background.
+    """
     import sis_jax
     from sis_jax.stages.teacher import Teacher
 
@@ -193,7 +204,9 @@ def gathered(
     teacher: Any,
     about: np.ndarray,
 ) -> Material:
-    """The teacher's word on everything; where people said something, theirs counts more. What few photos have is shown more often."""
+    """The teacher's word on everything; where people said something, theirs counts more. What few
+    photos have is shown more often.
+    """
     told = teacher(np.concatenate([others, faces, drawn]))
     photos = len(others) + len(faces)
     told[len(others) : photos] = 0.6 * attributes + 0.4 * told[len(others) : photos]
@@ -213,7 +226,9 @@ def gathered(
 
 
 def write_vocabulary(folder: Path, texts: list[str]) -> int:
-    """The part of CLIP's vocabulary that these texts need, as vocab.json and merges.txt; returns the number of tokens."""
+    """The part of CLIP's vocabulary that these texts need, as vocab.json and merges.txt; returns
+    the number of tokens.
+    """
     ranks = {pair: i for i, pair in enumerate(shipped_vocabulary()[1])}
     needed: set[tuple[str, str]] = set()
     words = {
@@ -256,7 +271,9 @@ def _joined(parts: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def train_tower(material: Material, options: Any) -> tuple[Any, dict[str, Any]]:
-    """(structure, averaged parameters): the image tower, points of the attributes and of the parts."""
+    """(structure, averaged parameters): the image tower, points of the attributes and of the
+    parts.
+    """
     recipe = training.Recipe(keep=1.0, learning_rate=options.rate)
     count, k = material.about.shape
     block = TransformerConfig(options.width, options.layers, options.width // 32, 4 * options.width)
@@ -300,7 +317,9 @@ def train_tower(material: Material, options: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _timed(step: Any, state: Any, minutes: float, steps: int, recipe: training.Recipe) -> Any:
-    """Steps until the time or their number is over, at the learning rate that belongs to the share that is."""
+    """Steps until the time or their number is over, at the learning rate that belongs to the share
+    that is.
+    """
     began = time.monotonic()
     for i in range(steps):
         progress = max(i / steps, (time.monotonic() - began) / 60 / minutes)
@@ -443,7 +462,9 @@ def say(
 
 
 def differences(points: np.ndarray, share: float = 0.99) -> np.ndarray:
-    """The main directions, orthonormal rows, that hold this share of the variance of the unit points."""
+    """The main directions, orthonormal rows, that hold this share of the variance of the unit
+    points.
+    """
     _, size, rows = np.linalg.svd(_unit(points) - _unit(points).mean(0), full_matrices=False)
     return rows[: 1 + int(np.searchsorted(np.cumsum(size**2) / np.sum(size**2), share))]
 
@@ -465,7 +486,9 @@ def texts(
 def _places(
     noun: np.ndarray, nouns: dict[str, list[int]], names: list[str]
 ) -> dict[int, np.ndarray]:
-    """For every attribute, the point of the noun that it is about; what is about the forehead is about hair and skin, a beard about skin."""
+    """For every attribute, the point of the noun that it is about; what is about the forehead is
+    about hair and skin, a beard about skin.
+    """
     at = {name: noun[i] for i, name in enumerate(nouns)}
     at |= {"forehead": _unit(at["hair"] + at["skin"]), "beard": at["skin"]}
     return {names.index(a): at[thing] for thing, several in captions.TELLS.items() for a in several}
@@ -474,8 +497,8 @@ def _places(
 def train_text(
     network: Any, bank: np.ndarray, goals: np.ndarray, nouns: int, singles: int, options: Any
 ) -> Any:
-    """The network with a text tower whose points lie where they belong: three batches of four are of short texts, which
-    people type: names of parts and mentions of one thing."""
+    """The network with a text tower whose points lie where they belong: three batches of four are
+    of short texts, which people type: names of parts and mentions of one thing."""
     recipe = training.Recipe(learning_rate=options.rate)
     graph, state = training.new_state(network, recipe)
     say_ = jax.jit(partial(training.text_step, graph, recipe=recipe), donate_argnums=0)
@@ -504,7 +527,9 @@ def train_text(
 
 
 def settled(network: Any, bank: np.ndarray, goals: np.ndarray, weight: np.ndarray) -> Any:
-    """The text tower's last matrix by weighted ridge regression, which is exact where gradient steps end: names of parts differ by small angles."""
+    """The text tower's last matrix by weighted ridge regression, which is exact where gradient
+    steps end: names of parts differ by small angles.
+    """
     last = network.text.projection
     network.text.projection = type(last)(jnp.eye(last.shape[0]))
     read = jax.jit(lambda ids: network.text(ids))
@@ -528,11 +553,14 @@ def _pixels(faces: Any) -> jax.Array:
 def save(
     model: CLIP, faces: np.ndarray, attributes: np.ndarray, names: list[str], out: Path
 ) -> dict[str, float]:
-    """Write the weights folder in float16; returns the areas under the ROC curve on held-out faces."""
+    """Write the weights folder in float16; returns the areas under the ROC curve on held-out
+    faces.
+    """
     auc = measure(model, faces, attributes, names)
     notes = (
         f"mean AUC of {len(auc) - 1} attributes on {len(faces)} held-out faces: {auc['mean']:.3f}",
-        "knows faces and few words only; with a network, --clip openai/clip-vit-base-patch32 knows more",
+        "knows faces and few words only; with a network, --clip openai/clip-vit-base-patch32 "
+        "knows more",
     )
     stored = clip_files.Stored(
         model.config,
@@ -549,7 +577,9 @@ def save(
 def measure(
     model: CLIP, faces: np.ndarray, attributes: np.ndarray, names: list[str]
 ) -> dict[str, float]:
-    """Area under the ROC curve of the cosine with "a photo of a person with ..." minus that with "a person", per attribute."""
+    """Area under the ROC curve of the cosine with "a photo of a person with ..." minus that with "a
+    person", per attribute.
+    """
     points = _unit(model.encode_image(model.preprocess(faces)))
     neutral = _unit(model.encode_text(["a person", "a photo of a person"])).mean(0)
     asked = {

@@ -1,4 +1,6 @@
-"""Arrays to modules: shapes come from `nnx.eval_shape`, so that nothing is drawn or compiled, and all faults are told at once."""
+"""Arrays to modules: shapes come from `nnx.eval_shape`, so that nothing is drawn or compiled, and
+all faults are told at once.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def shapes_of(make: Callable[[], nnx.Module]) -> dict[str, tuple[int, ...]]:
 
 
 def faults(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """What keeps `arrays` from being the parameters of a module with these shapes; empty if nothing."""
+    """What keeps `arrays` from being the parameters of a module with these shapes; empty if
+    nothing.
+    """
     found = [
         f"missing: {key}, model has {list(shapes[key])}"
         for key in sorted(shapes.keys() - arrays.keys())
@@ -60,7 +64,9 @@ def refuse(what: str, found: list[str]) -> None:
 def build(
     make: Callable[[], Module], arrays: Mapping[str, np.ndarray], what: str, info: Info
 ) -> Module:
-    """The module `make()` with the numbers of `arrays`, as float32. `what` names their origin in errors."""
+    """The module `make()` with the numbers of `arrays`, as float32. `what` names their origin in
+    errors.
+    """
     graph, state = nnx.split(nnx.eval_shape(make))
     flat = nnx.to_flat_state(state)
     refuse(what, faults(arrays, {_name(path): tuple(leaf.shape) for path, leaf in flat}))

@@ -1,4 +1,6 @@
-"""Which weights exist: those that lie here, and the public checkpoints by name. Nothing is downloaded."""
+"""Which weights exist: those that lie here, and the public checkpoints by name. Nothing is
+downloaded.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,11 @@ SEARCH_PATH = "SIS_JAX_WEIGHTS"
 
 @dataclass(frozen=True)
 class Public:
-    """A published checkpoint. file: the name under which it is published; source: where; resolution in pixels.
+    """A published checkpoint. file: the name under which it is published; source: where; resolution
+    in pixels.
 
-    size in bytes and sha256 as published, 0 and "" where neither is known for certain. A file of that name with another digest is refused.
+    size in bytes and sha256 as published, 0 and "" where neither is known for certain. A file of
+    that name with another digest is refused.
     """
 
     name: str
@@ -39,7 +43,10 @@ _FFHQ = f"{_NVIDIA}; trained on FFHQ (CC BY-NC-SA 4.0)"
 _AFHQ = f"{_NVIDIA}; trained on AFHQ (CC BY-NC 4.0)"
 _LSUN = f"{_NVIDIA}; trained on LSUN (research use)"
 _HF = "https://s3.amazonaws.com/models.huggingface.co/biggan"
-_IMAGENET = "unknown: published by DeepMind, see its BigGAN-deep pages; trained on ImageNet (non-commercial research use)"
+_IMAGENET = (
+    "unknown: published by DeepMind, see its BigGAN-deep pages; trained on ImageNet "
+    "(non-commercial research use)"
+)
 
 PUBLIC: dict[str, Public] = {
     p.name: p
@@ -116,13 +123,16 @@ def public_by_file(file: str) -> Public | None:
 
 
 def check_published(path: Path, public: Public | None, digest: str | None = None) -> None:
-    """SisError where a file has another sha256 than the published one; digest: that of the file where it is known already."""
+    """SisError where a file has another sha256 than the published one; digest: that of the file
+    where it is known already.
+    """
     if public is None or not public.sha256:
         return
     digest = digest or files.sha256_of(path)
     if digest != public.sha256:
         raise SisError(
-            f"{path} is not the published {public.file} of {public.name} (sha256 {digest[:12]}..., expected {public.sha256[:12]}...): "
+            f"{path} is not the published {public.file} of {public.name} (sha256 "
+            f"{digest[:12]}..., expected {public.sha256[:12]}...): "
             f"download it again, or give a file of your own another name"
         )
 
@@ -141,7 +151,9 @@ def text_of(name_or_path: str | os.PathLike) -> str:
 
 
 def search_folders() -> list[Path]:
-    """Folders in which weights are looked for by name: those in SIS_JAX_WEIGHTS (as PATH), then ported_weights/ beside the package and here."""
+    """Folders in which weights are looked for by name: those in SIS_JAX_WEIGHTS (as PATH), then
+    ported_weights/ beside the package and here.
+    """
     named = [Path(p) for p in os.environ.get(SEARCH_PATH, "").split(os.pathsep) if p]
     return [
         *named,
@@ -151,7 +163,9 @@ def search_folders() -> list[Path]:
 
 
 def folders() -> dict[str, Path]:
-    """Name -> weights folder, for everything found in `search_folders`; the first of a name wins."""
+    """Name -> weights folder, for everything found in `search_folders`; the first of a name
+    wins.
+    """
     found: dict[str, Path] = {}
     for place in search_folders():
         for path in _inside(place):
@@ -161,7 +175,9 @@ def folders() -> dict[str, Path]:
 
 
 def students() -> dict[str, Path]:
-    """Name -> folder, as `folders`, of the students in `search_folders`: they lie beside the generators, but take photos."""
+    """Name -> folder, as `folders`, of the students in `search_folders`: they lie beside the
+    generators, but take photos.
+    """
     found: dict[str, Path] = {}
     for path in (path for place in search_folders() for path in _inside(place)):
         if files.is_ours(path, files.STUDENT_FORMAT):
@@ -183,7 +199,9 @@ def shipped() -> list[Info]:
 
 
 def inventory() -> dict[str, Info | SisError]:
-    """Name -> origin of everything that lies in `search_folders`, or why it cannot be read. Folders of other programs are left out."""
+    """Name -> origin of everything that lies in `search_folders`, or why it cannot be read. Folders
+    of other programs are left out.
+    """
     paths = folders()
     for path in (path for place in search_folders() for path in _inside(place)):
         if _is_damaged(path):
@@ -205,7 +223,8 @@ def _student(path: Path) -> Info | SisError:
     raw = json.loads((path / files.CONFIG).read_text("utf-8"))
     if raw.get("version") != files.STUDENT_VERSION:
         return SisError(
-            f"{path / files.CONFIG} has version {raw.get('version')}, this sis_jax reads version {files.STUDENT_VERSION}: "
+            f"{path / files.CONFIG} has version {raw.get('version')}, this sis_jax reads version "
+            f"{files.STUDENT_VERSION}: "
             "update sis_jax, or distil again"
         )
     if not (path / files.MODEL).is_file():
@@ -232,7 +251,9 @@ def _is_json(path: Path) -> bool:
 
 
 def find(name_or_path: str | os.PathLike | None) -> Path:
-    """The weights folder or checkpoint file of a name or path; UsageError that says what to do where there is none."""
+    """The weights folder or checkpoint file of a name or path; UsageError that says what to do
+    where there is none.
+    """
     text = text_of(name_or_path) if name_or_path is not None else DEFAULT
     path, known = Path(text), folders()
     if text in known:
@@ -247,7 +268,8 @@ def find(name_or_path: str | os.PathLike | None) -> Path:
         return path
     if text in students():
         raise UsageError(
-            f"{text} is a student, which takes photos, not a generator: python -m sis_jax.predict {text} PHOTOS --out DIR"
+            f"{text} is a student, which takes photos, not a generator: python -m sis_jax.predict "
+            f"{text} PHOTOS --out DIR"
         )
     raise unknown_name(
         "weights",
@@ -258,7 +280,9 @@ def find(name_or_path: str | os.PathLike | None) -> Path:
 
 
 def public_file(public: Public) -> Path:
-    """Where the file of a public checkpoint lies here; UsageError that says where to put it, SisError where it is not the one published."""
+    """Where the file of a public checkpoint lies here; UsageError that says where to put it,
+    SisError where it is not the one published.
+    """
     places = search_folders()
     for place in places:
         if (place / public.file).is_file():
@@ -266,7 +290,8 @@ def public_file(public: Public) -> Path:
             return place / public.file
     here = os.environ.get(SEARCH_PATH, "").split(os.pathsep)[0] or "ported_weights"
     raise UsageError(
-        f"{public.name} is not here: download {public.source}/{public.file} and put it at {Path(here) / public.file} ({public.licence}); "
+        f"{public.name} is not here: download {public.source}/{public.file} and put it at "
+        f"{Path(here) / public.file} ({public.licence}); "
         f"it is read on first use"
     )
 
@@ -282,12 +307,14 @@ def card(folder: files.Folder) -> str:
     lines = [
         f"# {name}",
         "",
-        f"{what[0].upper()}{what[1:]} for `sis_jax`: `sis.{load}(PATH)`. Its shape is in `{files.CONFIG}`.",
+        f"{what[0].upper()}{what[1:]} for `sis_jax`: `sis.{load}(PATH)`. Its shape is in "
+        f"`{files.CONFIG}`.",
         "",
     ]
     lines += [
         f"- Licence: {folder.licence}",
-        f"- Source: {source.get('file') or 'trained by sis_jax'} (layout {source.get('layout', 'sis_jax')}{digest})",
+        f"- Source: {source.get('file') or 'trained by sis_jax'} (layout "
+        f"{source.get('layout', 'sis_jax')}{digest})",
     ]
     lines += (
         [f"- Discriminator: {'beside it' if folder.discriminator else 'none'}"]

@@ -30,10 +30,12 @@ AnyArray = jax.Array | np.ndarray
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class CLIP:
-    """Pictures and texts to points of one space (Radford et al. 2021). A pytree; its encoders are compiled once per shape, and work inside jit and vmap.
+    """Pictures and texts to points of one space (Radford et al. 2021). A pytree; its encoders are
+    compiled once per shape, and work inside jit and vmap.
 
-    Points are not normalised; the cosine of two of them times `logit_scale` is what CLIP was trained on. Batches of more than `batch` rows are taken in
-    chunks of `batch`, the last one filled up, so that one shape is compiled and memory stays bounded.
+    Points are not normalised; the cosine of two of them times `logit_scale` is what CLIP was
+    trained on. Batches of more than `batch` rows are taken in chunks of `batch`, the last one
+    filled up, so that one shape is compiled and memory stays bounded.
     """
 
     network: CLIPNetwork
@@ -48,27 +50,34 @@ class CLIP:
 
     @property
     def logit_scale(self) -> Float[Array, ""]:
-        """The factor on cosine similarities (100 in OpenAI's models); checkpoints store its logarithm."""
+        """The factor on cosine similarities (100 in OpenAI's models); checkpoints store its
+        logarithm.
+        """
         return jnp.exp(self.network.logit_scale[...])
 
     def preprocess(self, photos: Any) -> Float[np.ndarray, "b s s 3"]:
-        """Photos to pixels as in the published code: bicubic (Pillow) to the network's size, square from the middle, CLIP's mean and deviation.
+        """Photos to pixels as in the published code: bicubic (Pillow) to the network's size, square
+        from the middle, CLIP's mean and deviation.
 
-        photos: one photo, a batch uint8[b, h, w, 3], or a sequence of photos of any sizes; a photo is uint8[h, w, 3] RGB or a Pillow image. UsageError
-        for anything else. Not traceable: it runs on the host.
+        photos: one photo, a batch uint8[b, h, w, 3], or a sequence of photos of any sizes; a photo
+            is uint8[h, w, 3] RGB or a Pillow image. UsageError for anything else. Not traceable: it
+            runs on the host.
         """
         return self.preprocessing(photos)
 
     def tokenize(self, texts: str | Sequence[str]) -> Int[np.ndarray, "b n"]:
-        """Token ids, int32[b, context] (77 in all published models). Texts that are too long are cut, which a warning says; `cut` tells which.
+        """Token ids, int32[b, context] (77 in all published models). Texts that are too long are
+        cut, which a warning says; `cut` tells which.
 
-        Raises UsageError for what is no text, and where the checkpoint came without the vocabulary that its size asks for.
+        Raises UsageError for what is no text, and where the checkpoint came without the vocabulary
+        that its size asks for.
         """
         ids, cut = self.tokenizer(_texts(texts))
         if cut:
             first, more = next(iter(cut)), f" (and {len(cut) - 1} more)" if len(cut) > 1 else ""
             warnings.warn(
-                f"{first[:60]!r}{more} is longer than CLIP's {self.tokenizer.context} tokens: its end was cut off",
+                f"{first[:60]!r}{more} is longer than CLIP's {self.tokenizer.context} tokens: its "
+                "end was cut off",
                 stacklevel=2,
             )
         return ids
@@ -80,7 +89,9 @@ class CLIP:
     def encode_image(
         self, pixels: Float[AnyArray, "b h w 3"], batch: int = 32
     ) -> Float[Array, "b d"]:
-        """Points of pictures from `preprocess`, not normalised. UsageError for whole numbers, and for another size than the network's."""
+        """Points of pictures from `preprocess`, not normalised. UsageError for whole numbers, and
+        for another size than the network's.
+        """
         pixels = _array(pixels)
         self.network.check_pixels(pixels, native=True)
         return _in_chunks(lambda x: _encode_image(self.network, x), pixels, batch)
@@ -88,7 +99,9 @@ class CLIP:
     def encode_text(
         self, texts: str | Sequence[str] | Int[AnyArray, "b n"], batch: int = 64
     ) -> Float[Array, "b d"]:
-        """Points of texts, or of token ids from `tokenize`, not normalised. UsageError for ids that are none of this network's."""
+        """Points of texts, or of token ids from `tokenize`, not normalised. UsageError for ids that
+        are none of this network's.
+        """
         if not isinstance(texts, AnyArray):
             texts = self.tokenize(texts)
         return _in_chunks(lambda x: _encode_text(self.network, x), self._ids(texts), batch)
@@ -96,11 +109,13 @@ class CLIP:
     def dense_features(
         self, pixels: Float[AnyArray, "b h w 3"], batch: int = 8
     ) -> Float[Array, "b h2 w2 d"]:
-        """A point for every patch (ViT) or every 32 x 32 pixels (ResNet), in the space of `encode_text`, not normalised.
+        """A point for every patch (ViT) or every 32 x 32 pixels (ResNet), in the space of
+        `encode_text`, not normalised.
 
-        The value path of the last attention layer (MaskCLIP, Zhou et al. 2022, section 3.2; Pakhomov et al. 2021 read CLIP's ResNets likewise). Sides
-        may be any multiples of the patch or of 32 pixels; a ViT's positional embeddings are resized (bicubic) where they are not native. Larger
-        pictures give a finer map. UsageError for whole numbers, and for other sides.
+        The value path of the last attention layer (MaskCLIP, Zhou et al. 2022, section 3.2;
+        Pakhomov et al. 2021 read CLIP's ResNets likewise). Sides may be any multiples of the patch
+        or of 32 pixels; a ViT's positional embeddings are resized (bicubic) where they are not
+        native. Larger pictures give a finer map. UsageError for whole numbers, and for other sides.
         """
         pixels = _array(pixels)
         self.network.check_pixels(pixels, native=False)
@@ -110,7 +125,8 @@ class CLIP:
         context, vocabulary = self.config.text.context, self.config.text.vocabulary
         if ids.ndim != 2 or not 0 < ids.shape[1] <= context or ids.dtype.kind not in "iu":
             raise UsageError(
-                f"token ids must be whole numbers [b, {context}], got {ids.dtype}{list(ids.shape)}: use clip.tokenize(texts)"
+                f"token ids must be whole numbers [b, {context}], got "
+                f"{ids.dtype}{list(ids.shape)}: use clip.tokenize(texts)"
             )
         if (
             not isinstance(ids, Tracer)
@@ -118,7 +134,8 @@ class CLIP:
             and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary
         ):
             raise UsageError(
-                f"token ids must be from 0 to {vocabulary - 1} for this CLIP, got {int(ids.min())} to {int(ids.max())}"
+                f"token ids must be from 0 to {vocabulary - 1} for this CLIP, got "
+                f"{int(ids.min())} to {int(ids.max())}"
             )
         return ids
 
@@ -136,7 +153,8 @@ def _texts(texts: Any) -> list[str]:
     for text in several:
         if any("\ud800" <= letter <= "\udfff" for letter in text):
             raise UsageError(
-                f"{text[:60]!r} is no text: it holds half of a surrogate pair, which no file can hold"
+                f"{text[:60]!r} is no text: it holds half of a surrogate pair, which no file can "
+                "hold"
             )
     return several
 
@@ -149,12 +167,15 @@ def _array(pixels: Any) -> AnyArray:
         return np.asarray(pixels)
     except (ValueError, TypeError):
         raise UsageError(
-            "pixels must be one array [b, h, w, 3], got pictures of several sizes: use clip.preprocess(photos)"
+            "pixels must be one array [b, h, w, 3], got pictures of several sizes: use "
+            "clip.preprocess(photos)"
         ) from None
 
 
 def _in_chunks(run: Callable[[jax.Array], jax.Array], rows: AnyArray, batch: int) -> jax.Array:
-    """`run` on at most `batch` rows at a time. A traced array is left whole: whoever traces decides."""
+    """`run` on at most `batch` rows at a time. A traced array is left whole: whoever traces
+    decides.
+    """
     if isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or batch < 1:
         raise UsageError(f"batch must be a whole number of at least 1, got {batch!r}")
     n = rows.shape[0]
@@ -183,7 +204,9 @@ def _dense(network: CLIPNetwork, pixels: jax.Array) -> jax.Array:
 
 
 def fingerprint(model: CLIP) -> Float[np.ndarray, "2 d"]:
-    """Points, of unit length, of a picture of noise and of a row of random tokens: the same wherever the same network runs, up to rounding."""
+    """Points, of unit length, of a picture of noise and of a row of random tokens: the same
+    wherever the same network runs, up to rounding.
+    """
     side, text = model.config.vision.image_size, model.config.text
     rng = np.random.RandomState(0)
     pixels = rng.randn(1, side, side, 3).astype(np.float32)
@@ -196,10 +219,13 @@ def fingerprint(model: CLIP) -> Float[np.ndarray, "2 d"]:
 def load_clip(name_or_path: str | os.PathLike = DEFAULT) -> CLIP:
     """A CLIP by name or path; nothing but JAX runs it, and nothing that a file carries is executed.
 
-    name_or_path: a weights folder; a Hugging Face folder or hub name ("openai/clip-vit-base-patch32", downloaded where there is a network, else from the
-    hub's cache); OpenAI's .pt files, archives or state dicts, by path or by name ("ViT-B/32", "RN50x64") once they lie in ported_weights/; open_clip
-    files beside their open_clip_config.json. Single files are converted once and kept in the cache. What had to be assumed is told once on stderr where
-    progress is shown. Raises UsageError for a name that is unknown or not here, SisError for damaged or foreign weights.
+    name_or_path: a weights folder; a Hugging Face folder or hub name
+        ("openai/clip-vit-base-patch32", downloaded where there is a network, else from the hub's
+        cache); OpenAI's .pt files, archives or state dicts, by path or by name ("ViT-B/32",
+        "RN50x64") once they lie in ported_weights/; open_clip files beside their
+        open_clip_config.json. Single files are converted once and kept in the cache. What had to be
+        assumed is told once on stderr where progress is shown. Raises UsageError for a name that is
+        unknown or not here, SisError for damaged or foreign weights.
     """
     place = clip_names.find(name_or_path)
     stored = _read(place)
@@ -210,7 +236,9 @@ def load_clip(name_or_path: str | os.PathLike = DEFAULT) -> CLIP:
 
 
 def _read(place: Path) -> clip_files.Stored:
-    """From a folder of ours or a foreign one, or a file. Single files are converted once and kept, as those of generators are."""
+    """From a folder of ours or a foreign one, or a file. Single files are converted once and kept,
+    as those of generators are.
+    """
     if files.is_folder(place):
         return clip_files.read_folder(place)
     file = clip_files.weights_file(place)

@@ -1,4 +1,6 @@
-"""CLIP's files: OpenAI's and open_clip's checkpoints, Hugging Face folders, and our own weights folders."""
+"""CLIP's files: OpenAI's and open_clip's checkpoints, Hugging Face folders, and our own weights
+folders.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ WEIGHTS = (
     "pytorch_model.bin",
     "open_clip_pytorch_model.bin",
 )
-_KINDS_OF_OPEN_CLIP = {  # what a tower may say in open_clip's config without being another network than those here
+# what a tower may say in open_clip's config without being another network than those here
+_KINDS_OF_OPEN_CLIP = {
     "vision_cfg": {
         "timm_model_name": None,
         "attentional_pool": False,
@@ -53,7 +56,9 @@ _KINDS_OF_OPEN_CLIP = {  # what a tower may say in open_clip's config without be
 
 @dataclass(frozen=True)
 class Stored:
-    """A CLIP as it was read: its shape, arrays under our names as float32, what goes in, and where it comes from."""
+    """A CLIP as it was read: its shape, arrays under our names as float32, what goes in, and where
+    it comes from.
+    """
 
     config: CLIPConfig
     arrays: Mapping[str, np.ndarray]
@@ -64,14 +69,18 @@ class Stored:
 
 
 def weights_file(path: Path) -> Path:
-    """The weights in a foreign folder; `path` itself where it is a file, a folder of ours or anything else."""
+    """The weights in a foreign folder; `path` itself where it is a file, a folder of ours or
+    anything else.
+    """
     if not path.is_dir() or files.is_folder(path):
         return path
     return next((path / name for name in WEIGHTS if (path / name).is_file()), path)
 
 
 def name_of(path: Path) -> str:
-    """What to call the weights in a file: by its folder, or its name on the hub, where its own name says nothing."""
+    """What to call the weights in a file: by its folder, or its name on the hub, where its own name
+    says nothing.
+    """
     if path.name not in WEIGHTS:
         return path.stem
     folder = path.absolute().parent  # not resolved: the hub's cache is full of links
@@ -83,9 +92,11 @@ def name_of(path: Path) -> str:
 def read_foreign(
     path: Path, source: Source | None = None, name: str | None = None, licence: str | None = None
 ) -> Stored:
-    """A CLIP from a file of OpenAI's, open_clip's or Hugging Face's layout, with what lies beside it. Nothing in it is run.
+    """A CLIP from a file of OpenAI's, open_clip's or Hugging Face's layout, with what lies beside
+    it. Nothing in it is run.
 
-    source: what `recognise` found in the file, if that was done. Raises SisError that lists every array which does not fit.
+    source: what `recognise` found in the file, if that was done. Raises SisError that lists every
+        array which does not fit.
     """
     what = str(path)
     source = source or recognise(read_tree(path), path.stat().st_size, what)
@@ -105,7 +116,8 @@ def read_foreign(
         layout, facts = "open_clip", _open_clip_facts(path.parent)
     elif public is None:
         notes = (
-            "such a file does not name its activation; taken as quick-GELU, as in all of OpenAI's models",
+            "such a file does not name its activation; taken as quick-GELU, as in all of OpenAI's "
+            "models",
         )
     config, arrays = clip.convert(source.clip.arrays, layout, facts, what)
     beside = layout != "openai-clip" and all(
@@ -153,7 +165,8 @@ def _vocabulary_notes(tokenizer: Tokenizer) -> tuple[str, ...]:
     if tokenizer.has_vocabulary:
         return ()
     return (
-        f"no {VOCABULARY} and {MERGES} beside the weights: this CLIP takes token ids only, no texts",
+        f"no {VOCABULARY} and {MERGES} beside the weights: this CLIP takes token ids only, no "
+        "texts",
     )
 
 
@@ -170,7 +183,9 @@ def _json(path: Path, why: str) -> dict[str, Any]:
 
 
 def _transformers_facts(folder: Path) -> clip.Facts:
-    """Heads, activations and the end token, by the names and defaults of transformers' CLIPConfig."""
+    """Heads, activations and the end token, by the names and defaults of transformers'
+    CLIPConfig.
+    """
     path = folder / files.CONFIG
     config = _json(path, "the number of heads of this layout")
     vision, text = (
@@ -190,16 +205,21 @@ def _transformers_facts(folder: Path) -> clip.Facts:
             if end == 2
             else int(
                 end
-            ),  # 2 is what early conversions wrote by mistake; transformers reads the largest id then
+                # 2 is what early conversions wrote by mistake; transformers reads the largest id
+                # then
+            ),
         )
     except (TypeError, ValueError):
         raise SisError(
-            f"{path} does not describe a CLIP: a number of heads, an epsilon or the end token is no number"
+            f"{path} does not describe a CLIP: a number of heads, an epsilon or the end token is "
+            "no number"
         ) from None
 
 
 def _open_clip_facts(folder: Path) -> clip.Facts:
-    """Heads and activation from open_clip's model config; SisError for the networks of open_clip that are not built like CLIP."""
+    """Heads and activation from open_clip's model config; SisError for the networks of open_clip
+    that are not built like CLIP.
+    """
     path = folder / OPEN_CLIP_CONFIG
     whole = _json(path, "the number of heads and the activation")
     model = _table(whole, "model_cfg")
@@ -208,7 +228,8 @@ def _open_clip_facts(folder: Path) -> clip.Facts:
         for key, value in usual.items():
             if key != "patch_dropout" and _table(model, tower).get(key, value) not in (value, None):
                 raise SisError(
-                    f"{path} describes a network that is not supported: {tower} has {key} = {_table(model, tower)[key]!r}"
+                    f"{path} describes a network that is not supported: {tower} has {key} = "
+                    f"{_table(model, tower)[key]!r}"
                 )
     activation = "quick_gelu" if model.get("quick_gelu") is True else "gelu"
     try:
@@ -231,7 +252,9 @@ def _table(config: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _preprocessing(folder: Path, layout: str, side: int) -> Preprocessing:
-    """Sizes and colours from the file beside the weights, else those of OpenAI's models at the network's own size."""
+    """Sizes and colours from the file beside the weights, else those of OpenAI's models at the
+    network's own size.
+    """
     usual = Preprocessing(side, side)
     if layout == "openai-clip":
         return usual
@@ -245,7 +268,8 @@ def _preprocessing(folder: Path, layout: str, side: int) -> Preprocessing:
         sides = said.get("size", side)
         if (sides if isinstance(sides, list) else [sides, sides]) != [side, side]:
             raise SisError(
-                f"{path} cuts photos to {sides} pixels, but the network reads {side}: they do not belong together"
+                f"{path} cuts photos to {sides} pixels, but the network reads {side}: they do not "
+                "belong together"
             )
         fields = {
             "size": side,
@@ -270,16 +294,19 @@ def _preprocessing(folder: Path, layout: str, side: int) -> Preprocessing:
         found = preprocessing_of(fields)
     except SisError:
         raise SisError(
-            f"{path} does not describe a preprocessing: sizes in pixels, three means and three positive deviations"
+            f"{path} does not describe a preprocessing: sizes in pixels, three means and three "
+            "positive deviations"
         ) from None
     if found.size != side:
         raise SisError(
-            f"{path} cuts photos to {found.size} pixels, but the network reads {side}: they do not belong together"
+            f"{path} cuts photos to {found.size} pixels, but the network reads {side}: they do "
+            "not belong together"
         )
     return found
 
 
-# What a config may say of a step. Everything else would silently give other points than the network's authors get.
+# What a config may say of a step. Everything else would silently give other points than the
+# network's authors get.
 _OPEN_CLIP_STEPS = {"resize_mode": ("shortest",), "interpolation": ("bicubic",), "mode": ("RGB",)}
 _TRANSFORMERS_STEPS = {
     **{f"do_{step}": (True,) for step in ("resize", "center_crop", "rescale", "normalize")},
@@ -294,7 +321,8 @@ def _refuse_steps(
     for key, values in known.items():
         if said.get(key) is not None and said[key] not in values:
             raise SisError(
-                f"{path} has {key} = {said[key]!r}, which is not supported: the only value known is {values[0]!r}"
+                f"{path} has {key} = {said[key]!r}, which is not supported: the only value known "
+                f"is {values[0]!r}"
             )
     factor = said.get("rescale_factor")
     if (
@@ -303,7 +331,8 @@ def _refuse_steps(
         and (not isinstance(factor, (int, float)) or not abs(factor * 255 - 1) < 1e-4)
     ):
         raise SisError(
-            f"{path} has rescale_factor = {factor!r}, which is not supported: the only value known is 1/255"
+            f"{path} has rescale_factor = {factor!r}, which is not supported: the only value "
+            "known is 1/255"
         )
 
 
@@ -311,7 +340,8 @@ def _refuse_sizes(path: Path, said: Mapping[str, Any]) -> None:
     size, crop = said.get("size"), said.get("crop_size")
     if isinstance(size, dict) and "shortest_edge" not in size:
         raise SisError(
-            f'{path} has size = {size}, which squeezes photos and is not supported: the only form known is {{"shortest_edge": n}}'
+            f"{path} has size = {size}, which squeezes photos and is not supported: the only form "
+            f'known is {{"shortest_edge": n}}'
         )
     if isinstance(crop, dict) and crop.get("width", crop.get("height")) != crop.get("height"):
         raise SisError(f"{path} has crop_size = {crop}, which is not supported: only squares are")
@@ -330,7 +360,9 @@ def _one(size: Any, *names: str) -> Any:
 
 
 def read_folder(path: Path) -> Stored:
-    """A CLIP from a weights folder; UsageError where it holds something else, SisError where it is damaged."""
+    """A CLIP from a weights folder; UsageError where it holds something else, SisError where it is
+    damaged.
+    """
     folder = files.read_config(path)
     if folder.kind != "clip":
         raise UsageError(
@@ -338,7 +370,8 @@ def read_folder(path: Path) -> Stored:
         )
     if folder.clip is None:
         raise SisError(
-            f'{path / files.CONFIG} has lost its "clip", the shape of the network: convert the checkpoint again'
+            f'{path / files.CONFIG} has lost its "clip", the shape of the network: convert the '
+            "checkpoint again"
         )
     config = clip.config_of(_table(folder.clip, "network"))
     arrays, digest = files.read_arrays(path, folder)
@@ -346,7 +379,8 @@ def read_folder(path: Path) -> Stored:
     for part in texts:
         if not (path / part).is_file() or files.sha256_of(path / part) != folder.sha256[part]:
             raise SisError(
-                f"{path / part} is not the file that {files.CONFIG} describes: convert the checkpoint again"
+                f"{path / part} is not the file that {files.CONFIG} describes: convert the "
+                "checkpoint again"
             )
     openai = folder.clip.get("openai_tokens") is not False
     tokenizer = Tokenizer(
@@ -358,14 +392,17 @@ def read_folder(path: Path) -> Stored:
     )
     if preprocessing.size != config.vision.image_size:
         raise SisError(
-            f"{path / files.CONFIG} cuts photos to {preprocessing.size} pixels, but the network reads {config.vision.image_size}: "
+            f"{path / files.CONFIG} cuts photos to {preprocessing.size} pixels, but the network "
+            f"reads {config.vision.image_size}: "
             f"convert the checkpoint again"
         )
     return Stored(config, arrays, preprocessing, tokenizer, info, folder.notes)
 
 
 def write_folder(stored: Stored, path: Path, dtype: str = "float32") -> files.Folder:
-    """Write a weights folder that `read_folder` reads, the vocabulary beside it where the source had one."""
+    """Write a weights folder that `read_folder` reads, the vocabulary beside it where the source
+    had one.
+    """
     info = stored.info
     table = {
         "network": asdict(stored.config),

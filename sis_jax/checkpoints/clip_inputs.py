@@ -34,9 +34,11 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Photos to pixels: shorter side to `resize`, square of `size` from the middle, (x / 255 - mean) / std. Sizes in pixels; colours are RGB.
+    """Photos to pixels: shorter side to `resize`, square of `size` from the middle, (x / 255 -
+    mean) / std. Sizes in pixels; colours are RGB.
 
-    dense: shorter side at which dense features are read unless another is asked for; 0 is twice `size`.
+    dense: shorter side at which dense features are read unless another is asked for; 0 is twice
+        `size`.
     """
 
     size: int
@@ -46,7 +48,9 @@ class Preprocessing:
     dense: int = 0
 
     def __call__(self, photos: Any) -> Float[np.ndarray, "b s s 3"]:
-        """One photo, a batch [b h w 3] or a sequence of photos of any sizes; a photo is uint8[h w 3] RGB or a Pillow image. UsageError for others."""
+        """One photo, a batch [b h w 3] or a sequence of photos of any sizes; a photo is uint8[h w
+        3] RGB or a Pillow image. UsageError for others.
+        """
         if isinstance(photos, (list, tuple)):
             several = list(photos)
         else:
@@ -82,7 +86,8 @@ def _image(photo: Any) -> Image.Image:
     array = np.asarray(photo)
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or 0 in array.shape:
         raise UsageError(
-            f"a photo must be uint8[h, w, 3] (RGB, 0 to 255) or a Pillow image, got {array.dtype}{list(array.shape)}; "
+            "a photo must be uint8[h, w, 3] (RGB, 0 to 255) or a Pillow image, got "
+            f"{array.dtype}{list(array.shape)}; "
             f"pictures in [-1, 1] become photos by sis_jax.types.to_uint8"
         )
     return Image.fromarray(array)
@@ -90,10 +95,13 @@ def _image(photo: Any) -> Image.Image:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Texts to ids. folder: where vocab.json and merges.txt lie; None is CLIP's own vocabulary, which ships here.
+    """Texts to ids. folder: where vocab.json and merges.txt lie; None is CLIP's own vocabulary,
+    which ships here.
 
-    context: tokens per text, start and end included. vocabulary: how many tokens the network knows. openai: as OpenAI's code, which undoes HTML escapes
-    and pads with 0; otherwise as transformers does, which pads with the end token. Neither changes what the network says of a plain text.
+    context: tokens per text, start and end included. vocabulary: how many tokens the network knows.
+        openai: as OpenAI's code, which undoes HTML escapes and pads with 0; otherwise as
+        transformers does, which pads with the end token. Neither changes what the network says of a
+        plain text.
     """
 
     context: int
@@ -102,7 +110,9 @@ class Tokenizer:
     openai: bool = True
 
     def __call__(self, texts: Sequence[str]) -> tuple[Int[np.ndarray, "b n"], tuple[str, ...]]:
-        """Ids, int32[b context], and the texts that were too long: they lose their last words, the end token stays."""
+        """Ids, int32[b context], and the texts that were too long: they lose their last words, the
+        end token stays.
+        """
         tokenizer = self._tokenizer()
         clean = (
             [html.unescape(html.unescape(text)).strip() for text in texts]
@@ -119,12 +129,15 @@ class Tokenizer:
             row[: len(kept)] = kept
         if ids.size and ids.max() >= self.vocabulary:
             raise SisError(
-                f"the vocabulary has the id {ids.max()}, but the network knows {self.vocabulary} tokens: they do not belong together"
+                f"the vocabulary has the id {ids.max()}, but the network knows {self.vocabulary} "
+                "tokens: they do not belong together"
             )
         return ids, tuple(text for text, tokens in zip(texts, found) if len(tokens) > self.context)
 
     def strange(self, texts: Sequence[str]) -> tuple[str, ...]:
-        """Words and numbers that a vocabulary made for few words does not hold: they fall apart into letters. Nothing where it is CLIP's own or as large."""
+        """Words and numbers that a vocabulary made for few words does not hold: they fall apart
+        into letters. Nothing where it is CLIP's own or as large.
+        """
         if self.folder is None or self.vocabulary >= _SHIPPED_SIZE // 2:
             return ()
         tokenizer, found = self._tokenizer(), []
@@ -138,24 +151,30 @@ class Tokenizer:
 
     @property
     def has_vocabulary(self) -> bool:
-        """Whether texts can become tokens: the files came with the weights, or CLIP's own vocabulary fits."""
+        """Whether texts can become tokens: the files came with the weights, or CLIP's own
+        vocabulary fits.
+        """
         return self.folder is not None or self.vocabulary == _SHIPPED_SIZE
 
     def check(self) -> None:
-        """SisError where the vocabulary in `folder` is damaged, or has ids that the network does not know."""
+        """SisError where the vocabulary in `folder` is damaged, or has ids that the network does
+        not know.
+        """
         if self.folder is None:
             return
         ids, _ = read_vocabulary(Path(self.folder))
         if max(ids.values()) >= self.vocabulary:
             raise SisError(
-                f"{Path(self.folder) / VOCABULARY} has the id {max(ids.values())}, but the network knows {self.vocabulary} tokens: "
+                f"{Path(self.folder) / VOCABULARY} has the id {max(ids.values())}, but the "
+                f"network knows {self.vocabulary} tokens: "
                 f"they do not belong together"
             )
 
     def _tokenizer(self) -> CLIPTokenizer:
         if not self.has_vocabulary:
             raise UsageError(
-                f"this CLIP knows {self.vocabulary} tokens and came without {VOCABULARY} and {MERGES} (CLIP's own vocabulary has {_SHIPPED_SIZE}): "
+                f"this CLIP knows {self.vocabulary} tokens and came without {VOCABULARY} and "
+                f"{MERGES} (CLIP's own vocabulary has {_SHIPPED_SIZE}): "
                 f"put both beside its weights, or give token ids"
             )
         return _tokenizer(self.folder)
@@ -179,7 +198,9 @@ def _tokenizer(folder: str | None) -> CLIPTokenizer:
 
 
 def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Tokens with their ids, and the pairs that are joined in order, from a folder's vocab.json and merges.txt; SisError where they are damaged."""
+    """Tokens with their ids, and the pairs that are joined in order, from a folder's vocab.json and
+    merges.txt; SisError where they are damaged.
+    """
     try:
         vocabulary = json.loads((folder / VOCABULARY).read_text("utf-8"))
         merges = merges_of((folder / MERGES).read_text("utf-8").splitlines())
@@ -210,7 +231,9 @@ def merges_of(lines: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def shipped_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """CLIP's own vocabulary: 256 bytes, the same as ends of words, the first 48894 joined pairs, start and end."""
+    """CLIP's own vocabulary: 256 bytes, the same as ends of words, the first 48894 joined pairs,
+    start and end.
+    """
     packed = resources.files("sis_jax.checkpoints").joinpath(_SHIPPED).read_bytes()
     merges = merges_of(
         gzip.decompress(packed).decode("utf-8").splitlines()[1 : _SHIPPED_SIZE - 2 * 256 - 2 + 1]
@@ -227,7 +250,9 @@ def shipped_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def byte_letters() -> list[str]:
-    """A visible letter for each byte, in the vocabulary's order: printable Latin-1 stands for itself, all else for letters from U+0100 on."""
+    """A visible letter for each byte, in the vocabulary's order: printable Latin-1 stands for
+    itself, all else for letters from U+0100 on.
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     return [chr(b) for b in printable] + [chr(0x100 + i) for i in range(256 - len(printable))]
 

@@ -1,4 +1,6 @@
-"""Where a CLIP is, by name: weights that lie here, OpenAI's published files, and models of the Hugging Face hub."""
+"""Where a CLIP is, by name: weights that lie here, OpenAI's published files, and models of the
+Hugging Face hub.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,8 @@ def is_name(text: str) -> bool:
 def find(name_or_path: str | os.PathLike) -> Path:
     """The folder or file of a name or path; UsageError that says what to do where there is none.
 
-    Names: folders in the search path, OpenAI's ("ViT-B/32", "RN50x64", or "clip-vit-b32" as the catalogue writes them), hub names ("owner/model").
+    Names: folders in the search path, OpenAI's ("ViT-B/32", "RN50x64", or "clip-vit-b32" as the
+        catalogue writes them), hub names ("owner/model").
     """
     text = catalogue.text_of(name_or_path)
     known, path = catalogue.folders(), Path(text)
@@ -67,12 +70,17 @@ def find(name_or_path: str | os.PathLike) -> Path:
         )
     if _HUB.fullmatch(text):
         return _hub(text)
-    cure = "Give one of these, a hub name (owner/model), a Hugging Face folder, a weights folder or a checkpoint file."
+    cure = (
+        "Give one of these, a hub name (owner/model), a Hugging Face folder, a weights folder or "
+        "a checkpoint file."
+    )
     raise unknown_name("CLIP", text, {*known, *catalogue.CLIPS}, cure)
 
 
 def _hub(name: str) -> Path:
-    """A model of the hub: from a folder here, the hub's own cache, or the network, in this order."""
+    """A model of the hub: from a folder here, the hub's own cache, or the network, in this
+    order.
+    """
     model = name.split("/")[1]
     for place in catalogue.search_folders():
         if _complete(place / model):
@@ -88,8 +96,10 @@ def _hub(name: str) -> Path:
         return folder
     here = os.environ.get(catalogue.SEARCH_PATH, "").split(os.pathsep)[0] or "ported_weights"
     raise UsageError(
-        f"{name} is not here and was not downloaded ({problem}): download {WEIGHTS[0]}, {', '.join(p for p in BESIDE if 'open' not in p)} from "
-        f"https://huggingface.co/{name} into {Path(here) / model}, or give the path of a folder that holds them, "
+        f"{name} is not here and was not downloaded ({problem}): download {WEIGHTS[0]}, "
+        f"{', '.join(p for p in BESIDE if 'open' not in p)} from "
+        f"https://huggingface.co/{name} into {Path(here) / model}, or give the path of a folder "
+        "that holds them, "
         f"or of one made by scripts/convert_weights.py"
     )
 

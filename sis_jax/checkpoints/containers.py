@@ -1,6 +1,8 @@
-"""File formats to plain trees of arrays: torch's zip and old streams, pickles, safetensors, HDF5. Nothing of a file is run, and nothing copied unless needed.
+"""File formats to plain trees of arrays: torch's zip and old streams, pickles, safetensors, HDF5.
+Nothing of a file is run, and nothing copied unless needed.
 
-Every size in a file is checked against the bytes that are there before anything is built from it, so memory stays within a few times the file's size.
+Every size in a file is checked against the bytes that are there before anything is built from it,
+so memory stays within a few times the file's size.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ _SAFE |= {"U16": "<u2", "U32": "<u4", "U64": "<u8"}
 
 
 def read_tree(path: str | os.PathLike) -> Any:
-    """The content of a checkpoint file: dicts, lists, numbers, arrays still wrapped as in `arrays.py` (safetensors: arrays).
+    """The content of a checkpoint file: dicts, lists, numbers, arrays still wrapped as in
+    `arrays.py` (safetensors: arrays).
 
     Raises SisError, one sentence, for whatever is not a checkpoint or asks for more than arrays.
     """
@@ -76,7 +79,8 @@ def _parse(data: memoryview) -> Any:
         return safetensors(data)
     if head[:1] != b"\x80":
         raise Refused(
-            "it is no checkpoint: expected a .pkl, .pt or .safetensors file (a web page saved under that name, perhaps?)"
+            "it is no checkpoint: expected a .pkl, .pt or .safetensors file (a web page saved "
+            "under that name, perhaps?)"
         )
     budget = Budget(copied=len(data))
     if head[2:4] == b"\x8a\x0a" and head[4:9] == _TORCH_MAGIC.to_bytes(10, "little")[:5]:
@@ -88,7 +92,9 @@ def _parse(data: memoryview) -> Any:
 
 
 def _embedded(budget: Budget) -> dict[str, Name]:
-    """Tensors inside a plain pickle carry a whole torch stream each; the streams share one budget."""
+    """Tensors inside a plain pickle carry a whole torch stream each; the streams share one
+    budget.
+    """
 
     def load(data: Any) -> Any:
         if not isinstance(data, (memoryview, bytes)):
@@ -99,7 +105,9 @@ def _embedded(budget: Budget) -> dict[str, Name]:
 
 
 def _storages(find: Callable[[str, Storage], None]) -> Callable[[Any], Storage]:
-    """torch's persistent ids: ("storage", type, key, location, numel[, view]). `find` gives a new storage its bytes, now or later."""
+    """torch's persistent ids: ("storage", type, key, location, numel[, view]). `find` gives a new
+    storage its bytes, now or later.
+    """
     known: dict[str, Storage] = {}
 
     def storage(identity: Any) -> Storage:
@@ -131,7 +139,9 @@ def _storages(find: Callable[[str, Storage], None]) -> Callable[[Any], Storage]:
 
 
 def torch_legacy(data: memoryview, names: dict[str, Name], budget: Budget | None = None) -> Any:
-    """torch's format before 1.6: magic, protocol, system, object and list of keys as five pickles, then per key its length and its numbers."""
+    """torch's format before 1.6: magic, protocol, system, object and list of keys as five pickles,
+    then per key its length and its numbers.
+    """
     budget = budget or Budget(copied=len(data))
     position = 0
     waiting: dict[str, Storage] = {}
@@ -192,7 +202,9 @@ def torch_zip(data: memoryview) -> Any:
 
 
 def zip_members(data: memoryview) -> dict[str, memoryview]:
-    """Name -> bytes of a zip archive of stored (not compressed) members, as views. Refused for anything else."""
+    """Name -> bytes of a zip archive of stored (not compressed) members, as views. Refused for
+    anything else.
+    """
     try:
         return _zip_members(data)
     except (struct.error, UnicodeError, OverflowError):
@@ -215,7 +227,8 @@ def _zip_members(data: memoryview) -> dict[str, memoryview]:
         program = "/code/" in name  # a TorchScript archive's: compressed, and never read
         if signature != b"PK\x01\x02" or flags & 1 or (method != 0 and not program):
             raise Refused(
-                "the zip archive is damaged, or its members are compressed or encrypted, which torch never does"
+                "the zip archive is damaged, or its members are compressed or encrypted, which "
+                "torch never does"
             )
         extra = bytes(data[start + 46 + n_name : start + 46 + n_name + n_extra])
         size, packed, where = _zip64(extra, size, packed, where)
@@ -307,7 +320,8 @@ def safetensors(data: memoryview) -> dict[str, np.ndarray]:
             )
         except (KeyError, TypeError, ValueError):
             raise Refused(
-                f"array {str(key)[:60]!r} does not fit the bytes of the safetensors file, or has an unknown type"
+                f"array {str(key)[:60]!r} does not fit the bytes of the safetensors file, or has "
+                "an unknown type"
             ) from None
         found[key] = (
             (array.astype(np.uint32) << 16).view(np.float32) if entry["dtype"] == "BF16" else array

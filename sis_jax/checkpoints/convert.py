@@ -1,6 +1,8 @@
-"""A checkpoint of any known layout to a weights folder. `scripts/convert_weights.py` is the door to this.
+"""A checkpoint of any known layout to a weights folder. `scripts/convert_weights.py` is the door to
+this.
 
-No torch, TensorFlow or CUDA is needed, and nothing that a checkpoint carries is ever run: see `restricted.py`.
+No torch, TensorFlow or CUDA is needed, and nothing that a checkpoint carries is ever run: see
+`restricted.py`.
 """
 
 from __future__ import annotations
@@ -36,12 +38,16 @@ def convert(
     classes: int | Iterable[int] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Convert a checkpoint file to a weights folder; returns the folder, ported_weights/<name> where `out` is not given.
+    """Convert a checkpoint file to a weights folder; returns the folder, ported_weights/<name>
+    where `out` is not given.
 
-    kind: "auto", or what the file must hold: "stylegan2", "dcgan", "biggan" or "clip". name: that of the file where not given. licence: that of the
-    catalogue where the file has a known name, else unknown. classes: those that a conditional generator shall draw, all where not given. overwrite: replace
-    a weights folder that was made of another checkpoint. Raises UsageError where `out` is anything else than a weights folder, or the source's own,
-    SisError for a file that is damaged, hostile or of another network, and tells every array that does not fit. The folder is replaced as a whole.
+    kind: "auto", or what the file must hold: "stylegan2", "dcgan", "biggan" or "clip". name: that
+        of the file where not given. licence: that of the catalogue where the file has a known name,
+        else unknown. classes: those that a conditional generator shall draw, all where not given.
+        overwrite: replace a weights folder that was made of another checkpoint. Raises UsageError
+        where `out` is anything else than a weights folder, or the source's own, SisError for a file
+        that is damaged, hostile or of another network, and tells every array that does not fit. The
+        folder is replaced as a whole.
     """
     given = Path(catalogue.text_of(src))
     path = biggan.checkpoint_in(clip_files.weights_file(given))
@@ -74,7 +80,9 @@ def convert(
 
 @dataclass(frozen=True)
 class _Wishes:
-    """What a folder shall be like. digest: sha256 of the checkpoint. keep_digests: those of `verify.py` in the folder that is replaced."""
+    """What a folder shall be like. digest: sha256 of the checkpoint. keep_digests: those of
+    `verify.py` in the folder that is replaced.
+    """
 
     digest: str
     name: str | None = None
@@ -106,7 +114,8 @@ def _check_out(folder: Path, given: Path, path: Path, digest: str, overwrite: bo
     old = files.read_config(folder)
     if old.source.get("sha256") != digest:
         raise UsageError(
-            f"{folder} holds {old.name}, made of another file ({old.source.get('file', 'none')}): give another --out, or --overwrite to replace it"
+            f"{folder} holds {old.name}, made of another file ({old.source.get('file', 'none')}): "
+            "give another --out, or --overwrite to replace it"
         )
 
 
@@ -168,7 +177,9 @@ def _networks(
 
 
 def _keep_digests(old: Path, new: Path, wishes: _Wishes) -> None:
-    """What `verify.py` stored in the folder that `new` replaces, so that it compares: where network, classes and number format are the same."""
+    """What `verify.py` stored in the folder that `new` replaces, so that it compares: where
+    network, classes and number format are the same.
+    """
     if not (wishes.keep_digests and files.is_ours(old) and (old / files.MODEL).is_file()):
         return
     before, now = files.read_config(old), files.read_config(new)
@@ -182,10 +193,11 @@ def _keep_digests(old: Path, new: Path, wishes: _Wishes) -> None:
 
 
 def cached(path: Path, wanted: Literal["generator", "clip"] = "generator") -> Path:
-    """The converted folder of a checkpoint file, made on first use and kept under SIS_JAX_CONVERTED (default ~/.cache/sis_jax).
+    """The converted folder of a checkpoint file, made on first use and kept under SIS_JAX_CONVERTED
+    (default ~/.cache/sis_jax).
 
-    UsageError where the file holds the other of both; nothing is written then. Files of a CLIP's neighbors (configs, vocabulary) and its name count as
-    part of it.
+    UsageError where the file holds the other of both; nothing is written then. Files of a CLIP's
+    neighbors (configs, vocabulary) and its name count as part of it.
     """
     root = os.environ.get(CACHE) or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "sis_jax"
@@ -210,7 +222,8 @@ def cached(path: Path, wanted: Literal["generator", "clip"] = "generator") -> Pa
         right = "load_generator" if wanted == "clip" else "load_clip"
         asked = "a CLIP" if wanted == "clip" else "a generator"
         raise UsageError(
-            f"{path} holds {files.in_words(clip_files.kind_of(source))}, not {asked}: use sis.{right}"
+            f"{path} holds {files.in_words(clip_files.kind_of(source))}, not {asked}: use "
+            f"sis.{right}"
         )
     if (
         source.clip is None

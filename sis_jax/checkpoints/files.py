@@ -1,7 +1,9 @@
-"""Our own weights folders: `config.json` (shape and origin), `model.safetensors`, `README.md`; a discriminator lies beside the generator.
+"""Our own weights folders: `config.json` (shape and origin), `model.safetensors`, `README.md`; a
+discriminator lies beside the generator.
 
-Every file is written under a temporary name and renamed. `config.json` goes last and holds the digests of the others, so a folder that was
-cut off while it was written, or changed afterwards, is noticed.
+Every file is written under a temporary name and renamed. `config.json` goes last and holds the
+digests of the others, so a folder that was cut off while it was written, or changed afterwards, is
+noticed.
 """
 
 from __future__ import annotations
@@ -57,10 +59,12 @@ def in_words(kind: str) -> str:
 
 @dataclass(frozen=True)
 class Folder:
-    """What `config.json` says. kind: "stylegan2", "dcgan", "clip", ... generator, discriminator, clip: the fields of the networks' configs.
+    """What `config.json` says. kind: "stylegan2", "dcgan", "clip", ... generator, discriminator,
+    clip: the fields of the networks' configs.
 
-    source: name of the file it was converted from, its sha256 and layout. sha256: digests of the files of this folder. notes: what the converter had
-    to supply. digests: those of pictures of fixed seeds (`convert_weights.py --verify`).
+    source: name of the file it was converted from, its sha256 and layout. sha256: digests of the
+        files of this folder. notes: what the converter had to supply. digests: those of pictures of
+        fixed seeds (`convert_weights.py --verify`).
     """
 
     kind: str
@@ -115,7 +119,9 @@ def _write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> str:
 
 
 def _write_arrays(path: Path, arrays: Arrays, dtype: str) -> str:
-    """A .safetensors file, array by array: the library's writer would hold the whole file in memory, twice. Returns its sha256."""
+    """A .safetensors file, array by array: the library's writer would hold the whole file in
+    memory, twice. Returns its sha256.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "np"}}
     kinds, end = {}, 0
     for key, value in arrays.items():
@@ -138,7 +144,9 @@ def _write_arrays(path: Path, arrays: Arrays, dtype: str) -> str:
 
 
 def is_folder(path: Path) -> bool:
-    """True where a folder holds one of ours, as far as its config tells: a damaged one is ours, that of a Hugging Face model is not."""
+    """True where a folder holds one of ours, as far as its config tells: a damaged one is ours,
+    that of a Hugging Face model is not.
+    """
     try:
         config = json.loads((path / CONFIG).read_text("utf-8"))
     except (ValueError, RecursionError):
@@ -149,7 +157,9 @@ def is_folder(path: Path) -> bool:
 
 
 def is_ours(path: Path, kind: str = FORMAT) -> bool:
-    """True where `config.json` says so itself. Before a folder is written or listed by name this is asked, not `is_folder`."""
+    """True where `config.json` says so itself. Before a folder is written or listed by name this is
+    asked, not `is_folder`.
+    """
     try:
         config = json.loads((path / CONFIG).read_text("utf-8"))
     except (ValueError, RecursionError, OSError):
@@ -159,9 +169,11 @@ def is_ours(path: Path, kind: str = FORMAT) -> bool:
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """A new folder to write into, which takes the place of `folder` when the block ends without an error; files there that are not ours stay.
+    """A new folder to write into, which takes the place of `folder` when the block ends without an
+    error; files there that are not ours stay.
 
-    A kill leaves the old folder or the new one, whole; in the instant between two renames the old one is called .NAME.*.old.
+    A kill leaves the old folder or the new one, whole; in the instant between two renames the old
+    one is called .NAME.*.old.
     """
     folder = folder.resolve()
     new = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(3)}.part")
@@ -201,10 +213,13 @@ def _swap(new: Path, folder: Path) -> None:
 
 
 def read_config(path: Path) -> Folder:
-    """The `config.json` of a weights folder, checked. UsageError where the folder is none of ours."""
+    """The `config.json` of a weights folder, checked. UsageError where the folder is none of
+    ours.
+    """
     if not is_folder(path):
         raise UsageError(
-            f"{path} is no weights folder: looked for {CONFIG} beside {MODEL} in it; make one with scripts/convert_weights.py"
+            f"{path} is no weights folder: looked for {CONFIG} beside {MODEL} in it; make one "
+            "with scripts/convert_weights.py"
         )
     try:
         raw = json.loads((path / CONFIG).read_text("utf-8"))
@@ -218,7 +233,8 @@ def read_config(path: Path) -> Folder:
         )
     if raw.get("version") != VERSION:
         raise UsageError(
-            f"{path / CONFIG} has version {raw.get('version')}, this sis_jax reads version {VERSION}: update sis_jax or convert again"
+            f"{path / CONFIG} has version {raw.get('version')}, this sis_jax reads version "
+            f"{VERSION}: update sis_jax or convert again"
         )
     kind, generator = raw.get("kind"), raw.get("generator")
     if not isinstance(kind, str) or not isinstance(generator, dict):
@@ -252,14 +268,17 @@ def _texts(table: Any) -> dict[str, str]:
 
 
 def read_arrays(path: Path, folder: Folder, file: str = MODEL) -> tuple[dict[str, np.ndarray], str]:
-    """The arrays of one file of a weights folder, with its sha256, which must be the one in the config."""
+    """The arrays of one file of a weights folder, with its sha256, which must be the one in the
+    config.
+    """
     where = path / file
     if not where.is_file():
         raise UsageError(f"{path} holds no {file}")
     digest = sha256_of(where)
     if folder.sha256.get(file, digest) != digest:
         raise SisError(
-            f"{where} is not the file that {CONFIG} describes (sha256 {digest[:12]}...): it is damaged or was changed; convert it again"
+            f"{where} is not the file that {CONFIG} describes (sha256 {digest[:12]}...): it is "
+            "damaged or was changed; convert it again"
         )
     try:
         return dict(load_file(where)), digest
@@ -278,14 +297,16 @@ def write_folder(
 ) -> Folder:
     """Write a weights folder; returns what its config says, digests included.
 
-    dtype: "float32", or "float16" for half the size (numbers beyond its range keep the array in float32). others: more files by name, such as a vocabulary.
+    dtype: "float32", or "float16" for half the size (numbers beyond its range keep the array in
+        float32). others: more files by name, such as a vocabulary.
     """
     if dtype not in ("float32", "float16"):
         raise UsageError(f'weights are stored as "float32" or "float16", not {dtype!r}')
     ours = is_ours(path)
     if not ours and (path / CONFIG).exists():
         raise UsageError(
-            f'{path / CONFIG} is not one of sis_jax ("format": "{FORMAT}" is not in it) and stays as it is: give another folder'
+            f'{path / CONFIG} is not one of sis_jax ("format": "{FORMAT}" is not in it) and stays '
+            "as it is: give another folder"
         )
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,9 @@
-"""A reader of HDF5 files that hold plain arrays in groups: what h5py writes unless asked for more. No library, no links to other files, no filters.
+"""A reader of HDF5 files that hold plain arrays in groups: what h5py writes unless asked for more.
+No library, no links to other files, no filters.
 
-libhdf5 follows links, opens other files, runs filters and plug-ins; none of that is needed for weights. Format: "HDF5 File Format Specification"
-version 3.0; here superblocks 0 and 1, object headers 1, groups with symbol tables, arrays in one piece. Everything else is refused by name.
+libhdf5 follows links, opens other files, runs filters and plug-ins; none of that is needed for
+weights. Format: "HDF5 File Format Specification" version 3.0; here superblocks 0 and 1, object
+headers 1, groups with symbol tables, arrays in one piece. Everything else is refused by name.
 """
 
 from __future__ import annotations
@@ -18,7 +20,10 @@ from sis_jax.checkpoints.unpickle import Refused
 MAGIC = b"\x89HDF\r\n\x1a\n"
 _NOWHERE = (1 << 64) - 1
 _MAX_STEPS, _MAX_DEPTH, _MAX_AXES, _MAX_NAME = 100_000, 16, 32, 200
-_CURE = "open it with h5py and save its arrays as .safetensors, or rewrite it with `h5repack -l CONTI -f NONE`"
+_CURE = (
+    "open it with h5py and save its arrays as .safetensors, or rewrite it with `h5repack -l CONTI "
+    "-f NONE`"
+)
 _DATASPACE, _DATATYPE, _EXTERNAL, _LAYOUT, _FILTERS, _CONTINUATION, _SYMBOLS = (
     0x01,
     0x03,
@@ -32,7 +37,9 @@ _EXPONENT_BITS = {2: 5, 4: 8, 8: 11}
 
 
 def read(data: memoryview) -> dict[str, np.ndarray]:
-    """Path -> array, as views of the file. Refused with the reason for everything that is not plain, damaged or too much."""
+    """Path -> array, as views of the file. Refused with the reason for everything that is not
+    plain, damaged or too much.
+    """
     return _File(data).arrays()
 
 
@@ -61,7 +68,8 @@ class _File:
         version, offsets, lengths = self.fields("<B4xBB", 8)
         if version > 1:
             raise Refused(
-                f"it is an HDF5 file in the newer format (superblock {version}), which is not supported: {_CURE}"
+                f"it is an HDF5 file in the newer format (superblock {version}), which is not "
+                f"supported: {_CURE}"
             )
         if (offsets, lengths) != (8, 8):
             raise Refused(
@@ -112,7 +120,8 @@ class _File:
                     blocks.append(struct.unpack("<QQ", _first(body, 16)))
                 elif flags & 2 and kind in (_DATASPACE, _DATATYPE, _LAYOUT):
                     raise Refused(
-                        f"the HDF5 file shares descriptions between arrays, which is not supported: {_CURE}"
+                        "the HDF5 file shares descriptions between arrays, which is not "
+                        f"supported: {_CURE}"
                     )
                 else:
                     yield kind, body

@@ -1,4 +1,6 @@
-"""Names, folders and foreign files to networks: `load_generator`, `load_discriminator`; and back: `save_generator`."""
+"""Names, folders and foreign files to networks: `load_generator`, `load_discriminator`; and back:
+`save_generator`.
+"""
 
 from __future__ import annotations
 
@@ -26,17 +28,20 @@ _CONVERT = "convert a checkpoint with scripts/convert_weights.py"
 def load_generator(
     name_or_path: str | os.PathLike | None = None, classes: int | Iterable[int] | None = None
 ) -> Generator:
-    """A generator by name, from a weights folder, or straight from a foreign checkpoint (converted once, then kept in the cache).
+    """A generator by name, from a weights folder, or straight from a foreign checkpoint (converted
+    once, then kept in the cache).
 
-    None is the default that ships, "faces64". Names: `shipped()`. classes: those that a conditional generator draws from, by number (default: those it was
-    converted for, else all); every seed stands for one of them. Raises UsageError for an unknown name or a folder without a generator, SisError
-    where the weights are damaged; NaN and infinite numbers are refused.
+    None is the default that ships, "faces64". Names: `shipped()`. classes: those that a conditional
+    generator draws from, by number (default: those it was converted for, else all); every seed
+    stands for one of them. Raises UsageError for an unknown name or a folder without a generator,
+    SisError where the weights are damaged; NaN and infinite numbers are refused.
     """
     path = _folder(name_or_path)
     folder = files.read_config(path)
     if folder.kind not in ("stylegan2", "dcgan", "biggan"):
         raise UsageError(
-            f'{path} holds {files.in_words(folder.kind)}: expected "stylegan2", "dcgan" or "biggan"; {_CONVERT}'
+            f'{path} holds {files.in_words(folder.kind)}: expected "stylegan2", "dcgan" or '
+            f'"biggan"; {_CONVERT}'
         )
     arrays, digest = files.read_arrays(path, folder)
     info = replace(folder.info(), sha256=digest)
@@ -62,7 +67,8 @@ def load_discriminator(name_or_path: str | os.PathLike | None = None) -> Discrim
     if folder.discriminator is None:
         asked = catalogue.DEFAULT if name_or_path is None else os.fspath(name_or_path)
         raise UsageError(
-            f"{asked} has no discriminator: convert a checkpoint that holds one (most published .pt files hold the generator only)"
+            f"{asked} has no discriminator: convert a checkpoint that holds one (most published "
+            ".pt files hold the generator only)"
         )
     arrays, digest = files.read_arrays(path, folder, files.DISCRIMINATOR)
     config = stylegan2.discriminator_config(folder.discriminator)
@@ -80,10 +86,11 @@ def save_generator(
     dtype: str = "float32",
     notes: tuple[str, ...] = (),
 ) -> Path:
-    """Write a generator (and its discriminator) as a weights folder that `load_generator` reads; returns its path.
+    """Write a generator (and its discriminator) as a weights folder that `load_generator` reads;
+    returns its path.
 
-    Name, licence and source are those of `gen.info`. card: the README.md, written from them where not given. dtype: "float32" or "float16" (half the
-    size; pictures change by about 1 grey level).
+    Name, licence and source are those of `gen.info`. card: the README.md, written from them where
+    not given. dtype: "float32" or "float16" (half the size; pictures change by about 1 grey level).
     """
     path = Path(path)
     folder = files.Folder(
@@ -109,13 +116,16 @@ def _finite(arrays: Mapping[str, np.ndarray], what: str) -> Mapping[str, np.ndar
     bad = [key for key, value in arrays.items() if not np.isfinite(value).all()]
     if bad:
         raise SisError(
-            f"{what} was not saved: {bad[0]} holds NaN or infinite numbers (and {len(bad) - 1} other arrays)"
+            f"{what} was not saved: {bad[0]} holds NaN or infinite numbers (and {len(bad) - 1} "
+            "other arrays)"
         )
     return arrays
 
 
 def _folder(name_or_path: str | os.PathLike | None) -> Path:
-    """The weights folder of a generator by name or path, converted where it was none; UsageError for a CLIP."""
+    """The weights folder of a generator by name or path, converted where it was none; UsageError
+    for a CLIP.
+    """
     text = catalogue.DEFAULT if name_or_path is None else catalogue.text_of(name_or_path)
     name = text if text in catalogue.CLIPS else catalogue.clip_name(text)
     if name in catalogue.CLIPS and not Path(text).exists() and text not in catalogue.folders():
@@ -129,7 +139,8 @@ def _folder(name_or_path: str | os.PathLike | None) -> Path:
         and not files.is_ours(path)
     ):
         raise UsageError(
-            f"{text} is a folder of another program, no weights folder: a CLIP is loaded with sis.load_clip; {_CONVERT}"
+            f"{text} is a folder of another program, no weights folder: a CLIP is loaded with "
+            f"sis.load_clip; {_CONVERT}"
         )
     if path.is_file():
         return cached(path, "generator")

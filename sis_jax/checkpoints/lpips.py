@@ -1,4 +1,6 @@
-"""LPIPS from the files that are published: torchvision's VGG16 and the gains of the LPIPS repository, or one state dict that holds both."""
+"""LPIPS from the files that are published: torchvision's VGG16 and the gains of the LPIPS
+repository, or one state dict that holds both.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from sis_jax.checkpoints.sources import arrays_in
 from sis_jax.models.lpips import BLOCKS, LPIPS
 from sis_jax.types import SisError, UsageError
 
-# "features.28.weight" (torchvision), "net.slice5.28.weight" (the LPIPS package), "lin4.model.1.weight" (both of its files)
+# "features.28.weight" (torchvision), "net.slice5.28.weight" (the LPIPS package),
+# "lin4.model.1.weight" (both of its files)
 _CONVOLUTION = re.compile(r"(?:.*\.)?(?:features|slice[1-5])\.(\d+)\.(weight|bias)")
 _GAIN = re.compile(r"(?:.*\.)?lin([0-4])\.model\.1\.weight")
 _PLACES = (
@@ -34,13 +37,18 @@ _PLACES = (
     26,
     28,
 )  # of the convolutions among VGG16's layers
-_FILES = "torchvision's vgg16-397923af.pth together with vgg.pth of the LPIPS repository (lpips/weights/v0.1), or one file that holds both"
+_FILES = (
+    "torchvision's vgg16-397923af.pth together with vgg.pth of the LPIPS repository "
+    "(lpips/weights/v0.1), or one file that holds both"
+)
 
 
 def load_lpips(*paths: str | Path) -> LPIPS:
-    """The network from one file or several (.pth, .pt, .safetensors). Nothing is downloaded and nothing in the files is run.
+    """The network from one file or several (.pth, .pt, .safetensors). Nothing is downloaded and
+    nothing in the files is run.
 
-    Raises UsageError for no or missing files, SisError for files that hold something else; both say which are expected.
+    Raises UsageError for no or missing files, SisError for files that hold something else; both say
+    which are expected.
     """
     files = [Path(p).expanduser() for p in paths]
     for file in files:
@@ -59,7 +67,8 @@ def load_lpips(*paths: str | Path) -> LPIPS:
     wrong = list(_faults(found))
     if wrong:
         raise SisError(
-            f"{what} {'are' if len(files) > 1 else 'is'} not LPIPS on VGG16 ({wrong[0]}, {len(wrong)} in all): expected {_FILES}"
+            f"{what} {'are' if len(files) > 1 else 'is'} not LPIPS on VGG16 ({wrong[0]}, "
+            f"{len(wrong)} in all): expected {_FILES}"
         )
     kernels = tuple(jnp.asarray(found[f"{i}.weight"].transpose(2, 3, 1, 0)) for i in _PLACES)
     biases = tuple(jnp.asarray(found[f"{i}.bias"]) for i in _PLACES)

@@ -1,4 +1,6 @@
-"""What a checkpoint's tree holds: which layout, which networks, and what is said beside the arrays."""
+"""What a checkpoint's tree holds: which layout, which networks, and what is said beside the
+arrays.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ _SIGNS = (
 
 @dataclass(frozen=True)
 class Source:
-    """A foreign checkpoint: its layout, and its networks, None where absent: the (averaged, where it has one) generator, its discriminator; or a CLIP."""
+    """A foreign checkpoint: its layout, and its networks, None where absent: the (averaged, where
+    it has one) generator, its discriminator; or a CLIP.
+    """
 
     layout: str
     generator: Network | None
@@ -51,7 +55,9 @@ class Source:
 
 
 class _Reader:
-    """Turns wrapped arrays into views, and keeps their sum within what the file can hold: many tensors can show the same bytes."""
+    """Turns wrapped arrays into views, and keeps their sum within what the file can hold: many
+    tensors can show the same bytes.
+    """
 
     def __init__(self, size: int):
         self.left = 4 * size + (1 << 20)
@@ -68,7 +74,9 @@ class _Reader:
 
 
 def _short(name: Any) -> str:
-    """A name as text. One long text, recalled again and again, would fill the memory once it is joined to others."""
+    """A name as text. One long text, recalled again and again, would fill the memory once it is
+    joined to others.
+    """
     text = str(name)
     if len(text) > _MAX_NAME:
         raise Refused(f"a name of {len(text)} letters")
@@ -80,7 +88,9 @@ def _is_array(value: Any) -> bool:
 
 
 def recognise(tree: Any, size: int, what: str) -> Source:
-    """The networks in a tree of `containers.read_tree`; `size` is that of the file in bytes. SisError where there are none."""
+    """The networks in a tree of `containers.read_tree`; `size` is that of the file in bytes.
+    SisError where there are none.
+    """
     try:
         source = _recognise(tree, _Reader(size))
     except Refused as error:
@@ -92,14 +102,17 @@ def recognise(tree: Any, size: int, what: str) -> Source:
             else type(tree).__name__
         )
         raise SisError(
-            f"{what} holds no network known here: looked for StyleGAN2 (NVIDIA's PyTorch and TensorFlow pickles, rosinality's .pt, state dicts, "
+            f"{what} holds no network known here: looked for StyleGAN2 (NVIDIA's PyTorch and "
+            "TensorFlow pickles, rosinality's .pt, state dicts, "
             f"flaxmodels' .h5), DCGAN, BigGAN and CLIP, found {keys}"
         )
     return source
 
 
 def arrays_in(tree: Any, size: int, what: str) -> dict[str, np.ndarray]:
-    """The arrays of a state dict of any network, by name; SisError where the tree of `containers.read_tree` is no such thing."""
+    """The arrays of a state dict of any network, by name; SisError where the tree of
+    `containers.read_tree` is no such thing.
+    """
     try:
         if torchscript.is_module(tree):
             tree = torchscript.state_dict(tree)
@@ -138,7 +151,9 @@ def _recognise(tree: Any, reader: _Reader) -> Source | None:
 
 
 def _pick(layout: str, networks: list[tuple[str, Network]], notes: tuple[str, ...] = ()) -> Source:
-    """The first generator (names are tried with the averaged one first) and the first discriminator."""
+    """The first generator (names are tried with the averaged one first) and the first
+    discriminator.
+    """
     generator = next((net for kind, net in networks if kind == "generator"), None)
     discriminator = next((net for kind, net in networks if kind == "discriminator"), None)
     clip = next((net for kind, net in networks if kind == "clip"), None)
@@ -181,7 +196,9 @@ def _state_dicts(tree: dict, reader: _Reader) -> Source | None:
 
 
 def _groups(tree: dict, reader: _Reader) -> Iterator[dict[str, np.ndarray]]:
-    """The state dicts of a tree: those under the usual names, those told apart by a prefix, or the tree itself."""
+    """The state dicts of a tree: those under the usual names, those told apart by a prefix, or the
+    tree itself.
+    """
     nested = [tree[name] for name in _PREFIXES if isinstance(tree.get(name), dict)]
     if nested:
         yield from (_plain_names(reader.arrays(net)) for net in nested)
@@ -224,7 +241,9 @@ def _module_network(net: Record, reader: _Reader) -> tuple[str, Network]:
 
 
 def _modules(net: Record) -> Iterator[tuple[str, dict]]:
-    """Every module of a network as (name, its __dict__), without recursion: files can nest as deep as they like, or in circles."""
+    """Every module of a network as (name, its __dict__), without recursion: files can nest as deep
+    as they like, or in circles.
+    """
     seen: set[int] = set()
     waiting: list[tuple[str, Any]] = [("", net)]
     while waiting:
@@ -293,7 +312,8 @@ def _tensorflow(networks: list[Record], reader: _Reader) -> Source | None:
         version = state.get("version")
         if type(version) is int and version < 4:
             raise Refused(
-                f"it is a TensorFlow network of version {version}: StyleGAN1 or older, only StyleGAN2 is supported"
+                f"it is a TensorFlow network of version {version}: StyleGAN1 or older, only "
+                "StyleGAN2 is supported"
             )
         arrays = dict(_variables(net, reader))
         kind = (

@@ -1,6 +1,8 @@
-"""The student on disk and in use: `student/` of a run, or a folder in ported_weights/, holds config.json, model.safetensors and a card.
+"""The student on disk and in use: `student/` of a run, or a folder in ported_weights/, holds
+config.json, model.safetensors and a card.
 
-`Student.scores` is all that a caller needs: photos of any size in, class probabilities at the photos' own size out.
+`Student.scores` is all that a caller needs: photos of any size in, class probabilities at the
+photos' own size out.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ _BATCH = 16
 
 @dataclass(frozen=True)
 class Student:
-    """A trained segmenter. classes: as in classes.json, channel i is the class classes[i]. side: shorter side of the pictures it was trained on.
+    """A trained segmenter. classes: as in classes.json, channel i is the class classes[i]. side:
+    shorter side of the pictures it was trained on.
 
     facts: how it came about (generator, steps, licence), for its card.
     """
@@ -61,10 +64,12 @@ class Student:
         size: int | None = None,
         tile: int = TILE,
     ) -> list[Float[np.ndarray, "_ _ k"]]:
-        """Class probabilities at each photo's own size, channel = class id (a channel without a class is zero).
+        """Class probabilities at each photo's own size, channel = class id (a channel without a
+        class is zero).
 
-        flip: mean of the photo and its mirror image. size: shorter side to which a photo is brought before the network sees it; by default that of the
-        training pictures. tile: a photo that is then still larger than this is cut into overlapping tiles.
+        flip: mean of the photo and its mirror image. size: shorter side to which a photo is brought
+            before the network sees it; by default that of the training pictures. tile: a photo that
+            is then still larger than this is cut into overlapping tiles.
         """
         out = []
         for small, image in zip(self._at_work(images, flip, size, tile), images):
@@ -81,27 +86,34 @@ class Student:
         size: int | None = None,
         tile: int = TILE,
     ) -> list[UInt8[np.ndarray, "_ _"]]:
-        """Masks of class ids at each photo's own size; memory for one class of the full-size photo at a time. Arguments as in `scores`."""
+        """Masks of class ids at each photo's own size; memory for one class of the full-size photo
+        at a time. Arguments as in `scores`.
+        """
         return [
             self._winner(s, image.shape[:2])
             for s, image in zip(self._at_work(images, flip, size, tile), images)
         ]
 
     def predict(self, photos: Any, **options: Any) -> Any:
-        """`sis_jax.predict` with this student: an array, a list of arrays, a path, a folder or an archive -> Masks."""
+        """`sis_jax.predict` with this student: an array, a list of arrays, a path, a folder or an
+        archive -> Masks.
+        """
         import sis_jax
 
         return sis_jax.predict(self, photos, **options)
 
     def save(self, folder: str | Path, dtype: str = "float32") -> Path:
-        """Write config.json, model.safetensors and README.md; `load_student` reads them. dtype: or "float16", for half the size."""
+        """Write config.json, model.safetensors and README.md; `load_student` reads them. dtype: or
+        "float16", for half the size.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         digest = files._write_arrays(folder / files.MODEL, arrays_of(self.network), dtype)
         files.write_atomic(folder / files.CARD, self._card().encode())
         content = {
-            "format": FORMAT, "version": VERSION, "network": asdict(self.config), "side": self.side, "classes": list(self.classes),
-            "name": self.info.name, "licence": self.info.licence, "sha256": {files.MODEL: digest}, "facts": self.facts,
+            "format": FORMAT, "version": VERSION, "network": asdict(self.config), "side": self.side,
+            "classes": list(self.classes), "name": self.info.name, "licence": self.info.licence,
+            "sha256": {files.MODEL: digest}, "facts": self.facts,
         }  # fmt: skip
         files.write_atomic(
             folder / files.CONFIG,
@@ -110,11 +122,14 @@ class Student:
         return folder
 
     def export(self, path: str | Path, flip: bool = False) -> Path:
-        """Write the network as one portable file that works without this library: ONNX if its name ends in `.onnx`, otherwise a JAX function.
+        """Write the network as one portable file that works without this library: ONNX if its name
+        ends in `.onnx`, otherwise a JAX function.
 
-        It maps uint8[b side side 3], of any number b and the size the student was trained on, to probabilities float32[b side side k], channels as in
-        `classes`, which ONNX holds as metadata. `jax.export.deserialize(bytes).call(images)` runs the JAX function on CPU, CUDA and TPU. flip: mean with
-        the mirror image. Raises UsageError for ONNX without the package jax2onnx.
+        It maps uint8[b side side 3], of any number b and the size the student was trained on, to
+        probabilities float32[b side side k], channels as in `classes`, which ONNX holds as
+        metadata. `jax.export.deserialize(bytes).call(images)` runs the JAX function on CPU, CUDA
+        and TPU. flip: mean with the mirror image. Raises UsageError for ONNX without the package
+        jax2onnx.
         """
         facts = {
             "name": self.info.name,
@@ -136,7 +151,9 @@ class Student:
     def _at_work(
         self, images: Sequence[np.ndarray], flip: bool, size: int | None, tile: int
     ) -> list[np.ndarray]:
-        """Probabilities at the size the network works at. Photos of one shape go through together."""
+        """Probabilities at the size the network works at. Photos of one shape go through
+        together.
+        """
         self.check(size, tile)
         side = self.side if size is None else size
         small = [_brought_to(np.asarray(image), side) for image in images]
@@ -196,16 +213,21 @@ class Student:
         }
         table = "\n".join(f"| {k} | {v} |" for k, v in rows.items())
         return (
-            f"---\nlibrary_name: sis_jax\ntags: [jax, flax, image-segmentation]\n---\n# {self.info.name}\n\nA segmenter for photos, distilled by `sis_jax` "
-            f"from a generator's parts without labels.\n\nLicence: {self.info.licence}\n\n| | |\n|---|---|\n{table}\n\n"
-            f"Load it: `sis_jax.load_student(PATH)`; use it: `python -m sis_jax.predict RUN PHOTOS --out DIR`.\n"
+            "---\nlibrary_name: sis_jax\ntags: [jax, flax, image-segmentation]\n---\n# "
+            f"{self.info.name}\n\nA segmenter for photos, distilled by `sis_jax` "
+            f"from a generator's parts without labels.\n\nLicence: {self.info.licence}\n\n| | "
+            f"|\n|---|---|\n{table}\n\n"
+            "Load it: `sis_jax.load_student(PATH)`; use it: `python -m sis_jax.predict RUN "
+            "PHOTOS --out DIR`.\n"
         )
 
 
 def load_student(name_or_path: str | os.PathLike | None = None) -> Student:
-    """The student in a run folder, in a folder that `Student.save` wrote, or one in ported_weights/ by its name; None is the one that ships, for faces.
+    """The student in a run folder, in a folder that `Student.save` wrote, or one in ported_weights/
+    by its name; None is the one that ships, for faces.
 
-    A folder of that name here comes first. Raises UsageError where there is none, SisError where it is damaged.
+    A folder of that name here comes first. Raises UsageError where there is none, SisError where it
+    is damaged.
     """
     path = find(name_or_path)
     place = path / "student" if (path / "student" / files.CONFIG).is_file() else path
@@ -227,7 +249,8 @@ def load_student(name_or_path: str | os.PathLike | None = None) -> Student:
         )
     if raw.get("version") != VERSION:
         raise UsageError(
-            f"{place / files.CONFIG} has version {raw.get('version')}, this sis_jax reads version {VERSION}: update sis_jax, or distil again"
+            f"{place / files.CONFIG} has version {raw.get('version')}, this sis_jax reads version "
+            f"{VERSION}: update sis_jax, or distil again"
         )
     try:
         config, classes, side = (
@@ -245,7 +268,9 @@ def load_student(name_or_path: str | os.PathLike | None = None) -> Student:
 
 
 def find(name_or_path: str | os.PathLike | None) -> Path:
-    """The folder of a name or path. UsageError, with the names that are known, where neither is here."""
+    """The folder of a name or path. UsageError, with the names that are known, where neither is
+    here.
+    """
     text = catalogue.DEFAULT_STUDENT if name_or_path is None else catalogue.text_of(name_or_path)
     path, known = Path(text), catalogue.students()
     if text in known and not any(
@@ -256,7 +281,8 @@ def find(name_or_path: str | os.PathLike | None) -> Path:
         return path
     if text in catalogue.folders():
         raise UsageError(
-            f"{text} holds no student, it draws or names pictures: give {', '.join([*known, 'a run'])}"
+            f"{text} holds no student, it draws or names pictures: give "
+            f"{', '.join([*known, 'a run'])}"
         )
     raise unknown_name(
         "student",
@@ -283,7 +309,9 @@ def _probabilities(params: Any, images: jax.Array, *, graph: Any, flip: bool) ->
 
 
 def _brought_to(image: np.ndarray, side: int) -> np.ndarray:
-    """The photo with its shorter side at about `side` pixels, both sides multiples of 16 (the aspect changes by a few per cent at most)."""
+    """The photo with its shorter side at about `side` pixels, both sides multiples of 16 (the
+    aspect changes by a few per cent at most).
+    """
     h, w = image.shape[:2]
     new_h, new_w = (max(_GRID, _GRID * round(s * side / min(h, w) / _GRID)) for s in (h, w))
     if (new_h, new_w) == (h, w):

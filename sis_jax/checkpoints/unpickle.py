@@ -1,8 +1,11 @@
-"""A pickle reader that cannot run anything: a small stack machine over bytes, which builds plain data and arrays, and refuses all else by name.
+"""A pickle reader that cannot run anything: a small stack machine over bytes, which builds plain
+data and arrays, and refuses all else by name.
 
-Python's own unpickler imports whatever a file names and calls it. This one never imports, never calls what a file names and never sets an attribute on
-anything but its own records: a name in the file is looked up in a table of builders written here. Byte strings are views of the file, not copies.
-Work is bounded: a limited number of instructions, keys that cannot be made slow to hash, numbers of limited length.
+Python's own unpickler imports whatever a file names and calls it. This one never imports, never
+calls what a file names and never sets an attribute on anything but its own records: a name in the
+file is looked up in a table of builders written here. Byte strings are views of the file, not
+copies. Work is bounded: a limited number of instructions, keys that cannot be made slow to hash,
+numbers of limited length.
 """
 
 from __future__ import annotations
@@ -29,18 +32,24 @@ _NOT_THERE = object()
 
 
 class Refused(SisError):
-    """A file was not read, because it asks for something that weights have no need of, or because it is damaged."""
+    """A file was not read, because it asks for something that weights have no need of, or because
+    it is damaged.
+    """
 
 
 @dataclass(eq=False)
 class Budget:
-    """Work left, for all streams of one file together: instructions and copied entries, bytes copied."""
+    """Work left, for all streams of one file together: instructions and copied entries, bytes
+    copied.
+    """
 
     work: int = _MAX_WORK
     copied: int = 1 << 34
 
     def charge(self, args: tuple) -> None:
-        """Take off what a builder may copy: else one list, recalled a million times, would be copied a million times."""
+        """Take off what a builder may copy: else one list, recalled a million times, would be
+        copied a million times.
+        """
         for value in args:
             if type(value) in (list, tuple, dict, set):
                 self.work -= len(value)
@@ -52,7 +61,9 @@ class Budget:
 
 @dataclass(eq=False)
 class Record:
-    """An object of a class we do not have: its name, the arguments it was made with, and its state. Never an instance of that class."""
+    """An object of a class we do not have: its name, the arguments it was made with, and its state.
+    Never an instance of that class.
+    """
 
     name: str
     args: tuple = ()
@@ -62,7 +73,9 @@ class Record:
 
 @dataclass(frozen=True, eq=False)
 class Name:
-    """A name that a file may use, and what this reader does in its place (None: it may be passed around but not called)."""
+    """A name that a file may use, and what this reader does in its place (None: it may be passed
+    around but not called).
+    """
 
     text: str
     builder: Builder | None
@@ -74,7 +87,9 @@ def record(name: str) -> Builder:
 
 
 def _key(value: Any) -> Any:
-    """Keys of dicts and sets: plain ones only. Nested tuples can take forever to hash, huge integers can be made to collide."""
+    """Keys of dicts and sets: plain ones only. Nested tuples can take forever to hash, huge
+    integers can be made to collide.
+    """
     if type(value) in (str, bool, type(None)) or (type(value) is int and abs(value) < 1 << 60):
         return value
     raise Refused(f"a {type(value).__name__} is used as a key, which weights have no need of")
@@ -127,7 +142,9 @@ PLAIN: dict[str, Name] = {
 
 
 class Machine:
-    """One pickle stream. `run` returns its value; `position` is then the first byte after it (torch's old format lays several end to end)."""
+    """One pickle stream. `run` returns its value; `position` is then the first byte after it
+    (torch's old format lays several end to end).
+    """
 
     def __init__(
         self,
@@ -187,7 +204,8 @@ class Machine:
         end = self.position + n
         if n < 0 or end > len(self.data):
             raise Refused(
-                f"the file ends early: {n} bytes were announced at byte {self.position}, {len(self.data) - self.position} are there"
+                f"the file ends early: {n} bytes were announced at byte {self.position}, "
+                f"{len(self.data) - self.position} are there"
             )
         part = self.data[self.position : end]
         self.position = end
@@ -271,7 +289,8 @@ class Machine:
             pass  # attributes of an OrderedDict (torch's _metadata): nothing we need
         else:
             raise Refused(
-                f"it sets the state of a {type(target).__name__}, which weights have no need of; nothing was run"
+                f"it sets the state of a {type(target).__name__}, which weights have no need of; "
+                "nothing was run"
             )
 
     def _fill(self, pairs: list[Any]) -> None:
@@ -286,7 +305,8 @@ class Machine:
         target = self._top()
         if type(target) is not kind:
             raise Refused(
-                f"the pickle is damaged: values for a {type(target).__name__}, expected a {kind.__name__}"
+                f"the pickle is damaged: values for a {type(target).__name__}, expected a "
+                f"{kind.__name__}"
             )
         if isinstance(target, set):
             target.update(map(_key, values))

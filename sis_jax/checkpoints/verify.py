@@ -1,4 +1,6 @@
-"""Does a weights folder still draw what it drew? Digests of fixed seeds, stored on the first call and compared on every later one."""
+"""Does a weights folder still draw what it drew? Digests of fixed seeds, stored on the first call
+and compared on every later one.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,11 @@ _POINTS = (
 
 
 def verify(path: str | os.PathLike) -> str:
-    """Render four fixed seeds of a weights folder; store the digests in its config, or compare with those stored. Returns what was found.
+    """Render four fixed seeds of a weights folder; store the digests in its config, or compare with
+    those stored. Returns what was found.
 
-    Pictures may differ by rounding between devices, so small averages are kept beside the digest; SisError where those differ too.
+    Pictures may differ by rounding between devices, so small averages are kept beside the digest;
+    SisError where those differ too.
     """
     path = Path(path)
     folder = files.read_config(path)
@@ -47,9 +51,13 @@ def verify(path: str | os.PathLike) -> str:
         ) from None
     if worst > _GREY_LEVELS:
         raise SisError(
-            f"{path} draws other pictures than when it was converted (averages differ by {worst} grey levels): convert it again with --overwrite"
+            f"{path} draws other pictures than when it was converted (averages differ by {worst} "
+            "grey levels): convert it again with --overwrite"
         )
-    return f"the {len(_SEEDS)} pictures are the same up to rounding (averages within {worst} grey level)"
+    return (
+        f"the {len(_SEEDS)} pictures are the same up to rounding (averages within {worst} grey "
+        "level)"
+    )
 
 
 def _verify_clip(path: Path, folder: files.Folder) -> str:
@@ -72,7 +80,8 @@ def _verify_clip(path: Path, folder: files.Folder) -> str:
         ) from None
     if not worst <= _POINTS:
         raise SisError(
-            f"{path} gives other points than when it was converted (they differ by {worst:.2g}): convert it again with --overwrite"
+            f"{path} gives other points than when it was converted (they differ by {worst:.2g}): "
+            "convert it again with --overwrite"
         )
     return f"the points of one picture and one text are the same (within {worst:.2g}){texts}"
 

@@ -1,11 +1,13 @@
-"""The benchmarks as TFDS builders, for code that reads its data through tensorflow-datasets; TensorFlow is not needed.
+"""The benchmarks as TFDS builders, for code that reads its data through tensorflow-datasets;
+TensorFlow is not needed.
 
     from sis_jax.data.benchmark_builders import prepare
-    builder = prepare("ecssd", root="ECSSD", data_dir="tfds")           # once
-    source = builder.as_data_source("test")                             # source[0]["image"], ["mask"], ["name"]
+    builder = prepare("ecssd", root="ECSSD", data_dir="tfds")  # once
+    source = builder.as_data_source("test")  # source[0]["image"], ["mask"], ["name"]
 
-or, the long way, `Ecssd(data_dir=..., file_format="array_record").download_and_prepare(...)` with `manual_dir` set to the unpacked folder. Nothing is
-downloaded. Masks hold class ids, 255 = ignore. Splits whose files are not there are left out.
+or, the long way, `Ecssd(data_dir=..., file_format="array_record").download_and_prepare(...)` with
+`manual_dir` set to the unpacked folder. Nothing is downloaded. Masks hold class ids, 255 = ignore.
+Splits whose files are not there are left out.
 """
 
 from __future__ import annotations
@@ -127,14 +129,16 @@ class Openeds(_Masks):
 
 
 BUILDERS = {
-    "cub": Cub2002011Masks, "duts": Duts, "ecssd": Ecssd, "dut-omron": DutOmron, "flowers": OxfordFlowersMasks, "openeds": Openeds,
+    "cub": Cub2002011Masks, "duts": Duts, "ecssd": Ecssd, "dut-omron": DutOmron,
+    "flowers": OxfordFlowersMasks, "openeds": Openeds,
 }  # fmt: skip
 
 
 def prepare(name: str, *, root: str | Path, data_dir: str | Path) -> Any:
     """Build a benchmark with TFDS and return the builder.
 
-    name: as in `BENCHMARKS`. root: the unpacked folder. data_dir: where TFDS keeps it. Raises UsageError for an unknown name or folder.
+    name: as in `BENCHMARKS`. root: the unpacked folder. data_dir: where TFDS keeps it. Raises
+        UsageError for an unknown name or folder.
     """
     name = canonical(name)
     if not name.startswith("celebamask") and name not in BUILDERS:

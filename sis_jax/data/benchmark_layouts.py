@@ -1,4 +1,6 @@
-"""How each benchmark lies on disk: (root, split, grey_from) -> entries. LookupError says what is missing; the caller adds the rest."""
+"""How each benchmark lies on disk: (root, split, grey_from) -> entries. LookupError says what is
+missing; the caller adds the rest.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,14 @@ from sis_jax.types import SisError, UsageError
 
 # In the order of painting: later parts cover earlier ones.
 CELEBA_PARTS = (
-    "background", "skin", "nose", "eye_g", "l_eye", "r_eye", "l_brow", "r_brow", "l_ear", "r_ear", "mouth", "u_lip", "l_lip", "hair", "hat",
-    "ear_r", "neck_l", "neck", "cloth",
+    "background", "skin", "nose", "eye_g", "l_eye", "r_eye", "l_brow", "r_brow", "l_ear", "r_ear",
+    "mouth", "u_lip", "l_lip", "hair", "hat", "ear_r", "neck_l", "neck", "cloth",
 )  # fmt: skip
-# The 8-class protocol was never published as a table; this is the mapping its users agreed on (datasetGAN_release issue 9).
+# The 8-class protocol was never published as a table; this is the mapping its users agreed on
+# (datasetGAN_release issue 9).
 CELEBA_8 = {
-    "background": (0, 3, 14, 15, 16, 17, 18), "skin": (1,), "nose": (2,), "eye": (4, 5), "brow": (6, 7), "ear": (8, 9),
-    "mouth": (10, 11, 12), "hair": (13,),
+    "background": (0, 3, 14, 15, 16, 17, 18), "skin": (1,), "nose": (2,), "eye": (4, 5),
+    "brow": (6, 7), "ear": (8, 9), "mouth": (10, 11, 12), "hair": (13,),
 }  # fmt: skip
 _VAL, _TEST = 162771, 182638  # first CelebA index of the validation and test identities
 _IMAGES = (".jpg", ".jpeg", ".png")
@@ -35,7 +38,9 @@ class Entry(NamedTuple):
 
 
 def find(root: Path, *names: str, depth: int = 3) -> Path:
-    """The folder or file of one of these names in `root` or some levels below: archives unpack to folders of many names."""
+    """The folder or file of one of these names in `root` or some levels below: archives unpack to
+    folders of many names.
+    """
     level = [root]
     for _ in range(depth + 1):
         for folder in level:
@@ -65,11 +70,13 @@ def _grey(photo: Path, mask: Path, grey_from: int) -> tuple[np.ndarray, np.ndarr
     return read_photo(photo), (read_mask(mask) >= grey_from).astype(np.uint8)
 
 
-# ----------------------------------------------------------------------------------------------------------------------------------- faces
+# -------------------------------------------------------------------------------------------- faces
 
 
 def celebamask(root: Path, split: str, grey_from: int, table: Sequence[int]) -> list[Entry]:
-    """CelebAMask-HQ; photos come at the masks' 512 pixels. table: what each of the 19 ids becomes."""
+    """CelebAMask-HQ; photos come at the masks' 512 pixels. table: what each of the 19 ids
+    becomes.
+    """
     photos, masks = find(root, "CelebA-HQ-img"), find(root, "CelebAMask-HQ-mask-anno")
     ids = sorted(int(p.stem) for p in photos.glob("*.jpg") if p.stem.isdigit())
     if split == "sis":
@@ -78,7 +85,8 @@ def celebamask(root: Path, split: str, grey_from: int, table: Sequence[int]) -> 
         mapping = photos.parent / "CelebA-HQ-to-CelebA-mapping.txt"
         if not mapping.is_file():
             raise LookupError(
-                f'there is no {mapping.name}, which splits train, val and test (splits "sis" and "all" do without)'
+                f'there is no {mapping.name}, which splits train, val and test (splits "sis" and '
+                '"all" do without)'
             )
         original = {int(row[0]): int(row[1]) for row in _lines(mapping)[1:]}
         low, high = {"train": (0, _VAL), "val": (_VAL, _TEST), "test": (_TEST, 10**9)}[split]
@@ -105,11 +113,13 @@ def _face(
     return fit_photo(photo.name, read_photo(photo), mask), lookup[mask]
 
 
-# ----------------------------------------------------------------------------------------------------------------------- birds and flowers
+# -------------------------------------------------------------------------------- birds and flowers
 
 
 def cub(root: Path, split: str, grey_from: int) -> list[Entry]:
-    """CUB-200-2011: grey levels say how many annotators agree; more than half is foreground (value / 255 > 0.5 at grey_from 128)."""
+    """CUB-200-2011: grey levels say how many annotators agree; more than half is foreground (value
+    / 255 > 0.5 at grey_from 128).
+    """
     index = find(root, "images.txt")
     photos, masks = index.parent / "images", find(root, "segmentations")
     wanted = _cub_wanted(index.parent, split)
@@ -143,7 +153,9 @@ def _cub_wanted(folder: Path, split: str) -> set[str] | None:
 
 
 def flowers(root: Path, split: str, grey_from: int) -> list[Entry]:
-    """Oxford Flowers: the segmentation paints the background blue, (0, 0, 254); the reference rule is red 0, green 0 or blue 254."""
+    """Oxford Flowers: the segmentation paints the background blue, (0, 0, 254); the reference rule
+    is red 0, green 0 or blue 254.
+    """
     photos, painted = find(root, "jpg"), find(root, "segmim")
     if split == "all":
         numbers = sorted(int(p.stem.split("_")[1]) for p in photos.glob("image_*.jpg"))
@@ -171,7 +183,7 @@ def _flower(photo: Path, painted: Path) -> tuple[np.ndarray, np.ndarray]:
     return read_photo(photo), (~((red == 0) | (green == 0) | (blue == 254))).astype(np.uint8)
 
 
-# ---------------------------------------------------------------------------------------------------------------------------- saliency, eyes
+# ----------------------------------------------------------------------------------- saliency, eyes
 
 
 def saliency(
@@ -190,13 +202,16 @@ def saliency(
     missing = [p.name for p in found if p.stem not in known]
     if missing:
         raise UsageError(
-            f"{len(missing)} of {len(found)} photos in {photos} have no mask in {masks}, the first is {missing[0]}"
+            f"{len(missing)} of {len(found)} photos in {photos} have no mask in {masks}, the "
+            f"first is {missing[0]}"
         )
     return [Entry(p.stem, partial(_grey, p, known[p.stem], grey_from)) for p in found]
 
 
 def openeds(root: Path, split: str, grey_from: int) -> list[Entry]:
-    """OpenEDS: grey eye pictures 640 x 400 and integer label arrays. The test labels were not always given out."""
+    """OpenEDS: grey eye pictures 640 x 400 and integer label arrays. The test labels were not
+    always given out.
+    """
     folder = find(root, "Semantic_Segmentation_Dataset") / split
     photos, labels = folder / "images", folder / "labels"
     if not photos.is_dir():
@@ -215,11 +230,13 @@ def _eye(photo: Path, label: Path) -> tuple[np.ndarray, np.ndarray]:
     return read_photo(photo), ids.astype(np.uint8)
 
 
-# --------------------------------------------------------------------------------------------------------------------------- pets, and TFDS
+# ----------------------------------------------------------------------------------- pets, and TFDS
 
 
 def pets(root: Path, split: str, grey_from: int) -> list[Entry]:
-    """Oxford-IIIT Pet: trimap 1 pet, 2 background, 3 border (ignored); from the original folders or from a prepared TFDS folder."""
+    """Oxford-IIIT Pet: trimap 1 pet, 2 background, 3 border (ignored); from the original folders or
+    from a prepared TFDS folder.
+    """
     try:
         trimaps = find(root, "trimaps")
     except LookupError:
@@ -261,7 +278,8 @@ def _tfds(root: Path, name: str, split: str, lookup: np.ndarray) -> Iterator[Ent
     except (NotImplementedError, ImportError, ValueError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SisError(
-            f'{infos[-1].parent} cannot be read ({first}); prepare it with tfds.builder("{name}", file_format="array_record")'
+            f'{infos[-1].parent} cannot be read ({first}); prepare it with tfds.builder("{name}", '
+            'file_format="array_record")'
         ) from None
     for i in range(len(source)):
         yield Entry(f"{i:06d}", partial(_from_tfds, source, i, lookup))

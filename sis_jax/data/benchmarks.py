@@ -1,7 +1,9 @@
-"""Published test sets as they lie on disk after their own download: CelebAMask-HQ, CUB, DUTS, ECSSD, DUT-OMRON, Flowers, OpenEDS, Pets.
+"""Published test sets as they lie on disk after their own download: CelebAMask-HQ, CUB, DUTS,
+ECSSD, DUT-OMRON, Flowers, OpenEDS, Pets.
 
-`open_benchmark(name, root)` gives a `Truth`. Nothing is downloaded; several of these sets may not be redistributed. The same sets as TFDS
-builders: `benchmark_builders.py`. Prepared TFDS folders of `oxford_iiit_pet` and `caltech_birds2011` are read too.
+`open_benchmark(name, root)` gives a `Truth`. Nothing is downloaded; several of these sets may not
+be redistributed. The same sets as TFDS builders: `benchmark_builders.py`. Prepared TFDS folders of
+`oxford_iiit_pet` and `caltech_birds2011` are read too.
 """
 
 from __future__ import annotations
@@ -29,14 +31,19 @@ from sis_jax.data.benchmark_layouts import (
 from sis_jax.data.ground_truth import BINARY, Truth
 from sis_jax.types import SisError, UsageError, unknown_name
 
-_FACES = "CelebAMask-HQ/{CelebA-HQ-img/0.jpg, CelebAMask-HQ-mask-anno/0/00000_skin.png, CelebA-HQ-to-CelebA-mapping.txt}"
+_FACES = (
+    "CelebAMask-HQ/{CelebA-HQ-img/0.jpg, CelebAMask-HQ-mask-anno/0/00000_skin.png, "
+    "CelebA-HQ-to-CelebA-mapping.txt}"
+)
 _FACES_TERMS = "CelebAMask-HQ: non-commercial research and education only"
 _FACE_SPLITS = ("test", "val", "train", "sis", "all")
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One benchmark. splits: the first is the default. read: (root, split, grey_from) -> entries. layout: what the folder must hold."""
+    """One benchmark. splits: the first is the default. read: (root, split, grey_from) -> entries.
+    layout: what the folder must hold.
+    """
 
     title: str
     classes: tuple[dict[str, Any], ...]
@@ -53,55 +60,118 @@ def _named(names: Sequence[str]) -> tuple[dict[str, Any], ...]:
 
 BENCHMARKS: dict[str, Spec] = {
     "celebamask-hq": Spec(
-        "CelebAMask-HQ, 19 classes", _named(CELEBA_PARTS), _FACE_SPLITS, partial(celebamask, table=tuple(range(19))), _FACES, _FACES_TERMS,
-        'split "sis" is images 28000 to 29999, those of Segmentation in Style; "test" goes by the original CelebA split.',
+        "CelebAMask-HQ, 19 classes",
+        _named(CELEBA_PARTS),
+        _FACE_SPLITS,
+        partial(celebamask, table=tuple(range(19))),
+        _FACES,
+        _FACES_TERMS,
+        'split "sis" is images 28000 to 29999, those of Segmentation in Style; "test" goes by the '
+        "original CelebA split.",
     ),
     "celebamask-hq-8": Spec(
-        "CelebAMask-HQ, 8 classes of DatasetGAN", _named(list(CELEBA_8)), _FACE_SPLITS,
-        partial(celebamask, table=tuple(next(i for i, g in enumerate(CELEBA_8.values()) if p in g) for p in range(19))), _FACES, _FACES_TERMS,
-        "Glasses, hats, jewellery, neck and cloth count as background here, so its foreground is the bare head.",
+        "CelebAMask-HQ, 8 classes of DatasetGAN",
+        _named(list(CELEBA_8)),
+        _FACE_SPLITS,
+        partial(
+            celebamask,
+            table=tuple(
+                next(i for i, g in enumerate(CELEBA_8.values()) if p in g) for p in range(19)
+            ),
+        ),
+        _FACES,
+        _FACES_TERMS,
+        "Glasses, hats, jewellery, neck and cloth count as background here, so its foreground is "
+        "the bare head.",
     ),
     "celebamask-hq-fg": Spec(
-        "CelebAMask-HQ, foreground", BINARY, _FACE_SPLITS, partial(celebamask, table=(0, *[1] * 18)), _FACES, _FACES_TERMS,
+        "CelebAMask-HQ, foreground",
+        BINARY,
+        _FACE_SPLITS,
+        partial(celebamask, table=(0, *[1] * 18)),
+        _FACES,
+        _FACES_TERMS,
     ),
     "cub": Spec(
-        "CUB-200-2011", BINARY, ("test", "train", "redo-test", "redo-val", "redo-train", "all"), cub,
-        "CUB_200_2011/{images/, images.txt, train_test_split.txt} and segmentations/", "CUB-200-2011: non-commercial research",
-        'the unsupervised literature tests on the 1,000 images of "redo-test" (train_val_test_split.txt), not on the official split.',
+        "CUB-200-2011",
+        BINARY,
+        ("test", "train", "redo-test", "redo-val", "redo-train", "all"),
+        cub,
+        "CUB_200_2011/{images/, images.txt, train_test_split.txt} and segmentations/",
+        "CUB-200-2011: non-commercial research",
+        'the unsupervised literature tests on the 1,000 images of "redo-test" '
+        "(train_val_test_split.txt), not on the official split.",
     ),
     "duts": Spec(
-        "DUTS", BINARY, ("test", "train"), partial(saliency, folders={"test": ("DUTS-TE-Image", "DUTS-TE-Mask"), "train": ("DUTS-TR-Image", "DUTS-TR-Mask")}),
-        "DUTS-TE/{DUTS-TE-Image/*.jpg, DUTS-TE-Mask/*.png}", "DUTS: research",
+        "DUTS",
+        BINARY,
+        ("test", "train"),
+        partial(
+            saliency,
+            folders={
+                "test": ("DUTS-TE-Image", "DUTS-TE-Mask"),
+                "train": ("DUTS-TR-Image", "DUTS-TR-Mask"),
+            },
+        ),
+        "DUTS-TE/{DUTS-TE-Image/*.jpg, DUTS-TE-Mask/*.png}",
+        "DUTS: research",
     ),
     "ecssd": Spec(
-        "ECSSD", BINARY, ("test",), partial(saliency, folders={"test": ("images", "ground_truth_mask")}),
-        "images/*.jpg and ground_truth_mask/*.png", "ECSSD: research",
+        "ECSSD",
+        BINARY,
+        ("test",),
+        partial(saliency, folders={"test": ("images", "ground_truth_mask")}),
+        "images/*.jpg and ground_truth_mask/*.png",
+        "ECSSD: research",
     ),
     "dut-omron": Spec(
-        "DUT-OMRON", BINARY, ("test",), partial(saliency, folders={"test": ("DUT-OMRON-image", "pixelwiseGT-new-PNG")}),
-        "DUT-OMRON-image/*.jpg and pixelwiseGT-new-PNG/*.png", "DUT-OMRON: research",
+        "DUT-OMRON",
+        BINARY,
+        ("test",),
+        partial(saliency, folders={"test": ("DUT-OMRON-image", "pixelwiseGT-new-PNG")}),
+        "DUT-OMRON-image/*.jpg and pixelwiseGT-new-PNG/*.png",
+        "DUT-OMRON: research",
     ),
     "flowers": Spec(
-        "Oxford Flowers 102", BINARY, ("redo-test", "redo-val", "redo-train", "train", "val", "test", "all"), flowers,
-        "jpg/image_00001.jpg, segmim/segmim_00001.jpg, setid.mat", "Oxford Flowers 102: research",
-        'ReDO and its followers train on the official test list and test on the official train list: "redo-test".',
+        "Oxford Flowers 102",
+        BINARY,
+        ("redo-test", "redo-val", "redo-train", "train", "val", "test", "all"),
+        flowers,
+        "jpg/image_00001.jpg, segmim/segmim_00001.jpg, setid.mat",
+        "Oxford Flowers 102: research",
+        "ReDO and its followers train on the official test list and test on the official train "
+        'list: "redo-test".',
     ),
     "openeds": Spec(
-        "OpenEDS 2019", _named(["background", "sclera", "iris", "pupil"]), ("test", "validation", "train"), openeds,
-        "Semantic_Segmentation_Dataset/{train, validation, test}/{images/*.png, labels/*.npy}", "OpenEDS: research, on request",
+        "OpenEDS 2019",
+        _named(["background", "sclera", "iris", "pupil"]),
+        ("test", "validation", "train"),
+        openeds,
+        "Semantic_Segmentation_Dataset/{train, validation, test}/{images/*.png, labels/*.npy}",
+        "OpenEDS: research, on request",
     ),
     "oxford-iiit-pet": Spec(
-        "Oxford-IIIT Pet", BINARY, ("test", "train"), pets,
-        "images/*.jpg, annotations/{trimaps/*.png, test.txt, trainval.txt}; or a TFDS folder with oxford_iiit_pet in array_record",
-        "Oxford-IIIT Pet: CC BY-SA 4.0", "the border of the trimap is ignored.",
+        "Oxford-IIIT Pet",
+        BINARY,
+        ("test", "train"),
+        pets,
+        "images/*.jpg, annotations/{trimaps/*.png, test.txt, trainval.txt}; or a TFDS folder with "
+        "oxford_iiit_pet in array_record",
+        "Oxford-IIIT Pet: CC BY-SA 4.0",
+        "the border of the trimap is ignored.",
     ),
     "caltech-birds2011": Spec(
-        "CUB-200-2011 from TFDS", BINARY, ("test", "train"), birds_tfds, "a TFDS folder with caltech_birds2011 in array_record",
+        "CUB-200-2011 from TFDS",
+        BINARY,
+        ("test", "train"),
+        birds_tfds,
+        "a TFDS folder with caltech_birds2011 in array_record",
         "CUB-200-2011: non-commercial research",
     ),
-}  # fmt: skip
+}
 
-# What papers report, by (benchmark, protocol): where the number stands in the result, and the number.
+# What papers report, by (benchmark, protocol): where the number stands in the result, and the
+# number.
 PAPER: dict[tuple[str, str], dict[str, float]] = {
     ("celebamask-hq-fg", "sis"): {
         "iou_foreground": 0.9158,
@@ -155,10 +225,12 @@ def open_benchmark(
 ) -> Truth:
     """A benchmark's split, ready to iterate.
 
-    name: see `BENCHMARKS`. root: the folder it was unpacked to, or one above. split: default the one papers test on. grey_from: grey truth
-    values from here on are foreground; protocols differ. limit: the first so many images.
+    name: see `BENCHMARKS`. root: the folder it was unpacked to, or one above. split: default the
+        one papers test on. grey_from: grey truth values from here on are foreground; protocols
+        differ. limit: the first so many images.
 
-    Raises UsageError for an unknown name, split or folder (the sentence says what it must hold), SisError for damaged files.
+    Raises UsageError for an unknown name, split or folder (the sentence says what it must hold),
+    SisError for damaged files.
     """
     name = canonical(name)
     spec, root = BENCHMARKS[name], Path(root).expanduser()

@@ -37,9 +37,11 @@ _AGAIN = "make the folder again with python -m sis_jax export RUN --format blank
 
 @dataclass(frozen=True)
 class Blanks:
-    """Painted pictures. images: uint8[n r r 3], None where the pictures are gone. masks: uint8[n r r] of class ids, 255 = not painted.
+    """Painted pictures. images: uint8[n r r 3], None where the pictures are gone. masks: uint8[n r
+    r] of class ids, 255 = not painted.
 
-    seeds, truncation: how the generator drew them; generator: its name and sha256. names: {class id: name}.
+    seeds, truncation: how the generator drew them; generator: its name and sha256. names: {class
+        id: name}.
     """
 
     path: Path
@@ -62,9 +64,11 @@ def write_blanks(
     filled: bool = False,
     overwrite: bool = False,
 ) -> Path:
-    """Write the first `n` pictures of a run's dataset to be painted. filled: start from the run's masks, to be corrected, not from empty ones.
+    """Write the first `n` pictures of a run's dataset to be painted. filled: start from the run's
+    masks, to be corrected, not from empty ones.
 
-    Returns the folder. Raises UsageError for a run without a dataset, or a folder that holds other things or painted masks.
+    Returns the folder. Raises UsageError for a run without a dataset, or a folder that holds other
+    things or painted masks.
     """
     if n < 1:
         raise UsageError(f"n is {n}, expected at least 1 picture to paint (16 is the paper's)")
@@ -73,7 +77,8 @@ def write_blanks(
     split = dataset.split("train")
     if n > len(split):
         raise UsageError(
-            f"{dataset.path} has {len(split)} pictures in its split train, asked for {n}: give a smaller --n"
+            f"{dataset.path} has {len(split)} pictures in its split train, asked for {n}: give a "
+            "smaller --n"
         )
     _refuse_painted(Path(folder))
     classes = [
@@ -107,14 +112,16 @@ def _origin(dataset: Dataset) -> tuple[dict[str, str], float]:
         return dict(record["generator"]), float(record["config"]["truncation"])
     except (UsageError, KeyError, TypeError):
         raise UsageError(
-            f"{home} has no run.json that says which generator drew its pictures: give a RUN that python -m sis_jax.synthesize wrote"
+            f"{home} has no run.json that says which generator drew its pictures: give a RUN that "
+            "python -m sis_jax.synthesize wrote"
         ) from None
 
 
 def _write_one(place: Path, example: Any, filled: bool) -> dict[str, Any]:
     if example.seed is None:
         raise UsageError(
-            f"the picture {example.name} has no seed on record, so its features cannot be made again: write the dataset anew"
+            f"the picture {example.name} has no seed on record, so its features cannot be made "
+            "again: write the dataset anew"
         )
     name = f"{example.seed}.png"
     mask = png(draw.palette_png(example.mask if filled else np.full_like(example.mask, IGNORE)))
@@ -137,7 +144,8 @@ def _refuse_painted(folder: Path) -> None:
         mask = folder / row["mask"]
         if mask.is_file() and hashlib.sha256(mask.read_bytes()).hexdigest() != row["mask_sha256"]:
             raise UsageError(
-                f"{mask} has been painted on, so {folder} is not replaced: move it away, or give another --out"
+                f"{mask} has been painted on, so {folder} is not replaced: move it away, or give "
+                "another --out"
             )
 
 
@@ -153,19 +161,27 @@ def _gimp_palette(classes: Sequence[Mapping[str, Any]]) -> str:
 def _readme(dataset: Dataset, classes: Sequence[Mapping[str, Any]], n: int, filled: bool) -> str:
     table = "\n".join(f"| {c['id']} | {c['name']} | `{c['colour']}` |" for c in classes)
     start = (
-        "The masks hold what the run found. Correct them, and delete the mask files you did not check: only masks that are here are learned."
+        "The masks hold what the run found. Correct them, and delete the mask files you did not "
+        "check: only masks that are here are learned."
         if filled
-        else "The masks are empty. Paint as many pictures as you like, 5 to 16 go far; what stays unpainted is not learned."
+        else "The masks are empty. Paint as many pictures as you like, 5 to 16 go far; what stays "
+        "unpainted is not learned."
     )
     return (
-        f"# {n} generated pictures to paint\n\nEvery `masks/SEED.png` belongs to `images/SEED.png` and has its size. {start}\n\n"
-        f"1. Edit `classes.json`: the names you want, one line per class, any ids from 0 to 254; 0 is the background. A class without a colour "
+        f"# {n} generated pictures to paint\n\nEvery `masks/SEED.png` belongs to "
+        f"`images/SEED.png` and has its size. {start}\n\n"
+        "1. Edit `classes.json`: the names you want, one line per class, any ids from 0 to 254; "
+        "0 is the background. A class without a colour "
         f"gets the one of its id.\n"
-        f"2. Open a mask, put its picture on a layer below, and paint with a hard pencil (no soft edges, no resizing, no JPEG) in the colours "
-        f"of the classes. Save as PNG: palette, RGB and grey pictures of class ids are all read. `{draw.colour(IGNORE)}` and transparent pixels are not "
+        "2. Open a mask, put its picture on a layer below, and paint with a hard pencil (no soft "
+        "edges, no resizing, no JPEG) in the colours "
+        "of the classes. Save as PNG: palette, RGB and grey pictures of class ids are all read. "
+        f"`{draw.colour(IGNORE)}` and transparent pixels are not "
         f"painted.\n"
-        f"3. `python -m sis_jax.discover GEN --method datasetgan --masks THIS_FOLDER --out RUN`, with the generator that drew the pictures.\n\n"
-        f"| id | class | colour |\n|---|---|---|\n{table}\n\nThe background must be painted too, roughly is enough. `blanks.json` ties the masks to the "
+        "3. `python -m sis_jax.discover GEN --method datasetgan --masks THIS_FOLDER --out RUN`, "
+        "with the generator that drew the pictures.\n\n"
+        f"| id | class | colour |\n|---|---|---|\n{table}\n\nThe background must be painted too, "
+        "roughly is enough. `blanks.json` ties the masks to the "
         f"generator and must stay.\n\nLicence: {dataset.licence}\n"
     )
 
@@ -180,8 +196,8 @@ def _json(value: Any) -> str:
 def read_blanks(folder: str | Path) -> Blanks:
     """Painted pictures, masks checked. A missing mask file counts as not painted.
 
-    Raises UsageError, naming the file, for a folder that is none, a mask of another size or with a colour that is no class's, and where nothing
-    or one class only was painted.
+    Raises UsageError, naming the file, for a folder that is none, a mask of another size or with a
+    colour that is no class's, and where nothing or one class only was painted.
     """
     folder = Path(folder).expanduser()
     facts = _facts(folder)
@@ -194,11 +210,13 @@ def read_blanks(folder: str | Path) -> Blanks:
     used = np.unique(masks[masks != IGNORE])
     if not used.size:
         raise UsageError(
-            f"no pixel of the masks in {folder / 'masks'} is painted: paint at least two classes, see README.md there"
+            f"no pixel of the masks in {folder / 'masks'} is painted: paint at least two classes, "
+            "see README.md there"
         )
     if used.size == 1:
         raise UsageError(
-            f"only the class {classes[int(used[0])][0]!r} is painted in {folder}: paint at least two, the background among them"
+            f"only the class {classes[int(used[0])][0]!r} is painted in {folder}: paint at least "
+            "two, the background among them"
         )
     files = [folder / row["image"] for row in facts["pictures"]]
     images = (
@@ -226,7 +244,8 @@ def _facts(folder: Path) -> dict[str, Any]:
         return kept | {"pictures": rows}
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(
-            f"{folder} is no folder of blanks (it has no {FACTS}): make one with python -m sis_jax export RUN --format blanks"
+            f"{folder} is no folder of blanks (it has no {FACTS}): make one with python -m "
+            "sis_jax export RUN --format blanks"
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SisError(
@@ -237,7 +256,10 @@ def _facts(folder: Path) -> dict[str, Any]:
 def _classes(folder: Path) -> dict[int, tuple[str, int]]:
     """{id: (name, colour as 0xrrggbb)}."""
     file, found = folder / CLASSES, {}
-    want = f'expected [{{"id": 0, "name": "background"}}, {{"id": 1, "name": "hair", "colour": "{draw.colour(1)}"}}, ...]'
+    want = (
+        f'expected [{{"id": 0, "name": "background"}}, {{"id": 1, "name": "hair", "colour": '
+        f'"{draw.colour(1)}"}}, ...]'
+    )
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(entries, list) or not entries:
@@ -256,7 +278,8 @@ def _classes(folder: Path) -> dict[int, tuple[str, int]]:
                 )
             if not 0 <= colour <= 0xFFFFFF or colour == NOT_PAINTED:
                 raise UsageError(
-                    f"{file} gives {name!r} the colour {entry['colour']}, expected #rrggbb and not {draw.colour(IGNORE)}, not painted"
+                    f"{file} gives {name!r} the colour {entry['colour']}, expected #rrggbb and "
+                    f"not {draw.colour(IGNORE)}, not painted"
                 )
             if (
                 number in found
@@ -264,7 +287,8 @@ def _classes(folder: Path) -> dict[int, tuple[str, int]]:
                 or colour in {c for _, c in found.values()}
             ):
                 raise UsageError(
-                    f"{file} has two classes with the id, name or colour of {name!r}: make them differ, or remove one"
+                    f"{file} has two classes with the id, name or colour of {name!r}: make them "
+                    "differ, or remove one"
                 )
             found[number] = (name, colour)
     except FileNotFoundError:
@@ -281,7 +305,9 @@ def _classes(folder: Path) -> dict[int, tuple[str, int]]:
 def _mask(
     path: Path, side: int, classes: Mapping[int, tuple[str, int]]
 ) -> UInt8[np.ndarray, "r r"]:
-    """Class ids of one mask: by colour, since editors reorder palettes when they save; else by value."""
+    """Class ids of one mask: by colour, since editors reorder palettes when they save; else by
+    value.
+    """
     picture = _open(path, side)
     known = np.zeros(256, bool)
     known[[IGNORE, *classes]] = True
@@ -306,7 +332,8 @@ def _mask(
     )
     colours = ", ".join(f"#{c:06x} {name}" for name, c in list(classes.values())[:8])
     raise UsageError(
-        f"{path} has {int((ids < 0).sum())} pixels of no class, the first in row {row}, column {column} with the {shown}: paint with a hard pencil "
+        f"{path} has {int((ids < 0).sum())} pixels of no class, the first in row {row}, column "
+        f"{column} with the {shown}: paint with a hard pencil "
         f"in the colours of classes.json ({colours})"
     )
 
@@ -327,5 +354,6 @@ def _open(path: Path, side: int) -> Image.Image:
             f"{path} cannot be read as a PNG picture: {' '.join(str(error).split())[:120]}"
         ) from None
     raise UsageError(
-        f"{path} is {width}x{height}, expected {side}x{side} like its picture: paint without resizing or cropping"
+        f"{path} is {width}x{height}, expected {side}x{side} like its picture: paint without "
+        "resizing or cropping"
     )

@@ -1,7 +1,9 @@
-"""Pictures of results with NumPy and Pillow only: class colours, overlays, labelled grids, and small SVG charts for the report.
+"""Pictures of results with NumPy and Pillow only: class colours, overlays, labelled grids, and
+small SVG charts for the report.
 
-Colours are fixed per class id. The first eight are those of Okabe and Ito; the others were chosen one after the other, each as far as
-possible from all before it for a normal, a protan, a deutan and a tritan viewer at once (OKLab distance, dichromacy after Machado 2009).
+Colours are fixed per class id. The first eight are those of Okabe and Ito; the others were chosen
+one after the other, each as far as possible from all before it for a normal, a protan, a deutan and
+a tritan viewer at once (OKLab distance, dichromacy after Machado 2009).
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ DISTINCT = len(_HEX) - 1  # classes before colours repeat in a lighter or darker
 
 @lru_cache(maxsize=1)
 def palette() -> UInt8[np.ndarray, "256 3"]:
-    """The colour of every mask value: 0 (background) grey, 1 to 32 well apart, then shades of these, 255 (ignore) near black."""
+    """The colour of every mask value: 0 (background) grey, 1 to 32 well apart, then shades of
+    these, 255 (ignore) near black.
+    """
     base = np.array([[int(h[i : i + 2], 16) for i in (0, 2, 4)] for h in _HEX], np.float64)
     table = np.empty((256, 3))
     table[: len(base)] = base
@@ -59,14 +63,16 @@ def overlay(
     alpha: Real = 0.5,
     outline: bool = True,
 ) -> UInt8[np.ndarray, "*n h w 3"]:
-    """The photo tinted by class, background and ignored pixels left as they are, with a thin line where classes meet.
+    """The photo tinted by class, background and ignored pixels left as they are, with a thin line
+    where classes meet.
 
     alpha: 0 is the photo, 1 the flat colours. The mask must have the size of the image.
     """
     image, mask = np.asarray(image), _as_mask(mask)
     if image.shape[:-1] != mask.shape:
         raise UsageError(
-            f"an overlay needs a mask of the image's size, got image {image.shape} and mask {mask.shape}"
+            f"an overlay needs a mask of the image's size, got image {image.shape} and mask "
+            f"{mask.shape}"
         )
     tinted = image + alpha * (palette()[mask].astype(np.float32) - image)
     plain = (mask == 0) | (mask == IGNORE)
@@ -94,12 +100,14 @@ def grid(
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Pictures of one size in rows of `columns`, on white, each with its label below it.
 
-    pad: pixels between and around. labels: one per picture; longer ones than the picture is wide are cut with an ellipsis.
+    pad: pixels between and around. labels: one per picture; longer ones than the picture is wide
+        are cut with an ellipsis.
     """
     images = [np.asarray(i) for i in images]
     if not images or columns < 1:
         raise UsageError(
-            f"a grid needs one picture and one column at least, got {len(images)} pictures and {columns} columns"
+            f"a grid needs one picture and one column at least, got {len(images)} pictures and "
+            f"{columns} columns"
         )
     if len({i.shape for i in images}) > 1:
         raise UsageError(
@@ -107,7 +115,8 @@ def grid(
         )
     if labels is not None and len(labels) != len(images):
         raise UsageError(
-            f"a grid needs one label per picture, got {len(labels)} labels for {len(images)} pictures"
+            f"a grid needs one label per picture, got {len(labels)} labels for {len(images)} "
+            "pictures"
         )
     h, w = images[0].shape[:2]
     columns, text = min(columns, len(images)), 0 if labels is None else font_size + 8
@@ -153,7 +162,9 @@ def sample_grid(
     labels: Sequence[str] | None = None,
     pad: int = 4,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Three rows for n samples, one column each: image, parts, overlay. labels: one per sample, below the last row."""
+    """Three rows for n samples, one column each: image, parts, overlay. labels: one per sample,
+    below the last row.
+    """
     images, masks = np.asarray(images), np.asarray(masks)
     cells = [*images, *colour_mask(masks), *overlay(images, masks)]
     if labels is None:
@@ -163,7 +174,9 @@ def sample_grid(
 
 
 def palette_png(mask: Integer[np.ndarray, "h w"]) -> Image.Image:
-    """The mask as an 8-bit palette picture: the pixel is the class id, viewers show the class colour."""
+    """The mask as an 8-bit palette picture: the pixel is the class id, viewers show the class
+    colour.
+    """
     mask = _as_mask(mask)
     if mask.ndim != 2:
         raise UsageError(f"a mask has height and width only, got shape {mask.shape}")
@@ -180,6 +193,7 @@ def _as_mask(mask: Any) -> np.ndarray:
         return mask
     if mask.dtype.kind not in "iub" or (mask.size and not (mask.min() >= 0 and mask.max() <= 255)):
         raise UsageError(
-            f"a mask holds whole numbers from 0 to 255, got {mask.dtype} from {mask.min()} to {mask.max()}"
+            f"a mask holds whole numbers from 0 to 255, got {mask.dtype} from {mask.min()} to "
+            f"{mask.max()}"
         )
     return mask.astype(np.uint8)

@@ -1,4 +1,6 @@
-"""Edited pictures with their background kept, and what that kept: `Edit`; on disk `edit.png`, `edit.json`, `edit.safetensors` and the pictures."""
+"""Edited pictures with their background kept, and what that kept: `Edit`; on disk `edit.png`,
+`edit.json`, `edit.safetensors` and the pictures.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,10 @@ _ARRAYS = ("originals", "plain", "images", "backgrounds", "alphas", "edited_alph
 class Edit:
     """n pictures, each edited with s strengths.
 
-    originals: the pictures before (or photos). plain: what the generator draws for the moved latent. images: the foreground of that on the original's own,
-    completed background. backgrounds: those. alphas, edited_alphas: foreground in 0..1, before and after. direction: what was moved along, in words.
+    originals: the pictures before (or photos). plain: what the generator draws for the moved
+        latent. images: the foreground of that on the original's own, completed background.
+        backgrounds: those. alphas, edited_alphas: foreground in 0..1, before and after. direction:
+        what was moved along, in words.
     """
 
     names: tuple[str, ...]
@@ -55,7 +59,9 @@ class Edit:
 
     @property
     def psnr(self) -> Float[np.ndarray, "n s"]:
-        """Of the background, outside both masks, against the original, in dB; inf where no pixel changed, NaN where there is none."""
+        """Of the background, outside both masks, against the original, in dB; inf where no pixel
+        changed, NaN where there is none.
+        """
         return self._psnr(self.images)
 
     @property
@@ -71,7 +77,9 @@ class Edit:
         return np.array(rows)
 
     def summary(self) -> dict[str, Any]:
-        """Background PSNR over all pixels outside both masks of all pictures together, kept and plain, and the gain in dB."""
+        """Background PSNR over all pixels outside both masks of all pictures together, kept and
+        plain, and the gain in dB.
+        """
         there = np.broadcast_to(self.originals[:, None], self.images.shape)[self.outside]
         kept, plain_ = (compositing.psnr(a[self.outside], there) for a in (self.images, self.plain))
         return {
@@ -84,13 +92,22 @@ class Edit:
     def table(self) -> list[dict[str, Any]]:
         """One row per picture and strength."""
         return [
-            {"name": name, "strength": strength, "background_psnr": float(self.psnr[i, j]), "background_psnr_plain": float(self.psnr_plain[i, j]),
-             "foreground_share": float((self.alphas[i] >= 0.5).mean()), "edited_share": float((self.edited_alphas[i, j] >= 0.5).mean())}
-            for i, name in enumerate(self.names) for j, strength in enumerate(self.strengths)
-        ]  # fmt: skip
+            {
+                "name": name,
+                "strength": strength,
+                "background_psnr": float(self.psnr[i, j]),
+                "background_psnr_plain": float(self.psnr_plain[i, j]),
+                "foreground_share": float((self.alphas[i] >= 0.5).mean()),
+                "edited_share": float((self.edited_alphas[i, j] >= 0.5).mean()),
+            }
+            for i, name in enumerate(self.names)
+            for j, strength in enumerate(self.strengths)
+        ]
 
     def show(self, count: int = 8) -> Image.Image:
-        """Per picture and strength one row: original, plain edit, edit with its background kept, both masks, the completed background."""
+        """Per picture and strength one row: original, plain edit, edit with its background kept,
+        both masks, the completed background.
+        """
         kept, plain_ = self.psnr, self.psnr_plain
         cells, labels = [], []
         for i in range(min(count, len(self))):
@@ -143,7 +160,9 @@ class Edit:
         }  # last: it says that all is there
 
     def save(self, folder: str | Path) -> Path:
-        """Write pictures, masks, and the table of PSNRs into a folder; `Edit.load` reads them back."""
+        """Write pictures, masks, and the table of PSNRs into a folder; `Edit.load` reads them
+        back.
+        """
         for name, data in self.files().items():
             write_atomic(Path(folder) / name, data)
         return Path(folder)
@@ -164,7 +183,8 @@ class Edit:
             return edit
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise UsageError(
-                f"{folder} holds no edit that can be read ({error}): run python -m sis_jax.edit, with --overwrite"
+                f"{folder} holds no edit that can be read ({error}): run python -m sis_jax.edit, "
+                "with --overwrite"
             ) from None
 
 
@@ -226,7 +246,9 @@ def keep_background(
     edited_alphas: Float[np.ndarray, "n s h w"],
     inpainter: compositing.Inpainter | None = None,
 ) -> Edit:
-    """Complete each background once, and put every edited foreground on it (Labels4Free's recipe)."""
+    """Complete each background once, and put every edited foreground on it (Labels4Free's
+    recipe).
+    """
     if not len(originals):
         raise SisError("there is nothing to edit: no picture was given")
     backgrounds = np.stack(

@@ -1,4 +1,6 @@
-"""Files that are whole or not there, values as JSON holds them, and the record of a run as it is read."""
+"""Files that are whole or not there, values as JSON holds them, and the record of a run as it is
+read.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,8 @@ def plain(value: Any) -> Any:
 
 
 def write_atomic(path: Path, data: bytes, durable: bool = False) -> None:
-    """Write under a temporary name beside the target, then rename: a killed process leaves the old file or the new one.
+    """Write under a temporary name beside the target, then rename: a killed process leaves the old
+    file or the new one.
 
     durable: also survive a power cut. Raises SisError, in one sentence, for a full or closed disk.
     """
@@ -82,7 +85,8 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise SisError(
-                f"the disk is full: {path} was not written; free space and give the same command again, it resumes"
+                f"the disk is full: {path} was not written; free space and give the same command "
+                "again, it resumes"
             ) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise SisError(

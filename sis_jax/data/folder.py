@@ -1,13 +1,16 @@
 """The image + mask dataset on disk: `data/` of a run.
 
     data/
-    ├── classes.json       [{"id": 1, "name": "hair", "colour": "#c0392b", "prompts": [...], "clusters": [3, 7], "score": .., "margin": ..}]
+    ├── classes.json       [{"id": 1, "name": "hair", "colour": "#c0392b", "prompts": [...],
+    │                        "clusters": [3, 7], "score": .., "margin": ..}]
     ├── README.md          how it was made, and the licence that follows from the generator
-    ├── train/images/000000.png · masks/000000.png (8-bit palette, pixel = class id) · metadata.jsonl
+    ├── train/images/000000.png · metadata.jsonl
+    │         masks/000000.png   8-bit palette, pixel = class id
     └── val/ …
 
-A split is whole once its `metadata.jsonl` is there: it goes last. Until then the rows wait in `.chunks/`, one file per finished chunk, which is
-what a resumed run, and several processes that write one dataset, go by. Hugging Face `datasets` loads the folder as it lies (`imagefolder`).
+A split is whole once its `metadata.jsonl` is there: it goes last. Until then the rows wait in
+`.chunks/`, one file per finished chunk, which is what a resumed run, and several processes that
+write one dataset, go by. Hugging Face `datasets` loads the folder as it lies (`imagefolder`).
 """
 
 from __future__ import annotations
@@ -37,7 +40,8 @@ _MAKE = "make one with python -m sis_jax.synthesize RUN"
 class Example:
     """One picture with its mask: image uint8[h w 3], mask uint8[h w] of class ids, 255 = ignore.
 
-    certainty: float32[h w] in 0..1, how sure the labelled class is at each pixel, where it was kept. confidence: its mean over the picture.
+    certainty: float32[h w] in 0..1, how sure the labelled class is at each pixel, where it was
+        kept. confidence: its mean over the picture.
     """
 
     name: str
@@ -52,7 +56,9 @@ class Example:
 class Split(
     Sequence
 ):  # not Sequence[Example]: a checker of types would read a picture to see whether it is one
-    """The examples of one split, read when asked for: `split[3]`, `len(split)`, `for example in split`."""
+    """The examples of one split, read when asked for: `split[3]`, `len(split)`, `for example in
+    split`.
+    """
 
     path: Path
     rows: tuple[dict[str, Any], ...]
@@ -68,7 +74,8 @@ class Split(
         mask = np.asarray(_open(self.path / row["mask_file_name"]))
         if mask.ndim != 2 or mask.shape != image.shape[:2]:
             raise SisError(
-                f"{self.path / row['mask_file_name']} has the shape {mask.shape}, its picture {image.shape}: {_MAKE} --overwrite"
+                f"{self.path / row['mask_file_name']} has the shape {mask.shape}, its picture "
+                f"{image.shape}: {_MAKE} --overwrite"
             )
         certainty = None
         if row.get("certainty_file_name"):
@@ -95,7 +102,9 @@ def _open(path: Path) -> Image.Image:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset of pictures and masks. classes: as in classes.json, id 0 is the background. splits: those that are whole."""
+    """A dataset of pictures and masks. classes: as in classes.json, id 0 is the background. splits:
+    those that are whole.
+    """
 
     path: Path
     classes: tuple[dict[str, Any], ...]
@@ -104,7 +113,9 @@ class Dataset:
 
     @classmethod
     def open(cls, path: str | Path) -> Dataset:
-        """The dataset in a data folder, or in `data/` of a run. Raises UsageError where there is none, or it is not finished."""
+        """The dataset in a data folder, or in `data/` of a run. Raises UsageError where there is
+        none, or it is not finished.
+        """
         path = Path(path)
         place = path / "data" if (path / "data" / CLASSES).is_file() else path
         if not (place / CLASSES).is_file():
@@ -112,7 +123,8 @@ class Dataset:
         splits = tuple(sorted(f.parent.name for f in place.glob(f"*/{METADATA}")))
         if "train" not in splits:
             raise UsageError(
-                f"the dataset in {place} is not finished: give the synthesize command again, it resumes"
+                f"the dataset in {place} is not finished: give the synthesize command again, it "
+                "resumes"
             )
         try:
             classes = tuple(json.loads((place / CLASSES).read_text("utf-8")))
@@ -167,7 +179,8 @@ class Dataset:
 class SplitWriter:
     """Writes one split in chunks that can be done in any order, by any process, and again.
 
-    `with` is not needed: every call leaves whole files. After the last chunk, `finish` puts the metadata together.
+    `with` is not needed: every call leaves whole files. After the last chunk, `finish` puts the
+    metadata together.
     """
 
     def __init__(self, folder: Path, total: int, chunk: int):
@@ -220,14 +233,17 @@ class SplitWriter:
         return row | {"seed": example.seed, "confidence": confidence}
 
     def finish(self) -> None:
-        """Put the metadata of all chunks into one file and remove the pieces; SisError where a chunk is missing."""
+        """Put the metadata of all chunks into one file and remove the pieces; SisError where a
+        chunk is missing.
+        """
         if self.finished:
             return
         parts = [self._record(chunk.start) for chunk in self.chunks()]
         missing = [p for p in parts if not p.is_file()]
         if missing:
             raise SisError(
-                f"{len(missing)} of {len(parts)} pieces of {self.folder} were not written: give the same command again, it resumes"
+                f"{len(missing)} of {len(parts)} pieces of {self.folder} were not written: give "
+                "the same command again, it resumes"
             )
         write_atomic(self.folder / METADATA, b"".join(p.read_bytes() for p in parts), durable=True)
         for part in parts:

@@ -1,4 +1,6 @@
-"""Photos with true masks, read one at a time: the form in which benchmarks and people's own folders reach `evaluate`."""
+"""Photos with true masks, read one at a time: the form in which benchmarks and people's own folders
+reach `evaluate`.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,11 @@ _ASPECT = 0.02  # a photo and its mask may differ in size, not in shape
 
 @dataclass(frozen=True)
 class Truth:
-    """Photos with masks of class ids, 255 = ignore; iterate over (name, image uint8[h w 3], mask uint8[h w]), both of one size.
+    """Photos with masks of class ids, 255 = ignore; iterate over (name, image uint8[h w 3], mask
+    uint8[h w]), both of one size.
 
-    classes: {"id", "name"}; id 0 is the background. skipped: (name, reason) of files without a partner. note: what a reader should know.
+    classes: {"id", "name"}; id 0 is the background. skipped: (name, reason) of files without a
+        partner. note: what a reader should know.
     """
 
     name: str
@@ -58,22 +62,27 @@ class Truth:
 def fit_photo(
     name: str, image: UInt8[np.ndarray, "H W 3"], mask: UInt8[np.ndarray, "h w"]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The photo at the mask's size (Pillow, bilinear): the truth is not resampled. SisError where they differ in shape."""
+    """The photo at the mask's size (Pillow, bilinear): the truth is not resampled. SisError where
+    they differ in shape.
+    """
     (height, width), (h, w) = image.shape[:2], mask.shape
     if (height, width) == (h, w):
         return image
     if abs(width * h / (height * w) - 1) > _ASPECT:
         raise SisError(
-            f"the photo {name} is {width}x{height}, its mask {w}x{h}: they are not of the same picture"
+            f"the photo {name} is {width}x{height}, its mask {w}x{h}: they are not of the same "
+            "picture"
         )
     return np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR))
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ one file
+# ----------------------------------------------------------------------------------------- one file
 
 
 def read_photo(source: bytes | Path | np.ndarray, name: str = "") -> UInt8[np.ndarray, "h w 3"]:
-    """A photo as RGB at its own size, EXIF orientation honoured. SisError, naming it, where it cannot be read."""
+    """A photo as RGB at its own size, EXIF orientation honoured. SisError, naming it, where it
+    cannot be read.
+    """
     if isinstance(source, np.ndarray):
         return source
     try:
@@ -90,7 +99,9 @@ def read_photo(source: bytes | Path | np.ndarray, name: str = "") -> UInt8[np.nd
 
 
 def read_mask(source: bytes | Path | np.ndarray, name: str = "") -> UInt8[np.ndarray, "h w"]:
-    """A mask picture as its values: palette index, or grey value. Of several equal channels the first counts; colours are refused."""
+    """A mask picture as its values: palette index, or grey value. Of several equal channels the
+    first counts; colours are refused.
+    """
     if isinstance(source, np.ndarray):
         return source
     name = name or str(source)
@@ -107,7 +118,8 @@ def read_mask(source: bytes | Path | np.ndarray, name: str = "") -> UInt8[np.nda
         colours = values[..., : 3 if values.shape[2] >= 3 else 1].astype(np.int16)
         if np.ptp(colours, axis=2).max(initial=0) > 8:
             raise SisError(
-                f"the mask {name} is a colour picture; expected class ids in a palette or grey PNG, or black and white"
+                f"the mask {name} is a colour picture; expected class ids in a palette or grey "
+                "PNG, or black and white"
             )
         values = colours[..., 0]
     if values.ndim != 2 or values.min(initial=0) < 0 or values.max(initial=0) > 255:
@@ -117,7 +129,7 @@ def read_mask(source: bytes | Path | np.ndarray, name: str = "") -> UInt8[np.nda
     return values.astype(np.uint8)
 
 
-# ------------------------------------------------------------------------------------------------------------------------ paired folders
+# ----------------------------------------------------------------------------------- paired folders
 
 
 def open_pairs(
@@ -128,19 +140,24 @@ def open_pairs(
     values: MaskValues = "auto",
     grey_from: int = 128,
 ) -> Truth:
-    """Photos and masks that belong together by the stem of their names; or one .npz that holds both.
+    """Photos and masks that belong together by the stem of their names; or one .npz that holds
+    both.
 
-    images: a folder, a .zip, or an .npz (`img_blob`/`img_off`, or `images`). masks: likewise (`mask_blob`/`mask_off`, or `masks`); None
-    or the same .npz: the masks in it. classes: names of the mask's ids; default: classes.json beside the masks, `labels` of the .npz, or the
-    ids found. values: "ids" are class ids, "grey" is foreground from `grey_from` on; "auto" tells them apart: palette pictures and
-    small numbers are ids, pictures of 0 and 255 or with soft edges are grey.
+    images: a folder, a .zip, or an .npz (`img_blob`/`img_off`, or `images`). masks: likewise
+        (`mask_blob`/`mask_off`, or `masks`); None or the same .npz: the masks in it. classes: names
+        of the mask's ids; default: classes.json beside the masks, `labels` of the .npz, or the ids
+        found. values: "ids" are class ids, "grey" is foreground from `grey_from` on; "auto" tells
+        them apart: palette pictures and small numbers are ids, pictures of 0 and 255 or with soft
+        edges are grey.
 
-    Raises UsageError where nothing pairs, naming what is there. Files without a partner are listed in `skipped`.
+    Raises UsageError where nothing pairs, naming what is there. Files without a partner are listed
+    in `skipped`.
     """
     images, masks = Path(images), Path(images if masks is None else masks)
     if images == masks and images.suffix.lower() != ".npz":
         raise UsageError(
-            f"{images} is no .npz that holds photos and masks; give --masks with the folder of the masks"
+            f"{images} is no .npz that holds photos and masks; give --masks with the folder of "
+            "the masks"
         )
     photos, truths = (
         _files(images, ("img", "image", "images")),
@@ -150,7 +167,8 @@ def open_pairs(
     if not found:
         shown = [next(iter(x), "nothing") for x in (photos, truths)]
         raise UsageError(
-            f"no photo in {images} has a mask of its name in {masks}: the first are called {shown[0]} and {shown[1]}"
+            f"no photo in {images} has a mask of its name in {masks}: the first are called "
+            f"{shown[0]} and {shown[1]}"
         )
 
     def mask_at(i: int) -> np.ndarray:
@@ -217,7 +235,8 @@ def _npz(path: Path, blobs: tuple[str, ...]) -> dict[str, Callable[[], bytes | n
     plain = next((b for b in blobs if b in arrays), None)
     if blob is None and plain is None:
         raise UsageError(
-            f"{path} holds {', '.join(keys)}; expected `{blobs[0]}_blob` with `{blobs[0]}_off`, or `{blobs[-2]}s`"
+            f"{path} holds {', '.join(keys)}; expected `{blobs[0]}_blob` with `{blobs[0]}_off`, "
+            f"or `{blobs[-2]}s`"
         )
     if blob is not None:
         data, off = arrays[f"{blob}_blob"], arrays[f"{blob}_off"].astype(np.int64)
@@ -229,7 +248,8 @@ def _npz(path: Path, blobs: tuple[str, ...]) -> dict[str, Callable[[], bytes | n
             or off[-1] > len(data)
         ):
             raise SisError(
-                f"`{blob}_off` in {path} does not cut `{blob}_blob` ({len(data):,} bytes) into pictures"
+                f"`{blob}_off` in {path} does not cut `{blob}_blob` ({len(data):,} bytes) into "
+                "pictures"
             )
         read: list[Callable[[], bytes | np.ndarray]] = [
             partial(_cut, data, off, i) for i in range(len(off) - 1)
@@ -238,7 +258,8 @@ def _npz(path: Path, blobs: tuple[str, ...]) -> dict[str, Callable[[], bytes | n
         stack = arrays[str(plain)]
         if stack.dtype != np.uint8 or stack.ndim not in (3, 4):
             raise UsageError(
-                f"`{plain}` in {path} is {stack.dtype}{list(stack.shape)}, expected uint8[n h w 3] or uint8[n h w]"
+                f"`{plain}` in {path} is {stack.dtype}{list(stack.shape)}, expected uint8[n h w "
+                "3] or uint8[n h w]"
             )
         read = [partial(stack.__getitem__, i) for i in range(len(stack))]
     names = [str(n) for n in arrays.get("name", ())]
@@ -254,14 +275,17 @@ def _cut(data: np.ndarray, off: np.ndarray, i: int) -> bytes:
 def _partners(
     photos: Mapping[str, Any], masks: Mapping[str, Any]
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """(photo, mask) by path without suffix, or by the bare stem where folders differ; and the rest with the reason."""
+    """(photo, mask) by path without suffix, or by the bare stem where folders differ; and the rest
+    with the reason.
+    """
     for key in (_stem, lambda n: _stem(n).rsplit("/", 1)[-1]):
         left, right = {}, {}
         for table, files, kind in ((left, photos, "photos"), (right, masks, "masks")):
             for name in files:
                 if key(name) in table:
                     raise UsageError(
-                        f"two {kind} have the same name without suffix: {table[key(name)]} and {name}; remove one"
+                        f"two {kind} have the same name without suffix: {table[key(name)]} and "
+                        f"{name}; remove one"
                     )
                 table[key(name)] = name
         if left.keys() & right.keys():
@@ -315,7 +339,9 @@ def _kind(
     reads: Iterator[Callable[[], Any]],
     names: Sequence[str],
 ) -> tuple[str, Sequence[Mapping[str, Any]]]:
-    """Whether masks hold ids or grey values, and the classes. Without names every mask is looked at: the ids are what occurs."""
+    """Whether masks hold ids or grey values, and the classes. Without names every mask is looked
+    at: the ids are what occurs.
+    """
     if values not in ("auto", "ids", "grey"):
         raise UsageError(f"unknown mask values {values!r}: type 'auto', 'ids' or 'grey'")
     if values == "grey":

@@ -1,4 +1,6 @@
-"""What an export writes: one picture's name, pixels and mask, checked; and PNGs made a few at a time."""
+"""What an export writes: one picture's name, pixels and mask, checked; and PNGs made a few at a
+time.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ _AHEAD = 8  # pictures being deflated at once: what an export holds in memory
 
 @dataclass(frozen=True)
 class Item:
-    """One picture of an export. image: None where only the mask is known. scores: one channel per class id, 0..1."""
+    """One picture of an export. image: None where only the mask is known. scores: one channel per
+    class id, 0..1.
+    """
 
     name: str
     image: UInt8[np.ndarray, "h w 3"] | None
@@ -32,9 +36,11 @@ class Item:
 
 
 def items(examples: Iterable[Any], classes: Sequence[Mapping[str, Any]]) -> Iterator[Item]:
-    """Examples, or tuples (name, image or None, mask[, scores or None]), as checked `Item`s; a stream stays a stream.
+    """Examples, or tuples (name, image or None, mask[, scores or None]), as checked `Item`s; a
+    stream stays a stream.
 
-    Raises SisError, naming the picture, for a shape or class id that does not fit, and for a name that occurs twice.
+    Raises SisError, naming the picture, for a shape or class id that does not fit, and for a name
+    that occurs twice.
     """
     known = np.zeros(256, bool)
     known[[0, draw.IGNORE, *(c["id"] for c in classes)]] = True
@@ -80,7 +86,8 @@ def _check(
         raise SisError(f"the mask of {name} is {mask.dtype}{list(mask.shape)}, expected uint8[h w]")
     if image is not None and (image.dtype != np.uint8 or image.shape != (*mask.shape, 3)):
         raise SisError(
-            f"the picture of {name} is {image.dtype}{list(image.shape)}, expected uint8{[*mask.shape, 3]} like its mask"
+            f"the picture of {name} is {image.dtype}{list(image.shape)}, expected "
+            f"uint8{[*mask.shape, 3]} like its mask"
         )
     if scores is not None and (scores.ndim != 3 or scores.shape[:2] != mask.shape):
         raise SisError(
@@ -94,7 +101,9 @@ def _check(
 
 
 def ahead(work: Callable[[Item], Any], stream: Iterable[Item]) -> Iterator[tuple[Item, Any]]:
-    """(item, work(item)) in order, with a few at work in threads: deflating a PNG lets other threads run."""
+    """(item, work(item)) in order, with a few at work in threads: deflating a PNG lets other
+    threads run.
+    """
     with ThreadPoolExecutor(4) as pool:
         waiting: deque = deque()
         for item in stream:
@@ -112,7 +121,9 @@ def pngs(item: Item) -> tuple[bytes | None, bytes]:
 
 
 def grey_pngs(item: Item) -> tuple[bytes | None, bytes]:
-    """Like `pngs`, the mask as a grey picture: TFDS decodes with OpenCV where that is installed, which turns a palette into its colours."""
+    """Like `pngs`, the mask as a grey picture: TFDS decodes with OpenCV where that is installed,
+    which turns a palette into its colours.
+    """
     return picture_png(item), png(Image.fromarray(item.mask))
 
 

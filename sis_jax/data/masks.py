@@ -1,4 +1,6 @@
-"""Masks of photos: what `predict` gives. In memory, or in the folder they were written to and read from there one at a time."""
+"""Masks of photos: what `predict` gives. In memory, or in the folder they were written to and read
+from there one at a time.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ CLASSES = "classes.json"
 
 @dataclass(frozen=True)
 class Prediction:
-    """One photo with its mask of class ids; scores: probability per class id, float[h w c], where they were asked for."""
+    """One photo with its mask of class ids; scores: probability per class id, float[h w c], where
+    they were asked for.
+    """
 
     name: str
     image: UInt8[np.ndarray, "h w 3"] | None
@@ -35,7 +39,8 @@ class Prediction:
 class Masks(Sequence):
     """Predicted masks, in the order of the photos; `masks[0].mask` is uint8[h w] of class ids.
 
-    classes: as in classes.json. skipped: (name, reason) of photos that could not be read. folder: where they lie, where they were written to disk.
+    classes: as in classes.json. skipped: (name, reason) of photos that could not be read. folder:
+        where they lie, where they were written to disk.
     """
 
     classes: tuple[dict[str, Any], ...]
@@ -64,7 +69,9 @@ class Masks(Sequence):
         return (self[i] for i in range(len(self)))
 
     def save(self, folder: str | Path, format: str = "png", overwrite: bool = False) -> Path:  # noqa: A002
-        """Write the masks. format: "png", palette pictures <stem>.png beside classes.json; or coco, voc, yolo, hf, npz, tfds. Returns the folder."""
+        """Write the masks. format: "png", palette pictures <stem>.png beside classes.json; or coco,
+        voc, yolo, hf, npz, tfds. Returns the folder.
+        """
         folder = Path(folder)
         if format != "png":
             return write(
@@ -76,7 +83,8 @@ class Masks(Sequence):
         return folder
 
     def segments(self, index: int) -> list[dict[str, Any]]:
-        """One photo's result as Hugging Face pipelines give it: [{"label", "score", "mask"}], masks bool[h w], largest first.
+        """One photo's result as Hugging Face pipelines give it: [{"label", "score", "mask"}], masks
+        bool[h w], largest first.
 
         score: mean probability of the class inside its mask, None where scores were not kept.
         """
@@ -94,7 +102,9 @@ class Masks(Sequence):
         return sorted(rows, key=lambda r: -int(r["mask"].sum()))
 
     def cutout(self, index: int, image: UInt8[np.ndarray, "h w 3"] | None = None) -> Image.Image:
-        """The photo's foreground as an RGBA picture: alpha is the probability of not being background, or 0 and 255 without scores."""
+        """The photo's foreground as an RGBA picture: alpha is the probability of not being
+        background, or 0 and 255 without scores.
+        """
         found = self[index]
         picture = found.image if image is None else image
         if picture is None:
@@ -121,7 +131,9 @@ class Masks(Sequence):
 
 
 def mask_file(name: str) -> str:
-    """The mask's file name for a photo's name: its stem; folders below the one that was given stay folders."""
+    """The mask's file name for a photo's name: its stem; folders below the one that was given stay
+    folders.
+    """
     return str(Path(name).with_suffix(".png")) if Path(name).suffix else f"{name}.png"
 
 

@@ -1,4 +1,6 @@
-"""Ontologies: which words describe which class, `{prompt: class or None}`, from a dict, a JSON file, or `prompt=class` on the command line."""
+"""Ontologies: which words describe which class, `{prompt: class or None}`, from a dict, a JSON
+file, or `prompt=class` on the command line.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from sis_jax.types import UsageError
 
 NEUTRAL = "(neutral)"
 _FORM = 'expected {"a photo of hair": "hair", "the background": null}'
-# What ships, by name. "faces": the parts that the text model "faces-clip" was seen to tell apart (smaller ones it does not).
+# What ships, by name. "faces": the parts that the text model "faces-clip" was seen to tell apart
+# (smaller ones it does not).
 SHIPPED: dict[str, dict[str, Any]] = {
     "faces": {
         "classes": {
@@ -33,9 +36,11 @@ _FIELDS = ("classes", "background", "neutral", "templates")
 
 @dataclass(frozen=True)
 class Ontology:
-    """prompts: (text, class), class None is the background. neutral: texts that win where nothing fits; a part that they win stays unnamed.
+    """prompts: (text, class), class None is the background. neutral: texts that win where nothing
+    fits; a part that they win stays unnamed.
 
-    templates: every prompt is put in place of each "{}", and the results are averaged; "{}" alone leaves prompts as they are.
+    templates: every prompt is put in place of each "{}", and the results are averaged; "{}" alone
+        leaves prompts as they are.
     """
 
     prompts: tuple[tuple[str, str | None], ...]
@@ -47,7 +52,9 @@ class Ontology:
 
     @property
     def classes(self) -> tuple[str | None, ...]:
-        """The classes in the order they were first named; None is the background, the last one is `NEUTRAL` where there are neutral words."""
+        """The classes in the order they were first named; None is the background, the last one is
+        `NEUTRAL` where there are neutral words.
+        """
         return tuple(
             dict.fromkeys([c for _, c in self.prompts] + ([NEUTRAL] if self.neutral else []))
         )
@@ -83,13 +90,16 @@ def ontology_of(
 ) -> Ontology:
     """An ontology from what a user gave.
 
-    source: an Ontology, {prompt: class or None}, a name in `SHIPPED`, or the path of a JSON file that holds one; the file may also hold
-    {"classes": {name: [prompts]}, "background": [prompts], "neutral": [words], "templates": [...]}. prompts: further "prompt=class", "prompt=" for the
-    background. neutral, templates: further ones. Raises UsageError that says what is wrong.
+    source: an Ontology, {prompt: class or None}, a name in `SHIPPED`, or the path of a JSON file
+        that holds one; the file may also hold {"classes": {name: [prompts]}, "background":
+        [prompts], "neutral": [words], "templates": [...]}. prompts: further "prompt=class",
+        "prompt=" for the background. neutral, templates: further ones. Raises UsageError that says
+        what is wrong.
     """
     if source is None and not prompts:
         raise UsageError(
-            'no ontology was given: give --ontology FILE, or --prompt "a photo of hair=hair" once or more'
+            'no ontology was given: give --ontology FILE, or --prompt "a photo of hair=hair" once '
+            "or more"
         )
     pairs, words, forms = _read(source) if source is not None else ((), (), ())
     pairs = (*pairs, *map(_pair, prompts))
@@ -111,12 +121,15 @@ def _read(source: Any) -> tuple[tuple[Any, ...], tuple[str, ...], tuple[str, ...
     if isinstance(source, Mapping):
         return _content(dict(source), "")
     raise UsageError(
-        f"an ontology must be a dict or the path of a JSON file, got {type(source).__name__}; {_FORM}"
+        f"an ontology must be a dict or the path of a JSON file, got {type(source).__name__}; "
+        f"{_FORM}"
     )
 
 
 def _json(path: Path) -> Any:
-    """A JSON file whose objects have no key twice: JSON readers silently keep the last, and a prompt would be lost."""
+    """A JSON file whose objects have no key twice: JSON readers silently keep the last, and a
+    prompt would be lost.
+    """
 
     def no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
@@ -147,7 +160,8 @@ def _content(content: Any, where: str) -> tuple[tuple[Any, ...], tuple[str, ...]
     strange = set(content) - set(_FIELDS)
     if strange:
         raise UsageError(
-            f"{where}has the field {min(strange)!r}; an ontology with classes may have {', '.join(_FIELDS)}"
+            f"{where}has the field {min(strange)!r}; an ontology with classes may have "
+            f"{', '.join(_FIELDS)}"
         )
     pairs = [
         (prompt, name)
@@ -174,7 +188,8 @@ def _pair(text: str) -> tuple[str, str | None]:
     prompt, equals, name = text.rpartition("=")
     if not equals:
         raise UsageError(
-            f'--prompt got {text!r}, expected "prompt=class", such as "a photo of hair=hair"; "the wall=" is background'
+            f'--prompt got {text!r}, expected "prompt=class", such as "a photo of hair=hair"; '
+            '"the wall=" is background'
         )
     return prompt.strip(), name.strip() or None
 
@@ -183,11 +198,13 @@ def _check_pairs(pairs: Iterable[tuple[Any, Any]]) -> None:
     for prompt, name in pairs:
         if not isinstance(prompt, str) or not prompt.strip():
             raise UsageError(
-                f"a prompt must be a text that says something, got {prompt!r} for the class {name!r}"
+                f"a prompt must be a text that says something, got {prompt!r} for the class "
+                f"{name!r}"
             )
         if name is not None and (not isinstance(name, str) or not name.strip()):
             raise UsageError(
-                f"the class of the prompt {prompt!r} must be a name, or null for the background, got {name!r}"
+                f"the class of the prompt {prompt!r} must be a name, or null for the background, "
+                f"got {name!r}"
             )
         if name == NEUTRAL:
             raise UsageError(
@@ -202,23 +219,28 @@ def _check(ontology: Ontology) -> None:
     twice = first_twin(ontology.texts)
     if twice is not None:
         raise UsageError(
-            f"the prompt {twice!r} is there twice: every prompt belongs to one class, and neutral words to none"
+            f"the prompt {twice!r} is there twice: every prompt belongs to one class, and neutral "
+            "words to none"
         )
     for template in ontology.templates:
         if template.count("{}") != 1:
             raise UsageError(
-                f'the template {template!r} must hold "{{}}" once, where the prompt goes: "a photo of {{}}"'
+                f'the template {template!r} must hold "{{}}" once, where the prompt goes: "a '
+                f'photo of {{}}"'
             )
     classes = ontology.classes
     if len(classes) == 1:
         raise UsageError(
-            f"the ontology has the class {classes[0]!r} only, which every part would get: give a second class, a background "
+            f"the ontology has the class {classes[0]!r} only, which every part would get: give a "
+            "second class, a background "
             f"(null), or neutral words"
         )
 
 
 def first_twin(texts: Iterable[str]) -> str | None:
-    """The first text that is there twice, capital letters and spaces aside (CLIP does not see them either); None where there is none."""
+    """The first text that is there twice, capital letters and spaces aside (CLIP does not see them
+    either); None where there is none.
+    """
     seen: set[str] = set()
     for text in texts:
         plain = " ".join(text.lower().split())

@@ -1,4 +1,6 @@
-"""Pictures with masks in memory, and an endless shuffled stream of batches: what a student is trained on."""
+"""Pictures with masks in memory, and an endless shuffled stream of batches: what a student is
+trained on.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ IGNORE = draw.IGNORE
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Pictures uint8[n h w 3], masks uint8[n h w] of channel numbers (255 = ignore), and how sure each pixel's label is, uint8[n h w], 255 = sure."""
+    """Pictures uint8[n h w 3], masks uint8[n h w] of channel numbers (255 = ignore), and how sure
+    each pixel's label is, uint8[n h w], 255 = sure.
+    """
 
     images: UInt8[np.ndarray, "n h w 3"]
     masks: UInt8[np.ndarray, "n h w"]
@@ -32,7 +36,9 @@ class Pairs:
 
     @classmethod
     def read(cls, examples: Sequence[Any], ids: Sequence[int], side: int, source: str) -> Pairs:
-        """Examples of one size, at most `side` pixels; ids: the class id of each channel. Raises SisError for an id that is not among them."""
+        """Examples of one size, at most `side` pixels; ids: the class id of each channel. Raises
+        SisError for an id that is not among them.
+        """
         table = channel_table(ids)
         bar = progress(len(examples), f"reading {source}", "img")
         rows = []
@@ -42,21 +48,25 @@ class Pairs:
             if np.any((channels == IGNORE) & (mask != IGNORE)):
                 strange = int(mask[(channels == IGNORE) & (mask != IGNORE)][0])
                 raise SisError(
-                    f"the mask of {example.name} in {source} holds class id {strange}, which is not in classes.json"
+                    f"the mask of {example.name} in {source} holds class id {strange}, which is "
+                    "not in classes.json"
                 )
             rows.append((image, channels, sure))
             bar.update(1)
         bar.close()
         if len({r[0].shape for r in rows}) != 1:
             raise SisError(
-                f"the pictures in {source} differ in size or there are none: a student is trained on pictures of one size"
+                f"the pictures in {source} differ in size or there are none: a student is trained "
+                "on pictures of one size"
             )
         return cls(*(np.stack(part) for part in zip(*rows)))
 
     def without_odd_ones(self, trim: float, channel: int = 0) -> Pairs:
-        """Without the share `trim` of pictures on whose frame the least of `channel` (the background) was labelled.
+        """Without the share `trim` of pictures on whose frame the least of `channel` (the
+        background) was labelled.
 
-        A mask in which the background is missing is the commonest large mistake of a teacher that clusters: dark ground taken for dark hair.
+        A mask in which the background is missing is the commonest large mistake of a teacher that
+        clusters: dark ground taken for dark hair.
         """
         if not 0 < trim < 1 or not (self.masks == channel).any():
             return self
@@ -69,7 +79,9 @@ class Pairs:
     def batches(
         self, batch: int, seed: int = 0, start: int = 0
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """An endless stream; batch t depends on (seed, t) alone. Each epoch is a fresh permutation, and a batch may span two."""
+        """An endless stream; batch t depends on (seed, t) alone. Each epoch is a fresh permutation,
+        and a batch may span two.
+        """
         n = len(self)
         order = lru_cache(maxsize=4)(
             lambda epoch: np.random.default_rng([seed, 5, epoch]).permutation(n)

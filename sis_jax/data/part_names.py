@@ -16,7 +16,8 @@ def grouped(
 ) -> tuple[dict[str, Any], ...]:
     """New classes: one per name, the background first; `said` as in `Parts.named`.
 
-    A class keeps an id of those it is made of, so that colours stay; one that was split from another gets a new id.
+    A class keeps an id of those it is made of, so that colours stay; one that was split from
+    another gets a new id.
     """
     share = {c["id"]: c.get("share") or 1e-9 for c in clusters}
     groups: dict[str | None, list[int]] = {}
@@ -55,7 +56,9 @@ def _group(entry: Mapping[str, Any], cluster: int, said: _Said) -> str | None:
 def _ids(
     groups: Mapping[str | None, list[int]], owner: Mapping[int, Mapping[str, Any]]
 ) -> dict[str | None, int]:
-    """An id per group: the smallest free one of the classes its clusters come from, first for groups that keep their name."""
+    """An id per group: the smallest free one of the classes its clusters come from, first for
+    groups that keep their name.
+    """
     fresh = max((entry["id"] for entry in owner.values()), default=0) + 1
     ids: dict[str | None, int] = {None: BACKGROUND}
     for name in sorted(
@@ -69,7 +72,9 @@ def _ids(
 
 
 def _facts(members: Iterable[int], said: _Said, share: Mapping[int, float]) -> dict[str, Any]:
-    """What the text model said of a class: the mean over its clusters, by their share of the pixels; the runner-up is that of the largest."""
+    """What the text model said of a class: the mean over its clusters, by their share of the
+    pixels; the runner-up is that of the largest.
+    """
     told = [c for c in members if c in said]
     if not told:
         return {

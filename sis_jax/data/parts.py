@@ -1,4 +1,6 @@
-"""Parts: what a method found in a generator, with names, colours and facts per cluster; on disk `parts/parts.safetensors` and `classes.json`."""
+"""Parts: what a method found in a generator, with names, colours and facts per cluster; on disk
+`parts/parts.safetensors` and `classes.json`.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +34,14 @@ class Parts:
     """Parts of what a generator draws.
 
     method, settings, arrays: which method, with which resolved hyper-parameters, learned what.
-    classes: {"id", "name", "colour", "clusters", "prompts", "score", "margin", "runner_up", "guess", "unsure"}; id 0 is the background, absent
-        where none was found. The last six are what a text model said (`named`): probability of the name, lead over the runner-up; guess is what it
-        would have been called where that was too little (unsure).
-    clusters: facts per cluster (share, confidence, agreement across seeds, share of the frame, class_id; scores: probability per class).
-    samples: uint8[n h w 3] pictures to look at, masks: their clusters, seeds: theirs, confidence: per picture, 0..1.
+    classes: {"id", "name", "colour", "clusters", "prompts", "score", "margin", "runner_up",
+        "guess", "unsure"}; id 0 is the background, absent where none was found. The last six are
+        what a text model said (`named`): probability of the name, lead over the runner-up; guess is
+        what it would have been called where that was too little (unsure).
+    clusters: facts per cluster (share, confidence, agreement across seeds, share of the frame,
+        class_id; scores: probability per class).
+    samples: uint8[n h w 3] pictures to look at, masks: their clusters, seeds: theirs, confidence:
+        per picture, 0..1.
     """
 
     method: str
@@ -75,16 +80,19 @@ class Parts:
         return self.class_of()[clusters]
 
     def rename(self, names: Mapping[int, str | None]) -> Parts:
-        """Give parts names: {3: "hair", 7: "hair", 11: None} merges two under one name and sends one to the background.
+        """Give parts names: {3: "hair", 7: "hair", 11: None} merges two under one name and sends
+        one to the background.
 
-        Keys are class ids; a merged class keeps its smallest id. A name given by hand is sure: what a text model said of the part is forgotten.
-        Raises UsageError for an id that does not exist, or a name that is no text.
+        Keys are class ids; a merged class keeps its smallest id. A name given by hand is sure: what
+        a text model said of the part is forgotten. Raises UsageError for an id that does not exist,
+        or a name that is no text.
         """
         self._known(names)
         for key, name in names.items():
             if name is not None and (not isinstance(name, str) or not name.strip()):
                 raise UsageError(
-                    f"the name of part {key} must be a text, or None for the background, got {name!r}"
+                    f"the name of part {key} must be a text, or None for the background, got "
+                    f"{name!r}"
                 )
         groups: dict[str, dict[str, Any]] = {}
         background: list[int] = []
@@ -102,12 +110,15 @@ class Parts:
         return self._with_classes((*first, *groups.values()))
 
     def merge(self, ids: Iterable[int], name: str | None = None) -> Parts:
-        """Make one part of several, by id: parts.merge([3, 7], "hair"); without a name it takes that of the first. UsageError for unknown ids."""
+        """Make one part of several, by id: parts.merge([3, 7], "hair"); without a name it takes
+        that of the first. UsageError for unknown ids.
+        """
         ids = list(ids)
         self._known(ids)
         if len(set(ids)) < 2:
             raise UsageError(
-                f"merge needs two parts or more, got {ids}; to name one, use parts.rename({{3: 'hair'}})"
+                f"merge needs two parts or more, got {ids}; to name one, use parts.rename({{3: "
+                f"'hair'}})"
             )
         return self.rename(
             dict.fromkeys(ids, name or self.names[ids[0]])
@@ -120,10 +131,13 @@ class Parts:
         return self.rename(dict.fromkeys([ids] if isinstance(ids, int) else list(ids)))
 
     def named(self, said: Mapping[int, Mapping[str, Any]]) -> Parts:
-        """Parts with the names that a text model gave their clusters; clusters of one name become one part.
+        """Parts with the names that a text model gave their clusters; clusters of one name become
+        one part.
 
-        said: cluster -> {"name" (None is the background), "score", "margin", "runner_up", "named", "prompts", "scores"}. A cluster that is not `named`
-        stays in the part it was in, which is marked unsure; if that part had its name from a text model before, it is called by its number again.
+        said: cluster -> {"name" (None is the background), "score", "margin", "runner_up", "named",
+            "prompts", "scores"}. A cluster that is not `named` stays in the part it was in, which
+            is marked unsure; if that part had its name from a text model before, it is called by
+            its number again.
         """
         clusters = tuple(
             c | {"scores": dict(said[c["id"]]["scores"])} if c["id"] in said else c
@@ -135,7 +149,8 @@ class Parts:
         for key in ids:
             if key not in self.names:
                 raise UsageError(
-                    f"there is no part {key}; there are {', '.join(f'{i} ({n})' for i, n in self.names.items())}"
+                    f"there is no part {key}; there are "
+                    f"{', '.join(f'{i} ({n})' for i, n in self.names.items())}"
                 )
 
     def _with_classes(self, classes: tuple[dict[str, Any], ...]) -> Parts:
@@ -147,7 +162,9 @@ class Parts:
         return replace(self, classes=classes, clusters=clusters)
 
     def digest(self) -> str:
-        """SHA-256 of what masks depend on besides the generator: the learned arrays, and which cluster belongs to which class."""
+        """SHA-256 of what masks depend on besides the generator: the learned arrays, and which
+        cluster belongs to which class.
+        """
         digest = hashlib.sha256(
             repr(sorted((c["id"], tuple(c["clusters"])) for c in self.classes)).encode()
         )
@@ -172,7 +189,9 @@ class Parts:
     # files
 
     def files(self) -> dict[str, bytes]:
-        """Everything `save` writes, by name: pictures of the samples, arrays, classes, the sweep."""
+        """Everything `save` writes, by name: pictures of the samples, arrays, classes, the
+        sweep.
+        """
         out: dict[str, bytes] = {}
         for i, (image, mask) in enumerate(zip(self.samples, self.classify(self.masks))):
             out[f"samples/{i:02d}_image.png"] = _png(image)
@@ -216,11 +235,14 @@ class Parts:
             ]
             table = place / "sweep.json"
             return cls(
-                method=facts["method"], settings=facts["settings"], arrays=arrays, classes=tuple(facts["classes"]),
-                clusters=tuple(facts["clusters"]), background=facts["background"], generator=Info(**facts["generator"]), seed=facts["seed"],
-                warnings=tuple(facts["warnings"]), sweep=json.loads(table.read_text(encoding="utf-8")) if table.exists() else None,
-                samples=np.stack(images) if images else np.zeros((0, 1, 1, 3), np.uint8), masks=masks,
-                seeds=tuple(s["seed"] for s in facts["samples"]), confidence=tuple(s["confidence"] for s in facts["samples"]),
+                method=facts["method"], settings=facts["settings"], arrays=arrays,
+                classes=tuple(facts["classes"]), clusters=tuple(facts["clusters"]),
+                background=facts["background"], generator=Info(**facts["generator"]),
+                seed=facts["seed"], warnings=tuple(facts["warnings"]),
+                sweep=json.loads(table.read_text(encoding="utf-8")) if table.exists() else None,
+                samples=np.stack(images) if images else np.zeros((0, 1, 1, 3), np.uint8),
+                masks=masks, seeds=tuple(s["seed"] for s in facts["samples"]),
+                confidence=tuple(s["confidence"] for s in facts["samples"]),
             )  # fmt: skip
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             why = (
@@ -229,7 +251,8 @@ class Parts:
                 else f"{type(error).__name__}: {error}"
             )
             raise UsageError(
-                f"{folder} holds no parts that can be read ({why}): run python -m sis_jax.discover --out {folder}, with --overwrite if it exists"
+                f"{folder} holds no parts that can be read ({why}): run python -m "
+                f"sis_jax.discover --out {folder}, with --overwrite if it exists"
             ) from None
 
 
@@ -254,7 +277,8 @@ def _class(class_id: int, name: str, clusters: list[int]) -> dict[str, Any]:
 
 
 def classes_from(clusters: list[dict[str, Any]], found: bool) -> tuple[dict[str, Any], ...]:
-    """One class per cluster, largest first; the background's clusters together as class 0, if it was found at all.
+    """One class per cluster, largest first; the background's clusters together as class 0, if it
+    was found at all.
 
     A cluster whose method already knows its "name" keeps it.
     """

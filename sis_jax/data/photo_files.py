@@ -1,6 +1,8 @@
-"""Where photos come from: one picture decoded to uint8[r r 3], and what lies in a folder, an archive or an .npz.
+"""Where photos come from: one picture decoded to uint8[r r 3], and what lies in a folder, an
+archive or an .npz.
 
-`photos.py` puts the two together. Archives are read in memory and never extracted; nothing is unpickled; no external program is started.
+`photos.py` puts the two together. Archives are read in memory and never extracted; nothing is
+unpickled; no external program is started.
 """
 
 from __future__ import annotations
@@ -43,13 +45,14 @@ MAX_BYTES = (
     256 * 2**20
 )  # one encoded picture; an archive member that claims or yields more is refused
 MAX_PIXELS = 200_000_000  # one decoded picture
-# Pillow's other readers can start Ghostscript or read vector and document formats: a photo is none of those.
+# Pillow's other readers can start Ghostscript or read vector and document formats: a photo is none
+# of those.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 
 Crop = Literal["center", "none"]
 
 
-# -------------------------------------------------------------------------------------------------------------------------- one picture
+# -------------------------------------------------------------------------------------- one picture
 
 
 class Unusable(Exception):
@@ -63,7 +66,8 @@ def decode(
     crop: Crop = "center",
     min_size: int = 0,
 ) -> UInt8[np.ndarray, "_ _ 3"]:
-    """One encoded picture (or one array) as uint8[r r 3], or at its own size for resolution None; raises `Unusable` with the reason.
+    """One encoded picture (or one array) as uint8[r r 3], or at its own size for resolution None;
+    raises `Unusable` with the reason.
 
     See `Photos.open` for the rules.
     """
@@ -79,7 +83,8 @@ def decode(
         if image.width * image.height > MAX_PIXELS:
             raise Unusable(f"{image.width}x{image.height} is more than {MAX_PIXELS:,} pixels")
         if resolution is not None and short > 4 * resolution and image.format in ("JPEG", "MPO"):
-            # Decodes fewer DCT coefficients: three times faster for a camera's photo, and still twice as fine as needed.
+            # Decodes fewer DCT coefficients: three times faster for a camera's photo, and still
+            # twice as fine as needed.
             image.draft(
                 None,
                 (2 * resolution * image.width // short, 2 * resolution * image.height // short),
@@ -132,7 +137,7 @@ def _fit(image: Image.Image, resolution: int, crop: str) -> UInt8[np.ndarray, "r
     return np.asarray(image)
 
 
-# ----------------------------------------------------------------------------------------------------------------------------- sources
+# ------------------------------------------------------------------------------------------ sources
 
 Raw = (
     bytes | np.ndarray | Path | Unusable
@@ -143,7 +148,8 @@ Raw = (
 class Listing:
     """What one source holds.
 
-    names: of the pictures, sorted. others: how often each other extension occurs. stamp: name -> what changes with the content.
+    names: of the pictures, sorted. others: how often each other extension occurs. stamp: name ->
+        what changes with the content.
     read: the wanted names -> (name, picture) in whatever order suits the container."""
 
     path: Path
@@ -174,7 +180,8 @@ def list_source(path: Path) -> Listing:
             lambda _: iter([(path.name, path)]),
         )
     raise UsageError(
-        f"{path} is neither a folder, a picture ({' '.join(EXTENSIONS)}) nor an archive ({' '.join(ARCHIVES)})"
+        f"{path} is neither a folder, a picture ({' '.join(EXTENSIONS)}) nor an archive "
+        f"({' '.join(ARCHIVES)})"
     )
 
 
@@ -183,7 +190,9 @@ def _is_photo(name: str) -> bool:
 
 
 def _sort_out(names: Iterable[str]) -> tuple[tuple[str, ...], Counter]:
-    """Picture names in order, and the extensions of the rest; hidden files (and the copies macOS hides in archives) are no one's photos."""
+    """Picture names in order, and the extensions of the rest; hidden files (and the copies macOS
+    hides in archives) are no one's photos.
+    """
     shown = [
         n
         for n in names
@@ -259,7 +268,9 @@ def _list_tar(path: Path) -> Listing:
     def read(wanted: set[str]) -> Iterator[tuple[str, Raw]]:
         with (
             tarfile.open(path) as archive
-        ):  # in the archive's own order: going back in a .tar.gz would unpack it again from the start
+            # in the archive's own order: going back in a .tar.gz would unpack it again from the
+            # start
+        ):
             seen = set()
             for member in archive:
                 if not member.isfile() or member.name not in wanted or member.name in seen:
@@ -313,7 +324,8 @@ def _list_npz(path: Path) -> Listing:
                 or index[-1] > len(data)
             ):
                 raise SisError(
-                    f"`{blob}_off` in {path} does not cut `{blob}_blob` ({len(data):,} bytes) into pictures"
+                    f"`{blob}_off` in {path} does not cut `{blob}_blob` ({len(data):,} bytes) "
+                    "into pictures"
                 )
         for i, name in enumerate(names):
             if name in wanted:
@@ -324,7 +336,9 @@ def _list_npz(path: Path) -> Listing:
 
 
 def readable(listing: Listing, wanted: set[str]) -> Iterator[tuple[str, np.ndarray | str]]:
-    """The wanted pictures of a source at their own size, one at a time: (name, uint8[h w 3]), or (name, why it cannot be used)."""
+    """The wanted pictures of a source at their own size, one at a time: (name, uint8[h w 3]), or
+    (name, why it cannot be used).
+    """
     for name, raw in listing.read(wanted):
         try:
             if isinstance(raw, Unusable):
@@ -343,4 +357,7 @@ def readable(listing: Listing, wanted: set[str]) -> Iterator[tuple[str, np.ndarr
 def nothing_found(label: str, listings: Sequence[Listing]) -> str:
     others = sum((x.others for x in listings), Counter())
     seen = ", ".join(f"{ext} ({count:,})" for ext, count in others.most_common(6)) or "no files"
-    return f"no photos in {label}: looked for {' '.join('*' + e for e in EXTENSIONS)} in every folder below, found {seen}"
+    return (
+        f"no photos in {label}: looked for {' '.join('*' + e for e in EXTENSIONS)} in every "
+        f"folder below, found {seen}"
+    )

@@ -1,6 +1,8 @@
-"""Real photos as one array: a folder, an archive or an .npz in, uint8[n r r 3] out, and an endless shuffled stream of batches.
+"""Real photos as one array: a folder, an archive or an .npz in, uint8[n r r 3] out, and an endless
+shuffled stream of batches.
 
-Every picture that could not be used is named with the reason; `photo_files.py` reads them one by one.
+Every picture that could not be used is named with the reason; `photo_files.py` reads them one by
+one.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ Found = tuple[np.ndarray, tuple[str, ...], tuple[tuple[str, str], ...]]  # image
 class Photos:
     """Photos of one size in memory (or memory-mapped), in a fixed order.
 
-    images: uint8[n r r 3] RGB. names: one per photo, path inside the source. skipped: (name, reason) of what could not be used.
+    images: uint8[n r r 3] RGB. names: one per photo, path inside the source. skipped: (name,
+        reason) of what could not be used.
     mirror: whether `batches` flips each item with probability 1/2.
     """
 
@@ -79,14 +82,18 @@ class Photos:
     ) -> Photos:
         """Read every photo of `source` at `resolution` x `resolution`, in the order of their names.
 
-        source: a folder (searched to the bottom), one picture, a .zip, .tar, .tar.gz or .npz file, or a list of these. An .npz holds
-        `images` uint8[n h w 3], or encoded files end to end: `<k>_blob` uint8 and `<k>_off` int64[n + 1].
-        rows, limit: which of the sorted photos, then how many of those. crop: "center" cuts the largest centred square; "none" squeezes the
-        whole photo into the square. min_size: skip photos whose shorter side is below this many pixels (default resolution // 2).
-        cache: folder that keeps the result; it is found again while names, sizes, times and settings are the same. threads: decoders
-        (default: cores, at least 2). progress: True for a bar on stderr, or a function (done, total).
-        EXIF orientation is honoured, transparency lies on white, 16-bit grey is scaled, CMYK converted. Downscaling by a whole number
-        averages blocks, otherwise Lanczos; a JPEG more than four times too large is first reduced while decoding.
+        source: a folder (searched to the bottom), one picture, a .zip, .tar, .tar.gz or .npz file,
+            or a list of these. An .npz holds `images` uint8[n h w 3], or encoded files end to end:
+            `<k>_blob` uint8 and `<k>_off` int64[n + 1].
+        rows, limit: which of the sorted photos, then how many of those. crop: "center" cuts the
+            largest centred square; "none" squeezes the whole photo into the square. min_size: skip
+            photos whose shorter side is below this many pixels (default resolution // 2).
+        cache: folder that keeps the result; it is found again while names, sizes, times and
+            settings are the same. threads: decoders (default: cores, at least 2). progress: True
+            for a bar on stderr, or a function (done, total). EXIF orientation is honoured,
+            transparency lies on white, 16-bit grey is scaled, CMYK converted. Downscaling by a
+            whole number averages blocks, otherwise Lanczos; a JPEG more than four times too large
+            is first reduced while decoding.
         Raises UsageError when there is no photo to read, SisError when none can be read.
         """
         min_size = resolution // 2 if min_size is None else min_size
@@ -140,13 +147,16 @@ class Photos:
     def batches(
         self, batch: int, seed: int = 0, start_step: int = 0
     ) -> Iterator[UInt8[np.ndarray, "b r r 3"]]:
-        """An endless stream of batches; batch t depends on (seed, t) alone, so a run resumed at `start_step` sees what it would have seen.
+        """An endless stream of batches; batch t depends on (seed, t) alone, so a run resumed at
+        `start_step` sees what it would have seen.
 
-        Each epoch is a fresh permutation of all photos. A batch may span epochs: nothing is dropped, and it may be larger than the set.
+        Each epoch is a fresh permutation of all photos. A batch may span epochs: nothing is
+        dropped, and it may be larger than the set.
         """
         if batch < 1 or start_step < 0 or seed < 0:
             raise UsageError(
-                f"batches wants batch >= 1, seed >= 0 and start_step >= 0, got {batch}, {seed} and {start_step}"
+                f"batches wants batch >= 1, seed >= 0 and start_step >= 0, got {batch}, {seed} "
+                f"and {start_step}"
             )
         return self._stream(batch, seed, start_step)
 
@@ -168,10 +178,13 @@ class Photos:
             step += 1
 
     def holdout(self, n: int, seed: int = 0) -> tuple[Photos, Photos]:
-        """(training photos, n held-out photos): a random split by `seed`, both in the original order."""
+        """(training photos, n held-out photos): a random split by `seed`, both in the original
+        order.
+        """
         if not 0 < n < len(self):
             raise UsageError(
-                f"cannot hold out {n} of {len(self)} photos: give a number from 1 to {len(self) - 1}"
+                f"cannot hold out {n} of {len(self)} photos: give a number from 1 to "
+                f"{len(self) - 1}"
             )
         held = np.zeros(len(self), bool)
         held[np.random.default_rng([seed, 2]).permutation(len(self))[:n]] = True
@@ -181,7 +194,9 @@ class Photos:
 
 
 def own_side(source: str | os.PathLike, looked_at: int = 8) -> int:
-    """Median shorter side, in pixels, of the first few photos of a source; 0 where none can be read."""
+    """Median shorter side, in pixels, of the first few photos of a source; 0 where none can be
+    read.
+    """
     listing = list_source(Path(source))
     found = [
         min(p.shape[:2])
@@ -206,13 +221,15 @@ def _check_settings(
             raise UsageError(f"{name} is {value}, expected at least {least}")
 
 
-# ------------------------------------------------------------------------------------------------------------------- decoding them all
+# -------------------------------------------------------------------------------- decoding them all
 
 
 def _jobs(
     listings: Sequence[Listing], entries: Sequence[tuple[int, str]]
 ) -> Iterator[tuple[int, Raw]]:
-    """(slot, picture) for every entry; the slot is its place in the sorted order, whatever order the container is read in."""
+    """(slot, picture) for every entry; the slot is its place in the sorted order, whatever order
+    the container is read in.
+    """
     for number, listing in enumerate(listings):
         slots = {name: slot for slot, (owner, name) in enumerate(entries) if owner == number}
         for name, raw in listing.read(set(slots)) if slots else ():
@@ -242,7 +259,9 @@ def _decode_all(
     threads: int | None,
     progress: Progress,
 ) -> Found:
-    """(images, names, skipped) of all jobs, in slot order. With a cache (folder, key) the array lies there and not in memory."""
+    """(images, names, skipped) of all jobs, in slot order. With a cache (folder, key) the array
+    lies there and not in memory.
+    """
     raw_file = None if cache is None else cache[0] / f".{cache[1]}.{os.getpid()}.tmp"
     shape = (len(names), resolution, resolution, 3)
     try:
@@ -266,7 +285,8 @@ def _decode_all(
         if cache is None:
             raise
         raise SisError(
-            f"the photos cannot be kept in {cache[0]}: {error.strerror or error}; choose another cache folder"
+            f"the photos cannot be kept in {cache[0]}: {error.strerror or error}; choose another "
+            "cache folder"
         ) from None
     finally:
         if raw_file is not None and raw_file.parent.is_dir():
@@ -280,7 +300,9 @@ def _fill(
     threads: int,
     progress: Progress,
 ) -> dict[int, str]:
-    """Decode into `images`; slot -> reason for those that failed. A bounded window of work keeps memory flat."""
+    """Decode into `images`; slot -> reason for those that failed. A bounded window of work keeps
+    memory flat.
+    """
     failed = dict.fromkeys(range(len(images)), "was there when listed and is gone now")
     window: deque[tuple[int, Future]] = deque()
     total = len(images)

@@ -1,7 +1,8 @@
 """The methods, one paper per file, and what they have in common.
 
-A method is a frozen dataclass of hyper-parameters: the constructor stores, `fit(gen, seed)` returns a fitted copy, learned attributes end in `_`.
-`METHODS` maps the name a user types to the class; `discover --method NAME` turns the class's fields into flags.
+A method is a frozen dataclass of hyper-parameters: the constructor stores, `fit(gen, seed)` returns
+a fitted copy, learned attributes end in `_`. `METHODS` maps the name a user types to the class;
+`discover --method NAME` turns the class's fields into flags.
 """
 
 from __future__ import annotations
@@ -28,11 +29,15 @@ METHODS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a method needs beside the generator: methods open no files, so the verb reads them (`sis_jax/stages/inputs.py`).
+    """What a method needs beside the generator: methods open no files, so the verb reads them
+    (`sis_jax/stages/inputs.py`).
 
-    photos: UInt8[n r r 3], real photos at the generator's resolution. discriminator: images Float[n r r 3] -> Float[n 1].
-    painted: UInt8[n r r], class ids somebody painted over the samples of `painted_seeds`, 255 = not painted; painted_names: {class id: name}.
-    folder: where a long fit may keep what it needs to go on after an interruption; None keeps nothing.
+    photos: UInt8[n r r 3], real photos at the generator's resolution. discriminator: images Float[n
+        r r 3] -> Float[n 1].
+    painted: UInt8[n r r], class ids somebody painted over the samples of `painted_seeds`, 255 = not
+        painted; painted_names: {class id: name}.
+    folder: where a long fit may keep what it needs to go on after an interruption; None keeps
+        nothing.
     """
 
     photos: UInt8[np.ndarray, "n r r 3"] | None = None
@@ -44,12 +49,15 @@ class Inputs:
 
 
 class Method(Protocol):
-    """What the verbs ask of a method. `clusters_`: facts per cluster; `arrays_`: everything learned, by name; `sweep_`: why these settings.
+    """What the verbs ask of a method. `clusters_`: facts per cluster; `arrays_`: everything
+    learned, by name; `sweep_`: why these settings.
 
-    A method that needs more than a generator has `wants`, names of fields of `Inputs`, and takes them as `fit(gen, seed, inputs=...)`. Optional
-    members: `files_`, {name: bytes} to lie beside the parts (curves, logs); `warnings_`, sentences with their cure; `estimate()`, for `--dry-run`;
-    `shaky_cure`, what to do about clusters of low agreement, where that is the settings' fault ("lower k"); `adds_clusters`, true where arrays_["centers"]
-    may get one more row (`discover --rare`).
+    A method that needs more than a generator has `wants`, names of fields of `Inputs`, and takes
+    them as `fit(gen, seed, inputs=...)`. Optional members: `files_`, {name: bytes} to lie beside
+    the parts (curves, logs); `warnings_`, sentences with their cure; `estimate()`, for `--dry-run`;
+    `shaky_cure`, what to do about clusters of low agreement, where that is the settings' fault
+    ("lower k"); `adds_clusters`, true where arrays_["centers"] may get one more row (`discover
+    --rare`).
     """
 
     clusters_: list[dict[str, Any]]

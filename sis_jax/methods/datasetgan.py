@@ -1,26 +1,36 @@
-"""DatasetGAN: a handful of painted samples teach small classifiers to label every picture the generator draws (Zhang et al., CVPR 2021).
+"""DatasetGAN: a handful of painted samples teach small classifiers to label every picture the
+generator draws (Zhang et al., CVPR 2021).
 
-Section 3.2 of the paper: the feature vector of a pixel is its hypercolumn, the maps of all layers enlarged to the picture's size and concatenated. An
-ensemble of ten networks D-128-32-K (D-256-128-K from 32 classes on), each layer linear, ReLU, batch normalisation, learns the class from the painted
-pixels; the label is their vote. Uncertainty is the Jensen-Shannon divergence of the members' distributions p_e,
+Section 3.2 of the paper: the feature vector of a pixel is its hypercolumn, the maps of all layers
+enlarged to the picture's size and concatenated. An ensemble of ten networks D-128-32-K (D-256-128-K
+from 32 classes on), each layer linear, ReLU, batch normalisation, learns the class from the painted
+pixels; the label is their vote. Uncertainty is the Jensen-Shannon divergence of the members'
+distributions p_e,
 
     JS = H(mean_e p_e) - mean_e H(p_e),
 
-softmax first, then the mean, then the entropy: averaging logits instead was a mistake of the first release.
+softmax first, then the mean, then the entropy: averaging logits instead was a mistake of the first
+release.
 
-`classifier="linear"` is the read-out of LinearGAN (Xu and Zheng, CVPR 2021): a linear map of the same features, the cheapest variant.
+`classifier="linear"` is the read-out of LinearGAN (Xu and Zheng, CVPR 2021): a linear map of the
+same features, the cheapest variant.
 
 Where we differ, and why:
-* A hypercolumn is never made for a whole picture: the original holds those of all painted pixels, 160 to 200 GB. Features are read at `max_points`
-  pixels, rare classes first; weights make the loss an estimate of that over all painted pixels. Whole pictures are labelled with the first layer
+* A hypercolumn is never made for a whole picture: the original holds those of all painted pixels,
+  160 to 200 GB. Features are read at `max_points` pixels, rare classes first; weights make the loss
+  an estimate of that over all painted pixels. Whole pictures are labelled with the first layer
   applied at each map's own size and then enlarged, which is equal because enlarging is linear.
-* Features are standardised per channel, members share their minibatches (one large product instead of ten small ones), and the number of steps is
-  fixed, the rate falling as a cosine, instead of stopping by the loss of single minibatches.
-* Members see bootstrap draws of the painted samples (Breiman 1996), not all of them. On 16 painted faces the labels are better (mean IoU 0.861 against
-  0.843), and the divergence finds errors: networks that differ only by their start are wrong together, linear ones would be equal.
-* StyleGAN2 instead of StyleGAN1: maps are the results of all convolutions, after noise, bias and activation.
-* The most uncertain tenth of the pictures is not left out here: the confidence 1 - JS / max JS is written with each, and weighs pixels in `distill`.
-`RECIPES["paper"]` is the published setting as far as it carries over; it holds the features of all painted pixels.
+* Features are standardised per channel, members share their minibatches (one large product instead
+  of ten small ones), and the number of steps is fixed, the rate falling as a cosine, instead of
+  stopping by the loss of single minibatches.
+* Members see bootstrap draws of the painted samples (Breiman 1996), not all of them. On 16 painted
+  faces the labels are better (mean IoU 0.861 against 0.843), and the divergence finds errors:
+  networks that differ only by their start are wrong together, linear ones would be equal.
+* StyleGAN2 instead of StyleGAN1: maps are the results of all convolutions, after noise, bias and
+  activation.
+* The most uncertain tenth of the pictures is not left out here: the confidence 1 - JS / max JS is
+  written with each, and weighs pixels in `distill`. `RECIPES["paper"]` is the published setting as
+  far as it carries over; it holds the features of all painted pixels.
 """
 
 from __future__ import annotations
@@ -44,13 +54,22 @@ from sis_jax.types import Generator, Samples, SisError, UsageError, check_taps, 
 
 RECIPES: dict[str, dict[str, Any]] = {
     # All painted pixels, minibatches of 64, plain Adam at 1e-3, ten networks that vote.
-    "paper": {"members": 10, "bootstrap": False, "vote": "majority", "max_points": 2**31 - 1, "batch": 64, "steps": 20_000, "weight_decay": 0.0,
-              "truncation": 0.7},
-}  # fmt: skip
+    "paper": {
+        "members": 10,
+        "bootstrap": False,
+        "vote": "majority",
+        "max_points": 2**31 - 1,
+        "batch": 64,
+        "steps": 20_000,
+        "weight_decay": 0.0,
+        "truncation": 0.7,
+    },
+}
 
 IGNORE = 255
 BLOCK_BYTES = 256 * 2**20  # features of one block of samples
-HELD = 2  # further members, each shown one half of the samples: they say how well the other half is labelled
+# further members, each shown one half of the samples: they say how well the other half is labelled
+HELD = 2
 UNSURE = 0.5
 
 
@@ -62,7 +81,8 @@ class DatasetGAN:
     classifier: "mlp", the paper's networks, or "linear", a linear read-out.
     layer: taps such as "32x32/conv0" joined by "+", or "auto", every convolution.
     members: classifiers in the ensemble.
-    bootstrap: each member learns from painted samples drawn with replacement, which is what makes it doubt where they differ.
+    bootstrap: each member learns from painted samples drawn with replacement, which is what makes
+        it doubt where they differ.
     truncation: psi the painted pictures were drawn with.
     vote: label by the "mean" of the members' probabilities, or by "majority".
     max_points: pixels to learn from, at most; rare classes are taken first.
@@ -94,11 +114,14 @@ class DatasetGAN:
     wants: ClassVar[tuple[str, ...]] = ("painted",)
 
     def fit(self, gen: Generator, seed: int = 0, inputs: Inputs | None = None) -> DatasetGAN:
-        """Learn the classes somebody painted; returns a fitted copy. The same seed and masks give the same classifiers.
+        """Learn the classes somebody painted; returns a fitted copy. The same seed and masks give
+        the same classifiers.
 
-        inputs: `painted` UInt8[m r r] of class ids (255 = not painted) over the samples of `painted_seeds`, and their `painted_names`.
+        inputs: `painted` UInt8[m r r] of class ids (255 = not painted) over the samples of
+            `painted_seeds`, and their `painted_names`.
 
-        Raises UsageError for settings or masks that cannot work (the sentence says what can), SisError for NaN features.
+        Raises UsageError for settings or masks that cannot work (the sentence says what can),
+        SisError for NaN features.
         """
         self._check(gen)
         painted, seeds, ids = _painted(inputs, gen.resolution)
@@ -131,11 +154,14 @@ class DatasetGAN:
     # labelling
 
     def predict(self, samples: Samples) -> UInt8[np.ndarray, "n h w"]:
-        """Class, by its position among the painted ids, of every pixel of samples made with `taps=method.taps_`."""
+        """Class, by its position among the painted ids, of every pixel of samples made with
+        `taps=method.taps_`.
+        """
         missing = [t for t in self.taps_ if t not in samples.features]
         if missing:
             raise UsageError(
-                f"these samples carry no {missing[0]} features: make them with gen.sample(seeds, taps={self.taps_})"
+                f"these samples carry no {missing[0]} features: make them with gen.sample(seeds, "
+                f"taps={self.taps_})"
             )
         features = tuple(samples.features[tap] for tap in self.taps_)
         return np.asarray(
@@ -149,11 +175,13 @@ class DatasetGAN:
     ) -> Iterator[
         tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"], Float[np.ndarray, "b h w"]]
     ]:
-        """Stream (images, classes, confidence) for seeds, in batches. Confidence 1 - JS / max JS of the members' distributions, 0..1."""
+        """Stream (images, classes, confidence) for seeds, in batches. Confidence 1 - JS / max JS of
+        the members' distributions, 0..1.
+        """
         psi = self.truncation if truncation is None else truncation
         for image, label, sure in map_samples(
-            gen, list(seeds), _label_body, truncation=psi, shared=(_layers(self.arrays_),), batch=_block(gen, self.taps_),
-            taps=self.taps_, majority=self.vote == "majority",
+            gen, list(seeds), _label_body, truncation=psi, shared=(_layers(self.arrays_),),
+            batch=_block(gen, self.taps_), taps=self.taps_, majority=self.vote == "majority",
         ):  # fmt: skip
             yield to_uint8(image), label, sure
 
@@ -189,7 +217,8 @@ class DatasetGAN:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected at least {least}")
         if not 0 < self.learning_rate < 1:
             raise UsageError(
-                f"learning_rate is {self.learning_rate}, expected a number between 0 and 1 (0.001 is the paper's)"
+                f"learning_rate is {self.learning_rate}, expected a number between 0 and 1 (0.001 "
+                "is the paper's)"
             )
         _taps(gen, self.layer)
 
@@ -199,7 +228,8 @@ class DatasetGAN:
         """Hypercolumns of the chosen pixels of every painted sample."""
         found, bar = [], progress(len(seeds), "features of painted pixels", "sample")
         for block in map_samples(
-            gen, seeds, _collect_body, truncation=self.truncation, per_sample=(at,), batch=_block(gen, taps), taps=taps, side=gen.resolution
+            gen, seeds, _collect_body, truncation=self.truncation, per_sample=(at,),
+            batch=_block(gen, taps), taps=taps, side=gen.resolution
         ):  # fmt: skip
             found.append(block)
             bar.update(len(block))
@@ -207,7 +237,8 @@ class DatasetGAN:
         x = np.concatenate(found)
         if not np.isfinite(x).all():
             raise SisError(
-                "the features of painted samples are NaN or infinite: the generator's weights are damaged"
+                "the features of painted samples are NaN or infinite: the generator's weights are "
+                "damaged"
             )
         return x
 
@@ -220,7 +251,9 @@ class DatasetGAN:
         classes: int,
         seed: int,
     ) -> tuple[pixels.Layers, Float[np.ndarray, "e n"]]:
-        """Layers of all members and of the two that were shown one half each; which points each of them saw."""
+        """Layers of all members and of the two that were shown one half each; which points each of
+        them saw.
+        """
         n = int(owner.max()) + 1
         half = (owner if n > 1 else np.arange(len(x))) % 2
         rng = np.random.default_rng([seed, 1])
@@ -238,8 +271,9 @@ class DatasetGAN:
             bar.set_postfix_str(f"loss {loss:.3f}")
 
         layers = pixels.train(
-            x, y, weight, seen, classes=classes, hidden=hidden, steps=self.steps, batch=min(self.batch, len(x)),
-            learning_rate=self.learning_rate, weight_decay=self.weight_decay, seed=seed, tick=tick,
+            x, y, weight, seen, classes=classes, hidden=hidden, steps=self.steps,
+            batch=min(self.batch, len(x)), learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay, seed=seed, tick=tick,
         )  # fmt: skip
         bar.close()
         return layers, seen
@@ -253,7 +287,9 @@ class DatasetGAN:
         names: dict[int, str],
         held: np.ndarray,
     ) -> None:
-        """Facts per class from the painted pictures, labelled whole; names and background are the painter's."""
+        """Facts per class from the painted pictures, labelled whole; names and background are the
+        painter's.
+        """
         facts, _ = selection.describe(
             self.label_seeds(gen, (seeds * BATCH)[: max(BATCH, len(seeds))]), len(ids)
         )
@@ -271,19 +307,27 @@ class DatasetGAN:
             for c, n, h in zip(clusters, counts, held)
         ]
         fill_in(
-            self, clusters_=clusters, background_={"found": found, "why": why},
-            files_={"painted.json": (json.dumps({"seeds": seeds, "classes": table}, indent=1) + "\n").encode()},
+            self,
+            clusters_=clusters,
+            background_={"found": found, "why": why},
+            files_={
+                "painted.json": (
+                    json.dumps({"seeds": seeds, "classes": table}, indent=1) + "\n"
+                ).encode()
+            },
             warnings_=tuple(_warnings(table)),
-        )  # fmt: skip
+        )
 
 
 def choose_pixels(
     painted: UInt8[np.ndarray, "n r r"], most: int, seed: int = 0
 ) -> tuple[Int[np.ndarray, "n p"], Int[np.ndarray, "n p"], Float[np.ndarray, "n p"]]:
-    """Pixels to learn from: (row * r + column, class id, weight), equally many per sample; filling has weight 0.
+    """Pixels to learn from: (row * r + column, class id, weight), equally many per sample; filling
+    has weight 0.
 
-    Where a sample has more painted pixels than its share of `most`, its smallest classes are kept whole first and the others evenly cut. The
-    weights, 1 on average, are painted pixels per chosen one, so that a weighted mean over the points estimates that over all painted pixels.
+    Where a sample has more painted pixels than its share of `most`, its smallest classes are kept
+    whole first and the others evenly cut. The weights, 1 on average, are painted pixels per chosen
+    one, so that a weighted mean over the points estimates that over all painted pixels.
     """
     flat = painted.reshape(len(painted), -1)
     share = int(min((flat != IGNORE).sum(1).max(), max(1, most // len(flat))))
@@ -309,17 +353,20 @@ def _painted(
     """Masks with at least one painted pixel, their seeds, and the class ids in them."""
     if inputs is None or inputs.painted is None:
         raise UsageError(
-            "datasetgan learns from painted samples and got none: python -m sis_jax export RUN --format blanks --n 16, paint the masks, "
+            "datasetgan learns from painted samples and got none: python -m sis_jax export RUN "
+            "--format blanks --n 16, paint the masks, "
             "then give their folder as --masks"
         )
     masks, seeds = inputs.painted, inputs.painted_seeds
     if len(masks) != len(seeds):
         raise UsageError(
-            f"there are {len(masks)} painted masks and {len(seeds)} seeds: each mask belongs to the sample of one seed"
+            f"there are {len(masks)} painted masks and {len(seeds)} seeds: each mask belongs to "
+            "the sample of one seed"
         )
     if masks.shape[1:] != (side, side):
         raise UsageError(
-            f"the painted masks are {masks.shape[2]}x{masks.shape[1]}, expected the generator's {side}x{side}"
+            f"the painted masks are {masks.shape[2]}x{masks.shape[1]}, expected the generator's "
+            f"{side}x{side}"
         )
     used = (masks != IGNORE).any((1, 2))
     if not used.any():
@@ -329,7 +376,8 @@ def _painted(
     ids = np.unique(masks[masks != IGNORE]).astype(np.int64)
     if len(ids) < 2:
         raise UsageError(
-            f"only one class, {int(ids[0])}, is painted: paint at least two, one of them the background (0)"
+            f"only one class, {int(ids[0])}, is painted: paint at least two, one of them the "
+            "background (0)"
         )
     if not used.all():
         say(f"{int((~used).sum())} of {len(masks)} samples have nothing painted and are left out")
@@ -340,8 +388,10 @@ def _warnings(table: list[dict[str, Any]]) -> Iterator[str]:
     for row in table:
         if row["held_out_iou"] < UNSURE:
             yield (
-                f"The class {row['name']} ({row['painted_pixels']:,} pixels) is not yet learned: classifiers that saw one half of the painted "
-                f"samples reach an IoU of {row['held_out_iou']:.2f} on the other half. Paint it in more samples."
+                f"The class {row['name']} ({row['painted_pixels']:,} pixels) is not yet learned: "
+                "classifiers that saw one half of the painted "
+                f"samples reach an IoU of {row['held_out_iou']:.2f} on the other half. Paint it "
+                "in more samples."
             )
 
 
@@ -365,7 +415,9 @@ def _held_out(
     seen: np.ndarray,
     classes: int,
 ) -> Float[np.ndarray, "k"]:
-    """IoU per class of the labels that each half's classifier gives to the painted pixels of the other half."""
+    """IoU per class of the labels that each half's classifier gives to the painted pixels of the
+    other half.
+    """
     last = [tuple(a[-HELD:] for a in pair) for pair in layers]
     guess = np.argmax(np.asarray(_logits(last, x)), axis=-1)  # [2, n]
     other = np.where(seen[-1] > 0, guess[0], guess[1])
@@ -375,7 +427,9 @@ def _held_out(
 
 
 def _taps(gen: Generator, layer: str) -> tuple[str, ...]:
-    """The taps asked for; "auto" is every convolution, or every stage of a generator that names no convolutions."""
+    """The taps asked for; "auto" is every convolution, or every stage of a generator that names no
+    convolutions.
+    """
     if layer != "auto":
         return check_taps(layer.split("+"), gen.taps)
     return tuple(t for t in gen.taps if "/" in t) or tuple(gen.taps)

@@ -1,24 +1,41 @@
-"""Labels4Free: what may be replaced by background without anybody noticing is background (Abdal et al. 2021, arXiv 2103.14968).
+"""Labels4Free: what may be replaced by background without anybody noticing is background (Abdal et
+al. 2021, arXiv 2103.14968).
 
-Equations of the paper, a = the alpha network's mask of a picture G(w), read from the features that made it:
-    x   = a G(w) + (1 - a) G_bg(w')                            the composite, G_bg = G with its coarsest information set to zero
-    L_D = softplus(-D(real)) + softplus(D(x)) + lazy R1        a discriminator too weak to judge more than consistency
-    L_a = s softplus(-D(x)) + lambda [min(a, 1-a) + relu(phi_fg - mean a)] + w_bg relu(phi_bg - (1 - mean a))
-All ones would fool D perfectly: the last term asks for some background, and D decides where it hurts least.
+Equations of the paper, a = the alpha network's mask of a picture G(w), read from the features that
+made it:
+
+    x   = a G(w) + (1 - a) G_bg(w')
+    L_D = softplus(-D(real)) + softplus(D(x)) + lazy R1
+    L_a = s softplus(-D(x)) + lambda [min(a, 1-a) + relu(phi_fg - mean a)]
+          + w_bg relu(phi_bg - (1 - mean a))
+
+x is the composite, G_bg = G with its coarsest information set to zero; D is a discriminator too
+weak to judge more than consistency. All ones would fool D perfectly: the last term asks for some
+background, and D decides where it hurts least.
 
 Where we differ, and why (each one a setting; `RECIPES` has the published values by data set):
-* The background has latents of its own (`same_latents`): with those of the picture it has nearly the same colour, and a leaking mask costs nothing.
-* The real pictures are the generator's own samples unless `photos` are given. D then has nothing to learn but the composite; with photos it
-  first learns to tell samples from photos, which says nothing about the mask.
-* D has a fraction of the generator's channels (`d_width`): it is to be weak, and most of the time is spent in it.
-* Features are standardised (`normalize`), and the mask starts as foreground (`start`), so that D begins with nothing to see.
-* Half of a picture's frame is to be background (`least_frame`): else the first random weights decide which side is, and 2 of 23 trainings were right.
-* `threshold` is in the middle. Default faces, 1,000 samples at psi 0.7, mean IoU of both sides with a people segmenter, seeds 0 to 4: 0.82, 0.77, 0.78,
-  0.79, 0.75 at 0.5; 0.83, 0.73, 0.75, 0.71, 0.66 at 0.2.
-* Training is short and its rates fall to 0 (`decay`): the longer the weak D goes on, the more dark hair and clothes it gives to the ground.
-* A checkpoint is chosen without labels (`pick`): the published runs stop at a step chosen by eye, between 50 and 1,200. `training/labels4free_checks.py` says how.
-* The averaged weights are used; the published "ema" is a copy of the last ones. The R1 step's stray + D(real) is left out (`quirk`).
-* Any size. A run whose masks are wrong, as far as that shows, is left at half its steps and repeated from other weights (`tries`).
+* The background has latents of its own (`same_latents`): with those of the picture it has nearly
+  the same colour, and a leaking mask costs nothing.
+* The real pictures are the generator's own samples unless `photos` are given. D then has nothing to
+  learn but the composite; with photos it first learns to tell samples from photos, which says
+  nothing about the mask.
+* D has a fraction of the generator's channels (`d_width`): it is to be weak, and most of the time
+  is spent in it.
+* Features are standardised (`normalize`), and the mask starts as foreground (`start`), so that D
+  begins with nothing to see.
+* Half of a picture's frame is to be background (`least_frame`): else the first random weights
+  decide which side is, and 2 of 23 trainings were right.
+* `threshold` is in the middle. Default faces, 1,000 samples at psi 0.7, mean IoU of both sides with
+  a people segmenter, seeds 0 to 4: 0.82, 0.77, 0.78, 0.79, 0.75 at 0.5; 0.83, 0.73, 0.75, 0.71,
+  0.66 at 0.2.
+* Training is short and its rates fall to 0 (`decay`): the longer the weak D goes on, the more dark
+  hair and clothes it gives to the ground.
+* A checkpoint is chosen without labels (`pick`): the published runs stop at a step chosen by eye,
+  between 50 and 1,200. `training/labels4free_checks.py` says how.
+* The averaged weights are used; the published "ema" is a copy of the last ones. The R1 step's stray
+  + D(real) is left out (`quirk`).
+* Any size. A run whose masks are wrong, as far as that shows, is left at half its steps and
+  repeated from other weights (`tries`).
 """
 
 from __future__ import annotations
@@ -46,9 +63,10 @@ from sis_jax.training.state import TrainingState
 from sis_jax.types import Generator, Samples, SisError, UsageError, to_uint8
 
 _PUBLISHED: dict[str, Any] = {
-    "same_latents": True, "d_width": 1.0, "normalize": False, "decay": False, "start": 0.0, "pick": "last", "quirk": True, "ema": 0.0,
-    "learning_rate": 2e-4, "d_learning_rate": 2e-4, "r1_gamma": 10.0, "stage": "4x4", "batch": 8, "background": 0.0, "threshold": 0.9,
-    "check": 100, "tries": 1, "least_frame": 0.0,
+    "same_latents": True, "d_width": 1.0, "normalize": False, "decay": False, "start": 0.0,
+    "pick": "last", "quirk": True, "ema": 0.0, "learning_rate": 2e-4, "d_learning_rate": 2e-4,
+    "r1_gamma": 10.0, "stage": "4x4", "batch": 8, "background": 0.0, "threshold": 0.9, "check": 100,
+    "tries": 1, "least_frame": 0.0,
 }  # fmt: skip
 _ONE_GPU: dict[str, Any] = _PUBLISHED | {"batch": 2, "steps": 2000}
 _CAR: dict[str, Any] = _PUBLISHED | {
@@ -58,17 +76,29 @@ _CAR: dict[str, Any] = _PUBLISHED | {
     "discriminator": "own",
 }
 RECIPES: dict[str, dict[str, Any]] = {
-    # The commands of the published code: those of the paper's runs, then those for one graphics card. Photos are to be given.
+    # The commands of the published code: those of the paper's runs, then those for one graphics
+    # card. Photos are to be given.
     "ffhq": _PUBLISHED | {"binary": 1.2, "steps": 1200, "truncation": 1.0},
     "horse": _PUBLISHED | {"binary": 3.0, "steps": 500, "truncation": 1.0},
     "cat": _PUBLISHED | {"binary": 3.0, "steps": 900, "truncation": 0.5},
     "car": _CAR | {"binary": 10.0, "steps": 50, "learning_rate": 2e-3, "d_learning_rate": 2e-3},
-    "ffhq-1gpu": _ONE_GPU | {"binary": 1.2, "truncation": 1.0, "background": 3.0, "least_background": 0.4},
-    "horse-1gpu": _ONE_GPU | {"binary": 3.0, "truncation": 1.0, "background": 6.0, "least_background": 0.6},
-    "cat-1gpu": _ONE_GPU | {"binary": 3.0, "truncation": 0.5, "background": 4.0, "least_background": 0.35},
-    "car-1gpu": _CAR | {"binary": 20.0, "steps": 750, "learning_rate": 8e-4, "d_learning_rate": 8e-4, "adversarial": 0.1,
-                        "background": 40.0, "least_background": 0.75},
-}  # fmt: skip
+    "ffhq-1gpu": _ONE_GPU
+    | {"binary": 1.2, "truncation": 1.0, "background": 3.0, "least_background": 0.4},
+    "horse-1gpu": _ONE_GPU
+    | {"binary": 3.0, "truncation": 1.0, "background": 6.0, "least_background": 0.6},
+    "cat-1gpu": _ONE_GPU
+    | {"binary": 3.0, "truncation": 0.5, "background": 4.0, "least_background": 0.35},
+    "car-1gpu": _CAR
+    | {
+        "binary": 20.0,
+        "steps": 750,
+        "learning_rate": 8e-4,
+        "d_learning_rate": 8e-4,
+        "adversarial": 0.1,
+        "background": 40.0,
+        "least_background": 0.75,
+    },
+}
 
 POOL = 2048  # generated pictures that stand for real ones
 PROBE = 64  # samples on which checkpoints are compared
@@ -77,21 +107,24 @@ NAMES = ("background", "foreground")
 
 @dataclass(frozen=True)
 class Labels4Free:
-    """A soft mask of the foreground, learned against a discriminator from nothing but the generator.
+    """A soft mask of the foreground, learned against a discriminator from nothing but the
+    generator.
 
     photos: folder or archive of real pictures for D; "" uses generated ones.
     steps: training steps, at most.
     batch: pictures per step over all devices, a multiple of 4 (or less than 4).
     truncation: psi of the pictures that are segmented.
     background_truncation: psi of the backgrounds.
-    stage: what is zeroed in the background generator: "const", "4x4" as published, "8x8/conv0", "8x8", ... or "auto".
+    stage: what is zeroed in the background generator: "const", "4x4" as published, "8x8/conv0",
+        "8x8", ... or "auto".
     same_latents: the background is made of the picture's own latents.
     adversarial: weight s of fooling D.
     binary: weight lambda of hard masks and of the least foreground.
     least_foreground: phi_fg, share of a picture.
     background: weight w_bg of the least background.
     least_background: phi_bg, share of a picture.
-    least_frame: share of a picture's frame (5 % of its side at top, left and right) to be background, same weight; 0 = as published.
+    least_frame: share of a picture's frame (5 % of its side at top, left and right) to be
+        background, same weight; 0 = as published.
     coverage: what must have these shares, each "image" or the whole "batch" on average.
     learning_rate: of the alpha network.
     d_learning_rate: of D.
@@ -149,10 +182,13 @@ class Labels4Free:
     warnings_: tuple[str, ...] = field(default=(), init=False, compare=False)
 
     def fit(self, gen: Generator, seed: int = 0, inputs: Inputs | None = None) -> Labels4Free:
-        """Train the alpha network of `gen`, a StyleGAN2; returns a fitted copy. The same seed gives the same numbers on the same machine.
+        """Train the alpha network of `gen`, a StyleGAN2; returns a fitted copy. The same seed gives
+        the same numbers on the same machine.
 
-        inputs: photos (real pictures for D), discriminator (for discriminator="own"), folder (where an interrupted training goes on).
-        Raises UsageError for settings or generators that cannot work, SisError where the mask collapsed; the sentence has the cure.
+        inputs: photos (real pictures for D), discriminator (for discriminator="own"), folder (where
+            an interrupted training goes on).
+        Raises UsageError for settings or generators that cannot work, SisError where the mask
+        collapsed; the sentence has the cure.
         """
         gen = self._check(gen)
         inputs = inputs or Inputs()
@@ -189,7 +225,8 @@ class Labels4Free:
         missing = [t for t in self.taps_ if t not in samples.features]
         if missing:
             raise UsageError(
-                f"these samples carry no {missing[0]} features: make them with gen.sample(seeds, taps={self.taps_})"
+                f"these samples carry no {missing[0]} features: make them with gen.sample(seeds, "
+                f"taps={self.taps_})"
             )
         alpha = training.mask(
             self.arrays_, tuple(jnp.asarray(samples.features[t]) for t in self.taps_)
@@ -225,8 +262,9 @@ class Labels4Free:
     ]:
         """Stream (pictures, 1 = foreground or 0, confidence) of seeds, in batches.
 
-        Confidence: how far alpha is from the threshold t, over how far it could be: (alpha - t) / (1 - t) above, (t - alpha) / t below; |2 alpha - 1|
-        where t is 0.5. So alpha can be had back: t + confidence (1 - t), or t - confidence t.
+        Confidence: how far alpha is from the threshold t, over how far it could be: (alpha - t) /
+            (1 - t) above, (t - alpha) / t below; |2 alpha - 1| where t is 0.5. So alpha can be had
+            back: t + confidence (1 - t), or t - confidence t.
         """
         t = np.float32(self.threshold)
         for image, alpha in self.alpha_seeds(gen, seeds, truncation):
@@ -268,11 +306,13 @@ class Labels4Free:
     def _check(self, gen: Any) -> StyleGAN2:
         if not isinstance(gen, StyleGAN2):
             raise UsageError(
-                f"Labels4Free makes backgrounds with a StyleGAN2, this generator is a {type(gen).__name__}: use --method segmentation_in_style"
+                "Labels4Free makes backgrounds with a StyleGAN2, this generator is a "
+                f"{type(gen).__name__}: use --method segmentation_in_style"
             )
         if self.stage != "auto" and self.stage not in nets.stages(gen.resolution):
             raise UsageError(
-                f"stage is {self.stage!r}, expected auto, or one of {', '.join(nets.stages(gen.resolution))}"
+                f"stage is {self.stage!r}, expected auto, or one of "
+                f"{', '.join(nets.stages(gen.resolution))}"
             )
         if self.batch < 1 or (self.batch > 4 and self.batch % 4):
             raise UsageError(
@@ -283,7 +323,8 @@ class Labels4Free:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected a number from 0 to 1")
         if self.least_foreground + self.least_background > 1:
             raise UsageError(
-                f"least_foreground + least_background is {self.least_foreground} + {self.least_background}: over 1 together"
+                f"least_foreground + least_background is {self.least_foreground} + "
+                f"{self.least_background}: over 1 together"
             )
         for name in (
             "steps",
@@ -297,7 +338,8 @@ class Labels4Free:
             least = 1 if isinstance(getattr(self, name), int) else 1e-9
             if getattr(self, name) < least:
                 raise UsageError(
-                    f"{name} is {getattr(self, name)}, expected {'at least 1' if least == 1 else 'a number above 0'}"
+                    f"{name} is {getattr(self, name)}, expected "
+                    f"{'at least 1' if least == 1 else 'a number above 0'}"
                 )
         nets.alpha_taps(gen.resolution)
         return gen
@@ -428,7 +470,9 @@ class _Run:
         self.store.close()
 
     def _hopeless(self) -> bool:
-        """Past half of the steps and still failed, where another try is left: a mask that will be right lies at the frame before that."""
+        """Past half of the steps and still failed, where another try is left: a mask that will be
+        right lies at the frame before that.
+        """
         late = bool(self.rows) and self.rows[-1]["step"] > self.method.steps / 2
         return late and self.attempt + 1 < self.method.tries and self.verdict() < 0
 
@@ -442,7 +486,8 @@ class _Run:
         """One line of the table, and the best checkpoint so far."""
         if not np.isfinite(facts["loss_a"]) or not np.isfinite(facts["loss_d"]):
             raise SisError(
-                f"the loss is not a number at step {self.step}: give --d-learning-rate {self.method.d_learning_rate / 3:g}"
+                f"the loss is not a number at step {self.step}: give --d-learning-rate "
+                f"{self.method.d_learning_rate / 3:g}"
             )
         params = nets.standardised(self.state["ema"], self.scaling)
         row = (
@@ -486,11 +531,15 @@ class _Run:
         )
 
     def verdict(self) -> float:
-        """The score to compare runs by, below 0 = failed. The last line counts too: a wrong mask may lie at the frame while it is still forming."""
+        """The score to compare runs by, below 0 = failed. The last line counts too: a wrong mask
+        may lie at the frame while it is still forming.
+        """
         return min(self.kept()["score"], self.rows[-1]["score"])
 
     def warnings(self) -> tuple[str, ...]:
-        """What a user should know. Raises SisError where every checkpoint that could be kept has collapsed."""
+        """What a user should know. Raises SisError where every checkpoint that could be kept has
+        collapsed.
+        """
         m, row = self.method, self.kept()
         if row["score"] == -1:
             more, front = 2 * m.background or 3, min(2 * m.least_foreground, 0.5) or 0.25
@@ -498,9 +547,13 @@ class _Run:
                 f"--background {more:g}" if row["share"] > 0.5 else f"--least-foreground {front:g}"
             )
             raise SisError(
-                f"the mask collapsed: {row['share']:.0%} of the pixels are foreground after {row['step']:.0f} steps; give {cure}, or another --seed"
+                f"the mask collapsed: {row['share']:.0%} of the pixels are foreground after "
+                f"{row['step']:.0f} steps; give {cure}, or another --seed"
             )
-        own = "The real pictures of the discriminator were samples of the generator itself; give --photos to compare with real ones."
+        own = (
+            "The real pictures of the discriminator were samples of the generator itself; give "
+            "--photos to compare with real ones."
+        )
         return (checks.WRONG,) * (self.verdict() < 0) + (own,) * (self.inputs.photos is None)
 
     def table(self) -> bytes:

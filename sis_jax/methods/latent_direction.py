@@ -1,32 +1,43 @@
-"""Latent direction: the object gets lighter, the ground darker (Melas-Kyriazi et al., ICLR 2022, arXiv 2105.08127; after Voynov et al., ICML 2021).
+"""Latent direction: the object gets lighter, the ground darker (Melas-Kyriazi et al., ICLR 2022,
+arXiv 2105.08127; after Voynov et al., ICML 2021).
 
-One unit vector v for all samples. With x = G(z), x' = G(z + e v), S the Sobel edge strength and r a map that is positive near the centre and negative
-near the border (section 3 of the paper):
+One unit vector v for all samples. With x = G(z), x' = G(z + e v), S the Sobel edge strength and r a
+map that is positive near the centre and negative near the border (section 3 of the paper):
 
-    L = lambda E_z <x', r> + E_z mean (S(x') - S(x))^2;    the sign of lambda gives v_light or v_dark;    |v| = 1 after every step
+    L = lambda E_z <x', r> + E_z mean (S(x') - S(x))^2
+    the sign of lambda gives v_light or v_dark;    |v| = 1 after every step
     mask = [G(z + e v_light) - G(z + e v_dark) > 0], or either direction against G(z), in luminance
 
-Nothing but pictures is asked of the generator: no features, no styles, no weights. A GAN that is a plain JAX function plugs in like this:
+Nothing but pictures is asked of the generator: no features, no styles, no weights. A GAN that is a
+plain JAX function plugs in like this:
 
     class Mine:
         info, resolution, z_dim, taps = Info(name="mine"), 64, 128, ()
         def latents(self, seeds): return latents_from_seeds(seeds, self.z_dim)
         def map(self, z, truncation=1.0): return (truncation * z)[:, None]
         def synthesize(self, w, noise="const", taps=()): return my_function(w[:, 0]), {}
-        def sample(self, seeds, truncation=1.0, taps=()): return Samples(tuple(seeds), z := self.latents(seeds), w := self.map(z, truncation),
-                                                                         self.synthesize(w)[0])
+        def sample(self, seeds, truncation=1.0, taps=()):
+            z = self.latents(seeds)
+            w = self.map(z, truncation)
+            return Samples(tuple(seeds), z, w, self.synthesize(w)[0])
 
     parts = sis_jax.discover(Mine(), method="latent_direction")
 
 Where we differ, and why (the published settings are `RECIPES["code"]` and `RECIPES["paper"]`):
-* Threshold: Otsu's between the two modes of each picture's difference in place of 0. On portraits the sign cuts out skin only: hair is as dark in both
-  pictures, so its difference is a little below 0 while the ground's is near -1. IoU of person / ground against an independent people segmenter:
-  default generator 0.81 / 0.63 with Otsu's, 0.57 / 0.45 with the sign; a DCGAN of faces 0.71 / 0.46 and 0.64 / 0.43.
-* The direction lives in w (in a generator without a mapping network this is z): steps in z change the person, and cut 0.77 / 0.58 where w cut 0.81 / 0.64.
-* The prior does not fall off towards the bottom ("portrait"), where people leave the picture; there is no upper limit of one half on the area.
-* 60 steps of 16 samples in place of 300 of 32, at twice the rate; `agreement` compares the masks with those of half as many steps.
-* In "w" and "w+" the step is measured in standard deviations of w, so that one shift suits all spaces and generators. The published code steers
-  StyleGAN2 in w+ with a vector normalised over layers; "w+" here has one norm over layers and channels.
+* Threshold: Otsu's between the two modes of each picture's difference in place of 0. On portraits
+  the sign cuts out skin only: hair is as dark in both pictures, so its difference is a little below
+  0 while the ground's is near -1. IoU of person / ground against an independent people segmenter:
+  default generator 0.81 / 0.63 with Otsu's, 0.57 / 0.45 with the sign; a DCGAN of faces 0.71 / 0.46
+  and 0.64 / 0.43.
+* The direction lives in w (in a generator without a mapping network this is z): steps in z change
+  the person, and cut 0.77 / 0.58 where w cut 0.81 / 0.64.
+* The prior does not fall off towards the bottom ("portrait"), where people leave the picture; there
+  is no upper limit of one half on the area.
+* 60 steps of 16 samples in place of 300 of 32, at twice the rate; `agreement` compares the masks
+  with those of half as many steps.
+* In "w" and "w+" the step is measured in standard deviations of w, so that one shift suits all
+  spaces and generators. The published code steers StyleGAN2 in w+ with a vector normalised over
+  layers; "w+" here has one norm over layers and channels.
 """
 
 from __future__ import annotations
@@ -51,14 +62,44 @@ from sis_jax.types import Generator, Samples, SisError, UsageError, to_uint8
 
 RECIPES: dict[str, dict[str, Any]] = {
     # What the published code runs with, for the search of a direction and for making data.
-    "code": {"mode": "both", "space": "z", "prior": "center", "center_weight": 2.0, "structure_weight": 10.0, "fit_shift": 2.0,
-             "fit_shift_std": 0.5, "shift": 5.0, "steps": 300, "batch": 32, "learning_rate": 5e-3, "truncation": 1.0, "threshold": "zero",
-             "min_component": 0.2, "max_area": 0.5, "min_peaks": 2},
+    "code": {
+        "mode": "both",
+        "space": "z",
+        "prior": "center",
+        "center_weight": 2.0,
+        "structure_weight": 10.0,
+        "fit_shift": 2.0,
+        "fit_shift_std": 0.5,
+        "shift": 5.0,
+        "steps": 300,
+        "batch": 32,
+        "learning_rate": 5e-3,
+        "truncation": 1.0,
+        "threshold": "zero",
+        "min_component": 0.2,
+        "max_area": 0.5,
+        "min_peaks": 2,
+    },
     # The formulas of the paper, lambda = 5; what it leaves open as in the code.
-    "paper": {"mode": "both", "space": "z", "prior": "linear", "center_weight": 5.0, "structure_weight": 1.0, "fit_shift": 2.0,
-              "fit_shift_std": 0.5, "shift": 5.0, "steps": 300, "batch": 32, "learning_rate": 5e-3, "truncation": 1.0, "threshold": "zero",
-              "min_component": 0.2, "max_area": 0.5, "min_peaks": 2},
-}  # fmt: skip
+    "paper": {
+        "mode": "both",
+        "space": "z",
+        "prior": "linear",
+        "center_weight": 5.0,
+        "structure_weight": 1.0,
+        "fit_shift": 2.0,
+        "fit_shift_std": 0.5,
+        "shift": 5.0,
+        "steps": 300,
+        "batch": 32,
+        "learning_rate": 5e-3,
+        "truncation": 1.0,
+        "threshold": "zero",
+        "min_component": 0.2,
+        "max_area": 0.5,
+        "min_peaks": 2,
+    },
+}
 
 SIGNS = {"light": (1.0,), "dark": (-1.0,), "both": (1.0, -1.0)}
 GRAY = (0.299, 0.587, 0.114)
@@ -71,20 +112,26 @@ DESCRIBED = 128  # samples to learn the facts per cluster from
 class LatentDirection:
     """Object and ground from directions in latent space: cluster 0 is the ground, 1 the object.
 
-    mode: "light" or "dark" (one direction against the picture itself), or "both" (one against the other).
-    space: where the direction lives: "z" (any generator), "w" (one step for all slots), "w+" (a step per slot).
-    prior: where the object is expected: "center" (the published code), "linear" (the paper), "portrait" (down to the lower edge).
+    mode: "light" or "dark" (one direction against the picture itself), or "both" (one against the
+        other).
+    space: where the direction lives: "z" (any generator), "w" (one step for all slots), "w+" (a
+        step per slot).
+    prior: where the object is expected: "center" (the published code), "linear" (the paper),
+        "portrait" (down to the lower edge).
     center_weight: weight of brightness under the prior.
     structure_weight: weight of the change of edges.
     shift: length of the step that makes the masks, in standard deviations of the latent.
-    fit_shift: mean length of the steps while the direction is learned, drawn anew for each coordinate.
+    fit_shift: mean length of the steps while the direction is learned, drawn anew for each
+        coordinate.
     fit_shift_std: their standard deviation.
     steps: optimisation steps.
     batch: samples per step.
     learning_rate: of Adam.
     truncation: psi of the samples.
-    threshold: of the difference: "zero" (published), "std" (0.3 standard deviations of the picture below zero, published too), "otsu".
-    min_component: patches of object smaller than this share of the largest one become ground; 0 keeps all.
+    threshold: of the difference: "zero" (published), "std" (0.3 standard deviations of the picture
+        below zero, published too), "otsu".
+    min_component: patches of object smaller than this share of the largest one become ground; 0
+        keeps all.
     max_area: a mask that covers more than this share of its picture is not trusted (confidence 0).
     min_peaks: a shifted picture whose histogram has fewer peaks is not trusted; 0 trusts all.
     """
@@ -113,9 +160,11 @@ class LatentDirection:
     warnings_: tuple[str, ...] = field(default=(), init=False, compare=False)
 
     def fit(self, gen: Generator, seed: int = 0) -> LatentDirection:
-        """Learn the directions; returns a fitted copy. The same seed gives the same bytes, on any number of devices.
+        """Learn the directions; returns a fitted copy. The same seed gives the same bytes, on any
+        number of devices.
 
-        `arrays_`: directions [m d], light before dark; scale [1], the standard deviation that a shift is measured in.
+        `arrays_`: directions [m d], light before dark; scale [1], the standard deviation that a
+            shift is measured in.
         Raises UsageError for settings that cannot work, SisError where the generator gives NaN.
         """
         self._check()
@@ -149,8 +198,9 @@ class LatentDirection:
     ]:
         """Stream (images, clusters, confidence) for seeds, in batches.
 
-        Confidence: distance of the difference from the threshold, 1 where it is that of the picture's average pixel on that side; 0 for patches that were
-        removed, and for whole pictures that a filter does not trust.
+        Confidence: distance of the difference from the threshold, 1 where it is that of the
+            picture's average pixel on that side; 0 for patches that were removed, and for whole
+            pictures that a filter does not trust.
         """
         psi = self.truncation if truncation is None else truncation
         for image, difference, spread, peaks in self._differences(gen, seeds, psi):
@@ -221,13 +271,16 @@ class LatentDirection:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected 0 or more")
         if self.steps * self.batch > 100_000:
             raise UsageError(
-                f"{self.steps} steps of {self.batch} need {self.steps * self.batch} samples, expected at most 100000"
+                f"{self.steps} steps of {self.batch} need {self.steps * self.batch} samples, "
+                "expected at most 100000"
             )
 
     def _directions(
         self, gen: Generator, scale: np.ndarray, seed: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(halfway, at the end, brightness and structure of each step): Adam, the unit norm restored after each step."""
+        """(halfway, at the end, brightness and structure of each step): Adam, the unit norm
+        restored after each step.
+        """
         rng = np.random.default_rng(seed)
         v = _unit(
             rng.standard_normal((len(SIGNS[self.mode]), _dimension(gen, self.space))).astype(
@@ -244,17 +297,20 @@ class LatentDirection:
                 .astype(np.float32)
             )
             blocks = map_samples(
-                gen, seeds[step * self.batch :][: self.batch], _gradient_body, truncation=self.truncation, per_sample=(length,),
-                shared=(v, scale), batch=_block(gen, self.batch), signs=SIGNS[self.mode], space=self.space, prior=self.prior,
-                weights=(self.center_weight, self.structure_weight),
+                gen, seeds[step * self.batch :][: self.batch], _gradient_body,
+                truncation=self.truncation, per_sample=(length,), shared=(v, scale),
+                batch=_block(gen, self.batch), signs=SIGNS[self.mode], space=self.space,
+                prior=self.prior, weights=(self.center_weight, self.structure_weight),
             )  # fmt: skip
-            # Gradients are kept per sample and added here, in one order: the number of devices changes no bit.
+            # Gradients are kept per sample and added here, in one order: the number of devices
+            # changes no bit.
             gradient, *terms = (
                 np.concatenate(part).mean(0, dtype=np.float64) for part in zip(*blocks)
             )
             if not np.isfinite(gradient).all():
                 raise SisError(
-                    f"the gradient at step {step} is NaN: the generator's weights are damaged, or fit_shift is far too large"
+                    f"the gradient at step {step} is NaN: the generator's weights are damaged, or "
+                    "fit_shift is far too large"
                 )
             tangent = gradient - (gradient * v).sum(1, keepdims=True) * v
             update, state = _adam(tangent.astype(np.float32), state, self.learning_rate)
@@ -266,7 +322,9 @@ class LatentDirection:
         return halfway, v, np.array(curve)
 
     def _describe(self, gen: Generator, seeds: list[int], halfway: np.ndarray) -> None:
-        """Facts per cluster. Agreement: mean overlap with the masks of other shifts, and of the direction halfway through its search."""
+        """Facts per cluster. Agreement: mean overlap with the masks of other shifts, and of the
+        direction halfway through its search.
+        """
 
         def masks(method: LatentDirection) -> np.ndarray:
             return np.concatenate(
@@ -289,9 +347,15 @@ class LatentDirection:
         m, tail = len(SIGNS[self.mode]), max(1, len(curve) // 10)
         gain = np.abs(curve[-tail:, :m].mean(0) - curve[:tail, :m].mean(0))
         if len(curve) > 1 and gain.min() < 0.02:
-            yield f"A direction changed the brightness under the prior by only {gain.min():.3f} while it was learned: raise steps or fit_shift."
+            yield (
+                f"A direction changed the brightness under the prior by only {gain.min():.3f} "
+                "while it was learned: raise steps or fit_shift."
+            )
         if not 0.02 < self.clusters_[1]["share"] < 0.98:
-            yield f"The object covers {self.clusters_[1]['share']:.0%} of the pictures: try another prior, shift or mode."
+            yield (
+                f"The object covers {self.clusters_[1]['share']:.0%} of the pictures: try another "
+                "prior, shift or mode."
+            )
 
     # labelling
 
@@ -299,8 +363,8 @@ class LatentDirection:
         self, gen: Generator, seeds: Sequence[int], psi: float
     ) -> Iterator[tuple[np.ndarray, ...]]:
         yield from map_samples(
-            gen, list(seeds), _difference_body, truncation=psi, shared=(self.arrays_,), batch=_block(gen, BATCH), space=self.space,
-            shift=self.shift, signs=SIGNS[self.mode],
+            gen, list(seeds), _difference_body, truncation=psi, shared=(self.arrays_,),
+            batch=_block(gen, BATCH), space=self.space, shift=self.shift, signs=SIGNS[self.mode],
         )  # fmt: skip
 
     def _masks(
@@ -309,10 +373,13 @@ class LatentDirection:
         spread: Float[np.ndarray, "b"],
         peaks: Float[np.ndarray, "b"],
     ) -> tuple[UInt8[np.ndarray, "b h w"], Float[np.ndarray, "b h w"]]:
-        """Masks and confidence after the published filters: small patches, area, peaks of the histogram."""
+        """Masks and confidence after the published filters: small patches, area, peaks of the
+        histogram.
+        """
         if not np.isfinite(difference).all():
             raise SisError(
-                "the shifted pictures hold NaN: the generator's weights are damaged, or shift is far too large"
+                "the shifted pictures hold NaN: the generator's weights are damaged, or shift is "
+                "far too large"
             )
         chosen = {
             "zero": lambda d, s: 0.0,
@@ -350,7 +417,9 @@ def _overlap(a: Bool[np.ndarray, "n h w"], b: Bool[np.ndarray, "n h w"]) -> floa
 
 
 def _block(gen: Generator, most: int) -> int:
-    """Samples at a time: a fixed number for a generator, so that a seed's bytes do not depend on its company."""
+    """Samples at a time: a fixed number for a generator, so that a seed's bytes do not depend on
+    its company.
+    """
     return max(1, min(most, PIXELS // gen.resolution**2))
 
 
@@ -362,18 +431,23 @@ def _dimension(gen: Generator, space: str) -> int:
 
 
 def _spread(gen: Generator, truncation: float, space: str) -> float:
-    """Standard deviation of w (root mean square over channels) of 256 samples; a w+ vector of norm 1 has a share of it in each slot."""
+    """Standard deviation of w (root mean square over channels) of 256 samples; a w+ vector of norm
+    1 has a share of it in each slot.
+    """
     w = np.asarray(gen.map(gen.latents(range(256)), truncation))
     deviation = float(np.sqrt(w[:, 0].var(0).mean()))
     if not np.isfinite(deviation) or deviation == 0:
         raise SisError(
-            f"the spread of w is {deviation}: the generator's weights are damaged, or its truncation is 0"
+            f"the spread of w is {deviation}: the generator's weights are damaged, or its "
+            "truncation is 0"
         )
     return deviation * (np.sqrt(w.shape[1]) if space == "w+" else 1.0)
 
 
 def otsu(values: Float[np.ndarray, "..."], bins: int = 64) -> float:
-    """The threshold that maximises the variance between the two sides of a histogram (Otsu 1979)."""
+    """The threshold that maximises the variance between the two sides of a histogram (Otsu
+    1979).
+    """
     counts, edges = np.histogram(values, bins)
     share, centers = counts / counts.sum(), (edges[1:] + edges[:-1]) / 2
     below, moment = share.cumsum(), (share * centers).cumsum()
@@ -395,7 +469,9 @@ def luminance(images: Float[Array, "*n 3"]) -> Float[Array, "*n"]:
 
 
 def edge_strength(x: Float[Array, "n h w"]) -> Float[Array, "n h w"]:
-    """Sobel: sqrt(gx^2 + gy^2 + 1e-6), kernels over 8, edges repeated. The 1e-6 keeps the gradient finite where the picture is flat."""
+    """Sobel: sqrt(gx^2 + gy^2 + 1e-6), kernels over 8, edges repeated. The 1e-6 keeps the gradient
+    finite where the picture is flat.
+    """
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1)), mode="edge")
     rows = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
     columns = padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]
@@ -404,10 +480,12 @@ def edge_strength(x: Float[Array, "n h w"]) -> Float[Array, "n h w"]:
 
 
 def prior_map(side: int, kind: str) -> Float[np.ndarray, "side side"]:
-    """What brightness is weighed with, positive where the object is expected; the corners of the picture are at (+-1, +-1).
+    """What brightness is weighed with, positive where the object is expected; the corners of the
+    picture are at (+-1, +-1).
 
-    "center": -4 (rho - mean rho), rho the distance from the centre (the published code). "linear": 1 - |p - c| / a with a a quarter of the diagonal
-    (the paper), times 3, for its sum over channels. "portrait": as "center", but below the centre only the horizontal distance counts.
+    "center": -4 (rho - mean rho), rho the distance from the centre (the published code). "linear":
+    1 - |p - c| / a with a a quarter of the diagonal (the paper), times 3, for its sum over
+    channels. "portrait": as "center", but below the centre only the horizontal distance counts.
     """
     at = np.linspace(-1, 1, side, dtype=np.float32)
     down = np.minimum(at, 0) if kind == "portrait" else at
@@ -437,8 +515,9 @@ def _shifted(
 
 
 def _gradient_body(
-    gen: Generator, z: Float[Array, "b z"], psi: Array, length: Float[Array, "b d"], v: Float[Array, "m d"], scale: Float[Array, "1"], *,
-    signs: tuple[float, ...], space: str, prior: str, weights: tuple[float, float],
+    gen: Generator, z: Float[Array, "b z"], psi: Array, length: Float[Array, "b d"],
+    v: Float[Array, "m d"], scale: Float[Array, "1"], *, signs: tuple[float, ...], space: str,
+    prior: str, weights: tuple[float, float],
 ) -> tuple[Float[Array, "b m d"], Float[Array, "b m"], Float[Array, "b m"]]:  # fmt: skip
     """Per sample: the gradient of the loss with respect to the directions, and its two terms."""
     x = luminance(gen.synthesize(gen.map(z, psi), "const", ())[0])
@@ -455,7 +534,8 @@ def _gradient_body(
             structure,
         )
 
-    # Each sample has a copy of v of its own, so one backward pass gives the gradients of all samples apart.
+    # Each sample has a copy of v of its own, so one backward pass gives the gradients of all
+    # samples apart.
     gradient, terms = jax.grad(loss, has_aux=True)(jnp.broadcast_to(v, (z.shape[0], *v.shape)))
     return gradient, *terms
 
@@ -470,7 +550,9 @@ def _difference_body(
     shift: float,
     signs: tuple[float, ...],
 ) -> tuple[Float[Array, "b h w 3"], Float[Array, "b h w"], Float[Array, "b"], Float[Array, "b"]]:
-    """Picture, difference (above the threshold: object), its standard deviation, and the fewest peaks of a shifted picture's histogram."""
+    """Picture, difference (above the threshold: object), its standard deviation, and the fewest
+    peaks of a shifted picture's histogram.
+    """
     image = gen.synthesize(gen.map(z, psi), "const", ())[0]
     move = jnp.broadcast_to(shift * arrays["directions"], (z.shape[0], *arrays["directions"].shape))
     y = jnp.clip(_shifted(gen, z, psi, move, arrays["scale"], space), -1, 1)
@@ -480,7 +562,9 @@ def _difference_body(
 
 
 def histogram_peaks(y: Float[Array, "b m h w"]) -> Float[Array, "b m"]:
-    """Local maxima of the histogram over [-1, 1] in 12 bins, smoothed over 3; plateaus and ends count."""
+    """Local maxima of the histogram over [-1, 1] in 12 bins, smoothed over 3; plateaus and ends
+    count.
+    """
     bins = jnp.clip(jnp.floor((y + 1) / 2 * BINS), 0, BINS - 1)
     counts = jnp.stack([(bins == i).mean((2, 3)) for i in range(BINS)], axis=-1)
     padded = jnp.pad(counts, ((0, 0), (0, 0), (1, 1)))

@@ -1,19 +1,25 @@
-"""Segmentation in Style: k-means on a generator's features (Pakhomov et al. 2021, arXiv 2107.12518).
+"""Segmentation in Style: k-means on a generator's features (Pakhomov et al. 2021, arXiv
+2107.12518).
 
-Equation of the paper: J = sum_n sum_k r_nk |x_n - mu_k|^2, r_nk = 1 for the nearest centre; x_n are the features of one pixel of one sample, pooled
-over about fifty samples. A new picture is labelled by its nearest centres.
+Equation of the paper: J = sum_n sum_k r_nk |x_n - mu_k|^2, r_nk = 1 for the nearest centre; x_n are
+the features of one pixel of one sample, pooled over about fifty samples. A new picture is labelled
+by its nearest centres.
 
 Where we differ, and why:
-* Features may come from several taps at once, and are standardised per channel: raw, the few channels with a large norm decide every distance.
-  Every tap counts the same (block scaling): a network that halves its channels towards the fine taps would not listen to them otherwise.
-* Labels come from class scores |mu|^2 - 2 x.mu, upsampled per tap at their own size: bilinear weights sum to one and |x|^2 does not depend on
-  the class, so they equal the labels of upsampled features at k / channels of the memory.
-* Every pixel up to a budget of points, then an even subset of each sample's pixels: memory does not grow with the number of samples.
-* Labels follow the picture (`refine`): the nearest centre is evidence, weighed with what is usual at that place in the samples themselves and with
-  what neighbours of the same colour are (`ops/cluster_labels.py`, `ops/crf.py`).
-* k and layer can be chosen by a sweep (`ops/sweep.py`), the background by a border rule instead of by eye, and one number, `position_weight`,
-  adds the pixel's place to its features, which splits left from right.
-`RECIPES["paper"]` is the published setting.
+* Features may come from several taps at once, and are standardised per channel: raw, the few
+  channels with a large norm decide every distance. Every tap counts the same (block scaling): a
+  network that halves its channels towards the fine taps would not listen to them otherwise.
+* Labels come from class scores |mu|^2 - 2 x.mu, upsampled per tap at their own size: bilinear
+  weights sum to one and |x|^2 does not depend on the class, so they equal the labels of upsampled
+  features at k / channels of the memory.
+* Every pixel up to a budget of points, then an even subset of each sample's pixels: memory does not
+  grow with the number of samples.
+* Labels follow the picture (`refine`): the nearest centre is evidence, weighed with what is usual
+  at that place in the samples themselves and with what neighbours of the same colour are
+  (`ops/cluster_labels.py`, `ops/crf.py`).
+* k and layer can be chosen by a sweep (`ops/sweep.py`), the background by a border rule instead of
+  by eye, and one number, `position_weight`, adds the pixel's place to its features, which splits
+  left from right. `RECIPES["paper"]` is the published setting.
 """
 
 from __future__ import annotations
@@ -36,14 +42,27 @@ from sis_jax.ops.sampling import map_samples, sample_seeds
 from sis_jax.types import Generator, Noise, Samples, SisError, UsageError, check_taps, to_uint8
 
 RECIPES: dict[str, dict[str, Any]] = {
-    # The notebook that trains the published face model: 50 samples, psi 0.7, "layer 7", 128 x 128 grid, K = 9, ten restarts, raw features.
-    "paper": {"k": 9, "layer": "64x64", "n": 50, "truncation": 0.7, "grid": 128, "normalize": "none", "n_init": 10,
-              "max_points": 819_200, "align_corners": True, "smooth": "off", "refine": "none"},
-}  # fmt: skip
+    # The notebook that trains the published face model: 50 samples, psi 0.7, "layer 7", 128 x 128
+    # grid, K = 9, ten restarts, raw features.
+    "paper": {
+        "k": 9,
+        "layer": "64x64",
+        "n": 50,
+        "truncation": 0.7,
+        "grid": 128,
+        "normalize": "none",
+        "n_init": 10,
+        "max_points": 819_200,
+        "align_corners": True,
+        "smooth": "off",
+        "refine": "none",
+    },
+}
 
 SWEEP_KS = (3, 4, 5, 6, 8, 10)
 SWEEP_POINTS = 10_000
-# Largest share of a tap's variance between the phases of a 2 x 2 grid: 0.03 at 8 x 8 and less above in the default, 0.11 to 0.39 in a DCGAN.
+# Largest share of a tap's variance between the phases of a 2 x 2 grid: 0.03 at 8 x 8 and less above
+# in the default, 0.11 to 0.39 in a DCGAN.
 CHECKERBOARD = 0.05
 
 
@@ -55,16 +74,19 @@ class SegmentationInStyle:
     layer: tap such as "32x32", several joined by "+", or "auto".
     n: samples to learn from.
     truncation: psi of these samples.
-    normalize: "tap" scales every channel to unit variance and then makes every tap count the same, however many channels it has; "channel" does
-        the first alone (one tap: no difference); "none" keeps raw features.
-    position_weight: how much the place of a pixel counts against its features (0 = not at all, 1 = as much as all channels together).
+    normalize: "tap" scales every channel to unit variance and then makes every tap count the same,
+        however many channels it has; "channel" does the first alone (one tap: no difference);
+        "none" keeps raw features.
+    position_weight: how much the place of a pixel counts against its features (0 = not at all, 1 =
+        as much as all channels together).
     grid: side of the grid on which features are compared; 0 takes the finest tap's own.
     n_init: restarts of k-means, the best one is kept.
     max_points: pixels to cluster, at most; more samples give fewer pixels each.
     align_corners: interpolation rule when features are brought to one size.
-    smooth: filter features with [1,2,1] first, "on", "off" or "auto" (where the checkerboard of transposed convolutions shows, as in a DCGAN).
-    refine: "crf" makes labels follow the outlines of the picture and what is usual at each place; "none" takes the nearest centre, as published. Saved parts
-        keep to what they learned.
+    smooth: filter features with [1,2,1] first, "on", "off" or "auto" (where the checkerboard of
+        transposed convolutions shows, as in a DCGAN).
+    refine: "crf" makes labels follow the outlines of the picture and what is usual at each place;
+        "none" takes the nearest centre, as published. Saved parts keep to what they learned.
     """
 
     k: int | Literal["auto"] = "auto"
@@ -88,9 +110,11 @@ class SegmentationInStyle:
     sweep_: dict[str, Any] | None = field(default=None, init=False, compare=False)
 
     def fit(self, gen: Generator, seed: int = 0) -> SegmentationInStyle:
-        """Learn parts from `n` samples of `gen`; returns a fitted copy. The same seed gives the same parts.
+        """Learn parts from `n` samples of `gen`; returns a fitted copy. The same seed gives the
+        same parts.
 
-        Raises UsageError for settings that cannot work with this generator (the sentence lists what can), SisError for NaN features.
+        Raises UsageError for settings that cannot work with this generator (the sentence lists what
+        can), SisError for NaN features.
         """
         self._check(gen)
         seeds = sample_seeds(seed, self.n)
@@ -112,7 +136,8 @@ class SegmentationInStyle:
         missing = [t for t in self.taps_ if t not in samples.features]
         if missing:
             raise UsageError(
-                f"these samples carry no {missing[0]} features: make them with gen.sample(seeds, taps={self.taps_})"
+                f"these samples carry no {missing[0]} features: make them with gen.sample(seeds, "
+                f"taps={self.taps_})"
             )
         features = tuple(samples.features[tap] for tap in self.taps_)
         return np.asarray(
@@ -126,11 +151,13 @@ class SegmentationInStyle:
     ) -> Iterator[
         tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"], Float[np.ndarray, "b h w"]]
     ]:
-        """Stream (images, clusters, confidence) for seeds, in batches. Confidence: `label_maps` in `ops/cluster_labels.py`, 0..1."""
+        """Stream (images, clusters, confidence) for seeds, in batches. Confidence: `label_maps` in
+        `ops/cluster_labels.py`, 0..1.
+        """
         psi = self.truncation if truncation is None else truncation
         for image, label, sure in map_samples(
-            gen, list(seeds), _label_body, truncation=psi, shared=(self.arrays_,), taps=self.taps_, align_corners=self.align_corners,
-            smooth=self.smooth == "on",
+            gen, list(seeds), _label_body, truncation=psi, shared=(self.arrays_,), taps=self.taps_,
+            align_corners=self.align_corners, smooth=self.smooth == "on",
         ):  # fmt: skip
             yield to_uint8(image), label, sure
 
@@ -141,7 +168,9 @@ class SegmentationInStyle:
         return copy
 
     def estimate(self) -> dict[str, float]:
-        """Seconds and bytes of `fit`, roughly, for the default network on two processor cores: a pass per sample and tap set, then k-means."""
+        """Seconds and bytes of `fit`, roughly, for the default network on two processor cores: a
+        pass per sample and tap set, then k-means.
+        """
         passes = 16 if "auto" in (self.layer, self.k) else 1
         return {
             "seconds": (8 if self.refine == "none" else 12) + self.n * 0.01 * (passes + 3),
@@ -177,13 +206,16 @@ class SegmentationInStyle:
     def _points(
         self, gen: Generator, seeds: list[int], taps: tuple[str, ...], budget: int | None = None
     ) -> Float[np.ndarray, "n p d"]:
-        """Feature vectors and, last two columns, the place in [-1, 1]: an even, seeded subset of each sample's pixels."""
+        """Feature vectors and, last two columns, the place in [-1, 1]: an even, seeded subset of
+        each sample's pixels.
+        """
         side = self._grid(taps)
         per_sample = max(1, min(side * side, (budget or self.max_points) // len(seeds)))
         starts = np.array([np.random.default_rng(s).integers(side * side) for s in seeds], np.int32)
         batches = map_samples(
-            gen, seeds, _collect_body, truncation=self.truncation, per_sample=(starts,),
-            taps=taps, side=side, count=per_sample, align_corners=self.align_corners, smooth=self.smooth == "on",
+            gen, seeds, _collect_body, truncation=self.truncation, per_sample=(starts,), taps=taps,
+            side=side, count=per_sample, align_corners=self.align_corners,
+            smooth=self.smooth == "on",
         )  # fmt: skip
         bar = progress(len(seeds), f"features {'+'.join(taps)}", "sample")
         points, at, bad = np.empty((0, 0, 0), np.float32), 0, 0
@@ -198,7 +230,8 @@ class SegmentationInStyle:
         bar.close()
         if bad:
             raise SisError(
-                f"the features of {bad} of {len(points)} samples are NaN or infinite: the generator's weights are damaged"
+                f"the features of {bad} of {len(points)} samples are NaN or infinite: the "
+                "generator's weights are damaged"
             )
         return points
 
@@ -208,7 +241,9 @@ class SegmentationInStyle:
     def _cluster(
         self, points: np.ndarray, scaling: tuple, taps: tuple[str, ...], seed: int
     ) -> SegmentationInStyle:
-        """A copy with centres and their stability; `points` are scaled where they lie, since a second set would double the memory."""
+        """A copy with centres and their stability; `points` are scaled where they lie, since a
+        second set would double the memory.
+        """
         mean, scale, position = scaling
         n, p, d = points.shape
         flat = points.reshape(n * p, d)
@@ -220,7 +255,8 @@ class SegmentationInStyle:
         assert self.k != "auto"
         if self.k > len(x):
             raise UsageError(
-                f"k is {self.k} but there are only {len(x)} points to cluster: raise n or max_points"
+                f"k is {self.k} but there are only {len(x)} points to cluster: raise n or "
+                "max_points"
             )
         found = kmeans.kmeans(x, self.k, seed=seed, n_init=self.n_init)
         centers = np.zeros((self.k, d), np.float32)
@@ -247,7 +283,9 @@ class SegmentationInStyle:
         return fitted
 
     def _describe(self, gen: Generator, seeds: list[int]) -> None:
-        """Shares, border shares and confidence of every cluster, and the background, from up to 200 of the samples."""
+        """Shares, border shares and confidence of every cluster, and the background, from up to 200
+        of the samples.
+        """
         facts, verdict = selection.describe(self.label_seeds(gen, seeds[:200]), len(self.clusters_))
         for cluster, found in zip(self.clusters_, facts):
             cluster.update(found)
@@ -256,7 +294,9 @@ class SegmentationInStyle:
     # choosing k and layer
 
     def _smoothed(self, gen: Generator, seeds: list[int]) -> SegmentationInStyle:
-        """This method with `smooth` decided: on where the four phases of a 2 x 2 grid differ in their mean."""
+        """This method with `smooth` decided: on where the four phases of a 2 x 2 grid differ in
+        their mean.
+        """
         if self.smooth != "auto":
             return self
         taps = (
@@ -275,7 +315,9 @@ class SegmentationInStyle:
     def _swept(
         self, gen: Generator, seeds: list[int], seed: int
     ) -> tuple[SegmentationInStyle, dict[str, Any]]:
-        """This method with k and layer chosen, and the table that says why (criterion: `ops/sweep.py`)."""
+        """This method with k and layer chosen, and the table that says why (criterion:
+        `ops/sweep.py`).
+        """
         layers = candidate_layers(gen)
         if self.layer != "auto" and self.layer not in layers:
             layers.append(self.layer)
@@ -308,7 +350,9 @@ class SegmentationInStyle:
 
 
 def candidate_layers(gen: Generator, single: bool = False) -> list[str]:
-    """Single taps from 8 x 8 to 64 x 64, and runs of two and three neighbours of them: what `layer="auto"` tries."""
+    """Single taps from 8 x 8 to 64 x 64, and runs of two and three neighbours of them: what
+    `layer="auto"` tries.
+    """
     whole = [t for t in gen.taps if "/" not in t]
     sizes = [t for t in whole if 8 <= _side(t) <= 64] or whole  # a tiny generator has what it has
     runs = [
@@ -326,7 +370,9 @@ def _side(tap: str) -> int:
 def _standardise(
     points: Float[np.ndarray, "n p d"], method: SegmentationInStyle, widths: list[int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(mean, scale, position factor) per column. The place is centred on 0 and weighs position_weight times all channels together."""
+    """(mean, scale, position factor) per column. The place is centred on 0 and weighs
+    position_weight times all channels together.
+    """
     flat = points.reshape(-1, points.shape[-1])
     mean, spread = _moments(flat)
     channels = slice(0, -2)
@@ -346,7 +392,9 @@ def _standardise(
 
 
 def _moments(x: Float[np.ndarray, "n d"], rows: int = 8192) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation per column in float64, some rows at a time: NumPy's own would hold a float64 copy of everything."""
+    """Mean and standard deviation per column in float64, some rows at a time: NumPy's own would
+    hold a float64 copy of everything.
+    """
     mean = x.mean(0, dtype=np.float64)
     square = sum(
         (np.square(x[i : i + rows] - mean).sum(0) for i in range(0, len(x), rows)),
@@ -356,7 +404,9 @@ def _moments(x: Float[np.ndarray, "n d"], rows: int = 8192) -> tuple[np.ndarray,
 
 
 def _stability(x: np.ndarray, labels: np.ndarray, n: int, k: int, seed: int) -> np.ndarray:
-    """Per cluster: mean overlap with its partner when only one half of the samples is clustered, with another seed."""
+    """Per cluster: mean overlap with its partner when only one half of the samples is clustered,
+    with another seed.
+    """
     per = len(x) // n
     found = []
     for i, part in enumerate((x[: n // 2 * per], x[n // 2 * per :])):
@@ -396,7 +446,9 @@ def _collect_body(
     align_corners: bool,
     smooth: bool,
 ) -> Float[Array, "b count d"]:
-    """Features of `count` pixels of each sample on a common grid, and their place: the golden-ratio walk from a start of the sample's own."""
+    """Features of `count` pixels of each sample on a common grid, and their place: the golden-ratio
+    walk from a start of the sample's own.
+    """
     features = _render(gen, z, truncation, taps)[1]
     common = [
         resize_bilinear(filtered(features[t], smooth), (side, side), align_corners=align_corners)
@@ -416,7 +468,9 @@ def _collect_body(
 def _phase_body(
     gen: Generator, z: Array, truncation: Array, *, taps: tuple[str, ...]
 ) -> Float[Array, "b taps"]:
-    """Per sample and tap: variance between the means of the four pixel phases, over all variance (mean over channels)."""
+    """Per sample and tap: variance between the means of the four pixel phases, over all variance
+    (mean over channels).
+    """
     features = _render(gen, z, truncation, taps)[1]
 
     def share(x: Array) -> Array:

@@ -1,23 +1,28 @@
-"""Style mixing: pixels that change colour together belong together (Feng, Gadde, Liao, Ramon, Martinez, CVPR 2023). No training, no network.
+"""Style mixing: pixels that change colour together belong together (Feng, Gadde, Liao, Ramon,
+Martinez, CVPR 2023). No training, no network.
 
 The algorithm of the paper, for one picture with styles w:
-1. N variants: the coarse styles of w, the fine ones of N other samples. Shape and pose stay, colours change.
+1. N variants: the coarse styles of w, the fine ones of N other samples. Shape and pose stay,
+   colours change.
 2. The style summary tensor, N x C x H x W: all variants on top of each other.
 3. Its pixels, vectors of N C numbers, are clustered into k groups.
-4. Clusters that belong to the border are the ground.
-For single objects the same inside the boxes of a detector (`segment_boxes`), for photos with the w of a projection (`segment`).
+4. Clusters that belong to the border are the ground. For single objects the same inside the boxes
+   of a detector (`segment_boxes`), for photos with the w of a projection (`segment`).
 
-What the paper leaves open was chosen by IoU of person / ground on 64 samples of the default generator (psi 0.7) against an independent people
-segmenter, per-picture ground rule (published for 1024-pixel faces: 0.87 / 0.73):
+What the paper leaves open was chosen by IoU of person / ground on 64 samples of the default
+generator (psi 0.7) against an independent people segmenter, per-picture ground rule (published for
+1024-pixel faces: 0.87 / 0.73):
 
-    slots kept       3: .867/.701   4: .887/.746   5: .861/.676   6: .877/.715   7: .850/.659          (of 10; 8 clusters)
+    slots kept       3: .867/.701   4: .887/.746   5: .861/.676   6: .877/.715   7: .850/.659
+                     (of 10; 8 clusters)
     pixel vectors    raw .887/.746   correlation .858/.707 (with 6 slots .873/.724)
     clusters         2: .490/.370   5: .903/.778   8: .887/.746   12: .885/.732   20: .865/.692
     variants         8: .882/.729   16: .887/.746   32: .888/.744
     colors           RGB .887/.746   L*a*b* .886/.739   luma and differences .881/.730
 
-The default, parts matched over pictures: .907/.753 on 256 samples. With each cluster sent to the side that most of its pixels are on, 5 clusters
-reach .930/.826 and 20 reach .941/.853: what is missing is mostly the choice of the ground. Matching: k-means on clusters' mean generator features.
+The default, parts matched over pictures: .907/.753 on 256 samples. With each cluster sent to the
+side that most of its pixels are on, 5 clusters reach .930/.826 and 20 reach .941/.853: what is
+missing is mostly the choice of the ground. Matching: k-means on clusters' mean generator features.
 """
 
 from __future__ import annotations
@@ -63,16 +68,19 @@ class Mixing(NamedTuple):
 class StyleMixing:
     """Parts from pixels that change colour together when fine styles are mixed.
 
-    labels: "parts" (clusters of all pictures matched by their mean features into k parts) or "ground" (ground and object, by each picture's border).
+    labels: "parts" (clusters of all pictures matched by their mean features into k parts) or
+        "ground" (ground and object, by each picture's border).
     variants: style mixes per picture (the paper's N).
-    slots: slots of w that keep the picture's own styles, the others are mixed; 0 takes two fifths of them.
+    slots: slots of w that keep the picture's own styles, the others are mixed; 0 takes two fifths
+        of them.
     clusters: groups of pixels in one picture.
     k: parts in all pictures together, for labels "parts".
     mode: "correlation" compares how pixels change over the variants, "raw" their colours.
     color: "rgb", "ycc" (luma and two differences) or "lab".
     grid: side on which pixels are clustered, 0 takes the picture's, at most 128.
     n_init: restarts of the clustering of a picture, the best one is kept.
-    layer: tap whose mean features match clusters of different pictures; "auto" takes 32x32 or the nearest below.
+    layer: tap whose mean features match clusters of different pictures; "auto" takes 32x32 or the
+        nearest below.
     n: samples to learn the parts from.
     truncation: psi of the samples.
     mix_truncation: psi of the styles that are mixed in.
@@ -110,8 +118,9 @@ class StyleMixing:
     def fit(self, gen: Generator, seed: int = 0) -> StyleMixing:
         """Draw the styles to mix in, and match the clusters of `n` samples; returns a fitted copy.
 
-        `arrays_`: donors [variants w], the styles; centers [k c], mean [c] and scale [c] of standardised features. Raises UsageError for settings that
-        cannot work, and for a generator whose picture is not drawn from styles in slots (only a StyleGAN2's is).
+        `arrays_`: donors [variants w], the styles; centers [k c], mean [c] and scale [c] of
+            standardised features. Raises UsageError for settings that cannot work, and for a
+            generator whose picture is not drawn from styles in slots (only a StyleGAN2's is).
         """
         method = self._checked(gen)
         donors = np.asarray(
@@ -151,8 +160,9 @@ class StyleMixing:
     ) -> Iterator[
         tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"], Float[np.ndarray, "b h w"]]
     ]:
-        """Stream (images, clusters, confidence) for seeds, in batches. Confidence 1 - d1 / d2 of the squared distances of a pixel to the nearest
-        cluster of its part and to the nearest one of another part, 0..1; 0 for patches that were given to their neighbour."""
+        """Stream (images, clusters, confidence) for seeds, in batches. Confidence 1 - d1 / d2 of
+        the squared distances of a pixel to the nearest cluster of its part and to the nearest one
+        of another part, 0..1; 0 for patches that were given to their neighbour."""
         psi = self.truncation if truncation is None else truncation
         known = {"truncation": psi, "shared": (self.arrays_,), "batch": _block(gen)}
         for image, label, sure in map_samples(
@@ -165,7 +175,9 @@ class StyleMixing:
     ) -> tuple[
         UInt8[np.ndarray, "n h h 3"], UInt8[np.ndarray, "n h h"], Float[np.ndarray, "n h h"]
     ]:
-        """Images, clusters and confidence of styles w, such as a projection of photos gives. The masks are those of the images that w draws."""
+        """Images, clusters and confidence of styles w, such as a projection of photos gives. The
+        masks are those of the images that w draws.
+        """
         arrays, run = (
             {name: jnp.asarray(a) for name, a in self.arrays_.items()},
             _segmented if _plain(gen) else _segment,
@@ -183,7 +195,9 @@ class StyleMixing:
         return self.segment(gen, jnp.asarray(samples.w))[1]
 
     def restored(self, arrays: dict[str, np.ndarray]) -> StyleMixing:
-        """A fitted copy from stored `arrays_`; settings must be resolved (`slots` not 0, `layer` not "auto")."""
+        """A fitted copy from stored `arrays_`; settings must be resolved (`slots` not 0, `layer`
+        not "auto").
+        """
         copy = replace(self)
         fill_in(copy, arrays_=dict(arrays))
         return copy
@@ -202,7 +216,8 @@ class StyleMixing:
         network = _styled(gen)
         if not hasattr(network, "synthesize_from"):
             raise UsageError(
-                f"{gen.info.name} takes no styles in slots that could be mixed: use a StyleGAN2, or --method latent_direction"
+                f"{gen.info.name} takes no styles in slots that could be mixed: use a StyleGAN2, "
+                "or --method latent_direction"
             )
         choices = {
             "labels": ("parts", "ground"),
@@ -231,7 +246,8 @@ class StyleMixing:
             )
         if self.grid < 0 or (self.grid and gen.resolution % self.grid):
             raise UsageError(
-                f"grid is {self.grid}, expected a size that {gen.resolution} pixels divide into, or 0"
+                f"grid is {self.grid}, expected a size that {gen.resolution} pixels divide into, "
+                "or 0"
             )
         whole = [tap for tap in gen.taps if "/" not in tap and int(tap.split("x")[0]) <= LAYER]
         layer = (
@@ -248,11 +264,13 @@ class StyleMixing:
         return {"labels": self.labels, "layer": self.layer, "mixing": self._mixing()}
 
     def _descriptors(self, gen: Generator, seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Mean feature and share of every cluster of every sample: [n * clusters c], [n * clusters]."""
+        """Mean feature and share of every cluster of every sample: [n * clusters c], [n *
+        clusters].
+        """
         bar, found = progress(len(seeds), "style mixing", "sample"), []
         for batch in map_samples(
-            gen, seeds, _descriptor_body, truncation=self.truncation, shared=(self.arrays_,), batch=_block(gen), layer=self.layer,
-            mixing=self._mixing(),
+            gen, seeds, _descriptor_body, truncation=self.truncation, shared=(self.arrays_,),
+            batch=_block(gen), layer=self.layer, mixing=self._mixing(),
         ):  # fmt: skip
             found.append(batch)
             bar.update(len(batch[1]))
@@ -265,7 +283,9 @@ class StyleMixing:
         return points.reshape(-1, points.shape[-1]), weights.reshape(-1)
 
     def _describe(self, gen: Generator, seeds: list[int], others: list[np.ndarray] | None) -> None:
-        """Facts per cluster. Agreement: mean overlap with the masks of the parts matched on either half of the samples, and of half the variants."""
+        """Facts per cluster. Agreement: mean overlap with the masks of the parts matched on either
+        half of the samples, and of half the variants.
+        """
         k = len(self.arrays_["centers"])
         facts, verdict = selection.describe(self.label_seeds(gen, seeds[:DESCRIBED]), k)
         few = seeds[: DESCRIBED // 2]
@@ -292,13 +312,15 @@ class StyleMixing:
 
 
 def segment_boxes(
-    method: StyleMixing, gen: Generator, w: Float[Array, "n s w"] | Float[np.ndarray, "n s w"], boxes: Int[np.ndarray, "..."],
-    expand: float = 0.1,
+    method: StyleMixing, gen: Generator, w: Float[Array, "n s w"] | Float[np.ndarray, "n s w"],
+    boxes: Int[np.ndarray, "..."], expand: float = 0.1,
 ) -> Bool[np.ndarray, "n m h h"]:  # fmt: skip
-    """The object in each box: the paper's instance mode, clustering and border rule inside the box only.
+    """The object in each box: the paper's instance mode, clustering and border rule inside the box
+    only.
 
-    w: styles of n pictures. boxes: Int[n m 4], from any detector, as (top, left, bottom, right) in pixels; made wider by `expand` of their size on
-    every side, so that their frame is ground. Raises UsageError for a box without pixels.
+    w: styles of n pictures. boxes: Int[n m 4], from any detector, as (top, left, bottom, right) in
+        pixels; made wider by `expand` of their size on every side, so that their frame is ground.
+        Raises UsageError for a box without pixels.
     """
     boxes = np.asarray(boxes)
     if boxes.ndim != 3 or boxes.shape[0] != len(w) or boxes.shape[2] != 4:
@@ -307,7 +329,8 @@ def segment_boxes(
         )
     if not ((boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])).all():
         raise UsageError(
-            "a box has no pixels: give (top, left, bottom, right) with bottom > top and right > left"
+            "a box has no pixels: give (top, left, bottom, right) with bottom > top and right > "
+            "left"
         )
     size = boxes[..., 2:] - boxes[..., :2]
     wider = (
@@ -343,7 +366,9 @@ def _styled(gen: Any) -> Any:
 
 
 def _block(gen: Generator) -> int:
-    """Samples at a time: a fixed number for a generator, so that a seed's bytes do not depend on its company."""
+    """Samples at a time: a fixed number for a generator, so that a seed's bytes do not depend on
+    its company.
+    """
     return max(1, min(BATCH, BATCH * 256**2 // gen.resolution**2))
 
 
@@ -358,7 +383,9 @@ def summary(
     grid: int,
     color: str,
 ) -> Float[Array, "n g g d 3"]:
-    """The style summary tensor: colors of all variants at every pixel. What the slots below `slots` draw is drawn once."""
+    """The style summary tensor: colors of all variants at every pixel. What the slots below `slots`
+    draw is drawn once.
+    """
     n, d, gen = w.shape[0], donors.shape[0], _styled(gen)
     stem = gen.stem(w, slots)
     group = max(1, min(n * d, PIXELS // gen.resolution**2))
@@ -455,7 +482,9 @@ def _segmented(
 def _inside(
     side: int, box: Float[Array, "4"]
 ) -> tuple[Bool[Array, "side side"], Bool[Array, "side side"]]:
-    """Pixels of a box (top, left, bottom, right as shares of the picture), and of its frame: 5 % of it at top, left and right."""
+    """Pixels of a box (top, left, bottom, right as shares of the picture), and of its frame: 5 % of
+    it at top, left and right.
+    """
     box = jnp.clip(box, 0, 1)  # a box beyond the picture has its frame at the picture's edge
     at = (jnp.arange(side) + 0.5) / side
     row, column = at[:, None], at[None]

@@ -1,8 +1,11 @@
-"""The two networks of Labels4Free (Abdal et al. 2021, arXiv 2103.14968): the alpha network, and the generator of backgrounds. Pure functions.
+"""The two networks of Labels4Free (Abdal et al. 2021, arXiv 2103.14968): the alpha network, and the
+generator of backgrounds. Pure functions.
 
-The alpha network reads what a frozen StyleGAN2 computes anyway, both convolutions of its last six resolutions (fewer in a small generator), through
-1 x 1 convolutions only: it sees a pixel's features, and its neighbours' only through the bicubic doubling from one resolution to the next.
-The background generator is not trained at all: it is the same StyleGAN2 with its coarsest information set to zero.
+The alpha network reads what a frozen StyleGAN2 computes anyway, both convolutions of its last six
+resolutions (fewer in a small generator), through 1 x 1 convolutions only: it sees a pixel's
+features, and its neighbours' only through the bicubic doubling from one resolution to the next. The
+background generator is not trained at all: it is the same StyleGAN2 with its coarsest information
+set to zero.
 """
 
 from __future__ import annotations
@@ -27,14 +30,16 @@ SLOPE = 0.2
 
 
 def alpha_taps(resolution: int) -> tuple[tuple[str, str], ...]:
-    """The taps read, two per level, coarse to fine: conv0 and conv1 of the last six resolutions from 8 up.
+    """The taps read, two per level, coarse to fine: conv0 and conv1 of the last six resolutions
+    from 8 up.
 
     Raises UsageError below 8 pixels: the 4 x 4 stage has one convolution only.
     """
     sizes = [r for r in resolutions(resolution) if r >= 8][-LEVELS:]
     if not sizes:
         raise UsageError(
-            f"Labels4Free reads stages of 8 x 8 pixels and more, this generator draws {resolution}: take a larger one"
+            "Labels4Free reads stages of 8 x 8 pixels and more, this generator draws "
+            f"{resolution}: take a larger one"
         )
     return tuple((f"{r}x{r}/conv0", f"{r}x{r}/conv1") for r in sizes)
 
@@ -45,7 +50,9 @@ def flat_taps(resolution: int) -> tuple[str, ...]:
 
 
 def init_alpha(gen: StyleGAN2, seed: int) -> Params:
-    """Fresh parameters, uniform in +-1 / sqrt(fan in): "level{i}/{conv}/weight" [c 3], "mix{i}/weight" [12 6], "out/weight" [6 1], and biases."""
+    """Fresh parameters, uniform in +-1 / sqrt(fan in): "level{i}/{conv}/weight" [c 3],
+    "mix{i}/weight" [12 6], "out/weight" [6 1], and biases.
+    """
     rng = np.random.default_rng(seed)
     taps = alpha_taps(gen.resolution)
     shapes = {
@@ -77,7 +84,8 @@ def alpha_logits(
 ) -> Float[Array, "n r r 1"]:
     """The mask before the sigmoid. features: those of `alpha_taps`, in order.
 
-    p_k: three channels of each of level k's two taps. h = up(p_0); h = up(lrelu(mix [p_k, h])) up to the level before the last; out(p_last + h).
+    p_k: three channels of each of level k's two taps. h = up(p_0); h = up(lrelu(mix [p_k, h])) up
+        to the level before the last; out(p_last + h).
     """
     projected = []
     for i in range(len(features) // 2):
@@ -99,7 +107,9 @@ def alpha_logits(
 
 
 def standardised(params: Params, scaling: tuple[Float[Array, "2 _"], ...]) -> Params:
-    """The parameters that do on raw features what `params` do on features scaled to mean 0 and deviation 1. scaling: per tap."""
+    """The parameters that do on raw features what `params` do on features scaled to mean 0 and
+    deviation 1. scaling: per tap.
+    """
     out = dict(params)
     for k, (mean, deviation) in enumerate(scaling):
         name = f"level{k // 2}/{k % 2}"
@@ -124,7 +134,9 @@ def upsample_bicubic(x: Float[Array, "n h w c"]) -> Float[Array, "n 2*h 2*w c"]:
 
 @lru_cache(maxsize=32)
 def bicubic_matrix(n: int, m: int) -> np.ndarray:
-    """[m, n]: cubic convolution at u = i (n - 1) / (m - 1), taps floor(u) - 1 ... floor(u) + 2, those outside taken at the border."""
+    """[m, n]: cubic convolution at u = i (n - 1) / (m - 1), taps floor(u) - 1 ... floor(u) + 2,
+    those outside taken at the border.
+    """
     u = np.arange(m) * ((n - 1) / max(m - 1, 1))
     matrix = np.zeros((m, n))
     for offset in range(-1, 3):
@@ -148,20 +160,25 @@ def composite(
 
 
 def stages(resolution: int) -> tuple[str, ...]:
-    """What can be zeroed, coarse to fine: "const" (the learnt 4 x 4 constant), "4x4", then "RxR/conv0" and "RxR" up to a quarter of the picture's side."""
+    """What can be zeroed, coarse to fine: "const" (the learnt 4 x 4 constant), "4x4", then
+    "RxR/conv0" and "RxR" up to a quarter of the picture's side.
+    """
     sizes = [r for r in resolutions(resolution) if 8 <= r <= max(resolution // 4, 8)]
     return ("const", "4x4", *(f"{r}x{r}{conv}" for r in sizes for conv in ("/conv0", "")))
 
 
 def background_generator(gen: StyleGAN2, stage: str) -> StyleGAN2:
-    """`gen` with the activations of one stage set to zero, and what coarser stages put into the picture with them.
+    """`gen` with the activations of one stage set to zero, and what coarser stages put into the
+    picture with them.
 
-    Done to the weights: a convolution without weight, bias and noise gives zeros. The zeroed stage's RGB layer then adds its bias only.
-    Raises UsageError for a stage that the generator does not have.
+    Done to the weights: a convolution without weight, bias and noise gives zeros. The zeroed
+    stage's RGB layer then adds its bias only. Raises UsageError for a stage that the generator does
+    not have.
     """
     if stage not in stages(gen.resolution):
         raise UsageError(
-            f"cannot zero stage {stage!r} of this generator; it has {', '.join(stages(gen.resolution))}"
+            f"cannot zero stage {stage!r} of this generator; it has "
+            f"{', '.join(stages(gen.resolution))}"
         )
     other = jax.tree.map(
         lambda a: a, gen

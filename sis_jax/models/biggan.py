@@ -1,8 +1,11 @@
-"""BigGAN-deep's generator (Brock, Donahue, Simonyan 2019, arXiv 1809.11096, appendix B and figure 16; table 7 to 9 for the sizes).
+"""BigGAN-deep's generator (Brock, Donahue, Simonyan 2019, arXiv 1809.11096, appendix B and figure
+16; table 7 to 9 for the sizes).
 
-Residual blocks with a bottleneck, batch norms conditioned on [z, class embedding], nearest-neighbour upsampling, one self-attention layer (Zhang et
-al. 2019, arXiv 1805.08318). Inference only. Parameters are NHWC/HWIO and [in, out], already divided by their spectral norms. The batch norms hold one
-set of statistics per truncation in equal steps from 0 to 1 (51 in the published networks), between which `stats_position` interpolates.
+Residual blocks with a bottleneck, batch norms conditioned on [z, class embedding],
+nearest-neighbour upsampling, one self-attention layer (Zhang et al. 2019, arXiv 1805.08318).
+Inference only. Parameters are NHWC/HWIO and [in, out], already divided by their spectral norms. The
+batch norms hold one set of statistics per truncation in equal steps from 0 to 1 (51 in the
+published networks), between which `stats_position` interpolates.
 """
 
 from __future__ import annotations
@@ -31,10 +34,12 @@ Condition = tuple[
 
 @dataclass(frozen=True)
 class BigGANConfig:
-    """Shape of a generator. channels: at the bottom (4 pixels) and after every block; bottlenecks: inside every block; ups: does the block double the size.
+    """Shape of a generator. channels: at the bottom (4 pixels) and after every block; bottlenecks:
+    inside every block; ups: does the block double the size.
 
-    attention: index of the block before which the self-attention stands, None for none. n_stats: truncations that the batch norms know. classes: those
-    that `sample` draws from, all of them where empty.
+    attention: index of the block before which the self-attention stands, None for none. n_stats:
+        truncations that the batch norms know. classes: those that `sample` draws from, all of them
+        where empty.
     """
 
     z_dim: int
@@ -67,7 +72,9 @@ class Conv(nnx.Module):
 
 
 class Norm(nnx.Module):
-    """Batch norm in inference mode, then ReLU. With `condition` numbers, gain and offset are linear in them, else learnt per channel."""
+    """Batch norm in inference mode, then ReLU. With `condition` numbers, gain and offset are linear
+    in them, else learnt per channel.
+    """
 
     def __init__(self, channels: int, config: BigGANConfig, condition: int = 0):
         self.means = Buffer(jnp.zeros((config.n_stats, channels)))
@@ -106,8 +113,9 @@ def interpolate(table: Float[Array, "s c"], position: Float[Array, "n"]) -> Floa
 def stats_position(truncation: float | Float[Array, ""], n_stats: int) -> Float[Array, ""]:
     """Where a truncation in [0, 1] lies in the table of statistics.
 
-    Between two rows the published code gives each row the share of the other (at row 3.2, row 4 counts 0.8); followed here, because the pictures should
-    be those of the published network. Multiples of 1 / (n_stats - 1), such as 0.4 or 0.7, and places half way between do not notice.
+    Between two rows the published code gives each row the share of the other (at row 3.2, row 4
+    counts 0.8); followed here, because the pictures should be those of the published network.
+    Multiples of 1 / (n_stats - 1), such as 0.4 or 0.7, and places half way between do not notice.
     """
     exact = jnp.clip(jnp.asarray(truncation, jnp.float32), 0, 1) * (n_stats - 1)
     nearest = jnp.round(exact)
@@ -121,7 +129,9 @@ def double(x: Float[Array, "n h w c"]) -> Float[Array, "n 2*h 2*w c"]:
 
 
 class Block(nnx.Module):
-    """Residual block (figure 16a): 1x1 down to the bottleneck, two 3x3, 1x1 out. The shortcut drops the channels it has too many."""
+    """Residual block (figure 16a): 1x1 down to the bottleneck, two 3x3, 1x1 out. The shortcut drops
+    the channels it has too many.
+    """
 
     def __init__(self, n_in: int, middle: int, n_out: int, up: bool, config: BigGANConfig):
         condition = config.z_dim + config.embed_dim
@@ -173,11 +183,15 @@ def _pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h/2 w/2 c"]:
 
 
 class BigGAN(nnx.Module):
-    """A BigGAN-deep generator behind the protocol of `types.Generator`. Its methods are compiled; it is a pytree.
+    """A BigGAN-deep generator behind the protocol of `types.Generator`. Its methods are compiled;
+    it is a pytree.
 
-    z is [n, z_dim]: the network's own latent, truncated normal in [-2, 2], then the number that picks the class (see `models/conditional.py`; choose with
-    `with_classes`). w is [n, 1, w_dim]: truncated latent, class embedding, and the place in the batch norms' table that belongs to the truncation.
-    Taps: "4x4", "8x8", ..., the picture's own size: the residual stream after the last block at that resolution.
+    z is [n, z_dim]: the network's own latent, truncated normal in [-2, 2], then the number that
+    picks the class (see `models/conditional.py`; choose with `with_classes`). w is [n, 1, w_dim]:
+    truncated latent, class embedding, and the place in the batch norms' table that belongs to the
+    truncation.
+    Taps: "4x4", "8x8", ..., the picture's own size: the residual stream after the last block at
+        that resolution.
     """
 
     def __init__(self, config: BigGANConfig, info: Info | None = None):
@@ -221,13 +235,17 @@ class BigGAN(nnx.Module):
         return tuple(f"{r}x{r}" for r in (4 * 2**i for i in range(sum(self.config.ups) + 1)))
 
     def with_classes(self, classes: int | Iterable[int] | None) -> BigGAN:
-        """The same generator, drawing from these classes only (0 to num_classes - 1; None: all). UsageError for a class that does not exist."""
+        """The same generator, drawing from these classes only (0 to num_classes - 1; None: all).
+        UsageError for a class that does not exist.
+        """
         other = nnx.merge(*nnx.split(self))
         other.config = replace(self.config, classes=check_classes(classes, self.config.num_classes))
         return other
 
     def latents(self, seeds: Iterable[int]) -> Float[Array, "n z"]:
-        """z for seeds: truncated normal as the published tools draw it for one picture, `truncnorm(-2, 2)` of RandomState(seed); then the class's number."""
+        """z for seeds: truncated normal as the published tools draw it for one picture,
+        `truncnorm(-2, 2)` of RandomState(seed); then the class's number.
+        """
         seeds = tuple(int(s) for s in seeds)
         latents_from_seeds(seeds, 1)  # refuses seeds out of range
         rows = np.zeros((len(seeds), self.z_dim))
@@ -243,15 +261,18 @@ class BigGAN(nnx.Module):
         truncation: float | Float[Array, ""] = 1.0,
         labels: Float[AnyArray, "n c"] | None = None,
     ) -> Float[Array, "n 1 w"]:
-        """z -> w. truncation in (0, 1] scales the latent and picks the batch norms' statistics; larger counts as 1, the most there are statistics for.
+        """z -> w. truncation in (0, 1] scales the latent and picks the batch norms' statistics;
+        larger counts as 1, the most there are statistics for.
 
-        labels: one-hot rows (mixtures work too) in place of the classes that z stands for; z may then lack its last number.
+        labels: one-hot rows (mixtures work too) in place of the classes that z stands for; z may
+            then lack its last number.
         """
         z = jnp.asarray(z)
         bare = labels is not None and z.ndim == 2 and z.shape[1] == self.config.z_dim
         if z.ndim != 2 or not (bare or z.shape[1] == self.z_dim):
             raise UsageError(
-                f"z must be [n, {self.z_dim}] for this generator (the last number picks the class), got {list(z.shape)}"
+                f"z must be [n, {self.z_dim}] for this generator (the last number picks the "
+                f"class), got {list(z.shape)}"
             )
         rows = check_labels(labels, len(z), self.config.num_classes) if labels is not None else None
         return _map(self, z, truncation, rows)
@@ -264,15 +285,18 @@ class BigGAN(nnx.Module):
         key: jax.Array | None = None,
         dtype: str = "float32",
     ) -> tuple[Float[Array, "n r r 3"], dict[str, Float[Array, "n s s c"]]]:
-        """Image in [-1, 1] and the features named in `taps`; w is [n, 1, w_dim] or [n, w_dim]. noise and key change nothing: there are no noise inputs.
+        """Image in [-1, 1] and the features named in `taps`; w is [n, 1, w_dim] or [n, w_dim].
+        noise and key change nothing: there are no noise inputs.
 
-        dtype: "float32", or "bfloat16" for the blocks. Raises UsageError for a w of another shape or an unknown tap.
+        dtype: "float32", or "bfloat16" for the blocks. Raises UsageError for a w of another shape
+            or an unknown tap.
         """
         taps = check_taps(taps, self.taps)
         w = jnp.asarray(w)
         if w.ndim not in (2, 3) or w.shape[-1] != self.w_dim or (w.ndim == 3 and w.shape[1] != 1):
             raise UsageError(
-                f"w must be [n, 1, {self.w_dim}] or [n, {self.w_dim}] for this generator, got {list(w.shape)}"
+                f"w must be [n, 1, {self.w_dim}] or [n, {self.w_dim}] for this generator, got "
+                f"{list(w.shape)}"
             )
         if noise not in ("const", "random", "none"):
             raise UsageError(f'noise must be "const", "random" or "none", got {noise!r}')
@@ -281,7 +305,9 @@ class BigGAN(nnx.Module):
     def sample(
         self, seeds: Iterable[int], truncation: float = 1.0, taps: tuple[str, ...] = ()
     ) -> Samples:
-        """Pictures for seeds, as one batch: sample i, its class included, depends on its own seed and nothing else."""
+        """Pictures for seeds, as one batch: sample i, its class included, depends on its own seed
+        and nothing else.
+        """
         seeds = tuple(int(s) for s in seeds)
         z = self.latents(seeds)
         w = self.map(z, truncation)

@@ -1,11 +1,14 @@
-"""CLIP (Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", arXiv 2103.00020): pictures and text in one space.
+"""CLIP (Radford et al. 2021, "Learning Transferable Visual Models From Natural Language
+Supervision", arXiv 2103.00020): pictures and text in one space.
 
-Here: the text transformer, the vision transformer (section 2.4; Dosovitskiy et al. 2020) and the network that holds both towers. The ResNet tower is
-in `clip_resnet.py`. Modules only hold parameters: linear layers as [in, out], convolutions as HWIO, activations as NHWC. Every size is in the config,
-which the readers of files take from the arrays.
+Here: the text transformer, the vision transformer (section 2.4; Dosovitskiy et al. 2020) and the
+    network that holds both towers. The ResNet tower is in `clip_resnet.py`. Modules only hold
+    parameters: linear layers as [in, out], convolutions as HWIO, activations as NHWC. Every size is
+    in the config, which the readers of files take from the arrays.
 
-Dense features follow the value path of MaskCLIP (Zhou et al. 2022, arXiv 2112.01071, section 3.2): the last attention layer without its attention
-weights, so that every position keeps its own place in the space that text lives in.
+Dense features follow the value path of MaskCLIP (Zhou et al. 2022, arXiv 2112.01071, section 3.2):
+the last attention layer without its attention weights, so that every position keeps its own place
+in the space that text lives in.
 """
 
 from __future__ import annotations
@@ -41,7 +44,9 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Shape of a stack of blocks. hidden: width inside the two-layer networks. activation: a key of `ACTIVATIONS`. epsilon: of the layer norms."""
+    """Shape of a stack of blocks. hidden: width inside the two-layer networks. activation: a key of
+    `ACTIVATIONS`. epsilon: of the layer norms.
+    """
 
     width: int
     layers: int
@@ -62,9 +67,11 @@ class ViTConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Shape of a text transformer. vocabulary: number of tokens; context: length of a text in tokens.
+    """Shape of a text transformer. vocabulary: number of tokens; context: length of a text in
+    tokens.
 
-    end: id of the token whose place is read out; None reads the largest id of each text, which is the same in OpenAI's vocabulary.
+    end: id of the token whose place is read out; None reads the largest id of each text, which is
+        the same in OpenAI's vocabulary.
     """
 
     vocabulary: int
@@ -140,7 +147,9 @@ class Transformer(nnx.Module):
 
 
 class ViT(nnx.Module):
-    """Patches and a class token through a transformer; the class token, normed and projected, is the picture's place."""
+    """Patches and a class token through a transformer; the class token, normed and projected, is
+    the picture's place.
+    """
 
     def __init__(self, config: ViTConfig, embed_dim: int):
         width, patch = config.transformer.width, config.patch_size
@@ -159,7 +168,9 @@ class ViT(nnx.Module):
         return self.config.patch_size
 
     def tokens(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b n c"]:
-        """Input of the first block: the class token, then the patches row by row. Positions are resized where the picture is not of native size."""
+        """Input of the first block: the class token, then the patches row by row. Positions are
+        resized where the picture is not of native size.
+        """
         check_floating(pixels)
         b, h, w, _ = pixels.shape
         p = self.config.patch_size
@@ -198,7 +209,9 @@ class ViT(nnx.Module):
 
 
 def resize_positions(positions: Float[Array, "n c"], grid: tuple[int, int]) -> Float[Array, "m c"]:
-    """Positional embeddings (class token first, then a square grid row by row) for another grid, by bicubic interpolation."""
+    """Positional embeddings (class token first, then a square grid row by row) for another grid, by
+    bicubic interpolation.
+    """
     side = round((positions.shape[0] - 1) ** 0.5)
     if grid == (side, side):
         return positions
@@ -209,7 +222,9 @@ def resize_positions(positions: Float[Array, "n c"], grid: tuple[int, int]) -> F
 
 
 def _bicubic(n: int, m: int) -> np.ndarray:
-    """[m, n] matrix of bicubic interpolation (Keys 1981) with half-pixel centres; taps beyond the edge read the edge."""
+    """[m, n] matrix of bicubic interpolation (Keys 1981) with half-pixel centres; taps beyond the
+    edge read the edge.
+    """
     where = (np.arange(m) + 0.5) * (n / m) - 0.5
     low = np.floor(where).astype(int)
     matrix = np.zeros((m, n))
@@ -222,7 +237,9 @@ def _bicubic(n: int, m: int) -> np.ndarray:
 
 
 class Text(nnx.Module):
-    """Tokens through a transformer in which each sees those before it; what the end token holds is the text's place."""
+    """Tokens through a transformer in which each sees those before it; what the end token holds is
+    the text's place.
+    """
 
     def __init__(self, config: TextConfig, embed_dim: int):
         width = config.transformer.width
@@ -246,7 +263,9 @@ class Text(nnx.Module):
 
 
 class CLIPNetwork(nnx.Module):
-    """Both towers, and the logarithm of the factor that pretraining put on their cosine similarity."""
+    """Both towers, and the logarithm of the factor that pretraining put on their cosine
+    similarity.
+    """
 
     def __init__(self, config: CLIPConfig):
         d, vision = config.embed_dim, config.vision
@@ -256,20 +275,25 @@ class CLIPNetwork(nnx.Module):
         self.config = config
 
     def check_pixels(self, pixels: Shaped[Array | np.ndarray, "..."], *, native: bool) -> None:
-        """UsageError unless these pictures can be read (traced or not); native: only at the size the network was trained for."""
+        """UsageError unless these pictures can be read (traced or not); native: only at the size
+        the network was trained for.
+        """
         shape = pixels.shape
         side, stride = self.config.vision.image_size, self.visual.stride
         square = f"{side}x{side}"
         if len(shape) != 4 or shape[3] != 3:
             raise UsageError(
-                f"pixels must be [b, {side}, {side}, 3], got {list(shape)}: use clip.preprocess(photos)"
+                f"pixels must be [b, {side}, {side}, 3], got {list(shape)}: use "
+                "clip.preprocess(photos)"
             )
         check_floating(pixels)
         if native and shape[1:3] != (side, side):
             raise UsageError(
-                f"this CLIP reads pictures of {square} pixels, got {shape[1]}x{shape[2]}: use clip.preprocess(photos)"
+                f"this CLIP reads pictures of {square} pixels, got {shape[1]}x{shape[2]}: use "
+                "clip.preprocess(photos)"
             )
         if shape[1] % stride or shape[2] % stride or 0 in shape[1:3]:
             raise UsageError(
-                f"dense features need sides that are multiples of {stride} pixels, got {shape[1]}x{shape[2]}; native is {square}"
+                f"dense features need sides that are multiples of {stride} pixels, got "
+                f"{shape[1]}x{shape[2]}; native is {square}"
             )

@@ -1,8 +1,10 @@
-"""What a text says of generated pictures, and which way to go so that it says more: the parts of text directions that run on a device.
+"""What a text says of generated pictures, and which way to go so that it says more: the parts of
+text directions that run on a device.
 
-Scores: Segmentation in Style, section 3.4 (a CLIP tags samples with a prompt). Latent optimisation and global directions in style space: StyleCLIP
-(Patashnik et al. 2021, arXiv 2103.17249, sections 4 and 6). The identity loss of StyleCLIP is left out: it needs a face recognition network, and no domain
-but faces has one. Bodies are as `ops/sampling.py` describes them.
+Scores: Segmentation in Style, section 3.4 (a CLIP tags samples with a prompt). Latent optimisation
+    and global directions in style space: StyleCLIP (Patashnik et al. 2021, arXiv 2103.17249,
+    sections 4 and 6). The identity loss of StyleCLIP is left out: it needs a face recognition
+    network, and no domain but faces has one. Bodies are as `ops/sampling.py` describes them.
 """
 
 from __future__ import annotations
@@ -27,9 +29,11 @@ def area_matrix(n: int, m: int) -> Float[np.ndarray, "m n"]:
 
 
 def published_pixels(images: Float[Array, "b h w 3"], side: int) -> Float[Array, "b s s 3"]:
-    """How StyleCLIP and Segmentation in Style feed CLIP: enlarged seven times (nearest) and averaged down to 224, no mean or deviation applied.
+    """How StyleCLIP and Segmentation in Style feed CLIP: enlarged seven times (nearest) and
+    averaged down to 224, no mean or deviation applied.
 
-    The two steps are one average over areas, here two small matrices and not a picture of 7168 pixels.
+    The two steps are one average over areas, here two small matrices and not a picture of 7168
+    pixels.
     """
     rows, columns = (jnp.asarray(area_matrix(size, side)) for size in images.shape[1:3])
     return jnp.einsum(
@@ -40,7 +44,9 @@ def published_pixels(images: Float[Array, "b h w 3"], side: int) -> Float[Array,
 def embed(
     network: CLIPNetwork, images: Float[Array, "b h w 3"], colours: Colours, published: bool = False
 ) -> Float[Array, "b d"]:
-    """Unit vectors of pictures in [-1, 1], prepared as CLIP was trained, or as the published code does it. Differentiable."""
+    """Unit vectors of pictures in [-1, 1], prepared as CLIP was trained, or as the published code
+    does it. Differentiable.
+    """
     side = network.config.vision.image_size
     pixels = (
         published_pixels(images, side) if published else to_pixels(images, (side, side), colours)
@@ -64,7 +70,9 @@ def score_body(
     colours: Colours,
     published: bool,
 ) -> tuple[Float[Array, "b t"], Float[Array, "b w"]]:
-    """(cosines with the texts [t d], w of the first slot) of samples that were moved by `move` [w] in every slot after truncation."""
+    """(cosines with the texts [t d], w of the first slot) of samples that were moved by `move` [w]
+    in every slot after truncation.
+    """
     w = gen.map(z, truncation)
     images = gen.synthesize(w + move, "const", ())[0]
     return embed(network, images, colours, published) @ texts.T, w[:, 0]
@@ -86,9 +94,11 @@ def optimise_body(
     rate: float,
     pull: float,
 ) -> tuple[Float[Array, "b s w"], Float[Array, "b steps"]]:
-    """w in W+ that minimises 1 - cos(picture, text) + pull |w - w_start|^2 per sample (equation 1 without its last term), and the loss at each step.
+    """w in W+ that minimises 1 - cos(picture, text) + pull |w - w_start|^2 per sample (equation 1
+    without its last term), and the loss at each step.
 
-    Adam, the rate raised over the first twentieth and lowered by a cosine over the last quarter. Samples do not see each other.
+    Adam, the rate raised over the first twentieth and lowered by a cosine over the last quarter.
+    Samples do not see each other.
     """
     start = gen.map(z, truncation)
 
@@ -146,7 +156,9 @@ def relevance_body(
     layer: str,
     colours: Colours,
 ) -> Float[Array, "b c d"]:
-    """Per sample and channel of one layer, the unit vector from the picture with the channel at `low` to that with it at `high` (section 6.1)."""
+    """Per sample and channel of one layer, the unit vector from the picture with the channel at
+    `low` to that with it at `high` (section 6.1).
+    """
     styles = gen.styles(gen.map(z, truncation))
 
     def one(channel: Array, values: Array) -> Array:
@@ -164,7 +176,9 @@ def relevance_body(
 
 
 def layer_names(gen: Any, limit: int = 128) -> tuple[str, ...]:
-    """The style layers that are edited: every convolution up to `limit` pixels; ToRGB layers are left out, as in section 6."""
+    """The style layers that are edited: every convolution up to `limit` pixels; ToRGB layers are
+    left out, as in section 6.
+    """
     return tuple(
         name
         for name, _ in gen.synthesis.layers()

@@ -1,8 +1,10 @@
-"""Regions of pictures in CLIP's space: pixels at any size, dense features pooled per cluster, and crops.
+"""Regions of pictures in CLIP's space: pixels at any size, dense features pooled per cluster, and
+crops.
 
-Segmentation in Style reads a CLIP per position and averages the positions of a cluster over all pictures (section 3.2). Bilinear upsampling to the grid of
-the labels is linear, so it is the labels that are brought to the grid of the features here, by the transposed weights: the same sums at a small part
-of the memory.
+Segmentation in Style reads a CLIP per position and averages the positions of a cluster over all
+pictures (section 3.2). Bilinear upsampling to the grid of the labels is linear, so it is the labels
+that are brought to the grid of the features here, by the transposed weights: the same sums at a
+small part of the memory.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ def to_pixels(
     colours: Colours,
     align_corners: bool = False,
 ) -> Float[Array, "b h2 w2 3"]:
-    """Pictures in [-1, 1] as CLIP's pixels: bicubic with antialiasing to `size`, clipped to the range, (x - mean) / std. Differentiable.
+    """Pictures in [-1, 1] as CLIP's pixels: bicubic with antialiasing to `size`, clipped to the
+    range, (x - mean) / std. Differentiable.
 
     align_corners: bilinear by that rule instead, as the Segmentation in Style code does.
     """
@@ -44,7 +47,9 @@ def pool_regions(
     k: int,
     align_corners: bool = False,
 ) -> tuple[Float[Array, "k d"], Float[Array, "k"]]:
-    """Sums over the pixels of every cluster of the features, bilinearly upsampled to the labels' grid, and the numbers of pixels."""
+    """Sums over the pixels of every cluster of the features, bilinearly upsampled to the labels'
+    grid, and the numbers of pixels.
+    """
     grid = features.shape[1:3]
     down = [
         _upsampling(small, large, align_corners).T for small, large in zip(grid, labels.shape[1:3])
@@ -63,7 +68,9 @@ def pool_regions(
 
 
 def _upsampling(small: int, large: int, align_corners: bool) -> Float[Array, "large small"]:
-    """The matrix of the bilinear resize from `small` to `large` positions; exact also where it is a reduction, by the same rule without antialias."""
+    """The matrix of the bilinear resize from `small` to `large` positions; exact also where it is a
+    reduction, by the same rule without antialias.
+    """
     eye = jnp.eye(small)[None, :, None, :]
     return resize_bilinear(eye, (large, 1), align_corners=align_corners, antialias=False)[0, :, 0]
 

@@ -1,6 +1,8 @@
-"""StyleGAN2's discriminator: residual blocks that halve the size, minibatch standard deviation, a score (sections 4.2 and 4.3 of the paper).
+"""StyleGAN2's discriminator: residual blocks that halve the size, minibatch standard deviation, a
+score (sections 4.2 and 4.3 of the paper).
 
-Karras et al. 2020 (arXiv 1912.04958); the label projection follows arXiv 2006.06676. Parameters in the orientation of `models/stylegan2.py`.
+Karras et al. 2020 (arXiv 1912.04958); the label projection follows arXiv 2006.06676. Parameters in
+the orientation of `models/stylegan2.py`.
 """
 
 from __future__ import annotations
@@ -22,10 +24,12 @@ from sis_jax.types import Info, UsageError
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """Shape of a discriminator. `mbstd_group`: how many images share one minibatch standard deviation.
+    """Shape of a discriminator. `mbstd_group`: how many images share one minibatch standard
+    deviation.
 
-    Conditional ones have c_dim classes. cmap_dim: width of the label network whose output is compared with the image's (ADA); 0: there is none, and the
-    label picks one of c_dim scores (the first TensorFlow code).
+    Conditional ones have c_dim classes. cmap_dim: width of the label network whose output is
+    compared with the image's (ADA); 0: there is none, and the label picks one of c_dim scores (the
+    first TensorFlow code).
     """
 
     resolution: int
@@ -38,7 +42,9 @@ class DiscriminatorConfig:
 
 
 class Conv(nnx.Module):
-    """Convolution with equalised learning rate, of the discriminator. `down` filters and halves first (3x3) or last (1x1, linear skip)."""
+    """Convolution with equalised learning rate, of the discriminator. `down` filters and halves
+    first (3x3) or last (1x1, linear skip).
+    """
 
     def __init__(
         self, n_in: int, n_out: int, size: int, rng: Rng, *, bias: bool = True, down: bool = False
@@ -77,7 +83,9 @@ class DiscriminatorBlock(nnx.Module):
 
 
 class DiscriminatorEpilogue(nnx.Module):
-    """The 4x4 end: minibatch standard deviation, convolution, two fully connected layers (or the projection on a label)."""
+    """The 4x4 end: minibatch standard deviation, convolution, two fully connected layers (or the
+    projection on a label).
+    """
 
     def __init__(self, channels: int, config: DiscriminatorConfig, rng: Rng):
         self.conv = Conv(channels + 1, channels, 3, rng)
@@ -95,15 +103,18 @@ class DiscriminatorEpilogue(nnx.Module):
 
 
 def minibatch_stddev(x: Float[Array, "n h w c"], group: int) -> Float[Array, "n h w c+1"]:
-    """x with one more channel: the standard deviation over a group of images, averaged over pixels and channels.
+    """x with one more channel: the standard deviation over a group of images, averaged over pixels
+    and channels.
 
-    Members of a group lie n / group apart, as in the published code. n must be a multiple of the group (or smaller than it).
+    Members of a group lie n / group apart, as in the published code. n must be a multiple of the
+    group (or smaller than it).
     """
     n = x.shape[0]
     group = min(group, n)
     if n % group:
         raise UsageError(
-            f"the discriminator compares images in groups of {group}: give a multiple of {group} images, not {n}"
+            f"the discriminator compares images in groups of {group}: give a multiple of {group} "
+            f"images, not {n}"
         )
     y = x.astype(jnp.float32).reshape(group, n // group, *x.shape[1:])
     deviation = jnp.sqrt(jnp.var(y, axis=0) + 1e-8).mean(axis=(1, 2, 3))  # [n / group]
@@ -132,7 +143,9 @@ class LabelMapping(nnx.Module):
 
 
 class Discriminator(nnx.Module):
-    """Residual discriminator with minibatch standard deviation: disc(images) -> one score per image, higher for what it takes as real."""
+    """Residual discriminator with minibatch standard deviation: disc(images) -> one score per
+    image, higher for what it takes as real.
+    """
 
     def __init__(self, config: DiscriminatorConfig, rng: Rng = None, info: Info | None = None):
         sizes = resolutions(config.resolution)[::-1]
@@ -148,7 +161,9 @@ class Discriminator(nnx.Module):
     def score(
         self, images: jax.Array, labels: jax.Array | None = None, dtype: Any = jnp.float32
     ) -> jax.Array:
-        """The pure forward pass, for losses: everything above 4x4 in `dtype`, the end in float32."""
+        """The pure forward pass, for losses: everything above 4x4 in `dtype`, the end in
+        float32.
+        """
         x = self.fromrgb(images.astype(dtype), self.config.conv_clamp)
         for r in resolutions(self.config.resolution)[:0:-1]:
             x = getattr(self, f"b{r}")(x)
@@ -156,7 +171,8 @@ class Discriminator(nnx.Module):
             return self.b4(x.astype(jnp.float32), None)
         if labels is None:
             raise UsageError(
-                f"this discriminator is conditional: give labels, one-hot rows of {self.config.c_dim}"
+                "this discriminator is conditional: give labels, one-hot rows of "
+                f"{self.config.c_dim}"
             )
         return self.b4(
             x.astype(jnp.float32), labels if self.mapping is None else self.mapping(labels)
@@ -165,12 +181,15 @@ class Discriminator(nnx.Module):
     def __call__(
         self, images: Float[AnyArray, "n r r 3"], labels: Float[AnyArray, "n c"] | None = None
     ) -> Float[Array, "n 1"]:
-        """Scores of images in [-1, 1]. n must be a multiple of the stddev group (4), or smaller than it. labels: one-hot, if it is conditional."""
+        """Scores of images in [-1, 1]. n must be a multiple of the stddev group (4), or smaller
+        than it. labels: one-hot, if it is conditional.
+        """
         images = jnp.asarray(images, jnp.float32)
         side = self.config.resolution
         if images.ndim != 4 or images.shape[1:] != (side, side, 3):
             raise UsageError(
-                f"images must be [n, {side}, {side}, 3] for this discriminator, got {list(images.shape)}"
+                f"images must be [n, {side}, {side}, 3] for this discriminator, got "
+                f"{list(images.shape)}"
             )
         rows = check_labels(labels, len(images), self.config.c_dim) if labels is not None else None
         return _score(self, images, rows)

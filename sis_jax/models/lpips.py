@@ -1,7 +1,9 @@
-"""LPIPS on VGG16: how different two pictures look to a network (Zhang et al. 2018, arXiv 1801.03924, equation 1).
+"""LPIPS on VGG16: how different two pictures look to a network (Zhang et al. 2018, arXiv
+1801.03924, equation 1).
 
-Features after the last ReLU of each of VGG16's five blocks (Simonyan and Zisserman 2015), unit length per pixel, squared difference weighted per channel
-with learnt gains, mean over pixels, sum over blocks. The weights are not part of this library: see `checkpoints/lpips.py`.
+Features after the last ReLU of each of VGG16's five blocks (Simonyan and Zisserman 2015), unit
+length per pixel, squared difference weighted per channel with learnt gains, mean over pixels, sum
+over blocks. The weights are not part of this library: see `checkpoints/lpips.py`.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ _SHIFT, _SCALE = (
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LPIPS:
-    """kernels, biases: of the thirteen convolutions. gains: of the channels of the five blocks, not negative."""
+    """kernels, biases: of the thirteen convolutions. gains: of the channels of the five blocks, not
+    negative.
+    """
 
     kernels: tuple[Float[Array, "3 3 _ _"], ...]
     biases: tuple[Float[Array, "_"], ...]
@@ -39,7 +43,9 @@ class LPIPS:
 
 
 def lpips_maps(net: LPIPS, images: Float[Array, "n r r 3"]) -> list[Float[Array, "n _ _ _"]]:
-    """Features of pictures in [-1, 1], scaled so that LPIPS is the sum over maps of the mean over pixels of the squared difference. r is at least 16."""
+    """Features of pictures in [-1, 1], scaled so that LPIPS is the sum over maps of the mean over
+    pixels of the squared difference. r is at least 16.
+    """
     factor = max(1, images.shape[1] // LARGEST)
     if factor > 1:
         images = _pooled(images, factor, lax.add) / factor**2

@@ -1,4 +1,6 @@
-"""A generator of which some samples are moved along a direction in W: for classes that it draws too rarely."""
+"""A generator of which some samples are moved along a direction in W: for classes that it draws too
+rarely.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,11 @@ from sis_jax.types import Array, Info, Noise, Samples, check_taps
 
 @dataclass(frozen=True)
 class Moved:
-    """`gen`, with w + `move` for a share of all latents; made by `moved`. Whether a sample is moved depends on its own z and nothing else.
+    """`gen`, with w + `move` for a share of all latents; made by `moved`. Whether a sample is moved
+    depends on its own z and nothing else.
 
-    move: Float[w], displacement in W, added to every slot after truncation. share: 0..1. A sample moved at one share is moved at every larger one.
+    move: Float[w], displacement in W, added to every slot after truncation. share: 0..1. A sample
+        moved at one share is moved at every larger one.
     """
 
     gen: Any
@@ -47,7 +51,9 @@ class Moved:
         return self.gen.latents(seeds)
 
     def chosen(self, z: Float[Array, "n z"]) -> Float[Array, "n"]:
-        """1 for latents that are moved, 0 for others: a projection of z that is N(0, 1), compared with the quantile of `share`."""
+        """1 for latents that are moved, 0 for others: a projection of z that is N(0, 1), compared
+        with the quantile of `share`.
+        """
         z = jnp.asarray(z)
         signs = jnp.where(
             jnp.arange(z.shape[1]) * 7 % 13 % 2 == 0, 1.0, -1.0
@@ -86,7 +92,9 @@ def moved(gen: Any, move: Float[np.ndarray, "w"], share: float = 1.0) -> Moved:
 
 
 def mixed(gen: Any, arrays: Mapping[str, Any]) -> Any:
-    """The generator that parts with these arrays are meant for: `Moved` where they hold a rare class ("rare/move", "rare/share"), else `gen` itself."""
+    """The generator that parts with these arrays are meant for: `Moved` where they hold a rare
+    class ("rare/move", "rare/share"), else `gen` itself.
+    """
     if "rare/move" not in arrays or isinstance(gen, Moved):
         return gen
     return moved(gen, arrays["rare/move"], float(np.ravel(arrays["rare/share"])[0]))

@@ -1,15 +1,20 @@
 """Students: the segmenters that a generator's parts are distilled into.
 
-* "unet-small", the default: a U-Net of dense 3 x 3 convolutions with group normalisation, made to be fast on CPUs as well. It sees the picture in
-  2 x 2 blocks, works at 1/2 to 1/16 of its size, and predicts four pixels at once. With blocks of 4 x 4 it costs a quarter and sees twice as far.
-* "unet": double convolutions 64-128-256-512-512 with batch normalisation, as Labels4Free and Melas-Kyriazi et al. (2022, section 4) use it.
-* "resnet18": ResNet-18 dilated to output stride 8 with a 1 x 1 scoring layer, the student of Segmentation in Style (section 3.3). Every convolution of
-  a dilated stage has the stage's dilation.
-* "deeplabv3-resnet18", "deeplabv3-resnet50": DeepLabV3 (Chen et al. 2017) on such a trunk, where the first block of a dilated stage keeps the dilation
-  of the stage before.
+* "unet-small", the default: a U-Net of dense 3 x 3 convolutions with group normalisation, made to
+  be fast on CPUs as well. It sees the picture in 2 x 2 blocks, works at 1/2 to 1/16 of its size,
+  and predicts four pixels at once. With blocks of 4 x 4 it costs a quarter and sees twice as far.
+* "unet": double convolutions 64-128-256-512-512 with batch normalisation, as Labels4Free and
+  Melas-Kyriazi et al. (2022, section 4) use it.
+* "resnet18": ResNet-18 dilated to output stride 8 with a 1 x 1 scoring layer, the student of
+  Segmentation in Style (section 3.3). Every convolution of a dilated stage has the stage's
+  dilation.
+* "deeplabv3-resnet18", "deeplabv3-resnet50": DeepLabV3 (Chen et al. 2017) on such a trunk, where
+  the first block of a dilated stage keeps the dilation of the stage before.
 
-Input: float pictures in [-1, 1], any size; output: logits per class and pixel at the same size. `network(x)` normalises with stored statistics;
-`network(x, tape)` is the training mode: batch normalisation uses the batch (over all devices) and leaves its statistics in the dictionary `tape`.
+Input: float pictures in [-1, 1], any size; output: logits per class and pixel at the same size.
+    `network(x)` normalises with stored statistics; `network(x, tape)` is the training mode: batch
+    normalisation uses the batch (over all devices) and leaves its statistics in the dictionary
+    `tape`.
 """
 
 from __future__ import annotations
@@ -40,8 +45,9 @@ class Statistic(nnx.Variable):
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """arch: see the module. classes: number of output channels. width: channels of the first level of "unet-small". block: side of the blocks of
-    pixels that it sees and predicts at once, 2 or 4."""
+    """arch: see the module. classes: number of output channels. width: channels of the first level
+    of "unet-small". block: side of the blocks of pixels that it sees and predicts at once, 2 or 4.
+    """
 
     arch: str = "unet-small"
     classes: int = 2
@@ -63,12 +69,16 @@ class StudentConfig:
 
 
 def usual_block(side: int) -> int:
-    """The `block` for pictures of `side` pixels: one of 128 costs as much as one of 64, and sees as far."""
+    """The `block` for pictures of `side` pixels: one of 128 costs as much as one of 64, and sees as
+    far.
+    """
     return 4 if side >= 128 else 2
 
 
 def build(config: StudentConfig, rng: Rng = None) -> nnx.Module:
-    """The network of a configuration, with random weights from `rng`, or zeros (shapes only) without."""
+    """The network of a configuration, with random weights from `rng`, or zeros (shapes only)
+    without.
+    """
     return NETWORKS[config.arch](config, rng)
 
 
@@ -76,7 +86,9 @@ def build(config: StudentConfig, rng: Rng = None) -> nnx.Module:
 
 
 class Conv(nnx.Module):
-    """Convolution with He initialisation, zero padding that keeps the size; `bias` where no normalisation follows."""
+    """Convolution with He initialisation, zero padding that keeps the size; `bias` where no
+    normalisation follows.
+    """
 
     def __init__(
         self,
@@ -139,7 +151,9 @@ class GroupNorm(nnx.Module):
 
 
 class BatchNorm(nnx.Module):
-    """Batch normalisation (eps 1e-5). name: its own path in the network, under which it leaves its statistics on the tape."""
+    """Batch normalisation (eps 1e-5). name: its own path in the network, under which it leaves its
+    statistics on the tape.
+    """
 
     def __init__(self, channels: int, name: str):
         self.scale, self.shift = nnx.Param(jnp.ones(channels)), nnx.Param(jnp.zeros(channels))
@@ -212,7 +226,9 @@ class Residual(nnx.Module):
 
 
 class SmallUNet(nnx.Module):
-    """See the module: four levels, the first at 1/block of the picture, the last with its mean over the picture added everywhere."""
+    """See the module: four levels, the first at 1/block of the picture, the last with its mean over
+    the picture added everywhere.
+    """
 
     levels = (1, 2, 4, 6)
 
@@ -264,7 +280,9 @@ class DoubleConv(nnx.Module):
 
 
 class UNet(nnx.Module):
-    """Encoder 64-128-256-512-512 with max pooling, decoder with bilinear upsampling (aligned corners) and concatenation."""
+    """Encoder 64-128-256-512-512 with max pooling, decoder with bilinear upsampling (aligned
+    corners) and concatenation.
+    """
 
     def __init__(self, config: StudentConfig, rng: Rng = None):
         down = [(3, 64), (64, 128), (128, 256), (256, 512), (512, 512)]
@@ -300,7 +318,9 @@ class UNet(nnx.Module):
 
 
 class ResidualBlock(nnx.Module):
-    """Basic (two 3 x 3) or bottleneck (1 x 1, 3 x 3, 1 x 1) block of a ResNet; attribute names are torchvision's."""
+    """Basic (two 3 x 3) or bottleneck (1 x 1, 3 x 3, 1 x 1) block of a ResNet; attribute names are
+    torchvision's.
+    """
 
     def __init__(
         self,
@@ -355,9 +375,11 @@ class ResidualBlock(nnx.Module):
 
 
 class DilatedResNet(nnx.Module):
-    """A ResNet whose last two stages are dilated by 2 and 4 instead of strided: features at 1/8 of the picture.
+    """A ResNet whose last two stages are dilated by 2 and 4 instead of strided: features at 1/8 of
+    the picture.
 
-    whole: every 3 x 3 convolution of a dilated stage has its dilation; otherwise the first one keeps that of the stage before (torchvision's rule).
+    whole: every 3 x 3 convolution of a dilated stage has its dilation; otherwise the first one
+        keeps that of the stage before (torchvision's rule).
     """
 
     def __init__(self, depth: int, rng: Rng, name: str, *, whole: bool):
@@ -368,7 +390,8 @@ class DilatedResNet(nnx.Module):
             width = 64 * 2**stage
             for i in range(count):
                 before = dilation if whole or i else max(dilation // 2, 1)
-                # With torchvision's rule a basic block's first convolution, or a bottleneck's only wide one, keeps the earlier dilation.
+                # With torchvision's rule a basic block's first convolution, or a bottleneck's only
+                # wide one, keeps the earlier dilation.
                 both = (before, before) if bottleneck else (before, dilation)
                 path = f"{name}.blocks.{len(made)}"
                 made.append(
@@ -396,7 +419,9 @@ class DilatedResNet(nnx.Module):
 
 
 class ResNet18(nnx.Module):
-    """The student of Segmentation in Style: trunk, 1 x 1 scoring layer N(0, 0.01), bilinear upsampling with aligned corners."""
+    """The student of Segmentation in Style: trunk, 1 x 1 scoring layer N(0, 0.01), bilinear
+    upsampling with aligned corners.
+    """
 
     def __init__(self, config: StudentConfig, rng: Rng = None):
         self.trunk = DilatedResNet(18, rng, "trunk", whole=True)
@@ -409,7 +434,9 @@ class ResNet18(nnx.Module):
 
 
 class DeepLabV3(nnx.Module):
-    """Atrous spatial pyramid pooling (rates 12, 24, 36, and the picture's mean) on a dilated trunk, 256 channels, half-pixel upsampling."""
+    """Atrous spatial pyramid pooling (rates 12, 24, 36, and the picture's mean) on a dilated trunk,
+    256 channels, half-pixel upsampling.
+    """
 
     rates = (1, 12, 24, 36)
 

@@ -1,11 +1,15 @@
-"""StyleGAN2's generator: mapping and synthesis ("skip" architecture). The discriminator is in `stylegan2_discriminator.py`.
+"""StyleGAN2's generator: mapping and synthesis ("skip" architecture). The discriminator is in
+`stylegan2_discriminator.py`.
 
-Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN" (arXiv 1912.04958) and "Training Generative Adversarial Networks with
-Limited Data" (arXiv 2006.06676) for conv_clamp and the conditional parts.
+Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN" (arXiv 1912.04958) and
+"Training Generative Adversarial Networks with Limited Data" (arXiv 2006.06676) for conv_clamp and
+the conditional parts.
 
-Where we differ from the published code: NHWC; parameters are kept in TensorFlow's orientation (convolutions HWIO, fully connected [in, out],
-style bias with its +1 included, rows of the discriminator's first fully connected layer in H, W, C order), so one forward pass serves every
-checkpoint layout; feature taps are explicit, named results. Modules only hold parameters; the maths is in `ops/convolution.py`.
+Where we differ from the published code: NHWC; parameters are kept in TensorFlow's orientation
+(convolutions HWIO, fully connected [in, out], style bias with its +1 included, rows of the
+discriminator's first fully connected layer in H, W, C order), so one forward pass serves every
+checkpoint layout; feature taps are explicit, named results. Modules only hold parameters; the maths
+is in `ops/convolution.py`.
 """
 
 from __future__ import annotations
@@ -37,7 +41,9 @@ class Buffer(nnx.Variable):
 
 
 def channel_table(resolution: int, channel_base: int, channel_max: int) -> tuple[int, ...]:
-    """Channels at 4, 8, ..., resolution: min(channel_base / r, channel_max). config-F is (32768, 512), its half-width sister (16384, 512)."""
+    """Channels at 4, 8, ..., resolution: min(channel_base / r, channel_max). config-F is (32768,
+    512), its half-width sister (16384, 512).
+    """
     return tuple(min(channel_base // r, channel_max) for r in resolutions(resolution))
 
 
@@ -45,17 +51,20 @@ def resolutions(resolution: int) -> tuple[int, ...]:
     """4, 8, ..., resolution."""
     if resolution < 4 or resolution & (resolution - 1):
         raise UsageError(
-            f"a StyleGAN2 draws squares of 4, 8, 16, ... pixels, not {resolution}; give a power of two"
+            f"a StyleGAN2 draws squares of 4, 8, 16, ... pixels, not {resolution}; give a power "
+            "of two"
         )
     return tuple(2**i for i in range(2, resolution.bit_length()))
 
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """Shape of a generator. `channels`: one number per resolution from 4 up. `conv_clamp`: activations are clamped to +-conv_clamp where set.
+    """Shape of a generator. `channels`: one number per resolution from 4 up. `conv_clamp`:
+    activations are clamped to +-conv_clamp where set.
 
-    Conditional ones: c_dim classes, embedded into embed_dim numbers (0: w_dim of them). label_concat: z and the embedding are normalised together (the
-    first TensorFlow code) and not each on its own (ADA). classes: those that `sample` draws from, all of them where empty.
+    Conditional ones: c_dim classes, embedded into embed_dim numbers (0: w_dim of them).
+    label_concat: z and the embedding are normalised together (the first TensorFlow code) and not
+    each on its own (ADA). classes: those that `sample` draws from, all of them where empty.
     """
 
     resolution: int
@@ -73,12 +82,15 @@ class GeneratorConfig:
     def __post_init__(self) -> None:
         if len(self.channels) != len(resolutions(self.resolution)):
             raise UsageError(
-                f"{self.resolution} pixels need {len(resolutions(self.resolution))} channel counts (4, 8, ...), got {len(self.channels)}"
+                f"{self.resolution} pixels need {len(resolutions(self.resolution))} channel "
+                f"counts (4, 8, ...), got {len(self.channels)}"
             )
 
     @property
     def num_ws(self) -> int:
-        """Slots of w: 2 log2(resolution) - 2. The RGB layer of a block shares its slot with the next block's first convolution."""
+        """Slots of w: 2 log2(resolution) - 2. The RGB layer of a block shares its slot with the
+        next block's first convolution.
+        """
         return 2 * len(self.channels)
 
 
@@ -86,7 +98,9 @@ Rng = np.random.Generator | None
 
 
 def normal(rng: Rng, *shape: int, scale: float = 1.0) -> jax.Array:
-    """N(0, scale^2) drawn by NumPy: compiling one random draw per shape would cost seconds. Zeros without an rng (shape only)."""
+    """N(0, scale^2) drawn by NumPy: compiling one random draw per shape would cost seconds. Zeros
+    without an rng (shape only).
+    """
     return (
         jnp.zeros(shape)
         if rng is None
@@ -109,7 +123,9 @@ class Linear(nnx.Module):
 
 
 class Mapping(nnx.Module):
-    """f: Z -> W (section 2 of StyleGAN): normalise z (and the embedded label), then `mapping_layers` times linear and leaky ReLU."""
+    """f: Z -> W (section 2 of StyleGAN): normalise z (and the embedded label), then
+    `mapping_layers` times linear and leaky ReLU.
+    """
 
     def __init__(self, config: GeneratorConfig, rng: Rng = None):
         embedded = (config.embed_dim or config.w_dim) if config.c_dim else 0
@@ -203,7 +219,9 @@ class ToRGB(nnx.Module):
 
 
 class SynthesisBlock(nnx.Module):
-    """One resolution: (conv0, which doubles the size,) conv1, ToRGB. The 4x4 block starts from a learnt constant and has conv1 only."""
+    """One resolution: (conv0, which doubles the size,) conv1, ToRGB. The 4x4 block starts from a
+    learnt constant and has conv1 only.
+    """
 
     def __init__(self, n_in: int, n_out: int, resolution: int, config: GeneratorConfig, rng: Rng):
         if resolution == 4:
@@ -215,7 +233,9 @@ class SynthesisBlock(nnx.Module):
 
 
 class Synthesis(nnx.Module):
-    """g: styles -> image and named features. Layers, and so style vectors, are called `b4.conv1`, `b4.torgb`, `b8.conv0`, ..."""
+    """g: styles -> image and named features. Layers, and so style vectors, are called `b4.conv1`,
+    `b4.torgb`, `b8.conv0`, ...
+    """
 
     def __init__(self, config: GeneratorConfig, rng: Rng = None):
         before = 0
@@ -244,10 +264,12 @@ class Synthesis(nnx.Module):
         return {name: self.layer(name).affine(w[:, slot]) for name, slot in self.layers()}
 
     def __call__(
-        self, styles: dict[str, Float[Array, "n _"]], noise: Noise = "const", taps: tuple[str, ...] = (), key: jax.Array | None = None,
-        dtype: Any = jnp.float32,
+        self, styles: dict[str, Float[Array, "n _"]], noise: Noise = "const",
+        taps: tuple[str, ...] = (), key: jax.Array | None = None, dtype: Any = jnp.float32,
     ) -> tuple[Float[Array, "n r r 3"], dict[str, Float[Array, "n ..."]]]:  # fmt: skip
-        """Image (float32) and the asked features (in `dtype`), each after noise, bias, activation and clamp."""
+        """Image (float32) and the asked features (in `dtype`), each after noise, bias, activation
+        and clamp.
+        """
         (_, image), features = self.advance(
             self.begin(styles["b4.conv1"].shape[0], dtype), styles, noise, key
         )
@@ -259,12 +281,14 @@ class Synthesis(nnx.Module):
         return jnp.broadcast_to(const.astype(dtype), (n, *const.shape)), jnp.zeros((n, 2, 2, 3))
 
     def advance(
-        self, stem: Stem, styles: dict[str, Float[Array, "n _"]], noise: Noise = "const", key: jax.Array | None = None,
-        first: int = 0, stop: int | None = None,
+        self, stem: Stem, styles: dict[str, Float[Array, "n _"]], noise: Noise = "const",
+        key: jax.Array | None = None, first: int = 0, stop: int | None = None,
     ) -> tuple[Stem, dict[str, Float[Array, "n ..."]]]:  # fmt: skip
-        """Run the layers of the slots first, ..., stop - 1 (None: to the end); the activations and image so far, and the features on the way.
+        """Run the layers of the slots first, ..., stop - 1 (None: to the end); the activations and
+        image so far, and the features on the way.
 
-        Layers run in the order of their slots, so running to a slot and from it on is the whole network, also with random noise of one key.
+        Layers run in the order of their slots, so running to a slot and from it on is the whole
+        network, also with random noise of one key.
         """
         if noise == "random" and key is None:
             raise UsageError(
@@ -290,10 +314,13 @@ class Synthesis(nnx.Module):
 
 
 class StyleGAN2(nnx.Module):
-    """A generator: mapping and synthesis behind the protocol of `types.Generator`. Its methods are compiled; it is a pytree.
+    """A generator: mapping and synthesis behind the protocol of `types.Generator`. Its methods are
+    compiled; it is a pytree.
 
-    Taps: "RxR" (the last convolution at R pixels), "RxR/conv0", "RxR/conv1", after noise, bias and activation. A conditional generator's z has one more
-    number than its network takes, which picks the class (see `models/conditional.py`); narrow the choice with `with_classes`, or give `map` labels.
+    Taps: "RxR" (the last convolution at R pixels), "RxR/conv0", "RxR/conv1", after noise, bias and
+        activation. A conditional generator's z has one more number than its network takes, which
+        picks the class (see `models/conditional.py`); narrow the choice with `with_classes`, or
+        give `map` labels.
     """
 
     def __init__(self, config: GeneratorConfig, rng: Rng = None, info: Info | None = None):
@@ -325,7 +352,9 @@ class StyleGAN2(nnx.Module):
         return tuple(name for group in names for name in group)
 
     def with_classes(self, classes: int | Iterable[int] | None) -> StyleGAN2:
-        """The same generator, drawing from these classes only (0 to c_dim - 1; None: all). UsageError where it has no such class, or none at all."""
+        """The same generator, drawing from these classes only (0 to c_dim - 1; None: all).
+        UsageError where it has no such class, or none at all.
+        """
         other = nnx.merge(*nnx.split(self))
         other.config = replace(self.config, classes=check_classes(classes, self.config.c_dim))
         return other
@@ -341,9 +370,11 @@ class StyleGAN2(nnx.Module):
         cutoff: int | None = None,
         labels: Float[AnyArray, "n c"] | None = None,
     ) -> Float[Array, "n s w"]:
-        """z -> w in every slot, drawn towards the average by `truncation` (psi; 1 = not at all), on slots < `cutoff` if given.
+        """z -> w in every slot, drawn towards the average by `truncation` (psi; 1 = not at all), on
+        slots < `cutoff` if given.
 
-        labels: one-hot rows for a conditional generator, in place of the classes that z stands for; z may then lack its last number.
+        labels: one-hot rows for a conditional generator, in place of the classes that z stands for;
+            z may then lack its last number.
         """
         z = jnp.asarray(z)
         bare = labels is not None and z.ndim == 2 and z.shape[1] == self.config.z_dim
@@ -369,8 +400,9 @@ class StyleGAN2(nnx.Module):
     ) -> tuple[Float[Array, "n r r 3"], dict[str, Float[Array, "n ..."]]]:
         """Image in about [-1, 1] and the features named in `taps`.
 
-        w: one vector per image, one per slot (W+), or a dict of style vectors (style space, see `styles`). noise: "const" (the stored maps), "random"
-        (needs `key`) or "none". dtype: "float32", or "bfloat16" for the convolutions.
+        w: one vector per image, one per slot (W+), or a dict of style vectors (style space, see
+            `styles`). noise: "const" (the stored maps), "random" (needs `key`) or "none". dtype:
+            "float32", or "bfloat16" for the convolutions.
         """
         taps = check_taps(taps, self.taps)
         if not isinstance(w, dict):
@@ -379,7 +411,8 @@ class StyleGAN2(nnx.Module):
                 w = jnp.broadcast_to(w[:, None], (w.shape[0], self.num_ws, w.shape[1]))
             if w.ndim != 3 or w.shape[1:] != (self.num_ws, self.config.w_dim):
                 raise UsageError(
-                    f"w must be [n, {self.num_ws}, {self.config.w_dim}] or [n, {self.config.w_dim}], got {list(w.shape)}"
+                    f"w must be [n, {self.num_ws}, {self.config.w_dim}] or [n, "
+                    f"{self.config.w_dim}], got {list(w.shape)}"
                 )
         if noise not in ("const", "random", "none"):
             raise UsageError(f'noise must be "const", "random" or "none", got {noise!r}')
@@ -392,7 +425,9 @@ class StyleGAN2(nnx.Module):
         noise: Noise = "const",
         dtype: str = "float32",
     ) -> Stem:
-        """What the first `slots` slots of w draw (1 to num_ws - 1): shared by all pictures that differ in later slots only, see `synthesize_from`."""
+        """What the first `slots` slots of w draw (1 to num_ws - 1): shared by all pictures that
+        differ in later slots only, see `synthesize_from`.
+        """
         self._check_slots(w, slots)
         return _stem(self, jnp.asarray(w), slots, noise, dtype)
 
@@ -404,9 +439,11 @@ class StyleGAN2(nnx.Module):
         noise: Noise = "const",
         taps: tuple[str, ...] = (),
     ) -> tuple[Float[Array, "n r r 3"], dict[str, Float[Array, "n ..."]]]:
-        """The rest of `synthesize` after `stem(..., slots)`, with the styles of w from that slot on; slots below are not looked at.
+        """The rest of `synthesize` after `stem(..., slots)`, with the styles of w from that slot
+        on; slots below are not looked at.
 
-        taps: of layers that run here. `noise` is "const" or "none", as in `stem`: random noise needs one key for the whole picture.
+        taps: of layers that run here. `noise` is "const" or "none", as in `stem`: random noise
+            needs one key for the whole picture.
         """
         self._check_slots(w, slots)
         return _synthesize_from(
@@ -428,11 +465,13 @@ class StyleGAN2(nnx.Module):
     def _check_slots(self, w: AnyArray, slots: int) -> None:
         if not 1 <= slots < self.num_ws:
             raise UsageError(
-                f"slots is {slots}, expected 1 to {self.num_ws - 1}: this generator has {self.num_ws} slots of w"
+                f"slots is {slots}, expected 1 to {self.num_ws - 1}: this generator has "
+                f"{self.num_ws} slots of w"
             )
         if np.ndim(w) != 3 or np.shape(w)[1:] != (self.num_ws, self.config.w_dim):
             raise UsageError(
-                f"w must be [n, {self.num_ws}, {self.config.w_dim}] for this generator, got {list(np.shape(w))}"
+                f"w must be [n, {self.num_ws}, {self.config.w_dim}] for this generator, got "
+                f"{list(np.shape(w))}"
             )
 
     def styles(self, w: Float[AnyArray, "n s w"]) -> dict[str, Float[Array, "n _"]]:

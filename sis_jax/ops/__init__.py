@@ -1,1 +1,3 @@
-"""Foundations without files or networks: types, array operations, k-means, devices, metrics, drawing, the command-line door."""
+"""Foundations without files or networks: types, array operations, k-means, devices, metrics,
+drawing, the command-line door.
+"""

@@ -1,14 +1,17 @@
-"""Adaptive discriminator augmentation: the 'bgc' pipeline of StyleGAN2-ADA and the rule that sets its strength.
+"""Adaptive discriminator augmentation: the 'bgc' pipeline of StyleGAN2-ADA and the rule that sets
+its strength.
 
-Karras et al. 2020, "Training Generative Adversarial Networks with Limited Data" (arXiv 2006.06676), section 3 and appendix B. The
-discriminator never sees a picture that did not pass through `augment`; while p stays below about 0.8 the generator does not learn the
-augmentations.
+Karras et al. 2020, "Training Generative Adversarial Networks with Limited Data" (arXiv 2006.06676),
+section 3 and appendix B. The discriminator never sees a picture that did not pass through
+`augment`; while p stays below about 0.8 the generator does not learn the augmentations.
 
 Where this differs from the paper:
-* The paper resamples at twice the resolution between two sym6 wavelet filters. Those are not symmetric, so a mirrored or turned picture
-  comes out shifted by a fraction of a pixel. Here the same scheme runs with a symmetric 12-tap quadrature-mirror low-pass: down(up(x))
-  equals x to 0.5 %, mirrored and turned pictures included, and aliases are damped a little more than by sym6.
-* The paper reflects the picture once, as far as needed, and shows zeros beyond. Here the plane is tiled by reflections without end.
+* The paper resamples at twice the resolution between two sym6 wavelet filters. Those are not
+  symmetric, so a mirrored or turned picture comes out shifted by a fraction of a pixel. Here the
+  same scheme runs with a symmetric 12-tap quadrature-mirror low-pass: down(up(x)) equals x to 0.5
+  %, mirrored and turned pictures included, and aliases are damped a little more than by sym6.
+* The paper reflects the picture once, as far as needed, and shows zeros beyond. Here the plane is
+  tiled by reflections without end.
 * A picture for which no operation was drawn is returned bit for bit.
 """
 
@@ -22,7 +25,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
-# Low-pass of sum sqrt(2) that minimises sum_m (<h, h shifted by 2m> - [m = 0])^2 + mean |H|^2 over [0.75 pi, pi]: nearly its own inverse.
+# Low-pass of sum sqrt(2) that minimises sum_m (<h, h shifted by 2m> - [m = 0])^2 + mean |H|^2 over
+# [0.75 pi, pi]: nearly its own inverse.
 _HALF = (-0.0063288439, 0.0300188219, -0.0060613761, -0.1231322120, 0.1292442989, 0.6833660924)
 LOW_PASS = _HALF + _HALF[::-1]
 _REACH = (
@@ -48,15 +52,18 @@ def augment(
 ) -> Float[Array, "b h w 3"]:
     """Augmented pictures, every operation drawn with probability `p`, for every picture on its own.
 
-    key: a JAX random key. images: in [-1, 1], h and w at least 4. p: 0..1, may be traced; at 0 the result is `images` bit for bit.
-    first: index of `images[0]` in the global batch: picture i is driven by (key, first + i) and by nothing else, so the shards of a batch
-    draw what the whole batch would. Returns values that may leave [-1, 1], as in the paper. Affine in `images`, hence differentiable any
-    number of times; no gradient reaches `p`. Memory: 48 floats per pixel at the peak.
+    key: a JAX random key. images: in [-1, 1], h and w at least 4. p: 0..1, may be traced; at 0 the
+        result is `images` bit for bit.
+    first: index of `images[0]` in the global batch: picture i is driven by (key, first + i) and by
+        nothing else, so the shards of a batch draw what the whole batch would. Returns values that
+        may leave [-1, 1], as in the paper. Affine in `images`, hence differentiable any number of
+        times; no gradient reaches `p`. Memory: 48 floats per pixel at the peak.
     """
     b, h, w, channels = images.shape
     if channels != 3 or min(h, w) < 4:
         raise ValueError(
-            f"augment takes RGB pictures of at least 4x4 pixels, shape [b h w 3]; got {images.shape}"
+            "augment takes RGB pictures of at least 4x4 pixels, shape [b h w 3]; got "
+            f"{images.shape}"
         )
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(b))
     (gu, gn), (cu, cn) = jax.vmap(_draws)(keys)
@@ -78,10 +85,13 @@ def adjust_probability(
     target: float = 0.6,
     speed_images: int = 500_000,
 ) -> Float[Array, ""]:
-    """The next augmentation probability (section 3.2): p + sign(r_t - target) images_seen_since / speed_images, clipped to [0, 1].
+    """The next augmentation probability (section 3.2): p + sign(r_t - target) images_seen_since /
+    speed_images, clipped to [0, 1].
 
-    sign_mean: r_t = E[sign D(real)] since the last call, -1..1; above `target` the discriminator overfits and p rises.
-    images_seen_since: real pictures shown since the last call; `speed_images` of them can take p from 0 to 1.
+    sign_mean: r_t = E[sign D(real)] since the last call, -1..1; above `target` the discriminator
+        overfits and p rises.
+    images_seen_since: real pictures shown since the last call; `speed_images` of them can take p
+        from 0 to 1.
     """
     step = jnp.sign(jnp.asarray(sign_mean, jnp.float32) - target) * (
         images_seen_since / speed_images
@@ -100,16 +110,18 @@ def _draws(key: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     )
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ geometry
+# ----------------------------------------------------------------------------------------- geometry
 
 
 def _geometry(
     u: Float[Array, "14"], n: Float[Array, "4"], p: Array, h: int, w: int
 ) -> tuple[Float[Array, "3 3"], Bool[Array, ""]]:
-    """The matrix from an output position to the input position it shows, and whether anything was drawn.
+    """The matrix from an output position to the input position it shows, and whether anything was
+    drawn.
 
-    Positions are in pixels, x right, y down, origin in the centre of the picture.
-    The paper builds G = op_k ... op_1. Its inverse is op_1^-1 ... op_k^-1, so each operation's inverse goes on the right.
+    Positions are in pixels, x right, y down, origin in the centre of the picture. The paper builds
+    G = op_k ... op_1. Its inverse is op_1^-1 ... op_k^-1, so each operation's inverse goes on the
+    right.
     """
     (
         on_flip,
@@ -166,7 +178,8 @@ def _geometry(
 
 
 def _dot(a: Array, b: Array) -> Array:
-    # Accelerators round the factors of a default-precision product, which moves a corner by a visible fraction of a pixel.
+    # Accelerators round the factors of a default-precision product, which moves a corner by a
+    # visible fraction of a pixel.
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -190,7 +203,7 @@ def _translate(x: Array, y: Array) -> Float[Array, "3 3"]:
     return _rows(one, zero, x, zero, one, y)
 
 
-# ---------------------------------------------------------------------------------------------------------------------------- resampling
+# --------------------------------------------------------------------------------------- resampling
 
 
 def resample(
@@ -198,7 +211,8 @@ def resample(
 ) -> Float[Array, "b h w c"]:
     """The pictures seen through one affine map each, reflected at their borders.
 
-    inverse: output position to input position, pixels, origin in the centre. Supersampled twice on both sides of the one bilinear look-up.
+    inverse: output position to input position, pixels, origin in the centre. Supersampled twice on
+        both sides of the one bilinear look-up.
     """
     _, h, w, _ = images.shape
     fine = _up(_up(images, 1), 2)
@@ -214,7 +228,9 @@ def resample(
 
 
 def _reflect(position: Array, size: int) -> Array:
-    """Positions from the centre in pixels, folded at the border pixels' centres -> indices of the supersampled axis, 0.5 to 2 size - 1.5."""
+    """Positions from the centre in pixels, folded at the border pixels' centres -> indices of the
+    supersampled axis, 0.5 to 2 size - 1.5.
+    """
     span = size - 1
     folded = jnp.mod(position + span / 2, 2 * span)
     return 2 * (span - jnp.abs(folded - span)) + 0.5
@@ -223,7 +239,9 @@ def _reflect(position: Array, size: int) -> Array:
 def _bilinear(
     fine: Float[Array, "b H W c"], x: Float[Array, "b i j"], y: Float[Array, "b i j"]
 ) -> Float[Array, "b i j c"]:
-    """Values between the four nearest pixels. The four lie side by side in the channels, so that one row is gathered instead of four."""
+    """Values between the four nearest pixels. The four lie side by side in the channels, so that
+    one row is gathered instead of four.
+    """
     b, height, width, c = fine.shape
     quads = jnp.concatenate(
         [fine[:, :-1, :-1], fine[:, :-1, 1:], fine[:, 1:, :-1], fine[:, 1:, 1:]], -1
@@ -240,13 +258,16 @@ def _bilinear(
 
 
 def _up(x: Array, axis: int) -> Array:
-    """Twice the samples along `axis`; sample j lies at (j - 0.5) / 2. By shift and add: depthwise convolutions are slow on CPUs."""
+    """Twice the samples along `axis`; sample j lies at (j - 0.5) / 2. By shift and add: depthwise
+    convolutions are slow on CPUs.
+    """
     size, reach = x.shape[axis], (_REACH + 1) // 2
     index = jnp.abs(jnp.arange(-reach, size + reach))
     padded = jnp.take(x, _fold(index, size), axis=axis)
     phases = []
     for phase in (0, 1):
-        # Output 2 i + phase lies half a fine pixel from input i, so it meets input i + k through the tap 2 k fine pixels away.
+        # Output 2 i + phase lies half a fine pixel from input i, so it meets input i + k through
+        # the tap 2 k fine pixels away.
         taps = [
             (k, LOW_PASS[_REACH + phase - 2 * k])
             for k in range(-reach, reach + 1)
@@ -269,7 +290,9 @@ def _fold(index: Array, size: int) -> Array:
 
 
 def _down(x: Array, axis: int) -> Array:
-    """Half of what lies inside the margin of REACH samples along `axis`: the transpose of `_up`, scaled to keep the mean."""
+    """Half of what lies inside the margin of REACH samples along `axis`: the transpose of `_up`,
+    scaled to keep the mean.
+    """
     size = (x.shape[axis] - 2 * _REACH) // 2
     terms = (
         jax.lax.slice_in_dim(x, k, k + 2 * size - 1, stride=2, axis=axis) * (tap / math.sqrt(2))
@@ -278,13 +301,15 @@ def _down(x: Array, axis: int) -> Array:
     return functools.reduce(operator.add, terms)
 
 
-# ------------------------------------------------------------------------------------------------------------------------------- colour
+# ------------------------------------------------------------------------------------------- colour
 
 
 def _colour(
     u: Float[Array, "7"], n: Float[Array, "3"], p: Array
 ) -> tuple[Float[Array, "3 4"], Bool[Array, ""]]:
-    """The affine map of RGB for one picture, and whether any was drawn. Hue turns around the grey axis v = (1, 1, 1) / sqrt(3)."""
+    """The affine map of RGB for one picture, and whether any was drawn. Hue turns around the grey
+    axis v = (1, 1, 1) / sqrt(3).
+    """
     on_bright, on_contrast, on_luma, luma, on_hue, hue, on_saturation = u
     bright = jnp.where(on_bright < p, n[0] * BRIGHTNESS_STD, 0.0)
     contrast = jnp.where(on_contrast < p, jnp.exp2(n[1] * CONTRAST_STD), 1.0)

@@ -1,6 +1,8 @@
-"""From similarities to names: a softmax over classes per region, the margin to the runner-up, and when a name is not given.
+"""From similarities to names: a softmax over classes per region, the margin to the runner-up, and
+when a name is not given.
 
-Segmentation in Style, section 3.2: each cluster takes the class with the largest dot product. Ours also says how far ahead of the second it was.
+Segmentation in Style, section 3.2: each cluster takes the class with the largest dot product. Ours
+also says how far ahead of the second it was.
 """
 
 from __future__ import annotations
@@ -13,14 +15,17 @@ from jaxtyping import Float, Int
 
 MARGIN = 0.1
 RULE = (
-    "A part is named only where the first class is ahead of the second by at least the margin (difference of probabilities) and is none of the "
+    "A part is named only where the first class is ahead of the second by at least the margin "
+    "(difference of probabilities) and is none of the "
     "neutral words; otherwise it keeps its name and is marked unsure."
 )
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one region is: class number `best` with probability `score`, ahead of `second` by `margin`; `named` is False where that is not sure."""
+    """What one region is: class number `best` with probability `score`, ahead of `second` by
+    `margin`; `named` is False where that is not sure.
+    """
 
     best: int
     second: int | None
@@ -36,7 +41,9 @@ def unit(x: Float[np.ndarray, "*n d"]) -> Float[np.ndarray, "*n d"]:
 
 
 def ensemble(texts: Float[np.ndarray, "prompts templates d"]) -> Float[np.ndarray, "prompts d"]:
-    """One unit vector per prompt from those of its templates: normalised, averaged, normalised (Radford et al. 2021, section 3.1.4)."""
+    """One unit vector per prompt from those of its templates: normalised, averaged, normalised
+    (Radford et al. 2021, section 3.1.4).
+    """
     return unit(unit(texts).mean(1))
 
 
@@ -46,10 +53,12 @@ def class_scores(
     owner: Int[np.ndarray, "p"],
     scale: float,
 ) -> tuple[Float[np.ndarray, "k c"], Float[np.ndarray, "k c"]]:
-    """(cosine, probability) of every class for every region: softmax over classes of `scale` times the cosine of the class's best prompt.
+    """(cosine, probability) of every class for every region: softmax over classes of `scale` times
+    the cosine of the class's best prompt.
 
-    The best prompt and not the sum over prompts, so that a class does not gain by being described more often. owner: class number of each prompt,
-    0..c-1, each at least once. A region without content (all zeros) gets equal probabilities.
+    The best prompt and not the sum over prompts, so that a class does not gain by being described
+    more often. owner: class number of each prompt, 0..c-1, each at least once. A region without
+    content (all zeros) gets equal probabilities.
     """
     cosine = unit(regions) @ unit(prompts).T
     classes = int(owner.max()) + 1

@@ -1,12 +1,15 @@
 """Labels of a picture's pixels from cluster centres in feature space.
 
-`arrays`: centers [k d + 2] (the last two columns are the place), mean and scale [d + 2] that standardise features, and, where labels are to follow the
-picture, what `learn_refinement` found: Bayes' rule with features as evidence, log p(k | pixel) = -NATS d_k / gap + log p(k | place) with squared
-distances d, and then the neighbours of the same colour (`ops/crf.py`).
+`arrays`: centers [k d + 2] (the last two columns are the place), mean and scale [d + 2] that
+    standardise features, and, where labels are to follow the picture, what `learn_refinement`
+    found: Bayes' rule with features as evidence, log p(k | pixel) = -NATS d_k / gap + log p(k |
+    place) with squared distances d, and then the neighbours of the same colour (`ops/crf.py`).
 
-Measured with an independent segmenter of people, mean IoU of foreground / background over five sets of 256 samples, k 3: on the default generator
-nearest centre 0.916 / 0.781, with neighbours 0.920 / 0.790, with the place as well 0.923 / 0.794; on another of poorer pictures 0.906 / 0.760,
-0.909 / 0.767 and 0.916 / 0.781. Neighbours whatever their colour make it worse (0.915 / 0.777). From 4 to 9 nats the mean moves by 0.003 at most.
+Measured with an independent segmenter of people, mean IoU of foreground / background over five sets
+of 256 samples, k 3: on the default generator nearest centre 0.916 / 0.781, with neighbours 0.920 /
+0.790, with the place as well 0.923 / 0.794; on another of poorer pictures 0.906 / 0.760, 0.909 /
+0.767 and 0.916 / 0.781. Neighbours whatever their colour make it worse (0.915 / 0.777). From 4 to 9
+nats the mean moves by 0.003 at most.
 """
 
 from __future__ import annotations
@@ -31,10 +34,12 @@ def learn_refinement(
     places: Float[np.ndarray, "n 2"],
     grid: int,
 ) -> dict[str, np.ndarray]:
-    """{"gap": [1], "log_prior": [s s k]} from the points that were clustered; places: (column, row) in [-1, 1], of a grid with so many along a side.
+    """{"gap": [1], "log_prior": [s s k]} from the points that were clustered; places: (column, row)
+    in [-1, 1], of a grid with so many along a side.
 
-    gap: mean difference of the two smallest squared distances. log_prior: share of each cluster at each place, by Laplace's rule of succession; no finer
-    than the grid, and coarse enough that a place has as many points as there are clusters in the mean.
+    gap: mean difference of the two smallest squared distances. log_prior: share of each cluster at
+        each place, by Laplace's rule of succession; no finer than the grid, and coarse enough that
+        a place has as many points as there are clusters in the mean.
     """
     k = len(centers)
     some = x[np.random.default_rng(0).permutation(len(x))[:_LOOKED_AT]]
@@ -54,8 +59,9 @@ def learn_refinement(
 def with_centre(
     arrays: dict[str, np.ndarray], centre: Float[np.ndarray, "d"]
 ) -> dict[str, np.ndarray]:
-    """`arrays` with one more cluster. Of where it lies nothing is known: as likely at each place as the cluster of the nearest centre, so that the
-    features decide between these two, and a copy of a cluster takes nothing from it."""
+    """`arrays` with one more cluster. Of where it lies nothing is known: as likely at each place as
+    the cluster of the nearest centre, so that the features decide between these two, and a copy of
+    a cluster takes nothing from it."""
     more = dict(arrays, centers=np.concatenate([arrays["centers"], centre[None]]))
     if "log_prior" in arrays:
         nearest = int(np.square(arrays["centers"] - centre).sum(1).argmin())
@@ -72,10 +78,12 @@ def label_maps(
     align_corners: bool,
     smooth: bool = False,
 ) -> tuple[UInt8[Array, "b h w"], Float[Array, "b h w"]]:
-    """Cluster of every pixel of square images, and confidence 1 - d1 / d2 of the two smallest squared distances, 0..1.
+    """Cluster of every pixel of square images, and confidence 1 - d1 / d2 of the two smallest
+    squared distances, 0..1.
 
-    Where labels follow the picture, d2 is as far behind d1 as the odds against the second class say: the same number where place and neighbours say
-    nothing, larger where they agree with the features, and not 0 where they decide against the nearest centre.
+    Where labels follow the picture, d2 is as far behind d1 as the odds against the second class
+    say: the same number where place and neighbours say nothing, larger where they agree with the
+    features, and not 0 where they decide against the nearest centre.
     """
     distances = squared_distances(features, image.shape[1], arrays, align_corners, smooth)
     if "log_prior" not in arrays:
@@ -104,7 +112,9 @@ def squared_distances(
     align_corners: bool,
     smooth: bool,
 ) -> Float[Array, "b h w k"]:
-    """Of every pixel to every centre, from class scores upsampled tap by tap: at no time are features at `side` pixels held."""
+    """Of every pixel to every centre, from class scores upsampled tap by tap: at no time are
+    features at `side` pixels held.
+    """
     centers, mean, scale = arrays["centers"], arrays["mean"], arrays["scale"]
     total = jnp.zeros(())
     at = 0

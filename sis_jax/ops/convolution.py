@@ -1,19 +1,23 @@
-"""Array operations of StyleGAN2 (Karras et al. 2020, "Analyzing and improving the image quality of StyleGAN"), as pure functions.
+"""Array operations of StyleGAN2 (Karras et al. 2020, "Analyzing and improving the image quality of
+StyleGAN"), as pure functions.
 
-NHWC activations, HWIO kernels. Every function is exact (no approximation against the papers' definition), twice differentiable and works in
-float32 and bfloat16; filters and demodulation coefficients are always computed in float32.
+NHWC activations, HWIO kernels. Every function is exact (no approximation against the papers'
+definition), twice differentiable and works in float32 and bfloat16; filters and demodulation
+coefficients are always computed in float32.
 
-Formulations were chosen by measurement: `python scripts/benchmark.py ops`, two cores, XLA's CPU backend of jax 0.10.2, batch 16, in milliseconds:
+Formulations were chosen by measurement: `python scripts/benchmark.py ops`, two cores, XLA's CPU
+backend of jax 0.10.2, batch 16, in milliseconds:
 
                               forward   gradient   second order
-    up    32 px  64 ->  32   18 | 18    38 | 206    90 | 256      ours | textbook form left to XLA
+    up    32 px  64 ->  32   18 | 18    38 | 206    90 | 256    ours | textbook form left to XLA
     up    16 px 128 ->  64    9 |  7    22 | 184    45 | 198
     down  64 px  32 ->  64    9 |  9    26 |  24    54 | 236
     down  32 px  64 -> 128    7 |  7    19 |  17    35 | 198
-    filter 64 px 32           1 | 75     2 | 146    13 | 288      shift-and-add | depthwise convolution
+    filter 64 px 32           1 | 75     2 | 146    13 | 288    shift-and-add | depthwise conv
 
-Convolutions are dense, and the resampling ones come with their own derivatives, because the backward pass that XLA derives for a strided or
-dilated convolution runs over zeros or off the fast path.
+Convolutions are dense, and the resampling ones come with their own derivatives, because the
+backward pass that XLA derives for a strided or dilated convolution runs over zeros or off the fast
+path.
 """
 
 from __future__ import annotations
@@ -34,13 +38,17 @@ LRELU_GAIN = float(np.sqrt(2))
 def conv2d(
     x: Float[Array, "n h w i"], kernel: Float[Array, "kh kw i o"], padding: str | int = "SAME"
 ) -> Float[Array, "n h2 w2 o"]:
-    """Cross-correlation, stride 1. `padding`: "SAME", "VALID" or the number of zero rows on every side."""
+    """Cross-correlation, stride 1. `padding`: "SAME", "VALID" or the number of zero rows on every
+    side.
+    """
     pad = [(padding, padding)] * 2 if isinstance(padding, int) else padding
     return lax.conv_general_dilated(x, kernel.astype(x.dtype), (1, 1), pad, dimension_numbers=_NHWC)
 
 
 def leaky_relu(x: Float[Array, "*n"], clamp: float | None = None) -> Float[Array, "*n"]:
-    """Leaky ReLU with slope 0.2, times sqrt(2), then clamped to [-clamp, clamp] if asked (networks trained in half precision)."""
+    """Leaky ReLU with slope 0.2, times sqrt(2), then clamped to [-clamp, clamp] if asked (networks
+    trained in half precision).
+    """
     y = jnp.where(x >= 0, x * LRELU_GAIN, x * (LRELU_SLOPE * LRELU_GAIN))
     return y if clamp is None else jnp.clip(y, -clamp, clamp)
 
@@ -61,12 +69,15 @@ def pixel_norm(z: Float[Array, "*n c"]) -> Float[Array, "*n c"]:
     return z * lax.rsqrt(jnp.mean(jnp.square(z), axis=-1, keepdims=True) + 1e-8)
 
 
-# The filter's transpose is the filter, that of doubling is halving: said outright, because XLA's own transpose of shift-and-add is slower.
+# The filter's transpose is the filter, that of doubling is halving: said outright, because XLA's
+# own transpose of shift-and-add is slower.
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def blur(x: Float[Array, "n h w c"], pad: int, gain: float = 1.0) -> Float[Array, "n h2 w2 c"]:
-    """The filter [1,3,3,1] x [1,3,3,1] / 64 times `gain`, with `pad` (1 or 2) zeros on every side: 2 pad - 3 more rows and columns."""
+    """The filter [1,3,3,1] x [1,3,3,1] / 64 times `gain`, with `pad` (1 or 2) zeros on every side:
+    2 pad - 3 more rows and columns.
+    """
     outer, inner = (np.sqrt(gain) * np.array([0.125, 0.375])).astype(x.dtype)
     for axis in (1, 2):
         n = x.shape[axis] + 2 * pad - 3
@@ -78,7 +89,8 @@ def blur(x: Float[Array, "n h w c"], pad: int, gain: float = 1.0) -> Float[Array
 
 @jax.custom_vjp
 def upsample2d(x: Float[Array, "n h w c"]) -> Float[Array, "n 2*h 2*w c"]:
-    """Twice the size: zero-insertion, then the filter [1,3,3,1] x [1,3,3,1] / 16 (pad 2,1). Zero outside the image.
+    """Twice the size: zero-insertion, then the filter [1,3,3,1] x [1,3,3,1] / 16 (pad 2,1). Zero
+    outside the image.
 
     By phase: out[2m] = (x[m-1] + 3 x[m]) / 4, out[2m+1] = (3 x[m] + x[m+1]) / 4 along each axis.
     """
@@ -96,7 +108,9 @@ def upsample2d(x: Float[Array, "n h w c"]) -> Float[Array, "n 2*h 2*w c"]:
 
 @jax.custom_vjp
 def downsample2d(x: Float[Array, "n h w c"]) -> Float[Array, "n h//2 w//2 c"]:
-    """Half the size: the filter [1,3,3,1] x [1,3,3,1] / 64 (pad 1,1), then every second sample. h and w must be even."""
+    """Half the size: the filter [1,3,3,1] x [1,3,3,1] / 64 (pad 1,1), then every second sample. h
+    and w must be even.
+    """
     y = jnp.pad(
         blur(x, 1), ((0, 0), (0, 1), (0, 1), (0, 0))
     )  # to an even size, so that taking phases is a reshape
@@ -112,9 +126,11 @@ upsample2d.defvjp(lambda x: (upsample2d(x), None), lambda _, g: (4 * downsample2
 downsample2d.defvjp(lambda x: (downsample2d(x), None), lambda _, g: (0.25 * upsample2d(g),))
 
 
-# Three bilinear maps of images y on the fine grid [2h+1], images x on the coarse grid [h] and 3x3 kernels k [3 3 fine coarse]. Each one's
-# derivatives are the other two, so gradients of any order stay among them. That is the point: left to itself, XLA's CPU backend computes
-# the second derivative of a strided convolution, and the first of a dilated one, 3 to 8 times slower than these (table above).
+# Three bilinear maps of images y on the fine grid [2h+1], images x on the coarse grid [h] and 3x3
+# kernels k [3 3 fine coarse]. Each one's derivatives are the other two, so gradients of any order
+# stay among them. That is the point: left to itself, XLA's CPU backend computes the second
+# derivative of a strided convolution, and the first of a dilated one, 3 to 8 times slower than
+# these (table above).
 
 
 @jax.custom_vjp
@@ -129,7 +145,9 @@ def strided_conv(
 def transposed_conv(
     x: Float[Array, "n h w o"], k: Float[Array, "3 3 i o"]
 ) -> Float[Array, "n h2 w2 i"]:
-    """out[2m + t] += x[m] k[t]^T, the transpose of `strided_conv`: four small dense convolutions, one per phase of the fine grid."""
+    """out[2m + t] += x[m] k[t]^T, the transpose of `strided_conv`: four small dense convolutions,
+    one per phase of the fine grid.
+    """
     n, h, w, _ = x.shape
     k = jnp.swapaxes(k, 2, 3)[::-1, ::-1]
     x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
@@ -152,7 +170,9 @@ def transposed_conv(
 def strided_kernel(
     y: Float[Array, "n h2 w2 i"], x: Float[Array, "n h w o"]
 ) -> Float[Array, "3 3 i o"]:
-    """out[t] = sum_m y[2m + t]^T x[m]: the gradient of `strided_conv` with respect to its kernel."""
+    """out[t] = sum_m y[2m + t]^T x[m]: the gradient of `strided_conv` with respect to its
+    kernel.
+    """
     zero = jnp.zeros((3, 3, y.shape[-1], x.shape[-1]), x.dtype)
     return jax.linear_transpose(
         lambda k: lax.conv_general_dilated(y, k, (2, 2), "VALID", dimension_numbers=_NHWC), zero
@@ -176,7 +196,9 @@ strided_kernel.defvjp(
 def conv_up(
     x: Float[Array, "n h w i"], kernel: Float[Array, "3 3 i o"]
 ) -> Float[Array, "n 2*h 2*w o"]:
-    """Zero-insertion by 2, 3x3 convolution (full padding), then the filter with gain 4 (pad 1,1): StyleGAN2's `Conv0_up`."""
+    """Zero-insertion by 2, 3x3 convolution (full padding), then the filter with gain 4 (pad 1,1):
+    StyleGAN2's `Conv0_up`.
+    """
     flipped = jnp.swapaxes(kernel, 2, 3)[::-1, ::-1].astype(x.dtype)
     return blur(transposed_conv(x, flipped), 1, gain=4.0)
 
@@ -184,7 +206,9 @@ def conv_up(
 def conv_down(
     x: Float[Array, "n h w i"], kernel: Float[Array, "3 3 i o"]
 ) -> Float[Array, "n h//2 w//2 o"]:
-    """The filter with gain 1 (pad 2,2), then a 3x3 convolution with stride 2, no padding: StyleGAN2's `Conv1_down`."""
+    """The filter with gain 1 (pad 2,2), then a 3x3 convolution with stride 2, no padding:
+    StyleGAN2's `Conv1_down`.
+    """
     return strided_conv(blur(x, 2), kernel.astype(x.dtype))
 
 
@@ -198,13 +222,14 @@ def modulated_conv(
 ) -> Float[Array, "n h2 w2 o"]:
     """Weight modulation and demodulation (StyleGAN2, eq. 1 and 3), without a kernel per sample.
 
-    w'_ijk = s_i w_ijk / sqrt(fan_in);  w''_ijk = w'_ijk / sqrt(sum_ik w'^2 + 1e-8).  Scaling kernels per sample equals scaling the input by s, one
-    shared convolution, and scaling the output by d_j = 1 / sqrt(sum_ik w'^2 + 1e-8): exact, and no grouped
-    convolution is needed.
+    w'_ijk = s_i w_ijk / sqrt(fan_in);  w''_ijk = w'_ijk / sqrt(sum_ik w'^2 + 1e-8).  Scaling
+    kernels per sample equals scaling the input by s, one shared convolution, and scaling the output
+    by d_j = 1 / sqrt(sum_ik w'^2 + 1e-8): exact, and no grouped convolution is needed.
     """
     kernel = kernel * (1.0 / np.sqrt(kernel.shape[0] * kernel.shape[1] * kernel.shape[2]))
     if demodulate and x.dtype != jnp.float32:
-        # Half precision: the demodulated result does not depend on the scale of either factor, so bring both near 1.
+        # Half precision: the demodulated result does not depend on the scale of either factor, so
+        # bring both near 1.
         kernel = kernel * lax.rsqrt(jnp.max(jnp.square(kernel), axis=(0, 1, 2)) + 1e-16)
         style = style / (jnp.max(jnp.abs(style), axis=1, keepdims=True) + 1e-8)
     y = x * style[:, None, None, :].astype(x.dtype)

@@ -1,11 +1,14 @@
-"""Labels that follow the picture: mean-field inference in a conditional random field whose pixels see their neighbourhood.
+"""Labels that follow the picture: mean-field inference in a conditional random field whose pixels
+see their neighbourhood.
 
-Krähenbühl and Koltun 2011 (arXiv 1210.5644) with one bilateral kernel and the Potts model; windows instead of all pairs of pixels, as in Teichmann and
-Cipolla 2018 (arXiv 1805.04777). What is repeated, from q = softmax(evidence):
-q_i = softmax(evidence_i + w sum_j k_ij q_j / sum_j k_ij), k_ij = exp(-|colour_i - colour_j|^2 / 2 s^2 - |place_i - place_j|^2 / 2 t^2).
+Krähenbühl and Koltun 2011 (arXiv 1210.5644) with one bilateral kernel and the Potts model; windows
+instead of all pairs of pixels, as in Teichmann and Cipolla 2018 (arXiv 1805.04777). What is
+repeated, from q = softmax(evidence): q_i = softmax(evidence_i + w sum_j k_ij q_j / sum_j k_ij),
+k_ij = exp(-|colour_i - colour_j|^2 / 2 s^2 - |place_i - place_j|^2 / 2 t^2).
 
-The window is a fraction of the side. Pictures of more than 127 pixels are averaged down to 64 to 127 for it, and what neighbours say is enlarged again:
-evidence from features of 64 x 64 knows of nothing finer, and a picture and its enlargement are treated alike.
+The window is a fraction of the side. Pictures of more than 127 pixels are averaged down to 64 to
+127 for it, and what neighbours say is enlarged again: evidence from features of 64 x 64 knows of
+nothing finer, and a picture and its enlargement are treated alike.
 """
 
 from __future__ import annotations
@@ -33,7 +36,8 @@ def best(
 ) -> tuple[UInt8[Array, "b h w"], Float[Array, "b h w"]]:
     """The likeliest class of every pixel, and by how many nats it is likelier than the next.
 
-    evidence: log-likelihood of the classes, up to a constant per pixel. image: in [-1, 1], clipped to it.
+    evidence: log-likelihood of the classes, up to a constant per pixel. image: in [-1, 1], clipped
+        to it.
     """
     b, h, w, k = evidence.shape
     evidence = jnp.nan_to_num(

@@ -1,11 +1,15 @@
-"""A mask made to follow its own photo: GrabCut (Rother, Kolmogorov, Blake 2004) started from a network's opinion.
+"""A mask made to follow its own photo: GrabCut (Rother, Kolmogorov, Blake 2004) started from a
+network's opinion.
 
-A network that learned from one generator makes the same mistake on every photo of a kind. The colours of one photo know nothing of that: two colour
-models, one of what is likely ground and one of what is not, and a cut along the photo's edges, correct much of it without a label.
+A network that learned from one generator makes the same mistake on every photo of a kind. The
+colours of one photo know nothing of that: two colour models, one of what is likely ground and one
+of what is not, and a cut along the photo's edges, correct much of it without a label.
 
-The bounds leave the colours much to decide. Bounds of (0.8, 0.5, 0.2), which keep more of the network's own opinion, make masks that are nearer to
-people's (mean IoU 0.807 instead of 0.786 for a student of 0.785, 0.836 instead of 0.806 for one of 0.834), but the student learns no more from them
-(0.810 after 1000 steps, with these bounds 0.813): its own mistakes, told to it again, do not average out as those of the colours do.
+The bounds leave the colours much to decide. Bounds of (0.8, 0.5, 0.2), which keep more of the
+network's own opinion, make masks that are nearer to people's (mean IoU 0.807 instead of 0.786 for a
+student of 0.785, 0.836 instead of 0.806 for one of 0.834), but the student learns no more from them
+(0.810 after 1000 steps, with these bounds 0.813): its own mistakes, told to it again, do not
+average out as those of the colours do.
 """
 
 from __future__ import annotations
@@ -34,8 +38,9 @@ def foreground(
 ) -> Bool[np.ndarray, "h w"]:
     """Which pixels are not background.
 
-    ground: probability of background per pixel, the network's. mean_ground: its mean over all photos, what is usual at that place; half of each decides.
-    The opinion itself is returned where GrabCut has nothing to compare, as where it holds one class only.
+    ground: probability of background per pixel, the network's. mean_ground: its mean over all
+        photos, what is usual at that place; half of each decides. The opinion itself is returned
+        where GrabCut has nothing to compare, as where it holds one class only.
     """
     cv2 = _opencv()
     opinion = (ground + mean_ground) / 2
@@ -67,7 +72,9 @@ def foregrounds(
     threads: int,
     report: Callable[[int], Any] = lambda _: None,
 ) -> Bool[np.ndarray, "n h w"]:
-    """`foreground` of many photos in threads; ground: the opinion of photo i. The order of work changes nothing."""
+    """`foreground` of many photos in threads; ground: the opinion of photo i. The order of work
+    changes nothing.
+    """
     _opencv().setNumThreads(1)
 
     def one(i: int) -> np.ndarray:

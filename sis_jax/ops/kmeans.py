@@ -1,20 +1,25 @@
 """k-means in JAX: all restarts in one pass over the data, on any number of devices.
 
-Lloyd's algorithm (Lloyd 1982) from greedy k-means++ starts, with scikit-learn's conventions for `tol`, `max_iter` and empty clusters: given the same
-initial centres it gives scikit-learn's labels. Where there are many rows the restarts first run to convergence on a sample; those that found the
-same centres, or lie more than 1 % behind, are not carried on over all the data. The passes themselves are in `kmeans_steps.py`.
+Lloyd's algorithm (Lloyd 1982) from greedy k-means++ starts, with scikit-learn's conventions for
+`tol`, `max_iter` and empty clusters: given the same initial centres it gives scikit-learn's labels.
+Where there are many rows the restarts first run to convergence on a sample; those that found the
+same centres, or lie more than 1 % behind, are not carried on over all the data. The passes
+themselves are in `kmeans_steps.py`.
 
-Measured on 2 CPU cores, float32, time of one pass for 10 restarts of k = 9 in d = 512 relative to the row marked *:
+Measured on 2 CPU cores, float32, time of one pass for 10 restarts of k = 9 in d = 512 relative to
+the row marked *:
 
-    scores [restart, cluster, row], one-hot product, chunks of 16,384 rows   1.0 *      (rows last; one restart alone: 0.29, so 10 in turn: 2.9)
+    scores [restart, cluster, row], one-hot product, chunks of 16,384 rows   1.0 *
+        (rows last; one restart alone: 0.29, so 10 in turn: 2.9)
     the same, chunks of 4,096 / 1,024 rows                                   1.03 / 1.4
     scores [row, restart, cluster], chunks of 16,384 / 4,096 / 1,024 rows    1.5 / 1.7 / 1.8
     the same with segment_sum in place of the one-hot product, 4,096 rows    1.4
     assignment only (what no update could beat), 16,384 rows                 0.55
 
-The whole against scikit-learn 1.9 with the same k, restarts and tolerance: 1/17 to 1/20 of its processor time at equal inertia (to 1e-6), on
-100,000 x 192 and 204,800 x 512 rows of `scripts/benchmark.py kmeans`. Carrying on only the contenders halves the time and changes nothing in the
-inertia; samples of 8,192 to 65,536 rows lead to the same inertia, 16,384 is fastest.
+The whole against scikit-learn 1.9 with the same k, restarts and tolerance: 1/17 to 1/20 of its
+processor time at equal inertia (to 1e-6), on 100,000 x 192 and 204,800 x 512 rows of
+`scripts/benchmark.py kmeans`. Carrying on only the contenders halves the time and changes nothing
+in the inertia; samples of 8,192 to 65,536 rows lead to the same inertia, 16,384 is fastest.
 """
 
 from __future__ import annotations
@@ -34,9 +39,11 @@ from sis_jax.types import UsageError
 
 # A restart further behind the best on the sample than this is not carried on.
 MARGIN = 0.01
-# Two restarts found the same centres where each centre's match is this much nearer (squared) than its own nearest neighbour.
+# Two restarts found the same centres where each centre's match is this much nearer (squared) than
+# its own nearest neighbour.
 SAME = 0.01
-# [n d]. Sizes are not bound and the last member lets any array in: our own checks answer with a sentence, also where a type checker is active.
+# [n d]. Sizes are not bound and the last member lets any array in: our own checks answer with a
+# sentence, also where a type checker is active.
 Points = Num[Array, "_n _d"] | Num[np.ndarray, "_n _d"] | ArrayLike
 Batches = Iterable[Points] | Callable[[], Iterable[Points]]
 
@@ -45,9 +52,11 @@ Batches = Iterable[Points] | Callable[[], Iterable[Points]]
 class KMeans:
     """A fitted k-means; a pytree.
 
-    centers: Float32[k d]. labels: Int32[n], empty after `minibatch_kmeans`. inertia: the weighted sum of squared distances to the nearest centre.
-    n_iter: Lloyd steps over all rows made by the restart that won (epochs for `minibatch_kmeans`). inertias: Float[n_init], over all rows, for every
-    restart, with its centres from the sample where it was not carried on. converged: False where max_iter ended it.
+    centers: Float32[k d]. labels: Int32[n], empty after `minibatch_kmeans`. inertia: the weighted
+        sum of squared distances to the nearest centre.
+    n_iter: Lloyd steps over all rows made by the restart that won (epochs for `minibatch_kmeans`).
+        inertias: Float[n_init], over all rows, for every restart, with its centres from the sample
+        where it was not carried on. converged: False where max_iter ended it.
     """
 
     centers: Float[np.ndarray, "k d"] | Float[Array, "k d"]
@@ -58,7 +67,9 @@ class KMeans:
     converged: bool
 
     def predict(self, x: Points, chunk: int = steps.CHUNK) -> Int[np.ndarray, " n"]:
-        """The nearest centre of each row of x [n d], Int32[n]; `chunk` rows are on the device at a time."""
+        """The nearest centre of each row of x [n d], Int32[n]; `chunk` rows are on the device at a
+        time.
+        """
         return predict(x, self.centers, chunk)
 
 
@@ -68,12 +79,16 @@ jax.tree_util.register_dataclass(
 
 
 def scores(x: Float[Array, "*n d"], centers: Float[Array, "k d"]) -> Float[Array, "*n k"]:
-    """|c|^2 - 2 x.c: the squared distance to each centre, less |x|^2. Linear in x, so it can be upsampled in its place."""
+    """|c|^2 - 2 x.c: the squared distance to each centre, less |x|^2. Linear in x, so it can be
+    upsampled in its place.
+    """
     return jnp.sum(centers * centers, -1) - 2 * jnp.matmul(x, centers.T, precision="highest")
 
 
 def assign(x: Float[Array, "*n d"], centers: Float[Array, "k d"]) -> Int[Array, "*n"]:
-    """The nearest centre of each vector, Int32; works under jit. The origin is moved to the mean centre first, for precision."""
+    """The nearest centre of each vector, Int32; works under jit. The origin is moved to the mean
+    centre first, for precision.
+    """
     origin = centers.mean(0)
     return jnp.argmin(scores(x - origin, centers - origin), -1).astype(jnp.int32)
 
@@ -84,7 +99,9 @@ _assign = jax.jit(assign)
 def predict(
     x: Points, centers: Float[np.ndarray, "k d"] | Float[Array, "k d"], chunk: int = steps.CHUNK
 ) -> Int[np.ndarray, " n"]:
-    """`assign` for any number of rows x [n d], `chunk` of them on the device at a time; rows with NaN or infinite values are an error."""
+    """`assign` for any number of rows x [n d], `chunk` of them on the device at a time; rows with
+    NaN or infinite values are an error.
+    """
     x = x if isinstance(x, np.ndarray | jax.Array) else np.asarray(x)
     shape, d = x.shape, centers.shape[1]
     if len(shape) != 2 or shape[1] != d:
@@ -116,10 +133,13 @@ def kmeans(
 ) -> KMeans:
     """Cluster the rows of x [n d] into k groups; the best of n_init restarts by inertia.
 
-    init: "k-means++" or starting centres [k d] (then there is one restart). max_iter: Lloyd steps per restart over all rows. tol: stop when the squared
-    movement of the centres is at most tol times the mean variance of a column (0: when nothing moves). weights: Float[n], none negative. devices: the
-    rows are cut over them (a number, a list, or None for all of this process); another number of devices changes the order of additions, so last digits.
-    Raises UsageError for k < 2, k > n, an empty, non-numeric or not finite x, and arrays of the wrong shape.
+    init: "k-means++" or starting centres [k d] (then there is one restart). max_iter: Lloyd steps
+        per restart over all rows. tol: stop when the squared movement of the centres is at most tol
+        times the mean variance of a column (0: when nothing moves). weights: Float[n], none
+        negative. devices: the rows are cut over them (a number, a list, or None for all of this
+        process); another number of devices changes the order of additions, so last digits.
+    Raises UsageError for k < 2, k > n, an empty, non-numeric or not finite x, and arrays of the
+    wrong shape.
     """
     x, weights = _checked(x, k, seed, n_init, max_iter, tol, weights)
     n, d = x.shape
@@ -176,17 +196,21 @@ def minibatch_kmeans(
     tol: float = 1e-4,
     buffer: int = 2 * steps.SAMPLE,
 ) -> KMeans:
-    """k-means over batches [b d] that together do not fit in memory (Sculley 2010, with a count per centre).
+    """k-means over batches [b d] that together do not fit in memory (Sculley 2010, with a count per
+    centre).
 
-    The first `buffer` rows are clustered by `kmeans`; after that one batch at a time moves the centres. batches: an iterable of arrays, or a function
-    that returns a fresh one, which is called once per epoch. An epoch that moves the centres by no more than tol (as in `kmeans`) is the last.
-    The result has no labels (use `predict`); its inertia is the sum over the last epoch, each batch measured before it moved the centres.
+    The first `buffer` rows are clustered by `kmeans`; after that one batch at a time moves the
+    centres. batches: an iterable of arrays, or a function that returns a fresh one, which is called
+    once per epoch. An epoch that moves the centres by no more than tol (as in `kmeans`) is the
+    last. The result has no labels (use `predict`); its inertia is the sum over the last epoch, each
+    batch measured before it moved the centres.
     """
     if epochs < 1 or buffer < 1:
         raise UsageError(f"epochs and buffer must be at least 1, got {epochs} and {buffer}")
     if epochs > 1 and not callable(batches) and iter(batches) is batches:
         raise UsageError(
-            f"an iterator can be read once, but {epochs} epochs were asked for: give a function that returns a fresh one"
+            f"an iterator can be read once, but {epochs} epochs were asked for: give a function "
+            "that returns a fresh one"
         )
     stream = _epoch(batches)
     head, rows = [], 0
@@ -241,7 +265,9 @@ def _epoch(batches: Batches) -> Iterator[np.ndarray]:
 def _pieces(
     stream: Iterable[np.ndarray], size: int, d: int
 ) -> Iterator[tuple[ArrayLike, ArrayLike]]:
-    """Every batch in blocks of `size` rows, the last one filled up, with weights: one shape, one compilation."""
+    """Every batch in blocks of `size` rows, the last one filled up, with weights: one shape, one
+    compilation.
+    """
     for batch in stream:
         if batch.shape[1] != d:
             raise UsageError(f"a batch has {batch.shape[1]} columns where the first had {d}")
@@ -252,7 +278,9 @@ def _pieces(
 
 @dataclass(frozen=True)
 class _Data:
-    """Rows on their devices: blocks [D m d], weights [D m] (0 for filling), and the origin [d] that passes subtract chunk by chunk."""
+    """Rows on their devices: blocks [D m d], weights [D m] (0 for filling), and the origin [d] that
+    passes subtract chunk by chunk.
+    """
 
     x: Array
     w: Array
@@ -298,7 +326,9 @@ def _inertia(data: _Data, centers) -> Float[np.ndarray, " r"]:
 def _contenders(
     centers: Float[np.ndarray, "r k d"], inertias: Float[np.ndarray, " r"]
 ) -> Int[np.ndarray, " c"]:
-    """The restarts worth carrying on: within MARGIN of the best on the sample, and one of each group that found the same centres."""
+    """The restarts worth carrying on: within MARGIN of the best on the sample, and one of each
+    group that found the same centres.
+    """
     kept: list[int] = []
     for r in np.argsort(inertias, kind="stable"):
         if inertias[r] <= inertias.min() * (1 + MARGIN) and not any(
@@ -321,8 +351,9 @@ def _iterate(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Lloyd from centers [r k d] to the end: centres, steps made [r], converged [r].
 
-    The loop runs on the device and comes back when two thirds of the restarts have converged, to go on with a batch of a third of the size
-    (few sizes, few compilations), or when a cluster is empty.
+    The loop runs on the device and comes back when two thirds of the restarts have converged, to go
+    on with a batch of a third of the size (few sizes, few compilations), or when a cluster is
+    empty.
     """
     centers, total = np.array(centers, np.float32), len(centers)
     made, done = np.zeros(total, np.int32), np.zeros(total, bool)
@@ -353,7 +384,9 @@ def _iterate(
 
 
 def _relocate(data: _Data, out: dict[str, np.ndarray], restarts) -> np.ndarray:
-    """New centres in which every empty cluster has taken one of the points farthest from their centres, as scikit-learn does."""
+    """New centres in which every empty cluster has taken one of the points farthest from their
+    centres, as scikit-learn does.
+    """
     far = data.map(steps.farthest, out["old"], out_axes=0)
     value, rows, weight, label = (
         np.concatenate(list(np.asarray(a)), axis=1) for a in far
@@ -380,7 +413,8 @@ def _check_finite(x) -> None:
     bad = int((~np.isfinite(np.asarray(x))).any(1).sum())
     if bad:
         raise UsageError(
-            f"{bad} of {x.shape[0]} rows hold NaN or infinite values: remove them or look for the step that made them"
+            f"{bad} of {x.shape[0]} rows hold NaN or infinite values: remove them or look for the "
+            "step that made them"
         )
 
 
@@ -400,7 +434,8 @@ def _checked(x, k, seed, n_init, max_iter, tol, weights):
         raise UsageError(f"k is {k}, expected a whole number from 2 to the number of points, {n}")
     if n_init < 1 or max_iter < 1 or not tol >= 0 or seed < 0:
         raise UsageError(
-            f"n_init and max_iter must be at least 1, tol and seed at least 0; got {n_init}, {max_iter}, {tol} and {seed}"
+            f"n_init and max_iter must be at least 1, tol and seed at least 0; got {n_init}, "
+            f"{max_iter}, {tol} and {seed}"
         )
     if not (jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)):
         raise UsageError(f"k-means takes real numbers, got {x.dtype}: convert x to float32")
@@ -413,7 +448,8 @@ def _checked(x, k, seed, n_init, max_iter, tol, weights):
             or np.count_nonzero(weights) < k
         ):
             raise UsageError(
-                f"weights must be {n} finite numbers, none negative and at least {k} of them positive; got shape {weights.shape}"
+                f"weights must be {n} finite numbers, none negative and at least {k} of them "
+                f"positive; got shape {weights.shape}"
             )
     if (
         isinstance(x, jax.Array)

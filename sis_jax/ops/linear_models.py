@@ -1,8 +1,8 @@
-"""Linear boundaries between two groups of points: logistic regression, the support vector machine, projection onto what other boundaries leave free, and
-how well a score tells the groups apart.
+"""Linear boundaries between two groups of points: logistic regression, the support vector machine,
+projection onto what other boundaries leave free, and how well a score tells the groups apart.
 
-Used on latent codes: w + a n, with n the unit normal of a boundary, changes what the boundary tells apart (Shen et al. 2020, "InterFaceGAN",
-arXiv 2005.09635, section 2).
+Used on latent codes: w + a n, with n the unit normal of a boundary, changes what the boundary tells
+apart (Shen et al. 2020, "InterFaceGAN", arXiv 2005.09635, section 2).
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from sis_jax.types import UsageError
 
 @dataclass(frozen=True)
 class Boundary:
-    """f(x) = normal . x + offset, normal of unit length; positive on the side of the true ones. size: length of the normal as it was learned."""
+    """f(x) = normal . x + offset, normal of unit length; positive on the side of the true ones.
+    size: length of the normal as it was learned.
+    """
 
     normal: Float[np.ndarray, "d"]
     offset: float
@@ -38,7 +40,8 @@ def _boundary(weights: np.ndarray, bias: float) -> Boundary:
     size = float(np.linalg.norm(weights))
     if not size > 0:
         raise UsageError(
-            "the two groups of points cannot be told apart: nothing was learned; give more samples or another prompt"
+            "the two groups of points cannot be told apart: nothing was learned; give more "
+            "samples or another prompt"
         )
     return Boundary((weights / size).astype(np.float32), float(bias / size), size)
 
@@ -46,7 +49,8 @@ def _boundary(weights: np.ndarray, bias: float) -> Boundary:
 def _both(y: Bool[np.ndarray, "n"]) -> None:
     if not 0 < y.sum() < len(y):
         raise UsageError(
-            f"a boundary needs points on both sides, got {int(y.sum())} of {len(y)} on the true side"
+            f"a boundary needs points on both sides, got {int(y.sum())} of {len(y)} on the true "
+            "side"
         )
 
 
@@ -58,9 +62,11 @@ def logistic_regression(
     balanced: bool = True,
     iterations: int = 1000,
 ) -> Boundary:
-    """Minimum of |v|^2 / 2 + c sum_i s_i log(1 + exp(-t_i (v . x_i + b))), t = +-1, by L-BFGS until it converged.
+    """Minimum of |v|^2 / 2 + c sum_i s_i log(1 + exp(-t_i (v . x_i + b))), t = +-1, by L-BFGS until
+    it converged.
 
-    balanced: s_i = n / (2 n_class), so that few true points weigh as much as many false ones; otherwise 1. UsageError for points of one kind only.
+    balanced: s_i = n / (2 n_class), so that few true points weigh as much as many false ones;
+        otherwise 1. UsageError for points of one kind only.
     """
     _both(y)
     x = np.asarray(x, np.float64)
@@ -95,10 +101,12 @@ def linear_svm(
     tolerance: float = 1e-4,
     iterations: int = 200_000,
 ) -> Boundary:
-    """Minimum of |v|^2 / 2 + c sum_i max(0, 1 - t_i (v . x_i + b)): the dual, two variables at a time.
+    """Minimum of |v|^2 / 2 + c sum_i max(0, 1 - t_i (v . x_i + b)): the dual, two variables at a
+    time.
 
-    The pair is the one that violates the optimality conditions most (Keerthi et al. 2001); it ends where none does by more than `tolerance`. The matrix of
-    all products is held: meant for up to a few thousand points. UsageError for points of one kind only.
+    The pair is the one that violates the optimality conditions most (Keerthi et al. 2001); it ends
+    where none does by more than `tolerance`. The matrix of all products is held: meant for up to a
+    few thousand points. UsageError for points of one kind only.
     """
     _both(y)
     x = np.asarray(x, np.float64)
@@ -133,9 +141,11 @@ def linear_svm(
 def project_out(
     normal: Float[np.ndarray, "d"], others: Float[np.ndarray, "m d"]
 ) -> Float[np.ndarray, "d"]:
-    """The unit vector nearest to `normal` along which none of the other boundaries is approached (conditional manipulation, section 2.3 there).
+    """The unit vector nearest to `normal` along which none of the other boundaries is approached
+    (conditional manipulation, section 2.3 there).
 
-    With rows N of `others`: n - N^T (N N^T)^-1 N n, of unit length. UsageError where nothing is left.
+    With rows N of `others`: n - N^T (N N^T)^-1 N n, of unit length. UsageError where nothing is
+    left.
     """
     if len(others) == 0:
         return normal
@@ -143,13 +153,16 @@ def project_out(
     size = float(np.linalg.norm(rest))
     if size < 1e-6 * float(np.linalg.norm(normal)):
         raise UsageError(
-            "the direction lies in the span of those it should leave alone: nothing is left of it; give fewer conditions"
+            "the direction lies in the span of those it should leave alone: nothing is left of "
+            "it; give fewer conditions"
         )
     return (rest / size).astype(np.float32)
 
 
 def roc_area(score: Float[np.ndarray, "n"], true: Bool[np.ndarray, "n"]) -> float:
-    """Area under the ROC curve, 0..1; 0.5 where all pictures are of one kind. Equal scores share their ranks."""
+    """Area under the ROC curve, 0..1; 0.5 where all pictures are of one kind. Equal scores share
+    their ranks.
+    """
     hits = int(true.sum())
     if hits in (0, len(true)):
         return 0.5

@@ -1,9 +1,12 @@
-"""How good: sliced Wasserstein distance between sets of pictures, and the counts behind every segmentation score.
+"""How good: sliced Wasserstein distance between sets of pictures, and the counts behind every
+segmentation score.
 
-Segmentation scores come from a confusion matrix (rows = truth), so that a data set streams through in any order; NumPy and SciPy only.
+Segmentation scores come from a confusion matrix (rows = truth), so that a data set streams through
+in any order; NumPy and SciPy only.
 
-Sliced Wasserstein distance (SWD): Karras et al. 2018, "Progressive Growing of GANs" (arXiv 1710.10196), section 5. Lower is better, 0 for
-two equal sets; two halves of one set give the noise floor, which is what a number should be compared with.
+Sliced Wasserstein distance (SWD): Karras et al. 2018, "Progressive Growing of GANs" (arXiv
+1710.10196), section 5. Lower is better, 0 for two equal sets; two halves of one set give the noise
+floor, which is what a number should be compared with.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from scipy.optimize import linear_sum_assignment
 
 from sis_jax.types import UsageError
 
-# ---------------------------------------------------------------------------------------------------------------------------- segmentation
+# ------------------------------------------------------------------------------------- segmentation
 
 
 def confusion(
@@ -27,13 +30,15 @@ def confusion(
 ) -> Int64[np.ndarray, "k k"]:
     """Pixel counts [truth, prediction]; add them up over pictures.
 
-    gt, pred: class ids 0..n_classes - 1 of one shape (bool counts as 0 and 1). Pixels whose truth is `ignore` are left out; everywhere
-    else a prediction must name a class. Raises UsageError for other shapes or ids.
+    gt, pred: class ids 0..n_classes - 1 of one shape (bool counts as 0 and 1). Pixels whose truth
+        is `ignore` are left out; everywhere else a prediction must name a class. Raises UsageError
+        for other shapes or ids.
     """
     gt, pred = np.asarray(gt), np.asarray(pred)
     if gt.shape != pred.shape:
         raise UsageError(
-            f"truth and prediction differ in shape: {gt.shape} and {pred.shape}; resize one of them first"
+            f"truth and prediction differ in shape: {gt.shape} and {pred.shape}; resize one of "
+            "them first"
         )
     keep = np.ones(gt.shape, bool) if ignore is None else gt != ignore
     gt, pred = gt[keep].astype(np.int64), pred[keep].astype(np.int64)
@@ -45,23 +50,31 @@ def confusion(
 
 
 def iou(counts: Integer[np.ndarray, "k k"]) -> Float[np.ndarray, "k"]:
-    """Intersection over union per class, 0..1; NaN for a class that is in neither truth nor prediction."""
+    """Intersection over union per class, 0..1; NaN for a class that is in neither truth nor
+    prediction.
+    """
     hit = np.diagonal(counts)
     return ratio(hit, counts.sum(0) + counts.sum(1) - hit)
 
 
 def mean_iou(counts: Integer[np.ndarray, "k k"]) -> float:
-    """Mean of `iou` over the classes that occur in truth or prediction; NaN when nothing was counted."""
+    """Mean of `iou` over the classes that occur in truth or prediction; NaN when nothing was
+    counted.
+    """
     return _mean(iou(counts))
 
 
 def precision(counts: Integer[np.ndarray, "k k"]) -> Float[np.ndarray, "k"]:
-    """Share of the pixels predicted as each class that are it; NaN for a class that was never predicted."""
+    """Share of the pixels predicted as each class that are it; NaN for a class that was never
+    predicted.
+    """
     return ratio(np.diagonal(counts), counts.sum(0))
 
 
 def recall(counts: Integer[np.ndarray, "k k"]) -> Float[np.ndarray, "k"]:
-    """Share of the pixels of each class that were found; NaN for a class that is not in the truth."""
+    """Share of the pixels of each class that were found; NaN for a class that is not in the
+    truth.
+    """
     return ratio(np.diagonal(counts), counts.sum(1))
 
 
@@ -78,10 +91,12 @@ def accuracy(counts: Integer[np.ndarray, "k k"]) -> float:
 def boundary_band(
     mask: Shaped[np.ndarray, "h w"], radius: float, ignore: int | None = 255
 ) -> Bool[np.ndarray, "h w"]:
-    """The trimap: pixels with a pixel of another class at most `radius` pixels away (Euclidean, between centres).
+    """The trimap: pixels with a pixel of another class at most `radius` pixels away (Euclidean,
+    between centres).
 
-    For two classes this is dilation minus erosion by a disk. What lies outside the picture counts for nothing, and neither do pixels of
-    value `ignore`, which are in no band. A mask of one class has an empty band.
+    For two classes this is dilation minus erosion by a disk. What lies outside the picture counts
+    for nothing, and neither do pixels of value `ignore`, which are in no band. A mask of one class
+    has an empty band.
     """
     mask = np.asarray(mask)
     if mask.ndim != 2:
@@ -98,11 +113,14 @@ _SHIFTED = 6  # pixels; for wider bands distance transforms cost less
 
 
 def _band_by_shifts(mask: np.ndarray, radius: float, valid: np.ndarray) -> np.ndarray:
-    """Compare the mask with itself moved by every offset of the disk: its cost does not grow with the number of classes."""
+    """Compare the mask with itself moved by every offset of the disk: its cost does not grow with
+    the number of classes.
+    """
     band, reach = np.zeros(mask.shape, bool), int(radius)
     for dy in range(reach + 1):
         for dx in range(-reach, reach + 1):
-            # Of two opposite offsets one is enough: both pixels of a differing pair are in the band.
+            # Of two opposite offsets one is enough: both pixels of a differing pair are in the
+            # band.
             if (dy == 0 and dx <= 0) or dy * dy + dx * dx > radius * radius:
                 continue
             here = (slice(dy, None), slice(max(dx, 0), min(dx, 0) or None))
@@ -124,7 +142,8 @@ def _band_by_distance(mask: np.ndarray, radius: float, valid: np.ndarray) -> np.
 
 
 def hungarian(counts: Integer[np.ndarray, "k p"]) -> Int64[np.ndarray, "p"]:
-    """The one-to-one matching of predicted to true classes that agrees on most pixels (Kuhn 1955): a true class per predicted one, or -1.
+    """The one-to-one matching of predicted to true classes that agrees on most pixels (Kuhn 1955):
+    a true class per predicted one, or -1.
 
     It looks at the truth, so that a score after it is no zero-label score.
     """
@@ -135,7 +154,8 @@ def hungarian(counts: Integer[np.ndarray, "k p"]) -> Int64[np.ndarray, "p"]:
 
 
 def majority(counts: Integer[np.ndarray, "k p"]) -> Int64[np.ndarray, "p"]:
-    """Each predicted class goes to the true class it shares most pixels with, many to one; -1 for a class never predicted.
+    """Each predicted class goes to the true class it shares most pixels with, many to one; -1 for a
+    class never predicted.
 
     It looks at the truth, and rewards many small classes.
     """
@@ -143,7 +163,9 @@ def majority(counts: Integer[np.ndarray, "k p"]) -> Int64[np.ndarray, "p"]:
 
 
 def resampling_weights(n: int, resamples: int, seed: int) -> Int64[np.ndarray, "r n"]:
-    """How often each of n images is drawn in each bootstrap resample (Efron 1979): images, not pixels, are what a test set is a sample of."""
+    """How often each of n images is drawn in each bootstrap resample (Efron 1979): images, not
+    pixels, are what a test set is a sample of.
+    """
     return np.random.default_rng([seed, n]).multinomial(n, np.full(n, 1 / n), size=resamples)
 
 
@@ -158,4 +180,4 @@ def _mean(values: np.ndarray) -> float:
     return float(known.mean()) if known.size else float("nan")
 
 
-# ----------------------------------------------------------------------------------------------------------------------- sliced Wasserstein
+# ------------------------------------------------------------------------------- sliced Wasserstein

@@ -1,7 +1,8 @@
-"""Clusters of the pixels of one picture: color spaces, vectors of what a pixel shows in many variants, and a k-means that can be mapped over pictures.
+"""Clusters of the pixels of one picture: color spaces, vectors of what a pixel shows in many
+variants, and a k-means that can be mapped over pictures.
 
-`ops/kmeans.py` clusters the rows of one large set on all devices; here thousands of small sets are clustered one after another inside a compiled
-function, each on its own.
+`ops/kmeans.py` clusters the rows of one large set on all devices; here thousands of small sets are
+clustered one after another inside a compiled function, each on its own.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ ITERATIONS = 20  # of Lloyd's algorithm, in every restart
 
 
 def converted(rgb: Float[Array, "*n 3"], color: str) -> Float[Array, "*n 3"]:
-    """RGB in [-1, 1] as it is, as luma and color differences, or as CIE L*a*b* (sRGB, D65) over 50."""
+    """RGB in [-1, 1] as it is, as luma and color differences, or as CIE L*a*b* (sRGB, D65)
+    over 50.
+    """
     if color == "rgb":
         return rgb
     if color == "ycc":
@@ -42,7 +45,9 @@ def converted(rgb: Float[Array, "*n 3"], color: str) -> Float[Array, "*n 3"]:
 
 
 def vectors(tensor: Float[Array, "h w d 3"], mode: str) -> Float[Array, "p v"]:
-    """One vector per pixel. "correlation": less its mean over the variants and over its norm, so squared distances are 2 (1 - correlation)."""
+    """One vector per pixel. "correlation": less its mean over the variants and over its norm, so
+    squared distances are 2 (1 - correlation).
+    """
     if mode == "correlation":
         tensor = tensor - tensor.mean(2, keepdims=True)
         tensor = tensor / jnp.sqrt(jnp.sum(tensor**2, axis=(2, 3), keepdims=True) + 1e-6)
@@ -52,7 +57,9 @@ def vectors(tensor: Float[Array, "h w d 3"], mode: str) -> Float[Array, "p v"]:
 def cluster(
     x: Float[Array, "p v"], weight: Float[Array, "p"], k: int, n_init: int
 ) -> Float[Array, "k v"]:
-    """k-means of one picture's pixels: the best of n_init k-means++ starts after ITERATIONS steps. The draws are the same for every picture."""
+    """k-means of one picture's pixels: the best of n_init k-means++ starts after ITERATIONS steps.
+    The draws are the same for every picture.
+    """
     own = jnp.sum(x * x, -1)
 
     def distances(centers: Float[Array, "k v"]) -> Float[Array, "p k"]:
@@ -83,7 +90,9 @@ def cluster(
 
 
 def distinct(centers: Float[Array, "k v"]) -> Bool[Array, "k"]:
-    """False for a centre that an earlier one equals, as where a picture shows fewer kinds of pixels than there are clusters."""
+    """False for a centre that an earlier one equals, as where a picture shows fewer kinds of pixels
+    than there are clusters.
+    """
     apart = jnp.sum((centers[:, None] - centers[None]) ** 2, -1)
     equal = apart <= 1e-6 * jnp.maximum(apart.max(), 1e-12)
     return ~jnp.any(jnp.tril(equal, -1), axis=1)

@@ -1,4 +1,6 @@
-"""Progress bars and notes on stderr: shown by the command line, quiet in Python unless SIS_JAX_PROGRESS=1."""
+"""Progress bars and notes on stderr: shown by the command line, quiet in Python unless
+SIS_JAX_PROGRESS=1.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ _progress_shown = os.environ.get("SIS_JAX_PROGRESS", "0") not in ("0", "", "off"
 
 @contextlib.contextmanager
 def showing_progress(shown: bool = True) -> Iterator[None]:
-    """Progress bars inside the `with` block. The command line shows them; in Python they are quiet unless SIS_JAX_PROGRESS=1."""
+    """Progress bars inside the `with` block. The command line shows them; in Python they are quiet
+    unless SIS_JAX_PROGRESS=1.
+    """
     global _progress_shown
     before, _progress_shown = _progress_shown, shown
     try:
@@ -30,22 +34,26 @@ def progress_shown() -> bool:
 
 
 def say(text: str) -> None:
-    """A line for the person who waits, on stderr and above any bar; nothing where progress is quiet."""
+    """A line for the person who waits, on stderr and above any bar; nothing where progress is
+    quiet.
+    """
     if _progress_shown:
         tqdm.write(text, file=sys.stderr)
 
 
 def progress(iterable_or_total: Iterable[Any] | int, desc: str, unit: str = "it") -> Any:
-    """A tqdm bar on stderr with rate and time left; iterate over it, or `.update(n)` one made from a total, and close it.
+    """A tqdm bar on stderr with rate and time left; iterate over it, or `.update(n)` one made from
+    a total, and close it.
 
-    iterable_or_total: what to iterate over, or how many units there will be. desc: what is being done. unit: of what.
+    iterable_or_total: what to iterate over, or how many units there will be. desc: what is being
+        done. unit: of what.
     """
 
     # A log file wants a line now and then, a terminal wants a moving bar.
     interval = 0.2 if sys.stderr.isatty() else 10.0
     settings: dict[str, Any] = {
-        "desc": desc, "unit": f" {unit}" if unit != "it" else unit, "file": sys.stderr, "disable": not _progress_shown,
-        "mininterval": interval, "dynamic_ncols": True,
+        "desc": desc, "unit": f" {unit}" if unit != "it" else unit, "file": sys.stderr,
+        "disable": not _progress_shown, "mininterval": interval, "dynamic_ncols": True,
     }  # fmt: skip
     if isinstance(iterable_or_total, int):
         return tqdm(total=iterable_or_total, **settings)

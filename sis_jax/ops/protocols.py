@@ -1,7 +1,9 @@
-"""How published papers measure masks on real photos, by name: what the network sees, what its answer is compared with, how pixels are summed.
+"""How published papers measure masks on real photos, by name: what the network sees, what its
+answer is compared with, how pixels are summed.
 
-The differences move numbers by whole points, so a number means little without its protocol. `PROTOCOLS` lists them; all report all scores,
-each marks its own as the headline. NumPy and Pillow only.
+The differences move numbers by whole points, so a number means little without its protocol.
+`PROTOCOLS` lists them; all report all scores, each marks its own as the headline. NumPy and Pillow
+only.
 """
 
 from __future__ import annotations
@@ -22,13 +24,17 @@ Fit = Literal["native", "square", "short"]
 class Protocol:
     """One way to measure.
 
-    side, fit: the photo's size for the network: "native" as it is, "square" squeezed to side x side, "short" the shorter edge at `side`.
-    through: a square the photo is squeezed to before that (0: none). scores: how soft masks return to the truth's size: "logits"
-    (bilinear), "aligned" (bilinear, corners aligned), "8-bit" (the foreground's score as a grey picture). grey_from: grey values of a truth
-    picture from here on are foreground. binary: foreground is a score above one half, rather than any class but the background being the
-    likeliest. thresholds, beta2, f_order: of max-F over scores > k/255: thresholds are the first k and one past the last; "mean-max" is
-    the largest mean over images, "max-mean" the mean of each image's largest. empty: foreground IoU of an image without foreground in truth
-    and prediction (NaN: left out). square: benchmarks cut to their centred square first. headline: the score its papers report.
+    side, fit: the photo's size for the network: "native" as it is, "square" squeezed to side x
+        side, "short" the shorter edge at `side`.
+    through: a square the photo is squeezed to before that (0: none). scores: how soft masks return
+        to the truth's size: "logits" (bilinear), "aligned" (bilinear, corners aligned), "8-bit"
+        (the foreground's score as a grey picture). grey_from: grey values of a truth picture from
+        here on are foreground. binary: foreground is a score above one half, rather than any class
+        but the background being the likeliest. thresholds, beta2, f_order: of max-F over scores >
+        k/255: thresholds are the first k and one past the last; "mean-max" is the largest mean over
+        images, "max-mean" the mean of each image's largest. empty: foreground IoU of an image
+        without foreground in truth and prediction (NaN: left out). square: benchmarks cut to their
+        centred square first. headline: the score its papers report.
     """
 
     name: str
@@ -47,7 +53,9 @@ class Protocol:
     square: tuple[str, ...] = ()
 
     def at(self, size: int | None) -> Protocol:
-        """This protocol with photos of another size for the network: 0 leaves them as they are, None changes nothing."""
+        """This protocol with photos of another size for the network: 0 leaves them as they are,
+        None changes nothing.
+        """
         if size is None:
             return self
         if size < 0:
@@ -56,9 +64,12 @@ class Protocol:
         return replace(self, side=size, fit=fit, through=0)
 
     def photo(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H W 3"]:
-        """The photo as the network sees it (Pillow's bilinear filter, which averages when it shrinks)."""
+        """The photo as the network sees it (Pillow's bilinear filter, which averages when it
+        shrinks).
+        """
         if self.through:
-            # The second step of the published protocol does not average, and its result is rounded here to 8 bits.
+            # The second step of the published protocol does not average, and its result is rounded
+            # here to 8 bits.
             squeezed = np.asarray(
                 Image.fromarray(image).resize(
                     (self.through, self.through), Image.Resampling.BILINEAR
@@ -77,8 +88,11 @@ class Protocol:
     def masks(
         self, scores: Float[np.ndarray, "h w c"], height: int, width: int
     ) -> tuple[UInt8[np.ndarray, "H W"], Float32[np.ndarray, "H W"]]:
-        """Scores (probabilities per class id) at the truth's size: the likeliest class ids, and the foreground's score in 0..1."""
-        # Log-probabilities are logits up to a constant per pixel, which neither argmax nor softmax sees.
+        """Scores (probabilities per class id) at the truth's size: the likeliest class ids, and the
+        foreground's score in 0..1.
+        """
+        # Log-probabilities are logits up to a constant per pixel, which neither argmax nor softmax
+        # sees.
         logits = np.log(np.clip(np.asarray(scores, np.float32), 1e-30, None))
         if scores.shape[:2] != (height, width):
             logits = resize(logits, (height, width), aligned=self.scores == "aligned")
@@ -99,29 +113,66 @@ _FOREGROUND = "foreground IoU, mean of images"
 PROTOCOLS = {
     p.name: p
     for p in (
-        Protocol("native", "photos and masks as they are, one confusion matrix", "mean IoU of foreground and background"),
         Protocol(
-            "sis", "Segmentation in Style, Pakhomov et al. 2021: 512 then 128 pixels square, one confusion matrix",
-            "mean IoU of foreground and background", side=128, fit="square", through=512, scores="aligned", grey_from=1,
+            "native",
+            "photos and masks as they are, one confusion matrix",
+            "mean IoU of foreground and background",
         ),
         Protocol(
-            "l4f", "Labels4Free, Abdal et al. 2021: one confusion matrix; only grey value 255 is foreground",
-            "mean IoU of foreground and background", grey_from=255,
+            "sis",
+            "Segmentation in Style, Pakhomov et al. 2021: 512 then 128 pixels square, one "
+            "confusion matrix",
+            "mean IoU of foreground and background",
+            side=128,
+            fit="square",
+            through=512,
+            scores="aligned",
+            grey_from=1,
         ),
         Protocol(
-            "voynov", "Voynov et al. 2021: shorter edge 128, soft masks as 8-bit pictures, foreground IoU per image", _FOREGROUND,
-            side=128, fit="short", scores="8-bit", binary=True,
+            "l4f",
+            "Labels4Free, Abdal et al. 2021: one confusion matrix; only grey value 255 is "
+            "foreground",
+            "mean IoU of foreground and background",
+            grey_from=255,
         ),
         Protocol(
-            "melas", "Melas-Kyriazi et al. 2022: shorter edge 128, foreground IoU per image, an empty pair counts 0", _FOREGROUND,
-            side=128, fit="short", binary=True, thresholds=(1, 255), empty=0.0, square=("cub", "flowers"),
+            "voynov",
+            "Voynov et al. 2021: shorter edge 128, soft masks as 8-bit pictures, "
+            "foreground "
+            "IoU per image",
+            _FOREGROUND,
+            side=128,
+            fit="short",
+            scores="8-bit",
+            binary=True,
         ),
         Protocol(
-            "selfmask", "Shin et al. 2022, Simeoni et al. 2023: beta squared twice, each image its own threshold, grey above 0 is foreground",
-            _FOREGROUND, grey_from=1, binary=True, beta2=0.09, f_order="max-mean",
+            "melas",
+            "Melas-Kyriazi et al. 2022: shorter edge 128, foreground IoU per image, an "
+            "empty "
+            "pair counts 0",
+            _FOREGROUND,
+            side=128,
+            fit="short",
+            binary=True,
+            thresholds=(1, 255),
+            empty=0.0,
+            square=("cub", "flowers"),
+        ),
+        Protocol(
+            "selfmask",
+            "Shin et al. 2022, Simeoni et al. 2023: beta squared twice, each image "
+            "its own "
+            "threshold, grey above 0 is foreground",
+            _FOREGROUND,
+            grey_from=1,
+            binary=True,
+            beta2=0.09,
+            f_order="max-mean",
         ),
     )
-}  # fmt: skip
+}
 
 
 def get(name: str) -> Protocol:
@@ -141,7 +192,9 @@ def _short(shape: tuple[int, ...], side: int) -> tuple[int, int]:
 def resize(
     x: Float32[np.ndarray, "h w c"], size: tuple[int, int], *, aligned: bool = False
 ) -> Float32[np.ndarray, "H W c"]:
-    """Bilinear without averaging, edges repeated. aligned: the corner pixels' centres stay in place, else the corners themselves."""
+    """Bilinear without averaging, edges repeated. aligned: the corner pixels' centres stay in
+    place, else the corners themselves.
+    """
     rows, columns = (_taps(n, m, aligned) for n, m in zip(x.shape[:2], size))
     return np.einsum("Wv,Hvc->HWc", columns, np.tensordot(rows, x, 1), optimize=True).astype(
         np.float32, copy=False
@@ -159,7 +212,7 @@ def _taps(n: int, m: int, aligned: bool) -> Float32[np.ndarray, "m n"]:
     return weights
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ F-measure
+# ---------------------------------------------------------------------------------------- F-measure
 
 
 def f_curve(
@@ -170,7 +223,8 @@ def f_curve(
 ) -> Float32[np.ndarray, "255"]:
     """F-measure of one image for foreground = score > k/255, k = 0..254, on the pixels to `keep`.
 
-    (1 + beta2) P R / (beta2 P + R); an empty prediction has precision 1, an empty truth recall 1, and 0/0 counts 0.
+    (1 + beta2) P R / (beta2 P + R); an empty prediction has precision 1, an empty truth recall 1,
+    and 0/0 counts 0.
     """
     # Scores that are multiples of 1/255 must not slip over their own threshold by rounding.
     level = np.clip(np.ceil(np.round(np.asarray(score, np.float64)[keep] * 255, 4)), 0, 255).astype(

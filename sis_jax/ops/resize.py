@@ -18,8 +18,9 @@ def resize_bilinear(
 ) -> Float[Array, "n h2 w2 c"]:
     """Bilinear resize to size = (rows, columns).
 
-    align_corners=True puts source row i (m - 1) / (n - 1) under target row i: the rule of the Segmentation in Style code, as two small matrices.
-    Otherwise half-pixel centres; `antialias` widens the filter when shrinking (torch's `interpolate` does not, by default).
+    align_corners=True puts source row i (m - 1) / (n - 1) under target row i: the rule of the
+    Segmentation in Style code, as two small matrices. Otherwise half-pixel centres; `antialias`
+    widens the filter when shrinking (torch's `interpolate` does not, by default).
     """
     if not align_corners:
         return jax.image.resize(x, (x.shape[0], *size, x.shape[3]), "bilinear", antialias=antialias)

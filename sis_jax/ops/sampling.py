@@ -1,6 +1,8 @@
-"""Run a function of generated samples over any number of seeds: batches, devices and padding in one place, memory flat in the number of samples.
+"""Run a function of generated samples over any number of seeds: batches, devices and padding in one
+place, memory flat in the number of samples.
 
-A *body* sees one device's batch: `body(gen, z, truncation, *per_sample, **static)` -> pytree of per-sample arrays [b, ...].
+A *body* sees one device's batch: `body(gen, z, truncation, *per_sample, **static)` -> pytree of
+per-sample arrays [b, ...].
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ BATCH = 16  # samples per device at a time
 
 @dataclass(frozen=True)
 class _Plain:
-    """A generator that is no pytree (any object with the protocol): fixed at compile time, compared by identity."""
+    """A generator that is no pytree (any object with the protocol): fixed at compile time, compared
+    by identity.
+    """
 
     gen: Any
 
@@ -43,10 +47,13 @@ def map_samples(
     devices: parallel.Devices = None,
     **static: Any,
 ) -> Iterator[Any]:
-    """Yield body's results, as NumPy arrays [m, ...], for one batch of seeds after another, in order.
+    """Yield body's results, as NumPy arrays [m, ...], for one batch of seeds after another, in
+    order.
 
-    per_sample: arrays [n, ...], one row per seed. shared: further arguments, the same everywhere (`body(gen, z, truncation, *per_sample, *shared)`).
-    static: keyword arguments fixed at compile time. One compilation: the last batch is padded, and cut afterwards.
+    per_sample: arrays [n, ...], one row per seed. shared: further arguments, the same everywhere
+        (`body(gen, z, truncation, *per_sample, *shared)`).
+    static: keyword arguments fixed at compile time. One compilation: the last batch is padded, and
+        cut afterwards.
     """
     here = parallel.local_devices(devices)
     if len(seeds) < batch:  # too few to fill one block: spread them
@@ -76,5 +83,7 @@ def _call_plain(_: Any, *args: Any, inner: Callable[..., Any], held: _Plain, **s
 
 
 def sample_seeds(seed: int, n: int) -> list[int]:
-    """The n sample seeds that belong to the seed of a stage: seed * 100000, + 1, + 2, ... so that stages with different seeds share no sample."""
+    """The n sample seeds that belong to the seed of a stage: seed * 100000, + 1, + 2, ... so that
+    stages with different seeds share no sample.
+    """
     return [(seed * 100_000 + i) % 2**32 for i in range(n)]

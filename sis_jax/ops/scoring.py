@@ -1,7 +1,9 @@
-"""From pairs of predicted and true masks to every score: zero-label, matched, foreground, borders, with bootstrap intervals.
+"""From pairs of predicted and true masks to every score: zero-label, matched, foreground, borders,
+with bootstrap intervals.
 
-All of it follows from one confusion matrix per image, truth by prediction, so nothing else is kept. What needs no look at the truth (classes
-of one name, background against the rest) is kept apart from what does (Hungarian and majority matching).
+All of it follows from one confusion matrix per image, truth by prediction, so nothing else is kept.
+What needs no look at the truth (classes of one name, background against the rest) is kept apart
+from what does (Hungarian and majority matching).
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ MATCHINGS = {"hungarian": metrics.hungarian, "majority": metrics.majority}
 
 @runtime_checkable
 class Segmenter(Protocol):
-    """What evaluation asks of a network: its classes ({"id", "name"}, 0 the background), and scores per class id at each photo's own size."""
+    """What evaluation asks of a network: its classes ({"id", "name"}, 0 the background), and scores
+    per class id at each photo's own size.
+    """
 
     @property
     def classes(self) -> Classes: ...
@@ -46,13 +50,17 @@ def measure(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Score predictions against true masks; a plain dictionary that JSON can hold (NaN for what is not defined).
+    """Score predictions against true masks; a plain dictionary that JSON can hold (NaN for what is
+    not defined).
 
-    pairs: (name, prediction, truth); a prediction is class ids [h w] (resized by nearest where it is not of the truth's size) or scores
-    float[h w c], channel = class id; a truth is uint8[h w] of class ids, 255 = ignore. classes_pred, classes_true: {"id", "name"}, id 0 is
-    the background. protocol: a name of `PROTOCOLS`. classes_map: predicted name -> true name, list of true names (merged into one
-    class), or None (no true class); without it, classes of one name belong together. matching: "hungarian", "majority", both or none.
-    radius: of the border band, pixels. resamples, seed: of the 95 % bootstrap intervals over images; 0 for none.
+    pairs: (name, prediction, truth); a prediction is class ids [h w] (resized by nearest where it
+        is not of the truth's size) or scores float[h w c], channel = class id; a truth is uint8[h
+        w] of class ids, 255 = ignore. classes_pred, classes_true: {"id", "name"}, id 0 is the
+        background. protocol: a name of `PROTOCOLS`. classes_map: predicted name -> true name, list
+        of true names (merged into one class), or None (no true class); without it, classes of one
+        name belong together. matching: "hungarian", "majority", both or none.
+    radius: of the border band, pixels. resamples, seed: of the 95 % bootstrap intervals over
+        images; 0 for none.
 
     Raises UsageError for unknown names, SisError where nothing was measured.
     """
@@ -91,7 +99,7 @@ def measure(
     }
 
 
-# --------------------------------------------------------------------------------------------------------------------------------- classes
+# ------------------------------------------------------------------------------------------ classes
 
 
 def _by_id(classes: Classes) -> dict[int, Mapping[str, Any]]:
@@ -103,8 +111,9 @@ def match_names(
 ) -> tuple[list[str], Int64[np.ndarray, "p"], UInt8[np.ndarray, "256"], list[str]]:
     """Which predicted class means which true class, without looking at a mask.
 
-    Returns the names of the true rows; for each predicted id its row, or -1; a table from true ids to rows (true classes that
-    `classes_map` merges share one, 255 stays); and warnings. The background is row 0 on both sides.
+    Returns the names of the true rows; for each predicted id its row, or -1; a table from true ids
+    to rows (true classes that `classes_map` merges share one, 255 stays); and warnings. The
+    background is row 0 on both sides.
     """
     predicted, true = _by_id(classes_pred), _by_id(classes_true)
     ids = {_plain(c["name"]): i for i, c in true.items()} | {"background": 0}
@@ -120,7 +129,8 @@ def match_names(
         ]:
             if _plain(name) not in known:
                 raise UsageError(
-                    f"the class map names {name!r}, which is no {kind} class; there are {', '.join(sorted(known))}"
+                    f"the class map names {name!r}, which is no {kind} class; there are "
+                    f"{', '.join(sorted(known))}"
                 )
     merged = {
         ids[_plain(g)]: (key, min(ids[_plain(x)] for x in group))
@@ -150,7 +160,8 @@ def match_names(
     missing = [row for r, row in enumerate(rows) if r not in assigned]
     told = (
         [
-            f"no predicted class means {', '.join(missing)}; give --classes-map, or read the matched scores"
+            f"no predicted class means {', '.join(missing)}; give --classes-map, or read the "
+            "matched scores"
         ]
         if missing
         else []
@@ -164,11 +175,13 @@ def _plain(name: Any) -> str:
     return " ".join(str(name).replace("_", " ").split()).casefold()
 
 
-# ----------------------------------------------------------------------------------------------------------------------------------- tally
+# -------------------------------------------------------------------------------------------- tally
 
 
 class Tally:
-    """What is kept of each image: confusion over the picture and over the border band, for the classes and for the foreground; F curves."""
+    """What is kept of each image: confusion over the picture and over the border band, for the
+    classes and for the foreground; F curves.
+    """
 
     def __init__(
         self, n_true: int, n_pred: int, rule: Rule, radius: float, lookup: UInt8[np.ndarray, "256"]
@@ -198,7 +211,8 @@ class Tally:
         rows = self.lookup[truth]
         if (rows == 254).any():
             raise SisError(
-                f"the true mask of {name} holds class id {truth[rows == 254][0]}, which is not among the true classes"
+                f"the true mask of {name} holds class id {truth[rows == 254][0]}, which is not "
+                "among the true classes"
             )
         keep = truth != 255
         fg_true = np.where(keep, truth > 0, 255).astype(np.uint8)
@@ -226,30 +240,35 @@ class Tally:
         if prediction.ndim == 3 and prediction.dtype.kind == "f":
             if prediction.shape[2] > self.n_pred:
                 raise SisError(
-                    f"{name} has scores for {prediction.shape[2]} classes, but only {self.n_pred} are named"
+                    f"{name} has scores for {prediction.shape[2]} classes, but only {self.n_pred} "
+                    "are named"
                 )
             return self.rule.masks(prediction, height, width)
         if prediction.ndim != 2 or prediction.dtype.kind not in "iub":
             raise SisError(
-                f"the prediction of {name} is {prediction.dtype}{list(prediction.shape)}, expected ids [h w] or scores float[h w c]"
+                f"the prediction of {name} is {prediction.dtype}{list(prediction.shape)}, "
+                "expected ids [h w] or scores float[h w c]"
             )
         if prediction.shape != (height, width):
             y, x = ((np.arange(n) * m) // n for n, m in zip((height, width), prediction.shape))
             prediction = prediction[y[:, None], x]
         if prediction.min() < 0 or prediction.max() >= self.n_pred:
             raise SisError(
-                f"the prediction of {name} holds class id {prediction.max()}, but the named classes end at {self.n_pred - 1}"
+                f"the prediction of {name} holds class id {prediction.max()}, but the named "
+                f"classes end at {self.n_pred - 1}"
             )
         return prediction.astype(np.uint8), (prediction > 0).astype(np.float32)
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------- scores
+# ------------------------------------------------------------------------------------------- scores
 
 
 def regions(
     counts: Integer[np.ndarray, "n k p"], to: Integer[np.ndarray, "p"]
 ) -> Float[np.ndarray, "3 n k"]:
-    """(hits, predicted, truth) per image and true class, once predicted class p counts as true class to[p] (-1: as none)."""
+    """(hits, predicted, truth) per image and true class, once predicted class p counts as true
+    class to[p] (-1: as none).
+    """
     member = (to[:, None] == np.arange(counts.shape[1])).astype(np.float64)
     hits = np.einsum("nkp,pk->nk", counts, member)
     return np.stack([hits, counts.sum(1) @ member, counts.sum(2).astype(np.float64)])
@@ -274,8 +293,8 @@ def _interval(values: np.ndarray | None) -> list[float] | None:
 
 
 def _classes(
-    counts: Integer[np.ndarray, "n k p"], band: Integer[np.ndarray, "n k p"], to: Integer[np.ndarray, "p"], rows: list[str],
-    weights: Integer[np.ndarray, "r n"] | None,
+    counts: Integer[np.ndarray, "n k p"], band: Integer[np.ndarray, "n k p"],
+    to: Integer[np.ndarray, "p"], rows: list[str], weights: Integer[np.ndarray, "r n"] | None,
 ) -> dict[str, Any]:  # fmt: skip
     """The scores of one assignment. The assignment itself is not redone in the resamples."""
     found, border = regions(counts, to), regions(band, to).sum(1)
@@ -283,7 +302,8 @@ def _classes(
     drawn = None if weights is None else np.einsum("rn,snk->srk", weights, found, optimize=True)
     boot = None if drawn is None else _iou(drawn)
     table = {
-        "iou": _iou(whole), "f1": metrics.ratio(2 * hits, predicted + truth), "precision": metrics.ratio(hits, predicted), "recall": metrics.ratio(hits, truth),
+        "iou": _iou(whole), "f1": metrics.ratio(2 * hits, predicted + truth),
+        "precision": metrics.ratio(hits, predicted), "recall": metrics.ratio(hits, truth),
         "iou_image_mean": _mean(_iou(found), 0), "border_iou": _iou(border), "pixels": truth,
     }  # fmt: skip
     return {
@@ -312,7 +332,9 @@ def _classes(
 def _foreground(
     tally: Tally, rule: Rule, weights: Integer[np.ndarray, "r n"] | None
 ) -> dict[str, Any]:
-    """Background (class 0) against the rest, summed over all pixels and per image, in the conventions of `rule`."""
+    """Background (class 0) against the rest, summed over all pixels and per image, in the
+    conventions of `rule`.
+    """
     both = np.array([0, 1])
     found = regions(np.stack(tally.fg), both)
     border = _iou(regions(np.stack(tally.fg_band), both).sum(1))
@@ -333,23 +355,34 @@ def _foreground(
         n, known = draw.sum(1), ~np.isnan(images)
         best = curves.max(1)[None] if rule.f_order == "max-mean" else None
         return {
-            "iou_foreground": iou[:, 1], "iou_background": iou[:, 0], "mean_iou": _mean(iou, 1),
-            "accuracy": metrics.ratio(hits.sum(1), truth.sum(1)), "f1": metrics.ratio(2 * hits, predicted + truth)[:, 1],
-            "iou_image_mean": metrics.ratio(draw @ np.where(known, images, 0), draw @ known.astype(float)),
-            "accuracy_image_mean": metrics.ratio(draw @ np.nan_to_num(right), draw @ (~np.isnan(right)).astype(float)),
+            "iou_foreground": iou[:, 1],
+            "iou_background": iou[:, 0],
+            "mean_iou": _mean(iou, 1),
+            "accuracy": metrics.ratio(hits.sum(1), truth.sum(1)),
+            "f1": metrics.ratio(2 * hits, predicted + truth)[:, 1],
+            "iou_image_mean": metrics.ratio(
+                draw @ np.where(known, images, 0), draw @ known.astype(float)
+            ),
+            "accuracy_image_mean": metrics.ratio(
+                draw @ np.nan_to_num(right), draw @ (~np.isnan(right)).astype(float)
+            ),
             "f_beta": draw @ sharp / n,
             "max_f": (draw @ best[0] if best is not None else (draw @ curves).max(1)) / n,
-        }  # fmt: skip
+        }
 
     once = scores(np.ones((1, len(images))))
     boot = None if weights is None else scores(weights.astype(np.float64))
     result: dict[str, Any] = {key: float(v[0]) for key, v in once.items()}
     return result | {
-        "border_iou_foreground": float(border[1]), "border_iou_background": float(border[0]), "border_mean_iou": float(_mean(border)),
-        "max_f_threshold": float((rule.thresholds[0] + curves.mean(0).argmax()) / 255) if rule.f_order == "mean-max" else math.nan,
+        "border_iou_foreground": float(border[1]),
+        "border_iou_background": float(border[0]),
+        "border_mean_iou": float(_mean(border)),
+        "max_f_threshold": float((rule.thresholds[0] + curves.mean(0).argmax()) / 255)
+        if rule.f_order == "mean-max"
+        else math.nan,
         "beta2": rule.beta2,
         "intervals": {key: _interval(v) for key, v in boot.items()} if boot else {},
-    }  # fmt: skip
+    }
 
 
 def per_image_iou(found: Float[np.ndarray, "3 n 2"], empty: float) -> Float[np.ndarray, "n"]:

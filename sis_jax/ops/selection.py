@@ -1,4 +1,5 @@
-"""Judging a clustering without labels: agreement, silhouette, and which clusters are the background.
+"""Judging a clustering without labels: agreement, silhouette, and which clusters are the
+background.
 
 Shares are fractions of pixels, 0..1. Nothing here knows how the clusters were made.
 """
@@ -23,7 +24,9 @@ def overlap(a: Int[np.ndarray, "n"], b: Int[np.ndarray, "n"], k: int) -> Int[np.
 
 
 def agreement(a: Int[np.ndarray, "n"], b: Int[np.ndarray, "n"], k: int) -> float:
-    """Adjusted Rand index of two clusterings of the same points: 1 = the same up to names, 0 = chance (Hubert and Arabie 1985)."""
+    """Adjusted Rand index of two clusterings of the same points: 1 = the same up to names, 0 =
+    chance (Hubert and Arabie 1985).
+    """
     table = overlap(a, b, k).astype(np.float64)
 
     def pairs(x: np.ndarray) -> float:
@@ -38,7 +41,9 @@ def agreement(a: Int[np.ndarray, "n"], b: Int[np.ndarray, "n"], k: int) -> float
 def cluster_agreement(
     a: Int[np.ndarray, "n"], b: Int[np.ndarray, "n"], k: int
 ) -> Float[np.ndarray, "k"]:
-    """For each cluster of a the intersection over union with its partner in b, partners chosen one to one (Hungarian)."""
+    """For each cluster of a the intersection over union with its partner in b, partners chosen one
+    to one (Hungarian).
+    """
     table = overlap(a, b, k).astype(np.float64)
     union = table.sum(1)[:, None] + table.sum(0)[None] - table
     iou = table / np.maximum(union, 1)
@@ -49,7 +54,9 @@ def cluster_agreement(
 
 
 def silhouette(x: Float[np.ndarray, "n d"], labels: Int[np.ndarray, "n"]) -> float:
-    """Mean silhouette of all points given (Rousseeuw 1987), -1..1. Quadratic in n: give a sample of a few thousand."""
+    """Mean silhouette of all points given (Rousseeuw 1987), -1..1. Quadratic in n: give a sample of
+    a few thousand.
+    """
     labels = np.unique(labels, return_inverse=True)[1]
     k = int(labels.max()) + 1
     if k < 2:
@@ -69,7 +76,9 @@ def silhouette(x: Float[np.ndarray, "n d"], labels: Int[np.ndarray, "n"]) -> flo
 
 
 def frame(height: int, width: int) -> Bool[np.ndarray, "h w"]:
-    """The picture's frame: 5 % of the side at top, left and right. Not the bottom, where portraits and standing figures leave the picture."""
+    """The picture's frame: 5 % of the side at top, left and right. Not the bottom, where portraits
+    and standing figures leave the picture.
+    """
     mask = np.zeros((height, width), bool)
     rows, columns = max(1, round(BORDER * height)), max(1, round(BORDER * width))
     mask[:rows] = True
@@ -83,8 +92,9 @@ def background(
 ) -> tuple[Bool[np.ndarray, "k"], bool, str]:
     """Which clusters are the background, whether the rule was sure, and why.
 
-    Rule: a cluster that covers the frame at least 1.5 times as much as the picture. With none (or all), or with less than a quarter of the
-    frame covered, the cluster that gains most from picture to frame, and unsure.
+    Rule: a cluster that covers the frame at least 1.5 times as much as the picture. With none (or
+        all), or with less than a quarter of the frame covered, the cluster that gains most from
+        picture to frame, and unsure.
     """
     chosen = (frame_share >= BORDER_RATIO * share) & (share > 0)
     covered = float(frame_share[chosen].sum())
@@ -94,23 +104,30 @@ def background(
         return (
             chosen,
             True,
-            f"{plural} {names}: {covered:.0%} of the frame, {float(share[chosen].sum()):.0%} of the picture",
+            f"{plural} {names}: {covered:.0%} of the frame, {float(share[chosen].sum()):.0%} of "
+            "the picture",
         )
     best = np.arange(len(share)) == int(np.argmax(frame_share - share))
     i = int(np.argmax(best))
-    why = f"no group of clusters is {BORDER_RATIO} times as common on the frame as in the picture and holds a quarter of the frame"
+    why = (
+        f"no group of clusters is {BORDER_RATIO} times as common on the frame as in the picture "
+        "and holds a quarter of the frame"
+    )
     return (
         best,
         False,
-        f"{why}; cluster {i} comes closest ({float(frame_share[i]):.0%} of the frame, {float(share[i]):.0%} of the picture)",
+        f"{why}; cluster {i} comes closest ({float(frame_share[i]):.0%} of the frame, "
+        f"{float(share[i]):.0%} of the picture)",
     )
 
 
 def only_just(clusters: Iterable[Mapping[str, Any]]) -> list[int]:
-    """Places of the clusters that are background by a narrow margin: their odds on the frame are below 2.2 times those in the picture.
+    """Places of the clusters that are background by a narrow margin: their odds on the frame are
+    below 2.2 times those in the picture.
 
-    Odds, since a large background cannot be much more common on the frame than in the picture. On the default (k 3 to 25, up to three seeds, three layers)
-    chosen clusters of at most 35 % ground came to 1.7 to 2.2, those that were mostly ground to 2.4 and more, but for three of some fifty.
+    Odds, since a large background cannot be much more common on the frame than in the picture. On
+    the default (k 3 to 25, up to three seeds, three layers) chosen clusters of at most 35 % ground
+    came to 1.7 to 2.2, those that were mostly ground to 2.4 and more, but for three of some fifty.
     """
 
     def odds(share: float) -> float:
@@ -126,7 +143,8 @@ def only_just(clusters: Iterable[Mapping[str, Any]]) -> list[int]:
 def describe(
     labelled: Iterable[tuple[Any, np.ndarray, np.ndarray]], k: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Facts per cluster, and the verdict on the background, from a stream of (images, clusters UInt8[b h w], confidence Float[b h w]).
+    """Facts per cluster, and the verdict on the background, from a stream of (images, clusters
+    UInt8[b h w], confidence Float[b h w]).
 
     Returns ([{"share", "border_share", "background", "confidence"}] per cluster, {"found", "why"}).
     """

@@ -1,6 +1,7 @@
 """Augmentation of a picture with its mask: one random affine map, then colour, blur and noise.
 
-Every quantity is drawn per picture from (key, i) alone. Strength 0 changes nothing. Pictures are floats in [-1, 1]; masks hold channel numbers, 255 = ignore.
+Every quantity is drawn per picture from (key, i) alone. Strength 0 changes nothing. Pictures are
+floats in [-1, 1]; masks hold channel numbers, 255 = ignore.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ _GREY = (0.299, 0.587, 0.114)
 class Augmentation:
     """How far pictures are varied. Hashable: it is fixed at compile time.
 
-    scale: log2 of the zoom, drawn from +- this. shift: of the side. turn: degrees. flip: probability of mirroring, with `swap` the channel that each
-    channel becomes (left hand to right hand). brightness, contrast, saturation: +- these, relative. hue: degrees. grey: probability of no colour.
-    blur: largest sigma, in pixels of a 128-pixel picture. noise: largest sigma, of the range [-1, 1]. background: probability of another background
-    behind the picture's foreground, see `other_backgrounds`.
+    scale: log2 of the zoom, drawn from +- this. shift: of the side. turn: degrees. flip:
+        probability of mirroring, with `swap` the channel that each channel becomes (left hand to
+        right hand). brightness, contrast, saturation: +- these, relative. hue: degrees. grey:
+        probability of no colour.
+    blur: largest sigma, in pixels of a 128-pixel picture. noise: largest sigma, of the range [-1,
+        1]. background: probability of another background behind the picture's foreground, see
+        `other_backgrounds`.
     """
 
     scale: float = 0.5
@@ -42,9 +46,10 @@ class Augmentation:
     background: float = 0.0
 
 
-# For pictures in which the object always has the same size and place, as those of a generator. Faces, 600 steps on generated pictures at 64 pixels, mean
-# IoU with 300 human masks: 0.785, against 0.754 with the ranges above (one run each; the better one also had other grounds behind half of the pictures
-# instead of 0.6 of them, so not all of the difference is due to the ranges).
+# For pictures in which the object always has the same size and place, as those of a generator.
+# Faces, 600 steps on generated pictures at 64 pixels, mean IoU with 300 human masks: 0.785, against
+# 0.754 with the ranges above (one run each; the better one also had other grounds behind half of
+# the pictures instead of 0.6 of them, so not all of the difference is due to the ranges).
 ALIGNED = Augmentation(scale=0.15, shift=0.03, turn=5.0)
 WEAK = Augmentation(
     scale=0.1,
@@ -104,7 +109,9 @@ def warp(
     side: int,
     swap: tuple[int, ...] = (),
 ) -> tuple[Float[Array, "n side side c"], UInt8[Array, "n side side"], Float[Array, "n side side"]]:
-    """Pictures (bilinear), masks and certainty (nearest) seen through the maps, reflected at the border, at side x side pixels."""
+    """Pictures (bilinear), masks and certainty (nearest) seen through the maps, reflected at the
+    border, at side x side pixels.
+    """
     _, h, w, _ = images.shape
     at = (jnp.arange(side) + 0.5) / side * 2 - 1
     y, x = jnp.meshgrid(at, at, indexing="ij")
@@ -179,7 +186,9 @@ def _colour_matrix(u: Float[Array, "7"], coin: Array, a: Augmentation) -> Float[
 
 
 def _blur(images: Float[Array, "n h w c"], sigma: Float[Array, "n"]) -> Float[Array, "n h w c"]:
-    """Gaussian of one sigma (pixels) per picture, cut at 4 pixels, edges repeated; by shift and add."""
+    """Gaussian of one sigma (pixels) per picture, cut at 4 pixels, edges repeated; by shift and
+    add.
+    """
     reach = jnp.arange(-_BLUR_REACH, _BLUR_REACH + 1)
     taps = jnp.exp(-0.5 * jnp.square(reach[None] / sigma[:, None]))
     taps = taps / taps.sum(1, keepdims=True)
@@ -204,10 +213,12 @@ def other_backgrounds(
     foreground: Float[Array, "n h w"],
     probability: float,
 ) -> Float[Array, "n h w 3"]:
-    """Some pictures with another background behind them: a colour, a gradient, smooth noise, or an enlarged piece of the next picture, often dark.
+    """Some pictures with another background behind them: a colour, a gradient, smooth noise, or an
+    enlarged piece of the next picture, often dark.
 
-    foreground: 0..1, soft at the edges. A teacher that reads features confuses parts of like colour (dark ground and dark hair); where its mask
-    of one picture is right, this shows the student that the ground may have any colour.
+    foreground: 0..1, soft at the edges. A teacher that reads features confuses parts of like colour
+        (dark ground and dark hair); where its mask of one picture is right, this shows the student
+        that the ground may have any colour.
     """
     n, h, w, _ = images.shape
     keys = _keys(key, n)

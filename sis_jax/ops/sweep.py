@@ -1,12 +1,17 @@
-"""Choosing layer and k without labels: many small k-means on the same pixels, compared with each other.
+"""Choosing layer and k without labels: many small k-means on the same pixels, compared with each
+other.
 
-Criterion: the layer with the highest mean consensus at few clusters, and there the k with the highest agreement x consensus.
-consensus: mean adjusted Rand index with the clusterings of every *other* layer into few clusters. Real parts show at several depths of a generator,
-while texture (fine layers) and position (coarse layers) show at one; a layer of several taps agrees with those that share one, so this leans to
-taps in the middle. A mean over several k is steadier than one fit; many clusters of any layer mostly follow position, so they have no say in it.
-agreement: adjusted Rand index between clusterings of two halves of the samples. Parts that another draw of samples would not find are none.
-A silhouette estimate is kept in the table but does not decide: it is computed in each layer's own space and grows towards the fine layers, whose
-clusters are compact and meaningless.
+Criterion: the layer with the highest mean consensus at few clusters, and there the k with the
+    highest agreement x consensus.
+consensus: mean adjusted Rand index with the clusterings of every *other* layer into few clusters.
+    Real parts show at several depths of a generator, while texture (fine layers) and position
+    (coarse layers) show at one; a layer of several taps agrees with those that share one, so this
+    leans to taps in the middle. A mean over several k is steadier than one fit; many clusters of
+    any layer mostly follow position, so they have no say in it.
+agreement: adjusted Rand index between clusterings of two halves of the samples. Parts that another
+    draw of samples would not find are none. A silhouette estimate is kept in the table but does not
+    decide: it is computed in each layer's own space and grows towards the fine layers, whose
+    clusters are compact and meaningless.
 """
 
 from __future__ import annotations
@@ -39,7 +44,8 @@ def sweep(
 ) -> list[dict[str, Any]]:
     """One row {layer, k, agreement, consensus, silhouette, score} per layer and k.
 
-    columns: for each layer the standardised features of the same p pixels of n samples. The first half of the samples is clustered against the second.
+    columns: for each layer the standardised features of the same p pixels of n samples. The first
+        half of the samples is clustered against the second.
     given: one more k that is wanted whatever the table says; it changes no other row.
     """
     more = [given] if given is not None and given not in ks else []
@@ -87,7 +93,9 @@ def sweep(
 
 
 def consensus_of_layers(rows: Sequence[dict[str, Any]], ks: Sequence[int]) -> dict[str, float]:
-    """Mean consensus of each layer at those of `ks` that are few clusters, which decides between layers."""
+    """Mean consensus of each layer at those of `ks` that are few clusters, which decides between
+    layers.
+    """
     found: dict[str, list[float]] = {}
     for row in rows:
         if row["k"] <= FEW and row["k"] in ks:
@@ -98,7 +106,9 @@ def consensus_of_layers(rows: Sequence[dict[str, Any]], ks: Sequence[int]) -> di
 def choose(
     rows: Sequence[dict[str, Any]], layers: Mapping[str, float], layer: str, k: int | None
 ) -> dict[str, Any]:
-    """The row of the sweep to go on with, marked as chosen; `layers` by `consensus_of_layers`, `layer` may be "auto", k None."""
+    """The row of the sweep to go on with, marked as chosen; `layers` by `consensus_of_layers`,
+    `layer` may be "auto", k None.
+    """
     best = max(layers, key=lambda name: layers[name]) if layer == "auto" else layer
     chosen = max(
         (r for r in rows if r["layer"] == best and k in (None, r["k"])), key=lambda r: r["score"]
@@ -109,8 +119,14 @@ def choose(
 
 def criterion(layer: str, k: int | None) -> str:
     """What `choose` went by, in words: only what was left to it."""
-    why_layer = f"the layer has the highest mean consensus (adjusted Rand index with the clusterings of all other layers) over k up to {FEW}"
-    why_k = "k has the highest score = agreement (adjusted Rand index between two halves of the samples) x consensus there"
+    why_layer = (
+        "the layer has the highest mean consensus (adjusted Rand index with the clusterings of "
+        f"all other layers) over k up to {FEW}"
+    )
+    why_k = (
+        "k has the highest score = agreement (adjusted Rand index between two halves of the "
+        "samples) x consensus there"
+    )
     said = "; ".join(
         [
             why_layer if layer == "auto" else "the layer was given",

@@ -1,7 +1,8 @@
 """Sliced Wasserstein distance between two sets of images.
 
-Karras et al. 2018, "Progressive Growing of GANs" (arXiv 1710.10196), section 5. Lower is better, 0 for two equal sets; two halves of one set
-give the noise floor, which is what a number should be compared with.
+Karras et al. 2018, "Progressive Growing of GANs" (arXiv 1710.10196), section 5. Lower is better, 0
+for two equal sets; two halves of one set give the noise floor, which is what a number should be
+compared with.
 """
 
 from __future__ import annotations
@@ -33,28 +34,35 @@ def sliced_wasserstein(
     descriptors: int = 2**14,
     projections: int = 512,
 ) -> dict[str, float]:
-    """Sliced Wasserstein distance x 1000 per level of a Laplacian pyramid ("64", "32", "16": side in pixels) and their "average".
+    """Sliced Wasserstein distance x 1000 per level of a Laplacian pyramid ("64", "32", "16": side
+    in pixels) and their "average".
 
-    a, b: pictures of one size; n and m may differ. The result depends on the arrays and `seed` only. `SwdReference` says how.
+    a, b: pictures of one size; n and m may differ. The result depends on the arrays and `seed`
+        only. `SwdReference` says how.
     """
     return SwdReference(a, seed, descriptors=descriptors, projections=projections).distance(b)
 
 
 class SwdReference:
-    """One set of pictures with its sorted projections, so that many other sets can be compared with it at half the cost.
+    """One set of pictures with its sorted projections, so that many other sets can be compared with
+    it at half the cost.
 
-    As in the paper: 7x7x3 descriptors at random positions of every level of a Laplacian pyramid (5-tap binomial filter [1 4 6 4 1] / 16,
-    mirrored borders) down to 16 pixels, each set normalised to mean 0 and deviation 1 per channel, 512 random directions, mean absolute
+    As in the paper: 7x7x3 descriptors at random positions of every level of a Laplacian pyramid
+    (5-tap binomial filter [1 4 6 4 1] / 16, mirrored borders) down to 16 pixels, each set
+    normalised to mean 0 and deviation 1 per channel, 512 random directions, mean absolute
     difference of sorted projections, x 1000. Differences:
-    * The paper takes 16,384 pictures x 128 descriptors = 2^21 per level; here `descriptors` in all (default 2^14, spread evenly over the
-      pictures, at most 128 from each). The noise floor falls with their number: two halves of 4,000 aligned faces at 64 pixels average 16
-      at 2^14 and 11 at 2^15. So numbers are comparable among themselves at one setting, not with published ones.
-    * Picture i is read at the same positions in both sets, so equal sets give exactly 0, and alignment within the sets adds no noise.
+    * The paper takes 16,384 pictures x 128 descriptors = 2^21 per level; here `descriptors` in all
+      (default 2^14, spread evenly over the pictures, at most 128 from each). The noise floor falls
+      with their number: two halves of 4,000 aligned faces at 64 pixels average 16 at 2^14 and 11 at
+      2^15. So numbers are comparable among themselves at one setting, not with published ones.
+    * Picture i is read at the same positions in both sets, so equal sets give exactly 0, and
+      alignment within the sets adds no noise.
     * Sets of different size are compared at common quantiles.
     * A level whose side is odd ends the pyramid; pictures smaller than 16 pixels have one level.
 
-    Memory: descriptors x (147 + projections) floats per level, the latter kept (about 40 MB per level as set).
-    Sorting runs in NumPy when JAX has only CPUs (10 times faster there), else on the accelerator.
+    Memory: descriptors x (147 + projections) floats per level, the latter kept (about 40 MB per
+        level as set). Sorting runs in NumPy when JAX has only CPUs (10 times faster there), else on
+        the accelerator.
     """
 
     def __init__(
@@ -78,10 +86,13 @@ class SwdReference:
         self._sorted = {level: list(blocks) for level, blocks in self._levels(real)}
 
     def distance(self, fake: UInt8[np.ndarray, "m h w 3"]) -> dict[str, float]:
-        """SWD x 1000 between the reference and `fake`: level -> distance, and "average" over the levels."""
+        """SWD x 1000 between the reference and `fake`: level -> distance, and "average" over the
+        levels.
+        """
         if _check_images(fake) != self.shape:
             raise UsageError(
-                f"pictures of {fake.shape[1]}x{fake.shape[2]} cannot be compared with a reference of {self.shape[0]}x{self.shape[1]}"
+                f"pictures of {fake.shape[1]}x{fake.shape[2]} cannot be compared with a reference "
+                f"of {self.shape[0]}x{self.shape[1]}"
             )
         result = {}
         for level, blocks in self._levels(fake):
@@ -122,7 +133,8 @@ def _check_images(images: np.ndarray) -> tuple[int, int]:
         raise UsageError(f"SWD compares pictures as uint8[n h w 3] with n at least 1, got {got}")
     if min(images.shape[1:3]) < PATCH:
         raise UsageError(
-            f"SWD needs pictures of at least {PATCH}x{PATCH} pixels, got {images.shape[1]}x{images.shape[2]}"
+            f"SWD needs pictures of at least {PATCH}x{PATCH} pixels, got "
+            f"{images.shape[1]}x{images.shape[2]}"
         )
     return images.shape[1], images.shape[2]
 
@@ -138,7 +150,9 @@ def _sides(h: int, w: int) -> list[tuple[int, int]]:
 def _descriptors(
     images: np.ndarray, seed: int, total: int
 ) -> dict[str, Float32[np.ndarray, "d 147"]]:
-    """level -> patches, laid out [7 7 3], of as many pictures as the budget `total` allows; `_CHUNK` pictures at a time."""
+    """level -> patches, laid out [7 7 3], of as many pictures as the budget `total` allows;
+    `_CHUNK` pictures at a time.
+    """
     n = len(images)
     each = int(np.clip(total // n, 1, PER_IMAGE))
     rows = (
@@ -150,7 +164,8 @@ def _descriptors(
     out: dict[str, list[np.ndarray]] = {str(min(side)): [] for side in sides}
     for number, start in enumerate(range(0, len(rows), _CHUNK)):
         chosen = rows[start : start + _CHUNK]
-        # Padded to one shape, so that the last chunk compiles nothing; the padding is cut off below.
+        # Padded to one shape, so that the last chunk compiles nothing; the padding is cut off
+        # below.
         batch = np.zeros((_CHUNK, *images.shape[1:]), np.uint8)
         batch[: len(chosen)] = images[chosen]
         rng = np.random.default_rng([seed, 3, number])
@@ -167,7 +182,8 @@ def _descriptors(
 
 def _normalise(patches: Float32[np.ndarray, "d 147"]) -> Float32[np.ndarray, "d 147"]:
     by_channel = patches.reshape(-1, 3)
-    # A channel without any variation (black pictures) is all zeros after the mean is taken off: leave it there.
+    # A channel without any variation (black pictures) is all zeros after the mean is taken off:
+    # leave it there.
     deviation = by_channel.std(0, dtype=np.float64)
     scaled = (by_channel - by_channel.mean(0, dtype=np.float64)) / np.where(
         deviation > 1e-6, deviation, 1.0
@@ -176,7 +192,9 @@ def _normalise(patches: Float32[np.ndarray, "d 147"]) -> Float32[np.ndarray, "d 
 
 
 def _gap(a: Float32[np.ndarray, "p d"], b: Float32[np.ndarray, "p e"]) -> float:
-    """Mean absolute difference of sorted rows; rows of different length are first read at the quantiles of the longer."""
+    """Mean absolute difference of sorted rows; rows of different length are first read at the
+    quantiles of the longer.
+    """
     if a.shape[1] != b.shape[1]:
         length = max(a.shape[1], b.shape[1])
         a, b = _quantiles(a, length), _quantiles(b, length)
@@ -216,7 +234,9 @@ def _patch_reader(levels: int) -> Callable:
 
 
 def binomial_down(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-    """Blur by [1 4 6 4 1] / 16 along both axes with mirrored borders (the border pixel is not repeated), then every second pixel."""
+    """Blur by [1 4 6 4 1] / 16 along both axes with mirrored borders (the border pixel is not
+    repeated), then every second pixel.
+    """
     for axis in (1, 2):
         x = _binomial(x, axis, 1.0, x.shape[axis])
         x = x[:, ::2] if axis == 1 else x[:, :, ::2]
@@ -263,7 +283,9 @@ def _project_and_sort(
 
     on_cpu = jax.default_backend() == "cpu"
     rows = np.array(_sorter(on_cpu)(directions, patches))
-    if on_cpu:  # XLA's sort on a CPU compares through a callback; NumPy's is vectorised and lets go of the interpreter
+    # XLA's sort on a CPU compares through a callback; NumPy's is vectorised and lets go of the
+    # interpreter
+    if on_cpu:
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(lambda part: part.sort(axis=1), np.array_split(rows, 2)))
     return rows

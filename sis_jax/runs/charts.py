@@ -14,7 +14,8 @@ from sis_jax.data.draw import Real, colour
 def swatch(class_id: int, size: int = 12) -> str:
     """A small square of the class colour, as SVG."""
     return (
-        f'<svg class="swatch" width="{size}" height="{size}" viewBox="0 0 12 12" aria-hidden="true">'
+        f'<svg class="swatch" width="{size}" height="{size}" viewBox="0 0 12 12" '
+        'aria-hidden="true">'
         f'<rect width="12" height="12" rx="2.5" fill="{colour(class_id)}"/></svg>'
     )
 
@@ -28,7 +29,8 @@ def line_chart_svg(
     width: int = 560,
     height: int = 260,
 ) -> str:
-    """Lines through (x, y) points, one colour and one marker shape per name, as SVG in the page's text colour.
+    """Lines through (x, y) points, one colour and one marker shape per name, as SVG in the page's
+    text colour.
 
     marked: points ringed, e.g. the chosen one. Points that are not finite are left out.
     """
@@ -49,30 +51,36 @@ def line_chart_svg(
         )
 
     parts = [
-        f'<svg class="chart" viewBox="0 0 {width} {height + legend}" role="img" xmlns="http://www.w3.org/2000/svg">'
+        f'<svg class="chart" viewBox="0 0 {width} {height + legend}" role="img" '
+        'xmlns="http://www.w3.org/2000/svg">'
     ]
     for y in ys:
         parts.append(
-            f'<line x1="{left}" x2="{width - right}" y1="{at((x0, y))[1]}" y2="{at((x0, y))[1]}" class="rule"/>'
+            f'<line x1="{left}" x2="{width - right}" y1="{at((x0, y))[1]}" y2="{at((x0, y))[1]}" '
+            'class="rule"/>'
         )
         parts.append(
             f'<text x="{left - 6}" y="{at((x0, y))[1] + 4}" text-anchor="end">{number(y)}</text>'
         )
     parts += [
-        f'<text x="{at((x, y0))[0]}" y="{height - bottom + 16}" text-anchor="middle">{number(x)}</text>'
+        f'<text x="{at((x, y0))[0]}" y="{height - bottom + 16}" '
+        f'text-anchor="middle">{number(x)}</text>'
         for x in xs
     ]
     parts.append(
-        f'<text x="{(left + width - right) / 2}" y="{height - 6}" text-anchor="middle">{escape(x_label)}</text>'
+        f'<text x="{(left + width - right) / 2}" y="{height - 6}" '
+        f'text-anchor="middle">{escape(x_label)}</text>'
     )
     parts.append(
-        f'<text transform="translate(12 {(height - bottom) / 2 + 6}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
+        f'<text transform="translate(12 {(height - bottom) / 2 + 6}) rotate(-90)" '
+        f'text-anchor="middle">{escape(y_label)}</text>'
     )
     for i, (name, points) in enumerate(series.items()):
         dots = [at(p) for p in sorted(points)]
         line = " ".join(f"{x},{y}" for x, y in dots)
         parts.append(
-            f'<polyline points="{line}" fill="none" stroke="{colour(i + 1)}" stroke-width="2" stroke-linejoin="round"/>'
+            f'<polyline points="{line}" fill="none" stroke="{colour(i + 1)}" stroke-width="2" '
+            'stroke-linejoin="round"/>'
         )
         parts += [_marker(i, x, y) for x, y in dots] if len(dots) <= 60 else []
         if legend:
@@ -106,13 +114,16 @@ def heatmap_svg(
     chosen: tuple[int, int] | None = None,
     cell: int = 46,
 ) -> str:
-    """A table of numbers shaded from pale to dark blue, each with its value; NaN stays empty; `chosen` (row, column) is framed."""
+    """A table of numbers shaded from pale to dark blue, each with its value; NaN stays empty;
+    `chosen` (row, column) is framed.
+    """
     values = np.asarray(values, np.float64)
     known = values[np.isfinite(values)]
     low, high = (known.min(), known.max()) if known.size else (0.0, 1.0)
     left, top, tall = 16 + 7 * max((len(r) for r in rows), default=0), 24, 30
     out = [
-        f'<svg class="chart heat" width="{left + cell * len(columns) + 2}" viewBox="0 0 {left + cell * len(columns) + 2} '
+        f'<svg class="chart heat" width="{left + cell * len(columns) + 2}" viewBox="0 0 '
+        f"{left + cell * len(columns) + 2} "
     ]
     out += [f'{top + tall * len(rows) + 2}" role="img" xmlns="http://www.w3.org/2000/svg">']
     out += [
@@ -130,17 +141,21 @@ def heatmap_svg(
             r, g, b = (round(a + (z - a) * t) for a, z in zip((222, 235, 247), (8, 69, 138)))
             frame = ' stroke="currentColor" stroke-width="2.5"' if (i, j) == chosen else ""
             out.append(
-                f'<rect x="{x + 1}" y="{y + 1}" width="{cell - 2}" height="{tall - 2}" rx="3" fill="rgb({r},{g},{b})"{frame}/>'
+                f'<rect x="{x + 1}" y="{y + 1}" width="{cell - 2}" height="{tall - 2}" rx="3" '
+                f'fill="rgb({r},{g},{b})"{frame}/>'
             )
             ink = "#fff" if t > 0.5 else "#123"
             out.append(
-                f'<text x="{x + cell / 2}" y="{y + 19}" text-anchor="middle" style="fill:{ink}">{number(value)}</text>'
+                f'<text x="{x + cell / 2}" y="{y + 19}" text-anchor="middle" '
+                f'style="fill:{ink}">{number(value)}</text>'
             )
     return "".join(out) + "</svg>"
 
 
 def number(value: Real) -> str:
-    """Three significant digits without an exponent where that is readable: 0.813, 12.5, 3000, 1.2e-05."""
+    """Three significant digits without an exponent where that is readable: 0.813, 12.5, 3000,
+    1.2e-05.
+    """
     if value == 0:
         return "0"
     size = abs(value)

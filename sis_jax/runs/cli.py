@@ -1,14 +1,17 @@
-"""The command-line door: one function signature becomes the flags, the Python call and the configuration on record.
+"""The command-line door: one function signature becomes the flags, the Python call and the
+configuration on record.
 
 A verb's module ends with
 
     if __name__ == "__main__":
         cli.main(discover, variants={"method": METHODS})
 
-Parameters before the `*` of the signature are positional, the rest are flags; help texts are the lines `name: text` of the docstring.
-`variants` maps a parameter to a registry {choice: "module:DataclassName"}: the fields of the chosen dataclass become flags too and
-reach the verb as keyword arguments. Two optional attributes of the verb are hooks: `verb.plan(config) -> dict` for `--dry-run` (keys
-"files", "seconds", "memory_bytes" and free ones) and `verb.results(value, config) -> paths` for the lines on stdout.
+Parameters before the `*` of the signature are positional, the rest are flags; help texts are the
+lines `name: text` of the docstring. `variants` maps a parameter to a registry {choice:
+"module:DataclassName"}: the fields of the chosen dataclass become flags too and reach the verb as
+keyword arguments. Two optional attributes of the verb are hooks: `verb.plan(config) -> dict` for
+`--dry-run` (keys "files", "seconds", "memory_bytes" and free ones) and `verb.results(value, config)
+-> paths` for the lines on stdout.
 
 Nothing here imports JAX: `--help` answers in a fraction of a second.
 """
@@ -56,9 +59,11 @@ def main(
     variants: Mapping[str, Mapping[str, str]] | None = None,
     argv: Sequence[str] | None = None,
 ) -> NoReturn:
-    """Run `verb` from the command line and exit: 0 done, 1 failed, 2 asked wrongly, 130 interrupted.
+    """Run `verb` from the command line and exit: 0 done, 1 failed, 2 asked wrongly, 130
+    interrupted.
 
-    verb: the function; its name is the program's. variants: {parameter: {choice: "module:Class"}}. argv: default `sys.argv[1:]`.
+    verb: the function; its name is the program's. variants: {parameter: {choice: "module:Class"}}.
+        argv: default `sys.argv[1:]`.
     """
     sys.exit(run(verb, variants, argv))
 
@@ -69,7 +74,9 @@ def run(
     argv: Sequence[str] | None = None,
     prog: str | None = None,
 ) -> int:
-    """`main` without leaving the process: returns the exit code. An unexpected exception prints its traceback and gives 1."""
+    """`main` without leaving the process: returns the exit code. An unexpected exception prints its
+    traceback and gives 1.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     prog = prog or f"python -m sis_jax.{verb.__name__}"
     try:
@@ -100,7 +107,8 @@ def run(
             f"{prog}: interrupted; the same command resumes where the run folder allows it", 130
         )
     except BrokenPipeError:
-        # The reader of stdout left (`| head`); pointing stdout elsewhere keeps the interpreter's last flush silent.
+        # The reader of stdout left (`| head`); pointing stdout elsewhere keeps the interpreter's
+        # last flush silent.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
@@ -241,7 +249,9 @@ def _until_flag(tokens: Sequence[str]) -> Iterator[str]:
 
 
 def print_plan(verb: Callable[..., Any], config: dict[str, Any]) -> None:
-    """What `--dry-run` shows: the configuration as it would be used, the files, the time and the memory."""
+    """What `--dry-run` shows: the configuration as it would be used, the files, the time and the
+    memory.
+    """
     print(f"would run {verb.__name__} with")
     width = max((len(name) for name in config), default=0)
     for name, value in config.items():
@@ -268,7 +278,9 @@ def _plain(value: Any) -> str:
 
 
 def result_paths(verb: Callable[..., Any], value: Any, config: Mapping[str, Any]) -> list[str]:
-    """The paths a verb made: what its `results` hook says, or the paths it returned, or the folder it was given."""
+    """The paths a verb made: what its `results` hook says, or the paths it returned, or the folder
+    it was given.
+    """
     if hasattr(verb, "results"):
         value = verb.results(value, config)
     if isinstance(value, (str, os.PathLike)):
@@ -286,7 +298,9 @@ def result_paths(verb: Callable[..., Any], value: Any, config: Mapping[str, Any]
 def command(
     verb_name: str, config: Mapping[str, Any], positional: Sequence[str] = ("gen", "photos", "run")
 ) -> str:
-    """The shell line that repeats a call, `python -m sis_jax.discover --k 10 --out runs/faces`: for reports and messages."""
+    """The shell line that repeats a call, `python -m sis_jax.discover --k 10 --out runs/faces`: for
+    reports and messages.
+    """
     words = ["python", "-m", f"sis_jax.{verb_name}"]
     words += [str(config[name]) for name in positional if config.get(name) is not None]
     for name, value in config.items():
@@ -320,7 +334,8 @@ def byte_size(count: float | int) -> str:
 
 
 def use_cpu_cores() -> None:
-    """Let JAX see the CPU as several devices, one per core up to the largest power of two; call it before JAX is imported.
+    """Let JAX see the CPU as several devices, one per core up to the largest power of two; call it
+    before JAX is imported.
 
     An accelerator is not affected, and a device count the user put into XLA_FLAGS stands.
     """
@@ -332,7 +347,8 @@ def use_cpu_cores() -> None:
         return
     count = 1 << (cores.bit_length() - 1)  # batches are powers of two, and are divided evenly
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={count}".strip()
-    # With fewer threads than queued collectives, virtual devices of jax 0.10 and 0.11 wait for each other for ever.
+    # With fewer threads than queued collectives, virtual devices of jax 0.10 and 0.11 wait for each
+    # other for ever.
     os.environ.setdefault("NPROC", str(max(32, 4 * count)))
 
 
@@ -345,10 +361,12 @@ def cache_folder() -> Path | None:
 
 
 def enable_compilation_cache() -> Path | None:
-    """Keep compiled programs between runs, under XDG_CACHE_HOME (or ~/.cache)/sis_jax/xla; returns the folder, None when off.
+    """Keep compiled programs between runs, under XDG_CACHE_HOME (or ~/.cache)/sis_jax/xla; returns
+    the folder, None when off.
 
-    SIS_JAX_CACHE=off turns it off, and JAX_COMPILATION_CACHE_DIR wins over the folder. The thresholds are lowered because most programs
-    here are small. Call it before JAX compiles anything; it does not import JAX.
+    SIS_JAX_CACHE=off turns it off, and JAX_COMPILATION_CACHE_DIR wins over the folder. The
+    thresholds are lowered because most programs here are small. Call it before JAX compiles
+    anything; it does not import JAX.
     """
     folder = cache_folder()
     if folder is None:
@@ -375,14 +393,18 @@ def enable_compilation_cache() -> Path | None:
 
 
 def _has_filelock() -> bool:
-    """JAX can bound the cache's size only where the filelock package is installed, and fails where it is not."""
+    """JAX can bound the cache's size only where the filelock package is installed, and fails where
+    it is not.
+    """
     return importlib.util.find_spec("filelock") is not None
 
 
 def hooks(stage: str, *names: str, needed: tuple[str, ...] = ()) -> Callable[[Callable], Callable]:
-    """Give a door the hooks of its stage, which is imported when one of them is called: `--help` needs none.
+    """Give a door the hooks of its stage, which is imported when one of them is called: `--help`
+    needs none.
 
-    stage: the module. names: of its functions, "plan", "results", "problems". needed: parameters that the command line insists on.
+    stage: the module. names: of its functions, "plan", "results", "problems". needed: parameters
+        that the command line insists on.
     """
 
     def late(name: str) -> Callable[..., Any]:
@@ -415,7 +437,9 @@ def with_flag(verb: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 
 def gathered(argv: Sequence[str], flag: str) -> list[str]:
-    """`--prompt A --prompt B` as `--prompt A B`: both are natural to type, and of the first only the last would count."""
+    """`--prompt A --prompt B` as `--prompt A B`: both are natural to type, and of the first only
+    the last would count.
+    """
     rest: list[str] = []
     values: list[str] = []
     taking = False

@@ -1,7 +1,8 @@
 """From a Python signature to command-line parameters, without importing what the annotations name.
 
-Annotations are strings and may name types that exist only for type checkers (`Generator`, `Float[Array, "n z"]`). Whatever a shell cannot
-spell is dropped from a union: `Generator | str | None` is a string on the command line.
+Annotations are strings and may name types that exist only for type checkers (`Generator`,
+`Float[Array, "n z"]`). Whatever a shell cannot spell is dropped from a union: `Generator | str |
+None` is a string on the command line.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ _SEQUENCES = (tuple, list, collections.abc.Sequence, collections.abc.Iterable)
 
 @dataclass(frozen=True)
 class Param:
-    """One argument: its Python name, the type a shell can spell, the default (`REQUIRED` for none), the help text."""
+    """One argument: its Python name, the type a shell can spell, the default (`REQUIRED` for none),
+    the help text.
+    """
 
     name: str
     type: Any
@@ -70,7 +73,9 @@ class Param:
 
 
 class _PythonOnlyMeta(type):
-    """Stands for any name that cannot be resolved: it can be subscripted, called up as an attribute, and joined with `|`."""
+    """Stands for any name that cannot be resolved: it can be subscripted, called up as an
+    attribute, and joined with `|`.
+    """
 
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__"):
@@ -182,7 +187,8 @@ def verb_params(verb: Callable[..., Any], docs: dict[str, str]) -> list[Param]:
         if kind is None:
             if p.default is p.empty:
                 raise TypeError(
-                    f"{verb.__name__}: the command line cannot spell {p.name}: {p.annotation}, and it has no default"
+                    f"{verb.__name__}: the command line cannot spell {p.name}: {p.annotation}, "
+                    "and it has no default"
                 )
             continue
         found.append(
@@ -200,7 +206,8 @@ def verb_params(verb: Callable[..., Any], docs: dict[str, str]) -> list[Param]:
 def method_params(home: str, taken: set[str], choice: str) -> list[Param]:
     """The constructor fields of the dataclass at "module:Class" that are not in `taken`, as flags.
 
-    Read from the source, not by importing: methods import JAX, and `--help` must not. A class whose defaults are not plain values is imported.
+    Read from the source, not by importing: methods import JAX, and `--help` must not. A class whose
+    defaults are not plain values is imported.
     """
     module, _, name = home.partition(":")
     try:
@@ -260,7 +267,9 @@ def _import_fields(module: str, name: str) -> tuple[list[tuple[str, Any, Any]], 
 
 
 def parse_docs(verb: Callable[..., Any]) -> dict[str, str]:
-    """The lines `name: text` or `name, other: text` of a docstring, {parameter: text}; a paragraph belongs to its first line."""
+    """The lines `name: text` or `name, other: text` of a docstring, {parameter: text}; a paragraph
+    belongs to its first line.
+    """
     return _doc_lines(inspect.getdoc(verb) or "", set(inspect.signature(verb).parameters))
 
 

@@ -12,15 +12,18 @@ from pathlib import Path
 
 from sis_jax.types import SisError
 
-# Locks this process holds: path -> [file descriptor, holders]. A second opening in the same process shares the lock.
+# Locks this process holds: path -> [file descriptor, holders]. A second opening in the same process
+# shares the lock.
 _held: dict[str, list[int]] = {}
 
 
 class FolderLock:
-    """Holds `path` from construction to `release`, to garbage collection, or to the end of the process, whichever is first.
+    """Holds `path` from construction to `release`, to garbage collection, or to the end of the
+    process, whichever is first.
 
-    The lock is the operating system's (flock), so it ends with its process; the file only names the holder for the message. On a file system
-    without such locks the file decides: the lock is taken when the process it names is dead. Raises SisError when another process holds it.
+    The lock is the operating system's (flock), so it ends with its process; the file only names the
+    holder for the message. On a file system without such locks the file decides: the lock is taken
+    when the process it names is dead. Raises SisError when another process holds it.
     """
 
     def __init__(self, path: Path):
@@ -49,7 +52,8 @@ def _acquire(path: str) -> int:
         if not taken:
             os.close(fd)
             raise _busy(path, owner)
-        # The holder before us may have removed the file between our opening and locking it: then our lock guards nothing.
+        # The holder before us may have removed the file between our opening and locking it: then
+        # our lock guards nothing.
         with contextlib.suppress(FileNotFoundError):
             if os.fstat(fd).st_ino == os.stat(path).st_ino:
                 break

@@ -1,4 +1,6 @@
-"""What an evaluation found, as a noun: saved in the run, printed as a table, one row per number for the report."""
+"""What an evaluation found, as a noun: saved in the run, printed as a table, one row per number for
+the report.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,11 @@ from sis_jax.types import SisError, UsageError
 FOLDER, FILE = "metrics", "metrics.json"
 # What the table and the report show of the foreground, in this order.
 _FOREGROUND = {
-    "mean_iou": "mean IoU of foreground and background", "iou_foreground": "foreground IoU", "iou_background": "background IoU",
-    "iou_image_mean": "foreground IoU, mean of images", "accuracy": "pixel accuracy", "accuracy_image_mean": "accuracy, mean of images",
-    "f1": "foreground F1", "f_beta": "F-beta, mean of images", "max_f": "max F-beta", "border_mean_iou": "border mean IoU",
+    "mean_iou": "mean IoU of foreground and background", "iou_foreground": "foreground IoU",
+    "iou_background": "background IoU", "iou_image_mean": "foreground IoU, mean of images",
+    "accuracy": "pixel accuracy", "accuracy_image_mean": "accuracy, mean of images",
+    "f1": "foreground F1", "f_beta": "F-beta, mean of images", "max_f": "max F-beta",
+    "border_mean_iou": "border mean IoU",
 }  # fmt: skip
 _WAYS = {
     "zero_label": "classes of one name, no label used",
@@ -29,7 +33,8 @@ _WAYS = {
 
 @dataclass(frozen=True)
 class Metrics:
-    """The scores of one evaluation. name: what was measured and how. values: as `ops.scoring.measure` gives them; paper: published numbers.
+    """The scores of one evaluation. name: what was measured and how. values: as
+    `ops.scoring.measure` gives them; paper: published numbers.
 
     `metrics["foreground.mean_iou"]` is one number, NaN where it is not defined.
     """
@@ -45,7 +50,9 @@ class Metrics:
         return math.nan if found is None else found
 
     def rows(self) -> list[dict[str, Any]]:
-        """One record per number: name, ours, low and high of the 95 % interval, paper (None where none is known)."""
+        """One record per number: name, ours, low and high of the 95 % interval, paper (None where
+        none is known).
+        """
         rows, foreground = [], self.values["foreground"]
         for key, title in _FOREGROUND.items():
             rows.append(self._row(title, foreground[key], foreground["intervals"].get(key), key))
@@ -82,18 +89,24 @@ class Metrics:
         }
 
     def show(self) -> str:
-        """A table for people: foreground, classes by name, then what the matchings, which look at the labels, would give."""
+        """A table for people: foreground, classes by name, then what the matchings, which look at
+        the labels, would give.
+        """
         v = self.values
         lines = [
-            f"{self.name}: {v['images']} images, protocol {v['protocol']}; its headline is the {v['headline']}",
+            f"{self.name}: {v['images']} images, protocol {v['protocol']}; its headline is the "
+            f"{v['headline']}",
             "",
         ]
         lines += [
-            f"{'background against the rest, no label used':<44}{'ours':>8}{'95 % interval':>18}{'paper':>8}"
+            f"{'background against the rest, no label used':<44}{'ours':>8}"
+            f"{'95 % interval':>18}{'paper':>8}"
         ]
         for row in self.rows()[: len(_FOREGROUND)]:
             lines.append(
-                f"  {row['name'].removeprefix(self.name + ': '):<42}{_n(row['ours']):>8}{_span(row):>18}{_n(row['paper'], ''):>8}"
+                "  "
+                f"{row['name'].removeprefix(self.name + ': '):<42}{_n(row['ours']):>8}"
+                f"{_span(row):>18}{_n(row['paper'], ''):>8}"
             )
         lines += [
             "",
@@ -112,7 +125,8 @@ class Metrics:
                 ]
                 lines += [
                     "",
-                    f"{_WAYS[way]}: mean IoU {_n(v[way]['mean_iou'])}, accuracy {_n(v[way]['accuracy'])}",
+                    f"{_WAYS[way]}: mean IoU {_n(v[way]['mean_iou'])}, accuracy "
+                    f"{_n(v[way]['accuracy'])}",
                     "  " + ", ".join(pairs),
                 ]
         lines += ["", "confusion, rows are the truth", *_confusion(v)]
@@ -131,7 +145,9 @@ class Metrics:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], name: str | None = None) -> Metrics:
-        """The metrics in a file written by `save`, or of a run: the one called `name`, or the only one. UsageError where there is none."""
+        """The metrics in a file written by `save`, or of a run: the one called `name`, or the only
+        one. UsageError where there is none.
+        """
         path = Path(path)
         if path.is_dir():
             found = sorted((path / FOLDER).glob("*.json"))
@@ -139,7 +155,8 @@ class Metrics:
             if len(chosen) != 1:
                 known = ", ".join(f.stem for f in found) or "none: run python -m sis_jax.evaluate"
                 raise UsageError(
-                    f"{path} has the evaluations {known}; asked for {name or 'one of them without its name'}"
+                    f"{path} has the evaluations {known}; asked for "
+                    f"{name or 'one of them without its name'}"
                 )
             path = chosen[0]
         try:
@@ -156,7 +173,9 @@ class Metrics:
 
 
 def write_summary(run: Path) -> Path:
-    """RUN/metrics.json from every evaluation in RUN/metrics: "metrics" has one row per number, "evaluations" all but the single images."""
+    """RUN/metrics.json from every evaluation in RUN/metrics: "metrics" has one row per number,
+    "evaluations" all but the single images.
+    """
     every = [Metrics.load(f) for f in sorted((run / FOLDER).glob("*.json"))]
     content = {
         "metrics": [row for m in every for row in m.rows()],

@@ -1,4 +1,6 @@
-"""The report page: one HTML file made from a run folder's files. `discover` writes it at its end, the verb `report` at any time."""
+"""The report page: one HTML file made from a run folder's files. `discover` writes it at its end,
+the verb `report` at any time.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +36,11 @@ _EDITS_BUDGET = 1_200_000  # bytes of all edits' pictures together
 
 
 def write_page(run: str | Path) -> Path:
-    """Write RUN/report.html: parts, samples, the choice of layer and k, warnings, and how to repeat the run.
+    """Write RUN/report.html: parts, samples, the choice of layer and k, warnings, and how to repeat
+    the run.
 
-    The page is made from the run's files only, opens offline in any browser, and stays under 5 MB. A section without data is left out.
+    The page is made from the run's files only, opens offline in any browser, and stays under 5 MB.
+    A section without data is left out.
 
     run: the run folder, as `--out` named it.
 
@@ -114,14 +118,18 @@ def _context(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _facts(stages: Mapping[str, Any]) -> dict[str, Any]:
-    """k, layer and device of the run: those of `discover`, else of its first stage; None what that stage does not have."""
+    """k, layer and device of the run: those of `discover`, else of its first stage; None what that
+    stage does not have.
+    """
     record = stages.get("discover") or next(iter(stages.values()), {})
     config = record.get("config") or {}
     return {"k": config.get("k"), "layer": config.get("layer"), "device": record.get("device")}
 
 
 def _json(path: Path, kind: Any) -> Any:
-    """The content of a JSON file, None when it is missing or holds something else: the page shows what there is."""
+    """The content of a JSON file, None when it is missing or holds something else: the page shows
+    what there is.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -170,7 +178,9 @@ def _gallery(path: Path) -> dict[str, Any] | None:
 
 
 def _rare(folder: Path) -> dict[str, Any] | None:
-    """How the rare class was found: the numbers of rare.json, and samples before and after the move."""
+    """How the rare class was found: the numbers of rare.json, and samples before and after the
+    move.
+    """
     facts = _json(folder / "rare.json", dict)
     numbers = ("displacement", "passing", "share_plain", "share_moved", "evidence")
     if facts is None or not all(isinstance(facts.get(key), int | float) for key in numbers):
@@ -182,7 +192,9 @@ def _rare(folder: Path) -> dict[str, Any] | None:
 
 
 def _edits(folder: Path) -> list[dict[str, Any]]:
-    """Every edit of the run: its first pictures side by side, and how well the background was kept. One that cannot be read is left out."""
+    """Every edit of the run: its first pictures side by side, and how well the background was kept.
+    One that cannot be read is left out.
+    """
     found, paths = [], sorted(folder.glob("*/edit.json"))
     for path in paths:
         try:
@@ -205,7 +217,9 @@ def _edits(folder: Path) -> list[dict[str, Any]]:
 
 
 def _parts(found: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row per class, those the run is least sure of first; background and ignored pixels are rows too."""
+    """One row per class, those the run is least sure of first; background and ignored pixels are
+    rows too.
+    """
     classes = {c["id"]: c for c in found.get("classes", [])}
     clusters = found.get("clusters", [])
     for cluster in clusters:
@@ -279,7 +293,9 @@ def _crops(
 
 
 def _sweep(sweep: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Why this layer and k: a chart of the score over k with a line per layer, a heat map of the consensus of layers by k, and the table."""
+    """Why this layer and k: a chart of the score over k with a line per layer, a heat map of the
+    consensus of layers by k, and the table.
+    """
     rows = [r for r in (sweep or {}).get("rows", []) if "layer" in r and "k" in r]
     if not rows:
         return None
@@ -326,7 +342,8 @@ def _sweep(sweep: Mapping[str, Any] | None) -> dict[str, Any] | None:
     ]
     criterion = (sweep or {}).get("criterion", "")
     return {
-        "criterion": criterion, "rows": rows, "columns": columns, "chosen": chosen, "chart": Markup(chart), "heat": Markup(heat), "heated": heated,
+        "criterion": criterion, "rows": rows, "columns": columns, "chosen": chosen,
+        "chart": Markup(chart), "heat": Markup(heat), "heated": heated,
     }  # fmt: skip
 
 
@@ -377,7 +394,9 @@ def _is_number(text: Any) -> bool:
 
 
 def _metrics(content: Any) -> list[dict[str, Any]]:
-    """Rows of name, paper, ours, difference, from a list of such records or from {name: number or record}."""
+    """Rows of name, paper, ours, difference, from a list of such records or from {name: number or
+    record}.
+    """
     if isinstance(content, dict):
         content = content.get("metrics", content)
     if isinstance(content, dict):
@@ -406,22 +425,27 @@ def _warnings(
     if background.get("found") is False:
         why = str(background.get("why", "")).rstrip(".")
         told.append(
-            f"No background was found{': ' + why if why else ''}. Class 0 is empty; send parts to it with parts.rename({{3: None}})."
+            f"No background was found{': ' + why if why else ''}. Class 0 is empty; send parts to "
+            f"it with parts.rename({{3: None}})."
         )
     if generator and generator.get("licence", "").startswith("unknown"):
         told.append(
-            "The licence of the generator is unknown, so that of everything made with it is too. Ask whoever gave you the weights."
+            "The licence of the generator is unknown, so that of everything made with it is too. "
+            "Ask whoever gave you the weights."
         )
     for name, record in stages.items():
         if record.get("state") != "done":
             told.append(
-                f"The stage {name} did not finish: {_again(name, folder)} with the same arguments resumes it."
+                f"The stage {name} did not finish: {_again(name, folder)} with the same arguments "
+                "resumes it."
             )
     return list(dict.fromkeys(told))
 
 
 def _again(stage: str, folder: Path) -> str:
-    """The command of a stage: its name is its verb, for some with a word that tells several apart ("evaluate celebamask-hq"), or "edits/NAME"."""
+    """The command of a stage: its name is its verb, for some with a word that tells several apart
+    ("evaluate celebamask-hq"), or "edits/NAME".
+    """
     verb = "edit" if stage.startswith("edits/") else stage.split(" ")[0]
     where = f"--out {folder}" if verb in ("discover", "train_generator") else str(folder)
     return f"python -m sis_jax.{verb} {where}"
@@ -449,6 +473,6 @@ def _arrays(path: Path) -> dict[str, Any] | None:
     with safe_open(path, framework="np") as file:
         shapes = {
             key: " × ".join(map(str, file.get_slice(key).get_shape())) or "scalar"
-            for key in file.keys()
-        }  # noqa: SIM118
+            for key in file.keys()  # noqa: SIM118
+        }
     return {"shapes": shapes, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}

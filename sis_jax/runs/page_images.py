@@ -25,7 +25,9 @@ def jpeg_uri(pixels: np.ndarray, quality: int = 88) -> str:
 
 
 def reduced(picture: Any, width: int, budget: float) -> dict[str, Any]:
-    """{"uri", "width"} of a PIL picture, reduced to a width and until it fits `budget` bytes, its share of the page."""
+    """{"uri", "width"} of a PIL picture, reduced to a width and until it fits `budget` bytes, its
+    share of the page.
+    """
     width = min(picture.width, width)
     while True:
         smaller = picture.resize(

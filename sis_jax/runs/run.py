@@ -5,8 +5,8 @@
             if not stage.done:
                 run.write_json("parts/classes.json", classes)
 
-A stage that finished with the same configuration is done; another configuration is refused unless `overwrite`. `run.json` keeps one record
-per stage. No JAX here.
+A stage that finished with the same configuration is done; another configuration is refused unless
+`overwrite`. `run.json` keeps one record per stage. No JAX here.
 """
 
 from __future__ import annotations
@@ -46,9 +46,11 @@ _NOT_COMPARED = (
 class Stage:
     """One stage of a run while it is open.
 
-    done: it finished before with this configuration and its files are there: skip the work. resumed: it began before with this
-    configuration and did not finish. files: written so far, relative to the run. record: further keys for run.json, set them freely.
-    replaces: files of an earlier record, to be removed when this one begins. begun: it is on record.
+    done: it finished before with this configuration and its files are there: skip the work.
+        resumed: it began before with this configuration and did not finish. files: written so far,
+        relative to the run. record: further keys for run.json, set them freely.
+    replaces: files of an earlier record, to be removed when this one begins. begun: it is on
+        record.
     """
 
     name: str
@@ -62,7 +64,9 @@ class Stage:
 
 
 class RunFolder:
-    """A run folder this process holds; open it with `RunFolder.open`, and close it (or use `with`)."""
+    """A run folder this process holds; open it with `RunFolder.open`, and close it (or use
+    `with`).
+    """
 
     def __init__(self, path: Path, lock: FolderLock, overwrite: bool):
         self.path, self.overwrite = path, overwrite
@@ -73,8 +77,9 @@ class RunFolder:
     def open(cls, path: str | os.PathLike[str], overwrite: bool = False) -> RunFolder:
         """Create the folder, or open one that has a run.json.
 
-        overwrite: let a stage with another configuration replace the one on record. Raises UsageError for a folder that holds other things,
-        SisError where nothing can be written or another process is at work.
+        overwrite: let a stage with another configuration replace the one on record. Raises
+            UsageError for a folder that holds other things, SisError where nothing can be written
+            or another process is at work.
         """
         path = Path(path).expanduser()
         if path.exists() and not path.is_dir():
@@ -84,7 +89,8 @@ class RunFolder:
                 strangers = sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
                 if strangers:
                     raise UsageError(
-                        f"{path} is not a run: it holds {strangers[0]!r} and no run.json; give a new folder as --out"
+                        f"{path} is not a run: it holds {strangers[0]!r} and no run.json; give a "
+                        "new folder as --out"
                     )
             path.mkdir(parents=True, exist_ok=True)
             run = cls(path, FolderLock(path / ".lock"), overwrite)
@@ -128,12 +134,15 @@ class RunFolder:
     ) -> Iterator[Stage]:
         """Open a stage; leaving the block without an exception records it as done.
 
-        config: the resolved arguments, made of what JSON can hold (paths and tuples are converted). inputs: digests of what the stage reads,
-        compared like the configuration. generator: whose name, sha256 and licence go on record. command: the shell line that repeats it.
-        device: what it ran on; the default is what JAX reports if it is in use. again: a stage that can go on after it finished (a
-        training asked for more images) is opened as resumed, never as done. late: what `overwrite` replaces stays until the first file is
-        written, so that a request that turns out to be impossible loses nothing. Raises UsageError when the record has another
-        configuration and the folder was not opened with `overwrite`; the sentence names the first field that differs.
+        config: the resolved arguments, made of what JSON can hold (paths and tuples are converted).
+            inputs: digests of what the stage reads, compared like the configuration. generator:
+            whose name, sha256 and licence go on record. command: the shell line that repeats it.
+        device: what it ran on; the default is what JAX reports if it is in use. again: a stage that
+            can go on after it finished (a training asked for more images) is opened as resumed,
+            never as done. late: what `overwrite` replaces stays until the first file is written, so
+            that a request that turns out to be impossible loses nothing. Raises UsageError when the
+            record has another configuration and the folder was not opened with `overwrite`; the
+            sentence names the first field that differs.
         """
         resolved, inputs = plain(config), plain(inputs if isinstance(inputs, str) else dict(inputs))
         stage = self._begin(name, resolved, inputs, again)
@@ -149,7 +158,8 @@ class RunFolder:
             if not stage.begun:
                 self._start(stage)
         except BaseException:
-            # A stage that failed before it wrote anything leaves no trace: the next try may be given other arguments.
+            # A stage that failed before it wrote anything leaves no trace: the next try may be
+            # given other arguments.
             if stage.begun and not stage.files and not stage.resumed:
                 with contextlib.suppress(Exception):
                     self._put(name, None)
@@ -188,7 +198,8 @@ class RunFolder:
         if change:
             key, old, new = change
             raise UsageError(
-                f"{self.path} already has {name} with {key}={_show(old)}, now asked for {_show(new)}; "
+                f"{self.path} already has {name} with {key}={_show(old)}, now asked for "
+                f"{_show(new)}; "
                 f"give another --out, or --overwrite to replace what is there"
             )
         if (
@@ -225,7 +236,9 @@ class RunFolder:
         return path
 
     def write_bytes(self, name: str, data: bytes) -> Path:
-        """Write RUN/name, whole or not at all, and count it as a file of the open stage. Folders are made. Returns the path."""
+        """Write RUN/name, whole or not at all, and count it as a file of the open stage. Folders
+        are made. Returns the path.
+        """
         if not self._lock.held:
             raise SisError(f"the run folder {self.path} was closed; open it again to write {name}")
         path = self._inside(name)
@@ -237,11 +250,15 @@ class RunFolder:
         return path
 
     def write_json(self, name: str, value: Any) -> Path:
-        """Like `write_bytes`, for what JSON can hold; paths, tuples, dataclasses and NumPy values are converted, NaN becomes null."""
+        """Like `write_bytes`, for what JSON can hold; paths, tuples, dataclasses and NumPy values
+        are converted, NaN becomes null.
+        """
         return self.write_bytes(name, _json_bytes(value))
 
     def write_image(self, name: str, picture: np.ndarray | Image.Image, **options: Any) -> Path:
-        """Like `write_bytes`, for uint8[h w 3] or [h w], or a Pillow image; the suffix of `name` is the format, `options` go to Pillow."""
+        """Like `write_bytes`, for uint8[h w 3] or [h w], or a Pillow image; the suffix of `name` is
+        the format, `options` go to Pillow.
+        """
         if not isinstance(picture, Image.Image):
             picture = Image.fromarray(picture)
         buffer = io.BytesIO()
@@ -253,7 +270,9 @@ class RunFolder:
     def write_safetensors(
         self, name: str, arrays: Mapping[str, Any], metadata: Mapping[str, str] | None = None
     ) -> Path:
-        """Like `write_bytes`, for named arrays of any kind NumPy understands. metadata: text stored in the header."""
+        """Like `write_bytes`, for named arrays of any kind NumPy understands. metadata: text stored
+        in the header.
+        """
         tensors = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
         return self.write_bytes(name, save(tensors, dict(metadata) if metadata else None))
 
@@ -261,7 +280,9 @@ class RunFolder:
 def difference(
     old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 ) -> tuple[str, Any, Any] | None:
-    """The first field in which two configurations differ: (name, old value, new value), or None. Where a run is kept does not count."""
+    """The first field in which two configurations differ: (name, old value, new value), or None.
+    Where a run is kept does not count.
+    """
     for key in sorted({*old, *new}):
         if not prefix and key in _NOT_COMPARED:
             continue

@@ -1,10 +1,13 @@
-"""Self-training on photos without labels: the masks a student gives photos to learn from, and whether it is the better for it.
+"""Self-training on photos without labels: the masks a student gives photos to learn from, and
+whether it is the better for it.
 
-A round: the student labels each photo and its mirror image, the photo's own colours correct the mask (`ops/grabcut.py`), and the network goes on
-learning from varied photos with these masks. Photos whose mask was corrected most are left out, pixels that were corrected count half.
+A round: the student labels each photo and its mirror image, the photo's own colours correct the
+mask (`ops/grabcut.py`), and the network goes on learning from varied photos with these masks.
+Photos whose mask was corrected most are left out, pixels that were corrected count half.
 
-The judgement, without labels, on photos kept apart: how steady the masks are under other colours, how far they agree with what each photo's own
-colours make of them, and whether the masks of generated pictures are still right. Five students of the default faces, 300 human masks:
+The judgement, without labels, on photos kept apart: how steady the masks are under other colours,
+how far they agree with what each photo's own colours make of them, and whether the masks of
+generated pictures are still right. Five students of the default faces, 300 human masks:
 
 | student | steady | colours | mean IoU with people |
 |---|---|---|---|
@@ -45,7 +48,9 @@ _BLOCK = 256
 
 @dataclass(frozen=True)
 class Judgement:
-    """steadiness, agreement: mean IoU, 0 to 1, see `judge`. val_iou: on generated pictures that were kept apart."""
+    """steadiness, agreement: mean IoU, 0 to 1, see `judge`. val_iou: on generated pictures that
+    were kept apart.
+    """
 
     steadiness: float
     agreement: float | None
@@ -57,7 +62,9 @@ class Judgement:
         return self.steadiness if self.agreement is None else (self.steadiness + self.agreement) / 2
 
     def better_than(self, other: Judgement) -> bool:
-        """A higher score that was not paid for with the generated pictures: masks without any object are steady, too."""
+        """A higher score that was not paid for with the generated pictures: masks without any
+        object are steady, too.
+        """
         return self.score > other.score and self.val_iou > other.val_iou - FORGOTTEN
 
     def facts(self, when: str) -> dict[str, float]:
@@ -75,13 +82,18 @@ class Judgement:
         colours = (
             "" if self.agreement is None else f", agreement with their colours {self.agreement:.3f}"
         )
-        return f"steadiness of the masks of held-out photos {self.steadiness:.3f}{colours}, mean IoU on generated pictures {self.val_iou:.3f}"
+        return (
+            f"steadiness of the masks of held-out photos {self.steadiness:.3f}{colours}, mean IoU "
+            f"on generated pictures {self.val_iou:.3f}"
+        )
 
 
 def judge(
     student: Student, photos: UInt8[np.ndarray, "n r r 3"], val_iou: float, mirrored: bool
 ) -> Judgement:
-    """The student on photos that it did not learn from; mirrored: whether a photo's mirror image is as likely as the photo."""
+    """The student on photos that it did not learn from; mirrored: whether a photo's mirror image is
+    as likely as the photo.
+    """
     return Judgement(
         steadiness(student, reduced(photos, student.side)),
         agreement(student, photos, mirrored),
@@ -92,7 +104,9 @@ def judge(
 def labelled(
     student: Student, photos: UInt8[np.ndarray, "n r r 3"], side: int, mirrored: bool, note: str
 ) -> Pairs:
-    """The photos at `side` pixels, with the masks that the student and their own colours give them."""
+    """The photos at `side` pixels, with the masks that the student and their own colours give
+    them.
+    """
     small = reduced(photos, side)
     opinions = _opinions(student, small)
     own = opinions.argmax(-1).astype(np.uint8)
@@ -109,7 +123,9 @@ def labelled(
 
 
 def steadiness(student: Student, photos: UInt8[np.ndarray, "n s s 3"]) -> float:
-    """Mean IoU between the masks of photos, of the student's side, and those of the same photos in other colours."""
+    """Mean IoU between the masks of photos, of the student's side, and those of the same photos in
+    other colours.
+    """
     graph, params, statistics = training.split(student.network)
     run = parallel.map_devices(_two_views, (None, None, None, 0), 0, devices=1, graph=graph)
     found = []
@@ -128,7 +144,9 @@ def steadiness(student: Student, photos: UInt8[np.ndarray, "n s s 3"]) -> float:
 def agreement(
     student: Student, photos: UInt8[np.ndarray, "n r r 3"], mirrored: bool
 ) -> float | None:
-    """Mean IoU, of background and the rest, of the masks with what the photos' colours make of them. None where nothing is background."""
+    """Mean IoU, of background and the rest, of the masks with what the photos' colours make of
+    them. None where nothing is background.
+    """
     if not _has_background(student):
         return None
     ground = _opinions(student, reduced(photos, student.side))[..., 0]
@@ -186,7 +204,9 @@ def _two_views(
 
 
 def reduced(photos: UInt8[np.ndarray, "n r r 3"], side: int) -> UInt8[np.ndarray, "n s s 3"]:
-    """Averaged down to `side` pixels: over whole blocks, or where `side` does not divide (a student of another side) over areas."""
+    """Averaged down to `side` pixels: over whole blocks, or where `side` does not divide (a student
+    of another side) over areas.
+    """
     factor, n = photos.shape[1] // side, len(photos)
     if photos.shape[1] == side:
         return np.asarray(photos)

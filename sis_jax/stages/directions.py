@@ -1,9 +1,13 @@
 """Directions in latent space from text: which way to move w so that a CLIP says more of a prompt.
 
-    glasses = directions.learn(gen, clip, "a person with glasses", neutral="a person")         # Segmentation in Style, section 3.4
-    glasses = directions.learn_extremes(gen, clip, "a person with glasses", keep=(male,))      # InterFaceGAN
-    w, losses = directions.optimise(gen, clip, "a person with glasses", seeds=range(4))        # StyleCLIP, latent optimisation
-    table = directions.Relevance.measure(gen, clip, folder="relevance/"); styles = table.edit(...)     # StyleCLIP, global directions
+    # Segmentation in Style, section 3.4
+    glasses = directions.learn(gen, clip, "a person with glasses", neutral="a person")
+    # InterFaceGAN
+    glasses = directions.learn_extremes(gen, clip, "a person with glasses", keep=(male,))
+    # StyleCLIP: latent optimisation, then global directions
+    w, losses = directions.optimise(gen, clip, "a person with glasses", seeds=range(4))
+    table = directions.Relevance.measure(gen, clip, folder="relevance/")
+    styles = table.edit(...)
 
 A direction is a unit vector; how far to go is kept apart, as `displacement`.
 """
@@ -37,7 +41,8 @@ LEAST_N = 20  # samples to learn from
 
 @dataclass(frozen=True)
 class Direction:
-    """A direction in W. unit: of length 1; displacement: how far to go, 0 = not chosen yet; spread: deviation of w . unit over samples.
+    """A direction in W. unit: of length 1; displacement: how far to go, 0 = not chosen yet; spread:
+    deviation of w . unit over samples.
 
     threshold: score that a sample must have to pass. facts: how it was learned, numbers only.
     """
@@ -58,7 +63,9 @@ class Direction:
         return (self.displacement * self.unit).astype(np.float32)
 
     def without(self, *others: Direction) -> Direction:
-        """The part of this direction that leaves what the others measure as it is (InterFaceGAN's conditional manipulation)."""
+        """The part of this direction that leaves what the others measure as it is (InterFaceGAN's
+        conditional manipulation).
+        """
         return (
             replace(self, unit=project_out(self.unit, np.stack([o.unit for o in others])))
             if others
@@ -87,7 +94,8 @@ class Direction:
                 )
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise UsageError(
-                f"{path} holds no direction ({error}): learn one with sis_jax.stages.directions.learn(...).save(path)"
+                f"{path} holds no direction ({error}): learn one with "
+                "sis_jax.stages.directions.learn(...).save(path)"
             ) from None
 
 
@@ -102,7 +110,8 @@ def scores(
     move: Float[np.ndarray, "w"] | None = None,
     published: bool = False,
 ) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n w"]]:
-    """(score, w) of samples: the cosine with the prompt minus that with the neutral prompt; w of the first slot, before `move` was added to all slots.
+    """(score, w) of samples: the cosine with the prompt minus that with the neutral prompt; w of
+    the first slot, before `move` was added to all slots.
 
     published: the raw cosine with the prompt alone, and pictures as the published code feeds them.
     """
@@ -147,15 +156,19 @@ def learn(
     published: bool = False,
     seed: int = 0,
 ) -> Direction:
-    """Logistic regression in W between samples that the text fits and the others, both kinds weighted alike (Segmentation in Style, section 3.4).
+    """Logistic regression in W between samples that the text fits and the others, both kinds
+    weighted alike (Segmentation in Style, section 3.4).
 
-    A sample counts as fitting when its score is in the top `quantile`, and the regression is penalised so much (c = 1 / (n v), v the mean variance of w)
-    that its normal lies near the line between the means of the two groups. A weakly penalised one tells them apart by what hardly varies, and moving
-    along that shows little: of eight texts on the default generator none brought 90 % of 64 samples to pass within six deviations, with this all eight did
-    (n 2000; seven with n 3000 and another seed).
-    published: it counts when its cosine with the prompt is above 0.25, on pictures as the published code feeds them, and c is 1, as in the paper's code
-    (which stops before it converged; this does not). truncation: of the samples learned from, by default 0.7; published: 1.
-    Raises UsageError where no sample fits, or all do.
+    A sample counts as fitting when its score is in the top `quantile`, and the regression is
+    penalised so much (c = 1 / (n v), v the mean variance of w) that its normal lies near the line
+    between the means of the two groups. A weakly penalised one tells them apart by what hardly
+    varies, and moving along that shows little: of eight texts on the default generator none brought
+    90 % of 64 samples to pass within six deviations, with this all eight did (n 2000; seven with n
+    3000 and another seed).
+    published: it counts when its cosine with the prompt is above 0.25, on pictures as the published
+        code feeds them, and c is 1, as in the paper's code (which stops before it converged; this
+        does not). truncation: of the samples learned from, by default 0.7; published: 1. Raises
+        UsageError where no sample fits, or all do.
     """
     truncation = truncation if truncation is not None else (1.0 if published else 0.7)
     _check(n, quantile)
@@ -173,7 +186,8 @@ def learn(
     y = score > threshold
     if not 0 < y.sum() < n:
         raise UsageError(
-            f"{y.sum()} of {n} samples have a score above {threshold:.3f}: nothing to learn {prompt!r} from; {histogram(score)}"
+            f"{y.sum()} of {n} samples have a score above {threshold:.3f}: nothing to learn "
+            f"{prompt!r} from; {histogram(score)}"
         )
     found = logistic_regression(w, y, c=1.0 if published else 1 / (n * float(w.var(0).mean())))
     facts = {
@@ -207,17 +221,20 @@ def learn_extremes(
     keep: Sequence[Direction] = (),
     seed: int = 0,
 ) -> Direction:
-    """A linear support vector machine between the samples that the text fits best and worst (InterFaceGAN, section 3; the scores are CLIP's here).
+    """A linear support vector machine between the samples that the text fits best and worst
+    (InterFaceGAN, section 3; the scores are CLIP's here).
 
-    share: of the samples, taken from each end. 70 % of both ends are learned from, the rest gives facts["validation"]. keep: directions that the
-    result shall leave as they are. Raises UsageError for numbers that cannot work.
+    share: of the samples, taken from each end. 70 % of both ends are learned from, the rest gives
+        facts["validation"]. keep: directions that the result shall leave as they are. Raises
+        UsageError for numbers that cannot work.
     """
     _check(n, share)
     score, w = scores(gen, clip, prompt, neutral, sample_seeds(seed, n), truncation=truncation)
     ends = min(int(share * n), n // 2)
     if ends < 4:
         raise UsageError(
-            f"{share:g} of {n} samples are {ends}: too few to learn from; raise n or share until there are 4"
+            f"{share:g} of {n} samples are {ends}: too few to learn from; raise n or share until "
+            "there are 4"
         )
     order = np.argsort(score, kind="stable")
     rng = np.random.default_rng(seed)
@@ -243,7 +260,8 @@ def _check(n: int, share: float) -> None:
         raise UsageError(f"n is {n}, expected at least {LEAST_N} samples (5000 is the paper's)")
     if not 0 < share < 1:
         raise UsageError(
-            f"the share of samples is {share}, expected more than 0 and less than 1 (0.05 takes one in twenty)"
+            f"the share of samples is {share}, expected more than 0 and less than 1 (0.05 takes "
+            "one in twenty)"
         )
 
 
@@ -260,8 +278,8 @@ def with_strength(
 ) -> Direction:
     """The direction with the smallest displacement at which 90 % of samples pass its threshold.
 
-    steps: displacements tried, evenly up to `most` deviations of w along the direction. Raises SisError with the histogram of the scores
-    at the largest one where it is not reached.
+    steps: displacements tried, evenly up to `most` deviations of w along the direction. Raises
+        SisError with the histogram of the scores at the largest one where it is not reached.
     """
     seeds, passing, score = sample_seeds(seed, n), [], np.zeros(0)
     for i in range(1, steps + 1):
@@ -284,8 +302,10 @@ def with_strength(
                 facts=direction.facts | {"passing": passing[-1], "deviations": most * i / steps},
             )
     raise SisError(
-        f"{direction.prompt!r} was not reached: at the largest displacement {100 * passing[-1]:.0f} % of {n} samples pass, at best "
-        f"{100 * max(passing):.0f} %, needed 90 % above {direction.threshold:.3f}; {histogram(score)}. "
+        f"{direction.prompt!r} was not reached: at the largest displacement "
+        f"{100 * passing[-1]:.0f} % of {n} samples pass, at best "
+        f"{100 * max(passing):.0f} %, needed 90 % above {direction.threshold:.3f}; "
+        f"{histogram(score)}. "
         "Give other prompts, or learn from more samples (discover --rare-n, edit --n)"
     )
 
@@ -311,16 +331,18 @@ def optimise(
     published: bool = False,
     batch: int = 4,
 ) -> tuple[Float[np.ndarray, "n s w"], Float[np.ndarray, "n steps"]]:
-    """(w in W+, losses) of samples changed until they fit the prompt: StyleCLIP's latent optimisation (its identity loss is left out).
+    """(w in W+, losses) of samples changed until they fit the prompt: StyleCLIP's latent
+    optimisation (its identity loss is left out).
 
-    steps: 40 (the notebook's) to 300 (the script's). rate: Adam's peak. pull: weight of the squared distance from where it began.
+    steps: 40 (the notebook's) to 300 (the script's). rate: Adam's peak. pull: weight of the squared
+        distance from where it began.
     """
     if steps < 1:
         raise UsageError(f"steps is {steps}, expected at least 1 (40 to 300 are usual)")
     text = class_scores.unit(np.asarray(clip.encode_text([prompt])))[0]
     found = map_samples(
-        gen, list(seeds), bodies.optimise_body, truncation=truncation, shared=(clip.network, text), batch=batch, colours=_colours(clip),
-        published=published, steps=steps, rate=rate, pull=pull,
+        gen, list(seeds), bodies.optimise_body, truncation=truncation, shared=(clip.network, text),
+        batch=batch, colours=_colours(clip), published=published, steps=steps, rate=rate, pull=pull,
     )  # fmt: skip
     w, losses = (np.concatenate(x) for x in zip(*found))
     return w, losses
@@ -330,7 +352,8 @@ def optimise(
 class Relevance:
     """How every style channel changes what CLIP sees: StyleCLIP's table (section 6.1).
 
-    layers: name and number of channels, in order. rows: unit vectors in CLIP's space, one per channel. mean, deviation: of the channels over samples.
+    layers: name and number of channels, in order. rows: unit vectors in CLIP's space, one per
+        channel. mean, deviation: of the channels over samples.
     """
 
     layers: tuple[tuple[str, int], ...]
@@ -352,19 +375,23 @@ class Relevance:
         chunk: int = 32,
         seed: int = 5,
     ) -> Relevance:
-        """Measure it, `chunk` channels at a time; each chunk is kept in `folder`, and what is there is not measured again.
+        """Measure it, `chunk` channels at a time; each chunk is kept in `folder`, and what is there
+        is not measured again.
 
-        n: samples per channel. statistics: samples for means and deviations (the paper takes 100 000). limit: layers up to these pixels. Raises UsageError
-        for a generator without style space, or a folder that holds another table.
+        n: samples per channel. statistics: samples for means and deviations (the paper takes 100
+            000). limit: layers up to these pixels. Raises UsageError for a generator without style
+            space, or a folder that holds another table.
         """
         if not hasattr(gen, "styles"):
             raise UsageError(
-                f"{gen.info.name} has no style space: global directions need a StyleGAN2; use directions.learn instead"
+                f"{gen.info.name} has no style space: global directions need a StyleGAN2; use "
+                "directions.learn instead"
             )
         names = bodies.layer_names(gen, limit)
         place = _Chunks(Path(folder), {
-            "generator": gen.info.sha256, "clip": clip.info.sha256, "n": n, "statistics": statistics, "truncation": truncation,
-            "layers": list(names), "chunk": chunk, "seed": seed,
+            "generator": gen.info.sha256, "clip": clip.info.sha256, "n": n,
+            "statistics": statistics, "truncation": truncation, "layers": list(names),
+            "chunk": chunk, "seed": seed,
         })  # fmt: skip
         found = map_samples(
             gen,
@@ -410,8 +437,9 @@ class Relevance:
     ) -> tuple[dict[str, Float[np.ndarray, "c"]], int]:
         """(what to add to the style vectors of each layer, number of channels): section 6.2.
 
-        threshold: beta, channels that are less relevant stay as they are; strength: alpha, in deviations of the most relevant one. Raises UsageError that
-        says the largest relevance where no channel reaches the threshold.
+        threshold: beta, channels that are less relevant stay as they are; strength: alpha, in
+            deviations of the most relevant one. Raises UsageError that says the largest relevance
+            where no channel reaches the threshold.
         """
         target, plain = class_scores.ensemble(
             np.asarray(clip.encode_text([prompt, neutral]))[:, None]
@@ -420,7 +448,8 @@ class Relevance:
         chosen = np.abs(relevance) >= threshold
         if not chosen.any():
             raise UsageError(
-                f"no style channel has a relevance of {threshold:g} for {prompt!r}, the largest is {np.abs(relevance).max():.3f}: lower it"
+                f"no style channel has a relevance of {threshold:g} for {prompt!r}, the largest "
+                f"is {np.abs(relevance).max():.3f}: lower it"
             )
         change = (
             np.where(chosen, relevance, 0) / np.abs(relevance).max() * self.deviation * strength
@@ -456,7 +485,8 @@ class _Chunks:
         text = json.dumps(what, indent=1, sort_keys=True)
         if note.exists() and note.read_text("utf-8") != text:
             raise UsageError(
-                f"{folder} holds the table of another generator, text model or setting: give another folder, or remove it"
+                f"{folder} holds the table of another generator, text model or setting: give "
+                "another folder, or remove it"
             )
         write_atomic(note, text.encode())
         self.folder, self._write = folder, write_atomic

@@ -1,6 +1,7 @@
 """The work of `sis_jax.discover`.
 
-The method does the work (`methods/`); this file resolves the request, and turns what was fitted into `Parts`, a run folder and a report.
+The method does the work (`methods/`); this file resolves the request, and turns what was fitted
+into `Parts`, a run folder and a report.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
     from sis_jax.types import Generator
 
 SHOWN = 8  # samples in the gallery
-FRAME = 0.5  # share of the frame that a background holds: 0.57 to 0.75 on the default faces, 0.45 on a DCGAN whose masks were poor
+# share of the frame that a background holds: 0.57 to 0.75 on the default faces, 0.45 on a DCGAN
+# whose masks were poor
+FRAME = 0.5
 UNSURE = 0.7  # agreement below this earns a warning
 
 
@@ -124,7 +127,9 @@ def _resolve(method: str, recipe: str | None, settings: dict[str, Any]) -> Any:
 
 
 def _check_numbers(settings: dict[str, Any]) -> None:
-    """What no method can do with: the methods themselves compare, and NaN passes most comparisons."""
+    """What no method can do with: the methods themselves compare, and NaN passes most
+    comparisons.
+    """
     for name, value in settings.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UsageError(f"{name} is {value}, expected a finite number")
@@ -179,7 +184,9 @@ def _discover(
     texts: Texts | None,
     inputs: dict[str, Any],
 ) -> tuple[Parts, dict[str, bytes]]:
-    """Fit, look at a few samples, and put all of it into one object; and further files of the run's `parts/`."""
+    """Fit, look at a few samples, and put all of it into one object; and further files of the run's
+    `parts/`.
+    """
     fitted = settings.fit(gen, seed, **inputs)
     found = texts.extended(gen, fitted, seed) if texts else None
     if found:
@@ -195,34 +202,41 @@ def _discover(
     resolved = {name: getattr(fitted, name) for name in _fields(type(fitted))}
     said = [*_warnings(fitted, found.cluster), *found.warnings] if found else _warnings(fitted)
     parts = Parts(
-        method=method, settings=resolved, arrays=fitted.arrays_, classes=classes, clusters=clusters, background=fitted.background_,
-        generator=gen.info, seed=seed, sweep=fitted.sweep_, warnings=tuple(said), samples=images, masks=masks,
-        seeds=tuple(seeds), confidence=tuple(float(c.mean()) for c in sure),
+        method=method, settings=resolved, arrays=fitted.arrays_, classes=classes, clusters=clusters,
+        background=fitted.background_, generator=gen.info, seed=seed, sweep=fitted.sweep_,
+        warnings=tuple(said), samples=images, masks=masks, seeds=tuple(seeds),
+        confidence=tuple(float(c.mean()) for c in sure),
     )  # fmt: skip
     parts, files = texts.named(gen, parts, found) if texts else (parts, {})
     return parts, files | getattr(fitted, "files_", {})
 
 
 def _warnings(fitted: Any, rare: int | None = None) -> list[str]:
-    """What a user should know before trusting the parts, each with its cure. rare: the cluster of a rare class, which has warnings of its own."""
+    """What a user should know before trusting the parts, each with its cure. rare: the cluster of a
+    rare class, which has warnings of its own.
+    """
     found: list[str] = [*getattr(fitted, "warnings_", ())]
     if not fitted.background_["found"]:
         found.append(
-            f"The background was not found ({fitted.background_['why']}), so no class has id 0. Look at the gallery and send the background "
+            f"The background was not found ({fitted.background_['why']}), so no class has id 0. "
+            "Look at the gallery and send the background "
             "there by hand: parts.rename({id: None})."
         )
     elif "painted" not in getattr(type(fitted), "wants", ()):
         held = sum(c["border_share"] for c in fitted.clusters_ if c["background"])
         if held < FRAME:
             found.append(
-                f"The background holds only {held:.0%} of the pictures' frame: part of it may be in other clusters. Look at the gallery, send those "
-                f"to the background, parts.rename({{id: None}}), or {'raise k' if hasattr(fitted, 'k') else 'give another seed'}."
+                f"The background holds only {held:.0%} of the pictures' frame: part of it may be "
+                "in other clusters. Look at the gallery, send those "
+                f"to the background, parts.rename({{id: None}}), or "
+                f"{'raise k' if hasattr(fitted, 'k') else 'give another seed'}."
             )
         narrow = (
             only_just(fitted.clusters_) if hasattr(fitted, "k") else []
         )  # others learn which side is the background
         found += [
-            f"Cluster {c['id']} was only just taken for background ({c['border_share']:.0%} of the frame, {c['share']:.0%} of the picture). "
+            f"Cluster {c['id']} was only just taken for background ({c['border_share']:.0%} of "
+            f"the frame, {c['share']:.0%} of the picture). "
             "Look at the gallery: if it shows the object, give another k or seed."
             for c in (fitted.clusters_[i] for i in narrow)
         ]
@@ -232,13 +246,16 @@ def _warnings(fitted: Any, rare: int | None = None) -> list[str]:
     )
     if shaky and cure:
         found.append(
-            f"Clusters {', '.join(map(str, shaky))} change when other samples or another seed are used: {cure}."
+            f"Clusters {', '.join(map(str, shaky))} change when other samples or another seed are "
+            f"used: {cure}."
         )
     return found
 
 
 def plan(config: dict[str, Any]) -> dict[str, Any]:
-    """Files, and what the method expects to need. Samples are scored at about 100 a second; a rare class is clustered once more."""
+    """Files, and what the method expects to need. Samples are scored at about 100 a second; a rare
+    class is clustered once more.
+    """
     settings = _resolve(
         config["method"],
         config["recipe"],

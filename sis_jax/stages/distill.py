@@ -1,14 +1,18 @@
 """The work of `sis_jax.distill`.
 
-Segmentation in Style, section 3.3: a small network is trained on generated pictures and the masks the parts give them. `recipe="paper"` is the
-published setting (ResNet-18 at output stride 8, 1000 steps of 15 pictures at 128 pixels, Adam 1e-4 with poly decay, no augmentation).
+Segmentation in Style, section 3.3: a small network is trained on generated pictures and the masks
+the parts give them. `recipe="paper"` is the published setting (ResNet-18 at output stride 8, 1000
+steps of 15 pictures at 128 pixels, Adam 1e-4 with poly decay, no augmentation).
 
 Where the default differs, and why:
 * a U-Net that is fast on CPUs, AdamW with a cosine, an averaged network;
-* pictures are varied in place, colour, blur and noise, and another background is put behind some: a teacher that clusters features confuses parts
-  of like colour, and photos are more varied than a truncated generator's pictures;
-* pictures whose mask hardly holds background are left out (`trim`), pixels count by how sure the teacher was (`weighting`);
-* with photos, the student adapts to them without labels (`training/student_loop.py`), and the result is kept only where it is the steadier one.
+* pictures are varied in place, colour, blur and noise, and another background is put behind some: a
+  teacher that clusters features confuses parts of like colour, and photos are more varied than a
+  truncated generator's pictures;
+* pictures whose mask hardly holds background are left out (`trim`), pixels count by how sure the
+  teacher was (`weighting`);
+* with photos, the student adapts to them without labels (`training/student_loop.py`), and the
+  result is kept only where it is the steadier one.
 
     RUN/student/ config.json · model.safetensors · README.md · curves.csv · checkpoints/ (Orbax)
 """
@@ -48,11 +52,37 @@ if TYPE_CHECKING:
     from sis_jax.training.student_loop import Job
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "default": {"student": "unet-small", "steps": 2000, "batch": 32, "side": 0, "learning_rate": 1e-3, "weight_decay": 1e-2, "optimizer": "adamw",
-                "schedule": "cosine", "augment": "aligned", "background": 0.5, "trim": 0.25, "weighting": 0.5, "ema": 0.999},
-    "paper": {"student": "resnet18", "steps": 1000, "batch": 15, "side": 128, "learning_rate": 1e-4, "weight_decay": 1e-4, "optimizer": "adam",
-              "schedule": "poly", "augment": "none", "background": 0.0, "trim": 0.0, "weighting": 0.0, "ema": 0.0},
-}  # fmt: skip
+    "default": {
+        "student": "unet-small",
+        "steps": 2000,
+        "batch": 32,
+        "side": 0,
+        "learning_rate": 1e-3,
+        "weight_decay": 1e-2,
+        "optimizer": "adamw",
+        "schedule": "cosine",
+        "augment": "aligned",
+        "background": 0.5,
+        "trim": 0.25,
+        "weighting": 0.5,
+        "ema": 0.999,
+    },
+    "paper": {
+        "student": "resnet18",
+        "steps": 1000,
+        "batch": 15,
+        "side": 128,
+        "learning_rate": 1e-4,
+        "weight_decay": 1e-4,
+        "optimizer": "adam",
+        "schedule": "poly",
+        "augment": "none",
+        "background": 0.0,
+        "trim": 0.0,
+        "weighting": 0.0,
+        "ema": 0.0,
+    },
+}
 
 
 def distill(
@@ -130,8 +160,23 @@ def _resolve(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check(config: dict[str, Any]) -> None:
-    least = {"steps": 1, "batch": 1, "side": 0, "weight_decay": 0, "background": 0, "trim": 0, "weighting": 0, "ema": 0, "adapt_steps": 0, "n": 2,
-             "snapshot": 1, "seed": 0, "rounds": 0, "rows": 1, "limit": 1}  # fmt: skip
+    least = {
+        "steps": 1,
+        "batch": 1,
+        "side": 0,
+        "weight_decay": 0,
+        "background": 0,
+        "trim": 0,
+        "weighting": 0,
+        "ema": 0,
+        "adapt_steps": 0,
+        "n": 2,
+        "snapshot": 1,
+        "seed": 0,
+        "rounds": 0,
+        "rows": 1,
+        "limit": 1,
+    }
     below = {"trim": 1, "ema": 1, "background": 1.0001}
     least["steps"] = 0 if config["start_from"] else 1
     for name, bound in least.items():
@@ -141,7 +186,8 @@ def _check(config: dict[str, Any]) -> None:
     students.StudentConfig(config["student"], 2, config["width"], config["block"] or 2)
     if not 0 < config["learning_rate"] < float("inf"):
         raise UsageError(
-            f"learning_rate is {config['learning_rate']}, expected a number above 0 (0.001 is the default)"
+            f"learning_rate is {config['learning_rate']}, expected a number above 0 (0.001 is the "
+            "default)"
         )
     if config["side"] and (config["side"] < 16 or config["side"] % 16):
         raise UsageError(
@@ -169,7 +215,8 @@ def _places(config: dict[str, Any]) -> tuple[Path, Path | None]:
     source = Path(data if isinstance(data, str | Path) else data.path)
     if not _has_data(source) and not (source / "parts" / "classes.json").is_file():
         raise UsageError(
-            f"{source} holds no parts and no dataset to learn from: run python -m sis_jax.discover --out {source} first"
+            f"{source} holds no parts and no dataset to learn from: run python -m "
+            f"sis_jax.discover --out {source} first"
         )
     home = (
         source.parent
@@ -180,7 +227,9 @@ def _places(config: dict[str, Any]) -> tuple[Path, Path | None]:
 
 
 def _inputs(source: Path | None, fly: bool) -> dict[str, str]:
-    """Digests of what the student is learned from, however the folder is spelled, so that a change of parts or data is noticed."""
+    """Digests of what the student is learned from, however the folder is spelled, so that a change
+    of parts or data is noticed.
+    """
     if source is None:
         return {}
     data = source / "data" if (source / "data").is_dir() else source
@@ -213,7 +262,8 @@ def _warn_of_other_parts(source: Path) -> None:
         return
     if written != now:
         say(
-            f"the dataset in {home} was written with other parts than those in it now: python -m sis_jax.synthesize {home} --overwrite"
+            f"the dataset in {home} was written with other parts than those in it now: python -m "
+            f"sis_jax.synthesize {home} --overwrite"
         )
 
 
@@ -233,7 +283,9 @@ def _train(config: dict[str, Any], source: Path | None, run: Any, stage: Any) ->
 
 
 def _job(config: dict[str, Any], source: Path | None) -> Job:
-    """Everything the trainer needs, in memory: pairs to learn from, pairs to watch, photos to adapt to."""
+    """Everything the trainer needs, in memory: pairs to learn from, pairs to watch, photos to adapt
+    to.
+    """
     if source is None:
         classes, train, val, origin, licence = _human(config)
     elif config["fly"] or not _has_data(source):
@@ -245,7 +297,8 @@ def _job(config: dict[str, Any], source: Path | None) -> Job:
     kept = train.without_odd_ones(config["trim"]) if classes[0]["id"] == 0 else train
     if len(kept) < len(train):
         say(
-            f"{len(train) - len(kept):,} of {len(train):,} pictures left out: hardly any background on their frame"
+            f"{len(train) - len(kept):,} of {len(train):,} pictures left out: hardly any "
+            "background on their frame"
         )
     side = config["side"] or max(16, 16 * round(min(train.masks.shape[1:]) / 16))
     photos = None
@@ -272,7 +325,8 @@ def _from_folder(
     _warn_of_other_parts(source)
     if config["soft"] and not data.split("train").rows[0].get("certainty_file_name"):
         raise UsageError(
-            f"{data.path} holds no certainty for soft targets: write it with python -m sis_jax.synthesize ... --soft"
+            f"{data.path} holds no certainty for soft targets: write it with python -m "
+            "sis_jax.synthesize ... --soft"
         )
     ids = [c["id"] for c in data.classes]
     side = config["side"] or 256
@@ -350,7 +404,8 @@ def _human(config: dict[str, Any]) -> tuple[Sequence[Mapping[str, Any]], Pairs, 
 def _two_classes(classes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     if classes[0]["id"] != 0:
         raise UsageError(
-            "there is no background among these parts, so nothing to tell from it: name one with parts.rename({id: None})"
+            "there is no background among these parts, so nothing to tell from it: name one with "
+            "parts.rename({id: None})"
         )
     rest = {
         "id": 1,
@@ -387,7 +442,8 @@ def plan(config: dict[str, Any]) -> dict[str, Any]:
     start = load_student(config["start_from"]) if config["start_from"] else None
     files = ["config.json", "model.safetensors", "README.md", "curves.csv", "checkpoints/"]
     side = config["side"] or 64
-    # Measured for unet-small on two cores: 77 pictures a second at 64 pixels, in proportion to the pixels; 60 ms to refine the mask of a photo.
+    # Measured for unet-small on two cores: 77 pictures a second at 64 pixels, in proportion to the
+    # pixels; 60 ms to refine the mask of a photo.
     block = config["block"] or (start.config.block if start else students.usual_block(side))
     per_picture = (
         (side / 64) ** 2 / 77 * {"unet-small": (2 / block) ** 2}.get(config["student"], 6.0)

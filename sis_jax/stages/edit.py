@@ -1,11 +1,14 @@
 """The work of `sis_jax.edit`.
 
-Moving a latent changes everything a little, the background too. With the parts of a run it need not (the recipe of Labels4Free, Abdal et al. 2021, for any
-method's parts): cut out the foreground, complete the background behind it once, move the latent, cut the foreground out of what is drawn then (its outline
-has changed), and put that on the completed background. Real photos are projected into the generator first; their own pixels are the background.
+Moving a latent changes everything a little, the background too. With the parts of a run it need not
+(the recipe of Labels4Free, Abdal et al. 2021, for any method's parts): cut out the foreground,
+complete the background behind it once, move the latent, cut the foreground out of what is drawn
+then (its outline has changed), and put that on the completed background. Real photos are projected
+into the generator first; their own pixels are the background.
 
-What is measured: the background's PSNR against the original, over the pixels outside both masks, for the edit with its background kept and for the
-plain one. The first is high by construction, short of what soft edges and the completed rim change; the gain says how much the plain edit spoils.
+What is measured: the background's PSNR against the original, over the pixels outside both masks,
+for the edit with its background kept and for the plain one. The first is high by construction,
+short of what soft edges and the completed rim change; the gain says how much the plain edit spoils.
 """
 
 from __future__ import annotations
@@ -88,9 +91,17 @@ def edit(
             None,
         )
 
-    asked = {"run": run, "seed": seeds if photo is None else None, "direction": way.prompt if not isinstance(direction, str) else direction,
-             "strength": strengths, "slots": slots, "photo": photo if isinstance(photo, str | tuple) else None,
-             "truncation": truncation, "clip": clip if isinstance(clip, str) else None, "name": name}  # fmt: skip
+    asked = {
+        "run": run,
+        "seed": seeds if photo is None else None,
+        "direction": way.prompt if not isinstance(direction, str) else direction,
+        "strength": strengths,
+        "slots": slots,
+        "photo": photo if isinstance(photo, str | tuple) else None,
+        "truncation": truncation,
+        "clip": clip if isinstance(clip, str) else None,
+        "name": name,
+    }
     asked |= (
         {"space": space, "steps": steps} | ({"lpips": lpips} if lpips else {})
         if photo is not None
@@ -101,9 +112,19 @@ def edit(
         if way.method not in ("ganspace",) and way.neutral == neutral
         else {}
     )
-    config = {"seeds": seeds if photo is None else [], "direction": way.prompt, "strength": strengths, "slots": slots, "truncation": psi,
-              "photo": asked["photo"], "space": asked.get("space"), "steps": asked.get("steps"),
-              "inpainter": getattr(inpainter, "__name__", type(inpainter).__name__) if inpainter else "telea"}  # fmt: skip
+    config = {
+        "seeds": seeds if photo is None else [],
+        "direction": way.prompt,
+        "strength": strengths,
+        "slots": slots,
+        "truncation": psi,
+        "photo": asked["photo"],
+        "space": asked.get("space"),
+        "steps": asked.get("steps"),
+        "inpainter": getattr(inpainter, "__name__", type(inpainter).__name__)
+        if inpainter
+        else "telea",
+    }
     config |= {"lpips": asked["lpips"]} if "lpips" in asked else {}
     inputs = {
         "generator": teacher.gen.info.sha256,
@@ -140,7 +161,9 @@ def edit(
 
 
 def _teacher(run: Any, gen: Generator | None) -> Teacher:
-    """The generator and its parts. UsageError where there are no parts, or parts came without their generator."""
+    """The generator and its parts. UsageError where there are no parts, or parts came without their
+    generator.
+    """
     if isinstance(run, str | Path):
         return Teacher.from_run(run) if gen is None else Teacher.of(gen, Parts.load(run))
     if gen is None:
@@ -151,11 +174,13 @@ def _teacher(run: Any, gen: Generator | None) -> Teacher:
 def _check(teacher: Teacher, seeds: Sequence[int], truncation: float | None, n: int) -> None:
     if not any(c["id"] == 0 and c["clusters"] for c in teacher.parts.classes):
         raise UsageError(
-            "these parts have no background to keep: name it with parts.rename({id: None}) or python -m sis_jax.label, or find parts again with another k"
+            "these parts have no background to keep: name it with parts.rename({id: None}) or "
+            "python -m sis_jax.label, or find parts again with another k"
         )
     if all(c["id"] == 0 for c in teacher.parts.classes):
         raise UsageError(
-            "these parts are background and nothing else, so there is no foreground to edit: find parts again with another k"
+            "these parts are background and nothing else, so there is no foreground to edit: find "
+            "parts again with another k"
         )
     if not seeds or min(seeds) < 0:
         raise UsageError(f"seed is {list(seeds)}, expected one or more numbers from 0 up")
@@ -198,8 +223,9 @@ def _plain(gen: Any) -> Any:
 
 
 def _edit(
-    teacher: Teacher, seeds: tuple[int, ...], way: Direction, strengths: tuple[float, ...], slots: str | None, photo: Any, psi: float,
-    projection: tuple[Any, int, tuple[str, ...]], inpainter: Any, place: Path | None,
+    teacher: Teacher, seeds: tuple[int, ...], way: Direction, strengths: tuple[float, ...],
+    slots: str | None, photo: Any, psi: float, projection: tuple[Any, int, tuple[str, ...]],
+    inpainter: Any, place: Path | None,
 ) -> Edit:  # fmt: skip
 
     gen = _plain(teacher.gen)
@@ -246,7 +272,9 @@ def _drawn(
 def _redrawn(
     teacher: Teacher, gen: Any, found: Projection, move: np.ndarray, psi: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same of projected photos. Any method can label them, because each is sample 0 of a generator that is moved from there to the photo's w."""
+    """The same of projected photos. Any method can label them, because each is sample 0 of a
+    generator that is moved from there to the photo's w.
+    """
     start = np.asarray(gen.map(gen.latents([0]), psi))[0]
     pairs = [_drawn(teacher, gen, w - start + move, [0], psi) for w in found.w]
     pictures, alphas = (np.concatenate(x) for x in zip(*pairs))
@@ -254,7 +282,9 @@ def _redrawn(
 
 
 def _discriminator(place: Path | None) -> Any:
-    """The one beside the weights that the run names, which may be a folder; None leaves it to `project` to look by the generator's own name."""
+    """The one beside the weights that the run names, which may be a folder; None leaves it to
+    `project` to look by the generator's own name.
+    """
     if place is None:
         return None
     try:
@@ -272,7 +302,9 @@ def _slug(text: str) -> str:
 
 
 def _called(direction: Any, way: Direction | None = None) -> str:
-    """The name of an edit that was given none: the direction as it was typed, a file's name without its folder and ending."""
+    """The name of an edit that was given none: the direction as it was typed, a file's name without
+    its folder and ending.
+    """
     if not isinstance(direction, str):
         return way.prompt if way is not None else "edit"
     return Path(direction).stem if direction.endswith(".safetensors") else direction

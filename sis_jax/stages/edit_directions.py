@@ -1,7 +1,9 @@
-"""What `edit --direction` can name: a principal component of w, a direction kept in a run or a file, or a text.
+"""What `edit --direction` can name: a principal component of w, a direction kept in a run or a
+file, or a text.
 
-Principal components need nothing but the generator: GANSpace (Härkönen et al. 2020, arXiv 2004.02546, section 2.1), the directions in which w differs most
-between samples. The sign, which the eigenvectors leave open, is the one that makes the largest entry positive.
+Principal components need nothing but the generator: GANSpace (Härkönen et al. 2020, arXiv
+2004.02546, section 2.1), the directions in which w differs most between samples. The sign, which
+the eigenvectors leave open, is the one that makes the largest entry positive.
 """
 
 from __future__ import annotations
@@ -28,13 +30,16 @@ _SEED = 5  # of those samples
 
 
 def principal(gen: Generator, component: int) -> Direction:
-    """Component number `component` of w over 10 000 samples; its displacement is one standard deviation of w along it."""
+    """Component number `component` of w over 10 000 samples; its displacement is one standard
+    deviation of w along it.
+    """
     w = np.concatenate(
         list(map_samples(gen, sample_seeds(_SEED, COMPONENTS_FROM), map_body, batch=500))
     )
     if not 0 <= component < w.shape[1]:
         raise UsageError(
-            f"there is no direction pca:{component}: w has {w.shape[1]} numbers, so give pca:0 to pca:{w.shape[1] - 1}"
+            f"there is no direction pca:{component}: w has {w.shape[1]} numbers, so give pca:0 to "
+            f"pca:{w.shape[1] - 1}"
         )
     values, vectors = np.linalg.eigh(np.cov(w.T))
     unit = vectors[:, -1 - component]
@@ -52,7 +57,9 @@ def principal(gen: Generator, component: int) -> Direction:
 
 
 def stored(run: Path | None) -> dict[str, Path]:
-    """The directions that a run keeps, {name: file}: what `discover --rare` learned, what earlier edits used, and RUN/directions/."""
+    """The directions that a run keeps, {name: file}: what `discover --rare` learned, what earlier
+    edits used, and RUN/directions/.
+    """
     if run is None:
         return {}
     found: dict[str, Path] = {}
@@ -85,7 +92,9 @@ def resolve(
     truncation: float = 0.7,
     seed: int = 0,
 ) -> Direction:
-    """The direction that was asked for. UsageError for one that does not exist (with the nearest names), or of another generator's size."""
+    """The direction that was asked for. UsageError for one that does not exist (with the nearest
+    names), or of another generator's size.
+    """
     direction = (
         asked
         if isinstance(asked, Direction)
@@ -94,13 +103,15 @@ def resolve(
     width = np.asarray(gen.map(gen.latents([0]))).shape[-1]
     if direction.unit.shape != (width,):
         raise UsageError(
-            f"the direction {direction.prompt!r} has {list(direction.unit.shape)} numbers and w of {gen.info.name} has {width}: it is of another generator"
+            f"the direction {direction.prompt!r} has {list(direction.unit.shape)} numbers and w "
+            f"of {gen.info.name} has {width}: it is of another generator"
         )
     return direction
 
 
 def _named(
-    asked: str, gen: Generator, run: Path | None, clip: Any, neutral: str, n: int, truncation: float, seed: int
+    asked: str, gen: Generator, run: Path | None, clip: Any, neutral: str, n: int,
+    truncation: float, seed: int
 ) -> Direction:  # fmt: skip
     if asked.startswith("pca:"):
         number = asked.removeprefix("pca:")
@@ -136,20 +147,25 @@ def _named(
 
 
 def amount(direction: Direction) -> float:
-    """How far strength 1 goes, in W: the learnt displacement, else one standard deviation, else 1."""
+    """How far strength 1 goes, in W: the learnt displacement, else one standard deviation,
+    else 1.
+    """
     return direction.displacement or direction.spread or 1.0
 
 
 def in_slots(
     move: Float[np.ndarray, "w"], slots: str | None, total: int
 ) -> Float[np.ndarray, "s w"]:
-    """`move` in the slots of w that are asked for, "0-3", "5" or None for all; 0 elsewhere. UsageError for slots that are not there."""
+    """`move` in the slots of w that are asked for, "0-3", "5" or None for all; 0 elsewhere.
+    UsageError for slots that are not there.
+    """
     first, last = 0, total - 1
     if slots is not None:
         a, dash, b = slots.partition("-")
         if not (a.strip().isdigit() and (b.strip().isdigit() if dash else True)):
             raise UsageError(
-                f"slots is {slots!r}, expected numbers such as 0-3 or 5; w has slots 0 to {total - 1}"
+                f"slots is {slots!r}, expected numbers such as 0-3 or 5; w has slots 0 to "
+                f"{total - 1}"
             )
         first, last = int(a), int(b) if dash else int(a)
         if not first <= last < total:

@@ -1,6 +1,7 @@
 """The work of `sis_jax.evaluate`.
 
-This file only wires: photos and truth come from `data`, the scores from `ops.scoring.measure`, which can be called on any pairs of arrays.
+This file only wires: photos and truth come from `data`, the scores from `ops.scoring.measure`,
+which can be called on any pairs of arrays.
 """
 
 from __future__ import annotations
@@ -116,11 +117,13 @@ def _check(
     if (images is None) == (benchmark is None):
         got = "neither" if images is None else "both"
         raise UsageError(
-            f"give photos with --images (and --masks), or a test set with --benchmark and --root; got {got}"
+            "give photos with --images (and --masks), or a test set with --benchmark and --root; "
+            f"got {got}"
         )
     if benchmark is not None and root is None:
         raise UsageError(
-            f"--benchmark {benchmark} needs --root, the folder it was unpacked to; nothing is downloaded"
+            f"--benchmark {benchmark} needs --root, the folder it was unpacked to; nothing is "
+            "downloaded"
         )
     if run is None and predictions is None:
         raise UsageError("give a RUN with a student, or --predictions with a folder of masks")
@@ -129,8 +132,8 @@ def _check(
 
 
 def _truth(
-    images: str | None, masks: str | None, benchmark: str | None, root: str | None, split: str | None, values: Any,
-    rule: protocols.Protocol, limit: int | None,
+    images: str | None, masks: str | None, benchmark: str | None, root: str | None,
+    split: str | None, values: Any, rule: protocols.Protocol, limit: int | None,
 ) -> Truth:  # fmt: skip
 
     if benchmark is not None:
@@ -149,17 +152,21 @@ def _read_map(given: str | Mapping[str, Any] | None) -> dict[str, Any] | None:
         )
     except (OSError, ValueError) as error:
         raise UsageError(
-            f'--classes-map got {given!r}, which is no JSON file or text ({error}); expected {{"hair": "hair", ...}}'
+            f"--classes-map got {given!r}, which is no JSON file or text ({error}); expected "
+            f'{{"hair": "hair", ...}}'
         ) from None
     if not isinstance(content, dict):
         raise UsageError(
-            f'--classes-map holds a {type(content).__name__}, expected {{"predicted name": "true name"}}'
+            f'--classes-map holds a {type(content).__name__}, expected {{"predicted name": "true '
+            f'name"}}'
         )
     return content
 
 
 def _in_run(run: Path, name: str, config: dict[str, Any], work: Any, overwrite: bool) -> Metrics:
-    """Measure as a stage of the run, or read what the same configuration measured before on the same student."""
+    """Measure as a stage of the run, or read what the same configuration measured before on the
+    same student.
+    """
     weights = run / "student" / "model.safetensors"
     digest = (
         hashlib.sha256(weights.read_bytes()).hexdigest()
@@ -184,7 +191,9 @@ def _in_run(run: Path, name: str, config: dict[str, Any], work: Any, overwrite: 
 
 
 def _stamp(place: str | None) -> str:
-    """A digest of names, sizes and times of what lies in a folder or file, so that changed masks are measured again."""
+    """A digest of names, sizes and times of what lies in a folder or file, so that changed masks
+    are measured again.
+    """
     if place is None:
         return ""
     path = Path(place)
@@ -213,8 +222,8 @@ def _command(run: Path, config: Mapping[str, Any]) -> str:
 
 
 def _measure(
-    run: Any, predictions: str | None, truth: Truth, rule: protocols.Protocol, batch: int, benchmark: str | None, name: str,
-    settings: Mapping[str, Any],
+    run: Any, predictions: str | None, truth: Truth, rule: protocols.Protocol, batch: int,
+    benchmark: str | None, name: str, settings: Mapping[str, Any],
 ) -> Metrics:  # fmt: skip
 
     square = benchmark is not None and canonical(benchmark) in rule.square
@@ -245,7 +254,8 @@ def _load(run: Any) -> Segmenter:
     if not isinstance(run, str | Path):
         if not isinstance(run, Segmenter):
             raise UsageError(
-                f"a {type(run).__name__} is no network that can be measured: expected `.classes` and `.scores(images)`"
+                f"a {type(run).__name__} is no network that can be measured: expected `.classes` "
+                "and `.scores(images)`"
             )
         return run
 
@@ -269,17 +279,21 @@ def _from_student(
 def _from_folder(
     folder: str, truth: Truth, square: bool
 ) -> tuple[Sequence[Mapping[str, Any]], Iterator[Any]]:
-    """(name, mask as predicted, true mask); a photo without a predicted mask is an error: leaving it out would flatter."""
+    """(name, mask as predicted, true mask); a photo without a predicted mask is an error: leaving
+    it out would flatter.
+    """
     place = Path(folder)
     classes = _named_classes(place)
     if classes is None:
         raise UsageError(
-            f"{place} has no classes.json that names the classes of its masks; give a folder that predict wrote"
+            f"{place} has no classes.json that names the classes of its masks; give a folder that "
+            "predict wrote"
         )
     missing = [n for n in truth.names if not (place / f"{Path(n).name}.png").is_file()]
     if missing:
         raise UsageError(
-            f"{place} has no mask for {len(missing)} of {len(truth)} photos, the first would be {Path(missing[0]).name}.png"
+            f"{place} has no mask for {len(missing)} of {len(truth)} photos, the first would be "
+            f"{Path(missing[0]).name}.png"
         )
 
     def pairs() -> Iterator[Any]:

@@ -48,11 +48,14 @@ def _export_student(run: str | Path, format: str, out: Path | None, overwrite: b
 
 
 def _student_file(run: str | Path, format: str, out: Path | None) -> Path:  # noqa: A002
-    """Where the student goes; UsageError for one that does not exist, a place that cannot be, or one given by name, which has no run to write into."""
+    """Where the student goes; UsageError for one that does not exist, a place that cannot be, or
+    one given by name, which has no run to write into.
+    """
     find(run)
     if out is None and not Path(run).exists():
         raise UsageError(
-            f"{run} is no run here to write into: give --out, such as --out {Path(run).name}.{format}"
+            f"{run} is no run here to write into: give --out, such as --out "
+            f"{Path(run).name}.{format}"
         )
     place = out or Path(run) / "exports" / f"student.{format}"
     if place.suffix.lower() != f".{format}":
@@ -67,7 +70,8 @@ def _student_file(run: str | Path, format: str, out: Path | None) -> Path:  # no
 def _check(format: str, n: int | None, filled: bool) -> None:  # noqa: A002
     if n is not None or filled:
         raise UsageError(
-            f"--n and --filled belong to --format blanks, got them with {format}, which always writes everything"
+            f"--n and --filled belong to --format blanks, got them with {format}, which always "
+            "writes everything"
         )
 
 

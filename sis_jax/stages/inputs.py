@@ -1,4 +1,6 @@
-"""What a method needs beside the generator, read from the paths in its settings: `photos`, `masks`, and the discriminator beside the weights."""
+"""What a method needs beside the generator, read from the paths in its settings: `photos`, `masks`,
+and the discriminator beside the weights.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from sis_jax.types import Generator, UsageError
 def gather(settings: Any, gen: Generator, named: str | None, folder: Path | None) -> dict[str, Any]:
     """Keyword arguments for `settings.fit`: {} for a method that wants nothing but the generator.
 
-    named: how the user named the generator (its weights folder holds the discriminator); None where it came as an object. folder: see `Inputs`.
+    named: how the user named the generator (its weights folder holds the discriminator); None where
+        it came as an object. folder: see `Inputs`.
     """
     wants = getattr(type(settings), "wants", ())
     if not wants:
@@ -34,7 +37,8 @@ def gather(settings: Any, gen: Generator, named: str | None, folder: Path | None
 
 
 def digests(settings: Any, gen: Generator, clip: str | None = None) -> dict[str, str] | str:
-    """What the parts depend on beside the settings: the generator's digest, the text model's, and what lies in the folders that `masks` and `photos` name.
+    """What the parts depend on beside the settings: the generator's digest, the text model's, and
+    what lies in the folders that `masks` and `photos` name.
 
     Raises UsageError for masks or photos that cannot be read.
     """
@@ -48,7 +52,9 @@ def digests(settings: Any, gen: Generator, clip: str | None = None) -> dict[str,
 
 
 def _masks_digest(folder: str) -> str:
-    """Of class ids and names, not of the files: a mask that was only saved again is the same. The count is for the reader of an error."""
+    """Of class ids and names, not of the files: a mask that was only saved again is the same. The
+    count is for the reader of an error.
+    """
     blanks = read_blanks(folder)
     known = repr((blanks.seeds, blanks.masks.shape, sorted(blanks.names.items())))
     digest = hashlib.sha256(known.encode() + blanks.masks.tobytes()).hexdigest()
@@ -56,7 +62,9 @@ def _masks_digest(folder: str) -> str:
 
 
 def _photos_digest(source: str) -> str:
-    """Of names and sizes, which are read at once; not of the times, which change when a folder is copied."""
+    """Of names and sizes, which are read at once; not of the times, which change when a folder is
+    copied.
+    """
     listing = list_source(Path(source))
     rows: list[tuple[str, Any]] = []
     for name in listing.names:
@@ -64,7 +72,10 @@ def _photos_digest(source: str) -> str:
             rows.append((name, listing.stamp(name)[0]))
         except OSError:
             rows.append((name, "gone"))  # a broken link; `_photos` names it and goes on
-    return f"{len(rows):,} photos in {listing.path.name} ({hashlib.sha256(repr(rows).encode()).hexdigest()[:16]})"
+    return (
+        f"{len(rows):,} photos in {listing.path.name} "
+        f"({hashlib.sha256(repr(rows).encode()).hexdigest()[:16]})"
+    )
 
 
 def _photos(settings: Any, gen: Generator, named: str | None) -> dict[str, Any]:
@@ -76,7 +87,9 @@ def _photos(settings: Any, gen: Generator, named: str | None) -> dict[str, Any]:
 
 
 def _discriminator(settings: Any, gen: Generator, named: str | None) -> dict[str, Any]:
-    """The one beside the generator's weights, None where there is none: then the method says what it does without."""
+    """The one beside the generator's weights, None where there is none: then the method says what
+    it does without.
+    """
     try:
         return {"discriminator": load_discriminator(named)}
     except UsageError:
@@ -91,29 +104,36 @@ def _painted(settings: Any, gen: Generator, named: str | None) -> dict[str, Any]
     theirs = blanks.generator
     if theirs.get("sha256") and gen.info.sha256 and theirs["sha256"] != gen.info.sha256:
         raise UsageError(
-            f"{blanks.path} was drawn by the generator {theirs.get('name')} ({theirs['sha256'][:12]}), this one is {gen.info.name} "
+            f"{blanks.path} was drawn by the generator {theirs.get('name')} "
+            f"({theirs['sha256'][:12]}), this one is {gen.info.name} "
             f"({gen.info.sha256[:12]}): give that generator, or blanks of this one"
         )
     if abs(blanks.truncation - settings.truncation) > 1e-9:
         raise UsageError(
-            f"{blanks.path} was drawn at psi {blanks.truncation:g}, not {settings.truncation:g}: give --truncation {blanks.truncation:g}"
+            f"{blanks.path} was drawn at psi {blanks.truncation:g}, not {settings.truncation:g}: "
+            f"give --truncation {blanks.truncation:g}"
         )
     if blanks.masks.shape[1] != gen.resolution:
         raise UsageError(
-            f"{blanks.path} holds pictures of {blanks.masks.shape[1]} pixels, {gen.info.name} draws {gen.resolution}"
+            f"{blanks.path} holds pictures of {blanks.masks.shape[1]} pixels, {gen.info.name} "
+            f"draws {gen.resolution}"
         )
     _same_pictures(blanks, gen)
     return {"painted": blanks.masks, "painted_seeds": blanks.seeds, "painted_names": blanks.names}
 
 
 def _same_pictures(blanks: Any, gen: Generator) -> None:
-    """Seeds that stand for other pictures (another generator without a digest, samples moved for a rare class) would spoil the features silently."""
+    """Seeds that stand for other pictures (another generator without a digest, samples moved for a
+    rare class) would spoil the features silently.
+    """
     if blanks.images is None:
         return
     drawn = gen.sample(blanks.seeds[:4], blanks.truncation).to_uint8().astype(np.int16)
     far = np.abs(drawn - blanks.images[:4]).mean(axis=(1, 2, 3))
     if far.max() > 4:  # grey values; another processor rounds differently by a fraction of one
         raise UsageError(
-            f"the picture of seed {blanks.seeds[int(far.argmax())]} in {blanks.path} is not what {gen.info.name} draws for it (mean difference "
-            f"{far.max():.0f} of 255): use the generator that drew the blanks, without --rare, and leave images/ as it is"
+            f"the picture of seed {blanks.seeds[int(far.argmax())]} in {blanks.path} is not what "
+            f"{gen.info.name} draws for it (mean difference "
+            f"{far.max():.0f} of 255): use the generator that drew the blanks, without --rare, "
+            "and leave images/ as it is"
         )

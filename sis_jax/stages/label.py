@@ -1,6 +1,7 @@
 """The work of `sis_jax.label`.
 
-What is compared with what is in `stages/naming.py`, the rule by which a name is given in `ops/class_scores.py`.
+What is compared with what is in `stages/naming.py`, the rule by which a name is given in
+`ops/class_scores.py`.
 """
 
 from __future__ import annotations
@@ -111,7 +112,8 @@ def _teacher(run: str | Path | Parts, gen: Generator | None) -> Teacher:
         return Teacher.of(load_generator(parts.generator.name), parts)
     except UsageError as error:
         raise UsageError(
-            f"the generator of these parts is not found by its name ({error}); give it: sis.label(parts, ontology, gen=gen)"
+            f"the generator of these parts is not found by its name ({error}); give it: "
+            "sis.label(parts, ontology, gen=gen)"
         ) from None
 
 
@@ -124,7 +126,9 @@ def _as_stage(
     command: str,
     overwrite: bool,
 ) -> Parts:
-    """Name the parts of a run folder in place, with the table of scores beside them and the report made again."""
+    """Name the parts of a run folder in place, with the table of scores beside them and the report
+    made again.
+    """
     config = {"clip": model.info.name, "ontology": asdict(words), **asdict(how)}
     inputs = {
         "generator": teacher.gen.info.sha256,

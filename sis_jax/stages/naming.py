@@ -1,4 +1,6 @@
-"""Parts named from text: dense CLIP features pooled per cluster, compared with the prompts of an ontology (Segmentation in Style, section 3.2)."""
+"""Parts named from text: dense CLIP features pooled per cluster, compared with the prompts of an
+ontology (Segmentation in Style, section 3.2).
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ BATCH = 8  # pictures in the CLIP at a time: an RN50x64 at 2048 pixels needs abo
 CROPS = 16  # crops per cluster in the mode "crop"
 _PAD = 255  # no cluster has this number
 
-# Section 3.2 and its code: ResNet-50x64 on pictures of 2048 pixels, bilinear with aligned corners, one template, no neutral words, always a name.
+# Section 3.2 and its code: ResNet-50x64 on pictures of 2048 pixels, bilinear with aligned corners,
+# one template, no neutral words, always a name.
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {
         "clip": "RN50x64",
@@ -58,11 +61,13 @@ class Naming:
             raise UsageError(f"n is {self.n}, expected at least 1 sample (50 is the default)")
         if self.size < 0:
             raise UsageError(
-                f"size is {self.size}, expected pixels, or 0 for what the text model prefers, usually twice its own size"
+                f"size is {self.size}, expected pixels, or 0 for what the text model prefers, "
+                "usually twice its own size"
             )
         if not 0 <= self.margin <= 1:
             raise UsageError(
-                f"margin is {self.margin}, expected a difference of probabilities from 0 (always a name) to 1"
+                f"margin is {self.margin}, expected a difference of probabilities from 0 (always "
+                "a name) to 1"
             )
         if self.mode not in ("dense", "crop"):
             raise UsageError(f'mode is {self.mode!r}, expected "dense" or "crop"')
@@ -70,7 +75,9 @@ class Naming:
 
 @dataclass(frozen=True)
 class Named:
-    """Named parts, and the table behind the names: rows are clusters, columns classes (None: background)."""
+    """Named parts, and the table behind the names: rows are clusters, columns classes (None:
+    background).
+    """
 
     parts: Parts
     classes: tuple[str | None, ...]
@@ -102,31 +109,40 @@ class Named:
 
 
 def load_text_model(clip: Any, gen_name: str) -> CLIP:
-    """A CLIP from what a user gave: one, a name or a path, None for the usual one. UsageError with the ways to get one where it is not here."""
+    """A CLIP from what a user gave: one, a name or a path, None for the usual one. UsageError with
+    the ways to get one where it is not here.
+    """
     if isinstance(clip, CLIP):
         return clip
     if clip is not None and not isinstance(clip, str | Path):
         raise UsageError(
-            f"clip is of type {type(clip).__name__}, expected a text model (sis_jax.load_clip), its name or its path"
+            f"clip is of type {type(clip).__name__}, expected a text model (sis_jax.load_clip), "
+            "its name or its path"
         )
     try:
         return load_clip(str(clip) if clip is not None else default_clip(gen_name))
     except UsageError as error:
         raise type(error)(
-            f"{str(error).rstrip('.')}. Ways to a text model: (1) --clip faces-clip, which ships and knows aligned faces only; (2) with a network, "
-            f"--clip openai/clip-vit-base-patch32; (3) without one, copy that model's folder, or OpenAI's ViT-B-32.pt, into ported_weights/ and give "
+            f"{str(error).rstrip('.')}. Ways to a text model: (1) --clip faces-clip, which ships "
+            "and knows aligned faces only; (2) with a network, "
+            "--clip openai/clip-vit-base-patch32; (3) without one, copy that model's folder, or "
+            "OpenAI's ViT-B-32.pt, into ported_weights/ and give "
             f"its name or path as --clip; (4) train one, scripts/faces_clip/train.py"
         ) from None
 
 
 def default_clip(gen_name: str) -> str:
-    """The text model made for this generator ("faces-clip" for "faces64") where it lies among the weights; else the usual one."""
+    """The text model made for this generator ("faces-clip" for "faces64") where it lies among the
+    weights; else the usual one.
+    """
     small = f"{gen_name.rstrip('0123456789')}-clip"
     return small if small in folders() else "openai/clip-vit-base-patch32"
 
 
 def name_parts(teacher: Teacher, clip: CLIP, ontology: Ontology, how: Naming) -> Named:
-    """Names for the clusters of a teacher's parts: pooled regions against prompts, by `naming.RULE`."""
+    """Names for the clusters of a teacher's parts: pooled regions against prompts, by
+    `naming.RULE`.
+    """
     k = 1 + max(cluster for c in teacher.parts.classes for cluster in c["clusters"])
     texts, cut = encode_prompts(clip, ontology)
     pool = _dense_regions if how.mode == "dense" else _crop_regions
@@ -157,17 +173,22 @@ def name_parts(teacher: Teacher, clip: CLIP, ontology: Ontology, how: Naming) ->
 
 
 def check_words(clip: CLIP, texts: Sequence[str]) -> None:
-    """UsageError for words that a text model of few words never learned: whatever it said of them would be wrong."""
+    """UsageError for words that a text model of few words never learned: whatever it said of them
+    would be wrong.
+    """
     strange = clip.tokenizer.strange(texts)
     if strange:
         raise UsageError(
-            f"{clip.info.name} does not know {', '.join(map(repr, strange[:3]))}: use words that its README.md lists, or a model that knows more, "
+            f"{clip.info.name} does not know {', '.join(map(repr, strange[:3]))}: use words that "
+            "its README.md lists, or a model that knows more, "
             f"with a network --clip openai/clip-vit-base-patch32"
         )
 
 
 def encode_prompts(clip: CLIP, ontology: Ontology) -> tuple[Float[np.ndarray, "p d"], list[str]]:
-    """A unit vector per prompt, averaged over templates, and a sentence for every prompt of which CLIP reads the beginning only."""
+    """A unit vector per prompt, averaged over templates, and a sentence for every prompt of which
+    CLIP reads the beginning only.
+    """
     filled, cut = ontology.filled(), []
     flat = [text for several in filled for text in several]
     check_words(clip, flat)
@@ -219,7 +240,10 @@ def _described(
     """Warnings, and the background where the ontology has words for it."""
     warnings = [w for w in parts.warnings if not w.startswith(_OURS)] + cut
     if not any(v["named"] for v in said.values()):
-        why = f"{_OURS[0]} {clip.info.name} named no part: no class was ahead of the next by the margin."
+        why = (
+            f"{_OURS[0]} {clip.info.name} named no part: no class was ahead of the next by the "
+            "margin."
+        )
         warnings.append(f"{why} Give other words, --mode crop, or a larger text model with --clip.")
     background = parts.background
     if None in ontology.classes:
@@ -241,7 +265,8 @@ def _described(
             ]
     if parts.classes and [c["id"] for c in parts.classes] == [BACKGROUND]:
         raise SisError(
-            "every part was named background: give the background other words, a larger --margin, or classes that fit the pictures"
+            "every part was named background: give the background other words, a larger --margin, "
+            "or classes that fit the pictures"
         )
     return replace(parts, warnings=tuple(dict.fromkeys(warnings)), background=background)
 
@@ -255,7 +280,9 @@ _OURS = ("The text model", "The text '", 'The text "')
 def _dense_regions(
     teacher: Teacher, clip: CLIP, how: Naming, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Means over all pixels of all samples of each cluster, [k, d], and the numbers of these pixels."""
+    """Means over all pixels of all samples of each cluster, [k, d], and the numbers of these
+    pixels.
+    """
     total, count = np.zeros((k, clip.config.embed_dim)), np.zeros(k)
     colours = clip.preprocessing.mean, clip.preprocessing.std
     for images, labels in _batches(teacher, how):
@@ -273,7 +300,9 @@ _pool = jax.jit(pool_regions, static_argnames=("k", "align_corners"))
 
 
 def _size(asked: int, shape: Sequence[int], clip: CLIP) -> tuple[int, int]:
-    """Rows and columns at which pictures are read: `asked` (0: as the text model says, twice native where it says nothing), in whole steps of the network."""
+    """Rows and columns at which pictures are read: `asked` (0: as the text model says, twice native
+    where it says nothing), in whole steps of the network.
+    """
     stride, native = clip.network.visual.stride, clip.config.vision.image_size
     short = asked or clip.preprocessing.dense or 2 * native
     steps = [max(1, round(short * side / min(shape) / stride)) for side in shape]
@@ -283,7 +312,9 @@ def _size(asked: int, shape: Sequence[int], clip: CLIP) -> tuple[int, int]:
 def _batches(
     teacher: Teacher, how: Naming
 ) -> Iterator[tuple[Float[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"]]]:
-    """Pictures in [-1, 1] with the cluster of every pixel, always `BATCH` of them: what fills the last batch up belongs to no cluster."""
+    """Pictures in [-1, 1] with the cluster of every pixel, always `BATCH` of them: what fills the
+    last batch up belongs to no cluster.
+    """
     bar = progress(how.n, "names", "sample")
     for images, labels in _labelled(teacher, how):
         for at in range(0, len(images), BATCH):
@@ -311,7 +342,9 @@ def _labelled(
 def _crop_regions(
     teacher: Teacher, clip: CLIP, how: Naming, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Means of the unit embeddings of up to `CROPS` masked crops of each cluster, [k, d], and their numbers."""
+    """Means of the unit embeddings of up to `CROPS` masked crops of each cluster, [k, d], and their
+    numbers.
+    """
     crops: list[list[np.ndarray]] = [[] for _ in range(k)]
     for images, labels in _labelled(teacher, how):
         for image, label in zip(images, labels):
@@ -336,7 +369,8 @@ def _crop_regions(
 def masked_crop(
     image: UInt8[np.ndarray, "h w 3"], inside: np.ndarray, border: float = 0.1
 ) -> UInt8[np.ndarray, "s s 3"]:
-    """A square around a region, with a border of that share of its side on each; what is outside of the region is grey.
+    """A square around a region, with a border of that share of its side on each; what is outside of
+    the region is grey.
 
     image: uint8[h w 3]; inside: bool[h w], true somewhere.
     """

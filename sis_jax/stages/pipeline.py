@@ -1,4 +1,6 @@
-"""Every stage, one after the other: `python -m sis_jax run [GEN | PHOTOS] --out RUN`. Each stage resumes, so the command can be stopped and given again."""
+"""Every stage, one after the other: `python -m sis_jax run [GEN | PHOTOS] --out RUN`. Each stage
+resumes, so the command can be stopped and given again.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +26,14 @@ def run(
     seed: int = 0,
     overwrite: bool = False,
 ) -> Path:
-    """From a generator, or a folder of photos, to a segmenter: train (photos only), discover, synthesize, distill, report.
+    """From a generator, or a folder of photos, to a segmenter: train (photos only), discover,
+    synthesize, distill, report.
 
-    source: a generator (name, weights folder, checkpoint file), or photos to train one on (a folder or archive); the default generator without it.
+    source: a generator (name, weights folder, checkpoint file), or photos to train one on (a folder
+        or archive); the default generator without it.
     out: run folder of all stages; a generator is trained in its sub-folder `training`.
-    photos: real photos for the student to adapt to; by default those the generator was trained on here.
+    photos: real photos for the student to adapt to; by default those the generator was trained on
+        here.
     resolution: side of the pictures a generator trained here draws.
     train_images: photos shown to its discriminator in all.
     n: generated pictures with masks.

@@ -1,8 +1,9 @@
 """The work of `sis_jax.predict`.
 
-One palette PNG per photo, at the photo's own size, beside classes.json. Photos stream through in batches, so a folder of any length needs the same
-memory; the same command goes on where it was stopped. A photo that cannot be read is named and skipped; the others are done, and the command exits
-with 1.
+One palette PNG per photo, at the photo's own size, beside classes.json. Photos stream through in
+batches, so a folder of any length needs the same memory; the same command goes on where it was
+stopped. A photo that cannot be read is named and skipped; the others are done, and the command
+exits with 1.
 """
 
 from __future__ import annotations
@@ -121,7 +122,9 @@ def _name(number: int, name: str, sources: int) -> str:
 def _stream(
     sources: list[tuple[Sequence[str], Any]], done: frozenset[str]
 ) -> tuple[Iterator[Photo], int]:
-    """A stream of the photos that are not done, each read when its turn comes, and how many there are."""
+    """A stream of the photos that are not done, each read when its turn comes, and how many there
+    are.
+    """
     todo = [
         {n for n in listed if _name(i, n, len(sources)) not in done}
         for i, (listed, _) in enumerate(sources)
@@ -140,7 +143,8 @@ def _sources(photos: Any) -> list[tuple[Sequence[str], Any]]:
     if isinstance(photos, str | Path):
         if (Path(photos) / "run.json").is_file():
             raise UsageError(
-                f"{photos} is a run folder, not a folder of photos; its generated pictures are in {photos}/data/train/images"
+                f"{photos} is a run folder, not a folder of photos; its generated pictures are in "
+                f"{photos}/data/train/images"
             )
         listing = list_source(Path(photos))
         if not listing.names:
@@ -236,19 +240,23 @@ def _check_apart(folder: Path, photos: Any) -> None:
 def _open_folder(
     folder: Path, names: list[str], config: dict[str, Any], classes: tuple, overwrite: bool
 ) -> frozenset[str]:
-    """Make the folder, or open one that predict wrote; returns the names whose masks are there. Never touches other people's files."""
+    """Make the folder, or open one that predict wrote; returns the names whose masks are there.
+    Never touches other people's files.
+    """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; masks need a folder: give another --out")
     mark, config = folder / _MARK, plain(config)
     if folder.is_dir() and any(folder.iterdir()):
         if not mark.is_file():
             raise UsageError(
-                f"{folder} holds other files and no masks of ours: give an empty or new folder as --out"
+                f"{folder} holds other files and no masks of ours: give an empty or new folder as "
+                "--out"
             )
         same = json.loads(mark.read_text("utf-8")) == config
         if not same and not overwrite:
             raise UsageError(
-                f"{folder} holds masks made with another student or other settings: give another --out, or --overwrite"
+                f"{folder} holds masks made with another student or other settings: give another "
+                "--out, or --overwrite"
             )
         if same and not overwrite:
             return frozenset(n for n in names if (folder / mask_file(n)).is_file())
@@ -280,6 +288,6 @@ def problems(masks: Masks) -> str:
         return ""
     shown = ", ".join(f"{name} ({reason})" for name, reason in masks.skipped[:3])
     return (
-        f"{len(masks.skipped)} of {len(masks.skipped) + len(masks)} photos could not be read: {shown}"
-        + (", ..." if len(masks.skipped) > 3 else "")
+        f"{len(masks.skipped)} of {len(masks.skipped) + len(masks)} photos could not be read: "
+        f"{shown}" + (", ..." if len(masks.skipped) > 3 else "")
     )

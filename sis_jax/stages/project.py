@@ -1,4 +1,6 @@
-"""Real photos as latents of a generator: `sis.project(gen, "photos/")`. The optimisation is in `training/projection.py`."""
+"""Real photos as latents of a generator: `sis.project(gen, "photos/")`. The optimisation is in
+`training/projection.py`.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +42,10 @@ STARTS_SEED = 123
 class Projection:
     """Photos and the latents that draw them again.
 
-    w: one per slot, for `gen.synthesize`. photos, images: the photos as they were matched, and what the generator draws. noise: layer -> maps, where they were
-    optimised (`nn.projection.with_noise` puts one set into a generator). distance: what was minimised, at the end. skipped: (name, reason).
+    w: one per slot, for `gen.synthesize`. photos, images: the photos as they were matched, and what
+        the generator draws. noise: layer -> maps, where they were optimised
+        (`nn.projection.with_noise` puts one set into a generator). distance: what was minimised, at
+        the end. skipped: (name, reason).
     """
 
     names: tuple[str, ...]
@@ -57,7 +61,9 @@ class Projection:
 
     @property
     def psnr(self) -> Float[np.ndarray, "n"]:
-        """Peak signal-to-noise ratio of each picture against its photo, in dB: 20 is a likeness, 30 is hard to tell apart."""
+        """Peak signal-to-noise ratio of each picture against its photo, in dB: 20 is a likeness, 30
+        is hard to tell apart.
+        """
         return np.array([psnr(a, b) for a, b in zip(self.photos, self.images)])
 
     def show(self, count: int = 8) -> Image.Image:
@@ -70,7 +76,9 @@ class Projection:
         )
 
     def save(self, folder: str | Path) -> Path:
-        """Write projection.safetensors (w, noise maps) and one picture of all; returns the folder."""
+        """Write projection.safetensors (w, noise maps) and one picture of all; returns the
+        folder.
+        """
         arrays = {"w": np.ascontiguousarray(self.w)} | {
             f"noise/{k}": np.ascontiguousarray(v) for k, v in self.noise.items()
         }
@@ -99,24 +107,31 @@ def project(
     batch: int = 16,
     seed: int = 0,
 ) -> Projection:
-    """Find the latents of which `gen` draws real photos (appendix D of StyleGAN2; where we differ: `training/projection.py`).
+    """Find the latents of which `gen` draws real photos (appendix D of StyleGAN2; where we differ:
+    `training/projection.py`).
 
     gen: any generator; noise maps need a StyleGAN2.
-    photos: a photo, a folder, an archive, a list of these, or uint8[n r r 3] at the generator's size; files are cut to their centred square.
-    space: "w+" has one w per slot and comes closer to the photo, "w" has one for all and stays what the generator can draw.
+    photos: a photo, a folder, an archive, a list of these, or uint8[n r r 3] at the generator's
+        size; files are cut to their centred square.
+    space: "w+" has one w per slot and comes closer to the photo, "w" has one for all and stays what
+        the generator can draw.
     steps: of Adam; 200 is quick, 1000 the paper's.
     rate: Adam's peak, in spreads of w (the deviation of one of its numbers over samples).
-    pyramid: weight of the Laplacian pyramid's L1. features: weight of the discriminator's features or of LPIPS, 0 where there is neither.
+    pyramid: weight of the Laplacian pyramid's L1. features: weight of the discriminator's features
+        or of LPIPS, 0 where there is neither.
     pull: keeps the slots of W+ together; 0 lets them go.
     noise: also optimise the noise maps, as the paper does.
     starts: samples of which the nearest is where it begins; 0 begins at the mean.
     known: Bool[n r r], where the photos shall be matched; all by default.
-    discriminator: by default the one that lies beside the generator's weights, if it is found by the generator's name.
-    lpips: the paper's distance in place of the discriminator's features: the files of its weights, see `sis_jax.load_lpips`, which cannot be shipped.
+    discriminator: by default the one that lies beside the generator's weights, if it is found by
+        the generator's name.
+    lpips: the paper's distance in place of the discriminator's features: the files of its weights,
+        see `sis_jax.load_lpips`, which cannot be shipped.
     batch: photos per device at once.
     seed: of the exploration.
 
-    Returns a Projection. Raises UsageError for photos that are not there or of another size, SisError where none can be read.
+    Returns a Projection. Raises UsageError for photos that are not there or of another size,
+    SisError where none can be read.
     """
     recipe = nn.Recipe(space, rate, pyramid, features, pull, noise)
     _check(recipe, gen, steps, starts, batch)
@@ -154,7 +169,8 @@ def project(
     w = np.concatenate(blocks_w)
     if not np.isfinite(w).all():
         raise SisError(
-            "the projection gave NaN or infinite latents: lower rate, or look whether the generator's weights are damaged"
+            "the projection gave NaN or infinite latents: lower rate, or look whether the "
+            "generator's weights are damaged"
         )
     kept = {name: np.concatenate([b[name] for b in blocks_noise]) for name in maps}
     return Projection(
@@ -181,7 +197,8 @@ def _check(recipe: Any, gen: Generator, steps: int, starts: int, batch: int) -> 
         or recipe.pyramid + recipe.features == 0
     ):
         raise UsageError(
-            "pyramid, features and pull are weights from 0 up, and one of the first two must be above 0"
+            "pyramid, features and pull are weights from 0 up, and one of the first two must be "
+            "above 0"
         )
     if recipe.noise and not hasattr(gen, "synthesis"):
         raise UsageError(
@@ -197,7 +214,8 @@ def _read(
         photos = photos[None] if photos.ndim == 3 else photos
         if photos.dtype != np.uint8 or photos.shape[1:] != (side, side, 3) or not len(photos):
             raise UsageError(
-                f"photos are {photos.dtype}{list(photos.shape)}, expected uint8[n {side} {side} 3], the generator's size"
+                f"photos are {photos.dtype}{list(photos.shape)}, expected uint8[n {side} {side} "
+                "3], the generator's size"
             )
         return photos, tuple(f"photo {i}" for i in range(len(photos))), ()
 
@@ -210,7 +228,8 @@ def _read(
 def _known(known: np.ndarray, photos: np.ndarray) -> Float[np.ndarray, "n _ _ 1"]:
     if known.shape != photos.shape[:3]:
         raise UsageError(
-            f"known is {list(known.shape)}, expected {list(photos.shape[:3])}: one number per pixel of every photo"
+            f"known is {list(known.shape)}, expected {list(photos.shape[:3])}: one number per "
+            "pixel of every photo"
         )
     return known[..., None].astype(np.float32)
 
@@ -230,18 +249,22 @@ def _comparer(gen: Generator, discriminator: Any, lpips: Any) -> Any:
 
 
 def _discriminator(gen: Generator, given: Any) -> Any:
-    """The one given, or the one beside the generator's own weights; None where there is none of its size."""
+    """The one given, or the one beside the generator's own weights; None where there is none of its
+    size.
+    """
     if given is None:
         try:
             given = load_discriminator(gen.info.name)
         except SisError:
             say(
-                f"no discriminator is found for {gen.info.name}: photos are matched by the Laplacian pyramid alone"
+                f"no discriminator is found for {gen.info.name}: photos are matched by the "
+                "Laplacian pyramid alone"
             )
             return None
     if given.config.resolution != gen.resolution:
         raise UsageError(
-            f"the discriminator sees {given.config.resolution} pixels and the generator draws {gen.resolution}"
+            f"the discriminator sees {given.config.resolution} pixels and the generator draws "
+            f"{gen.resolution}"
         )
     return given
 
@@ -278,8 +301,8 @@ def _nearest(
 
 
 def _block(
-    gen: Any, net: Any, length: np.float32, photos: np.ndarray, known: np.ndarray | None, start: np.ndarray, maps: dict[str, np.ndarray],
-    recipe: Any, seed: int, steps: int,
+    gen: Any, net: Any, length: np.float32, photos: np.ndarray, known: np.ndarray | None,
+    start: np.ndarray, maps: dict[str, np.ndarray], recipe: Any, seed: int, steps: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:  # fmt: skip
     """(w, pictures, distances, noise maps) of as many photos as fit the devices at once."""
     devices = parallel.local_devices()[: len(photos)]

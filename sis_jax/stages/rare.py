@@ -1,12 +1,15 @@
-"""Classes that a generator draws too rarely to get a cluster, found by text (Segmentation in Style, section 3.4).
+"""Classes that a generator draws too rarely to get a cluster, found by text (Segmentation in Style,
+section 3.4).
 
-Samples are moved along the direction of a prompt until nearly all show the class, and clustered once more. One of the new clusters is the class: its
-centre is put beside those found without moving, so that one set of labels covers both; and from then on the generator moves only a share of its samples,
-so that a student sees the class, and sees pictures without it.
+Samples are moved along the direction of a prompt until nearly all show the class, and clustered
+once more. One of the new clusters is the class: its centre is put beside those found without
+moving, so that one set of labels covers both; and from then on the generator moves only a share of
+its samples, so that a student sees the class, and sees pictures without it.
 
-Which cluster it is the paper tells by its share, which grows most when samples are moved. But a direction also moves what goes with the class (hats are
-worn outdoors: the sky grows), so here the text model is asked: the pixels of a cluster are put back as they were before the move, and the cluster that
-takes most of the score with it, and hardly shows in plain samples, is the class.
+Which cluster it is the paper tells by its share, which grows most when samples are moved. But a
+direction also moves what goes with the class (hats are worn outdoors: the sky grows), so here the
+text model is asked: the pixels of a cluster are put back as they were before the move, and the
+cluster that takes most of the score with it, and hardly shows in plain samples, is the class.
 """
 
 from __future__ import annotations
@@ -41,10 +44,12 @@ LEAST_EVIDENCE = 0.15  # of the score's rise: a class whose cluster holds less i
 
 @dataclass(frozen=True)
 class Rare:
-    """A fitted method with one more cluster, the generator that draws it often enough, and how it was found.
+    """A fitted method with one more cluster, the generator that draws it often enough, and how it
+    was found.
 
-    cluster: number of the new one. before, after: its share of the pixels of plain and of moved samples. evidence: share of the score's rise that is lost
-    when its pixels are put back as they were.
+    cluster: number of the new one. before, after: its share of the pixels of plain and of moved
+        samples. evidence: share of the score's rise that is lost when its pixels are put back as
+        they were.
     """
 
     fitted: Any
@@ -62,8 +67,10 @@ class Rare:
         if self.evidence >= LEAST_EVIDENCE:
             return ()
         return (
-            f"Only {100 * max(self.evidence, 0):.0f} % of what {self.direction.prompt!r} scores comes from the cluster called {self.name!r}: it may be "
-            "something else that changes with it. Look at parts/rare.png; raise k, take a finer layer, or give other prompts.",
+            f"Only {100 * max(self.evidence, 0):.0f} % of what {self.direction.prompt!r} scores "
+            f"comes from the cluster called {self.name!r}: it may be "
+            "something else that changes with it. Look at parts/rare.png; raise k, take a finer "
+            "layer, or give other prompts.",
         )
 
 
@@ -78,17 +85,19 @@ def add_rare(
     share: float,
     seed: int,
 ) -> Rare:
-    """One more cluster for what `prompt` says, in parts that `fitted` found in `gen`, by a method to which clusters can be added.
+    """One more cluster for what `prompt` says, in parts that `fitted` found in `gen`, by a method
+    to which clusters can be added.
 
-    n: samples to learn the direction from. share: of the samples that are moved later on. Raises SisError where the direction leads nowhere or no
-    cluster grows.
+    n: samples to learn the direction from. share: of the samples that are moved later on. Raises
+        SisError where the direction leads nowhere or no cluster grows.
     """
     direction = directions.learn(
         gen, clip, prompt, neutral, n=n, truncation=fitted.truncation, seed=seed + 1
     )
     direction = directions.with_strength(gen, clip, direction, truncation=fitted.truncation)
     say(
-        f"{prompt!r}: moved by {direction.displacement:.2f}, {100 * direction.facts['passing']:.0f} % of samples pass"
+        f"{prompt!r}: moved by {direction.displacement:.2f}, "
+        f"{100 * direction.facts['passing']:.0f} % of samples pass"
     )
     everywhere: Any = moved(gen, direction.move)
     found = _resolved(fitted).fit(everywhere, seed)
@@ -122,9 +131,11 @@ def _chosen(
     direction: directions.Direction,
     seeds: list[int],
 ) -> tuple[Any, tuple[float, float], float, float]:
-    """(fitted with the centre of one cluster of `found` beside its own, that cluster's share of plain and of moved samples, evidence, agreement).
+    """(fitted with the centre of one cluster of `found` beside its own, that cluster's share of
+    plain and of moved samples, evidence, agreement).
 
-    The cluster is that with the largest product of its evidence and the part of it that plain samples do not show. SisError where none grows.
+    The cluster is that with the largest product of its evidence and the part of it that plain
+    samples do not show. SisError where none grows.
     """
     evidence = _evidence(gen, everywhere, found, clip, direction, seeds)
     order = np.argsort(-evidence)[:TRIED]
@@ -137,7 +148,8 @@ def _chosen(
     if max(new) < 0:
         said = ", ".join(f"{100 * before:.2f} to {100 * after:.2f} %" for before, after in shares)
         raise SisError(
-            f"no cluster grows when samples are moved towards {direction.prompt!r} (of the pixels, from {said}): raise k, or take a finer layer"
+            f"no cluster grows when samples are moved towards {direction.prompt!r} (of the "
+            f"pixels, from {said}): raise k, or take a finer layer"
         )
     best = int(
         np.argmax([float(evidence[c]) * n if n > 0 else -np.inf for c, n in zip(order, new)])
@@ -174,7 +186,9 @@ def _evidence(
     direction: directions.Direction,
     seeds: Sequence[int],
 ) -> Float[np.ndarray, "k"]:
-    """Per cluster of moved samples, the share of the score's rise that is lost when its pixels are put back as they were before the move."""
+    """Per cluster of moved samples, the share of the score's rise that is lost when its pixels are
+    put back as they were before the move.
+    """
     texts = class_scores.unit(np.asarray(clip.encode_text([direction.prompt, direction.neutral])))
 
     def score(images: np.ndarray) -> float:
@@ -214,7 +228,9 @@ def _share_of_last(fitted: Any, gen: Generator, seeds: Sequence[int]) -> float:
 
 
 def _translated(found: Any, base: Any, cluster: int) -> Float[np.ndarray, "d"]:
-    """A centre of one fit in the coordinates of another: each scales features by the samples it saw."""
+    """A centre of one fit in the coordinates of another: each scales features by the samples it
+    saw.
+    """
     theirs, ours = found.arrays_, base.arrays_
     scale = np.where(theirs["scale"] == 0, 1, theirs["scale"])  # columns that take no part
     raw = theirs["centers"][cluster] / scale + theirs["mean"]
@@ -224,7 +240,9 @@ def _translated(found: Any, base: Any, cluster: int) -> Float[np.ndarray, "d"]:
 def _joined(
     fitted: Any, arrays: dict[str, np.ndarray], agreement: float, gen: Generator, seeds: list[int]
 ) -> Any:
-    """A fitted copy with one more cluster, described on samples of which some are moved; what was background stays it."""
+    """A fitted copy with one more cluster, described on samples of which some are moved; what was
+    background stays it.
+    """
     joined = fitted.restored(arrays)
     before = [dict(c) for c in fitted.clusters_]
     learned = {
@@ -243,7 +261,9 @@ def _joined(
 
 
 def picture(rare: Rare, class_id: int) -> Image.Image:
-    """Samples before and after the move, and where the class is then: whether the direction does what the prompt says is for people to see."""
+    """Samples before and after the move, and where the class is then: whether the direction does
+    what the prompt says is for people to see.
+    """
     plain, everywhere = rare.gen.gen, moved(rare.gen.gen, rare.direction.move)
     seeds = sample_seeds(0, PICTURED)
     before = np.concatenate([images for images, _, _ in rare.fitted.label_seeds(plain, seeds)])
@@ -262,6 +282,7 @@ def described(rare: Rare) -> dict[str, Any]:
     """What was done, as JSON holds it."""
     d = rare.direction
     return {
-        "prompt": d.prompt, "neutral": d.neutral, "name": rare.name, "cluster": rare.cluster, "displacement": d.displacement,
-        "share_plain": rare.before, "share_moved": rare.after, "evidence": rare.evidence, "threshold": d.threshold, **d.facts,
+        "prompt": d.prompt, "neutral": d.neutral, "name": rare.name, "cluster": rare.cluster,
+        "displacement": d.displacement, "share_plain": rare.before, "share_moved": rare.after,
+        "evidence": rare.evidence, "threshold": d.threshold, **d.facts,
     }  # fmt: skip

@@ -1,7 +1,8 @@
 """The work of `sis_jax.synthesize`.
 
-Section 3.3 of Segmentation in Style: pictures from random latents, masks by the method that found the parts. What is written is in `data/folder.py`.
-Example i depends on its own seed and nothing else, so batches, devices, processes and interruptions do not change a byte.
+Section 3.3 of Segmentation in Style: pictures from random latents, masks by the method that found
+the parts. What is written is in `data/folder.py`. Example i depends on its own seed and nothing
+else, so batches, devices, processes and interruptions do not change a byte.
 """
 
 from __future__ import annotations
@@ -118,7 +119,9 @@ def _write_as_stage(
     processes: int,
     asked: dict[str, Any],
 ) -> None:
-    """The first process: it holds the run folder, writes classes and card, and puts the metadata together."""
+    """The first process: it holds the run folder, writes classes and card, and puts the metadata
+    together.
+    """
     with RunFolder.open(place, overwrite) as run:
         inputs = {"generator": teacher.gen.info.sha256, "parts": teacher.parts.digest()}
         with run.stage(
@@ -130,7 +133,8 @@ def _write_as_stage(
         ) as stage:
             if stage.done:
                 say(
-                    f"{place / 'data'} already holds this dataset; give --overwrite to write it again"
+                    f"{place / 'data'} already holds this dataset; give --overwrite to write it "
+                    "again"
                 )
                 return
             if not stage.resumed:
@@ -211,12 +215,16 @@ def _card(teacher: Teacher, config: dict[str, Any]) -> str:
     painted = "painted" in getattr(type(teacher.method), "wants", ())
     learned = "learned from pictures that somebody painted" if painted else "found without labels"
     return (
-        f"---\nlicense: other\ntask_categories: [image-segmentation]\ntags: [synthetic, sis_jax]\n---\n# Generated pictures with masks\n\n"
-        f"{config['n']:,} pictures drawn by the generator {info.name} (psi {config['truncation']:g}) and masks by {teacher.parts.method}, "
+        "---\nlicense: other\ntask_categories: [image-segmentation]\ntags: [synthetic, "
+        "sis_jax]\n---\n# Generated pictures with masks\n\n"
+        f"{config['n']:,} pictures drawn by the generator {info.name} (psi "
+        f"{config['truncation']:g}) and masks by {teacher.parts.method}, "
         f"{learned}. No person, place or thing in them exists.\n\n"
         f"Licence: {info.licence} (it follows from the generator)\n\n"
-        f"Classes: {names}. A mask's pixel is the class id, 0 is the background, 255 is to be ignored.\n\n"
-        f"`metadata.jsonl`: file names, the seed of the picture, and `confidence`, the mean over the picture of how sure the method is of each "
+        f"Classes: {names}. A mask's pixel is the class id, 0 is the background, 255 is to be "
+        "ignored.\n\n"
+        "`metadata.jsonl`: file names, the seed of the picture, and `confidence`, the mean over "
+        "the picture of how sure the method is of each "
         f"pixel (0..1).\n"
     )
 

@@ -1,4 +1,6 @@
-"""The teacher: a generator and the parts found in it, which together label any number of pictures."""
+"""The teacher: a generator and the parts found in it, which together label any number of
+pictures.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +35,14 @@ class Teacher:
 
     @classmethod
     def of(cls, gen: Generator, parts: Parts) -> Teacher:
-        """From a generator and its parts. Raises SisError where the parts were found in another generator."""
+        """From a generator and its parts. Raises SisError where the parts were found in another
+        generator.
+        """
         mine, theirs = gen.info.sha256, parts.generator.sha256
         if mine and theirs and mine != theirs:
             raise SisError(
-                f"the parts were found in {parts.generator.name} ({theirs[:12]}), this generator is {gen.info.name} ({mine[:12]}): "
+                f"the parts were found in {parts.generator.name} ({theirs[:12]}), this generator "
+                f"is {gen.info.name} ({mine[:12]}): "
                 f"run python -m sis_jax.discover again"
             )
         gen = mixed(gen, parts.arrays)  # rare classes are drawn beside plain samples
@@ -45,16 +50,21 @@ class Teacher:
 
     @classmethod
     def from_run(cls, run: str | Path) -> Teacher:
-        """From a run folder that `discover` made; the generator is found again by the name it was given."""
+        """From a run folder that `discover` made; the generator is found again by the name it was
+        given.
+        """
         parts = Parts.load(run)
         asked = read_run(run)["stages"].get("discover", {}).get("config", {}).get("gen")
         return cls.of(load_generator(asked), parts)
 
     def mixing(self, share: float) -> Teacher:
-        """The same with another share of its samples moved towards the rare class. UsageError where the parts have none."""
+        """The same with another share of its samples moved towards the rare class. UsageError where
+        the parts have none.
+        """
         if not isinstance(self.gen, Moved):
             raise UsageError(
-                "these parts have no rare class to mix in: find one with python -m sis_jax.discover --rare TEXT"
+                "these parts have no rare class to mix in: find one with python -m "
+                "sis_jax.discover --rare TEXT"
             )
         return replace(self, gen=replace(self.gen, share=float(share)))
 
@@ -64,8 +74,11 @@ class Teacher:
         return float(self.parts.settings.get("truncation", 0.7))
 
     def label(self, seeds: Sequence[int], truncation: float | None = None) -> Iterator[Labelled]:
-        """Stream (pictures, masks of class ids, certainty in 0..1) of seeds, in batches; a seed gives the same bytes in any company."""
-        # Fewer seeds than one block would compile to another program, whose rounding differs in the last bit.
+        """Stream (pictures, masks of class ids, certainty in 0..1) of seeds, in batches; a seed
+        gives the same bytes in any company.
+        """
+        # Fewer seeds than one block would compile to another program, whose rounding differs in the
+        # last bit.
         padded, n = [*seeds, *[seeds[-1]] * (BATCH - len(seeds))], len(seeds)
         for images, clusters, sure in self.method.label_seeds(self.gen, padded, truncation):
             m = min(n, len(images))

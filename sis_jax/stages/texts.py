@@ -1,4 +1,6 @@
-"""What text does in `discover`: names for the parts, and one more part that the generator draws too rarely."""
+"""What text does in `discover`: names for the parts, and one more part that the generator draws too
+rarely.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +91,9 @@ class Texts:
         )
 
     def named(self, gen: Any, parts: Parts, rare: Rare | None) -> tuple[Parts, dict[str, bytes]]:
-        """(named parts, further files): the table of scores, and how the rare class was found. The rare class keeps the name of its prompt."""
+        """(named parts, further files): the table of scores, and how the rare class was found. The
+        rare class keeps the name of its prompt.
+        """
         files: dict[str, bytes] = {}
         if rare is not None:
             parts = parts.rename(
@@ -114,7 +118,8 @@ def check_rare(method: Any, rare: Any, neutral: Any, n: Any, share: Any) -> None
     """UsageError for a rare class that cannot be looked for, by what was typed alone."""
     if not getattr(method, "adds_clusters", False):
         raise UsageError(
-            f"--rare needs parts that are cluster centres: use --method segmentation_in_style, got {type(method).__name__}"
+            "--rare needs parts that are cluster centres: use --method segmentation_in_style, "
+            f"got {type(method).__name__}"
         )
     if not (
         isinstance(rare, str)
@@ -124,24 +129,29 @@ def check_rare(method: Any, rare: Any, neutral: Any, n: Any, share: Any) -> None
         and rare.strip() != neutral.strip()
     ):
         raise UsageError(
-            f"--rare got {rare!r} and --neutral {neutral!r}: expected two texts that differ in what is rare"
+            f"--rare got {rare!r} and --neutral {neutral!r}: expected two texts that differ in "
+            "what is rare"
         )
     name = class_name(rare)
     if re.fullmatch(r"|background|part \d+|(.* )?(a|an|the|with|wearing|of)", name):
         raise UsageError(
-            f'--rare is {rare!r}, which would call the part {name!r}: expected a text that ends in a name, "a person with glasses"'
+            f"--rare is {rare!r}, which would call the part {name!r}: expected a text that ends "
+            'in a name, "a person with glasses"'
         )
     if not isinstance(n, int) or n < LEAST_N:
         raise UsageError(
-            f"--rare-n is {n!r}, expected a whole number of samples to learn from, at least {LEAST_N} (2000 is the default)"
+            f"--rare-n is {n!r}, expected a whole number of samples to learn from, at least "
+            f"{LEAST_N} (2000 is the default)"
         )
     if not isinstance(share, int | float) or not 0 < share <= 1:
         raise UsageError(
-            f"--rare-share is {share!r}, expected a share of the samples above 0, up to 1 (0.5 moves every second one)"
+            f"--rare-share is {share!r}, expected a share of the samples above 0, up to 1 (0.5 "
+            "moves every second one)"
         )
     if isinstance(method.k, int) and method.k > MOST_CLUSTERS:
         raise UsageError(
-            f"--k is {method.k}, expected at most {MOST_CLUSTERS} with --rare: masks hold 255 classes, and the rare one is one more"
+            f"--k is {method.k}, expected at most {MOST_CLUSTERS} with --rare: masks hold 255 "
+            "classes, and the rare one is one more"
         )
 
 

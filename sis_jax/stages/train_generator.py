@@ -1,7 +1,8 @@
 """The work of `sis_jax.train_generator`.
 
-The method is StyleGAN2 with adaptive augmentation (arXiv 1912.04958, 2006.06676); one step is in `training/gan.py`. The loop around it
-is `training/generator_loop.py`; this file holds the arguments, their checks, and the run folder.
+The method is StyleGAN2 with adaptive augmentation (arXiv 1912.04958, 2006.06676); one step is in
+`training/gan.py`. The loop around it is `training/generator_loop.py`; this file holds the
+arguments, their checks, and the run folder.
 
     DIR/
     ├── run.json · curves.csv
@@ -93,20 +94,24 @@ def _check(config: dict[str, Any]) -> None:
             raise UsageError(f"{name} is {config[name]}, expected at least {bound}")
     if config["learning_rate"] <= 0:
         raise UsageError(
-            f"learning_rate is {config['learning_rate']}, expected a number above 0 (0.0025 is the papers')"
+            f"learning_rate is {config['learning_rate']}, expected a number above 0 (0.0025 is "
+            "the papers')"
         )
     if config["batch"] % 4:
         raise UsageError(
-            f"batch is {config['batch']}, expected a multiple of 4: the discriminator compares images in groups of four"
+            f"batch is {config['batch']}, expected a multiple of 4: the discriminator compares "
+            "images in groups of four"
         )
     side = config["resolution"]
     if side < 8 or side & (side - 1):
         raise UsageError(
-            f"resolution is {side}, expected 8, 16, 32, 64, ...: a StyleGAN2 doubles its way up from 4"
+            f"resolution is {side}, expected 8, 16, 32, 64, ...: a StyleGAN2 doubles its way up "
+            "from 4"
         )
     if config["channel_base"] < side:
         raise UsageError(
-            f"channel_base is {config['channel_base']}, expected at least the resolution, {side}: that leaves one channel there"
+            f"channel_base is {config['channel_base']}, expected at least the resolution, {side}: "
+            "that leaves one channel there"
         )
 
 
@@ -117,7 +122,9 @@ def _discard(folder: Path) -> None:
 
 
 def plan(config: dict[str, Any]) -> dict[str, Any]:
-    """The seconds are those of two processor cores: 1.4e10 multiply-adds of the forward pass a second, as 22 pictures of the default's size are."""
+    """The seconds are those of two processor cores: 1.4e10 multiply-adds of the forward pass a
+    second, as 22 pictures of the default's size are.
+    """
     _check(config)
 
     work = gan.multiply_adds(

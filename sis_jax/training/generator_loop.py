@@ -1,4 +1,5 @@
-"""A training run of a generator in a folder: photos in, the loop of lazy phases, checkpoints that resume to the same bits, a weights folder out.
+"""A training run of a generator in a folder: photos in, the loop of lazy phases, checkpoints that
+resume to the same bits, a weights folder out.
 
 The verb is `train_generator.py`; one step is in `training/gan.py`.
 """
@@ -48,7 +49,8 @@ class Trainer:
 
     def __post_init__(self) -> None:
         c = self.config
-        # Each device needs whole groups of 4 for the minibatch standard deviation: with a small batch some devices stay idle.
+        # Each device needs whole groups of 4 for the minibatch standard deviation: with a small
+        # batch some devices stay idle.
         self.devices = max(
             (d for d in range(1, parallel.device_count() + 1) if c["batch"] % (4 * d) == 0),
             default=1,
@@ -64,8 +66,8 @@ class Trainer:
             else training.r1_gamma_for(c["resolution"], c["batch"])
         )
         self.recipe = training.Recipe(
-            learning_rate=c["learning_rate"], r1_gamma=gamma, path_length=c["path_length"], ema_images=c["ema_images"],
-            ema_rampup=None if c["start_from"] else 0.05, dtype=dtype,
+            learning_rate=c["learning_rate"], r1_gamma=gamma, path_length=c["path_length"],
+            ema_images=c["ema_images"], ema_rampup=None if c["start_from"] else 0.05, dtype=dtype,
         )  # fmt: skip
         gen, disc = self._networks()
         self.g_graph, self.d_graph, self.state = training.new_state(gen, disc, self.recipe)
@@ -78,13 +80,15 @@ class Trainer:
     def _read_photos(self) -> tuple[Photos, Photos]:
         c = self.config
         photos = Photos.open(
-            c["photos"], c["resolution"], mirror=c["mirror"], rows=slice(0, c["rows"]) if c["rows"] else None,
-            cache=self.run_folder.path / "cache", progress=progress_shown(),
+            c["photos"], c["resolution"], mirror=c["mirror"],
+            rows=slice(0, c["rows"]) if c["rows"] else None, cache=self.run_folder.path / "cache",
+            progress=progress_shown(),
         )  # fmt: skip
         say(photos.summary())
         if len(photos) < 2 * c["batch"]:
             raise SisError(
-                f"{len(photos)} photos are too few for batches of {c['batch']}: give at least {2 * c['batch']}, or a smaller --batch"
+                f"{len(photos)} photos are too few for batches of {c['batch']}: give at least "
+                f"{2 * c['batch']}, or a smaller --batch"
             )
         return photos.holdout(min(c["holdout"], len(photos) // 5), seed=c["seed"])
 
@@ -94,7 +98,8 @@ class Trainer:
             gen, disc = load_generator(c["start_from"]), load_discriminator(c["start_from"])
             if gen.resolution != c["resolution"]:
                 raise UsageError(
-                    f"{c['start_from']} draws {gen.resolution} pixels, asked for --resolution {c['resolution']}; they must be equal"
+                    f"{c['start_from']} draws {gen.resolution} pixels, asked for --resolution "
+                    f"{c['resolution']}; they must be equal"
                 )
             return gen, disc
         rng = np.random.default_rng(c["seed"])
@@ -205,7 +210,8 @@ class Trainer:
         numbers = {k: float(v) for k, v in facts.items()}
         if not np.isfinite(numbers["loss_d"]) or not np.isfinite(numbers["loss_g"]):
             raise SisError(
-                f"training diverged at {self.images_seen:,} images (loss is not a number); the last checkpoint is good: "
+                f"training diverged at {self.images_seen:,} images (loss is not a number); the "
+                "last checkpoint is good: "
                 f"run again with --r1-gamma {self.recipe.r1_gamma * 4:g} and --overwrite"
             )
         gen = self.generator()
@@ -303,13 +309,17 @@ class Trainer:
         device = jax.devices()[0]
         last = self.curve[-1] if self.curve else {}
         return {
-            "images": self.images_seen, "training_seconds": round(self.seconds, 1), "photos": len(self.photos), "held_out": len(self.held),
-            "skipped": len(self.photos.skipped), "device": f"{self.devices} x {device.device_kind} ({os.cpu_count()} cores)",
+            "images": self.images_seen, "training_seconds": round(self.seconds, 1),
+            "photos": len(self.photos), "held_out": len(self.held),
+            "skipped": len(self.photos.skipped),
+            "device": f"{self.devices} x {device.device_kind} ({os.cpu_count()} cores)",
             "swd": last.get("swd"), "recipe": asdict(self.recipe),
         }  # fmt: skip
 
     def _export(self) -> None:
-        """The weights folder: averaged generator and discriminator in half precision, with a card that says how they came about."""
+        """The weights folder: averaged generator and discriminator in half precision, with a card
+        that says how they came about.
+        """
         gen, disc = self.generator(), training.join(self.d_graph, self.state["d"], {})
         gen.info = Info(
             self.run_folder.path.resolve().name,
@@ -337,12 +347,17 @@ class Trainer:
             "licence": self.config["licence"],
             "images seen": f"{facts['images']:,}{before}",
             "training": f"{facts['training_seconds']:,.0f} s on {facts['device']}",
-            "sliced Wasserstein distance": f"{facts['swd']:.2f} (x 1000) between {SWD_IMAGES:,} samples at psi 1 and {facts['held_out']:,} held-out photos",
+            "sliced Wasserstein distance": f"{facts['swd']:.2f} (x 1000) between {SWD_IMAGES:,} "
+            "samples at psi 1 and "
+            f"{facts['held_out']:,} held-out photos",
             "recipe": ", ".join(f"{k} {v}" for k, v in facts["recipe"].items()),
         }
         table = "\n".join(f"| {k} | {v} |" for k, v in rows.items())
         return (
-            f"---\nlibrary_name: sis_jax\ntags: [jax, flax, stylegan2]\n---\n# {name}\n\nA StyleGAN2 generator of "
-            f"{self.config['resolution']} x {self.config['resolution']} pixels, with its discriminator, trained by `sis_jax`.\n\n"
-            f"| | |\n|---|---|\n{table}\n\nIt draws what its photos show, with their biases. Load it: `sis_jax.load_generator(PATH)`.\n"
+            f"---\nlibrary_name: sis_jax\ntags: [jax, flax, stylegan2]\n---\n# {name}\n\nA "
+            "StyleGAN2 generator of "
+            f"{self.config['resolution']} x {self.config['resolution']} pixels, with its "
+            "discriminator, trained by `sis_jax`.\n\n"
+            f"| | |\n|---|---|\n{table}\n\nIt draws what its photos show, with their biases. Load "
+            "it: `sis_jax.load_generator(PATH)`.\n"
         )

@@ -1,4 +1,6 @@
-"""What Labels4Free decides without labels: which stage makes backgrounds, and which checkpoint is best."""
+"""What Labels4Free decides without labels: which stage makes backgrounds, and which checkpoint is
+best.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +17,25 @@ from sis_jax.ops.sampling import map_samples, sample_seeds
 from sis_jax.ops.selection import BORDER_RATIO, frame
 from sis_jax.training.labels4free import draw, mask, masked
 
-WRONG_SIDE = 1.0  # taken off the score of masks whose background is not the ground: below 0 then, as separation and steadiness are at most 1
+# taken off the score of masks whose background is not the ground: below 0 then, as separation and
+# steadiness are at most 1
+WRONG_SIDE = 1.0
 WRONG = (
-    "The background is not at the frame of the pictures, or the masks tell features apart less than a box in the middle would: "
+    "The background is not at the frame of the pictures, or the masks tell features apart less "
+    "than a box in the middle would: "
     "they are probably wrong; give another --seed."
 )
 COLLAPSED = 0.02  # masks with less than this on one side have nothing to say
 
 
 def find_stage(gen: StyleGAN2, truncation: float, n: int = 64) -> str:
-    """The stage whose zeroing leaves the background and removes the object, without labels: frame concordance minus layout correlation.
+    """The stage whose zeroing leaves the background and removes the object, without labels: frame
+    concordance minus layout correlation.
 
-    Frame: over samples, between the mean colour of a picture's frame and that of its background made of the same latents; Lin's concordance, as a
-    plain correlation is also high for grounds that are all nearly black. Layout: within a picture, between the pixels of the two, colour means
-    taken out (its size, whatever the sign).
+    Frame: over samples, between the mean colour of a picture's frame and that of its background
+        made of the same latents; Lin's concordance, as a plain correlation is also high for grounds
+        that are all nearly black. Layout: within a picture, between the pixels of the two, colour
+        means taken out (its size, whatever the sign).
     """
     scores = {}
     for stage in stages(gen.resolution):
@@ -46,7 +53,9 @@ def find_stage(gen: StyleGAN2, truncation: float, n: int = 64) -> str:
 
 
 def concordance(a: Float[np.ndarray, "n c"], b: Float[np.ndarray, "n c"]) -> float:
-    """Lin's coefficient (1989), mean of the columns: 1 where a = b, less where they differ in mean or in spread."""
+    """Lin's coefficient (1989), mean of the columns: 1 where a = b, less where they differ in mean
+    or in spread.
+    """
     together = 2 * ((a - a.mean(0)) * (b - b.mean(0))).mean(0)
     return float(
         np.mean(
@@ -58,7 +67,9 @@ def concordance(a: Float[np.ndarray, "n c"], b: Float[np.ndarray, "n c"]) -> flo
 def steadiness(
     gen: StyleGAN2, params: Params, seeds: list[int], psi: float, threshold: float = 0.5
 ) -> Float[np.ndarray, "2"]:
-    """IoU of the backgrounds, and of the foregrounds, of the same samples with the stored noise and with another."""
+    """IoU of the backgrounds, and of the foregrounds, of the same samples with the stored noise and
+    with another.
+    """
     numbers = np.arange(len(seeds), dtype=np.int32)
     taps = flat_taps(gen.resolution)
     out = map_samples(
@@ -69,13 +80,17 @@ def steadiness(
 
 
 def judge(gen: StyleGAN2, params: Params, seeds: list[int], psi: float) -> dict[str, float]:
-    """How good the masks of these samples are, as far as that can be said without labels. params: for raw features.
+    """How good the masks of these samples are, as far as that can be said without labels. params:
+    for raw features.
 
-    share: of pixels with alpha > 0.5. certain: 1 - 2 mean min(a, 1 - a). steady: the smaller IoU under another noise. separation: see
-    `separated`. boxed: that of a fixed box in the middle. score: separation times steady, -1 where nearly all pixels are on one side, less 1
-    where D found something else that may be replaced: where the background is not 1.5 times as common on the frame as in the picture (default faces:
-    2.5 where right, 1.0 to 1.3 where hair was taken), or the masks separate less than the box does (0.090 there; right masks 0.13 to 0.14, a wrong one at
-    the frame 0.07). A drifting mask loses separation long before it collapses; certainty only ever rises and chooses nothing.
+    share: of pixels with alpha > 0.5. certain: 1 - 2 mean min(a, 1 - a). steady: the smaller IoU
+        under another noise. separation: see `separated`. boxed: that of a fixed box in the middle.
+        score: separation times steady, -1 where nearly all pixels are on one side, less 1 where D
+        found something else that may be replaced: where the background is not 1.5 times as common
+        on the frame as in the picture (default faces: 2.5 where right, 1.0 to 1.3 where hair was
+        taken), or the masks separate less than the box does (0.090 there; right masks 0.13 to 0.14,
+        a wrong one at the frame 0.07). A drifting mask loses separation long before it collapses;
+        certainty only ever rises and chooses nothing.
     """
     out = list(
         map_samples(
@@ -103,8 +118,9 @@ def judge(gen: StyleGAN2, params: Params, seeds: list[int], psi: float) -> dict[
 def separated(
     gen: Any, z: jax.Array, truncation: jax.Array, params: Params, *, taps: tuple[str, ...]
 ) -> tuple[jax.Array, ...]:
-    """alpha [n r r], the share of the features' variance within each picture that lies between the mask's two sides, mean of the taps [n], and
-    the same for a box that is an eighth of the side away from top, left and right."""
+    """alpha [n r r], the share of the features' variance within each picture that lies between the
+    mask's two sides, mean of the taps [n], and the same for a box that is an eighth of the side
+    away from top, left and right."""
     image, features = gen.synthesize(gen.map(z, truncation), "const", taps)
     alpha = mask(params, tuple(features[t] for t in taps))
     hard = (alpha > 0.5).astype(jnp.float32)[..., None]
@@ -117,7 +133,9 @@ def separated(
 
 
 def _between(x: Float[Array, "n h w c"], hard: Float[Array, "n r r 1"]) -> Float[Array, "n"]:
-    """Variance between the two sides over all variance, channels scaled to the batch's deviation; the mask is averaged to the features' size."""
+    """Variance between the two sides over all variance, channels scaled to the batch's deviation;
+    the mask is averaged to the features' size.
+    """
     x = x.astype(jnp.float32) / (x.std((0, 1, 2)) + 1e-6)
     x = x - x.mean((1, 2), keepdims=True)
     n, side = x.shape[:2]
@@ -147,7 +165,9 @@ def two_noises(
 def ground_facts(
     gen: Any, z: jax.Array, truncation: jax.Array, ground: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Mean colours of the frames of a picture and of its background [n 3], and the absolute correlation of the two layouts [n]."""
+    """Mean colours of the frames of a picture and of its background [n 3], and the absolute
+    correlation of the two layouts [n].
+    """
     w = gen.map(z, truncation)
     whole, rest = gen.synthesize(w)[0], ground.synthesize(w)[0]
     border = jnp.asarray(frame(*whole.shape[1:3]), jnp.float32)[None, :, :, None]

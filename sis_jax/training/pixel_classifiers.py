@@ -1,7 +1,9 @@
-"""Ensembles of small classifiers on the features of single pixels: gathered, trained and applied without ever holding a whole hypercolumn map.
+"""Ensembles of small classifiers on the features of single pixels: gathered, trained and applied
+without ever holding a whole hypercolumn map.
 
-The networks of DatasetGAN (Zhang et al. 2021, section 3.2): linear, ReLU, batch normalisation, twice; then linear. Without hidden layers it is the
-linear read-out of LinearGAN (Xu and Zheng 2021). A hypercolumn is the concatenation of all feature maps, each enlarged to the picture's size.
+The networks of DatasetGAN (Zhang et al. 2021, section 3.2): linear, ReLU, batch normalisation,
+twice; then linear. Without hidden layers it is the linear read-out of LinearGAN (Xu and Zheng
+2021). A hypercolumn is the concatenation of all feature maps, each enlarged to the picture's size.
 """
 
 from __future__ import annotations
@@ -31,9 +33,11 @@ def hidden_widths(classes: int) -> tuple[int, int]:
 def hypercolumns(
     features: tuple[Float[Array, "b _ _ _"], ...], at: Int[Array, "b p"], side: int
 ) -> Float[Array, "b p d"]:
-    """Hypercolumns of single pixels: every map read at the pixel's place by bilinear interpolation (half-pixel centres).
+    """Hypercolumns of single pixels: every map read at the pixel's place by bilinear interpolation
+    (half-pixel centres).
 
-    at: row * side + column of each pixel in the picture, which has side x side of them. Equal to enlarging all maps and picking pixels.
+    at: row * side + column of each pixel in the picture, which has side x side of them. Equal to
+        enlarging all maps and picking pixels.
     """
     return jnp.concatenate([_read(x.astype(jnp.float32), at, side) for x in features], axis=-1)
 
@@ -53,7 +57,9 @@ def _read(x: Float[Array, "b r s c"], at: Int[Array, "b p"], side: int) -> Float
 
 
 def _neighbours(at: Any, size: int, side: int) -> list[tuple[Any, Any]]:
-    """(index, weight) of the two neighbours in a row of `size` of positions in a row of `side`, in NumPy or JAX as `at` is."""
+    """(index, weight) of the two neighbours in a row of `size` of positions in a row of `side`, in
+    NumPy or JAX as `at` is.
+    """
     lib = np if isinstance(at, np.ndarray) else jnp
     where = lib.clip((at + 0.5) * (size / side) - 0.5, 0, size - 1)
     low = lib.floor(where).astype(np.int32)
@@ -79,12 +85,15 @@ def train(
     seed: int = 0,
     tick: Callable[[int, float], None] = lambda steps, loss: None,
 ) -> Layers:
-    """Train all members at once; returns their layers with normalisation folded in, so that only linear and ReLU are left.
+    """Train all members at once; returns their layers with normalisation folded in, so that only
+    linear and ReLU are left.
 
-    x: features, best standardised. y: class, 0..classes - 1. weight: of each point in the loss. seen: how often each member is shown each point
-    (0: never; that member's loss and normalisation do without it). Every minibatch is read once for all members, which differ in their first
-    weights and in `seen`. Cross-entropy, Adam with decoupled weight decay, rate falling to 0 as a cosine. tick: called now and then with the number
-    of steps done and the mean loss.
+    x: features, best standardised. y: class, 0..classes - 1. weight: of each point in the loss.
+        seen: how often each member is shown each point (0: never; that member's loss and
+        normalisation do without it). Every minibatch is read once for all members, which differ in
+        their first weights and in `seen`. Cross-entropy, Adam with decoupled weight decay, rate
+        falling to 0 as a cosine. tick: called now and then with the number of steps done and the
+        mean loss.
     """
     rng = np.random.default_rng(seed)
     sizes = (x.shape[1], *hidden, classes)
@@ -165,7 +174,8 @@ def _moments(x: Float[Array, "n h"], seen: Float[Array, "n"]) -> tuple[Array, Ar
 
 @jax.jit
 def _folded(layers: Layers, x: Float[Array, "n d"], seen: Float[Array, "e n"]) -> Layers:
-    """Layers without normalisation: its moments, taken over all points a member was shown, go into the next layer's weights.
+    """Layers without normalisation: its moments, taken over all points a member was shown, go into
+    the next layer's weights.
 
     Its own scale and shift were never parameters: the next layer can express them.
     """
@@ -203,14 +213,17 @@ def _deeper(layers: Layers, y: Float[Array, "e *n h"]) -> Float[Array, "e *n k"]
 def label_maps(
     layers: Layers, features: tuple[Float[Array, "b _ _ _"], ...], side: int, majority: bool = False
 ) -> tuple[UInt8[Array, "b h w"], Float[Array, "b h w"]]:
-    """Class of every pixel and confidence, from layers with normalisation folded in; features as in training, square, `side` pixels at most.
+    """Class of every pixel and confidence, from layers with normalisation folded in; features as in
+    training, square, `side` pixels at most.
 
-    The first layer is applied to every map at its own size and its result enlarged: enlarging is linear, so this equals a hypercolumn's first
-    layer at a fraction of the work. Pictures, and members (all at once without hidden layers), take turns: memory does not grow with their number,
+    The first layer is applied to every map at its own size and its result enlarged: enlarging is
+    linear, so this equals a hypercolumn's first layer at a fraction of the work. Pictures, and
+    members (all at once without hidden layers), take turns: memory does not grow with their number,
     and what one turn needs fits a processor's cache.
 
-    Class: the largest mean probability, or with `majority` the one most members vote for (the mean decides ties). Confidence: 1 minus the
-    Jensen-Shannon divergence of the members' distributions, H(mean p) - mean H(p), over the largest it can be, log min(members, classes).
+    Class: the largest mean probability, or with `majority` the one most members vote for (the mean
+        decides ties). Confidence: 1 minus the Jensen-Shannon divergence of the members'
+        distributions, H(mean p) - mean H(p), over the largest it can be, log min(members, classes).
     """
     members, classes = layers[-1][1].shape
     sizes = sorted({x.shape[1] for x in features})
@@ -252,7 +265,9 @@ def label_maps(
 def _turns(
     layers: Layers, features: tuple[Array, ...], group: int
 ) -> tuple[dict[int, Array], Array, Layers]:
-    """The layers, `group` members at a time along a new first axis; the first one as {map size: weight [turns, channels, group * width]}, bias."""
+    """The layers, `group` members at a time along a new first axis; the first one as {map size:
+    weight [turns, channels, group * width]}, bias.
+    """
     (weight, bias), at, rows = layers[0], 0, {}
     for x in features:
         rows.setdefault(x.shape[1], []).append(weight[:, at : at + x.shape[-1]])
@@ -272,7 +287,9 @@ def _turns(
 def _enlarged(
     maps: dict[int, Float[Array, "_ _ _"]], weight: dict[int, Float[Array, "_ o"]], side: int
 ) -> Float[Array, "p o"]:
-    """Sum over maps of (map x weight) enlarged bilinearly, pixels column by column: rows map by map, then all columns in one product."""
+    """Sum over maps of (map x weight) enlarged bilinearly, pixels column by column: rows map by
+    map, then all columns in one product.
+    """
     if not maps:
         return jnp.zeros((side * side, next(iter(weight.values())).shape[1]))
     matrices = {r: _enlarging(r, side) for r in maps}
@@ -286,7 +303,9 @@ def _enlarged(
 
 
 def _enlarging(size: int, side: int) -> Float[np.ndarray, "side size"]:
-    """Matrix of bilinear interpolation from `size` points to `side`, half-pixel centres, edges repeated."""
+    """Matrix of bilinear interpolation from `size` points to `side`, half-pixel centres, edges
+    repeated.
+    """
     (low, a), (high, b) = (
         (np.asarray(i), np.asarray(w)) for i, w in _neighbours(np.arange(side), size, side)
     )
@@ -299,7 +318,9 @@ def _enlarging(size: int, side: int) -> Float[np.ndarray, "side size"]:
 def _verdict(
     p: Array, entropy: Array, votes: Array, members: int, side: int
 ) -> tuple[Array, Array]:
-    """Label and confidence of one picture from the mean probability, the mean entropy and the votes of its pixels, column by column."""
+    """Label and confidence of one picture from the mean probability, the mean entropy and the votes
+    of its pixels, column by column.
+    """
     divergence = -(p * jnp.log(jnp.maximum(p, 1e-30))).sum(-1) - entropy
     label = jnp.argmax(votes + 0.5 * p, axis=-1).astype(jnp.uint8)  # without votes p alone decides
     sure = jnp.clip(1 - divergence / np.log(max(min(members, p.shape[-1]), 2)), 0, 1)

@@ -1,23 +1,32 @@
-"""Projection: the latent of which a generator draws a given photo ("GAN inversion"; StyleGAN2, Karras et al. 2020, arXiv 1912.04958, appendix D).
+"""Projection: the latent of which a generator draws a given photo ("GAN inversion"; StyleGAN2,
+Karras et al. 2020, arXiv 1912.04958, appendix D).
 
 Per photo x, Adam on w and, if asked, on the noise maps n:
 
-    minimise  distance(G(w + e, n), x) + 1e5 * sum over maps and their halvings down to 8 x 8 of mean(n . roll_x n)^2 + mean(n . roll_y n)^2
+    minimise  distance(G(w + e, n), x)
+              + 1e5 * sum over maps and their halvings down to 8 x 8
+                of mean(n . roll_x n)^2 + mean(n . roll_y n)^2
               + pull * mean over slots of |w_slot - mean slot|^2 / spread^2
 
-e ~ N(0, (0.05 |w| max(0, 1 - t / 0.75)^2)^2) explores at first, t = 0..1 is the time, |w| the root mean squared distance of w from its mean. The rate rises
-over the first twentieth and falls by a cosine over the last quarter. Noise maps are brought back to mean 0 and deviation 1 after every step.
+e ~ N(0, (0.05 |w| max(0, 1 - t / 0.75)^2)^2) explores at first, t = 0..1 is the time, |w| the root
+mean squared distance of w from its mean. The rate rises over the first twentieth and falls by a
+cosine over the last quarter. Noise maps are brought back to mean 0 and deviation 1 after every
+step.
 
 Where we differ, and why:
-* The paper's distance is LPIPS on a VGG16 that has to be downloaded. Ours needs nothing: L1 between Laplacian pyramids, which sees colour and shape at every
-  scale, plus squared distances between features of the discriminator that was trained with the generator, unit length per pixel as in LPIPS.
-  LPIPS itself (`models/lpips.py`) where its weights are given.
-  Measured on six photos that the default generator was not trained on (100 steps in W+, an eighth of the pixels held out): bands alone 22.2 dB on the seen
-  and 21.5 on the held-out pixels, but blurred; features alone 21.4 and 19.4; bands + 1.0 features 22.2 and 20.5; bands + 0.3 features, the default, 22.5 and
-  21.1, and sharp. Optimised noise maps gained nothing at 64 pixels, so they are off by default.
-* The rate is a multiple of the spread of w, because latents of another network are larger or smaller.
+* The paper's distance is LPIPS on a VGG16 that has to be downloaded. Ours needs nothing: L1 between
+  Laplacian pyramids, which sees colour and shape at every scale, plus squared distances between
+  features of the discriminator that was trained with the generator, unit length per pixel as in
+  LPIPS. LPIPS itself (`models/lpips.py`) where its weights are given. Measured on six photos that
+  the default generator was not trained on (100 steps in W+, an eighth of the pixels held out):
+  bands alone 22.2 dB on the seen and 21.5 on the held-out pixels, but blurred; features alone 21.4
+  and 19.4; bands + 1.0 features 22.2 and 20.5; bands + 0.3 features, the default, 22.5 and 21.1,
+  and sharp. Optimised noise maps gained nothing at 64 pixels, so they are off by default.
+* The rate is a multiple of the spread of w, because latents of another network are larger or
+  smaller.
 * It begins at the nearest of some hundred samples, not at the mean.
-* W+ (one w per slot; Abdal et al. 2019, arXiv 1904.03189) as well as W, with `pull` to keep the slots together: what lies far from W is edited badly.
+* W+ (one w per slot; Abdal et al. 2019, arXiv 1904.03189) as well as W, with `pull` to keep the
+  slots together: what lies far from W is edited badly.
 * A photo's result depends on that photo alone: any number may share a batch.
 """
 
@@ -53,8 +62,9 @@ Seen = Any  # (bands, features) of pictures
 class Recipe:
     """How to project; fixed at compile time.
 
-    space: "w+" has one w per slot, "w" one for all. rate: Adam's peak, in spreads of w. pyramid, features: weights of the two distances. pull: of the distance
-    between slots. noise: whether the noise maps are optimised too. explore: deviation of the noise on w, in |w|.
+    space: "w+" has one w per slot, "w" one for all. rate: Adam's peak, in spreads of w. pyramid,
+        features: weights of the two distances. pull: of the distance between slots. noise: whether
+        the noise maps are optimised too. explore: deviation of the noise on w, in |w|.
     """
 
     space: Literal["w", "w+"] = "w+"
@@ -70,7 +80,9 @@ class Recipe:
 
 
 def laplacian(images: Float[Array, "n r r c"]) -> list[Float[Array, "n _ _ c"]]:
-    """Band-pass pictures, fine to coarse, and the 4 x 4 rest: what each halving loses (Burt and Adelson 1983)."""
+    """Band-pass pictures, fine to coarse, and the 4 x 4 rest: what each halving loses (Burt and
+    Adelson 1983).
+    """
     bands = []
     while images.shape[1] > 4 and images.shape[1] % 2 == 0:
         smaller = convolution.downsample2d(images)
@@ -89,7 +101,9 @@ def band_distance(
 def discriminator_maps(
     disc: Discriminator, images: Float[Array, "n r r 3"]
 ) -> list[Float[Array, "n _ _ _"]]:
-    """The discriminator's features after its first layer and every block above 4 x 4; nothing in them depends on other pictures of the batch."""
+    """The discriminator's features after its first layer and every block above 4 x 4; nothing in
+    them depends on other pictures of the batch.
+    """
     x = disc.fromrgb(images, disc.config.conv_clamp)
     maps, r = [x], disc.config.resolution
     while r > 4:
@@ -102,7 +116,9 @@ def discriminator_maps(
 def feature_distance(
     a: list[Float[Array, "n _ _ _"]], b: list[Float[Array, "n _ _ _"]]
 ) -> Float[Array, "n"]:
-    """Squared distance per pixel, mean over pixels, sum over maps: LPIPS (Zhang et al. 2018, equation 1) if `feature_maps` made them."""
+    """Squared distance per pixel, mean over pixels, sum over maps: LPIPS (Zhang et al. 2018,
+    equation 1) if `feature_maps` made them.
+    """
     return sum(
         (jnp.square(x - y).sum(-1).mean(axis=(1, 2)) for x, y in zip(a, b)), jnp.zeros(len(a[0]))
     )
@@ -111,7 +127,9 @@ def feature_distance(
 def feature_maps(
     net: Discriminator | LPIPS, images: Float[Array, "n r r 3"]
 ) -> list[Float[Array, "n _ _ _"]]:
-    """What is compared: LPIPS, or the same on a discriminator without learnt gains, where every map counts alike."""
+    """What is compared: LPIPS, or the same on a discriminator without learnt gains, where every map
+    counts alike.
+    """
     if isinstance(net, LPIPS):
         return lpips_maps(net, images)
     maps = discriminator_maps(net, images)
@@ -121,7 +139,9 @@ def feature_maps(
 
 
 def noise_penalty(noise: Noise) -> Float[Array, "n"]:
-    """How much neighbours in the noise maps resemble each other, at every scale down to 8 pixels: noise shall not draw the picture."""
+    """How much neighbours in the noise maps resemble each other, at every scale down to 8 pixels:
+    noise shall not draw the picture.
+    """
     total: Any = 0.0
     for x in noise.values():
         while True:
@@ -157,7 +177,9 @@ def with_noise(gen: StyleGAN2, noise: dict[str, Float[AnyArray, "_ _"]]) -> Styl
 
 
 def drawn(gen: Any, w: Float[AnyArray, "n s w"], noise: Noise) -> Float[Array, "n r r 3"]:
-    """Pictures of latents, each with its own noise maps; with the generator's own where `noise` is empty."""
+    """Pictures of latents, each with its own noise maps; with the generator's own where `noise` is
+    empty.
+    """
     if not noise:
         return gen.synthesize(w)[0]
     return jax.vmap(lambda one, maps: with_noise(gen, maps).synthesize(one[None])[0][0])(w, noise)
@@ -224,10 +246,13 @@ def steps_body(
     *,
     recipe: Recipe,
 ) -> tuple[State, Float[Array, "b"]]:
-    """Steps first, ..., last - 1 of total, where span = (first, last, total), and the distance at the last: one device's share.
+    """Steps first, ..., last - 1 of total, where span = (first, last, total), and the distance at
+    the last: one device's share.
 
-    net: the discriminator or LPIPS, None without. length: |w|, root mean squared distance of w from its mean. known: 1 where the photo shall be
-    matched, None for all of it; the rest is filled with what the generator draws there, so that no distance sees it. seeds: of the exploration, one per photo.
+    net: the discriminator or LPIPS, None without. length: |w|, root mean squared distance of w from
+        its mean. known: 1 where the photo shall be matched, None for all of it; the rest is filled
+        with what the generator draws there, so that no distance sees it. seeds: of the exploration,
+        one per photo.
     """
     slots, width = gen.num_ws, state[0]["w"].shape[-1]
     spread = length / np.sqrt(width)

@@ -1,4 +1,6 @@
-"""Where a long fit keeps its state: one Orbax checkpoint in a folder, replaced as a whole, and found again only by the run that wrote it."""
+"""Where a long fit keeps its state: one Orbax checkpoint in a folder, replaced as a whole, and
+found again only by the run that wrote it.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,18 @@ from jaxtyping import PyTree
 
 
 class TrainingState:
-    """The last state of a run in `folder`; None keeps nothing. config: what must be equal for a state to be this run's, a flat dict for JSON."""
+    """The last state of a run in `folder`; None keeps nothing. config: what must be equal for a
+    state to be this run's, a flat dict for JSON.
+    """
 
     def __init__(self, folder: Path | None, config: dict[str, Any]):
         self.folder, self.config = folder, config
         self._manager: Any = None
 
     def save(self, step: int, arrays: PyTree, facts: Any) -> None:
-        """Keep these arrays, and `facts` (for JSON), as the state after `step`; an interruption leaves the one before."""
+        """Keep these arrays, and `facts` (for JSON), as the state after `step`; an interruption
+        leaves the one before.
+        """
         if self.folder is None:
             return
         import orbax.checkpoint as ocp
@@ -34,7 +40,9 @@ class TrainingState:
         manager.wait_until_finished()
 
     def restore(self, like: PyTree) -> tuple[int, PyTree, Any] | None:
-        """(step, arrays shaped as `like`, facts) of the last state, None where there is none. What another configuration left is removed."""
+        """(step, arrays shaped as `like`, facts) of the last state, None where there is none. What
+        another configuration left is removed.
+        """
         if self.folder is None or not self.folder.is_dir():
             return None
         import orbax.checkpoint as ocp

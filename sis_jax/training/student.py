@@ -1,7 +1,7 @@
 """One training step of a student, as pure functions of one device's share of a batch.
 
-Loss: mean cross-entropy over pixels that are not ignored (section 3.3 of Segmentation in Style), optionally with pixels weighted by how sure the
-teacher was, and with its doubt as soft targets.
+Loss: mean cross-entropy over pixels that are not ignored (section 3.3 of Segmentation in Style),
+    optionally with pixels weighted by how sure the teacher was, and with its doubt as soft targets.
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ State = dict[str, Any]  # a pytree of arrays only
 class Recipe:
     """Hyper-parameters of a run. Hashable: it is fixed at compile time.
 
-    optimizer: "adam" adds weight_decay to the gradient (L2, as the paper's), "adamw" decouples it. schedule: "poly" (1 - t / T)^0.9, or "cosine" after a
-    linear warm-up over one twentieth. weighting: exponent of the certainty as weight, 0 = none. soft: certainty makes soft targets.
+    optimizer: "adam" adds weight_decay to the gradient (L2, as the paper's), "adamw" decouples it.
+        schedule: "poly" (1 - t / T)^0.9, or "cosine" after a linear warm-up over one twentieth.
+        weighting: exponent of the certainty as weight, 0 = none. soft: certainty makes soft
+        targets.
     ema: decay of the averaged network, 0 = none. side: of the pictures trained on.
     """
 
@@ -208,7 +210,9 @@ def train_step(
     graph: Any,
     recipe: Recipe,
 ) -> tuple[State, dict[str, Array]]:
-    """One step on labelled pictures. images: uint8[n h w 3]; masks: uint8[n h w] of channels; certainty: uint8[n h w], 255 = sure."""
+    """One step on labelled pictures. images: uint8[n h w 3]; masks: uint8[n h w] of channels;
+    certainty: uint8[n h w], 255 = sure.
+    """
     batch = _shown(_key(key), images, masks, certainty, recipe)
 
     def loss(params: dict) -> tuple[Array, tuple]:

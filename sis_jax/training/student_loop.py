@@ -1,7 +1,9 @@
-"""The loop around a student's training step: batches, schedule of the two phases, checkpoints that resume to the same bits, curves.
+"""The loop around a student's training step: batches, schedule of the two phases, checkpoints that
+resume to the same bits, curves.
 
-Phase "train" learns from labelled pictures. Phase "adapt" is self-training on photos, in rounds (`stages/adapt.py`). At the end the student from before
-and the one from after are judged without labels, and the adaptation is kept only if it is the better one.
+Phase "train" learns from labelled pictures. Phase "adapt" is self-training on photos, in rounds
+(`stages/adapt.py`). At the end the student from before and the one from after are judged without
+labels, and the adaptation is kept only if it is the better one.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ COLUMNS: tuple[str, ...] = ("step", "loss", "accuracy", "val_iou", "phase")
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be learned. config: the verb's arguments. origin: a few words on the pictures. val: pairs to watch the training by."""
+    """What is to be learned. config: the verb's arguments. origin: a few words on the pictures.
+    val: pairs to watch the training by.
+    """
 
     config: dict[str, Any]
     classes: tuple[dict[str, Any], ...]
@@ -66,11 +70,13 @@ class Trainer:
             c["student"], len(job.classes), c["width"], block
         )
         self.recipe = training.Recipe(
-            steps=c["steps"], batch=c["batch"], side=job.side, learning_rate=c["learning_rate"], weight_decay=c["weight_decay"],
-            optimizer=c["optimizer"], schedule=c["schedule"], weighting=c["weighting"], soft=c["soft"], ema=c["ema"],
+            steps=c["steps"], batch=c["batch"], side=job.side, learning_rate=c["learning_rate"],
+            weight_decay=c["weight_decay"], optimizer=c["optimizer"], schedule=c["schedule"],
+            weighting=c["weighting"], soft=c["soft"], ema=c["ema"],
             augmentation=_augmentation(c, job.classes), dtype=c["dtype"],
         )  # fmt: skip
-        # Photos are varied by themselves: less is added, and another ground only seldom, because their masks are coarser at the edge.
+        # Photos are varied by themselves: less is added, and another ground only seldom, because
+        # their masks are coarser at the edge.
         shown = replace(
             self.recipe.augmentation,
             brightness=0.2,
@@ -115,7 +121,8 @@ class Trainer:
         ours, theirs = [x["id"] for x in self.job.classes], [x["id"] for x in found.classes]
         if (found.config, theirs) != (self.network_config, ours):
             raise UsageError(
-                f"the student in {c['start_from']} is {found.config} for classes {theirs}, this one is {self.network_config} for classes {ours}: "
+                f"the student in {c['start_from']} is {found.config} for classes {theirs}, this "
+                f"one is {self.network_config} for classes {ours}: "
                 "they cannot share weights"
             )
         self.first_side = self.job.side if c["steps"] else found.side
@@ -196,7 +203,9 @@ class Trainer:
     # adaptation
 
     def _begin_round(self, number: int) -> None:
-        """From the averaged network, which also labels the photos of the round, with fresh moments."""
+        """From the averaged network, which also labels the photos of the round, with fresh
+        moments.
+        """
         self.teacher = {"params": self._best(), "statistics": self.state["statistics"]}
         self.state = training.new_state(self._network(), self.adaptation)[1]
         self.phase, self.step, self.round = "adapt", 0, number
@@ -251,7 +260,9 @@ class Trainer:
         )
 
     def _side(self) -> int:
-        """At which the present network works: an adaptation to other pixels that was not kept leaves the student at its own."""
+        """At which the present network works: an adaptation to other pixels that was not kept
+        leaves the student at its own.
+        """
         return self.job.side if self.verdict.get("adaptation_kept", True) else self.first_side
 
     def _student_of(self, weights: dict[str, Any], side: int) -> Student:
@@ -270,15 +281,21 @@ class Trainer:
         """What run.json records."""
         last = self.curve[-1] if self.curve else {}
         return {
-            "pictures": len(self.job.train), "val_iou": last.get("val_iou"), "loss": last.get("loss"), "side": self._side(), **self.verdict,
-            "training_device": f"{self.devices} x {jax.devices()[0].device_kind} ({os.cpu_count()} cores)",
-        }  # fmt: skip
+            "pictures": len(self.job.train),
+            "val_iou": last.get("val_iou"),
+            "loss": last.get("loss"),
+            "side": self._side(),
+            **self.verdict,
+            "training_device": f"{self.devices} x {jax.devices()[0].device_kind} "
+            f"({os.cpu_count()} cores)",
+        }
 
     def _note(self, facts: dict[str, Any]) -> None:
         loss = float(facts["loss"])
         if not np.isfinite(loss):
             raise SisError(
-                f"training diverged at step {self.step} (loss is not a number): give --learning-rate {self.recipe.learning_rate / 3:g} --overwrite"
+                f"training diverged at step {self.step} (loss is not a number): give "
+                f"--learning-rate {self.recipe.learning_rate / 3:g} --overwrite"
             )
         numbers = {k: round(float(v), 6) for k, v in facts.items()}
         before = (
@@ -301,7 +318,9 @@ class Trainer:
         write_atomic(self.folder / "curves.csv", text.getvalue().encode())
 
     def _val_iou(self, student: Student) -> float:
-        """Mean IoU with the masks of pictures that were kept apart: with the teacher's opinion, not with the truth."""
+        """Mean IoU with the masks of pictures that were kept apart: with the teacher's opinion, not
+        with the truth.
+        """
         val = self.job.val
         count = min(len(val), 200)
         table = np.full(256, 255, np.uint8)
@@ -404,7 +423,9 @@ def _augmentation(config: dict[str, Any], classes: tuple[dict[str, Any], ...]) -
 
 
 def _mirror(classes: tuple[dict[str, Any], ...]) -> tuple[int, ...]:
-    """The channel each class becomes in the mirror: those named left and right change places. Empty where none are."""
+    """The channel each class becomes in the mirror: those named left and right change places. Empty
+    where none are.
+    """
     names = [str(c["name"]).lower() for c in classes]
     table = list(range(len(names)))
     for i, name in enumerate(names):

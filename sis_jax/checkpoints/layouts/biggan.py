@@ -1,6 +1,8 @@
-"""BigGAN-deep in the layout of `pytorch_pretrained_biggan` (`config.json` and `pytorch_model.bin`) to our arrays.
+"""BigGAN-deep in the layout of `pytorch_pretrained_biggan` (`config.json` and `pytorch_model.bin`)
+to our arrays.
 
-Spectral norm is divided out here: W / sigma with sigma = u W v, u and v as the file holds them (Miyato et al. 2018, arXiv 1802.05957, section 2.1).
+Spectral norm is divided out here: W / sigma with sigma = u W v, u and v as the file holds them
+(Miyato et al. 2018, arXiv 1802.05957, section 2.1).
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ _MAX_SETTINGS = 1 << 20  # bytes
 
 
 def config_of(given: Mapping[str, Any]) -> BigGANConfig:
-    """The config from the fields in a `config.json` of ours; SisError where they are no such thing."""
+    """The config from the fields in a `config.json` of ours; SisError where they are no such
+    thing.
+    """
     try:
         lists: dict[str, Any] = {
             name: tuple(given[name]) for name in ("channels", "bottlenecks", "ups")
@@ -64,7 +68,8 @@ def config_of(given: Mapping[str, Any]) -> BigGANConfig:
         )
     except (TypeError, ValueError, KeyError) as error:
         raise SisError(
-            f'the "generator" in config.json describes no BigGAN ({error}): convert the checkpoint again'
+            f'the "generator" in config.json describes no BigGAN ({error}): convert the '
+            "checkpoint again"
         ) from None
 
 
@@ -74,7 +79,9 @@ def build_generator(config: BigGANConfig, arrays: Arrays, what: str, info: Info)
 
 
 def published_settings(checkpoint: Path) -> dict[str, Any] | None:
-    """The `config.json` that is published beside a checkpoint, under that name or with the checkpoint's prefix; None where there is none."""
+    """The `config.json` that is published beside a checkpoint, under that name or with the
+    checkpoint's prefix; None where there is none.
+    """
     named = checkpoint.name.replace(CHECKPOINT, SETTINGS)
     for path in dict.fromkeys((checkpoint.with_name(named), checkpoint.with_name(SETTINGS))):
         if path == checkpoint or not path.is_file():
@@ -84,7 +91,8 @@ def published_settings(checkpoint: Path) -> dict[str, Any] | None:
                 settings = json.loads(f.read(_MAX_SETTINGS))
         except (OSError, ValueError, RecursionError) as error:
             raise SisError(
-                f"{path}, beside the BigGAN checkpoint, cannot be read ({str(error)[:80]}): download it again"
+                f"{path}, beside the BigGAN checkpoint, cannot be read ({str(error)[:80]}): "
+                "download it again"
             ) from None
         if isinstance(settings, dict) and "layers" in settings:
             return settings
@@ -92,7 +100,9 @@ def published_settings(checkpoint: Path) -> dict[str, Any] | None:
 
 
 def checkpoint_in(path: Path) -> Path:
-    """The checkpoint of a folder in the published layout, `config.json` beside `pytorch_model.bin`; any other path as it is."""
+    """The checkpoint of a folder in the published layout, `config.json` beside `pytorch_model.bin`;
+    any other path as it is.
+    """
     if (
         path.is_dir()
         and (path / CHECKPOINT).is_file()
@@ -103,7 +113,9 @@ def checkpoint_in(path: Path) -> Path:
 
 
 def convert_generator(source: Arrays, settings: Mapping[str, Any] | None, what: str) -> Converted:
-    """A state dict under our names. settings: the published config.json, which alone says where the size doubles; without it, at every other block."""
+    """A state dict under our names. settings: the published config.json, which alone says where the
+    size doubles; without it, at every other block.
+    """
     plain, wrong = _without_spectral_norm(source)
     attention = next(
         (
@@ -122,7 +134,8 @@ def convert_generator(source: Arrays, settings: Mapping[str, Any] | None, what: 
         ()
         if settings
         else (
-            "config.json was not beside the checkpoint; the size was taken to double at every other block, eps to be 1e-4",
+            "config.json was not beside the checkpoint; the size was taken to double at every "
+            "other block, eps to be 1e-4",
         )
     )
     return Converted(arrays, asdict(config), notes)
@@ -130,7 +143,9 @@ def convert_generator(source: Arrays, settings: Mapping[str, Any] | None, what: 
 
 @np.errstate(all="ignore")  # numbers beyond all bounds are told as faults
 def _without_spectral_norm(source: Arrays) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The state dict with `x.weight` in place of `x.weight_orig`, `x.weight_u` and `x.weight_v`, and what was wrong with those."""
+    """The state dict with `x.weight` in place of `x.weight_orig`, `x.weight_u` and `x.weight_v`,
+    and what was wrong with those.
+    """
     plain: dict[str, np.ndarray] = {}
     wrong = []
     for key, value in source.items():
@@ -151,7 +166,8 @@ def _without_spectral_norm(source: Arrays) -> tuple[dict[str, np.ndarray], list[
             or (v is not None and v.shape != matrix.shape[1:])
         ):
             wrong.append(
-                f"spectral norm: {stem}_u or {stem}_v is missing or does not fit {key}, file has {list(value.shape)}"
+                f"spectral norm: {stem}_u or {stem}_v is missing or does not fit {key}, file has "
+                f"{list(value.shape)}"
             )
             continue
         if v is None:  # before 1.0, torch kept u only
@@ -166,7 +182,9 @@ def _without_spectral_norm(source: Arrays) -> tuple[dict[str, np.ndarray], list[
 
 
 def _rules(attention: int | None) -> tuple[Rule, ...]:
-    """The layout. The attention layer is counted among the layers there; our blocks are counted alone."""
+    """The layout. The attention layer is counted among the layers there; our blocks are counted
+    alone.
+    """
     block = r"generator\.layers\.(\d\d?)\."
 
     def ours(rest: str) -> Any:
@@ -223,11 +241,13 @@ def _read(
     except KeyError as error:
         told = f"; also: {'; '.join(wrong[:6])}" if wrong else ""
         raise SisError(
-            f"{what} holds no BigGAN that can be read: {error.args[0]} is missing or misshapen{told}"
+            f"{what} holds no BigGAN that can be read: {error.args[0]} is missing or "
+            f"misshapen{told}"
         ) from None
     if z_dim < 1 or not num_classes or not n_stats:
         raise SisError(
-            f"{what} holds no BigGAN that can be read: no room for a latent, a class or statistics in its shapes"
+            f"{what} holds no BigGAN that can be read: no room for a latent, a class or "
+            "statistics in its shapes"
         )
     channels = (*(n_in for n_in, _ in first), last)
     ups, eps = (
@@ -259,7 +279,9 @@ def _shape(arrays: Arrays, key: str, rank: int) -> tuple[int, ...]:
 def _doublings(
     settings: Mapping[str, Any], channels: tuple[int, ...], what: str
 ) -> tuple[tuple[bool, ...], float]:
-    """Which blocks double the size, and epsilon, from the published settings, which must agree with the arrays."""
+    """Which blocks double the size, and epsilon, from the published settings, which must agree with
+    the arrays.
+    """
     layers, eps, width = (
         settings.get("layers"),
         settings.get("eps", BigGANConfig.eps),
@@ -287,6 +309,7 @@ def _doublings(
         fits = settings["output_dim"] == 4 * 2 ** sum(ups)
     if not fits:
         raise SisError(
-            f"the {SETTINGS} beside {what} belongs to another BigGAN: its layers do not fit the arrays; put the two files of one model together"
+            f"the {SETTINGS} beside {what} belongs to another BigGAN: its layers do not fit the "
+            "arrays; put the two files of one model together"
         )
     return ups, eps

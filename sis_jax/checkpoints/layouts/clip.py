@@ -1,7 +1,10 @@
-"""CLIP in other people's layouts: one table each from their names to ours, and the shape of the network read from the arrays.
+"""CLIP in other people's layouts: one table each from their names to ours, and the shape of the
+network read from the arrays.
 
-Layouts: "openai-clip" (OpenAI's state dicts and archives), "open_clip" (the same names, with a config beside them), "transformers-clip" (Hugging Face
-folders). Rules are as in `stylegan2_layouts.py`: every name in a file matches exactly one, and what we do not need is dropped by a rule of its own.
+Layouts: "openai-clip" (OpenAI's state dicts and archives), "open_clip" (the same names, with a
+    config beside them), "transformers-clip" (Hugging Face folders). Rules are as in
+    `stylegan2_layouts.py`: every name in a file matches exactly one, and what we do not need is
+    dropped by a rule of its own.
 """
 
 from __future__ import annotations
@@ -33,7 +36,9 @@ _NORM = ("weight", "bias", "mean", "var")
 
 @dataclass(frozen=True)
 class Facts:
-    """What the arrays do not tell. heads: None is width / 64. end: id of the end token; None where the largest id of a text is its end."""
+    """What the arrays do not tell. heads: None is width / 64. end: id of the end token; None where
+    the largest id of a text is its end.
+    """
 
     vision_heads: int | None = None
     text_heads: int | None = None
@@ -45,7 +50,9 @@ class Facts:
 
 
 def _block(rest: str) -> Callable[[re.Match, int], str]:
-    """A name inside block `match[2]` of the tower that `match[1]` tells; `rest` is expanded from the match."""
+    """A name inside block `match[2]` of the tower that `match[1]` tells; `rest` is expanded from
+    the match.
+    """
     return lambda match, _: (
         f"{'visual' if match[1] else 'text'}.transformer.block{match[2]}.{match.expand(rest)}"
     )
@@ -142,7 +149,9 @@ def _rules(layout: str, source: Mapping[str, np.ndarray]) -> tuple[Rule, ...]:
 def convert(
     source: Mapping[str, np.ndarray], layout: str, facts: Facts, what: str
 ) -> tuple[CLIPConfig, Arrays]:
-    """A state dict under our names as float32, and the shape of the network; SisError that lists every array which does not fit."""
+    """A state dict under our names as float32, and the shape of the network; SisError that lists
+    every array which does not fit.
+    """
     arrays, wrong = translate(_split(source), _rules(layout, source))
     wrong += _fold(arrays)
     config = _config(arrays, facts, what, wrong)
@@ -158,7 +167,9 @@ def build_network(
 
 
 def _split(source: Mapping[str, np.ndarray]) -> Arrays:
-    """`in_proj` stacks query, key and value: three arrays with names of their own, so that a rule is one name to one name."""
+    """`in_proj` stacks query, key and value: three arrays with names of their own, so that a rule
+    is one name to one name.
+    """
     split: Arrays = {}
     for key, value in source.items():
         if (
@@ -173,7 +184,9 @@ def _split(source: Mapping[str, np.ndarray]) -> Arrays:
 
 
 def _fold(arrays: Arrays) -> list[str]:
-    """Fold every batch norm into its convolution: w' = w g / sqrt(var + 1e-5), b' = b - mean g / sqrt(var + 1e-5). Returns what was wrong."""
+    """Fold every batch norm into its convolution: w' = w g / sqrt(var + 1e-5), b' = b - mean g /
+    sqrt(var + 1e-5). Returns what was wrong.
+    """
     wrong = []
     for name in sorted({key.split(".norm.")[0] for key in arrays if ".norm." in key}):
         parts = {part: arrays.pop(f"{name}.norm.{part}", None) for part in _NORM}
@@ -207,7 +220,9 @@ def _fold(arrays: Arrays) -> list[str]:
 
 
 def _config(arrays: Arrays, facts: Facts, what: str, wrong: list[str]) -> CLIPConfig:
-    """The config that the arrays imply; raises with all faults so far where those that tell the shape are not there."""
+    """The config that the arrays imply; raises with all faults so far where those that tell the
+    shape are not there.
+    """
     vit = "visual.patch" in arrays
     needed = {**_TELLING, **(_TELLING_VIT if vit else _TELLING_RESNET)}
     found: dict[str, tuple[int, ...]] = {
@@ -289,7 +304,9 @@ def _count(arrays: Arrays, pattern: str) -> int:
 
 
 def _side(positions: int) -> int:
-    """Side of the square grid of a table of positions, which has one row more; a wrong table is told by its shape later."""
+    """Side of the square grid of a table of positions, which has one row more; a wrong table is
+    told by its shape later.
+    """
     return max(1, round((positions - 1) ** 0.5))
 
 
@@ -305,7 +322,8 @@ def _sizes(config: CLIPConfig) -> list[str]:
         if isinstance(part, ResNetConfig):
             if part.heads < 1 or part.trunk % part.heads or part.width % 2:
                 wrong.append(
-                    f"heads: a ResNet tower of {part.trunk} channels is not made of heads of {_HEAD}"
+                    f"heads: a ResNet tower of {part.trunk} channels is not made of heads of "
+                    f"{_HEAD}"
                 )
             continue
         t = part.transformer
@@ -315,7 +333,8 @@ def _sizes(config: CLIPConfig) -> list[str]:
             )
         if t.activation not in ACTIVATIONS:
             wrong.append(
-                f"activation: the {tower} tower uses {t.activation[:40]!r}, known are {', '.join(ACTIVATIONS)}"
+                f"activation: the {tower} tower uses {t.activation[:40]!r}, known are "
+                f"{', '.join(ACTIVATIONS)}"
             )
     return wrong
 

@@ -1,4 +1,6 @@
-"""A DCGAN's PyTorch state dict to our arrays: `main.{0,3,6,...}` transposed convolutions, `main.{1,4,7,...}` batch norms, folded."""
+"""A DCGAN's PyTorch state dict to our arrays: `main.{0,3,6,...}` transposed convolutions,
+`main.{1,4,7,...}` batch norms, folded.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ def build_generator(
 
 @np.errstate(all="ignore")  # numbers beyond all bounds are told as faults
 def convert_generator(source: Mapping[str, np.ndarray], what: str) -> Converted:
-    """A state dict (in, out, kh, kw) under our names, batch norm folded: scale = g / sqrt(var + 1e-5), offset = b - mean scale."""
+    """A state dict (in, out, kh, kw) under our names, batch norm folded: scale = g / sqrt(var +
+    1e-5), offset = b - mean scale.
+    """
     wrong = [
         f"unknown: {key[:80]}, file has {list(value.shape)}"
         for key, value in source.items()
@@ -57,7 +61,8 @@ def convert_generator(source: Mapping[str, np.ndarray], what: str) -> Converted:
     )
     if convolutions != list(range(0, 3 * len(convolutions), 3)) or len(convolutions) < 2:
         raise SisError(
-            f"{what} holds no DCGAN known here: its convolutions are main.{convolutions}, expected main.0, main.3, main.6, ..."
+            f"{what} holds no DCGAN known here: its convolutions are main.{convolutions}, "
+            "expected main.0, main.3, main.6, ..."
         )
     arrays: dict[str, np.ndarray] = {}
     used = set()
@@ -89,7 +94,8 @@ def convert_generator(source: Mapping[str, np.ndarray], what: str) -> Converted:
     config = DCGANConfig(source["main.0.weight"].shape[0], channels)
     if not 1 <= len(channels) <= _MAX_STAGES or min(config.z_dim, *channels) < 1:
         raise SisError(
-            f"{what} holds no DCGAN known here: a latent of {config.z_dim} and stages of {list(channels[:12])} channels"
+            f"{what} holds no DCGAN known here: a latent of {config.z_dim} and stages of "
+            f"{list(channels[:12])} channels"
         )
     arrays = float32(arrays)
     refuse(what, wrong + faults(arrays, shapes_of(lambda: DCGAN(config))))

@@ -1,4 +1,6 @@
-"""StyleGAN2 from arrays under our names: the architecture is read from their shapes, what old files lack is supplied and said."""
+"""StyleGAN2 from arrays under our names: the architecture is read from their shapes, what old files
+lack is supplied and said.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ _W_SAMPLES = 10_000
 class Facts:
     """What a checkpoint says beside its arrays. Defaults are those of the published networks.
 
-    architecture: "skip" or "resnet", "" where the file does not say. mapping_lr: learning rate multiplier of the mapping network.
+    architecture: "skip" or "resnet", "" where the file does not say. mapping_lr: learning rate
+        multiplier of the mapping network.
     """
 
     conv_clamp: float | None = None
@@ -46,9 +49,11 @@ class Network:
 
 @dataclass(frozen=True)
 class Converted:
-    """One network under our names: float32 arrays, the fields of its config, and what had to be supplied.
+    """One network under our names: float32 arrays, the fields of its config, and what had to be
+    supplied.
 
-    The arrays are views of the file where they can be, so that a conversion holds one array at a time and not a second network.
+    The arrays are views of the file where they can be, so that a conversion holds one array at a
+    time and not a second network.
     """
 
     arrays: Arrays
@@ -93,12 +98,14 @@ def _config(kind, fields: Mapping[str, Any], what: str):
             or len(resolutions(config.resolution)) != len(channels)
         ):
             raise TypeError(
-                f"{config.resolution} pixels, {len(channels)} channel counts and {config.mapping_layers} layers do not go together"
+                f"{config.resolution} pixels, {len(channels)} channel counts and "
+                f"{config.mapping_layers} layers do not go together"
             )
         return config
     except (TypeError, ValueError, KeyError) as error:
         raise SisError(
-            f'the "{what}" in config.json describes no StyleGAN2 ({error}): convert the checkpoint again'
+            f'the "{what}" in config.json describes no StyleGAN2 ({error}): convert the '
+            "checkpoint again"
         ) from None
 
 
@@ -117,7 +124,9 @@ def build_discriminator(
 
 
 def convert_generator(network: Network, layout: str, what: str) -> Converted:
-    """A foreign generator under our names. layout: "ada", "tf" or "rosinality"; `what` names the file in errors."""
+    """A foreign generator under our names. layout: "ada", "tf" or "rosinality"; `what` names the
+    file in errors.
+    """
     _check_facts(network.facts, "skip", what)
     arrays, wrong = translate(network.arrays, TABLES[layout, "generator"])
     concat = layout == "tf" and "mapping/LabelConcat/weight" in network.arrays
@@ -140,7 +149,9 @@ def convert_generator(network: Network, layout: str, what: str) -> Converted:
 
 @np.errstate(all="ignore")
 def _equalise_label_concat(arrays: Arrays) -> None:
-    """The first TensorFlow code embeds labels by a bare matrix; ours has the equalised learning rate's 1 / sqrt(inputs) and a bias."""
+    """The first TensorFlow code embeds labels by a bare matrix; ours has the equalised learning
+    rate's 1 / sqrt(inputs) and a bias.
+    """
     weight = arrays["mapping.embed.weight"]
     arrays["mapping.embed.weight"] = weight * np.float32(np.sqrt(len(weight)))
     arrays["mapping.embed.bias"] = np.zeros(weight.shape[-1:], np.float32)
@@ -159,17 +170,21 @@ def convert_discriminator(network: Network, layout: str, what: str) -> Converted
 def _check_facts(facts: Facts, architecture: str, what: str) -> None:
     if facts.architecture not in ("", architecture):
         raise SisError(
-            f'{what} has the architecture "{facts.architecture[:20]}", only "{architecture}" (the published default) is supported'
+            f'{what} has the architecture "{facts.architecture[:20]}", only "{architecture}" (the '
+            "published default) is supported"
         )
     if facts.activation != "lrelu":
         raise SisError(
-            f'{what} has the activation "{facts.activation[:20]}", only "lrelu" (the published default) is supported'
+            f'{what} has the activation "{facts.activation[:20]}", only "lrelu" (the published '
+            "default) is supported"
         )
 
 
 @np.errstate(over="ignore")  # numbers that grow out of float32 are told as faults
 def float32(arrays: Arrays, mapping_lr: float = LR_MULTIPLIER) -> Arrays:
-    """The same arrays, floating-point ones as float32; another learning rate multiplier of the mapping network is folded in."""
+    """The same arrays, floating-point ones as float32; another learning rate multiplier of the
+    mapping network is folded in.
+    """
     factor = np.float32(mapping_lr / LR_MULTIPLIER)
     made = {
         key: np.asarray(value, np.float32) if value.dtype.kind == "f" else value
@@ -185,7 +200,9 @@ def _sizes(arrays: Arrays, pattern: str) -> list[int]:
 
 
 def _shape(arrays: Arrays, key: str, rank: int) -> tuple[int, ...]:
-    """Shape of an array that decides about the architecture; KeyError where it is missing or has another rank."""
+    """Shape of an array that decides about the architecture; KeyError where it is missing or has
+    another rank.
+    """
     value = arrays[key]
     if value.ndim != rank:
         raise KeyError(key)
@@ -210,7 +227,8 @@ def _blocks(arrays: Arrays, pattern: str, what: str, kind: str) -> int:
         or not sizes
     ):
         raise SisError(
-            f"{what} holds no StyleGAN2 {kind}: its blocks are {sizes[:12] or 'none'}, expected 4, 8, 16, ..."
+            f"{what} holds no StyleGAN2 {kind}: its blocks are {sizes[:12] or 'none'}, expected "
+            "4, 8, 16, ..."
         )
     return top
 
@@ -236,7 +254,8 @@ def _read_generator(
     z_dim = n_in - embed_dim
     if z_dim < 1 or (embed_dim and not c_dim):
         raise SisError(
-            f"{what}: the first mapping layer takes {n_in} numbers, too few for a label embedding of {embed_dim}"
+            f"{what}: the first mapping layer takes {n_in} numbers, too few for a label embedding "
+            f"of {embed_dim}"
         )
     return GeneratorConfig(
         top,

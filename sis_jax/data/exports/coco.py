@@ -1,7 +1,9 @@
-"""COCO export: annotations/instances_<split>.json with run-length masks by pycocotools, pictures in <split>/.
+"""COCO export: annotations/instances_<split>.json with run-length masks by pycocotools, pictures in
+<split>/.
 
-One annotation per class and picture, not per connected piece: a mask says what a pixel is, not how many things there are. The background is
-no category, and neither is ignore (255): both are simply not covered, which is all that this format loses. Lists are streamed.
+One annotation per class and picture, not per connected piece: a mask says what a pixel is, not how
+many things there are. The background is no category, and neither is ignore (255): both are simply
+not covered, which is all that this format loses. Lists are streamed.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ def save(
     folder: Path,
     card: str,
 ) -> str:
-    """Write every split. With `scores`, each annotation carries `score`, the mean score of its class over its pixels."""
+    """Write every split. With `scores`, each annotation carries `score`, the mean score of its
+    class over its pixels.
+    """
     (folder / "annotations").mkdir()
     categories = [
         {"id": c["id"], "name": c["name"], "supercategory": "part"}
@@ -39,7 +43,10 @@ def save(
             "categories": categories,
         }
         _save_split(folder, split, stream, head)
-    return "One run-length annotation per class and picture; background and ignored pixels are in none, so an ignored pixel reads as background."
+    return (
+        "One run-length annotation per class and picture; background and ignored pixels are in "
+        "none, so an ignored pixel reads as background."
+    )
 
 
 def _save_split(folder: Path, split: str, stream: Iterable[Item], head: Mapping[str, Any]) -> None:
@@ -92,9 +99,15 @@ def class_annotations(item: Item) -> Iterator[dict[str, Any]]:
         region = item.mask == class_id
         runs: Any = rle.encode(np.asfortranarray(region, np.uint8))
         found: dict[str, Any] = {
-            "category_id": int(class_id), "iscrowd": 0, "area": int(region.sum()), "bbox": [float(v) for v in rle.toBbox(runs)],
-            "segmentation": {"size": [int(v) for v in runs["size"]], "counts": runs["counts"].decode("ascii")},
-        }  # fmt: skip
+            "category_id": int(class_id),
+            "iscrowd": 0,
+            "area": int(region.sum()),
+            "bbox": [float(v) for v in rle.toBbox(runs)],
+            "segmentation": {
+                "size": [int(v) for v in runs["size"]],
+                "counts": runs["counts"].decode("ascii"),
+            },
+        }
         if item.scores is not None:
             found["score"] = round(float(item.scores[..., class_id][region].mean()), 5)
         yield found

@@ -1,4 +1,6 @@
-"""What several formats share: the streams they take, classes with the background, images that must be there."""
+"""What several formats share: the streams they take, classes with the background, images that must
+be there.
+"""
 
 from __future__ import annotations
 
@@ -21,5 +23,6 @@ def need_image(item: Item, kind: str) -> None:
     """Raise UsageError where the format cannot do without the picture."""
     if item.image is None:
         raise UsageError(
-            f"the format {kind} keeps pictures with their masks, and {item.name} has only a mask; use coco, voc, yolo or npz"
+            f"the format {kind} keeps pictures with their masks, and {item.name} has only a mask; "
+            "use coco, voc, yolo or npz"
         )

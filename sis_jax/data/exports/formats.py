@@ -1,7 +1,8 @@
 """Datasets in other people's formats: COCO, VOC, YOLO, Hugging Face, npz, TFDS.
 
-`write` takes a stream of pictures and masks, so that a dataset and the masks predicted for a folder of photos go through one door. A new
-format is one function `save(splits, classes, folder, card) -> note` and one line in `FORMATS`.
+`write` takes a stream of pictures and masks, so that a dataset and the masks predicted for a folder
+of photos go through one door. A new format is one function `save(splits, classes, folder, card) ->
+note` and one line in `FORMATS`.
 """
 
 from __future__ import annotations
@@ -45,14 +46,19 @@ def write(
     split: str = "train",
     overwrite: bool = False,
 ) -> Path:
-    """Write pictures and masks to `folder` in another format; streamed, and the folder appears whole or not at all.
+    """Write pictures and masks to `folder` in another format; streamed, and the folder appears
+    whole or not at all.
 
-    format: coco, voc, yolo, hf, npz, tfds, or tfrecord. examples: objects with `.name`, `.image` uint8[h w 3] (or None), `.mask` uint8[h w]
-    and, where known, `.seed`, `.confidence`, `.scores` float[h w c]; or tuples (name, image or None, mask[, scores]); or a mapping
-    {split: such a stream}. classes: as in classes.json. card: Markdown on how the data were made. licence: one line, where the card has none.
-    split: the name of a stream that was not given as a mapping. overwrite: replace an earlier export in this folder.
+    format: coco, voc, yolo, hf, npz, tfds, or tfrecord. examples: objects with `.name`, `.image`
+        uint8[h w 3] (or None), `.mask` uint8[h w] and, where known, `.seed`, `.confidence`,
+        `.scores` float[h w c]; or tuples (name, image or None, mask[, scores]); or a mapping
+        {split: such a stream}. classes: as in classes.json. card: Markdown on how the data were
+        made. licence: one line, where the card has none.
+    split: the name of a stream that was not given as a mapping. overwrite: replace an earlier
+        export in this folder.
 
-    Returns the folder. Raises UsageError for an unknown format or a folder that is not empty, SisError for data that do not fit together.
+    Returns the folder. Raises UsageError for an unknown format or a folder that is not empty,
+    SisError for data that do not fit together.
     """
     save = _writer(format)
     streams = examples if isinstance(examples, Mapping) else {split: examples}
@@ -77,11 +83,15 @@ def write(
 
 @contextlib.contextmanager
 def new_folder(
-    folder: str | os.PathLike[str], format: str, overwrite: bool = False
-) -> Iterator[Path]:  # noqa: A002
-    """A temporary folder to fill; afterwards it is at `folder`, marked as ours, whole, or after an error not at all.
+    folder: str | os.PathLike[str],
+    format: str,  # noqa: A002
+    overwrite: bool = False,
+) -> Iterator[Path]:
+    """A temporary folder to fill; afterwards it is at `folder`, marked as ours, whole, or after an
+    error not at all.
 
-    Raises UsageError where `folder` is not empty (overwrite: where it is no earlier export), SisError for a full or closed disk.
+    Raises UsageError where `folder` is not empty (overwrite: where it is no earlier export),
+    SisError for a full or closed disk.
     """
     target = Path(os.path.abspath(Path(folder).expanduser()))
     _check_target(target, overwrite)
@@ -135,16 +145,20 @@ def _check_target(target: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise UsageError(
-            f"{target} is not empty; give another --out, or --overwrite to replace an earlier export"
+            f"{target} is not empty; give another --out, or --overwrite to replace an earlier "
+            "export"
         )
     if not (target / _MARK).is_file():
         raise UsageError(
-            f"{target} holds other things than an export (no {_MARK}), so --overwrite leaves it alone; give another --out"
+            f"{target} holds other things than an export (no {_MARK}), so --overwrite leaves it "
+            "alone; give another --out"
         )
 
 
 def _swap(temporary: Path, target: Path) -> None:
-    """Put the finished folder in place; what was there goes last, so that a killed run leaves one of the two."""
+    """Put the finished folder in place; what was there goes last, so that a killed run leaves one
+    of the two.
+    """
     old = target.with_name(f".{target.name}.{os.getpid()}.sis-old")
     if target.exists():
         os.replace(target, old)

@@ -11,7 +11,9 @@ from sis_jax.data.items import ahead, pngs
 
 
 def save(splits: Splits, classes: Classes, folder: Path, card: str) -> str:
-    """Hugging Face `imagefolder`: <split>/images, <split>/masks and metadata.jsonl; `load_dataset(folder)` gives `image` and `mask`."""
+    """Hugging Face `imagefolder`: <split>/images, <split>/masks and metadata.jsonl;
+    `load_dataset(folder)` gives `image` and `mask`.
+    """
     for split, stream in splits.items():
         place = folder / split
         for kind in ("images", "masks"):
@@ -38,4 +40,7 @@ def save(splits: Splits, classes: Classes, folder: Path, card: str) -> str:
     (folder / "README.md").write_text(
         (card if card.startswith("---\n") else head + card).rstrip() + "\n", encoding="utf-8"
     )
-    return "Load it with `datasets.load_dataset(FOLDER)`; a mask pixel is the class id. Nothing is lost."
+    return (
+        "Load it with `datasets.load_dataset(FOLDER)`; a mask pixel is the class id. Nothing is "
+        "lost."
+    )

@@ -14,18 +14,24 @@ from sis_jax.data.items import Item, ahead, pngs
 
 
 def save(splits: Splits, classes: Classes, folder: Path, card: str) -> str:
-    """One <split>.npz each, read with `allow_pickle=False`: PNG files end to end in `img_blob`, `mask_blob` (uint8), cut by `img_off`,
-    `mask_off` (int64[n + 1]); `name`, `labels` (by position), `label_ids`, `seed` (-1 unknown), `confidence` (NaN unknown).
+    """One <split>.npz each, read with `allow_pickle=False`: PNG files end to end in `img_blob`,
+    `mask_blob` (uint8), cut by `img_off`, `mask_off` (int64[n + 1]); `name`, `labels` (by
+    position), `label_ids`, `seed` (-1 unknown), `confidence` (NaN unknown).
     """
     for split, stream in splits.items():
         _save_split(split, stream, with_background(classes), folder)
-    return "Picture i is `img_blob[img_off[i]:img_off[i + 1]]`, a PNG file; its mask likewise. Nothing is lost."
+    return (
+        "Picture i is `img_blob[img_off[i]:img_off[i + 1]]`, a PNG file; its mask likewise. "
+        "Nothing is lost."
+    )
 
 
 def _save_split(
     split: str, stream: Iterable[Item], labels: Mapping[int, str], folder: Path
 ) -> None:
-    """The blobs grow on disk first: an .npz member needs its length ahead of its bytes, and a dataset need not fit into memory."""
+    """The blobs grow on disk first: an .npz member needs its length ahead of its bytes, and a
+    dataset need not fit into memory.
+    """
     raw = {key: folder / f".{split}.{key}" for key in ("img", "mask")}
     offsets: dict[str, list[int]] = {key: [0] for key in raw}
     rows: list[tuple[str, int, float]] = []
@@ -43,8 +49,9 @@ def _save_split(
             )
     names, seeds, sure = zip(*rows) if rows else ((), (), ())
     arrays = {
-        "name": np.array(names, str), "labels": np.array(list(labels.values()), str), "label_ids": np.array(list(labels), np.int64),
-        "seed": np.array(seeds, np.int64), "confidence": np.array(sure, np.float32),
+        "name": np.array(names, str), "labels": np.array(list(labels.values()), str),
+        "label_ids": np.array(list(labels), np.int64), "seed": np.array(seeds, np.int64),
+        "confidence": np.array(sure, np.float32),
     }  # fmt: skip
     keys = [key for key in raw if offsets[key][-1]]
     arrays |= {f"{key}_off": np.array(offsets[key], np.int64) for key in keys}

@@ -1,6 +1,7 @@
 """Outlines of a mask as polygons, simplified, and back: what formats without run lengths need.
 
-Coordinates are continuous, x to the right and y down, (0, 0) the corner of the first pixel; a pixel is inside when its centre is.
+Coordinates are continuous, x to the right and y down, (0, 0) the corner of the first pixel; a pixel
+is inside when its centre is.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ _TURNS = {(1, 0): (0, 1), (0, 1): (-1, 0), (-1, 0): (0, -1), (0, -1): (1, 0)}  #
 
 
 def polygons(region: Bool[np.ndarray, "h w"], tolerance: float = 0.4) -> list[Polygon]:
-    """One polygon per 4-connected piece, no vertex farther than `tolerance` pixels from the line that replaces it.
+    """One polygon per 4-connected piece, no vertex farther than `tolerance` pixels from the line
+    that replaces it.
 
     A hole is joined to its outline by a cut of no width, since one polygon cannot have a hole.
     """
@@ -46,9 +48,11 @@ def fill(shapes: list[Polygon], height: int, width: int) -> Bool[np.ndarray, "h 
 
 
 def _outlines(piece: Bool[np.ndarray, "h w"]) -> list[Polygon]:
-    """The closed borders of a region, inside on the right hand, through the middle of every pixel edge.
+    """The closed borders of a region, inside on the right hand, through the middle of every pixel
+    edge.
 
-    The middles make slanted borders straight, where corners would make stairs, and cut off no pixel's centre.
+    The middles make slanted borders straight, where corners would make stairs, and cut off no
+    pixel's centre.
     """
     framed = np.pad(piece, 1)
     core = framed[1:-1, 1:-1]
@@ -75,7 +79,8 @@ def _walk(start: tuple[int, int], steps: dict[tuple[int, int], list[tuple[int, i
     at, heading, middles = start, None, []
     while at in steps:
         ways = steps[at]
-        # Where two pixels touch at a corner there are two ways on; the right turn stays with the own pixel.
+        # Where two pixels touch at a corner there are two ways on; the right turn stays with the
+        # own pixel.
         turn = _TURNS.get(heading) if heading and len(ways) > 1 else None
         heading = turn if turn in ways else ways[0]
         ways.remove(heading)

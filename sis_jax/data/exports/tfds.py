@@ -1,4 +1,5 @@
-"""TFDS export: array_record (random access, read with or without TensorFlow), or tfrecord for `tf.data`.
+"""TFDS export: array_record (random access, read with or without TensorFlow), or tfrecord for
+`tf.data`.
 
     import tensorflow_datasets as tfds
     source = tfds.builder_from_directory(folder).as_data_source("train")     # no TensorFlow needed
@@ -28,7 +29,8 @@ from sis_jax.data.items import Item, ahead, grey_pngs
 from sis_jax.types import UsageError
 
 VERSION = "1.0.0"
-# TFDS looks beside a builder's source for lists of downloads, and needs a package it does not declare (importlib_resources) to find the place.
+# TFDS looks beside a builder's source for lists of downloads, and needs a package it does not
+# declare (importlib_resources) to find the place.
 NO_CODE_PATH = None
 
 
@@ -38,7 +40,9 @@ def save(
     folder: Path,
     card: str,
 ) -> str:
-    """Features: image, mask (`LabeledImage`, so the class names travel along), name, seed (-1 unknown), confidence (NaN unknown)."""
+    """Features: image, mask (`LabeledImage`, so the class names travel along), name, seed (-1
+    unknown), confidence (NaN unknown).
+    """
     builder_class = _builder_class()
     work = folder / ".tfds"
     builder = builder_class(
@@ -52,11 +56,16 @@ def save(
     for file in Path(builder.data_dir).iterdir():
         os.replace(file, folder / file.name)
     shutil.rmtree(work)
-    return "Read it with `tfds.builder_from_directory(FOLDER).as_data_source('train')`; TensorFlow is not needed. Nothing is lost."
+    return (
+        "Read it with `tfds.builder_from_directory(FOLDER).as_data_source('train')`; TensorFlow "
+        "is not needed. Nothing is lost."
+    )
 
 
 def labels_by_id(classes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A name for every class id up to the largest: TFDS looks names up by position. 255 stays the value to ignore, without a name."""
+    """A name for every class id up to the largest: TFDS looks names up by position. 255 stays the
+    value to ignore, without a name.
+    """
     known = with_background(classes)
     names = [known.get(i, f"unused {i}") for i in range(max(known) + 1)]
     # TFDS wants each name once, and one class per line.
@@ -102,7 +111,9 @@ def prepare(builder: Any, manual_dir: str | None = None) -> None:
 
 @functools.cache
 def _builder_class() -> Any:
-    """The builder, made once: TFDS registers each class by name and refuses a second of the same name."""
+    """The builder, made once: TFDS registers each class by name and refuses a second of the same
+    name.
+    """
     import tensorflow_datasets as tfds
 
     class SisMasks(tfds.core.GeneratorBasedBuilder):
@@ -156,7 +167,7 @@ def _builder_class() -> Any:
     return SisMasks
 
 
-# -------------------------------------------------------------------------------------------------------------------------------- tfrecord
+# ----------------------------------------------------------------------------------------- tfrecord
 
 
 def save_tfrecord(
@@ -165,9 +176,11 @@ def save_tfrecord(
     folder: Path,
     card: str,
 ) -> str:
-    """The same examples framed as TFRecord, for `tfds.builder_from_directory(folder).as_dataset("train")`, which needs TensorFlow to read.
+    """The same examples framed as TFRecord, for
+    `tfds.builder_from_directory(folder).as_dataset("train")`, which needs TensorFlow to read.
 
-    array_record holds the same serialised examples, so each is only framed anew: length, checksum, bytes, checksum.
+    array_record holds the same serialised examples, so each is only framed anew: length, checksum,
+    bytes, checksum.
     """
     checksum = _checksum()
     save(splits, classes, folder, card)
@@ -182,7 +195,10 @@ def save_tfrecord(
             "array_record", "tfrecord"
         )
     info.write_text(json.dumps(content, indent=2), encoding="utf-8")
-    return "Read it with `tfds.builder_from_directory(FOLDER).as_dataset(split='train')`, which needs TensorFlow. Nothing is lost."
+    return (
+        "Read it with `tfds.builder_from_directory(FOLDER).as_dataset(split='train')`, which "
+        "needs TensorFlow. Nothing is lost."
+    )
 
 
 def _checksum() -> Callable[[bytes], int]:
@@ -190,7 +206,8 @@ def _checksum() -> Callable[[bytes], int]:
         import google_crc32c
     except ImportError:
         raise UsageError(
-            "the format tfrecord needs google-crc32c: pip install google-crc32c, or use the format tfds"
+            "the format tfrecord needs google-crc32c: pip install google-crc32c, or use the "
+            "format tfds"
         ) from None
     return google_crc32c.value
 

@@ -1,6 +1,8 @@
-"""YOLO segmentation export: images/<split>, labels/<split>/<name>.txt with one polygon a line, data.yaml.
+"""YOLO segmentation export: images/<split>, labels/<split>/<name>.txt with one polygon a line,
+data.yaml.
 
-Polygons cannot say what a mask says. How much they lose is measured while writing, by filling every polygon again, and told.
+Polygons cannot say what a mask says. How much they lose is measured while writing, by filling every
+polygon again, and told.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ def save(
     folder: Path,
     card: str,
 ) -> str:
-    """Write every split: `class x1 y1 x2 y2 ...` per connected piece, coordinates over width and height. Classes count from 0, without
-    background; ignored pixels are in no polygon. Returns the sentence that says how much was lost.
+    """Write every split: `class x1 y1 x2 y2 ...` per connected piece, coordinates over width and
+    height. Classes count from 0, without background; ignored pixels are in no polygon. Returns the
+    sentence that says how much was lost.
     """
     order = sorted((c for c in classes if c["id"]), key=lambda c: c["id"])
     number = {c["id"]: i for i, c in enumerate(order)}
@@ -79,6 +82,8 @@ def _loss(counts: np.ndarray, names: Mapping[int, str]) -> str:
         return "Lossy format; there was no mask to lose."
     worst = min(known, key=lambda i: known[i])
     return (
-        f"Lossy: the polygons, filled again, agree with the masks to a mean IoU of {np.mean(list(known.values())):.4f} over "
-        f"{len(known)} classes, least for {names[worst]} ({known[worst]:.4f}); ignored pixels read as background."
+        "Lossy: the polygons, filled again, agree with the masks to a mean IoU of "
+        f"{np.mean(list(known.values())):.4f} over "
+        f"{len(known)} classes, least for {names[worst]} ({known[worst]:.4f}); ignored pixels "
+        "read as background."
     )
