@@ -95,7 +95,7 @@ def shell(tmp_path):
     def run(*args: str):
         env = {
             **os.environ,
-            "PYTHONPATH": str(tmp_path),
+            "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(sis_jax.__file__).parents[1])]),
             "COLUMNS": "100",
             "XDG_CACHE_HOME": str(tmp_path / "cache"),
         }

@@ -257,8 +257,8 @@ def test_only_methods_that_cluster_say_lower_k():
     """
     from types import SimpleNamespace
 
-    from sis_jax.discover import _warnings
     from sis_jax.methods.base import METHODS, get
+    from sis_jax.stages.discover import _warnings
 
     said = {}
     for name in METHODS:
@@ -284,7 +284,7 @@ def test_only_methods_that_cluster_say_lower_k():
 def test_a_background_that_leaves_most_of_the_frame_is_told(share, told):
     from types import SimpleNamespace
 
-    from sis_jax.discover import _warnings
+    from sis_jax.stages.discover import _warnings
 
     shares = (share, 0.1, 0.9 - share), (0.2, 0.02, 0.78)
     clusters = [
@@ -308,7 +308,7 @@ def test_a_background_that_leaves_most_of_the_frame_is_told(share, told):
 def test_a_cluster_that_is_background_by_a_narrow_margin_is_told(on_frame, in_picture, told):
     from types import SimpleNamespace
 
-    from sis_jax.discover import _warnings
+    from sis_jax.stages.discover import _warnings
 
     shares = zip((on_frame, 1 - on_frame), (in_picture, 1 - in_picture))
     clusters = [

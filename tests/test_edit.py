@@ -3,7 +3,6 @@ folder, photos, and what is refused.
 """
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +25,6 @@ from sis_jax.stages.directions import Direction
 from sis_jax.types import Info, SisError, UsageError
 
 edit = sis_jax.edit
-verb = sys.modules["sis_jax.edit"]
 QUICK = {"k": 2, "layer": "16x16", "n": 8, "n_init": 1}
 
 

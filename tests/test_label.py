@@ -232,7 +232,7 @@ def test_batches_change_nothing(disc, clip, monkeypatch):
 
 
 def test_the_papers_setting():
-    from sis_jax.label import _with_recipe
+    from sis_jax.stages.label import _with_recipe
 
     asked = {
         "clip": None,
@@ -382,7 +382,7 @@ def test_names_after_the_parts_were_found_again(run):
 
 
 def test_a_flag_given_twice_counts_twice():
-    from sis_jax.label import gathered
+    from sis_jax.runs.cli import gathered
 
     words = [
         "run",

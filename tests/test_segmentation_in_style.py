@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sis_jax.discover import _resolve
 from sis_jax.methods.segmentation_in_style import (
     RECIPES,
     SegmentationInStyle,
@@ -19,6 +18,7 @@ from sis_jax.methods.segmentation_in_style import (
 from sis_jax.ops import kmeans, sweep
 from sis_jax.ops.cluster_labels import label_maps
 from sis_jax.ops.resize import resize_bilinear
+from sis_jax.stages.discover import _resolve
 from sis_jax.types import SisError, UsageError
 
 K = 5

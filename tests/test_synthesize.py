@@ -17,6 +17,7 @@ from PIL import Image
 
 import sis_jax
 from sis_jax.data.folder import Dataset, Example, SplitWriter
+from sis_jax.stages import synthesize as synthesize_stage
 from sis_jax.types import SisError, UsageError
 
 ROOT = Path(sis_jax.__file__).parents[1]
@@ -86,7 +87,7 @@ def test_devices_and_company_do_not_change_a_byte(run, weights, tmp_path, device
     monkeypatch.setattr(
         parallel, "local_devices", lambda d=None: here[:devices] if d is None else tuple(d)
     )
-    monkeypatch.setattr(sys.modules["sis_jax.synthesize"], "CHUNK", 17)
+    monkeypatch.setattr(synthesize_stage, "CHUNK", 17)
     gen, parts = sis_jax.load_generator(weights), sis_jax.Parts.load(run)
     other = sis_jax.synthesize(gen, parts, n=40, val=0.1, out=str(tmp_path / "x" / "data"))
     mine, theirs = content(run / "data"), content(other.path)
