@@ -10,7 +10,7 @@ import pytest
 from scipy import ndimage
 
 import sis_jax
-from sis_jax.methods.base import latent_direction as ld
+from sis_jax.methods import latent_direction as ld
 from sis_jax.methods.latent_direction import LatentDirection
 from sis_jax.types import Info, Samples, UsageError, latents_from_seeds
 

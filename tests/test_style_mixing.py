@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import sis_jax
-from sis_jax.methods.base import style_mixing as sm
+from sis_jax.methods import style_mixing as sm
 from sis_jax.methods.style_mixing import StyleMixing, segment_boxes
 from sis_jax.ops import pixel_clusters as pc
 from sis_jax.types import Info, Samples, UsageError, latents_from_seeds

@@ -190,7 +190,7 @@ def _tokenizer(folder: str | None) -> CLIPTokenizer:
         "1"  # else it says at import that torch is missing, which nobody here misses
     )
     try:
-        from transformers import CLIPTokenizer
+        from transformers import CLIPTokenizer  # late: slow to import, only for text
     finally:
         os.environ.pop(quiet) if before is None else os.environ.__setitem__(quiet, before)
     # Long texts are cut here, not there: the library would warn instead of telling which.

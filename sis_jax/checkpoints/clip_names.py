@@ -110,7 +110,7 @@ def _complete(folder: Path) -> bool:
 
 def _snapshot(name: str, patterns: list[str], offline: bool) -> tuple[Path | None, str]:
     """The hub client's folder of a model, None with the reason where it has none."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import snapshot_download  # late: only for the network
 
     try:
         return Path(

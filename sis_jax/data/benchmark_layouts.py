@@ -267,7 +267,7 @@ def birds_tfds(root: Path, split: str, grey_from: int) -> list[Entry]:
 
 def _tfds(root: Path, name: str, split: str, lookup: np.ndarray) -> Iterator[Entry]:
     """A prepared TFDS dataset; without TensorFlow only array_record can be read."""
-    import tensorflow_datasets as tfds
+    import tensorflow_datasets as tfds  # late: slow to import, only for this format
 
     infos = sorted(find(root, name).rglob("dataset_info.json"))
     if not infos:

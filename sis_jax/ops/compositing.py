@@ -61,7 +61,7 @@ def inpaint(
     if not hole.any() or hole.all():
         return image
     try:
-        import cv2
+        import cv2  # late: large, and only needed here
     except ImportError:
         raise UsageError(
             "completing a background needs OpenCV: pip install opencv-python-headless"

@@ -97,7 +97,7 @@ def shares(
 
 def _opencv() -> Any:
     try:
-        import cv2
+        import cv2  # late: large, and only needed here
     except ImportError:
         raise UsageError(
             "adapting to photos needs OpenCV: pip install opencv-python-headless"

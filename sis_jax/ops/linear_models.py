@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.optimize import minimize
-from scipy.stats import rankdata
 
 from sis_jax.types import UsageError
 
@@ -68,6 +66,8 @@ def logistic_regression(
     balanced: s_i = n / (2 n_class), so that few true points weigh as much as many false ones;
         otherwise 1. UsageError for points of one kind only.
     """
+    from scipy.optimize import minimize  # late: slow to import
+
     _both(y)
     x = np.asarray(x, np.float64)
     sign = np.where(y, 1.0, -1.0)
@@ -163,6 +163,8 @@ def roc_area(score: Float[np.ndarray, "n"], true: Bool[np.ndarray, "n"]) -> floa
     """Area under the ROC curve, 0..1; 0.5 where all pictures are of one kind. Equal scores share
     their ranks.
     """
+    from scipy.stats import rankdata  # late: slow to import
+
     hits = int(true.sum())
     if hits in (0, len(true)):
         return 0.5

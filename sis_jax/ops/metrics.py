@@ -15,7 +15,6 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64, Integer, Shaped
 from numpy.typing import ArrayLike
 from scipy.ndimage import distance_transform_edt
-from scipy.optimize import linear_sum_assignment
 
 from sis_jax.types import UsageError
 
@@ -147,6 +146,8 @@ def hungarian(counts: Integer[np.ndarray, "k p"]) -> Int64[np.ndarray, "p"]:
 
     It looks at the truth, so that a score after it is no zero-label score.
     """
+    from scipy.optimize import linear_sum_assignment  # late: slow to import
+
     rows, columns = linear_sum_assignment(counts, maximize=True)
     matched = np.full(counts.shape[1], -1, np.int64)
     matched[columns] = rows

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.optimize import linear_sum_assignment
 
 BORDER = 0.05  # width of the frame (top, left, right), as a fraction of the side
 BORDER_RATIO = 1.5  # a background cluster covers the frame this much more than the picture
@@ -44,6 +43,8 @@ def cluster_agreement(
     """For each cluster of a the intersection over union with its partner in b, partners chosen one
     to one (Hungarian).
     """
+    from scipy.optimize import linear_sum_assignment  # late: slow to import
+
     table = overlap(a, b, k).astype(np.float64)
     union = table.sum(1)[:, None] + table.sum(0)[None] - table
     iou = table / np.maximum(union, 1)

@@ -177,7 +177,7 @@ def _choice(
 def _parse_with_tyro(
     name: str, description: str, params: list[Param], argv: list[str]
 ) -> dict[str, Any]:
-    import tyro
+    import tyro  # late: only the command line needs it
 
     _check_flags(params, argv)
     fields = []

@@ -85,7 +85,7 @@ def _release(key: str, pid: int) -> None:
 def _flock(fd: int) -> bool | None:
     """True: ours. False: another process has it. None: locks do not exist here."""
     try:
-        import fcntl
+        import fcntl  # late: not on Windows
     except ImportError:
         return None
     try:

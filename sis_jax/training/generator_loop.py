@@ -251,7 +251,7 @@ class Trainer:
 
     def _manager(self) -> Any:
         if self._checkpoints is None:
-            import orbax.checkpoint as ocp
+            import orbax.checkpoint as ocp  # late: takes a second to import
 
             folder = (self.run_folder.path / "checkpoints").absolute()
             self._checkpoints = ocp.CheckpointManager(
@@ -260,7 +260,7 @@ class Trainer:
         return self._checkpoints
 
     def _save(self) -> None:
-        import orbax.checkpoint as ocp
+        import orbax.checkpoint as ocp  # late: takes a second to import
 
         manager = self._manager()
         if manager.latest_step() == self.step:
@@ -277,7 +277,7 @@ class Trainer:
         self._export()
 
     def _resume(self) -> None:
-        import orbax.checkpoint as ocp
+        import orbax.checkpoint as ocp  # late: takes a second to import
 
         manager = self._manager()
         latest = manager.latest_step()

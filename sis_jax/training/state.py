@@ -28,7 +28,7 @@ class TrainingState:
         """
         if self.folder is None:
             return
-        import orbax.checkpoint as ocp
+        import orbax.checkpoint as ocp  # late: takes a second to import
 
         meta = {"config": self.config, "facts": facts}
         args = ocp.args.Composite(
@@ -45,7 +45,7 @@ class TrainingState:
         """
         if self.folder is None or not self.folder.is_dir():
             return None
-        import orbax.checkpoint as ocp
+        import orbax.checkpoint as ocp  # late: takes a second to import
 
         manager = self._open()
         step = manager.latest_step()
@@ -62,7 +62,7 @@ class TrainingState:
 
     def _open(self) -> Any:
         if self._manager is None:
-            import orbax.checkpoint as ocp
+            import orbax.checkpoint as ocp  # late: takes a second to import
 
             assert self.folder is not None
             options = ocp.CheckpointManagerOptions(max_to_keep=1, create=True)

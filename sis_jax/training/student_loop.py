@@ -331,7 +331,7 @@ class Trainer:
         )
 
     def _save(self) -> None:
-        import orbax.checkpoint as ocp
+        import orbax.checkpoint as ocp  # late: takes a second to import
 
         manager, at = self._open(), self._number()
         if manager.latest_step() == at:
@@ -372,7 +372,7 @@ class Trainer:
 
     def _open(self) -> Any:
         if self._manager is None:
-            import orbax.checkpoint as ocp
+            import orbax.checkpoint as ocp  # late: takes a second to import
 
             options = ocp.CheckpointManagerOptions(max_to_keep=1, create=True)
             self._manager = ocp.CheckpointManager(
@@ -381,7 +381,7 @@ class Trainer:
         return self._manager
 
     def _resume(self) -> None:
-        import orbax.checkpoint as ocp
+        import orbax.checkpoint as ocp  # late: takes a second to import
 
         manager = self._open()
         latest = manager.latest_step()

@@ -94,7 +94,7 @@ def encoded(image: bytes, mask: bytes, name: str) -> dict[str, Any]:
 
 def prepare(builder: Any, manual_dir: str | None = None) -> None:
     """`download_and_prepare`, quietly and without looking for anything on the network."""
-    import tensorflow_datasets as tfds
+    import tensorflow_datasets as tfds  # late: slow to import, only for this format
 
     config = tfds.download.DownloadConfig(
         manual_dir=manual_dir, try_download_gcs=False, register_checksums=False
@@ -114,7 +114,7 @@ def _builder_class() -> Any:
     """The builder, made once: TFDS registers each class by name and refuses a second of the same
     name.
     """
-    import tensorflow_datasets as tfds
+    import tensorflow_datasets as tfds  # late: slow to import, only for this format
 
     class SisMasks(tfds.core.GeneratorBasedBuilder):
         """Pictures with class masks, written by sis_jax."""
@@ -203,7 +203,7 @@ def save_tfrecord(
 
 def _checksum() -> Callable[[bytes], int]:
     try:
-        import google_crc32c
+        import google_crc32c  # late: an optional package
     except ImportError:
         raise UsageError(
             "the format tfrecord needs google-crc32c: pip install google-crc32c, or use the "
