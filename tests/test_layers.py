@@ -1,6 +1,8 @@
 """The import law: who may import whom, read from the source of every file, late imports too."""
 
 import ast
+import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -200,3 +202,10 @@ def test_imports_stand_at_the_top(file):
     known = {name for where, name in KNOWN_VIOLATIONS if where == place}
     bad = {name for name in late if name not in LATE and name.split(".")[0] not in LATE}
     assert bad <= known
+
+
+@pytest.mark.parametrize("door", sorted(DOORS - {"report"}))  # its work is runs/page.write_page
+def test_a_door_and_its_stage_take_the_same(door):
+    both = [importlib.import_module(f"sis_jax.{place}{door}") for place in ("", "stages.")]
+    ours, theirs = (inspect.signature(getattr(module, door)) for module in both)
+    assert ours == theirs

@@ -1,1 +1,1 @@
-"""Datasets and run folders, without JAX."""
+"""Photos, datasets, parts and masks as files. No JAX here."""

@@ -1,5 +1,5 @@
-"""Pictures of results with NumPy and Pillow only: class colours, overlays, labelled grids, and
-small SVG charts for the report.
+"""Pictures of results with NumPy and Pillow only: class colours, overlays, labelled
+grids.
 
 Colours are fixed per class id. The first eight are those of Okabe and Ito; the others were chosen
 one after the other, each as far as possible from all before it for a normal, a protan, a deutan and

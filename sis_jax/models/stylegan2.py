@@ -1,5 +1,5 @@
 """StyleGAN2's generator: mapping and synthesis ("skip" architecture). The discriminator is in
-`stylegan2_discriminator.py`.
+`models/discriminator.py`.
 
 Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN" (arXiv 1912.04958) and
 "Training Generative Adversarial Networks with Limited Data" (arXiv 2006.06676) for conv_clamp and

@@ -1,3 +1,1 @@
-"""Foundations without files or networks: types, array operations, k-means, devices, metrics,
-drawing, the command-line door.
-"""
+"""Array operations without files or networks: convolution, resizing, clustering, metrics."""

@@ -1,12 +1,5 @@
-"""How good: sliced Wasserstein distance between sets of pictures, and the counts behind every
-segmentation score.
-
-Segmentation scores come from a confusion matrix (rows = truth), so that a data set streams through
-in any order; NumPy and SciPy only.
-
-Sliced Wasserstein distance (SWD): Karras et al. 2018, "Progressive Growing of GANs" (arXiv
-1710.10196), section 5. Lower is better, 0 for two equal sets; two halves of one set give the noise
-floor, which is what a number should be compared with.
+"""The counts behind every segmentation score: a confusion matrix (rows = truth), so that a data
+set streams through in any order. NumPy and SciPy only.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class Projection:
 
     w: one per slot, for `gen.synthesize`. photos, images: the photos as they were matched, and what
         the generator draws. noise: layer -> maps, where they were optimised
-        (`nn.projection.with_noise` puts one set into a generator). distance: what was minimised, at
+        (`training.projection.with_noise` puts one set into a generator). distance: what was minimised, at
         the end. skipped: (name, reason).
     """
 

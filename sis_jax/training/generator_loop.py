@@ -1,7 +1,7 @@
 """A training run of a generator in a folder: photos in, the loop of lazy phases, checkpoints that
 resume to the same bits, a weights folder out.
 
-The verb is `train_generator.py`; one step is in `training/gan.py`.
+The stage is `stages/train_generator.py`; one step is in `training/gan.py`.
 """
 
 from __future__ import annotations

@@ -246,7 +246,7 @@ def to_float(real: jax.Array) -> Float[Array, "n r r 3"]:
     return real.astype(jnp.float32) / 127.5 - 1
 
 
-# what is asked of samples, each a body for `core.features.map_samples`
+# what is asked of samples, each a body for `ops.sampling.map_samples`
 
 
 def mask(params: Params, features: tuple[jax.Array, ...]) -> Float[Array, "n r r"]:

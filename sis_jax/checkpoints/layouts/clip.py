@@ -3,7 +3,7 @@ network read from the arrays.
 
 Layouts: "openai-clip" (OpenAI's state dicts and archives), "open_clip" (the same names, with a
     config beside them), "transformers-clip" (Hugging Face folders). Rules are as in
-    `stylegan2_layouts.py`: every name in a file matches exactly one, and what we do not need is
+    `layouts/tables.py`: every name in a file matches exactly one, and what we do not need is
     dropped by a rule of its own.
 """
 
