@@ -44,8 +44,8 @@ class Projection:
 
     w: one per slot, for `gen.synthesize`. photos, images: the photos as they were matched, and what
         the generator draws. noise: layer -> maps, where they were optimised
-        (`training.projection.with_noise` puts one set into a generator). distance: what was minimised, at
-        the end. skipped: (name, reason).
+        (`training.projection.with_noise` puts one set into a generator). distance: what was
+        minimised, at the end. skipped: (name, reason).
     """
 
     names: tuple[str, ...]
