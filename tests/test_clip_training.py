@@ -3,6 +3,7 @@ captions that are true.
 """
 
 import captions
+import clip_training as training
 import jax
 import jax.numpy as jnp
 import numpy as np
