@@ -22,7 +22,8 @@ from clip_kit import close
 from PIL import Image
 
 import sis_jax
-from sis_jax.checkpoints import clip, clip_inputs, clip_names, convert, files, verify
+from sis_jax.checkpoints import clip as clip_model
+from sis_jax.checkpoints import clip_inputs, clip_names, convert, files, verify
 from sis_jax.checkpoints.clip_inputs import Preprocessing, Tokenizer
 from sis_jax.models import clip as nets
 from sis_jax.types import SisError, UsageError
@@ -139,10 +140,10 @@ def test_works_inside_jit_and_vmap_and_takes_chunks(folder, expected):
 def test_one_compilation_per_shape(folder):
     clip = sis_jax.load_clip(folder / "openai_vit_tiny.pt")
     pixels = np.zeros((11, 32, 32, 3), np.float32)
-    clip._encode_image.clear_cache()
+    clip_model._encode_image.clear_cache()
     for n in (5, 9, 10, 11):
         clip.encode_image(pixels[:n], batch=5)
-    assert clip._encode_image._cache_size() == 1
+    assert clip_model._encode_image._cache_size() == 1
 
 
 @pytest.mark.parametrize(
@@ -163,8 +164,8 @@ def test_one_compilation_per_shape(folder):
             lambda c: c.encode_text("hair"),
             "knows 300 tokens and came without vocab.json and merges.txt",
         ),
-        (lambda c: clip._texts(3), "a string or a list of strings, got int"),
-        (lambda c: clip._texts(["hair", 3]), "a string or a list of strings, got list"),
+        (lambda c: clip_model._texts(3), "a string or a list of strings, got int"),
+        (lambda c: clip_model._texts(["hair", 3]), "a string or a list of strings, got list"),
         (
             lambda c: c.encode_image(np.zeros((1, 32, 32, 3), np.float32), batch=0),
             "batch must be a whole number of at least 1, got 0",

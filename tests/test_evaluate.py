@@ -19,6 +19,7 @@ from sis_jax.runs import cli
 from sis_jax.runs.metrics import Metrics
 from sis_jax.runs.page import write_page
 from sis_jax.runs.run import RunFolder
+from sis_jax.stages import evaluate as evaluate_stage
 from sis_jax.types import Info, SisError, UsageError
 
 PRED = [{"id": 0, "name": "background"}, {"id": 1, "name": "Hair"}, {"id": 2, "name": "part 2"}]
@@ -597,7 +598,7 @@ def test_mistakes_in_files_are_named(tmp_path):
     with pytest.raises(UsageError, match="is no JSON file or text"):
         evaluate(Threshold(), classes_map="nothing.json", **given)
     with pytest.raises(UsageError, match=r"a dict is no network that can be measured"):
-        evaluate({}, **given)  # type: ignore[arg-type]
+        evaluate_stage._load({})
     (place / "masks" / "4.png").unlink()
     found = evaluate(Threshold(), resamples=0, **given)
     assert found["images"] == 4

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from sis_jax.data.ground_truth import Truth
     from sis_jax.ops import protocols
-    from sis_jax.ops.scoring import Segmenter
     from sis_jax.runs.metrics import Metrics
 
 
