@@ -9,7 +9,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -22,9 +22,6 @@ from sis_jax.data.files import plain, write_atomic
 from sis_jax.data.items import png
 from sis_jax.ops import compositing
 from sis_jax.types import SisError, UsageError
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 _ARRAYS = ("originals", "plain", "images", "backgrounds", "alphas", "edited_alphas")
 

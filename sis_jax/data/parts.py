@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Integer, UInt8
@@ -22,9 +22,6 @@ from sis_jax.data import draw
 from sis_jax.data.files import plain, write_atomic
 from sis_jax.data.part_names import grouped
 from sis_jax.types import Info, SisError, UsageError
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 BACKGROUND = 0
 

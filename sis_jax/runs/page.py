@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -24,9 +24,6 @@ from sis_jax.data.files import read_run, write_atomic
 from sis_jax.runs import charts, cli
 from sis_jax.runs.page_images import data_uri, jpeg_uri, reduced
 from sis_jax.types import UsageError
-
-if TYPE_CHECKING:
-    pass
 
 _UNSURE = 0.7  # agreement or confidence below this is marked
 _SHOWN = 256  # pixels: larger samples are reduced, so that the page stays small

@@ -31,8 +31,6 @@ from sis_jax.types import UsageError, unknown_name
 
 if TYPE_CHECKING:
     from sis_jax.checkpoints.clip import CLIP
-    from sis_jax.data.parts import Parts
-    from sis_jax.stages.texts import Texts
     from sis_jax.types import Generator
 
 SHOWN = 8  # samples in the gallery

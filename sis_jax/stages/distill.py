@@ -47,9 +47,6 @@ from sis_jax.types import SisError, UsageError, unknown_name
 
 if TYPE_CHECKING:
     from sis_jax.checkpoints.student import Student
-    from sis_jax.data.folder import Dataset
-    from sis_jax.data.pairs import Pairs
-    from sis_jax.training.student_loop import Job
 
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {

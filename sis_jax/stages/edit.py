@@ -38,14 +38,9 @@ from sis_jax.stages.teacher import Teacher
 from sis_jax.types import SisError, UsageError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from sis_jax.checkpoints.clip import CLIP
-    from sis_jax.data.edits import Edit
-    from sis_jax.data.parts import Parts
     from sis_jax.stages.directions import Direction
     from sis_jax.stages.project import Projection
-    from sis_jax.stages.teacher import Teacher
     from sis_jax.types import Generator
 
 

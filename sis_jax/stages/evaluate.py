@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from sis_jax.data.ground_truth import Truth
-    from sis_jax.ops import protocols
-    from sis_jax.runs.metrics import Metrics
 
 
 def evaluate(

@@ -27,9 +27,6 @@ from sis_jax.types import UsageError, unknown_name
 if TYPE_CHECKING:
     from sis_jax.checkpoints.clip import CLIP
     from sis_jax.data.ontology import Ontology
-    from sis_jax.data.parts import Parts
-    from sis_jax.stages.naming import Naming
-    from sis_jax.stages.teacher import Teacher
     from sis_jax.types import Generator
 
 

@@ -28,7 +28,6 @@ from sis_jax.types import UsageError
 
 if TYPE_CHECKING:
     from sis_jax.checkpoints.student import Student
-    from sis_jax.data.masks import Masks, Prediction
 
 _MARK = ".sis-masks.json"  # what tells a folder we wrote from one we must not touch
 Photo = tuple[str, np.ndarray | str]  # name, and the picture or why there is none

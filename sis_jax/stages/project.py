@@ -28,8 +28,6 @@ from sis_jax.training import projection as nn
 from sis_jax.types import Generator, SisError, UsageError, to_uint8
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from sis_jax.models.discriminator import Discriminator
     from sis_jax.models.lpips import LPIPS
 

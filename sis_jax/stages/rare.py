@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -31,9 +31,6 @@ from sis_jax.ops.progress import say
 from sis_jax.ops.sampling import sample_seeds
 from sis_jax.stages import directions
 from sis_jax.types import Generator, SisError
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 LOOKED_AT = 32  # samples on which clusters are compared
 LEAST_GROWTH = 2e-3  # of the pixels: less is noise

@@ -23,9 +23,7 @@ from sis_jax.stages.teacher import Teacher
 from sis_jax.types import UsageError
 
 if TYPE_CHECKING:
-    from sis_jax.data.folder import Dataset, Example
     from sis_jax.data.parts import Parts
-    from sis_jax.stages.teacher import Teacher
     from sis_jax.types import Generator
 
 CHUNK = 128  # examples between two points from which a killed run goes on
