@@ -29,6 +29,8 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, UInt8
 
+from sis_jax.models.backbone_unet import BackboneUNet
+from sis_jax.models.backbones import EfficientNetLite
 from sis_jax.ops.resize import resize_bilinear
 from sis_jax.parallel import pmean
 from sis_jax.types import UsageError, unknown_name
@@ -471,6 +473,9 @@ class DeepLabV3(nnx.Module):
 NETWORKS: dict[str, Any] = {
     "unet-small": SmallUNet,
     "unet": UNet,
+    "unet-efficientnet-lite0": lambda config, rng: BackboneUNet(
+        EfficientNetLite(0, rng, "backbone"), config.classes, rng
+    ),
     "resnet18": ResNet18,
     "deeplabv3-resnet18": DeepLabV3,
     "deeplabv3-resnet50": DeepLabV3,
