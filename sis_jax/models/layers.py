@@ -24,8 +24,8 @@ class Statistic(nnx.Variable):
 class Conv(nnx.Module):
     """Convolution with He initialisation; `bias` where no normalisation follows.
 
-    padding: zeros on every side, by default what keeps the size at stride 1; or "SAME", TensorFlow's
-    rule, which differs at stride 2.
+    padding: zeros on every side, by default what keeps the size at stride 1; or "SAME",
+        TensorFlow's rule, which differs at stride 2.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Conv(nnx.Module):
     def __call__(self, x: Float[Array, "n h w i"]) -> Float[Array, "n h2 w2 o"]:
         kernel = self.weight[...].astype(x.dtype)
         if kernel.shape[0] == self.stride == 1:
-            # As one matrix product: XLA's CPU backend is slow at derivatives with several batch axes.
+            # One matrix product: XLA's CPU backend is slow at derivatives with several batch axes.
             y = (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
         elif self.stride == self.dilation == 1 and self.padding is None:
             y = conv_same(x, kernel)
@@ -73,7 +73,7 @@ class Conv(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-    """Group normalisation, 8 channels a group: the same in training and use, for any batch."""
+    """Group normalisation, 8 channels a group: the same in training and use, and for any batch."""
 
     def __init__(self, channels: int):
         self.scale, self.shift = nnx.Param(jnp.ones(channels)), nnx.Param(jnp.zeros(channels))
@@ -163,6 +163,6 @@ def depth_to_space(
 
 
 def padded(x: Array, multiple: int) -> Array:
-    """Mirrored at the bottom and right up to a multiple, so that any size halves evenly."""
+    """Edges repeated at the bottom and right up to a multiple, so that any size halves evenly."""
     h, w = (-s % multiple for s in x.shape[1:3])
     return jnp.pad(x, ((0, 0), (0, h), (0, w), (0, 0)), mode="edge") if h or w else x

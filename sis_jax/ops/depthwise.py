@@ -1,8 +1,8 @@
 """Depthwise convolution, one filter per channel, exact on every platform.
 
-XLA's CPU backend runs grouped convolutions 10 to 60 times slower than a sum of shifted inputs, so on
-CPUs that is what runs, with derivatives of the same form. Elsewhere it is the platform's own
-convolution. Milliseconds, two cores, batch 16 (`python scripts/benchmark.py depthwise`):
+XLA's CPU backend runs grouped convolutions 10 to 60 times slower than a sum of shifted inputs, so
+on CPUs that is what runs, with derivatives of the same form. Elsewhere it is the platform's own
+convolution. Milliseconds, two cores, batch 16:
 
                           forward   input gradient   kernel gradient     ours | XLA
     64 px  32, 3x3         1 | 62         4 | 124           10 | 93
@@ -99,7 +99,7 @@ def _input_gradient(g: Array, kernel: Array, size: tuple[int, int], stride: int)
     n, rows, columns, c = g.shape
     h, w = size
     (top, _), (left, _) = (same_padding(s, k, stride) for s in (h, w))
-    # Padded row p = stride * a + phase receives g[a - i // stride] * kernel[i] for i = phase mod stride.
+    # Padded row stride * a + phase receives g[a - i // stride] * kernel[i], i = phase mod stride.
     reach = (k - 1) // stride
     wide = jnp.pad(g, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
     size_p = (rows + reach, columns + reach)
