@@ -2,10 +2,10 @@
 
     python scripts/evaluate_masks.py STUDENT PHOTOS [--masks MASKS] [--changes] [--worst DIR]
 
-STUDENT is a run, a student's folder or name; PHOTOS an .npz or a folder, as `evaluate` takes them.
+STUDENT is a run, a student's folder or name; PHOTOS an .npz or a folder, as for `evaluate`.
 Background against the rest, one confusion over all pixels at the masks' own resolution: IoU of
-foreground and background, their mean with a 95 % bootstrap interval over the photos, mean IoU within
-3 pixels of the boundary, and the share of each annotated class that was found to be foreground.
+foreground and background, their mean with a 95 % bootstrap interval over the photos, mean IoU
+within 3 pixels of the boundary, and the share of each annotated class that is foreground in them.
 `--changes` repeats it for crops, rolls, grey, dark and compressed photos; `--worst` writes the 24
 photos with the lowest mean IoU beside their masks.
 """

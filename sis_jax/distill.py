@@ -25,6 +25,7 @@ def distill(
     side: int | None = None,
     width: int = 32,
     block: int = 0,
+    backbone: str | None = None,
     binary: bool = False,
     learning_rate: float | None = None,
     weight_decay: float | None = None,
@@ -68,6 +69,7 @@ def distill(
     block: pixels of the side of the squares that unet-small sees and predicts at once, 2 or 4; 0,
         the default, takes 4 from 128 pixels on, or that of --start-from. 4 costs a quarter at the
         same side.
+    backbone: pretrained weights, a name, package or path; "none" for random ones.
     binary: background against everything else, whatever parts were found.
     learning_rate: at its highest (0.001).
     weight_decay: see optimizer (0.01).
@@ -110,6 +112,7 @@ def distill(
         side=side,
         width=width,
         block=block,
+        backbone=backbone,
         binary=binary,
         learning_rate=learning_rate,
         weight_decay=weight_decay,

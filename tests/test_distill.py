@@ -20,9 +20,8 @@ from flax import nnx
 import sis_jax
 from sis_jax.data.pairs import Pairs
 from sis_jax.ops import grabcut
-from sis_jax.stages import adapt
+from sis_jax.stages import adapt, train_student
 from sis_jax.stages.adapt import Judgement
-from sis_jax.training import student_loop
 from sis_jax.types import SisError, UsageError
 
 PARTS = {"k": 3, "layer": "16x16", "n": 6, "n_init": 1, "max_points": 1536}
@@ -103,7 +102,7 @@ def test_resuming_gives_the_same_bits_in_every_phase(run, photos, tmp_path, at, 
     settings = QUICK | {"photos": photos, "adapt_steps": 3, "rounds": 2, "batch": 4}
     sis_jax.distill(str(run), out=str(tmp_path / "whole"), **settings)
     calls = []
-    straight = student_loop.Trainer._blocks
+    straight = train_student.StudentTraining._blocks
 
     def killed(self, rows):
         calls.append(1)
@@ -111,12 +110,14 @@ def test_resuming_gives_the_same_bits_in_every_phase(run, photos, tmp_path, at, 
             raise _Killed
         return straight(self, rows)
 
-    monkeypatch.setattr(student_loop.Trainer, "_blocks", killed)
+    monkeypatch.setattr(train_student.StudentTraining, "_blocks", killed)
     with pytest.raises(_Killed):
         sis_jax.distill(str(run), out=str(tmp_path / "cut"), **settings)
     again = []
     monkeypatch.setattr(
-        student_loop.Trainer, "_blocks", lambda self, rows: again.append(1) or straight(self, rows)
+        train_student.StudentTraining,
+        "_blocks",
+        lambda self, rows: again.append(1) or straight(self, rows),
     )
     sis_jax.distill(str(run), out=str(tmp_path / "cut"), **settings)
     assert len(again) < 12 - (at - 1) + settings["snapshot"], "it began again instead of going on"
@@ -205,7 +206,7 @@ def test_adaptation_says_what_it_compared(run, photos, tmp_path):
 def test_a_student_begins_with_another_at_a_larger_side(
     run, student, photos, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(student_loop.Trainer, "_choose", lambda self: None)
+    monkeypatch.setattr(train_student.StudentTraining, "_choose", lambda self: None)
     settings = QUICK | {"steps": 0, "side": 32, "start_from": str(run), "rounds": 0}
     same = sis_jax.distill(str(run), out=str(tmp_path / "same"), **settings)
     a, b = (jax.tree.leaves(nnx.state(s.network)) for s in (student, same))

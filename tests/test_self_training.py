@@ -31,7 +31,8 @@ def test_a_pasted_photo_keeps_its_foreground_and_its_classes():
     x = photos / np.float32(255)
     behind = np.full_like(x, 0.5)
     on = jnp.asarray([1.0] + [0.0] * 7)
-    mixed, labels = self_training.composite(x, target / np.float32(255), behind, on)
+    arrays = (jnp.asarray(a) for a in (x, target / np.float32(255), behind))
+    mixed, labels = self_training.composite(*arrays, on)
     np.testing.assert_allclose(mixed[0, :, : SIZE // 2], x[0, :, : SIZE // 2], atol=1e-6)
     np.testing.assert_allclose(mixed[0, :, SIZE // 2 :], 0.5, atol=1e-6)
     np.testing.assert_allclose(mixed[1:], x[1:], atol=1e-6)
@@ -60,6 +61,7 @@ def test_blocks_are_lost_in_the_share_that_is_asked_for():
 def test_the_mirror_swaps_left_and_right_classes():
     photos, target = half()
     recipe = replace(RECIPE, augmentation=replace(NONE, flip=1.0, swap=(0, 2, 1)))
+    photos, target = jnp.asarray(photos), jnp.asarray(target)
     x, q = self_training.view(jax.random.key(0), photos, target, photos, jnp.zeros(8), recipe)
     assert float(x[0, 0, -1, 0]) > 0.5  # red is on the right now
     np.testing.assert_allclose(q[0, 4, -4], [0, 0, 1], atol=1e-5)
@@ -89,7 +91,7 @@ def learned(devices):
 def test_a_student_learns_what_its_teacher_says():
     network, losses, photos = learned(1)
     assert losses[-1] < 0.3 * losses[0]
-    found = np.asarray(network(students.to_float(photos)).argmax(-1))
+    found = np.asarray(network(students.to_float(jnp.asarray(photos))).argmax(-1))
     truth = np.where(np.arange(SIZE) < SIZE // 2, 1, 0)
     assert (found == truth).mean() > 0.95
 

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from sis_jax.checkpoints.backbones import load_backbone
 from sis_jax.checkpoints.student import load_student
 from sis_jax.data import draw
 from sis_jax.data.files import read_run
@@ -39,14 +40,20 @@ from sis_jax.data.photos import Photos, own_side
 from sis_jax.models import students
 from sis_jax.ops.progress import progress, progress_shown, say
 from sis_jax.ops.sampling import sample_seeds
+from sis_jax.ops.student_augment import ALIGNED, NONE, WEAK, Augmentation
 from sis_jax.runs import cli
 from sis_jax.runs.run import RunFolder
 from sis_jax.stages.teacher import Teacher
-from sis_jax.training.student_loop import Job, Trainer
+from sis_jax.stages.train_student import Job, StudentTraining
+from sis_jax.training.self_training import VIEWS
+from sis_jax.training.student import Recipe
 from sis_jax.types import SisError, UsageError, unknown_name
 
 if TYPE_CHECKING:
     from sis_jax.checkpoints.student import Student
+
+MASKED = 0.25  # share of a round's views that lose blocks of pixels
+ROUND_EMA = 0.995  # decay of the averaged network of a round, which is shorter than a training
 
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {
@@ -95,6 +102,7 @@ def distill(
     side: int | None = None,
     width: int = 32,
     block: int = 0,
+    backbone: str | None = None,
     binary: bool = False,
     learning_rate: float | None = None,
     weight_decay: float | None = None,
@@ -266,7 +274,7 @@ def _warn_of_other_parts(source: Path) -> None:
 
 def _train(config: dict[str, Any], source: Path | None, run: Any, stage: Any) -> dict[str, Any]:
     job = _job(config, source)
-    trainer = Trainer(run.path / "student", job)
+    trainer = StudentTraining(run.path / "student", job)
     try:
         trainer.run()
     finally:
@@ -308,7 +316,81 @@ def _job(config: dict[str, Any], source: Path | None) -> Job:
             config["photos"], finer * side, rows=rows, min_size=side, progress=progress_shown()
         )
         say(photos.summary())
-    return Job(config, tuple(dict(c) for c in classes), kept, val, photos, side, origin, licence)
+    classes = tuple(dict(c) for c in classes)
+    start = load_student(config["start_from"]) if config["start_from"] else None
+    recipe = _recipe(config, side, classes)
+    return Job(
+        network=_network(config, side, len(classes), start),
+        recipe=recipe,
+        adaptation=_adaptation(config, recipe),
+        rounds=config["rounds"],
+        pasted=config["background"] if classes[0]["id"] == 0 else 0.0,
+        config=config,
+        classes=classes,
+        train=kept,
+        val=val,
+        photos=photos,
+        origin=origin,
+        licence=licence,
+        seed=config["seed"],
+        snapshot=config["snapshot"],
+        start=start,
+        backbone=None if start else _backbone(config),
+    )
+
+
+def _network(
+    config: dict[str, Any], side: int, classes: int, start: Student | None
+) -> students.StudentConfig:
+    block = config["block"] or (start.config.block if start else students.usual_block(side))
+    return students.StudentConfig(config["student"], classes, config["width"], block)
+
+
+def _recipe(config: dict[str, Any], side: int, classes: tuple[dict[str, Any], ...]) -> Recipe:
+    return Recipe(
+        steps=config["steps"], batch=config["batch"], side=side,
+        learning_rate=config["learning_rate"], weight_decay=config["weight_decay"],
+        optimizer=config["optimizer"], schedule=config["schedule"], weighting=config["weighting"],
+        soft=config["soft"], ema=config["ema"], dtype=config["dtype"],
+        augmentation=_augmentation(config, classes),
+    )  # fmt: skip
+
+
+def _adaptation(config: dict[str, Any], recipe: Recipe) -> Recipe:
+    """Of one round: photos vary by themselves, so they are varied less than generated images."""
+    views = NONE if config["augment"] == "none" else VIEWS
+    return replace(
+        recipe, steps=config["adapt_steps"], ema=recipe.ema and ROUND_EMA, masked=MASKED,
+        augmentation=replace(views, swap=recipe.augmentation.swap),
+    )  # fmt: skip
+
+
+def _backbone(config: dict[str, Any]) -> Any:
+    """Pretrained weights of the network's backbone; None where it has none, or shall have none."""
+    arch, name = config["student"], config["backbone"]
+    if name == "none" or not (name or arch == "unet-efficientnet-lite0"):
+        return None
+    if not arch.startswith("unet-"):
+        raise UsageError(f"{arch} has no backbone to load weights into: leave out --backbone")
+    return load_backbone(name)
+
+
+def _augmentation(config: dict[str, Any], classes: tuple[dict[str, Any], ...]) -> Augmentation:
+    base = {"aligned": ALIGNED, "strong": Augmentation(), "weak": WEAK, "none": NONE}
+    background = config["background"] if classes[0]["id"] == 0 else 0.0
+    return replace(base[config["augment"]], swap=_mirror(classes), background=background)
+
+
+def _mirror(classes: tuple[dict[str, Any], ...]) -> tuple[int, ...]:
+    """The channel of each class in the mirror: left and right swap. Empty where nothing does."""
+    names = [str(c["name"]).lower() for c in classes]
+    table = list(range(len(names)))
+    for i, name in enumerate(names):
+        for one, other in (("left", "right"), ("right", "left"), ("l_", "r_"), ("r_", "l_")):
+            if name.startswith(one) or f" {one}" in name:
+                twin = name.replace(one, other, 1)
+                table[i] = names.index(twin) if twin in names else i
+    return tuple(table) if table != list(range(len(names))) else ()
 
 
 def _has_data(source: Path) -> bool:

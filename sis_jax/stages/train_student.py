@@ -150,8 +150,7 @@ class StudentTraining:
 
     def _loop(self, run: Any, key: jax.Array, batches: Any, recipe: Recipe) -> None:
         def step(state: Any, number: int, rows: tuple[np.ndarray, ...]) -> tuple[Any, Any]:
-            blocks = (parallel.shard(a, self.devices)[0] for a in rows)
-            return run(state, jax.random.fold_in(key, number), *blocks)
+            return run(state, jax.random.fold_in(key, number), *self._blocks(rows))
 
         cure = f"give --learning-rate {recipe.learning_rate / 3:g} --overwrite"
         for number, facts in loop(
@@ -160,6 +159,10 @@ class StudentTraining:
             unit=("img", recipe.batch), devices=self.devices, cure=cure, show=_shown,
         ):  # fmt: skip
             self._note(number, facts)
+
+    def _blocks(self, rows: tuple[np.ndarray, ...]) -> list[Any]:
+        """Each device's share of a batch."""
+        return [parallel.shard(a, self.devices)[0] for a in rows]
 
     def _begin(self, number: int) -> None:
         """A round from the averaged network, which also labels its photos, with fresh moments."""
@@ -182,11 +185,11 @@ class StudentTraining:
         size = min(len(self.photos), max(wanted, job.adaptation.batch))
         order = np.random.default_rng([job.seed, 7]).permutation(len(self.photos))
         rows = np.sort(order[(number * size + np.arange(size)) % len(order)])
-        side = job.adaptation.side if number else self.first_side
+        side = job.recipe.side if number else self.first_side
         teacher = self._student_of(self.state.kept["teacher"], side)
         return adapt.Round.labelled(
             job.teacher if job.teacher is not None and not number else teacher,
-            adapt.reduced(self.photos.images[rows], job.adaptation.side),
+            adapt.reduced(self.photos.images[rows], job.recipe.side),
             f"masks of photos, round {number + 1} of {job.rounds}",
         )
 
@@ -197,7 +200,7 @@ class StudentTraining:
         first = self.job.teacher or self._student_of(before, self.first_side)
         old, new = (
             adapt.judge(student, self.held.images, self._val_iou(student), mirrored=True)
-            for student in (first, self._student_of(after, self.job.adaptation.side))
+            for student in (first, self._student_of(after, self.job.recipe.side))
         )
         kept = new.better_than(old)
         verdict = old.facts("before") | new.facts("after") | {"adaptation_kept": kept}
@@ -219,13 +222,9 @@ class StudentTraining:
 
     @property
     def side(self) -> int:
-        """The resolution at which the student works."""
-        if self.state.facts["phase"] == "train":
-            return self.job.recipe.side
-        verdict = self.state.facts["verdict"]
-        kept = verdict.get("adaptation_kept", True) or self.job.teacher is not None
-        adapted = self.photos is not None and kept
-        return self.job.adaptation.side if adapted else self.first_side
+        """The resolution at which the student works; where the adaptation was not kept, its own."""
+        kept = self.state.facts["verdict"].get("adaptation_kept", True)
+        return self.job.recipe.side if kept or self.job.teacher is not None else self.first_side
 
     def student(self) -> Student:
         """The student as it is now."""
