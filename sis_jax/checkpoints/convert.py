@@ -11,13 +11,15 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from sis_jax.checkpoints import catalogue, clip_files, clip_names, files
 from sis_jax.checkpoints.containers import read_tree
-from sis_jax.checkpoints.layouts import biggan, dcgan, stylegan2
+from sis_jax.checkpoints.layouts import biggan, dcgan, dinov2, efficientnet, resnet, stylegan2
 from sis_jax.checkpoints.sources import Source, recognise
 from sis_jax.models.conditional import check_classes
 from sis_jax.types import Info, SisError, UsageError
@@ -41,7 +43,8 @@ def convert(
     """Convert a checkpoint file to a weights folder; returns the folder, ported_weights/<name>
     where `out` is not given.
 
-    kind: "auto", or what the file must hold: "stylegan2", "dcgan", "biggan" or "clip". name: that
+    kind: "auto", or what the file must hold: "stylegan2", "dcgan", "biggan", "clip" or
+        "backbone". name: that
         of the file where not given. licence: that of the catalogue where the file has a known name,
         else unknown. classes: those that a conditional generator shall draw, all where not given.
         overwrite: replace a weights folder that was made of another checkpoint. Raises UsageError
@@ -128,8 +131,11 @@ def _write(source: Source, folder: Path, path: Path, wishes: _Wishes) -> None:
             clip_files.write_folder(stored, new, wishes.dtype)
             _keep_digests(folder, new, wishes)
         return
-    made, other = _networks(source, path, wishes.classes)
     public = catalogue.public_by_file(path.name)
+    if source.backbone is not None:
+        _write_backbone(source, folder, path, public, wishes)
+        return
+    made, other = _networks(source, path, wishes.classes)
     header = files.Folder(
         kind=clip_files.kind_of(source),
         name=wishes.name or (public.name if public else clip_files.name_of(path)),
@@ -149,6 +155,40 @@ def _write(source: Source, folder: Path, path: Path, wishes: _Wishes) -> None:
             wishes.dtype,
         )
         _keep_digests(folder, new, wishes)
+
+
+def _write_backbone(
+    source: Source, folder: Path, path: Path, public: catalogue.Public | None, wishes: _Wishes
+) -> None:
+    if wishes.classes is not None:
+        raise UsageError(f"{path} holds a backbone, which draws no classes: leave out --classes")
+    table, arrays = _backbone(source, str(path))
+    header = files.Folder(
+        kind="backbone",
+        name=wishes.name or (public.name if public else clip_files.name_of(path)),
+        licence=wishes.licence or (public.licence if public else Info.licence),
+        generator={},
+        source={"file": path.name, "sha256": wishes.digest, "layout": source.layout},
+        notes=source.notes,
+        backbone=table,
+    )
+    with files.replacing(folder) as new:
+        files.write_folder(new, header, arrays, None, catalogue.card(header), wishes.dtype)
+        _keep_digests(folder, new, wishes)
+
+
+def _backbone(source: Source, what: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The table that `load_backbone` builds the network from, and its arrays."""
+    assert source.backbone is not None
+    arrays = source.backbone.arrays
+    if source.layout == "transformers-dinov2":
+        config, ours = dinov2.convert(arrays, what)
+        return {"arch": "dinov2", **asdict(config)}, ours
+    if source.layout == "torchvision-resnet":
+        arch, ours = resnet.convert(arrays, what)
+    else:
+        arch, ours = efficientnet.convert(arrays, source.layout, what)
+    return {"arch": arch}, ours
 
 
 def _networks(
@@ -184,19 +224,20 @@ def _keep_digests(old: Path, new: Path, wishes: _Wishes) -> None:
         return
     before, now = files.read_config(old), files.read_config(new)
     sizes = [(place / files.MODEL).stat().st_size for place in (old, new)]
-    if (before.kind, before.generator, before.clip) == (
+    if (before.kind, before.generator, before.clip, before.backbone) == (
         now.kind,
         now.generator,
         now.clip,
+        now.backbone,
     ) and 0.8 < sizes[0] / sizes[1] < 1.25:
         files.write_config(new, replace(now, digests=before.digests))
 
 
-def cached(path: Path, wanted: Literal["generator", "clip"] = "generator") -> Path:
+def cached(path: Path, wanted: Literal["generator", "clip", "backbone"] = "generator") -> Path:
     """The converted folder of a checkpoint file, made on first use and kept under SIS_JAX_CONVERTED
     (default ~/.cache/sis_jax).
 
-    UsageError where the file holds the other of both; nothing is written then. Files of a CLIP's
+    UsageError where the file holds another kind; nothing is written then. Files of a CLIP's
     neighbors (configs, vocabulary) and its name count as part of it.
     """
     root = os.environ.get(CACHE) or os.path.join(
@@ -218,13 +259,11 @@ def cached(path: Path, wanted: Literal["generator", "clip"] = "generator") -> Pa
     if files.is_folder(folder):
         return folder
     source = recognise(read_tree(path), path.stat().st_size, str(path))
-    if (source.clip is not None) != (wanted == "clip"):
-        right = "load_generator" if wanted == "clip" else "load_clip"
-        asked = "a CLIP" if wanted == "clip" else "a generator"
-        raise UsageError(
-            f"{path} holds {files.in_words(clip_files.kind_of(source))}, not {asked}: use "
-            f"sis.{right}"
-        )
+    found = clip_files.kind_of(source)
+    right = files.loader(found)
+    if right != f"load_{wanted}":
+        asked = files.KINDS.get(wanted, "a generator")
+        raise UsageError(f"{path} holds {files.in_words(found)}, not {asked}: use sis.{right}")
     if (
         source.clip is None
     ):  # a CLIP that is given by its path may be anybody's, and is nobody's licence

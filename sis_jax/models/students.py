@@ -24,23 +24,16 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, UInt8
 
+from sis_jax.models.backbones import ResNet
+from sis_jax.models.layers import BatchNorm, Conv, GroupNorm, Rng, Tape
 from sis_jax.ops.resize import resize_bilinear
-from sis_jax.parallel import pmean
 from sis_jax.types import UsageError, unknown_name
 
 Arch = Literal["unet-small", "unet", "resnet18", "deeplabv3-resnet18", "deeplabv3-resnet50"]
-Tape = dict[str, tuple[Array, Array]]
-Rng = np.random.Generator | None
-_NHWC = ("NHWC", "HWIO", "NHWC")
-
-
-class Statistic(nnx.Variable):
-    """A running mean or variance: stored with the weights, not trained by gradients."""
 
 
 @dataclass(frozen=True)
@@ -82,93 +75,7 @@ def build(config: StudentConfig, rng: Rng = None) -> nnx.Module:
     return NETWORKS[config.arch](config, rng)
 
 
-# layers
-
-
-class Conv(nnx.Module):
-    """Convolution with He initialisation, zero padding that keeps the size; `bias` where no
-    normalisation follows.
-    """
-
-    def __init__(
-        self,
-        n_in: int,
-        n_out: int,
-        rng: Rng,
-        *,
-        size: int = 3,
-        stride: int = 1,
-        dilation: int = 1,
-        bias: bool = False,
-        std: float = 0.0,
-    ):
-        shape = (size, size, n_in, n_out)
-        std = std or float(
-            np.sqrt(2 / (size * size * n_out))
-        )  # fan-out, as residual networks are initialised
-        weight = (
-            np.zeros(shape, np.float32)
-            if rng is None
-            else rng.standard_normal(shape, dtype=np.float32) * std
-        )
-        self.weight = nnx.Param(jnp.asarray(weight))
-        self.bias = nnx.Param(jnp.zeros(n_out)) if bias else None
-        self.stride, self.dilation = stride, dilation
-
-    def __call__(self, x: Float[Array, "n h w i"]) -> Float[Array, "n h2 w2 o"]:
-        kernel = self.weight[...].astype(x.dtype)
-        pad = (kernel.shape[0] // 2) * self.dilation
-        y = lax.conv_general_dilated(
-            x,
-            kernel,
-            (self.stride,) * 2,
-            [(pad, pad)] * 2,
-            rhs_dilation=(self.dilation,) * 2,
-            dimension_numbers=_NHWC,
-        )
-        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
-
-
-class GroupNorm(nnx.Module):
-    """Group normalisation, 8 channels a group: the same in training and use, and for any batch."""
-
-    def __init__(self, channels: int):
-        self.scale, self.shift = nnx.Param(jnp.ones(channels)), nnx.Param(jnp.zeros(channels))
-
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        n, _, _, c = x.shape
-        # Moments per channel first, then per group: sums over the two large axes are what costs.
-        y = x.astype(jnp.float32)
-        mean, square = (
-            m.reshape(n, c // 8, 8).mean(-1) for m in (y.mean((1, 2)), jnp.square(y).mean((1, 2)))
-        )
-        scale = (
-            jnp.repeat(lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0) + 1e-5), 8, axis=1)
-            * self.scale[...]
-        )
-        shift = self.shift[...] - jnp.repeat(mean, 8, axis=1) * scale
-        return (y * scale[:, None, None] + shift[:, None, None]).astype(x.dtype)
-
-
-class BatchNorm(nnx.Module):
-    """Batch normalisation (eps 1e-5). name: its own path in the network, under which it leaves its
-    statistics on the tape.
-    """
-
-    def __init__(self, channels: int, name: str):
-        self.scale, self.shift = nnx.Param(jnp.ones(channels)), nnx.Param(jnp.zeros(channels))
-        self.mean, self.var = Statistic(jnp.zeros(channels)), Statistic(jnp.ones(channels))
-        self.name = name
-
-    def __call__(self, x: Float[Array, "n h w c"], tape: Tape | None) -> Float[Array, "n h w c"]:
-        mean, var = self.mean[...], self.var[...]
-        if tape is not None:
-            y = x.astype(jnp.float32)
-            mean, square = pmean((y.mean((0, 1, 2)), jnp.square(y).mean((0, 1, 2))))
-            var = jnp.maximum(square - jnp.square(mean), 0)
-            tape[self.name] = (mean, var)
-        scale = lax.rsqrt(var + 1e-5) * self.scale[...]
-        return (x * scale.astype(x.dtype)) + (self.shift[...] - mean * scale).astype(x.dtype)
+# resampling
 
 
 def upsample(x: Float[Array, "n h w c"], size: tuple[int, int]) -> Float[Array, "n h2 w2 c"]:
@@ -317,120 +224,19 @@ class UNet(nnx.Module):
 # dilated residual networks
 
 
-class ResidualBlock(nnx.Module):
-    """Basic (two 3 x 3) or bottleneck (1 x 1, 3 x 3, 1 x 1) block of a ResNet; attribute names are
-    torchvision's.
-    """
-
-    def __init__(
-        self,
-        n_in: int,
-        width: int,
-        rng: Rng,
-        name: str,
-        *,
-        bottleneck: bool,
-        stride: int,
-        dilations: tuple[int, int],
-    ):
-        n_out = 4 * width if bottleneck else width
-        sizes = (
-            [(n_in, width, 1), (width, width, 3), (width, n_out, 1)]
-            if bottleneck
-            else [(n_in, width, 3), (width, width, 3)]
-        )
-        strided = 1 if bottleneck else 0
-        self.convs = nnx.List(
-            [
-                Conv(
-                    i,
-                    o,
-                    rng,
-                    size=s,
-                    stride=stride if n == strided else 1,
-                    dilation=dilations[min(n, 1)] if s == 3 else 1,
-                )
-                for n, (i, o, s) in enumerate(sizes)
-            ]
-        )
-        self.norms = nnx.List(
-            [BatchNorm(o, f"{name}.norms.{n}") for n, (_, o, _) in enumerate(sizes)]
-        )
-        changed = stride != 1 or n_in != n_out
-        self.skip = Conv(n_in, n_out, rng, size=1, stride=stride) if changed else None
-        self.skip_norm = BatchNorm(n_out, f"{name}.skip_norm") if changed else None
-
-    def __call__(self, x: Float[Array, "n h w i"], tape: Tape | None) -> Float[Array, "n h2 w2 o"]:
-        y = x
-        for n, (conv, norm) in enumerate(zip(self.convs, self.norms)):
-            y = norm(conv(jax.nn.relu(y) if n else y), tape)
-        return jax.nn.relu(
-            y
-            + (
-                x
-                if self.skip is None or self.skip_norm is None
-                else self.skip_norm(self.skip(x), tape)
-            )
-        )
-
-
-class DilatedResNet(nnx.Module):
-    """A ResNet whose last two stages are dilated by 2 and 4 instead of strided: features at 1/8 of
-    the picture.
-
-    whole: every 3 x 3 convolution of a dilated stage has its dilation; otherwise the first one
-        keeps that of the stage before (torchvision's rule).
-    """
-
-    def __init__(self, depth: int, rng: Rng, name: str, *, whole: bool):
-        blocks, bottleneck = {18: ((2, 2, 2, 2), False), 50: ((3, 4, 6, 3), True)}[depth]
-        self.stem, self.norm = Conv(3, 64, rng, size=7, stride=2), BatchNorm(64, f"{name}.norm")
-        n_in, made = 64, []
-        for stage, (count, stride, dilation) in enumerate(zip(blocks, (1, 2, 1, 1), (1, 1, 2, 4))):
-            width = 64 * 2**stage
-            for i in range(count):
-                before = dilation if whole or i else max(dilation // 2, 1)
-                # With torchvision's rule a basic block's first convolution, or a bottleneck's only
-                # wide one, keeps the earlier dilation.
-                both = (before, before) if bottleneck else (before, dilation)
-                path = f"{name}.blocks.{len(made)}"
-                made.append(
-                    ResidualBlock(
-                        n_in,
-                        width,
-                        rng,
-                        path,
-                        bottleneck=bottleneck,
-                        stride=1 if i else stride,
-                        dilations=both,
-                    )
-                )
-                n_in = 4 * width if bottleneck else width
-        self.blocks, self.channels = nnx.List(made), n_in
-
-    def __call__(self, x: Float[Array, "n h w 3"], tape: Tape | None) -> Float[Array, "n h8 w8 c"]:
-        x = jax.nn.relu(self.norm(self.stem(x), tape))
-        x = lax.reduce_window(
-            x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
-        )
-        for block in self.blocks:
-            x = block(x, tape)
-        return x
-
-
 class ResNet18(nnx.Module):
     """The student of Segmentation in Style: trunk, 1 x 1 scoring layer N(0, 0.01), bilinear
     upsampling with aligned corners.
     """
 
     def __init__(self, config: StudentConfig, rng: Rng = None):
-        self.trunk = DilatedResNet(18, rng, "trunk", whole=True)
-        self.head = Conv(self.trunk.channels, config.classes, rng, size=1, bias=True, std=0.01)
+        self.trunk = ResNet(18, rng, "trunk", dilated=True, imagenet=False)
+        self.head = Conv(self.trunk.channels[-1], config.classes, rng, size=1, bias=True, std=0.01)
 
     def __call__(
         self, x: Float[Array, "n h w 3"], tape: Tape | None = None
     ) -> Float[Array, "n h w k"]:
-        return upsample(self.head(self.trunk(x, tape)), (x.shape[1], x.shape[2]))
+        return upsample(self.head(self.trunk(x, tape)[-1]), (x.shape[1], x.shape[2]))
 
 
 class DeepLabV3(nnx.Module):
@@ -441,10 +247,15 @@ class DeepLabV3(nnx.Module):
     rates = (1, 12, 24, 36)
 
     def __init__(self, config: StudentConfig, rng: Rng = None):
-        self.trunk = DilatedResNet(
-            int(config.arch.removeprefix("deeplabv3-resnet")), rng, "trunk", whole=False
+        self.trunk = ResNet(
+            int(config.arch.removeprefix("deeplabv3-resnet")),
+            rng,
+            "trunk",
+            dilated=True,
+            whole=False,
+            imagenet=False,
         )
-        n = self.trunk.channels
+        n = self.trunk.channels[-1]
         self.branches = nnx.List(
             [Conv(n, 256, rng, size=1 if r == 1 else 3, dilation=r) for r in (*self.rates, 1)]
         )
@@ -456,7 +267,7 @@ class DeepLabV3(nnx.Module):
         self, x: Float[Array, "n h w 3"], tape: Tape | None = None
     ) -> Float[Array, "n h w k"]:
         size = (x.shape[1], x.shape[2])
-        x = self.trunk(x, tape)
+        x = self.trunk(x, tape)[-1]
         inputs = [x] * 4 + [x.mean((1, 2), keepdims=True)]
         seen = [
             jax.nn.relu(norm(conv(part), tape))
