@@ -1,6 +1,6 @@
-"""Checkpoints of backbones as others write them, drawn in NumPy: names and shapes from the published
-tables, numbers from the name of each array. `goldens/backbones/recipe.py` loads the same ones into
-the reference implementations, which refuse a wrong name or shape.
+"""Checkpoints of backbones as others write them, drawn in NumPy: names and shapes from the
+published tables, numbers from the name of each array. `goldens/backbones/recipe.py` loads the same
+ones into the reference implementations, which refuse a wrong name or shape.
 """
 
 import zlib
@@ -110,7 +110,9 @@ def dinov2(width=128, layers=2, grid=5, registers=0):
     shapes |= {f"{projection}.weight": (width, 3, 14, 14), f"{projection}.bias": (width,)}
     for i in range(layers):
         name = f"encoder.layer.{i}"
-        linear = {f"attention.attention.{part}": (width, width) for part in ("query", "key", "value")}
+        linear = {
+            f"attention.attention.{part}": (width, width) for part in ("query", "key", "value")
+        }
         linear |= {"attention.output.dense": (width, width)}
         linear |= {"mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width)}
         for layer, shape in linear.items():

@@ -130,7 +130,11 @@ def shipped(path):
             name += f"{bns[layer.removesuffix('_norm')]}.{norm[part]}"
         else:
             name += f"_{'conv_stem' if layer == 'stem' else layer + '_conv'}.weight"
-            value = value.transpose(2, 0, 1)[:, None] if value.ndim == 3 else value.transpose(3, 2, 0, 1)
+            value = (
+                value.transpose(2, 0, 1)[:, None]
+                if value.ndim == 3
+                else value.transpose(3, 2, 0, 1)
+            )
         assert arrays[name].shape == value.shape and re.match("_(blocks|conv_stem|bn0)", name)
         arrays[name] = value
     return arrays
