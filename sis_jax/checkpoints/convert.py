@@ -47,9 +47,9 @@ def convert(
         "backbone". name: that of the file where not given. licence: that of the catalogue where the
         file has a known name, else unknown. classes: those that a conditional generator shall draw,
         all where not given. overwrite: replace a weights folder that was made of another
-        checkpoint. Raises UsageError where `out` is anything else than a weights folder, or the source's own, SisError for a file
-        that is damaged, hostile or of another network, and tells every array that does not fit. The
-        folder is replaced as a whole.
+        checkpoint. Raises UsageError where `out` is anything else than a weights folder, or
+        the source's own, SisError for a file that is damaged, hostile or of another network, and
+        lists every array that does not fit. The folder is replaced as a whole.
     """
     given = Path(catalogue.text_of(src))
     path = biggan.checkpoint_in(clip_files.weights_file(given))
