@@ -1,6 +1,6 @@
-"""Checkpoints of backbones as others write them, drawn in NumPy: names and shapes from the published
-tables, numbers from the name of each array. `goldens/backbones/recipe.py` loads the same ones into
-the reference implementations, which refuse a wrong name or shape.
+"""Checkpoints of backbones as others write them, drawn in NumPy: names and shapes from the
+published tables, numbers from the name of each array. `goldens/backbones/recipe.py` loads the same
+ones into the reference implementations, which refuse a wrong name or shape.
 """
 
 import zlib

@@ -117,7 +117,7 @@ CLIPS: dict[str, Public] = {
 
 
 _TORCHVISION = "https://download.pytorch.org/models"
-_TORCHVISION_TERMS = "BSD-3-Clause (torchvision's code; no terms of their own; ImageNet's images)"
+_TORCHVISION_TERMS = "unknown: torchvision's code is BSD-3-Clause, its weights name no terms"
 _LITE = "Apache-2.0 (EfficientNet-Lite, The TensorFlow Authors)"
 
 
@@ -132,6 +132,9 @@ def _lite(size: int, resolution: int, digest: str) -> Public:
     file = f"{name}-{digest[:8]}.pth"
     return Public(name, file, package, resolution, _LITE, sha256=digest, package=package)
 
+
+DINOV2 = "facebook/dinov2-"  # the hub names of Meta's networks
+DINOV2_LICENCE = "Apache-2.0 (DINOv2, Meta AI)"
 
 # Trained on ImageNet's class labels, never on masks.
 BACKBONES: dict[str, Public] = {

@@ -44,13 +44,12 @@ def convert(
     where `out` is not given.
 
     kind: "auto", or what the file must hold: "stylegan2", "dcgan", "biggan", "clip" or
-        "backbone". name: that
-        of the file where not given. licence: that of the catalogue where the file has a known name,
-        else unknown. classes: those that a conditional generator shall draw, all where not given.
-        overwrite: replace a weights folder that was made of another checkpoint. Raises UsageError
-        where `out` is anything else than a weights folder, or the source's own, SisError for a file
-        that is damaged, hostile or of another network, and tells every array that does not fit. The
-        folder is replaced as a whole.
+        "backbone". name: that of the file where not given. licence: that of the catalogue where the
+        file has a known name, else unknown. classes: those that a conditional generator shall draw,
+        all where not given. overwrite: replace a weights folder that was made of another
+        checkpoint. Raises UsageError where `out` is anything else than a weights folder, or
+        the source's own, SisError for a file that is damaged, hostile or of another network, and
+        lists every array that does not fit. The folder is replaced as a whole.
     """
     given = Path(catalogue.text_of(src))
     path = biggan.checkpoint_in(clip_files.weights_file(given))
@@ -163,10 +162,12 @@ def _write_backbone(
     if wishes.classes is not None:
         raise UsageError(f"{path} holds a backbone, which draws no classes: leave out --classes")
     table, arrays = _backbone(source, str(path))
+    name = wishes.name or (public.name if public else clip_files.name_of(path))
+    usual = catalogue.DINOV2_LICENCE if name.startswith(catalogue.DINOV2) else Info.licence
     header = files.Folder(
         kind="backbone",
-        name=wishes.name or (public.name if public else clip_files.name_of(path)),
-        licence=wishes.licence or (public.licence if public else Info.licence),
+        name=name,
+        licence=wishes.licence or (public.licence if public else usual),
         generator={},
         source={"file": path.name, "sha256": wishes.digest, "layout": source.layout},
         notes=source.notes,

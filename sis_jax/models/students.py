@@ -3,7 +3,7 @@
 * "unet-efficientnet-lite0", the default: a U-Net on a backbone that was trained on ImageNet's class
   labels (`models/backbone_unet.py`); "unet-resnet18" stands on another one.
 * "unet-small": a U-Net of dense 3 x 3 convolutions with group normalisation, made to
-  be fast on CPUs as well. It sees the picture in 2 x 2 blocks, works at 1/2 to 1/16 of its size,
+  be fast on CPUs as well. It sees the image in 2 x 2 blocks, works at 1/2 to 1/16 of its size,
   and predicts four pixels at once. With blocks of 4 x 4 it costs a quarter and sees twice as far.
 * "unet": double convolutions 64-128-256-512-512 with batch normalisation, as Labels4Free and
   Melas-Kyriazi et al. (2022, section 4) use it.
@@ -13,7 +13,7 @@
 * "deeplabv3-resnet18", "deeplabv3-resnet50": DeepLabV3 (Chen et al. 2017) on such a trunk, where
   the first block of a dilated stage keeps the dilation of the stage before.
 
-Input: float pictures in [-1, 1], any size; output: logits per class and pixel at the same size.
+Input: float images in [-1, 1], any size; output: logits per class and pixel at the same size.
     `network(x)` normalises with stored statistics; `network(x, tape)` is the training mode: batch
     normalisation uses the batch (over all devices) and leaves its statistics in the dictionary
     `tape`.
@@ -83,7 +83,7 @@ class StudentConfig:
 
 
 def usual_block(side: int) -> int:
-    """The `block` for pictures of `side` pixels: one of 128 costs as much as one of 64, and sees as
+    """The `block` for images of `side` pixels: one of 128 costs as much as one of 64, and sees as
     far.
     """
     return 4 if side >= 128 else 2
@@ -122,8 +122,8 @@ class Residual(nnx.Module):
 
 
 class SmallUNet(nnx.Module):
-    """See the module: four levels, the first at 1/block of the picture, the last with its mean over
-    the picture added everywhere.
+    """See the module: four levels, the first at 1/block of the image, the last with its mean over
+    the image added everywhere.
     """
 
     levels = (1, 2, 4, 6)
@@ -229,7 +229,7 @@ class ResNet18(nnx.Module):
 
 
 class DeepLabV3(nnx.Module):
-    """Atrous spatial pyramid pooling (rates 12, 24, 36, and the picture's mean) on a dilated trunk,
+    """Atrous spatial pyramid pooling (rates 12, 24, 36, and the image's mean) on a dilated trunk,
     256 channels, half-pixel upsampling.
     """
 
@@ -285,5 +285,5 @@ NETWORKS: dict[str, Any] = {
 
 
 def to_float(images: UInt8[Array, "*n h w 3"]) -> Float[Array, "*n h w 3"]:
-    """uint8 pictures as floats in [-1, 1]."""
+    """uint8 images as floats in [-1, 1]."""
     return images.astype(jnp.float32) / 127.5 - 1

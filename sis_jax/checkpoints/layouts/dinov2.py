@@ -15,6 +15,8 @@ from sis_jax.checkpoints.layouts.tables import Arrays, Rule, translate
 from sis_jax.models.dinov2 import DINOv2, DINOv2Config
 from sis_jax.types import SisError
 
+_MOST, _LAYERS = 1 << 14, 99  # a folder may ask for any shape; nothing known is larger
+
 
 def _in_block(rest: str) -> Callable[[re.Match, int], str]:
     return lambda match, _: f"transformer.block{match[1]}.{match.expand(rest)}"
@@ -65,7 +67,9 @@ def config_of(table: Mapping[str, object]) -> DINOv2Config:
     try:
         config = DINOv2Config(**table)  # type: ignore[arg-type]
         numbers = list(vars(config).values())
-        if not all(type(n) is int for n in numbers) or min(numbers[:-1]) < 1 or numbers[-1] < 0:
+        if not all(type(n) is int and 0 <= n < _MOST for n in numbers) or 0 in numbers[:-1]:
+            raise ValueError
+        if config.layers > _LAYERS or config.width % 64:
             raise ValueError
     except (TypeError, ValueError):
         raise SisError(

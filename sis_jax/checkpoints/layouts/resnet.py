@@ -16,7 +16,7 @@ from sis_jax.models.backbones import RESNETS, build
 from sis_jax.types import SisError
 
 _NORM = {"weight": "scale", "bias": "shift", "running_mean": "mean", "running_var": "var"}
-_BLOCK = r"layer([1-4])\.(\d)\."
+_BLOCK = r"layer([1-4])\.(\d\d?)\."
 _PARTS = (("(weight|bias|running_mean)", "same"), ("(running_var)", "variance"))
 
 
