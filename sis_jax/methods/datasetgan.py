@@ -41,14 +41,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from sis_jax.methods.base import Inputs, fill_in
 from sis_jax.ops import selection
 from sis_jax.ops.progress import progress, say
-from sis_jax.ops.sampling import BATCH, map_samples
+from sis_jax.ops.sampling import collect, map_samples
 from sis_jax.training import pixel_classifiers as pixels
 from sis_jax.types import Generator, Samples, SisError, UsageError, check_taps, to_uint8
 
@@ -67,7 +66,6 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 IGNORE = 255
-BLOCK_BYTES = 256 * 2**20  # features of one block of samples
 # further members, each shown one half of the samples: they say how well the other half is labelled
 HELD = 2
 UNSURE = 0.5
@@ -181,7 +179,7 @@ class DatasetGAN:
         psi = self.truncation if truncation is None else truncation
         for image, label, sure in map_samples(
             gen, list(seeds), _label_body, truncation=psi, shared=(_layers(self.arrays_),),
-            batch=_block(gen, self.taps_), taps=self.taps_, majority=self.vote == "majority",
+            taps=self.taps_, majority=self.vote == "majority",
         ):  # fmt: skip
             yield to_uint8(image), label, sure
 
@@ -226,15 +224,10 @@ class DatasetGAN:
         self, gen: Generator, seeds: list[int], taps: tuple[str, ...], at: Int[np.ndarray, "n p"]
     ) -> Float[np.ndarray, "n p d"]:
         """Hypercolumns of the chosen pixels of every painted sample."""
-        found, bar = [], progress(len(seeds), "features of painted pixels", "sample")
-        for block in map_samples(
+        x = collect(
             gen, seeds, _collect_body, truncation=self.truncation, per_sample=(at,),
-            batch=_block(gen, taps), taps=taps, side=gen.resolution
-        ):  # fmt: skip
-            found.append(block)
-            bar.update(len(block))
-        bar.close()
-        x = np.concatenate(found)
+            shown="features of annotated pixels", taps=taps, side=gen.resolution,
+        )  # fmt: skip
         if not np.isfinite(x).all():
             raise SisError(
                 "the features of painted samples are NaN or infinite: the generator's weights are "
@@ -290,9 +283,7 @@ class DatasetGAN:
         """Facts per class from the painted pictures, labelled whole; names and background are the
         painter's.
         """
-        facts, _ = selection.describe(
-            self.label_seeds(gen, (seeds * BATCH)[: max(BATCH, len(seeds))]), len(ids)
-        )
+        facts, _ = selection.describe(self.label_seeds(gen, seeds), len(ids))
         counts = np.bincount(painted.ravel(), minlength=256)[ids]
         clusters = [
             {"id": i, "name": names.get(int(c)) or f"class {c}", "agreement": float(held[i])}
@@ -433,14 +424,6 @@ def _taps(gen: Generator, layer: str) -> tuple[str, ...]:
     if layer != "auto":
         return check_taps(layer.split("+"), gen.taps)
     return tuple(t for t in gen.taps if "/" in t) or tuple(gen.taps)
-
-
-def _block(gen: Generator, taps: tuple[str, ...]) -> int:
-    """Samples per block, a power of two, so that their features stay within `BLOCK_BYTES`."""
-    z = jax.ShapeDtypeStruct((1, gen.z_dim), jnp.float32)
-    features = jax.eval_shape(lambda z: _render(gen, z, jnp.float32(1), taps)[1], z)
-    each = 4 * sum(int(np.prod(f.shape)) for f in features.values())
-    return int(min(BATCH, 2 ** max(0, int(np.log2(max(BLOCK_BYTES / each, 1))))))
 
 
 def _layers(arrays: dict[str, Any]) -> pixels.Layers:

@@ -56,7 +56,7 @@ from sis_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from sis_jax.models.stylegan2 import StyleGAN2
 from sis_jax.ops import selection
 from sis_jax.ops.progress import progress, say
-from sis_jax.ops.sampling import map_samples, sample_seeds
+from sis_jax.ops.sampling import collect, map_samples, sample_seeds
 from sis_jax.training import labels4free as training
 from sis_jax.training import labels4free_checks as checks
 from sis_jax.training.state import TrainingState
@@ -396,12 +396,10 @@ class _Run:
             widths = nets.widths(self.gen)
             return tuple(jnp.stack([jnp.zeros(widths[t]), jnp.ones(widths[t])]) for t in self.taps)
         seeds = sample_seeds(self.seed, PROBE)
-        found = list(
-            map_samples(
-                self.gen, seeds, training.moments, truncation=self.method.truncation, taps=self.taps
-            )
+        found = collect(
+            self.gen, seeds, training.moments, truncation=self.method.truncation, taps=self.taps
         )
-        means = (np.concatenate([f[i] for f in found]).mean(0) for i in range(len(self.taps)))
+        means = (each.mean(0) for each in found)
         return tuple(
             jnp.stack([m[0], jnp.sqrt(jnp.maximum(m[1] - m[0] ** 2, 1e-12))]) for m in means
         )
@@ -428,14 +426,11 @@ class _Run:
         if self.inputs.photos is not None:
             return self.inputs.photos
         seeds = [(2**31 + s) % 2**32 for s in sample_seeds(self.seed, POOL)]
-        found = []
-        with progress(POOL, "pictures for the discriminator", "sample") as bar:
-            for x in map_samples(
-                self.gen, seeds, training.picture, truncation=self.method.truncation
-            ):
-                found.append(to_uint8(x))
-                bar.update(len(x))
-        return np.concatenate(found)
+        images = map_samples(
+            self.gen, seeds, training.picture, truncation=self.method.truncation,
+            shown="images for the discriminator",
+        )  # fmt: skip
+        return np.concatenate([to_uint8(x) for x in images])
 
     def train(self) -> None:
         """From where the last checkpoint is to the last step, or until nothing gets better."""

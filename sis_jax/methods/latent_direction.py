@@ -57,7 +57,7 @@ from sis_jax.methods.base import fill_in
 from sis_jax.ops import selection
 from sis_jax.ops.patches import large_patches
 from sis_jax.ops.progress import progress
-from sis_jax.ops.sampling import BATCH, map_samples, sample_seeds
+from sis_jax.ops.sampling import map_samples, sample_seeds
 from sis_jax.types import Generator, Samples, SisError, UsageError, to_uint8
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -104,7 +104,6 @@ RECIPES: dict[str, dict[str, Any]] = {
 SIGNS = {"light": (1.0,), "dark": (-1.0,), "both": (1.0, -1.0)}
 GRAY = (0.299, 0.587, 0.114)
 BINS = 12  # of the histogram filter
-PIXELS = BATCH * 256 * 256  # of one block of samples: its backward pass must fit into memory
 DESCRIBED = 128  # samples to learn the facts per cluster from
 
 
@@ -299,7 +298,7 @@ class LatentDirection:
             blocks = map_samples(
                 gen, seeds[step * self.batch :][: self.batch], _gradient_body,
                 truncation=self.truncation, per_sample=(length,), shared=(v, scale),
-                batch=_block(gen, self.batch), signs=SIGNS[self.mode], space=self.space,
+                batch=self.batch, signs=SIGNS[self.mode], space=self.space,
                 prior=self.prior, weights=(self.center_weight, self.structure_weight),
             )  # fmt: skip
             # Gradients are kept per sample and added here, in one order: the number of devices
@@ -364,7 +363,7 @@ class LatentDirection:
     ) -> Iterator[tuple[np.ndarray, ...]]:
         yield from map_samples(
             gen, list(seeds), _difference_body, truncation=psi, shared=(self.arrays_,),
-            batch=_block(gen, BATCH), space=self.space, shift=self.shift, signs=SIGNS[self.mode],
+            space=self.space, shift=self.shift, signs=SIGNS[self.mode],
         )  # fmt: skip
 
     def _masks(
@@ -414,13 +413,6 @@ def _unit(v: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m d"]:
 
 def _overlap(a: Bool[np.ndarray, "n h w"], b: Bool[np.ndarray, "n h w"]) -> float:
     return float((a & b).sum() / max((a | b).sum(), 1))
-
-
-def _block(gen: Generator, most: int) -> int:
-    """Samples at a time: a fixed number for a generator, so that a seed's bytes do not depend on
-    its company.
-    """
-    return max(1, min(most, PIXELS // gen.resolution**2))
 
 
 def _dimension(gen: Generator, space: str) -> int:

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -37,12 +38,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from sis_jax.methods.base import fill_in
-from sis_jax.ops import kmeans, selection
+from sis_jax.ops import kmeans, plan, selection
 from sis_jax.ops.patches import without_specks
 from sis_jax.ops.pixel_clusters import cluster, converted, distinct, vectors
-from sis_jax.ops.progress import progress
 from sis_jax.ops.resize import resize_bilinear
-from sis_jax.ops.sampling import BATCH, map_samples, sample_seeds
+from sis_jax.ops.sampling import collect, map_samples, sample_seeds
 from sis_jax.types import Generator, Samples, SisError, UsageError, check_taps, to_uint8
 
 PIXELS = 128 * 64 * 64  # of the variants that are drawn in one pass
@@ -164,7 +164,7 @@ class StyleMixing:
         the squared distances of a pixel to the nearest cluster of its part and to the nearest one
         of another part, 0..1; 0 for patches that were given to their neighbour."""
         psi = self.truncation if truncation is None else truncation
-        known = {"truncation": psi, "shared": (self.arrays_,), "batch": _block(gen)}
+        known = {"truncation": psi, "shared": (self.arrays_,)}
         for image, label, sure in map_samples(
             gen, list(seeds), _label_body, **known, **self._static()
         ):
@@ -182,10 +182,12 @@ class StyleMixing:
             {name: jnp.asarray(a) for name, a in self.arrays_.items()},
             _segmented if _plain(gen) else _segment,
         )
-        parts = []
-        for start in range(0, len(w), BATCH):
+        parts, draw = [], partial(_segmented, gen, **self._static())
+        platform = jax.devices()[0].platform
+        rows = plan.rows_at_once(draw, (0, None), (w, arrays), platform)[0]
+        for start in range(0, len(w), rows):
             image, label, sure = run(
-                gen, jnp.asarray(w[start : start + BATCH]), arrays, **self._static()
+                gen, jnp.asarray(w[start : start + rows]), arrays, **self._static()
             )
             parts.append((to_uint8(image), *self._cleaned(np.asarray(label), np.asarray(sure))))
         return tuple(np.concatenate(x) for x in zip(*parts))  # type: ignore[return-value]
@@ -267,15 +269,10 @@ class StyleMixing:
         """Mean feature and share of every cluster of every sample: [n * clusters c], [n *
         clusters].
         """
-        bar, found = progress(len(seeds), "style mixing", "sample"), []
-        for batch in map_samples(
+        points, weights = collect(
             gen, seeds, _descriptor_body, truncation=self.truncation, shared=(self.arrays_,),
-            batch=_block(gen), layer=self.layer, mixing=self._mixing(),
-        ):  # fmt: skip
-            found.append(batch)
-            bar.update(len(batch[1]))
-        bar.close()
-        points, weights = (np.concatenate(x) for x in zip(*found))
+            shown="style mixing", layer=self.layer, mixing=self._mixing(),
+        )  # fmt: skip
         if not np.isfinite(points).all():
             raise SisError(
                 "the features hold NaN or infinite numbers: the generator's weights are damaged"
@@ -363,13 +360,6 @@ def _plain(gen: Any) -> bool:
 def _styled(gen: Any) -> Any:
     """The network that takes styles, where a generator wraps it to move some of its latents."""
     return gen.gen if not hasattr(gen, "synthesize_from") and hasattr(gen, "gen") else gen
-
-
-def _block(gen: Generator) -> int:
-    """Samples at a time: a fixed number for a generator, so that a seed's bytes do not depend on
-    its company.
-    """
-    return max(1, min(BATCH, BATCH * 256**2 // gen.resolution**2))
 
 
 # device code

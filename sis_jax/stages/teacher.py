@@ -17,7 +17,6 @@ from sis_jax.checkpoints import load_generator
 from sis_jax.data.files import read_run
 from sis_jax.data.parts import Parts
 from sis_jax.models.moved import Moved, mixed
-from sis_jax.ops.sampling import BATCH
 from sis_jax.types import Generator, SisError, UsageError
 
 Labelled = tuple[
@@ -77,14 +76,8 @@ class Teacher:
         """Stream (pictures, masks of class ids, certainty in 0..1) of seeds, in batches; a seed
         gives the same bytes in any company.
         """
-        # Fewer seeds than one block would compile to another program, whose rounding differs in the
-        # last bit.
-        padded, n = [*seeds, *[seeds[-1]] * (BATCH - len(seeds))], len(seeds)
-        for images, clusters, sure in self.method.label_seeds(self.gen, padded, truncation):
-            m = min(n, len(images))
-            n -= m
-            if m:
-                yield images[:m], self.parts.classify(clusters[:m]), sure[:m]
+        for images, clusters, sure in self.method.label_seeds(self.gen, seeds, truncation):
+            yield images, self.parts.classify(clusters), sure
 
 
 def _settings(parts: Parts) -> dict[str, Any]:
