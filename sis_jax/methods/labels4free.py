@@ -50,7 +50,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from sis_jax import parallel
-from sis_jax.methods.base import Inputs
+from sis_jax.methods.base import Arrays, Fitted, Inputs, Labelled, features_of
 from sis_jax.models import alpha as nets
 from sis_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from sis_jax.models.stylegan2 import StyleGAN2
@@ -144,6 +144,9 @@ class Labels4Free:
     """
 
     wants: ClassVar[tuple[str, ...]] = ("photos", "discriminator")
+    clusters_by_k: ClassVar[bool] = False
+    adds_clusters: ClassVar[bool] = False
+    shaky_cure: ClassVar[str] = ""
 
     photos: str = ""
     steps: int = 90
@@ -174,16 +177,10 @@ class Labels4Free:
     threshold: float = 0.5
     quirk: bool = False
     tries: int = 6
-    arrays_: dict[str, np.ndarray] = field(default_factory=dict, init=False, compare=False)
-    clusters_: list[dict[str, Any]] = field(default_factory=list, init=False, compare=False)
-    background_: dict[str, Any] = field(default_factory=dict, init=False, compare=False)
-    sweep_: dict[str, Any] | None = field(default=None, init=False, compare=False)
-    files_: dict[str, bytes] = field(default_factory=dict, init=False, compare=False)
-    warnings_: tuple[str, ...] = field(default=(), init=False, compare=False)
 
-    def fit(self, gen: Generator, seed: int = 0, inputs: Inputs | None = None) -> Labels4Free:
-        """Train the alpha network of `gen`, a StyleGAN2; returns a fitted copy. The same seed gives
-        the same numbers on the same machine.
+    def fit(self, gen: Generator, seed: int = 0, inputs: Inputs | None = None) -> Fitted:
+        """Train the alpha network of `gen`, a StyleGAN2. The same seed gives the same numbers on
+        the same machine.
 
         inputs: photos (real pictures for D), discriminator (for discriminator="own"), folder (where
             an interrupted training goes on).
@@ -211,37 +208,28 @@ class Labels4Free:
             runs[-1].train()
         run = max(runs, key=_Run.verdict)
         arrays = {k: np.asarray(v) for k, v in run.chosen().items()}
-        _set(
-            method,
-            arrays_=arrays,
-            files_={"labels4free.csv": run.table()},
-            warnings_=run.warnings(),
-        )
-        method._describe(gen, seed)
-        return method
+        clusters, background = method._described(arrays, gen, seed)
+        files = {"labels4free.csv": run.table()}
+        return Fitted(method, arrays, clusters, background, None, run.warnings(), files)
 
-    def predict(self, samples: Samples) -> UInt8[np.ndarray, "n h w"]:
-        """1 where samples made with `taps=method.taps_` show foreground, 0 elsewhere."""
-        missing = [t for t in self.taps_ if t not in samples.features]
-        if missing:
-            raise UsageError(
-                f"these samples carry no {missing[0]} features: make them with gen.sample(seeds, "
-                f"taps={self.taps_})"
-            )
-        alpha = training.mask(
-            self.arrays_, tuple(jnp.asarray(samples.features[t]) for t in self.taps_)
-        )
+    def predict(
+        self, arrays: Arrays, samples: Samples, gen: Generator | None = None
+    ) -> UInt8[np.ndarray, "n h w"]:
+        """1 where samples made with these taps show foreground, 0 elsewhere; `gen` is not looked
+        at.
+        """
+        features = features_of(samples, self.taps(arrays))
+        alpha = training.mask(dict(arrays), tuple(map(jnp.asarray, features)))
         return (np.asarray(alpha) > self.threshold).astype(np.uint8)
 
-    @property
-    def taps_(self) -> tuple[str, ...]:
-        """The features read, of a fitted method."""
+    def taps(self, arrays: Arrays) -> tuple[str, ...]:
+        """The features that are read."""
         return nets.flat_taps(
-            int(np.ravel(self.arrays_["resolution"])[0])
+            int(np.ravel(arrays["resolution"])[0])
         )  # a stored number comes back as an array of one
 
     def alpha_seeds(
-        self, gen: Generator, seeds: Sequence[int], truncation: float | None = None
+        self, arrays: Arrays, gen: Generator, seeds: Sequence[int], truncation: float | None = None
     ) -> Iterator[tuple[UInt8[np.ndarray, "b h w 3"], Float[np.ndarray, "b h w"]]]:
         """Stream (pictures, soft masks alpha in 0..1) of seeds, in batches."""
         psi = self.truncation if truncation is None else truncation
@@ -250,16 +238,14 @@ class Labels4Free:
             list(seeds),
             training.masked,
             truncation=psi,
-            shared=(self.arrays_,),
-            taps=self.taps_,
+            shared=(dict(arrays),),
+            taps=self.taps(arrays),
         ):
             yield to_uint8(image), alpha
 
     def label_seeds(
-        self, gen: Generator, seeds: Sequence[int], truncation: float | None = None
-    ) -> Iterator[
-        tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"], Float[np.ndarray, "b h w"]]
-    ]:
+        self, arrays: Arrays, gen: Generator, seeds: Sequence[int], truncation: float | None = None
+    ) -> Labelled:
         """Stream (pictures, 1 = foreground or 0, confidence) of seeds, in batches.
 
         Confidence: how far alpha is from the threshold t, over how far it could be: (alpha - t) /
@@ -267,16 +253,10 @@ class Labels4Free:
             back: t + confidence (1 - t), or t - confidence t.
         """
         t = np.float32(self.threshold)
-        for image, alpha in self.alpha_seeds(gen, seeds, truncation):
+        for image, alpha in self.alpha_seeds(arrays, gen, seeds, truncation):
             inside = alpha > t
             room = np.maximum(np.where(inside, 1 - t, t), 1e-6).astype(np.float32)
             yield image, inside.astype(np.uint8), np.clip(np.abs(alpha - t) / room, 0, 1)
-
-    def restored(self, arrays: dict[str, np.ndarray]) -> Labels4Free:
-        """A fitted copy from stored `arrays_`."""
-        copy = replace(self)
-        _set(copy, arrays_=dict(arrays))
-        return copy
 
     def estimate(self) -> dict[str, float]:
         """Seconds and bytes of `fit`, roughly, for the default network on two processor cores."""
@@ -285,23 +265,22 @@ class Labels4Free:
             "memory_bytes": 1.5e9,
         }
 
-    def _describe(self, gen: StyleGAN2, seed: int) -> None:
+    def _described(
+        self, arrays: Arrays, gen: StyleGAN2, seed: int
+    ) -> tuple[tuple[dict[str, Any], ...], dict[str, Any]]:
         """Facts of both sides; agreement: overlap of masks drawn with other noise."""
         seeds = sample_seeds(seed, PROBE)
-        facts, verdict = selection.describe(self.label_seeds(gen, seeds), 2)
-        for i, fact in enumerate(
-            facts
-        ):  # which is which is what was learned, not a guess from the frame
-            fact |= {"id": i, "name": NAMES[i], "background": i == 0}
-        agreement = checks.steadiness(gen, self.arrays_, seeds, self.truncation, self.threshold)
-        _set(self, clusters_=[fact | {"agreement": float(a)} for fact, a in zip(facts, agreement)])
-        _set(
-            self,
-            background_={
-                "found": True,
-                "why": f"the part that a background may replace; by the frame: {verdict['why']}",
-            },
+        facts, verdict = selection.describe(self.label_seeds(arrays, gen, seeds), 2)
+        agreement = checks.steadiness(gen, dict(arrays), seeds, self.truncation, self.threshold)
+        # which is which is what was learned, not a guess from the frame
+        clusters = tuple(
+            fact
+            | {"id": i, "name": NAMES[i], "background": i == 0}
+            | {"agreement": float(agreement[i])}
+            for i, fact in enumerate(facts)
         )
+        why = f"the part that a background may replace; by the frame: {verdict['why']}"
+        return clusters, {"found": True, "why": why}
 
     def _check(self, gen: Any) -> StyleGAN2:
         if not isinstance(gen, StyleGAN2):
@@ -555,10 +534,3 @@ class _Run:
         """What was measured at every checkpoint, as CSV."""
         lines = [",".join(self.rows[0]), *(",".join(map(str, row.values())) for row in self.rows)]
         return ("\r\n".join(lines) + "\r\n").encode()
-
-
-def _set(method: Labels4Free, **learned: Any) -> None:
-    for name, value in learned.items():
-        object.__setattr__(
-            method, name, value
-        )  # frozen for users; `fit` fills in a copy of its own

@@ -25,7 +25,7 @@ Where we differ, and why:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from sis_jax.methods.base import fill_in
+from sis_jax.methods.base import Arrays, Fitted, Labelled, features_of
 from sis_jax.ops import kmeans, selection, sweep
 from sis_jax.ops.cluster_labels import filtered, label_maps, learn_refinement, place_of
 from sis_jax.ops.resize import resize_bilinear
@@ -113,17 +113,13 @@ class SegmentationInStyle:
     align_corners: bool = False
     smooth: Literal["auto", "on", "off"] = "auto"
     refine: Literal["crf", "none"] = "crf"
+    wants: ClassVar[tuple[str, ...]] = ()
+    clusters_by_k: ClassVar[bool] = True
     adds_clusters: ClassVar[bool] = True
     shaky_cure: ClassVar[str] = "merge them with a neighbour, lower k, or raise n"
-    taps_: tuple[str, ...] = field(default=(), init=False)
-    arrays_: dict[str, np.ndarray] = field(default_factory=dict, init=False, compare=False)
-    clusters_: list[dict[str, Any]] = field(default_factory=list, init=False, compare=False)
-    background_: dict[str, Any] = field(default_factory=dict, init=False, compare=False)
-    sweep_: dict[str, Any] | None = field(default=None, init=False, compare=False)
 
-    def fit(self, gen: Generator, seed: int = 0) -> SegmentationInStyle:
-        """Learn parts from `n` samples of `gen`; returns a fitted copy. The same seed gives the
-        same parts.
+    def fit(self, gen: Generator, seed: int = 0) -> Fitted:
+        """Learn parts from `n` samples of `gen`. The same seed gives the same parts.
 
         Raises UsageError for settings that cannot work with this generator (the sentence lists what
         can), SisError for NaN features.
@@ -133,76 +129,69 @@ class SegmentationInStyle:
         method, found = self._smoothed(gen, seeds), None
         if self.k == "auto" or self.layer == "auto":
             method, found = method._swept(gen, seeds, seed)
-        taps = tuple(method.layer.split("+"))
+        taps = method.taps()
         points = method._points(gen, seeds, taps)
         mean, scale, position = _standardise(points, method, method._widths(gen, taps))
         places = points[..., -2:].reshape(-1, 2).copy()
         x = _scaled(points, mean, scale * position, place=self.position_weight > 0)
-        fitted, labels = method._cluster(x, places, (mean, scale, position), taps, seed)
-        fill_in(fitted, sweep_=found)
+        arrays, labels = method._cluster(x, places, (mean, scale, position), seed)
+        stable = _stability(x, labels, self.n, len(arrays["centers"]), seed)
         if gen.resolution <= OUTLINE:
-            fitted._describe(gen, seeds)
+            facts, background = method.describe(arrays, gen, seeds)
         else:
-            fitted._note(*_facts_of_points(x, labels, places, fitted.arrays_["centers"]))
-        return fitted
+            facts, background = _facts_of_points(x, labels, places, arrays["centers"])
+        clusters = tuple(
+            {"id": i, "agreement": float(stable[i])} | fact for i, fact in enumerate(facts)
+        )
+        return Fitted(method, arrays, clusters, background, found)
+
+    def taps(self, arrays: Arrays | None = None) -> tuple[str, ...]:
+        """The features that are compared; `layer` must be resolved (not "auto")."""
+        return tuple(self.layer.split("+"))
 
     # labelling
 
-    def predict(self, samples: Samples) -> UInt8[np.ndarray, "n h w"]:
-        """Cluster of every pixel of samples made with `taps=method.taps_`."""
-        missing = [t for t in self.taps_ if t not in samples.features]
-        if missing:
-            raise UsageError(
-                f"these samples carry no {missing[0]} features: make them with gen.sample(seeds, "
-                f"taps={self.taps_})"
-            )
-        features = tuple(samples.features[tap] for tap in self.taps_)
-        return np.asarray(
-            _label(features, samples.images, self.arrays_, self.align_corners, self.smooth == "on")[
-                0
-            ]
-        )
+    def predict(
+        self, arrays: Arrays, samples: Samples, gen: Generator | None = None
+    ) -> UInt8[np.ndarray, "n h w"]:
+        """Cluster of every pixel of samples made with these taps; `gen` is not looked at."""
+        features = features_of(samples, self.taps())
+        smooth = self.smooth == "on"
+        labels, _ = _label(features, samples.images, dict(arrays), self.align_corners, smooth)
+        return np.asarray(labels)
 
     def label_seeds(
-        self, gen: Generator, seeds: Sequence[int], truncation: float | None = None
-    ) -> Iterator[
-        tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"], Float[np.ndarray, "b h w"]]
-    ]:
+        self, arrays: Arrays, gen: Generator, seeds: Sequence[int], truncation: float | None = None
+    ) -> Labelled:
         """Stream (images, clusters, confidence) for seeds, in batches. Confidence: `label_maps` in
         `ops/cluster_labels.py`, 0..1.
         """
         psi = self.truncation if truncation is None else truncation
         for image, label, sure in map_samples(
-            gen, list(seeds), _label_body, truncation=psi, shared=(self.arrays_,),
+            gen, list(seeds), _label_body, truncation=psi, shared=(dict(arrays),),
             outline=_outline_tap(gen), **self._static(),
         ):  # fmt: skip
             yield to_uint8(image), label, sure
 
-    def small_labels(
-        self, gen: Generator, seeds: Sequence[int]
+    def _small_labels(
+        self, arrays: Arrays, gen: Generator, seeds: Sequence[int]
     ) -> Iterator[tuple[None, UInt8[np.ndarray, "b r r"], Float[np.ndarray, "b r r"]]]:
         """Stream (None, clusters, confidence) at `OUTLINE` pixels, for a generator that draws more:
         only the layers that labels depend on run.
         """
         outline = _outline_tap(gen)
         for label, sure in map_samples(
-            gen, list(seeds), _small_label_body, truncation=self.truncation, shared=(self.arrays_,),
-            outline=outline, **self._static(),
+            gen, list(seeds), _small_label_body, truncation=self.truncation,
+            shared=(dict(arrays),), outline=outline, **self._static(),
         ):  # fmt: skip
             yield None, label, sure
 
     def _static(self) -> dict[str, Any]:
         return {
-            "taps": self.taps_,
+            "taps": self.taps(),
             "align_corners": self.align_corners,
             "smooth": self.smooth == "on",
         }
-
-    def restored(self, arrays: dict[str, np.ndarray]) -> SegmentationInStyle:
-        """A fitted copy from stored `arrays_`; `layer` must be resolved (not "auto")."""
-        copy = replace(self)
-        fill_in(copy, arrays_=dict(arrays), taps_=tuple(self.layer.split("+")))
-        return copy
 
     def estimate(self) -> dict[str, float]:
         """Seconds and bytes of `fit`, roughly, for the default network on two processor cores: a
@@ -267,9 +256,9 @@ class SegmentationInStyle:
 
     def _cluster(
         self, x: Float[np.ndarray, "n c"], places: Float[np.ndarray, "n 2"], scaling: tuple,
-        taps: tuple[str, ...], seed: int,
-    ) -> tuple[SegmentationInStyle, Int[np.ndarray, "n"]]:  # fmt: skip
-        """A copy with centres and their stability, and the cluster of every point."""
+        seed: int,
+    ) -> tuple[dict[str, np.ndarray], Int[np.ndarray, "n"]]:  # fmt: skip
+        """The arrays that label new samples, and the cluster of every point."""
         mean, scale, position = scaling
         d, columns = len(mean), x.shape[1]
         assert self.k != "auto"
@@ -284,7 +273,6 @@ class SegmentationInStyle:
         order = np.argsort(
             -np.bincount(np.asarray(found.labels), minlength=self.k), kind="stable"
         )  # cluster 0 is the largest
-        fitted = replace(self)
         arrays = {
             "centers": centers[order],
             "mean": mean,
@@ -292,27 +280,23 @@ class SegmentationInStyle:
         }
         if not self.position_weight:
             arrays["scale"][-2:] = 0
-        fill_in(fitted, arrays_=arrays, taps_=taps)
         labels = np.argsort(order)[np.asarray(found.labels)]
         if self.refine == "crf":
             arrays.update(
-                learn_refinement(x, centers[order][:, :columns], labels, places, self._grid(taps))
+                learn_refinement(
+                    x, centers[order][:, :columns], labels, places, self._grid(self.taps())
+                )
             )
-        stable = _stability(x, labels, self.n, self.k, seed)
-        fill_in(fitted, clusters_=[{"id": i, "agreement": float(stable[i])} for i in range(self.k)])
-        return fitted, labels
+        return arrays, labels
 
-    def _describe(self, gen: Generator, seeds: list[int]) -> None:
+    def describe(
+        self, arrays: Arrays, gen: Generator, seeds: Sequence[int]
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Shares, border shares and confidence of every cluster, and the background, from up to 200
         of the samples.
         """
-        stream = self.label_seeds if gen.resolution <= OUTLINE else self.small_labels
-        self._note(*selection.describe(stream(gen, seeds[:200]), len(self.clusters_)))
-
-    def _note(self, facts: list[dict[str, Any]], verdict: dict[str, Any]) -> None:
-        for cluster, found in zip(self.clusters_, facts):
-            cluster.update(found)
-        self.background_.update(verdict)
+        stream = self.label_seeds if gen.resolution <= OUTLINE else self._small_labels
+        return selection.describe(stream(arrays, gen, seeds[:200]), len(arrays["centers"]))
 
     # choosing k and layer
 
