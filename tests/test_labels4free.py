@@ -14,6 +14,7 @@ from sis_jax import methods, parallel
 from sis_jax.methods.base import Fitted, Inputs
 from sis_jax.methods.labels4free import RECIPES, Labels4Free
 from sis_jax.models import alpha as nets
+from sis_jax.ops.resize import cubic_matrix
 from sis_jax.training import labels4free as training
 from sis_jax.training import labels4free_checks as checks
 from sis_jax.training.state import TrainingState
@@ -89,7 +90,7 @@ def test_alpha_loss_is_the_papers(coverage):
 
 
 def test_bicubic_doubling_keeps_corners_and_straight_lines():
-    matrix = nets.bicubic_matrix(8, 16)
+    matrix = cubic_matrix(8, 16, aligned=True)
     assert np.allclose(matrix.sum(1), 1) and np.allclose(matrix[[0, -1]], np.eye(8)[[0, -1]])
     # PyTorch's kernel at u = 7 / 15, taps 0 .. 2 with the one before clamped onto 0: a = -0.75
     t = 7 / 15
@@ -107,7 +108,7 @@ def test_alpha_network_by_hand(gen):
         + np.asarray(params[f"level{k // 2}/{k % 2}/bias"])
         for k, f in enumerate(features)
     ]
-    m = nets.bicubic_matrix(8, 16)
+    m = cubic_matrix(8, 16, aligned=True)
     h = np.einsum("ih,nhwc,jw->nijc", m, np.concatenate(p[:2], -1), m)
     expected = (np.concatenate(p[2:], -1) + h) @ np.asarray(params["out/weight"]) + np.asarray(
         params["out/bias"]

@@ -2,6 +2,8 @@
 it refuses.
 """
 
+import dataclasses
+
 import fakes
 import jax.numpy as jnp
 import numpy as np

@@ -30,6 +30,7 @@ ACCELERATOR_ROWS = 256
 CPU_BYTES = 512 * 2**20
 ACCELERATOR_BYTES = 4 * 2**30
 SLACK = 1.25  # of the refusal: the allocator's own share
+_LOOPS = ("scan", "while")
 _FREE = ("broadcast_in_dim", "iota", "reshape")  # XLA never stores what these give
 
 
@@ -123,20 +124,16 @@ def _peak(jaxpr: core.Jaxpr, wanted: Sequence[bool]) -> int:
 
 def _inner(equation: Any, used: list[bool]) -> int:
     """Bytes inside an equation that holds functions of its own, beside its results."""
-    calls = [
+    functions = [
         getattr(f, "jaxpr", f)
         for value in equation.params.values()
         for f in (value if isinstance(value, tuple | list) else (value,))
         if isinstance(f, core.ClosedJaxpr | core.Jaxpr)
     ]
+    if equation.primitive.name in _LOOPS:  # a round's results are copied into the loop's
+        return max((_peak(f, [True] * len(f.outvars)) for f in functions), default=0)
     own = sum(_size(v) for v, u in zip(equation.outvars, used) if u)
-    return max((_inside(f, used, own) for f in calls), default=0)
-
-
-def _inside(jaxpr: core.Jaxpr, used: list[bool], own: int) -> int:
-    if len(jaxpr.outvars) == len(used):
-        return max(0, _peak(jaxpr, used) - own)
-    return _peak(jaxpr, [True] * len(jaxpr.outvars))
+    return max((max(0, _peak(f, used) - own) for f in functions), default=0)
 
 
 def _size(variable: Any) -> int:
