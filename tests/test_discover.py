@@ -255,24 +255,15 @@ def test_only_methods_that_cluster_say_lower_k():
     """A class that somebody painted, or one of two sides, is not made steadier by fewer
     clusters.
     """
-    from types import SimpleNamespace
-
-    from sis_jax.methods.base import METHODS, get
+    from sis_jax.methods.base import METHODS, Fitted, get
     from sis_jax.stages.discover import _warnings
 
     said = {}
     for name in METHODS:
-        fitted = get(name)()
-        facts = SimpleNamespace(
-            clusters_=[
-                {"id": 4, "agreement": 0.1, "background": True, "border_share": 0.6, "share": 0.3}
-            ],
-            background_={"found": True},
-        )
-        if hasattr(fitted, "shaky_cure"):
-            facts.shaky_cure = fitted.shaky_cure
+        cluster = {"id": 4, "agreement": 0.1, "background": True, "border_share": 0.6, "share": 0.3}
+        fitted = Fitted(get(name)(), {}, (cluster,), {"found": True})
         said[name] = [
-            w for w in _warnings(facts) if "lower k" in w and w.startswith("Clusters 4 change")
+            w for w in _warnings(fitted) if "lower k" in w and w.startswith("Clusters 4 change")
         ]
     assert {name for name, found in said.items() if found} == {
         "segmentation_in_style",
@@ -282,8 +273,8 @@ def test_only_methods_that_cluster_say_lower_k():
 
 @pytest.mark.parametrize(("share", "told"), [(0.6, False), (0.3, True)])
 def test_a_background_that_leaves_most_of_the_frame_is_told(share, told):
-    from types import SimpleNamespace
-
+    from sis_jax.methods.base import Fitted
+    from sis_jax.methods.latent_direction import LatentDirection
     from sis_jax.stages.discover import _warnings
 
     shares = (share, 0.1, 0.9 - share), (0.2, 0.02, 0.78)
@@ -291,7 +282,7 @@ def test_a_background_that_leaves_most_of_the_frame_is_told(share, told):
         {"id": i, "agreement": 1.0, "background": i < 2, "border_share": s, "share": t}
         for i, (s, t) in enumerate(zip(*shares))
     ]
-    said = _warnings(SimpleNamespace(clusters_=clusters, background_={"found": True}))
+    said = _warnings(Fitted(LatentDirection(), {}, tuple(clusters), {"found": True}))
     assert [
         w.startswith(f"The background holds only {share + 0.1:.0%}") for w in said if "holds" in w
     ] == [True] * told
@@ -306,8 +297,8 @@ def test_a_background_that_leaves_most_of_the_frame_is_told(share, told):
     ],  # dark hair and dark ground at k 6, seed 2; plain ground; a large ground
 )
 def test_a_cluster_that_is_background_by_a_narrow_margin_is_told(on_frame, in_picture, told):
-    from types import SimpleNamespace
-
+    from sis_jax.methods.base import Fitted
+    from sis_jax.methods.segmentation_in_style import SegmentationInStyle
     from sis_jax.stages.discover import _warnings
 
     shares = zip((on_frame, 1 - on_frame), (in_picture, 1 - in_picture))
@@ -317,7 +308,7 @@ def test_a_cluster_that_is_background_by_a_narrow_margin_is_told(on_frame, in_pi
     ]
     said = [
         w
-        for w in _warnings(SimpleNamespace(clusters_=clusters, background_={"found": True}, k=6))
+        for w in _warnings(Fitted(SegmentationInStyle(k=6), {}, tuple(clusters), {"found": True}))
         if "only just" in w
     ]
     assert [

@@ -51,13 +51,13 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from sis_jax import parallel
-from sis_jax.methods.base import Inputs
+from sis_jax.methods.base import Arrays, Fitted, Inputs, Labelled, features_of
 from sis_jax.models import alpha as nets
 from sis_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from sis_jax.models.stylegan2 import StyleGAN2
 from sis_jax.ops import selection
 from sis_jax.ops.progress import progress, say
-from sis_jax.ops.sampling import map_samples, sample_seeds
+from sis_jax.ops.sampling import collect, map_samples, sample_seeds
 from sis_jax.training import labels4free as training
 from sis_jax.training import labels4free_checks as checks
 from sis_jax.training.loop import Checkpoints, Training, as_csv, loop, on_devices
@@ -145,6 +145,9 @@ class Labels4Free:
     """
 
     wants: ClassVar[tuple[str, ...]] = ("photos", "discriminator")
+    clusters_by_k: ClassVar[bool] = False
+    adds_clusters: ClassVar[bool] = False
+    shaky_cure: ClassVar[str] = ""
 
     photos: str = ""
     steps: int = 90
@@ -175,16 +178,10 @@ class Labels4Free:
     threshold: float = 0.5
     quirk: bool = False
     tries: int = 6
-    arrays_: dict[str, np.ndarray] = field(default_factory=dict, init=False, compare=False)
-    clusters_: list[dict[str, Any]] = field(default_factory=list, init=False, compare=False)
-    background_: dict[str, Any] = field(default_factory=dict, init=False, compare=False)
-    sweep_: dict[str, Any] | None = field(default=None, init=False, compare=False)
-    files_: dict[str, bytes] = field(default_factory=dict, init=False, compare=False)
-    warnings_: tuple[str, ...] = field(default=(), init=False, compare=False)
 
-    def fit(self, gen: Generator, seed: int = 0, inputs: Inputs | None = None) -> Labels4Free:
-        """Train the alpha network of `gen`, a StyleGAN2; returns a fitted copy. The same seed gives
-        the same numbers on the same machine.
+    def fit(self, gen: Generator, seed: int = 0, inputs: Inputs | None = None) -> Fitted:
+        """Train the alpha network of `gen`, a StyleGAN2. The same seed gives the same numbers on
+        the same machine.
 
         inputs: photos (real pictures for D), discriminator (for discriminator="own"), folder (where
             an interrupted training goes on).
@@ -212,37 +209,28 @@ class Labels4Free:
             runs[-1].train()
         run = max(runs, key=_Run.verdict)
         arrays = {k: np.asarray(v) for k, v in run.chosen().items()}
-        _set(
-            method,
-            arrays_=arrays,
-            files_={"labels4free.csv": run.table()},
-            warnings_=run.warnings(),
-        )
-        method._describe(gen, seed)
-        return method
+        clusters, background = method._described(arrays, gen, seed)
+        files = {"labels4free.csv": run.table()}
+        return Fitted(method, arrays, clusters, background, None, run.warnings(), files)
 
-    def predict(self, samples: Samples) -> UInt8[np.ndarray, "n h w"]:
-        """1 where samples made with `taps=method.taps_` show foreground, 0 elsewhere."""
-        missing = [t for t in self.taps_ if t not in samples.features]
-        if missing:
-            raise UsageError(
-                f"these samples carry no {missing[0]} features: make them with gen.sample(seeds, "
-                f"taps={self.taps_})"
-            )
-        alpha = training.mask(
-            self.arrays_, tuple(jnp.asarray(samples.features[t]) for t in self.taps_)
-        )
+    def predict(
+        self, arrays: Arrays, samples: Samples, gen: Generator | None = None
+    ) -> UInt8[np.ndarray, "n h w"]:
+        """1 where samples made with these taps show foreground, 0 elsewhere; `gen` is not looked
+        at.
+        """
+        features = features_of(samples, self.taps(arrays))
+        alpha = training.mask(dict(arrays), tuple(map(jnp.asarray, features)))
         return (np.asarray(alpha) > self.threshold).astype(np.uint8)
 
-    @property
-    def taps_(self) -> tuple[str, ...]:
-        """The features read, of a fitted method."""
+    def taps(self, arrays: Arrays) -> tuple[str, ...]:
+        """The features that are read."""
         return nets.flat_taps(
-            int(np.ravel(self.arrays_["resolution"])[0])
+            int(np.ravel(arrays["resolution"])[0])
         )  # a stored number comes back as an array of one
 
     def alpha_seeds(
-        self, gen: Generator, seeds: Sequence[int], truncation: float | None = None
+        self, arrays: Arrays, gen: Generator, seeds: Sequence[int], truncation: float | None = None
     ) -> Iterator[tuple[UInt8[np.ndarray, "b h w 3"], Float[np.ndarray, "b h w"]]]:
         """Stream (pictures, soft masks alpha in 0..1) of seeds, in batches."""
         psi = self.truncation if truncation is None else truncation
@@ -251,16 +239,14 @@ class Labels4Free:
             list(seeds),
             training.masked,
             truncation=psi,
-            shared=(self.arrays_,),
-            taps=self.taps_,
+            shared=(dict(arrays),),
+            taps=self.taps(arrays),
         ):
             yield to_uint8(image), alpha
 
     def label_seeds(
-        self, gen: Generator, seeds: Sequence[int], truncation: float | None = None
-    ) -> Iterator[
-        tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"], Float[np.ndarray, "b h w"]]
-    ]:
+        self, arrays: Arrays, gen: Generator, seeds: Sequence[int], truncation: float | None = None
+    ) -> Labelled:
         """Stream (pictures, 1 = foreground or 0, confidence) of seeds, in batches.
 
         Confidence: how far alpha is from the threshold t, over how far it could be: (alpha - t) /
@@ -268,16 +254,10 @@ class Labels4Free:
             back: t + confidence (1 - t), or t - confidence t.
         """
         t = np.float32(self.threshold)
-        for image, alpha in self.alpha_seeds(gen, seeds, truncation):
+        for image, alpha in self.alpha_seeds(arrays, gen, seeds, truncation):
             inside = alpha > t
             room = np.maximum(np.where(inside, 1 - t, t), 1e-6).astype(np.float32)
             yield image, inside.astype(np.uint8), np.clip(np.abs(alpha - t) / room, 0, 1)
-
-    def restored(self, arrays: dict[str, np.ndarray]) -> Labels4Free:
-        """A fitted copy from stored `arrays_`."""
-        copy = replace(self)
-        _set(copy, arrays_=dict(arrays))
-        return copy
 
     def estimate(self) -> dict[str, float]:
         """Seconds and bytes of `fit`, roughly, for the default network on two processor cores."""
@@ -286,23 +266,22 @@ class Labels4Free:
             "memory_bytes": 1.5e9,
         }
 
-    def _describe(self, gen: StyleGAN2, seed: int) -> None:
+    def _described(
+        self, arrays: Arrays, gen: StyleGAN2, seed: int
+    ) -> tuple[tuple[dict[str, Any], ...], dict[str, Any]]:
         """Facts of both sides; agreement: overlap of masks drawn with other noise."""
         seeds = sample_seeds(seed, PROBE)
-        facts, verdict = selection.describe(self.label_seeds(gen, seeds), 2)
-        for i, fact in enumerate(
-            facts
-        ):  # which is which is what was learned, not a guess from the frame
-            fact |= {"id": i, "name": NAMES[i], "background": i == 0}
-        agreement = checks.steadiness(gen, self.arrays_, seeds, self.truncation, self.threshold)
-        _set(self, clusters_=[fact | {"agreement": float(a)} for fact, a in zip(facts, agreement)])
-        _set(
-            self,
-            background_={
-                "found": True,
-                "why": f"the part that a background may replace; by the frame: {verdict['why']}",
-            },
+        facts, verdict = selection.describe(self.label_seeds(arrays, gen, seeds), 2)
+        agreement = checks.steadiness(gen, dict(arrays), seeds, self.truncation, self.threshold)
+        # which is which is what was learned, not a guess from the frame
+        clusters = tuple(
+            fact
+            | {"id": i, "name": NAMES[i], "background": i == 0}
+            | {"agreement": float(agreement[i])}
+            for i, fact in enumerate(facts)
         )
+        why = f"the part that a background may replace; by the frame: {verdict['why']}"
+        return clusters, {"found": True, "why": why}
 
     def _check(self, gen: Any) -> StyleGAN2:
         if not isinstance(gen, StyleGAN2):
@@ -410,12 +389,10 @@ class _Run:
             widths = nets.widths(self.gen)
             return tuple(jnp.stack([jnp.zeros(widths[t]), jnp.ones(widths[t])]) for t in self.taps)
         seeds = sample_seeds(self.seed, PROBE)
-        found = list(
-            map_samples(
-                self.gen, seeds, training.moments, truncation=self.method.truncation, taps=self.taps
-            )
+        found = collect(
+            self.gen, seeds, training.moments, truncation=self.method.truncation, taps=self.taps
         )
-        means = (np.concatenate([f[i] for f in found]).mean(0) for i in range(len(self.taps)))
+        means = (each.mean(0) for each in found)
         return tuple(
             jnp.stack([m[0], jnp.sqrt(jnp.maximum(m[1] - m[0] ** 2, 1e-12))]) for m in means
         )
@@ -442,14 +419,11 @@ class _Run:
         if self.inputs.photos is not None:
             return self.inputs.photos
         seeds = [(2**31 + s) % 2**32 for s in sample_seeds(self.seed, POOL)]
-        found = []
-        with progress(POOL, "pictures for the discriminator", "sample") as bar:
-            for x in map_samples(
-                self.gen, seeds, training.picture, truncation=self.method.truncation
-            ):
-                found.append(to_uint8(x))
-                bar.update(len(x))
-        return np.concatenate(found)
+        images = map_samples(
+            self.gen, seeds, training.picture, truncation=self.method.truncation,
+            shown="images for the discriminator",
+        )  # fmt: skip
+        return np.concatenate([to_uint8(x) for x in images])
 
     def train(self) -> None:
         """From where the last checkpoint is to the last step, or until nothing gets better."""
@@ -556,10 +530,3 @@ class _Run:
     def table(self) -> bytes:
         """What was measured at every checkpoint, as CSV."""
         return as_csv(self.rows, list(self.rows[0]))
-
-
-def _set(method: Labels4Free, **learned: Any) -> None:
-    for name, value in learned.items():
-        object.__setattr__(
-            method, name, value
-        )  # frozen for users; `fit` fills in a copy of its own

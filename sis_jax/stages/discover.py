@@ -19,6 +19,7 @@ import numpy as np
 from sis_jax import methods
 from sis_jax.checkpoints import load_generator
 from sis_jax.data.parts import Parts, classes_from
+from sis_jax.methods.base import Fitted
 from sis_jax.ops.progress import say
 from sis_jax.ops.sampling import sample_seeds
 from sis_jax.ops.selection import only_just
@@ -69,7 +70,7 @@ def discover(
         )[0]
 
     config = {"gen": named, "method": method, "recipe": recipe, "seed": seed}
-    config |= {f: getattr(fitted_with, f) for f in _fields(type(fitted_with))}
+    config |= _settings(fitted_with)
     asked = {"ontology": ontology, "rare": rare, "clip": clip if isinstance(clip, str) else None}
     if rare is not None:
         asked |= {"neutral": neutral, "rare_n": rare_n, "rare_share": rare_share}
@@ -100,6 +101,10 @@ def discover(
 
 def _fields(cls: type) -> list[str]:
     return [f.name for f in dataclasses.fields(cls) if f.init]
+
+
+def _settings(method: Any) -> dict[str, Any]:
+    return {name: getattr(method, name) for name in _fields(type(method))}
 
 
 def _resolve(method: str, recipe: str | None, settings: dict[str, Any]) -> Any:
@@ -189,58 +194,59 @@ def _discover(
     found = texts.extended(gen, fitted, seed) if texts else None
     if found:
         gen, fitted = found.gen, found.fitted
-    classes = classes_from(fitted.clusters_, fitted.background_["found"])
+    classes = classes_from(fitted.clusters, fitted.background["found"])
     owner = {cluster: c["id"] for c in classes for cluster in c["clusters"]}
     clusters = tuple(
-        c | {"class_id": owner[c["id"]], "background": owner[c["id"]] == 0}
-        for c in fitted.clusters_
+        c | {"class_id": owner[c["id"]], "background": owner[c["id"]] == 0} for c in fitted.clusters
     )
     seeds = sample_seeds(seed, SHOWN)
     images, masks, sure = (np.concatenate(x) for x in zip(*fitted.label_seeds(gen, seeds)))
-    resolved = {name: getattr(fitted, name) for name in _fields(type(fitted))}
+    resolved = _settings(fitted.method)
     said = [*_warnings(fitted, found.cluster), *found.warnings] if found else _warnings(fitted)
     parts = Parts(
-        method=method, settings=resolved, arrays=fitted.arrays_, classes=classes, clusters=clusters,
-        background=fitted.background_, generator=gen.info, seed=seed, sweep=fitted.sweep_,
+        method=method, settings=resolved, arrays=dict(fitted.arrays), classes=classes,
+        clusters=clusters,
+        background=fitted.background, generator=gen.info, seed=seed, sweep=fitted.sweep,
         warnings=tuple(said), samples=images, masks=masks, seeds=tuple(seeds),
         confidence=tuple(float(c.mean()) for c in sure),
     )  # fmt: skip
     parts, files = texts.named(gen, parts, found) if texts else (parts, {})
-    return parts, files | getattr(fitted, "files_", {})
+    return parts, files | fitted.files
 
 
-def _warnings(fitted: Any, rare: int | None = None) -> list[str]:
+def _warnings(fitted: Fitted, rare: int | None = None) -> list[str]:
     """What a user should know before trusting the parts, each with its cure. rare: the cluster of a
     rare class, which has warnings of its own.
     """
-    found: list[str] = [*getattr(fitted, "warnings_", ())]
-    if not fitted.background_["found"]:
+    method, clusters = fitted.method, fitted.clusters
+    found: list[str] = [*fitted.warnings]
+    if not fitted.background["found"]:
         found.append(
-            f"The background was not found ({fitted.background_['why']}), so no class has id 0. "
+            f"The background was not found ({fitted.background['why']}), so no class has id 0. "
             "Look at the gallery and send the background "
             "there by hand: parts.rename({id: None})."
         )
-    elif "painted" not in getattr(type(fitted), "wants", ()):
-        held = sum(c["border_share"] for c in fitted.clusters_ if c["background"])
+    elif "painted" not in method.wants:
+        held = sum(c["border_share"] for c in clusters if c["background"])
         if held < FRAME:
             found.append(
                 f"The background holds only {held:.0%} of the pictures' frame: part of it may be "
                 "in other clusters. Look at the gallery, send those "
                 f"to the background, parts.rename({{id: None}}), or "
-                f"{'raise k' if hasattr(fitted, 'k') else 'give another seed'}."
+                f"{'raise k' if method.clusters_by_k else 'give another seed'}."
             )
         narrow = (
-            only_just(fitted.clusters_) if hasattr(fitted, "k") else []
+            only_just(clusters) if method.clusters_by_k else []
         )  # others learn which side is the background
         found += [
             f"Cluster {c['id']} was only just taken for background ({c['border_share']:.0%} of "
             f"the frame, {c['share']:.0%} of the picture). "
             "Look at the gallery: if it shows the object, give another k or seed."
-            for c in (fitted.clusters_[i] for i in narrow)
+            for c in (clusters[i] for i in narrow)
         ]
     shaky, cure = (
-        [c["id"] for c in fitted.clusters_ if c["agreement"] < UNSURE and c["id"] != rare],
-        getattr(fitted, "shaky_cure", ""),
+        [c["id"] for c in clusters if c["agreement"] < UNSURE and c["id"] != rare],
+        method.shaky_cure,
     )
     if shaky and cure:
         found.append(
@@ -267,7 +273,7 @@ def plan(config: dict[str, Any]) -> dict[str, Any]:
         "parts/samples/*.png",
         "report.html",
     ]
-    need = settings.estimate() if hasattr(settings, "estimate") else {}
+    need = settings.estimate()
     rare, neutral, rare_n, rare_share = (
         config[name] for name in ("rare", "neutral", "rare_n", "rare_share")
     )

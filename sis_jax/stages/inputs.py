@@ -25,7 +25,7 @@ def gather(settings: Any, gen: Generator, named: str | None, folder: Path | None
     named: how the user named the generator (its weights folder holds the discriminator); None where
         it came as an object. folder: see `Inputs`.
     """
-    wants = getattr(type(settings), "wants", ())
+    wants = settings.wants
     if not wants:
         return {}
     found: dict[str, Any] = {"folder": folder}
@@ -43,7 +43,7 @@ def digests(settings: Any, gen: Generator, clip: str | None = None) -> dict[str,
     Raises UsageError for masks or photos that cannot be read.
     """
     found: dict[str, str] = {} if clip is None else {"clip": clip}
-    wants = getattr(type(settings), "wants", ())
+    wants = settings.wants
     if "painted" in wants and settings.masks:
         found["masks"] = _masks_digest(settings.masks)
     if "photos" in wants and settings.photos:

@@ -335,7 +335,7 @@ def _labelled(
     gen = mixed(
         teacher.gen, teacher.parts.arrays
     )  # a rare class shows in the samples that it is drawn into only
-    for images, labels, _ in teacher.method.label_seeds(gen, seeds, teacher.truncation):
+    for images, labels, _ in teacher.fitted.label_seeds(gen, seeds, teacher.truncation):
         yield np.asarray(images), np.asarray(labels)
 
 

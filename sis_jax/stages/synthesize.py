@@ -210,7 +210,7 @@ def _card(teacher: Teacher, config: dict[str, Any]) -> str:
         teacher.gen.info,
         ", ".join(f"{c['id']} {c['name']}" for c in teacher.parts.classes),
     )
-    painted = "painted" in getattr(type(teacher.method), "wants", ())
+    painted = "painted" in teacher.fitted.method.wants
     learned = "learned from pictures that somebody painted" if painted else "found without labels"
     return (
         "---\nlicense: other\ntask_categories: [image-segmentation]\ntags: [synthetic, "

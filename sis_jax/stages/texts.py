@@ -116,7 +116,7 @@ class Texts:
 
 def check_rare(method: Any, rare: Any, neutral: Any, n: Any, share: Any) -> None:
     """UsageError for a rare class that cannot be looked for, by what was typed alone."""
-    if not getattr(method, "adds_clusters", False):
+    if not method.adds_clusters:
         raise UsageError(
             "--rare needs parts that are cluster centres: use --method segmentation_in_style, "
             f"got {type(method).__name__}"
