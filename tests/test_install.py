@@ -1,6 +1,9 @@
 """Weights are found wherever the package is installed, for users with and without a home."""
 
+import os
 import pwd
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -46,6 +49,22 @@ def test_the_wheel_takes_the_weights_from_the_top():
     ]["wheel"]
     assert "ported_weights" in wheel["only-include"]
     assert wheel["sources"] == {"ported_weights": "sis_jax/ported_weights"}
+
+
+def test_the_main_job(tmp_path):
+    """The command of the README, small, on the default weights; warnings are errors."""
+    sizes = ["--k", "3", "--layer", "16x16", "--n", "6", "--n-init", "1", "--max-points", "1500"]
+    command = [sys.executable, "-W", "error", "-m", "sis_jax.discover", "--ontology", "faces"]
+    done = subprocess.run(
+        [*command, *sizes, "--quiet", "--out", "run"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
 
 
 def test_no_home(monkeypatch):

@@ -14,6 +14,8 @@ from sis_jax.methods import latent_direction as ld
 from sis_jax.methods.latent_direction import LatentDirection
 from sis_jax.types import Info, Samples, UsageError, latents_from_seeds
 
+pytestmark = pytest.mark.integration
+
 QUICK = {
     "mode": "both",
     "space": "z",

@@ -9,6 +9,8 @@ import pytest
 from sis_jax.checkpoints import save_generator
 from sis_jax.stages.pipeline import run
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture
 def quick(monkeypatch):

@@ -14,6 +14,8 @@ from sis_jax.methods.style_mixing import StyleMixing, segment_boxes
 from sis_jax.ops import pixel_clusters as pc
 from sis_jax.types import Info, Samples, UsageError, latents_from_seeds
 
+pytestmark = pytest.mark.integration
+
 SIDE = 24
 QUICK = {"variants": 6, "clusters": 4, "k": 2, "n": 16, "n_init": 2, "slots": 2}
 

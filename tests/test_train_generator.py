@@ -18,6 +18,8 @@ from sis_jax.checkpoints import save_generator
 from sis_jax.runs import cli
 from sis_jax.types import SisError, UsageError
 
+pytestmark = pytest.mark.integration
+
 train_generator = sis_jax.train_generator
 
 
