@@ -10,6 +10,9 @@ from sis_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from sis_jax.models.stylegan2 import GeneratorConfig, StyleGAN2
 from sis_jax.types import Info, Samples, latents_from_seeds
 
+# `discover` with these takes a second or two on `tiny_stylegan2`.
+TINY_PARTS = {"k": 3, "layer": "16x16", "n": 6, "n_init": 1, "max_points": 1536}
+
 
 def _filled(module, seed, info):
     """`module` with every array redrawn N(0, 1), biases and strengths small: no layer is left at a

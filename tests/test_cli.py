@@ -18,6 +18,8 @@ from sis_jax.ops.progress import progress, progress_shown, say, showing_progress
 from sis_jax.runs import cli, flags
 from sis_jax.types import SisError
 
+pytestmark = pytest.mark.integration
+
 VERB = '''
 """A verb for the tests."""
 from __future__ import annotations

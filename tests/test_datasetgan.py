@@ -18,6 +18,8 @@ from sis_jax.ops.resize import resize_bilinear
 from sis_jax.training import pixel_classifiers as pixels
 from sis_jax.types import UsageError
 
+pytestmark = pytest.mark.integration
+
 SIDE = 16
 NAMES = {0: "background", 3: "disc"}
 

@@ -19,8 +19,10 @@ from sis_jax.checkpoints.build import arrays_of
 from sis_jax.data.parts import Parts
 from sis_jax.types import SisError, UsageError
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(sis_jax.__file__).parents[1]
-QUICK = {"k": 3, "layer": "16x16", "n": 6, "n_init": 1, "max_points": 1536}
+QUICK = fakes.TINY_PARTS
 LAYOUT = {
     "run.json",
     "report.html",
@@ -59,11 +61,8 @@ def one_line(text):
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A weights folder with a tiny StyleGAN2 in it."""
-    from sis_jax.checkpoints import save_generator
-
-    return save_generator(fakes.tiny_stylegan2(16), tmp_path_factory.mktemp("weights") / "tiny")
+def weights(tiny_weights):
+    return tiny_weights
 
 
 @pytest.fixture(scope="module")

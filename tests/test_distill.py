@@ -5,13 +5,13 @@ refusals. Networks are tiny and learn next to nothing.
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import fakes
 import jax
 import numpy as np
 import pytest
@@ -24,24 +24,15 @@ from sis_jax.stages import adapt, train_student
 from sis_jax.stages.adapt import Judgement
 from sis_jax.types import SisError, UsageError
 
-PARTS = {"k": 3, "layer": "16x16", "n": 6, "n_init": 1, "max_points": 1536}
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[1]
 QUICK = {"steps": 6, "batch": 8, "width": 8, "snapshot": 2, "trim": 0.0}
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    from sis_jax.checkpoints import save_generator
-
-    return save_generator(fakes.tiny_stylegan2(16), tmp_path_factory.mktemp("weights") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def run(weights, tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "faces"
-    sis_jax.discover(weights, out=str(out), **PARTS)
-    sis_jax.synthesize(str(out), n=40, val=0.1)
-    return out
+def run(tiny_data_run, tmp_path_factory):
+    return shutil.copytree(tiny_data_run, tmp_path_factory.mktemp("runs") / "faces")
 
 
 @pytest.fixture(scope="module")
@@ -309,8 +300,8 @@ def test_a_moved_run_is_the_same_run_and_other_parts_are_not(run, tmp_path):
         sis_jax.distill(str(tmp_path / "there"), **QUICK)
 
 
-def test_on_the_fly_needs_no_dataset(weights, tmp_path):
-    sis_jax.discover(weights, out=str(tmp_path / "r"), **PARTS)
+def test_on_the_fly_needs_no_dataset(tiny_run, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "r")
     student = sis_jax.distill(str(tmp_path / "r"), n=20, **QUICK)
     assert student.facts["learned from"] == "19 pictures of tiny"
 

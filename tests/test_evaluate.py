@@ -23,6 +23,8 @@ from sis_jax.runs.run import RunFolder
 from sis_jax.stages import evaluate as evaluate_stage
 from sis_jax.types import Info, SisError, UsageError
 
+pytestmark = pytest.mark.integration
+
 PRED = [{"id": 0, "name": "background"}, {"id": 1, "name": "Hair"}, {"id": 2, "name": "part 2"}]
 TRUE = [
     {"id": i, "name": n} for i, n in enumerate(["background", "skin", "hair", "l_eye", "r_eye"])

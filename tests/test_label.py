@@ -3,6 +3,7 @@ refused.
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import clip_kit
@@ -20,6 +21,8 @@ from sis_jax.ops.resize import resize_bilinear
 from sis_jax.runs import cli
 from sis_jax.stages import naming
 from sis_jax.types import SisError, UsageError
+
+pytestmark = pytest.mark.integration
 
 FACES_CLIP = str(Path(__file__).parents[1] / "ported_weights" / "faces-clip")
 LIGHT = {"a white disc": "disc", "black": "ground"}
@@ -303,14 +306,9 @@ def test_parts_of_a_generator_that_is_not_found(disc, clip):
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tiny_run, tmp_path):
     """A finished `discover` of a tiny network, and a CLIP in a folder."""
-    from sis_jax.checkpoints import save_generator
-
-    weights = save_generator(fakes.tiny_stylegan2(16), tmp_path / "tiny")
-    sis_jax.discover(
-        weights, out=str(tmp_path / "run"), k=3, layer="16x16", n=6, n_init=1, max_points=1536
-    )
+    shutil.copytree(tiny_run, tmp_path / "run")
     return tmp_path / "run", naming_kit.save(naming_kit.two_words(), tmp_path / "clip")
 
 
@@ -368,15 +366,12 @@ def test_a_request_that_fails_takes_no_names_away(run):
     assert {p: p.read_bytes() for p in folder.rglob("*.json")} == before
 
 
-def test_names_after_the_parts_were_found_again(run):
+def test_names_after_the_parts_were_found_again(run, tiny_weights):
     """`discover --overwrite` takes the names away; the same `label` gives them again."""
     folder, clip = run
     asked = {"clip": str(clip), "n": 6, "margin": 0.0}
     label(str(folder), LIGHT, **asked)
-    weights = folder.parent / "tiny"
-    sis_jax.discover(
-        weights, out=str(folder), k=3, layer="16x16", n=6, n_init=1, max_points=1536, overwrite=True
-    )
+    sis_jax.discover(tiny_weights, out=str(folder), **fakes.TINY_PARTS, overwrite=True)
     assert not set(Parts.load(folder).names.values()) & {"disc", "ground"}
     assert set(label(str(folder), LIGHT, **asked).names.values()) & {"disc", "ground"}
 

@@ -20,6 +20,8 @@ from sis_jax.training import labels4free_checks as checks
 from sis_jax.training.loop import Checkpoints
 from sis_jax.types import SisError, UsageError
 
+pytestmark = pytest.mark.integration
+
 SHORT = Labels4Free(steps=2, batch=8, check=1, start=0.0, stage="4x4", r1_interval=2, tries=1)
 
 

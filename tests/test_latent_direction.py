@@ -15,6 +15,8 @@ from sis_jax.methods.base import Fitted
 from sis_jax.methods.latent_direction import LatentDirection
 from sis_jax.types import Info, Samples, UsageError, latents_from_seeds
 
+pytestmark = pytest.mark.integration
+
 QUICK = {
     "mode": "both",
     "space": "z",

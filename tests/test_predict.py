@@ -19,6 +19,8 @@ from sis_jax.checkpoints.student import Student, _starts
 from sis_jax.models import students
 from sis_jax.types import Info, SisError, UsageError
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(sis_jax.__file__).parents[1]
 CLASSES = tuple(
     {"id": i, "name": n, "colour": "#000000", "prompts": [], "clusters": [i]}

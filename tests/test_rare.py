@@ -19,6 +19,8 @@ from sis_jax.runs import cli
 from sis_jax.stages import rare
 from sis_jax.types import SisError, UsageError
 
+pytestmark = pytest.mark.integration
+
 QUICK = {"k": 2, "layer": "16x16", "n": 16, "n_init": 2, "truncation": 1.0}
 ASKED = {"rare": "a room with white", "neutral": "black", "rare_n": 300, "rare_share": 0.5}
 

@@ -17,6 +17,8 @@ from sis_jax.runs import run as run_module
 from sis_jax.runs.run import RunFolder, difference
 from sis_jax.types import Info, SisError, UsageError
 
+pytestmark = pytest.mark.integration
+
 
 def _finish(path, config, **options):
     with RunFolder.open(path, **options) as run, run.stage("discover", config) as stage:

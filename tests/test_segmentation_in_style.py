@@ -22,6 +22,8 @@ from sis_jax.ops.resize import resize_bilinear
 from sis_jax.stages.discover import _resolve
 from sis_jax.types import SisError, UsageError
 
+pytestmark = pytest.mark.integration
+
 K = 5
 
 

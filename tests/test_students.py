@@ -18,6 +18,8 @@ from sis_jax.ops import student_augment as augment
 from sis_jax.training import student as training
 from sis_jax.types import UsageError
 
+pytestmark = pytest.mark.integration
+
 SMALL = training.Recipe(steps=20, batch=8, side=16, learning_rate=3e-3)
 
 

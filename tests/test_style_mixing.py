@@ -15,6 +15,8 @@ from sis_jax.methods.style_mixing import StyleMixing, segment_boxes
 from sis_jax.ops import pixel_clusters as pc
 from sis_jax.types import Info, Samples, UsageError, latents_from_seeds
 
+pytestmark = pytest.mark.integration
+
 SIDE = 24
 QUICK = {"variants": 6, "clusters": 4, "k": 2, "n": 16, "n_init": 2, "slots": 2}
 
@@ -234,13 +236,18 @@ def test_a_dcgan_has_no_styles():
         StyleMixing().fit(fakes.tiny_dcgan())
 
 
-def test_discover_and_what_follows(tmp_path):
+def test_discover_and_what_follows(tiny_weights, tmp_path):
     """A StyleGAN2 through discover, synthesize and, by hand, its own w."""
-    from sis_jax.checkpoints import load_generator, save_generator
+    from sis_jax.checkpoints import load_generator
 
-    folder = save_generator(fakes.tiny_stylegan2(16), tmp_path / "tiny")
     parts = sis_jax.discover(
-        folder, out=str(tmp_path / "run"), method="style_mixing", variants=4, clusters=3, k=3, n=8
+        tiny_weights,
+        out=str(tmp_path / "run"),
+        method="style_mixing",
+        variants=4,
+        clusters=3,
+        k=3,
+        n=8,
     )
     assert (
         parts.settings["slots"] == 2
@@ -250,7 +257,7 @@ def test_discover_and_what_follows(tmp_path):
     )
     sis_jax.synthesize(run=str(tmp_path / "run"), n=4)
     assert len(list((tmp_path / "run" / "data").rglob("masks/*.png"))) == 4
-    gen = load_generator(folder)
+    gen = load_generator(tiny_weights)
     method = StyleMixing(**parts.settings)
     labels = method.segment(parts.arrays, gen, gen.map(gen.latents(list(parts.seeds)), 0.7))[1]
     assert (labels != parts.masks).mean() < 0.02

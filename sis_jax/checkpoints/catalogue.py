@@ -17,6 +17,7 @@ DEFAULT = "faces64"
 DEFAULT_STUDENT = "faces-student"
 DEFAULT_BACKBONE = "efficientnet-lite0"
 SEARCH_PATH = "SIS_JAX_WEIGHTS"
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -194,15 +195,13 @@ def text_of(name_or_path: str | os.PathLike) -> str:
 
 
 def search_folders() -> list[Path]:
-    """Folders in which weights are looked for by name: those in SIS_JAX_WEIGHTS (as PATH), then
-    ported_weights/ beside the package and here.
+    """Folders in which weights are looked for by name: those in SIS_JAX_WEIGHTS (as PATH), then the
+    weights that ship (inside an installed package, beside it in a checkout), then ported_weights/
+    in the working folder.
     """
     named = [Path(p) for p in os.environ.get(SEARCH_PATH, "").split(os.pathsep) if p]
-    return [
-        *named,
-        Path(__file__).resolve().parents[2] / "ported_weights",
-        Path.cwd() / "ported_weights",
-    ]
+    shipped = [_PACKAGE / "ported_weights", _PACKAGE.parent / "ported_weights"]
+    return [*named, *shipped, Path.cwd() / "ported_weights"]
 
 
 def folders() -> dict[str, Path]:
@@ -315,6 +314,11 @@ def find(name_or_path: str | os.PathLike | None) -> Path:
         raise UsageError(
             f"{text} is a student, which takes photos, not a generator: python -m sis_jax.predict "
             f"{text} PHOTOS --out DIR"
+        )
+    if text == DEFAULT:
+        raise UsageError(
+            f"the default weights, {DEFAULT}, are missing from this installation "
+            f"({_PACKAGE}): install sis_jax again, or give a weights folder or a checkpoint file"
         )
     raise unknown_name(
         "weights",

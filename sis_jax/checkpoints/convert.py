@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -234,6 +235,12 @@ def _keep_digests(old: Path, new: Path, wishes: _Wishes) -> None:
         files.write_config(new, replace(now, digests=before.digests))
 
 
+def _cache_home() -> str:
+    """XDG_CACHE_HOME or ~/.cache; the temporary folder for a user without a home."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return tempfile.gettempdir() if home.startswith("~") else home
+
+
 def cached(path: Path, wanted: Literal["generator", "clip", "backbone"] = "generator") -> Path:
     """The converted folder of a checkpoint file, made on first use and kept under SIS_JAX_CONVERTED
     (default ~/.cache/sis_jax).
@@ -241,9 +248,7 @@ def cached(path: Path, wanted: Literal["generator", "clip", "backbone"] = "gener
     UsageError where the file holds another kind; nothing is written then. Files of a CLIP's
     neighbors (configs, vocabulary) and its name count as part of it.
     """
-    root = os.environ.get(CACHE) or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "sis_jax"
-    )
+    root = os.environ.get(CACHE) or os.path.join(_cache_home(), "sis_jax")
     own = digest = files.sha256_of(path)
     settings = biggan.published_settings(path) if path.suffix == ".bin" else None
     if settings is not None:

@@ -42,7 +42,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -56,7 +56,7 @@ from sis_jax.models import alpha as nets
 from sis_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from sis_jax.models.stylegan2 import StyleGAN2
 from sis_jax.ops import selection
-from sis_jax.ops.progress import progress, say
+from sis_jax.ops.progress import say
 from sis_jax.ops.sampling import collect, map_samples, sample_seeds
 from sis_jax.training import labels4free as training
 from sis_jax.training import labels4free_checks as checks

@@ -353,11 +353,13 @@ def use_cpu_cores() -> None:
 
 
 def cache_folder() -> Path | None:
-    """Where compiled programs are kept, None when SIS_JAX_CACHE=off."""
+    """Where compiled programs are kept, None when SIS_JAX_CACHE=off or the user has no home."""
     if os.environ.get("SIS_JAX_CACHE", "on").lower() in ("off", "0", "no", "false"):
         return None
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or home / "sis_jax" / "xla")
+    if chosen := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return Path(chosen)
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return None if home.startswith("~") else Path(home) / "sis_jax" / "xla"
 
 
 def enable_compilation_cache() -> Path | None:
