@@ -112,7 +112,9 @@ def recalls(pairs: list[Pair], masks: list[np.ndarray], names: dict[int, str]) -
     return ", ".join(found)
 
 
-def sheet(pairs: list[Pair], masks: list[np.ndarray], order: np.ndarray, size: int = 128) -> Image:
+def sheet(
+    pairs: list[Pair], masks: list[np.ndarray], order: np.ndarray, size: int = 128
+) -> Image.Image:
     """Photo, annotated mask and found mask, three columns to a photo, four photos to a row."""
     tiles = []
     for i in order:

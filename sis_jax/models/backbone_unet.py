@@ -7,6 +7,8 @@ and predicts the four pixels of each block at once, so that nothing runs at full
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -51,7 +53,7 @@ class BackboneUNet(nnx.Module):
     The backbone's batch statistics stay as they came ("frozen"); its weights are trained.
     """
 
-    def __init__(self, backbone: nnx.Module, classes: int, rng: Rng = None):
+    def __init__(self, backbone: Any, classes: int, rng: Rng = None):
         self.backbone = backbone
         *skips, deepest = backbone.channels
         inputs = (deepest, *CHANNELS[:-1])

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from sis_jax.models.alpha import Params, background_generator, flat_taps, stages
 from sis_jax.models.stylegan2 import StyleGAN2
-from sis_jax.ops.sampling import map_samples, sample_seeds
+from sis_jax.ops.sampling import collect, map_samples, sample_seeds
 from sis_jax.ops.selection import BORDER_RATIO, frame
 from sis_jax.training.labels4free import draw, mask, masked
 
