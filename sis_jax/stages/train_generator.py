@@ -2,7 +2,7 @@
 
 The method is StyleGAN2 with adaptive augmentation (arXiv 1912.04958, 2006.06676); one step is in
 `training/gan.py`. The loop around it is `training/generator_loop.py`; this file holds the
-arguments, their checks, and the run folder.
+checks and the run folder.
 
     DIR/
     ├── run.json · curves.csv
@@ -15,103 +15,60 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from sis_jax.models import stylegan2
-from sis_jax.runs import cli
+from sis_jax.models.stylegan2 import StyleGAN2
+from sis_jax.runs.configs.train_generator import TrainGeneratorConfig
 from sis_jax.runs.run import RunFolder
 from sis_jax.training import gan
 from sis_jax.training.generator_loop import Trainer
 from sis_jax.types import UsageError
 
-if TYPE_CHECKING:
-    from sis_jax.models.stylegan2 import StyleGAN2
+_LEAST = {
+    **dict.fromkeys(("images", "batch", "latent", "mapping_layers", "channel_base"), 1),
+    **dict.fromkeys(("channel_max", "snapshot", "holdout", "rows"), 1),
+    **dict.fromkeys(("r1_gamma", "path_length", "ema_images", "seed", "minutes"), 0),
+}
 
 
-def train_generator(
-    photos: str,
-    *,
-    out: str,
-    resolution: int = 64,
-    images: int = 5_000_000,
-    start_from: str | None = None,
-    batch: int = 32,
-    channel_base: int = 16384,
-    channel_max: int = 512,
-    latent: int = 512,
-    mapping_layers: int = 8,
-    learning_rate: float = 0.0025,
-    r1_gamma: float | None = None,
-    path_length: float = 2.0,
-    augment: Literal["ada", "none"] = "ada",
-    mirror: bool = True,
-    rows: int | None = None,
-    holdout: int = 500,
-    ema_images: float = 10_000.0,
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
-    snapshot: int = 50_000,
-    minutes: float | None = None,
-    licence: str = "as the photos it was trained on",
-    seed: int = 0,
-    overwrite: bool = False,
-) -> StyleGAN2:
-    """As `sis_jax.train_generator`, which explains the arguments."""
-    config = dict(locals())
+def train_generator(config: TrainGeneratorConfig) -> StyleGAN2:
+    """As `sis_jax.train_generator`, which explains the configuration."""
     _check(config)
-    with RunFolder.open(out, overwrite) as run:
-        if overwrite:
+    with RunFolder.open(config.out, config.overwrite) as run:
+        if config.overwrite:
             _discard(run.path)
-        compared = {
-            k: v for k, v in config.items() if k not in ("images", "minutes", "overwrite", "out")
-        }
-        with run.stage(
-            "train_generator", compared, command=cli.command("train_generator", config), again=True
-        ) as stage:
-            trainer = Trainer(run, config)
+        with run.stage(config, again=True) as stage:
+            trainer = Trainer(run, config.flat())
             trainer.run()
             stage.record |= trainer.facts()
             return trainer.generator()
 
 
-def _check(config: dict[str, Any]) -> None:
-    least = dict.fromkeys(
-        (
-            "images",
-            "batch",
-            "latent",
-            "mapping_layers",
-            "channel_base",
-            "channel_max",
-            "snapshot",
-            "holdout",
-            "rows",
-        ),
-        1,
-    )
-    least |= dict.fromkeys(("r1_gamma", "path_length", "ema_images", "seed", "minutes"), 0)
-    for name, bound in least.items():
-        if config[name] is not None and config[name] < bound:
-            raise UsageError(f"{name} is {config[name]}, expected at least {bound}")
-    if config["learning_rate"] <= 0:
+def _check(config: TrainGeneratorConfig) -> None:
+    for name, value in config.flat().items():
+        if name in _LEAST and value is not None and value < _LEAST[name]:
+            raise UsageError(f"{name} is {value}, expected at least {_LEAST[name]}")
+    rate, batch = config.train.learning_rate, config.train.batch
+    if rate <= 0:
         raise UsageError(
-            f"learning_rate is {config['learning_rate']}, expected a number above 0 (0.0025 is "
-            "the papers')"
+            f"learning_rate is {rate}, expected a number above 0 (0.0025 is the papers')"
         )
-    if config["batch"] % 4:
+    if batch % 4:
         raise UsageError(
-            f"batch is {config['batch']}, expected a multiple of 4: the discriminator compares "
-            "images in groups of four"
+            f"batch is {batch}, expected a multiple of 4: the discriminator compares images in "
+            "groups of four"
         )
-    side = config["resolution"]
-    if side < 8 or side & (side - 1):
+    resolution, base = config.network.resolution, config.network.channel_base
+    if resolution < 8 or resolution & (resolution - 1):
         raise UsageError(
-            f"resolution is {side}, expected 8, 16, 32, 64, ...: a StyleGAN2 doubles its way up "
-            "from 4"
+            f"resolution is {resolution}, expected 8, 16, 32, 64, ...: a StyleGAN2 doubles its way "
+            "up from 4"
         )
-    if config["channel_base"] < side:
+    if base < resolution:
         raise UsageError(
-            f"channel_base is {config['channel_base']}, expected at least the resolution, {side}: "
-            "that leaves one channel there"
+            f"channel_base is {base}, expected at least the resolution, {resolution}: that leaves "
+            "one channel there"
         )
 
 
@@ -121,22 +78,18 @@ def _discard(folder: Path) -> None:
     (folder / "curves.csv").unlink(missing_ok=True)
 
 
-def plan(config: dict[str, Any]) -> dict[str, Any]:
+def plan(config: TrainGeneratorConfig) -> dict[str, Any]:
     """The seconds are those of two processor cores: 1.4e10 multiply-adds of the forward pass a
-    second, as 22 pictures of the default's size are.
+    second, as 22 images of the default's resolution are.
     """
     _check(config)
-
-    work = gan.multiply_adds(
-        stylegan2.channel_table(config["resolution"], config["channel_base"], config["channel_max"])
-    )
-    seconds = min(
-        config["images"] * work / 1.4e10,
-        60 * config["minutes"] if config["minutes"] else float("inf"),
-    )
+    net, train = config.network, config.train
+    table = stylegan2.channel_table(net.resolution, net.channel_base, net.channel_max)
+    limit = 60 * train.minutes if train.minutes else float("inf")
+    seconds = min(train.images * gan.multiply_adds(table) / 1.4e10, limit)
     files = ["run.json", "curves.csv", "samples/*.png", "checkpoints/", "generator/"]
-    return {"files": files, "images": config["images"], "seconds": seconds}
+    return {"files": files, "images": train.images, "seconds": seconds}
 
 
-def results(value: Any, config: Any) -> list[Path]:
-    return [Path(config["out"]) / "generator"]
+def results(value: StyleGAN2, config: TrainGeneratorConfig) -> list[Path]:
+    return [Path(config.out) / "generator"]
