@@ -22,6 +22,7 @@ from sis_jax.methods.base import METHODS
 from sis_jax.methods.settings import SETTINGS
 from sis_jax.ops.progress import progress, progress_shown, say, showing_progress
 from sis_jax.runs import cli, config
+from sis_jax.runs.configs.discover import DiscoverConfig
 from sis_jax.stages.pipeline import run
 from sis_jax.types import SisError, UsageError
 
@@ -395,6 +396,14 @@ def test_a_door_takes_fields_or_the_configuration():
     assert list(inspect.signature(verb).parameters) == names
     with pytest.raises(TypeError, match="kk"):
         verb(kk=3)
+
+
+def test_a_shared_configuration_gets_the_settings_of_its_method():
+    door = vars(sis_jax.discover)["door"]
+    for settings in (None, SETTINGS["style_mixing"](k=4)):
+        asked = door.completed(DiscoverConfig("g", method="style_mixing", settings=settings))
+        assert asked.settings == SETTINGS["style_mixing"](k=4 if settings else 8)
+        assert "settings" not in asked.flat() and door.completed(asked) is asked
 
 
 def test_an_unknown_setting_or_method_names_the_nearest():

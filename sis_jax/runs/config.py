@@ -248,6 +248,14 @@ class Door:
                 raise unknown_name(f"setting of {chosen}", name, known)
         return build(cls, {**values, **settings})
 
+    def completed(self, config: Config) -> Config:
+        """`config` as its variant, where it was made as the class that all variants share."""
+        values = config.flat()
+        if "settings" not in values:
+            return config
+        settings = values.pop("settings")
+        return self.build(values, {} if settings is None else vars(settings))
+
 
 def door(
     config: type[C],
@@ -269,7 +277,7 @@ def door(
         @functools.wraps(work)
         def verb(*args: Any, **kwargs: Any) -> R:
             if len(args) == 1 and isinstance(args[0], config) and not kwargs:
-                return work(args[0])
+                return work(typing.cast(C, itself.completed(args[0])))
             values = shown.bind(*args, **kwargs).arguments
             settings = values.pop("settings", {})
             return work(typing.cast(C, itself.build(values, settings)))
