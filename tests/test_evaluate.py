@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+from fakes import configured
 from PIL import Image
 
 from sis_jax.checkpoints.student import load_student
@@ -476,7 +477,7 @@ def test_a_run_keeps_every_evaluation_and_does_not_repeat_one(tmp_path):
     run = tmp_path / "run"
     with (
         RunFolder.open(run) as folder,
-        folder.stage("discover", {"k": 3, "layer": "32x32"}, generator=Info("discs")),
+        folder.stage(configured("discover", k=3, layer="32x32"), generator=Info("discs")),
     ):
         pass
     given = {

@@ -13,7 +13,6 @@ from PIL import Image
 
 import sis_jax
 from sis_jax.data.parts import Parts
-from sis_jax.methods.base import METHODS
 from sis_jax.models.moved import Moved, mixed
 from sis_jax.runs import cli
 from sis_jax.stages import rare
@@ -183,12 +182,9 @@ def test_dry_run(tmp_path, capsys):
         "--rare",
         "a person with a hat",
     ]
-    assert cli.run(sis_jax.discover, argv=argv, variants={"method": METHODS}) == 0
+    assert cli.run(sis_jax.discover, argv=argv) == 0
     assert "parts/rare.png" in capsys.readouterr().out
-    assert (
-        cli.run(sis_jax.discover, argv=[*argv, "--rare-share", "9"], variants={"method": METHODS})
-        == 2
-    )
+    assert cli.run(sis_jax.discover, argv=[*argv, "--rare-share", "9"]) == 2
     assert "--rare-share is 9.0, expected a share" in capsys.readouterr().err
 
 
@@ -230,7 +226,7 @@ def test_what_it_is_called(prompt, name):
         ({"rare": "white with background"}, "would call the part 'background'"),
         ({"rare": "white with part 1"}, "would call the part 'part 1'"),
         ({"k": 254}, "--k is 254, expected at most 253 with --rare"),
-        ({"rare": None}, "--neutral says how a rare class is found"),
+        ({"rare": None}, "--neutral sets how a rare class is found"),
         ({"clip": 5}, "clip is of type int"),
         ({"ontology": {}}, "the ontology is empty"),
         ({"clip": "nowhere"}, "Ways to a text model"),

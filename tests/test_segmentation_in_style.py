@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sis_jax.discover import discover
 from sis_jax.methods.base import Fitted
 from sis_jax.methods.segmentation_in_style import (
     RECIPES,
@@ -19,7 +20,7 @@ from sis_jax.methods.segmentation_in_style import (
 from sis_jax.ops import kmeans, sweep
 from sis_jax.ops.cluster_labels import label_maps
 from sis_jax.ops.resize import resize_bilinear
-from sis_jax.stages.discover import _resolve
+from sis_jax.stages.discover import resolve
 from sis_jax.types import SisError, UsageError
 
 pytestmark = pytest.mark.integration
@@ -297,7 +298,8 @@ def test_a_grid_of_its_own(blocks):
 
 
 def test_the_published_recipe():
-    method = _resolve("segmentation_in_style", "paper", {})
+    asked = vars(discover)["door"].build({"recipe": "paper"}, {})
+    method = resolve(asked)
     published = {
         "k": 9,
         "layer": "64x64",
@@ -311,7 +313,10 @@ def test_the_published_recipe():
     }
     assert {key: getattr(method, key) for key in published} == published and "paper" in RECIPES
     assert method.max_points >= 50 * 128 * 128 and method.position_weight == 0
-    assert _resolve("segmentation_in_style", "paper", {"k": 12}).k == 12
+    assert (
+        resolve(dataclasses.replace(asked, settings=dataclasses.replace(asked.settings, k=12))).k
+        == 12
+    )
 
 
 def test_auto_chooses_and_shows_its_table():

@@ -39,12 +39,25 @@ def test_a_pasted_photo_keeps_its_foreground_and_its_classes():
     np.testing.assert_allclose(labels, target / np.float32(255), atol=1e-6)
 
 
-def test_labels_of_a_pasted_photo_are_sharper_and_still_sum_to_one():
+def test_labels_of_a_pasted_photo_are_what_is_seen_of_it():
     target = jnp.asarray([0.4, 0.45, 0.15])[None, None, None]
-    picture = jnp.zeros((1, 1, 1, 3))
-    _, labels = self_training.composite(picture, target, picture, jnp.ones(1))
+    white, black = jnp.ones((1, 1, 1, 3)), jnp.zeros((1, 1, 1, 3))
+    mixed, labels = self_training.composite(white, target, black, jnp.ones(1))
     assert float(labels.sum()) == pytest.approx(1)
-    np.testing.assert_allclose(labels[0, 0, 0], [0.2, 0.6, 0.2], atol=1e-6)
+    # alpha = 2.5 (0.6 - 0.5) + 0.35 = 0.6, three quarters of it of the second class
+    np.testing.assert_allclose(mixed[0, 0, 0], 0.6, atol=1e-6)
+    np.testing.assert_allclose(labels[0, 0, 0], [0.4, 0.45, 0.15], atol=1e-6)
+
+
+def test_some_backgrounds_come_near_to_the_colour_of_the_edge_and_some_are_dark():
+    backgrounds = jax.random.uniform(jax.random.key(1), (600, 8, 8, 3), minval=-0.5, maxval=0.5)
+    edge = jnp.broadcast_to(jnp.asarray([0.8, -0.7, 0.1]), (600, 3))
+    found = self_training.hard_backgrounds(jax.random.key(0), backgrounds, edge)
+    mean = np.asarray(found.mean((1, 2)))
+    near = (np.abs(mean - [0.8, -0.7, 0.1]) < 0.35).all(-1)
+    assert near.mean() == pytest.approx(self_training.RECOLOURED, abs=0.08)
+    dark = (mean < -0.4).all(-1)
+    assert dark.mean() == pytest.approx(self_training.DARKENED, abs=0.06)
 
 
 def test_blocks_are_lost_in_the_share_that_is_asked_for():
@@ -62,7 +75,15 @@ def test_the_mirror_swaps_left_and_right_classes():
     photos, target = half()
     recipe = replace(RECIPE, augmentation=replace(NONE, flip=1.0, swap=(0, 2, 1)))
     photos, target = jnp.asarray(photos), jnp.asarray(target)
-    x, q = self_training.view(jax.random.key(0), photos, target, photos, jnp.zeros(8), recipe)
+    x, q = self_training.view(
+        jax.random.key(0),
+        photos,
+        target,
+        photos,
+        jnp.zeros(8),
+        jnp.zeros((8, 3), jnp.uint8),
+        recipe,
+    )
     assert float(x[0, 0, -1, 0]) > 0.5  # red is on the right now
     np.testing.assert_allclose(q[0, 4, -4], [0, 0, 1], atol=1e-5)
     np.testing.assert_allclose(q[0, 4, 4], [1, 0, 0], atol=1e-5)
@@ -75,11 +96,12 @@ def learned(devices):
     config = students.StudentConfig("unet-small", 3, 8)
     graph, state = new_state(students.build(config, np.random.default_rng(0)), RECIPE)
     run = parallel.map_devices(
-        self_training.self_training_step, (None, None, 0, 0, 0, 0), None,
+        self_training.self_training_step, (None, None, 0, 0, 0, 0, 0), None,
         devices=devices, graph=graph, recipe=RECIPE,
     )  # fmt: skip
     rows = [
-        parallel.shard(a, devices)[0] for a in (photos, target, photos, np.zeros(8, np.float32))
+        parallel.shard(a, devices)[0]
+        for a in (photos, target, photos, np.zeros(8, np.float32), np.zeros((8, 3), np.uint8))
     ]
     losses = []
     for step in range(RECIPE.steps):

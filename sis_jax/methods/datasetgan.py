@@ -38,13 +38,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from sis_jax.methods.base import Arrays, Fitted, Inputs, Labelled, features_of
+from sis_jax.methods.settings import DatasetGANSettings
 from sis_jax.ops import selection
 from sis_jax.ops.progress import progress, say
 from sis_jax.ops.sampling import collect, map_samples
@@ -72,36 +73,12 @@ UNSURE = 0.5
 
 
 @dataclass(frozen=True)
-class DatasetGAN:
+class DatasetGAN(DatasetGANSettings):
     """Parts from painted samples.
 
-    masks: folder of painted pictures, made with `python -m sis_jax export RUN --format blanks`.
-    classifier: "mlp", the paper's networks, or "linear", a linear read-out.
-    layer: taps such as "32x32/conv0" joined by "+", or "auto", every convolution.
-    members: classifiers in the ensemble.
-    bootstrap: each member learns from painted samples drawn with replacement, which is what makes
-        it doubt where they differ.
-    truncation: psi the painted pictures were drawn with.
-    vote: label by the "mean" of the members' probabilities, or by "majority".
-    max_points: pixels to learn from, at most; rare classes are taken first.
-    steps: of training.
-    batch: pixels per step.
-    learning_rate: at its highest.
-    weight_decay: pull of the weights towards zero.
+    The settings are the fields of `DatasetGANSettings`.
     """
 
-    masks: str = ""
-    classifier: Literal["mlp", "linear"] = "mlp"
-    layer: str = "auto"
-    members: int = 10
-    bootstrap: bool = True
-    truncation: float = 0.7
-    vote: Literal["mean", "majority"] = "mean"
-    max_points: int = 16_384
-    steps: int = 300
-    batch: int = 256
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-2
     wants: ClassVar[tuple[str, ...]] = ("painted",)
     clusters_by_k: ClassVar[bool] = False
     adds_clusters: ClassVar[bool] = False

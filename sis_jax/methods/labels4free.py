@@ -43,7 +43,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +52,7 @@ from jaxtyping import Array, Float, UInt8
 
 from sis_jax import parallel
 from sis_jax.methods.base import Arrays, Fitted, Inputs, Labelled, features_of
+from sis_jax.methods.settings import Labels4FreeSettings
 from sis_jax.models import alpha as nets
 from sis_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from sis_jax.models.stylegan2 import StyleGAN2
@@ -107,77 +108,17 @@ NAMES = ("background", "foreground")
 
 
 @dataclass(frozen=True)
-class Labels4Free:
+class Labels4Free(Labels4FreeSettings):
     """A soft mask of the foreground, learned against a discriminator from nothing but the
     generator.
 
-    photos: folder or archive of real pictures for D; "" uses generated ones.
-    steps: training steps, at most.
-    batch: pictures per step over all devices, a multiple of 4 (or less than 4).
-    truncation: psi of the pictures that are segmented.
-    background_truncation: psi of the backgrounds.
-    stage: what is zeroed in the background generator: "const", "4x4" as published, "8x8/conv0",
-        "8x8", ... or "auto".
-    same_latents: the background is made of the picture's own latents.
-    adversarial: weight s of fooling D.
-    binary: weight lambda of hard masks and of the least foreground.
-    least_foreground: phi_fg, share of a picture.
-    background: weight w_bg of the least background.
-    least_background: phi_bg, share of a picture.
-    least_frame: share of a picture's frame (5 % of its side at top, left and right) to be
-        background, same weight; 0 = as published.
-    coverage: what must have these shares, each "image" or the whole "batch" on average.
-    learning_rate: of the alpha network.
-    d_learning_rate: of D.
-    discriminator: "scratch", or the generator's "own" to start from.
-    d_width: D's channels over the generator's.
-    r1_gamma: weight of D's gradient penalty.
-    r1_interval: steps between two of its steps.
-    ema: decay per step of the averaged alpha network, 0 = none.
-    normalize: standardise the features per channel.
-    decay: both learning rates fall to 0, on a cosine.
-    start: logit of the first masks, 0 = half foreground.
-    pick: "best" checkpoint by a rule without labels, or the "last".
-    check: steps between checkpoints.
-    threshold: alpha above it is foreground.
-    quirk: add the published code's + D(real) to the penalty's step.
-    tries: runs from other weights, at most, while the masks are wrong as far as that shows.
+    The settings are the fields of `Labels4FreeSettings`.
     """
 
     wants: ClassVar[tuple[str, ...]] = ("photos", "discriminator")
     clusters_by_k: ClassVar[bool] = False
     adds_clusters: ClassVar[bool] = False
     shaky_cure: ClassVar[str] = ""
-
-    photos: str = ""
-    steps: int = 90
-    batch: int = 16
-    truncation: float = 0.7
-    background_truncation: float = 1.0
-    stage: str = "4x4"
-    same_latents: bool = False
-    adversarial: float = 1.0
-    binary: float = 1.2
-    least_foreground: float = 0.25
-    background: float = 3.0
-    least_background: float = 0.2
-    least_frame: float = 0.5
-    coverage: Literal["image", "batch"] = "image"
-    learning_rate: float = 3e-3
-    d_learning_rate: float = 2e-3
-    discriminator: Literal["scratch", "own"] = "scratch"
-    d_width: float = 0.25
-    r1_gamma: float = 1.0
-    r1_interval: int = 16
-    ema: float = 0.9
-    normalize: bool = True
-    decay: bool = True
-    start: float = 2.0
-    pick: Literal["best", "last"] = "best"
-    check: int = 10
-    threshold: float = 0.5
-    quirk: bool = False
-    tries: int = 6
 
     def fit(self, gen: Generator, seed: int = 0, inputs: Inputs | None = None) -> Fitted:
         """Train the alpha network of `gen`, a StyleGAN2. The same seed gives the same numbers on

@@ -45,7 +45,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +54,7 @@ import optax
 from jaxtyping import Array, Bool, Float, UInt8
 
 from sis_jax.methods.base import Arrays, Fitted, Labelled, generator_of
+from sis_jax.methods.settings import LatentDirectionSettings
 from sis_jax.ops import selection
 from sis_jax.ops.patches import large_patches
 from sis_jax.ops.progress import progress
@@ -108,49 +109,12 @@ DESCRIBED = 128  # samples to learn the facts per cluster from
 
 
 @dataclass(frozen=True)
-class LatentDirection:
+class LatentDirection(LatentDirectionSettings):
     """Object and ground from directions in latent space: cluster 0 is the ground, 1 the object.
 
-    mode: "light" or "dark" (one direction against the picture itself), or "both" (one against the
-        other).
-    space: where the direction lives: "z" (any generator), "w" (one step for all slots), "w+" (a
-        step per slot).
-    prior: where the object is expected: "center" (the published code), "linear" (the paper),
-        "portrait" (down to the lower edge).
-    center_weight: weight of brightness under the prior.
-    structure_weight: weight of the change of edges.
-    shift: length of the step that makes the masks, in standard deviations of the latent.
-    fit_shift: mean length of the steps while the direction is learned, drawn anew for each
-        coordinate.
-    fit_shift_std: their standard deviation.
-    steps: optimisation steps.
-    batch: samples per step.
-    learning_rate: of Adam.
-    truncation: psi of the samples.
-    threshold: of the difference: "zero" (published), "std" (0.3 standard deviations of the picture
-        below zero, published too), "otsu".
-    min_component: patches of object smaller than this share of the largest one become ground; 0
-        keeps all.
-    max_area: a mask that covers more than this share of its picture is not trusted (confidence 0).
-    min_peaks: a shifted picture whose histogram has fewer peaks is not trusted; 0 trusts all.
+    The settings are the fields of `LatentDirectionSettings`.
     """
 
-    mode: Literal["both", "light", "dark"] = "both"
-    space: Literal["z", "w", "w+"] = "w"
-    prior: Literal["portrait", "center", "linear"] = "portrait"
-    center_weight: float = 2.0
-    structure_weight: float = 10.0
-    shift: float = 2.0
-    fit_shift: float = 2.0
-    fit_shift_std: float = 0.5
-    steps: int = 60
-    batch: int = 16
-    learning_rate: float = 0.01
-    truncation: float = 0.7
-    threshold: Literal["otsu", "zero", "std"] = "otsu"
-    min_component: float = 0.2
-    max_area: float = 1.0
-    min_peaks: int = 0
     wants: ClassVar[tuple[str, ...]] = ()
     clusters_by_k: ClassVar[bool] = False
     adds_clusters: ClassVar[bool] = False

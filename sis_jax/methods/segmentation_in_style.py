@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from sis_jax.methods.base import Arrays, Fitted, Labelled, features_of
+from sis_jax.methods.settings import SegmentationInStyleSettings
 from sis_jax.ops import kmeans, selection, sweep
 from sis_jax.ops.cluster_labels import filtered, label_maps, learn_refinement, place_of
 from sis_jax.ops.resize import resize_bilinear
@@ -79,40 +80,12 @@ OUTLINE = 128
 
 
 @dataclass(frozen=True)
-class SegmentationInStyle:
+class SegmentationInStyle(SegmentationInStyleSettings):
     """Parts by k-means on generator features.
 
-    k: number of clusters, or "auto".
-    layer: tap such as "32x32", several joined by "+", or "auto".
-    n: samples to learn from.
-    truncation: psi of these samples.
-    normalize: "tap" scales every channel to unit variance and then makes every tap count the same,
-        however many channels it has; "channel" does the first alone (one tap: no difference);
-        "none" keeps raw features.
-    position_weight: how much the place of a pixel counts against its features (0 = not at all, 1 =
-        as much as all channels together).
-    grid: side of the grid on which features are compared; 0 takes the finest tap's own.
-    n_init: restarts of k-means, the best one is kept.
-    max_points: pixels to cluster, at most; more samples give fewer pixels each.
-    align_corners: interpolation rule when features are brought to one size.
-    smooth: filter features with [1,2,1] first, "on", "off" or "auto" (where the checkerboard of
-        transposed convolutions shows, as in a DCGAN).
-    refine: "crf" makes labels follow the outlines of the picture and what is usual at each place;
-        "none" takes the nearest centre, as published. Saved parts keep to what they learned.
+    The settings are the fields of `SegmentationInStyleSettings`.
     """
 
-    k: int | Literal["auto"] = "auto"
-    layer: str = "auto"
-    n: int = 50
-    truncation: float = 0.7
-    normalize: Literal["tap", "channel", "none"] = "tap"
-    position_weight: float = 0.0
-    grid: int = 0
-    n_init: int = 10
-    max_points: int = 204_800
-    align_corners: bool = False
-    smooth: Literal["auto", "on", "off"] = "auto"
-    refine: Literal["crf", "none"] = "crf"
     wants: ClassVar[tuple[str, ...]] = ()
     clusters_by_k: ClassVar[bool] = True
     adds_clusters: ClassVar[bool] = True
@@ -370,8 +343,9 @@ def _outline_tap(gen: Generator) -> str | None:
     generator has it.
     """
     name = f"{OUTLINE}x{OUTLINE}/rgb"
-    large = isinstance(gen, SkipGenerator) and gen.resolution > OUTLINE
-    return name if large and name in gen.skips else None
+    if isinstance(gen, SkipGenerator) and gen.resolution > OUTLINE and name in gen.skips:
+        return name
+    return None
 
 
 def _side(tap: str) -> int:

@@ -30,7 +30,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from sis_jax.methods.base import Arrays, Fitted, Labelled, generator_of
+from sis_jax.methods.settings import StyleMixingSettings
 from sis_jax.ops import kmeans, plan, selection
 from sis_jax.ops.patches import without_specks
 from sis_jax.ops.pixel_clusters import cluster, converted, distinct, vectors
@@ -65,42 +66,12 @@ class Mixing(NamedTuple):
 
 
 @dataclass(frozen=True)
-class StyleMixing:
+class StyleMixing(StyleMixingSettings):
     """Parts from pixels that change colour together when fine styles are mixed.
 
-    labels: "parts" (clusters of all pictures matched by their mean features into k parts) or
-        "ground" (ground and object, by each picture's border).
-    variants: style mixes per picture (the paper's N).
-    slots: slots of w that keep the picture's own styles, the others are mixed; 0 takes two fifths
-        of them.
-    clusters: groups of pixels in one picture.
-    k: parts in all pictures together, for labels "parts".
-    mode: "correlation" compares how pixels change over the variants, "raw" their colours.
-    color: "rgb", "ycc" (luma and two differences) or "lab".
-    grid: side on which pixels are clustered, 0 takes the picture's, at most 128.
-    n_init: restarts of the clustering of a picture, the best one is kept.
-    layer: tap whose mean features match clusters of different pictures; "auto" takes 32x32 or the
-        nearest below.
-    n: samples to learn the parts from.
-    truncation: psi of the samples.
-    mix_truncation: psi of the styles that are mixed in.
-    min_patch: patches smaller than this share of the picture go to their neighbour; 0 keeps all.
+    The settings are the fields of `StyleMixingSettings`.
     """
 
-    labels: Literal["parts", "ground"] = "parts"
-    variants: int = 16
-    slots: int = 0
-    clusters: int = 5
-    k: int = 8
-    mode: Literal["correlation", "raw"] = "raw"
-    color: Literal["rgb", "ycc", "lab"] = "rgb"
-    grid: int = 0
-    n_init: int = 4
-    layer: str = "auto"
-    n: int = 100
-    truncation: float = 0.7
-    mix_truncation: float = 0.7
-    min_patch: float = 0.002
     wants: ClassVar[tuple[str, ...]] = ()
     clusters_by_k: ClassVar[bool] = True
     adds_clusters: ClassVar[bool] = False

@@ -136,7 +136,7 @@ def warp_planes(
 
 
 def _sources(
-    maps: Float[Array, "n 2 3"], size: tuple[int, int], resolution: int
+    maps: Float[Array, "n 2 3"], size: tuple[int, ...], resolution: int
 ) -> tuple[Float[Array, "n r r"], Float[Array, "n r r"]]:
     """(x, y) in pixels of the input of `size`, reflected at its border, for each output pixel."""
     h, w = size

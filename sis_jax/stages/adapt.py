@@ -124,19 +124,21 @@ class Round:
 
     def batches(
         self, batch: int, seed: int, start: int, pasted: float
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    ) -> Iterator[tuple[np.ndarray, ...]]:
         """An endless stream of what `self_training_step` takes; batch t depends on (seed, t) alone.
 
         pasted: probability of another photo's background.
         """
         for step, rows in shuffled(len(self.images), batch, seed, start):
             rng = np.random.default_rng([seed, 8, step])
-            behind = np.full(batch, -1)
+            images, behind = self.images[rows], np.full(batch, -1)
+            backgrounds, edge = images, np.zeros((batch, 3), np.uint8)
             if self.layers is not None:
                 behind = self.layers.partners(rows, rng)
-            on = (rng.random(batch) < pasted) & (behind >= 0)
-            backgrounds = self.images if self.layers is None else self.layers.backgrounds
-            yield self.images[rows], self.target[rows], backgrounds[behind], on.astype(np.float32)
+                backgrounds = self.layers.backgrounds[behind]
+                edge = self.layers.edge_colour[rows].round().astype(np.uint8)
+            on = ((rng.random(batch) < pasted) & (behind >= 0)).astype(np.float32)
+            yield images, self.target[rows], backgrounds, on, edge
 
 
 def steadiness(student: Student, photos: UInt8[np.ndarray, "n s s 3"]) -> float:

@@ -13,82 +13,65 @@ import json
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 
-from sis_jax.checkpoints.student import load_student
+from sis_jax.checkpoints.student import Student, load_student
 from sis_jax.data.exports.formats import write
 from sis_jax.data.files import plain, write_atomic
 from sis_jax.data.items import png
 from sis_jax.data.masks import Masks, Prediction, cutout, mask_file, write_classes, write_mask
 from sis_jax.data.photo_files import list_source, nothing_found, readable
 from sis_jax.ops.progress import progress, say
+from sis_jax.runs.configs.predict import PredictConfig
 from sis_jax.types import UsageError
 
-if TYPE_CHECKING:
-    from sis_jax.checkpoints.student import Student
-
-_MARK = ".sis-masks.json"  # what tells a folder we wrote from one we must not touch
-Photo = tuple[str, np.ndarray | str]  # name, and the picture or why there is none
+_MARK = ".sis-masks.json"  # distinguishes a folder we wrote from one we must not touch
+Photo = tuple[str, np.ndarray | str]  # name, and the image or why there is none
 
 
-def predict(
-    run: str | Student,
-    photos: str | np.ndarray | Sequence[Any],
-    *,
-    out: str | None = None,
-    format: Literal["png", "coco", "voc", "yolo", "hf", "npz", "tfds"] = "png",  # noqa: A002
-    soft: bool = False,
-    cutouts: bool = False,
-    flip: bool = True,
-    size: int | None = None,
-    tile: int = 1024,
-    batch: int = 16,
-    overwrite: bool = False,
-) -> Masks:
-    """As `sis_jax.predict`, which explains the arguments."""
-    student = load_student(run) if isinstance(run, str | Path) else run
-    if batch < 1:
-        raise UsageError(f"batch is {batch}, expected at least 1")
-    if out is None and (format != "png" or cutouts):
+def predict(config: PredictConfig) -> Masks:
+    """As `sis_jax.predict`, which explains the configuration."""
+    run, out = config.run, config.out
+    student: Student = load_student(run) if isinstance(run, str | Path) else run
+    if config.batch < 1:
+        raise UsageError(f"batch is {config.batch}, expected at least 1")
+    if out is None and (config.format != "png" or config.cutouts):
         raise UsageError("a format or cut-outs need a folder: give --out")
     classes = tuple(dict(c) for c in student.classes)
-    options = {"flip": flip, "size": size, "tile": tile}
-    student.check(size, tile)
-    skipped: list[tuple[str, str]] = []
-    sources = _sources(photos)
+    student.check(config.size, config.tile)
+    sources, skipped = _sources(config.photos), []
     if not sources:
         raise UsageError("there are no photos: the list is empty")
     if out is None:
-        held = tuple(
-            _segment(student, *_stream(sources, frozenset()), batch, soft, options, skipped)
-        )
+        held = tuple(_segment(student, *_stream(sources, frozenset()), config, skipped))
         return Masks(classes, tuple(p.name for p in held), tuple(skipped), None, held)
     folder, names = Path(out), _names(sources)
-    if format != "png":
-        found = _segment(student, *_stream(sources, frozenset()), batch, soft, options, skipped)
+    if config.format != "png":
+        found = _segment(student, *_stream(sources, frozenset()), config, skipped)
         write(
-            format,
+            config.format,
             found,
             classes,
             folder,
             split="photos",
-            overwrite=overwrite,
+            overwrite=config.overwrite,
             licence=student.info.licence,
         )
         return Masks(classes, _without(names, skipped), tuple(skipped), None)
-    _check_apart(folder, photos)
-    config = {"student": student.info.sha256, **options, "soft": soft, "cutouts": cutouts}
-    done = _open_folder(folder, names, config, classes, overwrite)
-    for prediction in _segment(
-        student, *_stream(sources, done), batch, soft or cutouts, options, skipped
-    ):
-        _write_extras(
-            folder, prediction, soft, cutouts
-        )  # before the mask: a mask that is there is whole
+    _check_apart(folder, config.photos)
+    done = _open_folder(folder, names, _record(config, student), classes, config.overwrite)
+    for prediction in _segment(student, *_stream(sources, done), config, skipped):
+        _write_extras(folder, prediction, config)  # before the mask: a mask that is there is whole
         write_mask(folder, prediction)
     return Masks(classes, _without(names, skipped), tuple(skipped), folder)
+
+
+def _record(config: PredictConfig, student: Student) -> dict[str, Any]:
+    """What decides the masks; the folder keeps it, so that another configuration is noticed."""
+    names = ("flip", "size", "tile", "soft", "cutouts")
+    return {"student": student.info.sha256, **{name: getattr(config, name) for name in names}}
 
 
 def _without(names: Sequence[str], skipped: list[tuple[str, str]]) -> tuple[str, ...]:
@@ -131,18 +114,18 @@ def _stream(
 
     def stream() -> Iterator[Photo]:
         for number, (_, read) in enumerate(sources):
-            for name, picture in read(todo[number]):
-                yield _name(number, name, len(sources)), picture
+            for name, image in read(todo[number]):
+                yield _name(number, name, len(sources)), image
 
     return stream(), sum(map(len, todo))
 
 
 def _sources(photos: Any) -> list[tuple[Sequence[str], Any]]:
-    """(names, function that yields (name, picture) of those wanted) per source."""
+    """(names, function that yields (name, image) of those wanted) per source."""
     if isinstance(photos, str | Path):
         if (Path(photos) / "run.json").is_file():
             raise UsageError(
-                f"{photos} is a run folder, not a folder of photos; its generated pictures are in "
+                f"{photos} is a run folder, not a folder of photos; its generated images are in "
                 f"{photos}/data/train/images"
             )
         listing = list_source(Path(photos))
@@ -152,8 +135,8 @@ def _sources(photos: Any) -> list[tuple[Sequence[str], Any]]:
     if isinstance(photos, np.ndarray) and photos.ndim == 4:
         photos = list(photos)
     if isinstance(photos, np.ndarray):
-        picture = _checked(photos)
-        return [(("",), lambda wanted: iter([("", picture)] if wanted else []))]
+        image = _checked(photos)
+        return [(("",), lambda wanted: iter([("", image)] if wanted else []))]
     if hasattr(photos, "convert"):  # a Pillow image
         return _sources(np.asarray(photos.convert("RGB")))
     return [source for photo in photos for source in _sources(photo)]
@@ -171,7 +154,7 @@ def _checked(image: np.ndarray) -> np.ndarray:
         )
     if image.ndim == 2 or image.shape[2] == 1:
         return np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
-    if image.shape[2] == 4:  # transparency lies on white, as in files
+    if image.shape[2] == 4:  # transparency shows white, as in files
         alpha = image[..., 3:].astype(np.float32) / 255
         return (image[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
     return image
@@ -181,27 +164,27 @@ def _segment(
     student: Student,
     photos: Iterator[Photo],
     total: int,
-    batch: int,
-    soft: bool,
-    options: dict[str, Any],
+    config: PredictConfig,
     skipped: list[tuple[str, str]],
 ) -> Iterator[Prediction]:
     """A batch of photos at a time; those that cannot be read go to `skipped`."""
+    options: dict[str, Any] = {"flip": config.flip, "size": config.size, "tile": config.tile}
+    soft = config.soft or (config.cutouts and config.format == "png")
     bar = progress(total, "predict", "photo")
-    while chunk := list(islice(photos, batch)):
-        bad = [(name, picture) for name, picture in chunk if isinstance(picture, str)]
+    while chunk := list(islice(photos, config.batch)):
+        bad = [(name, image) for name, image in chunk if isinstance(image, str)]
         for name, reason in bad:
             say(f"skipped {name}: {reason}")
             skipped.append((name, reason))
-        good = [(name, picture) for name, picture in chunk if not isinstance(picture, str)]
-        pictures = [picture for _, picture in good]
+        good = [(name, image) for name, image in chunk if not isinstance(image, str)]
+        images = [image for _, image in good]
         if soft:
-            scores = student.scores(pictures, **options)
+            scores = student.scores(images, **options)
             masks = [_winner(s, student.ids) for s in scores]
         else:
-            masks, scores = student.masks(pictures, **options), [None] * len(good)
-        for (name, picture), mask, score in zip(good, masks, scores):
-            yield Prediction(name, picture, mask, score)
+            masks, scores = student.masks(images, **options), [None] * len(good)
+        for (name, image), mask, score in zip(good, masks, scores):
+            yield Prediction(name, image, mask, score)
         bar.update(len(chunk))
     bar.close()
 
@@ -210,13 +193,13 @@ def _winner(scores: np.ndarray, ids: np.ndarray) -> np.ndarray:
     return ids[scores[..., ids].argmax(-1)]
 
 
-def _write_extras(folder: Path, prediction: Prediction, soft: bool, cutouts: bool) -> None:
+def _write_extras(folder: Path, prediction: Prediction, config: PredictConfig) -> None:
     target = folder / mask_file(prediction.name)
-    if soft and prediction.scores is not None:
+    if config.soft and prediction.scores is not None:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, scores=prediction.scores.astype(np.float16))
         write_atomic(target.with_suffix(".npz"), buffer.getvalue())
-    if cutouts and prediction.image is not None:
+    if config.cutouts and prediction.image is not None:
         write_atomic(
             target.with_name(f"{target.stem}-cutout.png"),
             png(cutout(prediction.image, prediction.mask, prediction.scores)),
@@ -232,7 +215,7 @@ def _check_apart(folder: Path, photos: Any) -> None:
         and (folder.resolve() == source or source in folder.resolve().parents)
     ):
         raise UsageError(
-            f"--out {folder} lies in the folder of the photos, {photos}; give a folder outside it"
+            f"--out {folder} is inside the folder of the photos, {photos}; give a folder outside it"
         )
 
 
@@ -268,21 +251,18 @@ def _open_folder(
     return frozenset()
 
 
-def plan(config: dict[str, Any]) -> dict[str, Any]:
-    names = (
-        ["classes.json", "<stem>.png"]
-        if config["format"] == "png"
-        else [f"a dataset in the {config['format']} format"]
-    )
-    return {"files": [f"{config['out']}/{n}" for n in names] if config["out"] else []}
+def plan(config: PredictConfig) -> dict[str, Any]:
+    png = config.format == "png"
+    names = ["classes.json", "<stem>.png"] if png else [f"a dataset in the {config.format} format"]
+    return {"files": [f"{config.out}/{n}" for n in names] if config.out else []}
 
 
-def results(masks: Masks, config: dict[str, Any]) -> list[Path]:
-    return [Path(config["out"])] if config["out"] else []
+def results(masks: Masks, config: PredictConfig) -> list[Path]:
+    return [Path(config.out)] if config.out else []
 
 
 def problems(masks: Masks) -> str:
-    """What the command line ends with where photos were left out."""
+    """The sentence for photos that were left out, "" where there are none."""
     if not masks.skipped:
         return ""
     shown = ", ".join(f"{name} ({reason})" for name, reason in masks.skipped[:3])

@@ -64,7 +64,7 @@ class Job:
     seed: int = 0
     snapshot: int = 250
     start: Student | None = None
-    backbone: nnx.Module | None = None
+    backbone: Any = None
     teacher: Student | None = None
 
 
@@ -91,7 +91,7 @@ class StudentTraining:
     def _first_network(self) -> nnx.Module:
         job = self.job
         if job.start is None:
-            network = students.build(job.network, np.random.default_rng(job.seed))
+            network: Any = students.build(job.network, np.random.default_rng(job.seed))
             if job.backbone is not None:
                 nnx.update(network.backbone, nnx.state(job.backbone))
             return network
@@ -138,7 +138,7 @@ class StudentTraining:
             return
         photos = self._round()
         seed = self.job.seed + number
-        run = self._step(self_training_step, 4, recipe)
+        run = self._step(self_training_step, 5, recipe)
         batches = partial(photos.batches, recipe.batch, seed, pasted=self.job.pasted)
         self._loop(run, jax.random.key(seed), batches, recipe)
 

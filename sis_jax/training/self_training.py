@@ -28,6 +28,8 @@ VIEWS = Augmentation(
     grey=0.05, blur=1.0, noise=0.06, peaked=True,
 )  # fmt: skip
 
+RECOLOURED, DARKENED = 0.45, 0.2  # shares of the pasted backgrounds
+
 
 def composite(
     photos: Float[Array, "n h w 3"],
@@ -37,17 +39,37 @@ def composite(
 ) -> tuple[Float[Array, "n h w 3"], Float[Array, "n h w k"]]:
     """Photos before other backgrounds where `pasted` is 1; channel 0 of `target` is the background.
 
-    The cut lies a little inside the foreground. The labels are sharper than the teacher's, because
-    what was pasted is known: alpha = clip(2.5 (p - 0.5) + 0.35), label = clip(3 (p - 0.5) + 0.5).
+    The cut lies a little inside the foreground: alpha = clip(2.5 (p - 0.5) + 0.35). The labels of
+    a pasted photo are alpha itself, what is seen of the foreground, not what the teacher said.
     """
     front = 1 - target[..., :1]
     alpha = jnp.clip(2.5 * (front - 0.5) + 0.35, 0, 1)
-    sharper = jnp.clip(3 * (front - 0.5) + 0.5, 0, 1)
-    classes = target[..., 1:] / jnp.maximum(front, 1e-6) * sharper
-    labels = jnp.concatenate([1 - sharper, classes], -1)
+    classes = target[..., 1:] / jnp.maximum(front, 1e-6) * alpha
+    labels = jnp.concatenate([1 - alpha, classes], -1)
     on = pasted[:, None, None, None]
     mixed = alpha * photos + (1 - alpha) * backgrounds
     return photos + on * (mixed - photos), target + on * (labels - target)
+
+
+def hard_backgrounds(
+    key: Array, backgrounds: Float[Array, "n h w 3"], edge: Float[Array, "n 3"]
+) -> Float[Array, "n h w 3"]:
+    """Backgrounds to paste, mirrored and upside down half of the time, some made harder: moved to
+    the colour of the foreground's edge, or darkened.
+
+    The teacher calls few dark backgrounds behind dark hair background, so almost none can be taken
+    from photos as they are.
+    """
+    n = len(backgrounds)
+    u = jax.random.uniform(key, (5, n, 1, 1, 1))
+    x = jnp.where(u[0] < 0.5, backgrounds[:, :, ::-1], backgrounds)
+    x = jnp.where(u[1] < 0.5, x[:, ::-1], x)
+    near = jax.random.uniform(jax.random.fold_in(key, 1), (n, 1, 1, 3), minval=-0.2, maxval=0.2)
+    contrast = 0.2 + 0.8 * u[2]
+    alike = edge[:, None, None] + near + contrast * (x - x.mean((1, 2), keepdims=True))
+    dark = (x + 1) * (0.05 + 0.45 * u[3]) - 1
+    x = jnp.where(u[4] < RECOLOURED, alike, jnp.where(u[4] > 1 - DARKENED, dark, x))
+    return jnp.clip(x, -1, 1)
 
 
 def without_blocks(
@@ -73,15 +95,15 @@ def view(
     target: UInt8[Array, "n h w k"],
     backgrounds: UInt8[Array, "n h w 3"],
     pasted: Float[Array, "n"],
+    edge: UInt8[Array, "n 3"],
     recipe: Recipe,
 ) -> tuple[Float[Array, "n r r 3"], Float[Array, "n r r k"]]:
     """(what the network sees, what it should answer)."""
     a, n = recipe.augmentation, len(photos)
     q = target.astype(jnp.float32)
     q = q / jnp.maximum(q.sum(-1, keepdims=True), 1e-6)
-    turned = jax.random.bernoulli(jax.random.fold_in(key, 3), shape=(n, 1, 1, 1))
-    behind = jnp.where(turned, backgrounds[:, :, ::-1], backgrounds)
-    x, q = composite(to_float(photos), q, to_float(behind), pasted)
+    behind = hard_backgrounds(jax.random.fold_in(key, 3), to_float(backgrounds), to_float(edge))
+    x, q = composite(to_float(photos), q, behind, pasted)
     maps, mirrored = geometry(jax.random.fold_in(key, 0), n, a)
     seen = warp_planes(jnp.concatenate([x, q], -1), maps, recipe.side)
     x, q = seen[..., :3], seen[..., 3:]
@@ -98,14 +120,15 @@ def self_training_step(
     target: UInt8[Array, "n h w k"],
     backgrounds: UInt8[Array, "n h w 3"],
     pasted: Float[Array, "n"],
+    edge: UInt8[Array, "n 3"],
     *,
     graph: Any,
     recipe: Recipe,
 ) -> tuple[State, dict[str, Array]]:
     """One step. target: the teacher's probabilities, 255 = 1. backgrounds: what to put behind each
-    photo where `pasted` is 1.
+    photo where `pasted` is 1. edge: the mean colour of each photo's foreground near its boundary.
     """
-    x, q = view(device_key(key), photos, target, backgrounds, pasted, recipe)
+    x, q = view(device_key(key), photos, target, backgrounds, pasted, edge, recipe)
 
     def loss(params: dict) -> tuple[Array, dict]:
         logits, statistics = forward(graph, params, state["statistics"], x, recipe)
