@@ -128,9 +128,8 @@ class StyleMixing(StyleMixingSettings):
         the squared distances of a pixel to the nearest cluster of its part and to the nearest one
         of another part, 0..1; 0 for patches that were given to their neighbour."""
         psi = self.truncation if truncation is None else truncation
-        known = {"truncation": psi, "shared": (dict(arrays),)}
         for image, label, sure in map_samples(
-            gen, list(seeds), _label_body, **known, **self._static()
+            gen, list(seeds), _label_body, truncation=psi, shared=(dict(arrays),), **self._static()
         ):
             yield to_uint8(image), *self._cleaned(label, sure)
 

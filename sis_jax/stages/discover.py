@@ -147,7 +147,7 @@ def _discover(
     found = texts.extended(gen, fitted, seed) if texts else None
     if found:
         gen, fitted = found.gen, found.fitted
-    classes = classes_from(fitted.clusters, fitted.background["found"])
+    classes = classes_from(list(fitted.clusters), fitted.background["found"])
     owner = {cluster: c["id"] for c in classes for cluster in c["clusters"]}
     clusters = tuple(
         c | {"class_id": owner[c["id"]], "background": owner[c["id"]] == 0} for c in fitted.clusters
