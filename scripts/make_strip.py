@@ -16,7 +16,7 @@ import sis_jax as sis
 from sis_jax.data import draw
 
 COUNT = 8
-PIXELS = 88  # of one image
+PIXELS = 84  # of one image
 
 
 def strip() -> Image.Image:

@@ -40,6 +40,7 @@ SMALL = {
 }
 
 SMALL_SWEEP = {"k": 6, "layer": "16x16+32x32"}
+SMALL_METHODS = {"datasetgan": {"members": 2, "steps": 20}}
 
 REGISTRIES: list[dict] = [METHODS, students.NETWORKS, formats.FORMATS]
 
@@ -63,13 +64,20 @@ def commands(text: str) -> list[list[str]]:
     return [list(words) for part in parts for joint, words in part if not joint]
 
 
+def small_flags(verb: str, words: list[str]) -> dict[str, object]:
+    """The sizes of a command. A rare part is found at full size only."""
+    if verb != "discover":
+        return SMALL.get(verb, {})
+    if "--method" in words:
+        return SMALL_METHODS[words[words.index("--method") + 1]]
+    if "--rare" in words:
+        return {}
+    return SMALL[verb] | ({} if "--k" in words else SMALL_SWEEP)
+
+
 def shrunk(module: str, words: list[str]) -> list[str]:
     """The words of a command with sizes for a test."""
-    verb = module.removeprefix("sis_jax.")
-    sizes = dict(SMALL.get(verb, {}))
-    if verb == "discover" and not {"--k", "--method"} & set(words):
-        sizes |= SMALL_SWEEP
-    for name, value in sizes.items():
+    for name, value in small_flags(module.removeprefix("sis_jax."), words).items():
         flag = "--" + name.replace("_", "-")
         if flag in words:
             words[words.index(flag) + 1] = str(value)
