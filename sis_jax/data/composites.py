@@ -82,9 +82,10 @@ def _layers(
         mean = photo.reshape(-1, 3).mean(0)
         return photo, False, mean, mean
     # For every pixel the number of the nearest one that is surely background.
-    distance, labels = cv2.distanceTransformWithLabels(
+    distance, nearest = cv2.distanceTransformWithLabels(
         (~behind).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
     )
+    labels: np.ndarray = np.asarray(nearest).astype(np.int64)
     colours = np.zeros((int(labels.max()) + 1, 3), np.uint8)
     colours[labels[behind]] = photo[behind]
     edge = object_ & (distance < _BAND * min(behind.shape))

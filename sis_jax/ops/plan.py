@@ -124,7 +124,7 @@ def _peak(jaxpr: core.Jaxpr, wanted: Sequence[bool]) -> int:
 
 def _inner(equation: Any, used: list[bool]) -> int:
     """Bytes inside an equation that holds functions of its own, beside its results."""
-    functions = [
+    functions: list[Any] = [
         getattr(f, "jaxpr", f)
         for value in equation.params.values()
         for f in (value if isinstance(value, tuple | list) else (value,))

@@ -250,7 +250,8 @@ def picture(rare: Rare, class_id: int) -> Image.Image:
     """Samples before and after the move, and where the class is then: whether the direction does
     what the prompt says is for people to see.
     """
-    plain, everywhere = rare.gen.gen, moved(rare.gen.gen, rare.direction.move)
+    plain: Any = rare.gen.gen
+    everywhere: Any = moved(rare.gen.gen, rare.direction.move)
     seeds = sample_seeds(0, PICTURED)
     before = np.concatenate([images for images, _, _ in rare.fitted.label_seeds(plain, seeds)])
     after, labels = (

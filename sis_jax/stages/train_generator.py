@@ -128,8 +128,8 @@ def _networks(config: TrainGeneratorConfig) -> tuple[StyleGAN2, Discriminator]:
         )
         if not isinstance(gen, StyleGAN2):
             raise UsageError(
-                f"{config.network.start_from} is a {type(gen).__name__}, expected a StyleGAN2: leave "
-                "out --start-from to begin from random weights"
+                f"{config.network.start_from} is a {type(gen).__name__}, expected a StyleGAN2: "
+                "leave out --start-from to begin from random weights"
             )
         if gen.resolution != config.network.resolution:
             raise UsageError(
