@@ -102,7 +102,8 @@ def view(
     a, n = recipe.augmentation, len(photos)
     q = target.astype(jnp.float32)
     q = q / jnp.maximum(q.sum(-1, keepdims=True), 1e-6)
-    behind = hard_backgrounds(jax.random.fold_in(key, 3), to_float(backgrounds), to_float(edge))
+    colour = edge.astype(jnp.float32) / 127.5 - 1
+    behind = hard_backgrounds(jax.random.fold_in(key, 3), to_float(backgrounds), colour)
     x, q = composite(to_float(photos), q, behind, pasted)
     maps, mirrored = geometry(jax.random.fold_in(key, 0), n, a)
     seen = warp_planes(jnp.concatenate([x, q], -1), maps, recipe.side)
