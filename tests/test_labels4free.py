@@ -16,7 +16,7 @@ from sis_jax.methods.labels4free import RECIPES, Labels4Free
 from sis_jax.models import alpha as nets
 from sis_jax.training import labels4free as training
 from sis_jax.training import labels4free_checks as checks
-from sis_jax.training.state import TrainingState
+from sis_jax.training.loop import Checkpoints
 from sis_jax.types import SisError, UsageError
 
 SHORT = Labels4Free(steps=2, batch=8, check=1, start=0.0, stage="4x4", r1_interval=2, tries=1)
@@ -212,14 +212,14 @@ def test_restored_and_predict_give_the_same_masks(gen, fitted):
 def test_an_interrupted_training_goes_on_to_the_same_bits(
     gen, photos, fitted, tmp_path, monkeypatch
 ):
-    save = TrainingState.save
+    save = Checkpoints.save
 
     def stopped(self, step, *rest):
         save(self, step, *rest)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrainingState, "save", stopped)
+        patch.setattr(Checkpoints, "save", stopped)
         with pytest.raises(KeyboardInterrupt):
             SHORT.fit(gen, 3, inputs=Inputs(photos=photos, folder=tmp_path))
     again = SHORT.fit(gen, 3, inputs=Inputs(photos=photos, folder=tmp_path))

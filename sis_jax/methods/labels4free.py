@@ -40,7 +40,8 @@ Where we differ, and why (each one a setting; `RECIPES` has the published values
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
@@ -59,7 +60,7 @@ from sis_jax.ops.progress import progress, say
 from sis_jax.ops.sampling import map_samples, sample_seeds
 from sis_jax.training import labels4free as training
 from sis_jax.training import labels4free_checks as checks
-from sis_jax.training.state import TrainingState
+from sis_jax.training.loop import Checkpoints, Training, as_csv, loop, on_devices
 from sis_jax.types import Generator, Samples, SisError, UsageError, to_uint8
 
 _PUBLISHED: dict[str, Any] = {
@@ -353,8 +354,6 @@ class _Run:
     gen: StyleGAN2
     seed: int
     inputs: Inputs
-    rows: list[dict[str, float]] = field(default_factory=list)
-    step: int = 0
     attempt: int = 0
     real: UInt8[np.ndarray, "n r r 3"] | None = None
 
@@ -377,18 +376,33 @@ class _Run:
         self.recipe = training.Recipe(**given, decay_steps=m.steps if m.decay else 0)
         self.taps = nets.flat_taps(self.gen.resolution)
         self.scaling = self._scaling()
-        self.graph, self.state = training.new_state(
+        self.graph, state = training.new_state(
             self._alpha_network(), self._discriminator(), self.recipe
         )
-        self.best = dict(self.state["ema"])
         self.real = self._real() if self.real is None else self.real
-        self.config = {
-            "method": repr(m),
+        self.checkpoints = self._checkpoints()
+        found = self.checkpoints.restore(state, best=state["ema"])
+        self.run = found or Training(state, kept={"best": state["ema"]})
+        if found:
+            say(f"resuming the alpha network at step {self.run.step}")
+
+    @property
+    def rows(self) -> list[dict[str, float]]:
+        """What was measured at every checkpoint so far."""
+        return self.run.curve
+
+    def _checkpoints(self) -> Checkpoints:
+        """Of this attempt; those of other settings are discarded."""
+        assert self.real is not None  # set in __post_init__
+        config = {
+            "method": repr(self.method),
             "generator": self.gen.info.sha256,
             "seed": self.seed,
             "real": int(self.real.astype(np.int64).sum()),
         }
-        self._resume()
+        folder = self.inputs.folder
+        folder = None if folder is None else folder / f"labels4free-{self.attempt}"
+        return Checkpoints(folder, config, discard=True)
 
     def _scaling(self) -> training.Scaling:
         """(mean, deviation) of the features' channels, over 64 samples."""
@@ -440,34 +454,36 @@ class _Run:
     def train(self) -> None:
         """From where the last checkpoint is to the last step, or until nothing gets better."""
         m = self.method
-        frozen = (self.gen, nets.background_generator(self.gen, m.stage), self.scaling)
+        rate = m.d_learning_rate / 3
+        if not self._hopeless():
+            for step, facts in loop(
+                self.run, self._step_fn(), self._batches, steps=m.steps, every=m.check,
+                checkpoints=self.checkpoints, name="alpha network", devices=self.devices,
+                losses=("loss_a", "loss_d"), cure=f"give --d-learning-rate {rate:g}",
+                stop=self._hopeless,
+                show=lambda row: f"foreground {row['share']:.2f}, score {row['score']:.3f}",
+            ):  # fmt: skip
+                self._judge(step, facts)
+        self.checkpoints.close()
+
+    def _step_fn(self) -> Callable[..., Any]:
+        """(state, step, real images of each device) -> (next state, what was measured)."""
+        m = self.method
+        background = nets.background_generator(self.gen, m.stage)
+        frozen = on_devices((self.gen, background, self.scaling), self.devices)
         static = {"devices": self.devices, "graph": self.graph, "recipe": self.recipe}
-        step = parallel.map_devices(training.step, (None, None, None, 0, 0), None, **static)
+        train = parallel.map_devices(training.step, (None, None, None, 0, 0), None, **static)
         regularise = parallel.map_devices(training.regularise, (None, 0), None, **static)
-        slots = training.order(m.batch, self.devices)
-        bar = progress(m.steps, "alpha network", "step")
-        bar.update(self.step)
-        while self.step < m.steps and not self._hopeless():
-            real = self._batch(self.step)[slots]
-            if m.r1_gamma and self.step % m.r1_interval == 0:
-                self.state, _ = regularise(self.state, real)
-            self.state, facts = step(
-                self.state,
-                frozen,
-                jax.random.fold_in(jax.random.key(self.draws), self.step),
-                slots,
-                real,
-            )
-            self.step += 1
-            bar.update(1)
-            if self.step % m.check == 0 or self.step == m.steps:
-                self._judge({k: float(v) for k, v in facts.items()})
-                self._save()
-                bar.set_postfix_str(
-                    f"foreground {self.rows[-1]['share']:.2f}, score {self.rows[-1]['score']:.3f}"
-                )
-        bar.close()
-        self.store.close()
+        samples = training.order(m.batch, self.devices)
+        root = jax.random.key(self.draws)
+
+        def step_fn(state: training.State, step: int, real: np.ndarray) -> Any:
+            real = real[samples]
+            if m.r1_gamma and step % m.r1_interval == 0:
+                state, _ = regularise(state, real)
+            return train(state, frozen, jax.random.fold_in(root, step), samples, real)
+
+        return step_fn
 
     def _hopeless(self) -> bool:
         """Past half of the steps and still failed, where another try is left: a mask that will be
@@ -476,48 +492,29 @@ class _Run:
         late = bool(self.rows) and self.rows[-1]["step"] > self.method.steps / 2
         return late and self.attempt + 1 < self.method.tries and self.verdict() < 0
 
-    def _batch(self, step: int) -> UInt8[np.ndarray, "n r r 3"]:
+    def _batches(self, first: int) -> Iterator[UInt8[np.ndarray, "n r r 3"]]:
+        """Real images from step `first` on, half of them mirrored."""
         assert self.real is not None  # set in __post_init__
-        rng = np.random.default_rng((self.draws, step))
-        real = np.asarray(self.real[np.sort(rng.integers(len(self.real), size=self.method.batch))])
-        return np.where(rng.random(len(real))[:, None, None, None] < 0.5, real[:, :, ::-1], real)
+        for step in itertools.count(first):
+            rng = np.random.default_rng((self.draws, step))
+            rows = np.sort(rng.integers(len(self.real), size=self.method.batch))
+            mirrored = rng.random(len(rows))[:, None, None, None] < 0.5
+            real = np.asarray(self.real[rows])
+            yield np.where(mirrored, real[:, :, ::-1], real)
 
-    def _judge(self, facts: dict[str, float]) -> None:
+    def _judge(self, step: int, facts: dict[str, float]) -> None:
         """One line of the table, and the best checkpoint so far."""
-        if not np.isfinite(facts["loss_a"]) or not np.isfinite(facts["loss_d"]):
-            raise SisError(
-                f"the loss is not a number at step {self.step}: give --d-learning-rate "
-                f"{self.method.d_learning_rate / 3:g}"
-            )
-        params = nets.standardised(self.state["ema"], self.scaling)
-        row = (
-            {"step": float(self.step)}
-            | facts
-            | checks.judge(self.gen, params, sample_seeds(self.seed, PROBE), self.method.truncation)
-        )
+        ema, m = self.run.state["ema"], self.method
+        params = nets.standardised(ema, self.scaling)
+        found = checks.judge(self.gen, params, sample_seeds(self.seed, PROBE), m.truncation)
+        row = {"step": float(step)} | facts | found
         if row["score"] > max((r["score"] for r in self.rows), default=-np.inf):
-            self.best = jax.tree.map(jnp.array, self.state["ema"])
+            self.run.kept["best"] = ema
         self.rows.append({k: round(v, 5) for k, v in row.items()})
-
-    def _save(self) -> None:
-        self.store.save(self.step, {"state": self.state, "best": self.best}, self.rows)
-
-    def _resume(self) -> None:
-        self.store = TrainingState(
-            None
-            if self.inputs.folder is None
-            else self.inputs.folder / f"labels4free-{self.attempt}",
-            self.config,
-        )
-        found = self.store.restore({"state": self.state, "best": self.best})
-        if found is not None:
-            self.step, arrays, self.rows = found[0], found[1], list(found[2])
-            self.state, self.best = arrays["state"], arrays["best"]
-            say(f"resuming the alpha network at step {self.step}")
 
     def chosen(self) -> dict[str, Array]:
         """The weights to keep, for raw features, and the resolution."""
-        params = self.best if self.method.pick == "best" else self.state["ema"]
+        params = self.run.kept["best"] if self.method.pick == "best" else self.run.state["ema"]
         return nets.standardised(params, self.scaling) | {
             "resolution": jnp.int32(self.gen.resolution)
         }
@@ -558,8 +555,7 @@ class _Run:
 
     def table(self) -> bytes:
         """What was measured at every checkpoint, as CSV."""
-        lines = [",".join(self.rows[0]), *(",".join(map(str, row.values())) for row in self.rows)]
-        return ("\r\n".join(lines) + "\r\n").encode()
+        return as_csv(self.rows, list(self.rows[0]))
 
 
 def _set(method: Labels4Free, **learned: Any) -> None:

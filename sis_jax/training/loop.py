@@ -89,11 +89,17 @@ class Checkpoints:
         self.digest = hashlib.sha256(text.encode()).hexdigest()
         self._manager: Any = None
 
+    def latest(self) -> int | None:
+        """Number of the last checkpoint, None where there is none."""
+        if self.folder is None or not self.folder.is_dir():
+            return None
+        return self._open().latest_step()
+
     def save(self, run: Training) -> None:
         """Write the training as it stands, unless it already is the last checkpoint. Raises
         SisError for a full or closed disk.
         """
-        if self.folder is None or self._open().latest_step() == run.number:
+        if self.folder is None or self.latest() == run.number:
             return
         ocp = _orbax()
         meta = {
@@ -115,9 +121,7 @@ class Checkpoints:
             `kept`, those that the checkpoint holds.
         Raises UsageError where another configuration or network wrote it.
         """
-        if self.folder is None or not self.folder.is_dir():
-            return None
-        number = self._open().latest_step()
+        number = self.latest()
         if number is None:
             return None
         meta = self._read(number, "meta", _orbax().args.JsonRestore())
@@ -128,7 +132,7 @@ class Checkpoints:
         like = {"state": state} | {name: kept[name] for name in meta["kept"]}
         arrays = self._arrays(number, jax.eval_shape(lambda tree: tree, like), older)
         if arrays is None:
-            return self._refuse("another network")
+            return self._refuse("another network, or is damaged")
         step = int(meta["step"])
         return Training(
             arrays.pop("state"), step, list(meta["curve"]), dict(meta["facts"]), arrays,
@@ -162,7 +166,7 @@ class Checkpoints:
                 found = self._read(number, "state", restore(like["state"]))
             else:
                 found = self._read(number, "arrays", restore(like))
-        except (ValueError, KeyError, TypeError):  # Orbax: another structure
+        except (ValueError, KeyError, TypeError):  # Orbax: the structure differs
             return None
         leaves, expected = jax.tree.leaves(found), jax.tree.leaves(shapes)
         if any(a.shape != b.shape for a, b in zip(leaves, expected)):
@@ -172,13 +176,13 @@ class Checkpoints:
     def _read(self, number: int, item: str, how: Any) -> Any:
         return self._open().restore(number, args=_orbax().args.Composite(**{item: how}))[item]
 
-    def _refuse(self, what: str) -> None:
+    def _refuse(self, other: str) -> None:
         """Raise UsageError, or remove the folder where the caller asked for that."""
         assert self.folder is not None
         self.close()
         if not self.discard:
             raise UsageError(
-                f"the checkpoint in {self.folder} was written for {what}: give another --out, or "
+                f"the checkpoint in {self.folder} was written for {other}: give another --out, or "
                 "--overwrite to start again"
             )
         shutil.rmtree(self.folder)
@@ -208,9 +212,9 @@ def loop(
 
     step_fn: (state, step, batch) -> (next state, facts: scalar arrays).
     batches: first step -> the batches from there on; batch t depends on (seed, t) alone.
-    unit: what the progress bar counts, and how many of them a step has.
+    unit: name and number of units per step, for the progress bar.
     devices: the state is laid out on these once, so that nothing compiles or is sent twice.
-    losses: facts that must be finite at a snapshot. cure: what to type where they are not.
+    losses: facts that must be finite at a snapshot. cure: the advice where they are not.
     stop: asked after every step and every snapshot; True ends the training there, with a snapshot.
     show: text beside the progress bar from the last row of the curve.
     Raises SisError where a loss is not finite; the last good checkpoint is kept.
@@ -231,7 +235,7 @@ def loop(
             if not due and not interrupted:
                 continue
             facts = {key: float(value) for key, value in measured.items()}
-            _check_finite(run, facts, losses, cure, saved=checkpoints.folder is not None)
+            _check_finite(run, facts, losses, cure, checkpoints)
             run.seconds = time.perf_counter() - began
             if due:
                 yield run.step, facts
@@ -261,11 +265,15 @@ def as_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> bytes:
 
 
 def _check_finite(
-    run: Training, facts: Mapping[str, float], losses: Sequence[str], cure: str, saved: bool
+    run: Training,
+    facts: Mapping[str, float],
+    losses: Sequence[str],
+    cure: str,
+    checkpoints: Checkpoints,
 ) -> None:
     bad = [name for name in losses if not np.isfinite(facts[name])]
     if bad:
-        kept = "; the last checkpoint is good" if saved and run.curve else ""
+        kept = "" if checkpoints.latest() is None else "; the last checkpoint is good"
         raise SisError(
             f"training diverged at step {run.step} ({bad[0]} is {facts[bad[0]]}){kept}: {cure}"
         )
@@ -299,7 +307,7 @@ def _interrupt_after() -> Iterator[list[int]]:
 
 
 def _as_now(meta: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint from before `FORMAT` says, in today's words."""
+    """The meta of a checkpoint from before `FORMAT`, in today's names."""
     facts = {name: meta[name] for name in ("phase", "round", "verdict") if name in meta}
     kept = [name for name in meta.get("held", ()) if name != "state"]
     return {"seconds": 0.0} | meta | {"facts": facts, "kept": kept}
