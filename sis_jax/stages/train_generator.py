@@ -1,8 +1,8 @@
 """The work of `sis_jax.train_generator`.
 
 The method is StyleGAN2 with adaptive augmentation (arXiv 1912.04958, 2006.06676); one step is in
-`training/gan.py`, the training in `training/generator_loop.py`; this file holds the checks and
-all reading and writing of files.
+`training/gan.py`, the training in `training/generator_loop.py`; this file holds the checks,
+and all reading and writing of files.
 
     DIR/
     ├── run.json · curves.csv
@@ -28,7 +28,7 @@ from sis_jax.models import stylegan2
 from sis_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from sis_jax.models.stylegan2 import StyleGAN2
 from sis_jax.ops.progress import progress_shown, say
-from sis_jax.runs.configs.train_generator import TrainGeneratorConfig
+from sis_jax.runs.configs.train_generator import Network, TrainGeneratorConfig
 from sis_jax.runs.run import RunFolder
 from sis_jax.training import gan, generator_loop
 from sis_jax.training.generator_loop import GeneratorTraining, Job
@@ -37,18 +37,11 @@ from sis_jax.types import Info, SisError, UsageError
 
 GRID_SEEDS, GRID_COLUMNS = 64, 8
 COLUMNS = (
-    "images",
-    "seconds",
-    "swd",
-    "augment",
-    "loss_g",
-    "loss_d",
-    "score_real",
-    "score_fake",
-    "sign_real",
-    "r1",
-    "path_length",
-)
+    "images", "seconds", "swd", "augment", "loss_g", "loss_d", "score_real", "score_fake",
+    "sign_real", "r1", "path_length",
+)  # fmt: skip
+
+
 _LEAST = {
     **dict.fromkeys(("images", "batch", "latent", "mapping_layers", "channel_base"), 1),
     **dict.fromkeys(("channel_max", "snapshot", "holdout", "rows"), 1),
@@ -74,82 +67,61 @@ def train_generator(config: TrainGeneratorConfig) -> StyleGAN2:
 
 def _job(config: TrainGeneratorConfig, cache: Path) -> Job:
     """Photos, networks and hyper-parameters of a configuration."""
+    net, train = config.network, config.train
     photos = _photos(config, cache)
-    gen, disc = _networks(config)
+    gen, disc = _networks(net, train.seed)
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    gamma = gan.r1_gamma_for(config.network.resolution, config.train.batch)
+    gamma = gan.r1_gamma_for(net.resolution, train.batch)
     recipe = gan.Recipe(
-        learning_rate=config.train.learning_rate,
-        path_length=config.train.path_length,
-        ema_images=config.train.ema_images,
-        r1_gamma=gamma if config.train.r1_gamma is None else config.train.r1_gamma,
-        ema_rampup=None if config.network.start_from else 0.05,
-        dtype=dtype if config.network.dtype == "auto" else config.network.dtype,
-    )
+        learning_rate=train.learning_rate, path_length=train.path_length,
+        ema_images=train.ema_images, r1_gamma=gamma if train.r1_gamma is None else train.r1_gamma,
+        ema_rampup=None if net.start_from else 0.05,
+        dtype=dtype if net.dtype == "auto" else net.dtype,
+    )  # fmt: skip
     return Job(
-        gen,
-        disc,
-        *photos,
-        recipe,
-        config.train.batch,
-        config.train.images,
-        config.train.snapshot,
-        config.train.minutes,
-        adaptive=config.data.augment == "ada",
-        seed=config.train.seed,
-    )
+        gen, disc, *photos, recipe, train.batch, train.images, train.snapshot, train.minutes,
+        adaptive=config.data.augment == "ada", seed=train.seed,
+    )  # fmt: skip
 
 
 def _photos(config: TrainGeneratorConfig, cache: Path) -> tuple[Photos, Photos]:
     """(photos to train on, photos held out)."""
+    data, batch = config.data, config.train.batch
     photos = Photos.open(
-        config.photos,
-        config.network.resolution,
-        mirror=config.data.mirror,
-        rows=slice(0, config.data.rows) if config.data.rows else None,
-        cache=cache,
-        progress=progress_shown(),
-    )
+        config.photos, config.network.resolution, mirror=data.mirror,
+        rows=slice(0, data.rows) if data.rows else None, cache=cache, progress=progress_shown(),
+    )  # fmt: skip
     say(photos.summary())
-    if len(photos) < 2 * config.train.batch:
+    if len(photos) < 2 * batch:
         raise SisError(
-            f"{len(photos)} photos are too few for batches of {config.train.batch}: give at least "
-            f"{2 * config.train.batch}, or a smaller --batch"
+            f"{len(photos)} photos are too few for batches of {batch}: give at least "
+            f"{2 * batch}, or a smaller --batch"
         )
-    return photos.holdout(min(config.data.holdout, len(photos) // 5), seed=config.train.seed)
+    return photos.holdout(min(data.holdout, len(photos) // 5), seed=config.train.seed)
 
 
-def _networks(config: TrainGeneratorConfig) -> tuple[StyleGAN2, Discriminator]:
+def _networks(net: Network, seed: int) -> tuple[StyleGAN2, Discriminator]:
     """Generator and discriminator to begin with: stored ones, or random weights."""
-    if config.network.start_from:
-        gen, disc = (
-            load_generator(config.network.start_from),
-            load_discriminator(config.network.start_from),
-        )
+    if net.start_from:
+        gen, disc = load_generator(net.start_from), load_discriminator(net.start_from)
         if not isinstance(gen, StyleGAN2):
             raise UsageError(
-                f"{config.network.start_from} is a {type(gen).__name__}, expected a StyleGAN2: "
-                "leave out --start-from to begin from random weights"
+                f"{net.start_from} is a {type(gen).__name__}, expected a StyleGAN2: leave out "
+                "--start-from to begin from random weights"
             )
-        if gen.resolution != config.network.resolution:
+        if gen.resolution != net.resolution:
             raise UsageError(
-                f"{config.network.start_from} has {gen.resolution} pixels, asked for --resolution "
-                f"{config.network.resolution}; they must be equal"
+                f"{net.start_from} generates {gen.resolution} pixels, asked for --resolution "
+                f"{net.resolution}; they must be equal"
             )
         return gen, disc
-    rng = np.random.default_rng(config.train.seed)
-    channels = stylegan2.channel_table(
-        config.network.resolution, config.network.channel_base, config.network.channel_max
-    )
+    rng = np.random.default_rng(seed)
+    channels = stylegan2.channel_table(net.resolution, net.channel_base, net.channel_max)
     shape = stylegan2.GeneratorConfig(
-        config.network.resolution,
-        channels,
-        config.network.latent,
-        config.network.latent,
-        mapping_layers=config.network.mapping_layers,
-        mapping_width=config.network.latent,
-    )
-    judge = DiscriminatorConfig(config.network.resolution, channels)
+        net.resolution, channels, net.latent, net.latent, mapping_layers=net.mapping_layers,
+        mapping_width=net.latent,
+    )  # fmt: skip
+    judge = DiscriminatorConfig(net.resolution, channels)
     return StyleGAN2(shape, rng), Discriminator(judge, rng)
 
 
@@ -165,12 +137,9 @@ def _write(
     gen, name = training.generator(), run.path.resolve().name
     gen.info = Info(name, config.licence, f"trained on {Path(config.photos).name}")
     save_generator(
-        gen,
-        run.path / "generator",
-        training.discriminator(),
-        dtype="float16",
+        gen, run.path / "generator", training.discriminator(), dtype="float16",
         card=_card(name, training, config),
-    )
+    )  # fmt: skip
 
 
 def _card(name: str, training: GeneratorTraining, config: TrainGeneratorConfig) -> str:
