@@ -413,7 +413,7 @@ def test_nothing_to_compare_keeps_the_opinion():
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"masks": "m"}, "--masks needs --images"),
         ({"images": "i"}, "not both"),
-        ({"soft": True}, "no certainty"),
+        ({"soft": True}, "no confidence"),
         ({"width": 9}, "multiple of 8"),
     ],
 )

@@ -13,9 +13,12 @@ from PIL import Image
 
 import sis_jax
 from sis_jax.data.parts import Parts
+from sis_jax.methods.segmentation_in_style import SegmentationInStyle
 from sis_jax.models.moved import Moved, mixed
 from sis_jax.runs import cli
+from sis_jax.runs.configs.discover import RareClass
 from sis_jax.stages import rare
+from sis_jax.stages.texts import check_rare
 from sis_jax.types import SisError, UsageError
 
 pytestmark = pytest.mark.integration
@@ -242,11 +245,11 @@ def test_refused(found, clip, settings, said):
     ("rare", "n", "share"), [(5, 300, 0.5), ("a hat", 300.0, 0.5), ("a hat", 300, "0.5")]
 )
 def test_other_types_are_refused(rare, n, share):
-    from sis_jax.methods.segmentation_in_style import SegmentationInStyle
-    from sis_jax.stages.texts import check_rare
-
+    asked = RareClass(neutral="nothing")
+    for name, value in {"rare": rare, "rare_n": n, "rare_share": share}.items():
+        object.__setattr__(asked, name, value)  # past the types, which are checked in tests only
     with pytest.raises(UsageError, match="--rare"):
-        check_rare(SegmentationInStyle(), rare, "nothing", n, share)
+        check_rare(SegmentationInStyle(), asked)
 
 
 def test_a_method_without_centres_is_refused_before_anything_is_computed(clip, tmp_path):
