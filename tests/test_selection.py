@@ -135,7 +135,9 @@ def test_facts_of_single_pixels_are_those_of_whole_masks(side):
     confidence = rng.random(labels.shape, np.float32)
     places = np.broadcast_to(place_of(side), (2, side, side, 2)).reshape(-1, 2)
     whole, verdict = selection.describe([(None, labels, confidence)], 3)
-    single, again = selection.describe_points(labels.ravel(), places, confidence.ravel(), 3)
+    single, again = selection.describe_points(
+        labels.ravel().astype(int), places, confidence.ravel(), 3
+    )
     assert again == verdict
     for a, b in zip(whole, single, strict=True):
         assert a == pytest.approx(b)

@@ -167,7 +167,7 @@ def describe_points(
     """As `describe`, from single pixels; places: (column, row), -1 and 1 at the image's edges."""
     column, row = places.T
     edge = (np.abs(column) > 1 - 2 * BORDER) | (row < 2 * BORDER - 1)
-    area, border = (np.bincount(part, minlength=k) for part in (labels, labels[edge]))
+    area, border = (np.bincount(part, minlength=k).astype(float) for part in (labels, labels[edge]))
     return _facts(area, border, np.bincount(labels, confidence, minlength=k))
 
 
