@@ -21,6 +21,8 @@ from sis_jax.training import generator_loop
 from sis_jax.training.generator_loop import GeneratorTraining
 from sis_jax.types import SisError, UsageError
 
+pytestmark = pytest.mark.integration
+
 train_generator = sis_jax.train_generator
 
 
