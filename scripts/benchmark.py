@@ -216,7 +216,7 @@ BENCHMARKS = {
 if __name__ == "__main__":
     import tyro
 
-    from sis_jax.runs import cli
+    from sis_jax.runs import machine
 
-    cli.use_cpu_cores()
+    machine.prepare()
     tyro.extras.subcommand_cli_from_dict(BENCHMARKS, description=__doc__)

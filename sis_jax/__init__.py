@@ -20,6 +20,8 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from sis_jax.runs import machine
+
 __version__ = "0.1.0"
 
 # Verbs: a function and the module it lives in share one name, so that `sis.discover(gen)` and
@@ -116,6 +118,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str):
+    if name in _HOMES or name == "methods":
+        machine.prepare()
     if name in _HOMES:
         value = getattr(importlib.import_module(_HOMES[name]), name)
     elif name == "methods":

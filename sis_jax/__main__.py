@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 import sis_jax
-from sis_jax.runs import cli
+from sis_jax.runs import cli, machine
 from sis_jax.types import unknown_name
 
 _NEEDED = (
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     program = "sis-jax" if Path(sys.argv[0]).stem == "sis-jax" else "python -m sis_jax"
     if argv and argv[0] in _COMMANDS:
-        cli.use_cpu_cores()
+        machine.prepare()
         return cli.run(_command(argv[0]), argv[1:], prog=f"{program} {argv[0]}")
     if argv in (["-h"], ["--help"]):
         print(
@@ -58,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     if argv:
         print(f"{program}: {unknown_name('verb', argv[0], _COMMANDS)}", file=sys.stderr)
         return 2
+    machine.prepare()
     problems: list[str] = []
     print(f"sis_jax {sis_jax.__version__}, Python {sys.version.split()[0]}")
     for title, show in (
@@ -114,6 +115,12 @@ def _show_devices(problems: list[str]) -> None:
             "repair the driver"
         )
         return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if devices[0].platform == "cpu" and len(devices) == 1 and (cores or 1) > 1:
+        problems.append(
+            "JAX sees one CPU device and works on one core: import sis_jax before jax, or set "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={cores}"
+        )
     print(
         f"  {len(devices)} x {devices[0].device_kind} ({devices[0].platform}), {os.cpu_count()} "
         "processor cores"

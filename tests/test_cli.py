@@ -454,10 +454,36 @@ def test_cpu_cores_become_devices(given):
     }
     code = (
         "import os\nos.sched_getaffinity = lambda _: range(6)\nfrom sis_jax.runs import "
-        "cli\ncli.use_cpu_cores()\nimport jax\nprint(len(jax.devices()))"
+        "machine\nmachine.prepare()\nimport jax\nprint(len(jax.devices()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert done.stdout == ("3\n" if given else "4\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "keeps"), [({}, True), ({"SIS_JAX_KEEP_MEMORY": "off"}, False), ({"MALLOC_ARENA_MAX": "2"}, False)]
+)  # fmt: skip
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
+def test_freed_memory_is_kept_unless_somebody_says_otherwise(setting, keeps):
+    env = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")} | setting
+    code = "from sis_jax.runs import machine\nprint(machine.keep_memory())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.stdout == f"{keeps}\n", done.stderr
+
+
+def test_python_sets_the_machine_up_at_first_use():
+    env = {k: v for k, v in os.environ.items() if k not in ("NPROC", "XLA_FLAGS")}
+    code = (
+        "import os\nos.sched_getaffinity = lambda _: range(2)\nimport sis_jax as sis\n"
+        "sis.load_generator\nimport jax\nprint(len(jax.devices()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=env | {"JAX_PLATFORMS": "cpu"},
+    )
+    assert done.stdout == "2\n", done.stderr
 
 
 def test_compiled_programs_are_kept_between_processes(tmp_path):

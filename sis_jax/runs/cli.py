@@ -25,6 +25,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Suppress, arg
 
 from sis_jax.ops.progress import showing_progress
+from sis_jax.runs import machine
 from sis_jax.runs.config import Config, Door, markers
 from sis_jax.types import SisError, UsageError
 
@@ -50,7 +51,7 @@ def main(verb: Callable[..., Any], argv: Sequence[str] | None = None) -> NoRetur
     """Run `verb`, a door, from the command line and exit: 0 done, 1 failed, 2 wrong usage, 130
     interrupted. argv: default `sys.argv[1:]`.
     """
-    use_cpu_cores()
+    machine.prepare()
     sys.exit(run(verb, argv))
 
 
@@ -183,25 +184,6 @@ def byte_size(count: float | int) -> str:
             return f"{count:.0f} {unit}" if unit != "GiB" else f"{count:.1f} GiB"
         count /= 1024
     return f"{count:.1f} TiB"
-
-
-def use_cpu_cores() -> None:
-    """Let JAX see the CPU as several devices, one per core up to the largest power of two; call it
-    before JAX is imported.
-
-    An accelerator is not affected, and a device count the user put into XLA_FLAGS stands.
-    """
-    flags = os.environ.get("XLA_FLAGS", "")
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    if "jax" in sys.modules or "xla_force_host_platform_device_count" in flags or cores < 2:
-        return
-    count = 1 << (cores.bit_length() - 1)  # batches are powers of two, and are divided evenly
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={count}".strip()
-    # With fewer threads than queued collectives, virtual devices of jax 0.10 and 0.11 wait for each
-    # other for ever.
-    os.environ.setdefault("NPROC", str(max(32, 4 * count)))
 
 
 def cache_folder() -> Path | None:
