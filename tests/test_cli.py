@@ -461,8 +461,9 @@ def test_cpu_cores_become_devices(given):
 
 
 @pytest.mark.parametrize(
-    ("setting", "keeps"), [({}, True), ({"SIS_JAX_KEEP_MEMORY": "off"}, False), ({"MALLOC_ARENA_MAX": "2"}, False)]
-)  # fmt: skip
+    ("setting", "keeps"),
+    [({}, True), ({"SIS_JAX_KEEP_MEMORY": "off"}, False), ({"MALLOC_ARENA_MAX": "2"}, False)],
+)
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
 def test_freed_memory_is_kept_unless_somebody_says_otherwise(setting, keeps):
     env = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")} | setting
@@ -473,6 +474,7 @@ def test_freed_memory_is_kept_unless_somebody_says_otherwise(setting, keeps):
 
 def test_python_sets_the_machine_up_at_first_use():
     env = {k: v for k, v in os.environ.items() if k not in ("NPROC", "XLA_FLAGS")}
+    env["JAX_PLATFORMS"] = "cpu"
     code = (
         "import os\nos.sched_getaffinity = lambda _: range(2)\nimport sis_jax as sis\n"
         "sis.load_generator\nimport jax\nprint(len(jax.devices()))"
