@@ -40,7 +40,7 @@ def shrunk(labels, resolution, k):
 
 def same_pixels(a, b, k):
     """Share of pixels with the same cluster, clusters paired one to one."""
-    table = overlap(a.ravel(), b.ravel(), k)
+    table = overlap(a.ravel().astype(int), b.ravel().astype(int), k)
     return table[linear_sum_assignment(-table)].sum() / a.size
 
 
