@@ -89,7 +89,7 @@ def test_labels_need_no_layer_above_the_tap(small):
     at 128 with the image of that size.
     """
     gen, rows = config_f.embedded(1024, small), 1
-    z, psi = np.zeros((rows, gen.z_dim), np.float32), np.float32(1)
+    z, psi = np.zeros((rows, gen.z_dim), np.float32), 1.0
 
     def needed(*taps):
         return plan.bytes_of(lambda z: gen.synthesize(gen.map(z, psi), "const", taps)[1], z)
