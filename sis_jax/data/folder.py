@@ -29,6 +29,7 @@ from PIL import Image
 
 from sis_jax.data import draw
 from sis_jax.data.files import write_atomic
+from sis_jax.data.names import below
 from sis_jax.types import SisError, UsageError
 
 METADATA, CLASSES, CARD = "metadata.jsonl", "classes.json", "README.md"
@@ -70,8 +71,8 @@ class Split(
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         row = self.rows[index]
-        image = np.asarray(_open(self.path / row["file_name"]).convert("RGB"))
-        mask = np.asarray(_open(self.path / row["mask_file_name"]))
+        image = np.asarray(_open(self._place(row, "file_name")).convert("RGB"))
+        mask = np.asarray(_open(self._place(row, "mask_file_name")))
         if mask.ndim != 2 or mask.shape != image.shape[:2]:
             raise SisError(
                 f"{self.path / row['mask_file_name']} has the shape {mask.shape}, its picture "
@@ -80,13 +81,16 @@ class Split(
         certainty = None
         if row.get("certainty_file_name"):
             certainty = (
-                np.asarray(_open(self.path / row["certainty_file_name"]).convert("L"), np.float32)
+                np.asarray(_open(self._place(row, "certainty_file_name")).convert("L"), np.float32)
                 / 255
             )
         name = Path(row["file_name"]).stem
         return Example(
             name, image, mask.astype(np.uint8), row.get("seed"), row.get("confidence"), certainty
         )
+
+    def _place(self, row: Mapping[str, Any], key: str) -> Path:
+        return below(self.path, row.get(key), self.path / METADATA)
 
 
 def _open(path: Path) -> Image.Image:

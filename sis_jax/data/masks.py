@@ -18,6 +18,7 @@ from sis_jax.data import draw
 from sis_jax.data.exports.formats import write
 from sis_jax.data.files import write_atomic
 from sis_jax.data.items import png
+from sis_jax.data.names import below, check_parents
 from sis_jax.types import SisError, UsageError
 
 CLASSES = "classes.json"
@@ -139,7 +140,8 @@ def mask_file(name: str) -> str:
 
 def write_mask(folder: Path, prediction: Prediction) -> Path:
     """Write one palette PNG; returns its path."""
-    path = folder / mask_file(prediction.name)
+    path = below(folder, mask_file(prediction.name), "a prediction")
+    check_parents(folder, path)
     write_atomic(path, png(draw.palette_png(prediction.mask)))
     return path
 

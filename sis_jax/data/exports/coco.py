@@ -57,7 +57,8 @@ def _save_split(folder: Path, split: str, stream: Iterable[Item], head: Mapping[
         open(lists["annotations"], "w", encoding="utf-8") as found,
     ):
         for number, (item, picture) in enumerate(ahead(picture_png, stream), 1):
-            file = item.name if picture is None else f"{item.name}.png"
+            # Masks alone are annotations of the photos where these are.
+            file = item.place if picture is None else f"{item.name}.png"
             if picture is not None:
                 (folder / split).mkdir(exist_ok=True)
                 (folder / split / file).write_bytes(picture)

@@ -11,12 +11,11 @@ import contextlib
 import importlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sis_jax.data.files import disk_errors
+from sis_jax.data.files import replacing
 from sis_jax.data.items import items
 from sis_jax.ops.progress import progress, say
 from sis_jax.types import UsageError, unknown_name
@@ -95,15 +94,9 @@ def new_folder(
     """
     target = Path(os.path.abspath(Path(folder).expanduser()))
     _check_target(target, overwrite)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.sis-tmp")
-    with disk_errors(target):
-        try:
-            temporary.mkdir(parents=True)
-            yield temporary
-            (temporary / _MARK).write_text(json.dumps({"format": format}) + "\n", encoding="utf-8")
-            _swap(temporary, target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with replacing(target, last=_MARK) as place:
+        yield place
+        (place / _MARK).write_text(json.dumps({"format": format}) + "\n", encoding="utf-8")
 
 
 def write_dataset(
@@ -153,17 +146,6 @@ def _check_target(target: Path, overwrite: bool) -> None:
             f"{target} holds other things than an export (no {_MARK}), so --overwrite leaves it "
             "alone; give another --out"
         )
-
-
-def _swap(temporary: Path, target: Path) -> None:
-    """Put the finished folder in place; what was there goes last, so that a killed run leaves one
-    of the two.
-    """
-    old = target.with_name(f".{target.name}.{os.getpid()}.sis-old")
-    if target.exists():
-        os.replace(target, old)
-    os.replace(temporary, target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _card(folder: Path, card: str, licence: str, kind: str, note: str) -> str:
