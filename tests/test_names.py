@@ -212,7 +212,7 @@ def test_results_are_checked_before_any_work(tmp_path):
     assert len(stage._names(sources, tmp_path / "out", "png", False, skipped)) == 2
     assert stage._names(sources, tmp_path / "out", "png", True, skipped) == ["a.jpg"]
     assert skipped[0][0] == f"{long}.jpg"
-    assert stage._names(sources, tmp_path.joinpath(*["y" * 200] * 20), "png", False, []) == []
+    assert stage._names(sources, tmp_path.joinpath(*["y" * 200] * 21), "png", False, []) == []
     for pair, kind in (
         (("A.jpg", "a.png"), "png"),
         (("d/e.jpg", "d_e.jpg"), "coco"),

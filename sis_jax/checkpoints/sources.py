@@ -265,6 +265,7 @@ def _groups(tree: dict, reader: _Reader) -> Iterator[dict[str, np.ndarray]]:
                 yield _plain_names(reader.arrays(net, numbers=True))
         return
     flat = _plain_names(reader.arrays(tree))
+    _refuse_others(flat)
     if _kind(flat):
         yield flat
         return

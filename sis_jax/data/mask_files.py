@@ -109,7 +109,7 @@ def _hard(alpha: np.ndarray) -> bool:
 
 def turned_like(
     mask: UInt8[np.ndarray, "h w"], photo: bytes | Path | np.ndarray, shape: tuple[int, int]
-) -> UInt8[np.ndarray, "h w"]:
+) -> UInt8[np.ndarray, "_ _"]:
     """The mask as its photo is seen: one that was made of the pixels as they are stored is turned
     with them. shape: of the photo as it is seen; only a photo on its side can be told.
     """

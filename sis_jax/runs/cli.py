@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sis_jax.ops.progress import showing_progress
+from sis_jax.runs.console import any_console
 from sis_jax.runs.flags import (
     REQUIRED,
     Param,
@@ -92,6 +93,7 @@ def run(
         enable_compilation_cache()
         with showing_progress(not quiet):
             value = verb(**config)
+        any_console()
         for path in result_paths(verb, value, config):
             print(path)
         sys.stdout.flush()
