@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -56,6 +57,12 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
     raise TypeError(f"{type(value).__name__} cannot be kept in a JSON file: {value!r}")
+
+
+def json_text(value: Any, indent: int | None = 1) -> str:
+    """`value` as JSON for a UTF-8 file: letters as they are, what UTF-8 cannot hold escaped."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 class CannotWrite(SisError):

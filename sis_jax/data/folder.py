@@ -28,7 +28,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from sis_jax.data import draw
-from sis_jax.data.files import write_atomic
+from sis_jax.data.files import json_text, write_atomic
 from sis_jax.data.names import below
 from sis_jax.types import SisError, UsageError
 
@@ -131,9 +131,9 @@ class Dataset:
                 "resumes"
             )
         try:
-            classes = tuple(json.loads((place / CLASSES).read_text("utf-8")))
+            classes = _checked(json.loads((place / CLASSES).read_text("utf-8")))
             card = (place / CARD).read_text("utf-8") if (place / CARD).exists() else ""
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise SisError(
                 f"{place / CLASSES} cannot be read ({error}); {_MAKE} --overwrite"
             ) from None
@@ -164,8 +164,11 @@ class Dataset:
             )
         try:
             lines = (self.path / name / METADATA).read_text("utf-8").splitlines()
-            return Split(self.path / name, tuple(json.loads(line) for line in lines))
-        except (OSError, ValueError) as error:
+            rows = tuple(json.loads(line) for line in lines)
+            if not all(isinstance(row, dict) for row in rows):
+                raise ValueError("a line is no JSON object")
+            return Split(self.path / name, rows)
+        except (OSError, ValueError, RecursionError) as error:
             raise SisError(
                 f"{self.path / name / METADATA} cannot be read ({error}); {_MAKE} --overwrite"
             ) from None
@@ -178,6 +181,20 @@ class Dataset:
         shown = self.split(split)[: max(1, count)]
         images, masks = np.stack([e.image for e in shown]), np.stack([e.mask for e in shown])
         return Image.fromarray(draw.sample_grid(images, masks, [e.name for e in shown]))
+
+
+def _checked(classes: Any) -> tuple[dict[str, Any], ...]:
+    """The content of classes.json; ValueError where it is none."""
+    whole = isinstance(classes, list) and all(
+        isinstance(c, dict)
+        and type(c.get("id")) is int
+        and 0 <= c["id"] < draw.IGNORE
+        and isinstance(c.get("name"), str)
+        for c in classes
+    )
+    if not whole:
+        raise ValueError('expected a list of {"id": 0 to 254, "name": "hair"}')
+    return tuple(classes)
 
 
 class SplitWriter:
@@ -257,7 +274,7 @@ class SplitWriter:
 
 def classes_json(classes: Sequence[Mapping[str, Any]]) -> bytes:
     """The content of classes.json."""
-    return (json.dumps(list(classes), indent=1, ensure_ascii=False) + "\n").encode()
+    return (json_text(list(classes)) + "\n").encode()
 
 
 def _png(picture: Image.Image) -> bytes:

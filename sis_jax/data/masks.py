@@ -4,7 +4,6 @@ from there one at a time.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from PIL import Image
 
 from sis_jax.data import draw
 from sis_jax.data.exports.formats import write
-from sis_jax.data.files import write_atomic
+from sis_jax.data.files import json_text, write_atomic
 from sis_jax.data.items import png
 from sis_jax.data.names import below, check_parents
 from sis_jax.types import SisError, UsageError
@@ -148,9 +147,7 @@ def write_mask(folder: Path, prediction: Prediction) -> Path:
 
 def write_classes(folder: Path, classes: Sequence[dict[str, Any]]) -> None:
     """Write classes.json: what the masks' values mean."""
-    write_atomic(
-        folder / CLASSES, (json.dumps(list(classes), indent=1, ensure_ascii=False) + "\n").encode()
-    )
+    write_atomic(folder / CLASSES, (json_text(list(classes)) + "\n").encode())
 
 
 def cutout(

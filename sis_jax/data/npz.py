@@ -41,7 +41,8 @@ def load_npz(path: Path, wanted: Collection[str] | None = None) -> dict[str, np.
     except FileNotFoundError:
         raise UsageError(f"there is no file {path}") from None
     except _FAULTS as error:
-        raise SisError(f"{path} cannot be read as an .npz of plain arrays: {error}") from None
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise SisError(f"{path} cannot be read as an .npz of plain arrays: {why}") from None
 
 
 def open_pictures(

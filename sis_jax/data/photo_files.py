@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from sis_jax.data import names as file_names
-from sis_jax.data.decode import MAX_BYTES, Unusable, decode, read_file, too_large
+from sis_jax.data.decode import MAX_BYTES, Unusable, because, decode, read_file, too_large
 from sis_jax.data.npz import open_pictures
 from sis_jax.types import SisError, UsageError
 
@@ -226,7 +226,7 @@ def _list_zip(path: Path) -> Listing:
         with zipfile.ZipFile(path) as archive:
             infos = [(m.filename, m) for m in archive.infolist() if not m.is_dir()]
     except _DAMAGED as error:
-        raise SisError(f"{path} cannot be read as a zip archive: {error}") from None
+        raise SisError(f"{path} cannot be read as a zip archive: {because(error)}") from None
     members, refused = _members(infos)
     names, others, refused = _sort_out(members, refused)
 
@@ -247,7 +247,7 @@ def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes | Unus
         with archive.open(member) as file:
             data = file.read(MAX_BYTES + 1)  # the announced size can lie
     except Exception as error:  # encrypted, damaged, or packed in an unknown way
-        return Unusable(f"cannot be unpacked: {error}")
+        return Unusable(f"cannot be unpacked: {because(error)}")
     return data if len(data) <= MAX_BYTES else too_large(len(data))
 
 
@@ -256,7 +256,7 @@ def _list_tar(path: Path) -> Listing:
         with tarfile.open(path) as archive:
             members, refused = _members((m.name, m) for m in archive if not m.isdir())
     except _DAMAGED as error:
-        raise SisError(f"{path} cannot be read as a tar archive: {error}") from None
+        raise SisError(f"{path} cannot be read as a tar archive: {because(error)}") from None
     real, left_out = _real_members(members)
     names, others, refused = _sort_out(real, [*refused, *left_out])
 

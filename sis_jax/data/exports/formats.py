@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sis_jax.data.files import replacing
+from sis_jax.data.files import json_text, replacing
 from sis_jax.data.items import items
 from sis_jax.ops.progress import progress, say
 from sis_jax.types import UsageError, unknown_name
@@ -69,9 +69,7 @@ def write(
             card,
         )
         if not (place / _CLASSES).exists():
-            (place / _CLASSES).write_text(
-                json.dumps(list(classes), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-            )
+            (place / _CLASSES).write_text(json_text(list(classes)) + "\n", encoding="utf-8")
         (place / "README.md").write_text(
             _card(place, card, licence, format, note), encoding="utf-8"
         )
