@@ -72,6 +72,7 @@ def test_yolo_from_any_folder(tmp_path, monkeypatch):
     assert [read["names"][i] for i in range(len(ODD))] == ODD
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools
 def test_coco_of_masks_alone_leads_to_every_photo(tmp_path, capsys):
     folder = write(tmp_path, "coco", images=False)
     read = COCO(str(folder / "annotations/instances_photos.json"))
@@ -84,7 +85,8 @@ def test_coco_of_masks_alone_leads_to_every_photo(tmp_path, capsys):
 
 def voc(folder: Path, split: str):
     """A split as torchvision's VOCSegmentation reads it."""
-    lines = (folder / "ImageSets/Segmentation" / f"{split}.txt").open(encoding="utf-8").readlines()
+    with (folder / "ImageSets/Segmentation" / f"{split}.txt").open(encoding="utf-8") as file:
+        lines = file.readlines()
     for name in (line.strip() for line in lines):
         with Image.open(folder / "SegmentationClass" / f"{name}.png") as mask:
             yield name, np.array(mask), (folder / "JPEGImages" / f"{name}.png").is_file()

@@ -165,8 +165,8 @@ class Dataset:
         try:
             lines = (self.path / name / METADATA).read_text("utf-8").splitlines()
             rows = tuple(json.loads(line) for line in lines)
-            if not all(isinstance(row, dict) for row in rows):
-                raise ValueError("a line is no JSON object")
+            for number, row in enumerate(rows, 1):
+                _check_row(number, row)
             return Split(self.path / name, rows)
         except (OSError, ValueError, RecursionError) as error:
             raise SisError(
@@ -181,6 +181,17 @@ class Dataset:
         shown = self.split(split)[: max(1, count)]
         images, masks = np.stack([e.image for e in shown]), np.stack([e.mask for e in shown])
         return Image.fromarray(draw.sample_grid(images, masks, [e.name for e in shown]))
+
+
+def _check_row(number: int, row: Any) -> None:
+    """ValueError where a line of metadata.jsonl is no example; its names are checked on reading."""
+    if not isinstance(row, dict):
+        raise ValueError(f"line {number} is no JSON object")
+    seed, confidence = row.get("seed"), row.get("confidence")
+    if not (seed is None or type(seed) is int):
+        raise ValueError(f"the seed in line {number} is {str(seed)[:40]!a}, expected an integer")
+    if not (confidence is None or type(confidence) in (int, float)):
+        raise ValueError(f"the confidence in line {number} is {str(confidence)[:40]!a}")
 
 
 def _checked(classes: Any) -> tuple[dict[str, Any], ...]:

@@ -29,7 +29,8 @@ def load_npz(path: Path, wanted: Collection[str] | None = None) -> dict[str, np.
     than `_MAX_SHRINK` times its size.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # NumPy leaves a file open that it opened itself and could not read.
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise ValueError("it is a single array")
             for member in file.zip.infolist() if file.zip else ():
