@@ -179,9 +179,12 @@ class Edit:
             )
             _check(edit)
             return edit
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except (
+            OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError,
+        ) as error:  # fmt: skip
+            why = " ".join(str(error).split())[:200]
             raise UsageError(
-                f"{folder} holds no edit that can be read ({error}): run python -m sis_jax.edit, "
+                f"{folder} holds no edit that can be read ({why}): run python -m sis_jax.edit, "
                 "with --overwrite"
             ) from None
 

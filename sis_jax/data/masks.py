@@ -137,10 +137,16 @@ def mask_file(name: str) -> str:
     return str(Path(name).with_suffix(".png")) if Path(name).suffix else f"{name}.png"
 
 
+def mask_path(folder: Path, name: str) -> Path:
+    """Where the mask of a photo is written; SisError where that is not below `folder`."""
+    path = below(folder, mask_file(name), "a prediction")
+    check_parents(folder, path)
+    return path
+
+
 def write_mask(folder: Path, prediction: Prediction) -> Path:
     """Write one palette PNG; returns its path."""
-    path = below(folder, mask_file(prediction.name), "a prediction")
-    check_parents(folder, path)
+    path = mask_path(folder, prediction.name)
     write_atomic(path, png(draw.palette_png(prediction.mask)))
     return path
 

@@ -21,7 +21,15 @@ from sis_jax.checkpoints.student import load_student
 from sis_jax.data.exports.formats import write
 from sis_jax.data.files import plain, write_atomic
 from sis_jax.data.items import png
-from sis_jax.data.masks import Masks, Prediction, cutout, mask_file, write_classes, write_mask
+from sis_jax.data.masks import (
+    Masks,
+    Prediction,
+    cutout,
+    mask_file,
+    mask_path,
+    write_classes,
+    write_mask,
+)
 from sis_jax.data.names import flat, key, too_long, twins
 from sis_jax.data.photo_files import left_out, list_source, nothing_found, readable
 from sis_jax.ops.progress import progress, say
@@ -260,7 +268,7 @@ def _winner(scores: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 
 def _write_extras(folder: Path, prediction: Prediction, soft: bool, cutouts: bool) -> None:
-    target = folder / mask_file(prediction.name)
+    target = mask_path(folder, prediction.name)
     if soft and prediction.scores is not None:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, scores=prediction.scores.astype(np.float16))
