@@ -30,7 +30,7 @@ from sis_jax.data.masks import (
     write_classes,
     write_mask,
 )
-from sis_jax.data.names import flat, key, too_long, twins
+from sis_jax.data.names import flat, key, too_long
 from sis_jax.data.photo_files import left_out, list_source, nothing_found, readable
 from sis_jax.ops.progress import progress, say
 from sis_jax.types import UsageError
@@ -133,18 +133,16 @@ def _names(
                 continue
             say(f"skipped {name}: {why}")
             skipped.append((name, why))
-    if kind == "png":
-        seen = {file: name for name in names for file in _files_of(name)}
-        twin = twins(file for name in names for file in _files_of(name))
-    else:
-        seen = {name: name for name in names}
-        twin = _flat_twins(names)
-    if twin is not None:
-        first, second = (seen[file] for file in twin)
-        file = mask_file(second) if kind == "png" else flat(second)
-        raise UsageError(
-            f"{first} and {second} would both be written to {file}: rename one of them"
-        )
+    seen: dict[str, str] = {}
+    for name in names:
+        # A format that is no folder of masks has no folders in it.
+        for file in _files_of(name) if kind == "png" else (flat(name),):
+            if key(file) in seen:
+                raise UsageError(
+                    f"{seen[key(file)]} and {name} would both be written to {file}: rename one of "
+                    "them"
+                )
+            seen[key(file)] = name
     return names
 
 
@@ -152,16 +150,6 @@ def _files_of(name: str) -> tuple[str, str]:
     """The mask and the cut-out of a photo."""
     mask = mask_file(name)
     return mask, mask.removesuffix(".png") + "-cutout.png"
-
-
-def _flat_twins(names: Sequence[str]) -> tuple[str, str] | None:
-    """Two photos whose names become one in a format that knows no folders."""
-    seen: dict[str, str] = {}
-    for name in names:
-        other = seen.setdefault(key(flat(name)), name)
-        if other != name:
-            return other, name
-    return None
 
 
 def _name(number: int, name: str, sources: int) -> str:
