@@ -174,25 +174,23 @@ def student(
     predict_side: int = 256,
     train_side: int = 128,
     batch: int = 8,
-    networks: tuple[str, ...] = ("resnet18", "unet-small"),
+    networks: tuple[str, ...] = ("unet-efficientnet-lite0", "unet-small"),
+    references: tuple[str, ...] = ("unet-efficientnet-lite0", "resnet18"),
     reference_python: str = sys.executable,
 ) -> None:
     """Photos per second of students in use and in training (AdamW, no augmentation), turn by turn
-    with PyTorch's dilated ResNet-18 on the same cores.
+    with PyTorch on the same cores.
     """
     script = Path(__file__).with_name("torch_student.py")
     for what, side in (("predict", predict_side), ("train", train_side)):
-        rows: dict[str, list[float]] = {
-            f"torch resnet18 {dtype}": [] for dtype in ("float32", "bfloat16")
-        }
+        rows: dict[str, list[float]] = {f"torch {name}": [] for name in references}
         rows |= {f"sis_jax {name}": [] for name in networks}
         for _ in range(turns):
             for name in networks:
                 rows[f"sis_jax {name}"].append(_student_rate(what, name, side, batch, seconds))
-            for dtype in ("float32", "bfloat16"):
-                rows[f"torch resnet18 {dtype}"].append(
-                    _printed(reference_python, script, what, side, batch, 2, dtype, seconds)
-                )
+            for name in references:
+                call = (what, name, side, batch, 2, "float32", seconds)
+                rows[f"torch {name}"].append(_printed(reference_python, script, *call))
         print(f"{what}, {side} pixels, batch {batch}")
         _report(rows)
 

@@ -19,7 +19,9 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from sis_jax.runs.config import Config
 
 # CelebAMask-HQ, DeepLabV3 trained on pictures of FFHQ's generator: IoU of foreground, background,
 # their mean, mean in a border of 3 pixels, labels used; as Feng et al. 2023 (CVPR) report them for
@@ -57,6 +59,25 @@ class Job:
     limit: int | None
     seed: int
     settings: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class CompareConfig(Config):
+    """What decides the rows."""
+
+    verb: ClassVar[str] = "compare"
+
+    gen: str | None
+    images: str
+    masks: str | None
+    seed: int
+    settings: dict[str, dict[str, Any]]
+    n: int
+    steps: int
+    limit: int | None
+
+    def command(self) -> str:
+        return " ".join(["python", *sys.argv])
 
 
 def compare(
@@ -111,10 +132,10 @@ def compare(
             raise unknown_name("method", name, METHODS)
     job = Job(gen, Path(out), images, masks, blanks, photos, seed=seed, settings=own, **small)
     chosen = methods or tuple(METHODS)
-    config = {"gen": gen, "images": images, "masks": masks, "seed": seed, "settings": own, **small}
+    config = CompareConfig(gen, images, masks, seed, own, **small)
     with (
         RunFolder.open(out, overwrite) as run,
-        run.stage("compare", config, command=" ".join(["python", *sys.argv]), again=True) as stage,
+        run.stage(config, again=True) as stage,
     ):
         rows = [] if overwrite or not stage.resumed else _read(run.path / "comparison.json")
         for name in chosen:
@@ -194,7 +215,7 @@ def given(name: str, job: Job) -> tuple[list[str], int]:
     cls = methods.get(name)
     fields, labels = {f.name for f in dataclasses.fields(cls) if f.init}, 0
     values = dict(job.settings.get(name, {}))
-    if "painted" in getattr(cls, "wants", ()):
+    if "painted" in cls.wants:
         if job.blanks is None:
             raise ValueError("it learns from painted samples, give --blanks")
         from sis_jax.data.blanks import read_blanks

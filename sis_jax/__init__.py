@@ -41,6 +41,7 @@ _HOMES = {
     "project": "sis_jax.stages.project",
     "load_discriminator": "sis_jax.checkpoints",
     "load_clip": "sis_jax.checkpoints",
+    "load_backbone": "sis_jax.checkpoints",
     "load_generator": "sis_jax.checkpoints",
     "load_lpips": "sis_jax.checkpoints",
     "load_student": "sis_jax.checkpoints.student",
@@ -60,6 +61,7 @@ __all__ = [  # noqa: RUF022  (in the order of work, not of the alphabet)
     "load_discriminator",
     "load_clip",
     "load_student",
+    "load_backbone",
     "load_lpips",
     "discover",
     "label",
@@ -86,6 +88,7 @@ __all__ = [  # noqa: RUF022  (in the order of work, not of the alphabet)
 
 if TYPE_CHECKING:
     from sis_jax import methods as methods
+    from sis_jax.checkpoints import load_backbone as load_backbone
     from sis_jax.checkpoints import load_clip as load_clip
     from sis_jax.checkpoints import load_discriminator as load_discriminator
     from sis_jax.checkpoints import load_generator as load_generator

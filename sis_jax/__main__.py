@@ -1,15 +1,21 @@
-"""`python -m sis_jax`: what is here, and what is missing or wrong with its cure."""
+"""`sis-jax VERB` and `python -m sis_jax VERB`; without a verb what is here, and what is missing or
+wrong with its cure.
+"""
 
 from __future__ import annotations
 
+import ast
+import importlib
 import importlib.util
 import os
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import sis_jax
 from sis_jax.runs import cli
+from sis_jax.types import unknown_name
 
 _NEEDED = (
     "jax",
@@ -25,40 +31,37 @@ _NEEDED = (
     "transformers",
 )
 
-# Sub-commands, "module:function"; the stages are modules of their own.
-_COMMANDS = {"run": "sis_jax.stages.pipeline:run", "export": "sis_jax.export:export"}
+# {verb: module}
+_COMMANDS = {
+    "run": "sis_jax.stages.pipeline",
+    "export": "sis_jax.export",
+    **{verb: f"sis_jax.{verb}" for verb in sis_jax._VERBS},
+}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print stages, versions, devices, weights and their licences, then every problem found. Exit 0
-    when there is none, 1 otherwise.
+    """Run a verb. Without one: print verbs, versions, devices, weights and their licences, then
+    every problem found; returns 0 when there is none, 1 otherwise.
     """
     argv = sys.argv[1:] if argv is None else argv
+    program = "sis-jax" if Path(sys.argv[0]).stem == "sis-jax" else "python -m sis_jax"
     if argv and argv[0] in _COMMANDS:
         cli.use_cpu_cores()
-        return cli.run(_command(argv[0]), argv=argv[1:], prog=f"python -m sis_jax {argv[0]}")
+        return cli.run(_command(argv[0]), argv[1:], prog=f"{program} {argv[0]}")
     if argv in (["-h"], ["--help"]):
         print(
-            "usage: python -m sis_jax [COMMAND ...]\n\nWhat is here: stages, versions, devices, "
-            "weights and their licences, and what is wrong with its cure."
+            f"usage: {program} [VERB ...]\n\nWithout a verb: versions, devices, weights and their "
+            "licences, and what is wrong with its cure.\n\nVerbs, each with --help of its own:"
         )
-        print("\nCommands:")
-        print("\n".join(f"  python -m sis_jax {name} --help" for name in _COMMANDS))
-        print("\nA stage has its own help:")
-        print("\n".join(f"  python -m sis_jax.{verb} --help" for verb in _stages()))
+        _show_verbs([])
         return 0
     if argv:
-        known = ", ".join(_COMMANDS)
-        print(
-            f"python -m sis_jax takes no arguments but a command ({known}), got {argv[0]!r}; the "
-            f"stages are {_commands()}",
-            file=sys.stderr,
-        )
+        print(f"{program}: {unknown_name('verb', argv[0], _COMMANDS)}", file=sys.stderr)
         return 2
     problems: list[str] = []
     print(f"sis_jax {sis_jax.__version__}, Python {sys.version.split()[0]}")
     for title, show in (
-        ("Stages", _show_stages),
+        ("Verbs", _show_verbs),
         ("Versions", _show_versions),
         ("Devices", _show_devices),
         ("Weights", _show_weights),
@@ -73,38 +76,23 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if problems else 0
 
 
-def _command(name: str) -> Callable:
-    import importlib
-
-    module, _, function = _COMMANDS[name].partition(":")
-    return getattr(importlib.import_module(module), function)
+def _command(verb: str) -> Callable:
+    return getattr(importlib.import_module(_COMMANDS[verb]), verb)
 
 
-def _stages() -> list[str]:
-    return [verb for verb in sis_jax._VERBS if importlib.util.find_spec(f"sis_jax.{verb}")]
-
-
-def _commands() -> str:
-    return ", ".join(f"python -m sis_jax.{verb}" for verb in _stages())
-
-
-def _show_stages(problems: list[str]) -> None:
-    for verb in _stages():
-        print(f"  python -m sis_jax.{verb:<16} {_first_line(f'sis_jax.{verb}')}")
+def _show_verbs(problems: list[str]) -> None:
+    for verb, module in _COMMANDS.items():
+        print(f"  sis-jax {verb:<16} {_first_line(module)}")
 
 
 def _first_line(module: str) -> str:
     """The first sentence or so of a module's docstring, read without importing it."""
-    import ast
-
     spec = importlib.util.find_spec(module)
     source = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
     return " ".join((ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0].split())
 
 
 def _show_versions(problems: list[str]) -> None:
-    from importlib import metadata
-
     found = []
     for name in _NEEDED:
         try:

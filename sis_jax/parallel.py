@@ -74,6 +74,11 @@ def pmean(tree: PyTree) -> PyTree:
     return lax.pmean(tree, AXIS) if is_mapped() else tree
 
 
+def device_key(key: Array) -> Array:
+    """This device's own random key under `map_devices`; the key itself outside."""
+    return jax.random.fold_in(key, lax.axis_index(AXIS)) if is_mapped() else key
+
+
 def varying(tree: PyTree) -> PyTree:
     """`tree`, typed as differing between devices: what the first carry of a `scan` over a device's
     rows needs under a checked `shard_map`.

@@ -116,6 +116,18 @@ class Generator(Protocol):
     ) -> Samples: ...
 
 
+@runtime_checkable
+class SkipGenerator(Protocol):
+    """A generator that adds up its image over resolutions, and can give it at each of them.
+
+    skips: names such as "128x128/rgb", which `synthesize` takes beside taps: Float[n r r 3]. Where
+        a compiled function uses nothing finer, the layers above do not run.
+    """
+
+    @property
+    def skips(self) -> tuple[str, ...]: ...
+
+
 def to_uint8(images: Float[Array, "*n h w 3"] | np.ndarray) -> np.ndarray:
     """Pictures in [-1, 1] as uint8, by the rule of the StyleGAN2 code bases: clip(127.5 x + 128, 0,
     255), truncated.

@@ -1,9 +1,10 @@
 """What every test needs before jax is imported: eight virtual devices, a compilation cache, shape
-checks on `sis_jax`.
+checks on `sis_jax`. Then the tier of tests without a mark, and the small runs that tests share.
 """
 
 import getpass
 import os
+import shutil
 import sys
 import tempfile
 import types
@@ -25,15 +26,20 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 ).strip()
 
+# One cache for all processes that tests start, and for the next session.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
+    "JAX_COMPILATION_CACHE_DIR", f"{tempfile.gettempdir()}/sis_jax_tests_{getpass.getuser()}"
+)
+# Without a bound in every process: an entry written without one has no access time, and a process
+# with a bound fails on it.
+os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = "-1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
 import jax
 import pytest
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
-
-_CACHE = Path(tempfile.gettempdir()) / f"sis_jax_tests_{getpass.getuser()}"
-jax.config.update("jax_compilation_cache_dir", str(_CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 # Shapes and types of every call into the library are checked, in tests only. An int passes for a
 # float, as everywhere in Python; the hook takes its checker by module and name, hence the module.
@@ -59,3 +65,43 @@ def _free_programs():
     parallel = sys.modules.get("sis_jax.parallel")
     if parallel is not None:
         parallel._compiled.cache_clear()
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items):
+    """A test without the mark of another tier is a unit test."""
+    for item in items:
+        if not any(item.get_closest_marker(tier) for tier in ("integration", "slow")):
+            item.add_marker(pytest.mark.unit)
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory) -> Path:
+    """A weights folder called tiny with a StyleGAN2 of 16 pixels."""
+    import fakes
+
+    from sis_jax.checkpoints import save_generator
+
+    return save_generator(fakes.tiny_stylegan2(16), tmp_path_factory.mktemp("weights") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_weights, tmp_path_factory) -> Path:
+    """A finished `discover` of `tiny_weights` with three parts, to read; copy it to change it."""
+    import fakes
+
+    import sis_jax
+
+    out = tmp_path_factory.mktemp("runs") / "faces"
+    sis_jax.discover(tiny_weights, out=str(out), **fakes.TINY_PARTS)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_data_run(tiny_run, tmp_path_factory) -> Path:
+    """`tiny_run` with a dataset of 36 + 4 images, to read; copy it to change it."""
+    import sis_jax
+
+    out = shutil.copytree(tiny_run, tmp_path_factory.mktemp("data_runs") / "faces")
+    sis_jax.synthesize(str(out), n=40, val=0.1)
+    return out

@@ -2,13 +2,20 @@
 good one.
 """
 
+import dataclasses
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 
 from sis_jax.models.dcgan import DCGAN, DCGANConfig
 from sis_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from sis_jax.models.stylegan2 import GeneratorConfig, StyleGAN2
+from sis_jax.runs.config import Config
 from sis_jax.types import Info, Samples, latents_from_seeds
+
+# `discover` with these takes a second or two on `tiny_stylegan2`.
+TINY_PARTS = {"k": 3, "layer": "16x16", "n": 6, "n_init": 1, "max_points": 1536}
 
 
 def _filled(module, seed, info):
@@ -93,3 +100,12 @@ class Blocks:
         z = self.latents(seeds)
         w = self.map(z, truncation)
         return Samples(tuple(seeds), z, w, *self.synthesize(w, taps=taps))
+
+
+def configured(verb, **fields):
+    """A configuration of any fields, to open a stage with."""
+    rows = [(name, Any, dataclasses.field(default=None, kw_only=True)) for name in fields]
+    cls = dataclasses.make_dataclass(
+        "AnyConfig", rows, bases=(Config,), frozen=True, namespace={"verb": verb}
+    )
+    return cls(**fields)

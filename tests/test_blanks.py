@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from sis_jax import __main__ as door
-from sis_jax.checkpoints import save_generator
 from sis_jax.data import draw
 from sis_jax.data.blanks import read_blanks
 from sis_jax.data.parts import Parts, classes_from
@@ -24,15 +23,15 @@ from sis_jax.stages.inputs import digests, gather
 from sis_jax.synthesize import synthesize
 from sis_jax.types import SisError, UsageError
 
+pytestmark = pytest.mark.integration
+
 SIDE = 16
 
 
 @pytest.fixture(scope="module")
-def generator(tmp_path_factory):
+def generator(tiny_weights):
     """A generator as a weights folder, so that it has a digest."""
-    place = tmp_path_factory.mktemp("weights") / "tiny"
-    save_generator(fakes.tiny_stylegan2(), place)
-    return str(place)
+    return str(tiny_weights)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The command-line door, from outside: flags, exit codes, streams, and what is not imported."""
 
-import importlib
 import importlib.util
 import inspect
 import json
@@ -8,81 +7,125 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, ClassVar
 
 import pytest
+from tyro.conf import Positional, UseAppendAction
 
 import sis_jax
+from sis_jax import methods
+from sis_jax.__main__ import main as program
+from sis_jax.export import export
+from sis_jax.methods.base import METHODS
+from sis_jax.methods.settings import SETTINGS
 from sis_jax.ops.progress import progress, progress_shown, say, showing_progress
-from sis_jax.runs import cli, flags
-from sis_jax.types import SisError
+from sis_jax.runs import cli, config
+from sis_jax.runs.configs.discover import DiscoverConfig
+from sis_jax.stages.pipeline import run
+from sis_jax.types import SisError, UsageError
+
+pytestmark = pytest.mark.integration
 
 VERB = '''
-"""A verb for the tests."""
 from __future__ import annotations
-from typing import TYPE_CHECKING, Literal
+import json
+from dataclasses import KW_ONLY, dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pathlib import Path
+from tyro.conf import Positional
+from sis_jax.ops.progress import progress
+from sis_jax.runs import cli
+from sis_jax.runs.config import Config, PythonOnly, door, spelled
+from sis_jax.types import SisError, UsageError
 if TYPE_CHECKING:
     from somewhere import Generator
+else:
+    Generator = Any
 
-def discover(gen: Generator | str | None = None, *, k: int | Literal["auto"] = 6,
-             seeds: tuple[int, ...] = (1, 2), method: str = "plain",
-             recipe: dict[str, Array] | None = None, out: Path | None = None,
-             deep: bool = False, fail: str = "", **fields) -> Path:
-    """Find the parts of a generator.
-
-    A second paragraph.
-
-    gen: a name or a folder.
-    k, seeds: how many clusters,
-    and the seeds.
-    """
-    from sis_jax.ops.progress import progress
-    from sis_jax.types import SisError, UsageError
-    if fail:
-        raise {"usage": UsageError("asked wrongly"), "work": SisError("went wrong"),
-               "bug": RuntimeError("a bug"), "stop": KeyboardInterrupt()}[fail]
-    for _ in progress(range(3), "working", "step"):
-        pass
-    with open(out, "w") as file:
-        import json
-        shown = {"gen": gen, "k": k, "seeds": seeds, "method": method, "deep": deep}
-        json.dump({**shown, **fields}, file)
-    return out
-
-discover.plan = lambda config: {"files": [f"{config['out']}/parts.json"], "seconds": 130,
-                                "memory_bytes": 3 * 2**30, "note": "small"}
-
-if __name__ == "__main__":
-    from sis_jax.runs import cli
-    methods = {"plain": "test_methods_of_cli:Plain", "fancy": "test_methods_of_cli:Fancy"}
-    cli.main(discover, variants={"method": methods})
-'''
-
-METHODS = '''
-from dataclasses import dataclass
-import json
-if __name__ != "never":
-    raise ImportError("a method was imported only to read its flags")
 
 @dataclass(frozen=True)
 class Plain:
     """The plain method.
 
-    rounds: how often to go over the data.
+    Args:
+        rounds: how often to go over the data.
     """
-    k: int = 3
     rounds: int = 30
-    labels_: "Array | None" = None
+
 
 @dataclass(frozen=True)
 class Fancy:
     """The fancy method.
 
-    strength: from 0 to 1.
+    Args:
+        strength: from 0 to 1.
     """
     strength: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """What belongs together.
+
+    Args:
+        deep: go deeper.
+        fail: how to fail.
+    """
+    deep: bool = False
+    fail: str = ""
+
+
+@dataclass(frozen=True)
+class VerbConfig(Config):
+    """What the verb takes.
+
+    Args:
+        gen: a name or a folder.
+        k: how many clusters,
+            or "auto".
+        seeds: the seeds.
+        method: how.
+        inpainter: in Python.
+        out: where.
+    """
+    verb: ClassVar[str] = "discover"
+    choice: ClassVar[str] = "method"
+    gen: Annotated[Generator | str | None, Positional, spelled("[GEN]")] = None
+    _: KW_ONLY
+    k: int | Literal["auto"] = 6
+    seeds: tuple[int, ...] = (1, 2)
+    method: str = "plain"
+    inpainter: PythonOnly[Any] = None
+    out: str | None = None
+    group: Group = field(default_factory=Group)
+    settings: Any = None
+
+
+@door(VerbConfig, stage=__name__, needs=("out",), variants={"plain": Plain, "fancy": Fancy})
+def discover(config: VerbConfig) -> Path:
+    """Find the parts of a generator.
+
+    A second paragraph.
+    """
+    if config.group.fail:
+        raise {"usage": UsageError("asked wrongly"), "work": SisError("went wrong"),
+               "bug": RuntimeError("a bug"), "stop": KeyboardInterrupt()}[config.group.fail]
+    for _ in progress(range(3), "working", "step"):
+        pass
+    with open(config.out, "w") as file:
+        json.dump(config.flat(), file)
+    return Path(config.out)
+
+
+def plan(config):
+    return {"files": [f"{config.out}/parts.json"], "seconds": 130,
+            "memory_bytes": 3 * 2**30, "note": "small"}
+
+
+if __name__ == "__main__":
+    cli.main(discover)
 '''
 
 
@@ -90,7 +133,6 @@ class Fancy:
 def shell(tmp_path):
     """Runs the test verb in a fresh interpreter."""
     (tmp_path / "verb.py").write_text(VERB)
-    (tmp_path / "test_methods_of_cli.py").write_text(METHODS)
 
     def run(*args: str):
         env = {
@@ -123,7 +165,10 @@ def test_flags_reach_the_verb(shell, tmp_path):
         "k": "auto",
         "seeds": [3, 4],
         "method": "plain",
+        "inpainter": None,
+        "out": "r.json",
         "deep": True,
+        "fail": "",
         "rounds": 7,
     }
 
@@ -135,47 +180,49 @@ def test_a_method_brings_its_own_flags(shell, tmp_path):
     got = json.loads((tmp_path / "r.json").read_text())
     assert (got["gen"], got["strength"]) == (None, 0.9)
     assert "rounds" not in got
-    assert shell("--method", "fancy", "--rounds", "7", "--out", "r.json").returncode == 2
+    assert shell("--method=fancy", "--rounds", "7", "--out", "r.json").returncode == 2
 
 
-def test_help_shows_every_flag(shell):
+def test_help_shows_every_flag_in_its_group(shell):
     done = shell("--help")
     assert done.returncode == 0, done.stderr
     for part in (
         "Find the parts of a generator.",
-        "GEN",
+        "[GEN]",
         "a name or a folder",
-        "--k INT|auto",
-        "--seeds INT ...",
+        "--k INT|{auto}",
+        "--seeds",
+        "group options",
+        "--deep",
+        "settings options",
         "--rounds INT",
-        "--out PATH",
+        "how often to go over the data.",
+        "--out",
         "--dry-run",
     ):
         assert part in done.stdout, part
-    assert "--recipe" not in done.stdout
-    assert "how often to go over the data. [plain]" in " ".join(
-        done.stdout.replace("│", " ").split()
-    )
+    assert "--inpainter" not in done.stdout
+    assert "--strength" in shell("--method", "fancy", "--help").stdout
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "keyword"),
     [
-        (["--sed", "1"], "unknown flag '--sed'; did you mean --seeds, "),
-        (["--k", "ten"], "--k got 'ten', expected a whole number or 'auto'"),
-        (["--seeds", "1", "x"], "--seeds got '1' 'x', expected a whole number, once or more"),
-        (["--method", "fanzy"], "unknown method 'fanzy'; did you mean fancy, plain?"),
-        (["a", "b"], "did not expect 'b'"),
-        (["--fail", "usage"], "asked wrongly"),
+        (["--sed", "1"], "--seeds"),
+        (["--k", "ten"], "'ten'"),
+        (["--seeds", "1", "x"], "--seeds"),
+        (["--method", "fanzy"], "'fancy'"),
+        (["a", "b"], "b"),
+        (["--fail", "usage", "--out", "r"], "asked wrongly"),
+        ([], "--out is missing"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_2(shell, args, said):
+def test_a_mistake_is_named_and_exit_2(shell, args, keyword):
     done = shell(*args)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr.startswith("python -m sis_jax.discover: ")
-    assert done.stderr.count("\n") == 1
-    assert said in done.stderr
+    assert keyword in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -187,14 +234,14 @@ def test_a_mistake_is_one_line_and_exit_2(shell, args, said):
     ],
 )
 def test_exit_codes(shell, how, code, said, lines):
-    done = shell("--fail", how)
+    done = shell("--fail", how, "--out", "r")
     assert done.returncode == code
     assert said in done.stderr
     assert ("Traceback" in done.stderr) == (how == "bug")
     assert lines is None or done.stderr.count("\n") == lines
 
 
-def test_dry_run_tells_and_does_nothing(shell, tmp_path):
+def test_dry_run_plans_and_does_nothing(shell, tmp_path):
     done = shell("--dry-run", "--out", "r.json")
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "r.json").exists()
@@ -232,11 +279,22 @@ def test_help_of_a_real_verb_loads_nothing_heavy(verb):
     assert done.stdout.endswith("\n[]\n")
 
 
-@pytest.mark.parametrize("verb", _verbs())
-def test_help_explains_every_flag_of_a_real_verb(verb):
-    function = getattr(sis_jax, verb)
-    docs = flags.parse_docs(function)
-    assert [p.name for p in flags.verb_params(function, docs) if not p.help] == []
+def _configurations() -> list[type]:
+    doors = [vars(getattr(sis_jax, verb))["door"] for verb in _verbs()]
+    doors += [vars(function)["door"] for function in (export, run)]
+    variants = [variant for door in doors for variant in door.variants.values()]
+    return [door.config for door in doors] + variants
+
+
+@pytest.mark.parametrize("cls", _configurations(), ids=lambda c: c.__name__)
+def test_every_field_of_a_configuration_is_explained(cls):
+    assert set(re.findall(r"^    (\w+): ", config._arguments(cls), re.M)) >= set(config.leaves(cls))
+
+
+def test_the_settings_of_a_method_are_those_of_its_class():
+    assert SETTINGS.keys() == METHODS.keys()
+    for name, settings in SETTINGS.items():
+        assert issubclass(methods.get(name), settings)
 
 
 @pytest.mark.parametrize("verb", _verbs())
@@ -247,7 +305,7 @@ def test_a_real_verb_runs_as_a_module_without_a_warning(verb):
         text=True,
     )
     assert done.returncode == 2
-    assert done.stderr.startswith(f"python -m sis_jax.{verb}: unknown flag '--nonsense'")
+    assert done.stderr.startswith("╭─ ") and "Warning" not in done.stderr
 
 
 def test_the_package_is_quick_and_silent():
@@ -298,45 +356,63 @@ def test_every_public_name_resolves_where_its_module_exists():
             assert getattr(sis_jax, name).__name__ == name
 
 
-@pytest.mark.parametrize(
-    ("annotation", "kind"),
-    [
-        ("Generator | str | Path | None", str | None),
-        ("int | Literal['auto']", int | Literal["auto"]),
-        ("Sequence[int]", "Sequence[int]"),
-        ("Path | None", Path | None),
-        ("Mapping[str, str] | Path", Path),
-        ("Float[Array, 'n c']", None),
-        ("jax.Array | None", None),
-        ("list[Generator]", None),
-    ],
-)
-def test_only_what_a_shell_can_spell_becomes_a_flag(annotation, kind):
-    got = flags.shell_type(annotation)
-    assert (str(got).endswith(kind)) if isinstance(kind, str) else got == kind
+@dataclass(frozen=True)
+class _Group:
+    deep: bool = True
+    sizes: dict | None = None
 
 
-def test_a_verb_with_an_argument_nobody_can_give_is_a_bug():
-    def verb(gen: "Generator"): ...
+@dataclass(frozen=True)
+class _Config(config.Config):
+    verb: ClassVar[str] = "discover"
+    gen: Annotated[str | None, Positional] = None
+    k: int = 6
+    seeds: tuple[int, ...] = (0,)
+    prompt: UseAppendAction[tuple[str, ...]] = ()
+    out: Path | None = None
+    overwrite: bool = False
+    group: _Group = field(default_factory=_Group)
 
-    with pytest.raises(TypeError, match="cannot spell gen"):
-        flags.verb_params(verb, {})
 
-
-def test_the_command_is_repeated_as_it_was_typed():
-    config = {
-        "gen": "my faces",
-        "k": 10,
-        "seeds": (1, 2),
-        "out": Path("r"),
-        "recipe": None,
-        "deep": True,
-        "overwrite": True,
-    }
-    assert (
-        cli.command("discover", config)
-        == "python -m sis_jax.discover 'my faces' --k 10 --seeds 1 2 --out r --deep"
+def test_the_command_repeats_what_is_not_the_default():
+    asked = _Config(
+        "my faces", 10, (1, 2), ("a=b", "c"), Path("r"), True, _Group(False, {"a": "b c"})
     )
+    assert asked.command() == (
+        "python -m sis_jax.discover 'my faces' --k 10 --seeds 1 2 --prompt a=b --prompt c --out r "
+        """--no-deep --sizes '{"a": "b c"}'"""
+    )
+    assert _Config().command() == "python -m sis_jax.discover"
+    assert _Config(seeds=object()).command() == "python -m sis_jax.discover"  # type: ignore[arg-type]
+
+
+def test_a_door_takes_fields_or_the_configuration():
+    @config.door(_Config)
+    def verb(asked: _Config) -> _Config:
+        """Does it."""
+        return asked
+
+    asked = verb("g", k=3, deep=False)
+    assert asked == _Config("g", 3, group=_Group(False)) and verb(asked) is asked
+    names = ["gen", "k", "seeds", "prompt", "out", "overwrite", "deep", "sizes"]
+    assert list(inspect.signature(verb).parameters) == names
+    with pytest.raises(TypeError, match="kk"):
+        verb(kk=3)
+
+
+def test_a_shared_configuration_gets_the_settings_of_its_method():
+    door = vars(sis_jax.discover)["door"]
+    for settings in (None, SETTINGS["style_mixing"](k=4)):
+        asked = door.completed(DiscoverConfig("g", method="style_mixing", settings=settings))
+        assert asked.settings == SETTINGS["style_mixing"](k=4 if settings else 8)
+        assert "settings" not in asked.flat() and door.completed(asked) is asked
+
+
+def test_an_unknown_setting_or_method_names_the_nearest():
+    with pytest.raises(UsageError, match="position_weight"):
+        sis_jax.discover(positions=1)
+    with pytest.raises(UsageError, match="style_mixing"):
+        sis_jax.discover(method="style_mix")
 
 
 @pytest.mark.parametrize(
@@ -414,20 +490,12 @@ def test_the_doctor_lists_what_is_here():
     for part in ("python -m sis_jax.report", "jax 0.", "Devices", "Weights"):
         assert part in done.stdout
     assert (done.returncode == 1) == ("Problems" in done.stdout)
-    wrong = subprocess.run(
-        [sys.executable, "-m", "sis_jax", "discover"], capture_output=True, text=True
-    )
-    assert wrong.returncode == 2
-    assert "takes no arguments" in wrong.stderr
 
 
-def test_verb_and_flags_have_one_signature():
-    for verb in _verbs():
-        function = getattr(sis_jax, verb)
-        names = [
-            p.name
-            for p in inspect.signature(function).parameters.values()
-            if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
-        ]
-        shown = [p.name for p in flags.verb_params(function, {})]
-        assert [n for n in names if n in shown] == shown
+@pytest.mark.parametrize(
+    ("words", "code", "keyword"),
+    [(["discovr"], 2, "'discover'"), (["report", "--help"], 0, "RUN"), (["--help"], 0, "distill")],
+)
+def test_one_program_has_every_verb(words, code, keyword, capsys):
+    assert program(words) == code
+    assert keyword in "".join(capsys.readouterr())

@@ -11,6 +11,8 @@ import pytest
 
 from sis_jax.models.clip import CLIPConfig, TextConfig, TransformerConfig, ViTConfig
 
+pytestmark = pytest.mark.integration
+
 NAMES = [*captions.WITH, "Male", "Young", "No_Beard"]
 
 

@@ -28,6 +28,8 @@ from sis_jax.checkpoints.build import arrays_of
 from sis_jax.checkpoints.containers import read_tree
 from sis_jax.types import SisError, UsageError
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "convert_weights.py"
 

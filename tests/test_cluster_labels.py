@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sis_jax.methods.base import Fitted
 from sis_jax.methods.segmentation_in_style import SegmentationInStyle
 from sis_jax.ops import cluster_labels, crf
 from sis_jax.ops.resize import resize_bilinear
@@ -224,13 +225,13 @@ def test_the_method_learns_what_it_needs_and_older_parts_stay_as_they_were():
     method = SegmentationInStyle(k=2, layer="16x16", n=8, n_init=2)
     fit, plain = method.fit(gen), dataclasses.replace(method, refine="none").fit(gen)
     assert (
-        set(fit.arrays_) - set(plain.arrays_) == {"gap", "log_prior"}
-        and "log_prior" not in plain.arrays_
+        set(fit.arrays) - set(plain.arrays) == {"gap", "log_prior"}
+        and "log_prior" not in plain.arrays
     )
-    assert all(np.array_equal(fit.arrays_[key], plain.arrays_[key]) for key in plain.arrays_)
-    samples = gen.sample(range(4), taps=fit.taps_)
-    old = SegmentationInStyle(k=2, layer="16x16").restored(
-        plain.arrays_
+    assert all(np.array_equal(fit.arrays[key], plain.arrays[key]) for key in plain.arrays)
+    samples = gen.sample(range(4), taps=fit.taps)
+    old = Fitted(
+        SegmentationInStyle(k=2, layer="16x16"), plain.arrays
     )  # as saved before there was `refine`
     assert np.array_equal(old.predict(samples), plain.predict(samples))
 

@@ -14,6 +14,8 @@ import pytest
 
 from sis_jax.types import UsageError
 
+pytestmark = pytest.mark.integration
+
 SCRIPT = Path(__file__).parents[1] / "scripts" / "compare_methods.py"
 
 

@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sis_jax.methods.base import Inputs, get
+from sis_jax.methods.base import Fitted, Inputs, get
 from sis_jax.methods.datasetgan import DatasetGAN, choose_pixels
 from sis_jax.ops.resize import resize_bilinear
 from sis_jax.training import pixel_classifiers as pixels
 from sis_jax.types import UsageError
+
+pytestmark = pytest.mark.integration
 
 SIDE = 16
 NAMES = {0: "background", 3: "disc"}
@@ -234,9 +236,9 @@ def fitted(request, blocks):
 
 def test_finds_what_was_painted(blocks, fitted):
     seeds = range(50, 56)
-    labels = fitted.predict(blocks.sample(seeds, truncation=0.7, taps=fitted.taps_))
+    labels = fitted.predict(blocks.sample(seeds, truncation=0.7, taps=fitted.taps))
     assert labels.dtype == np.uint8 and np.array_equal(labels == 1, blocks.truth(seeds, 0.7))
-    ground, disc = fitted.clusters_
+    ground, disc = fitted.clusters
     assert (ground["id"], ground["name"], ground["background"]) == (0, "background", True)
     assert (disc["id"], disc["name"], disc["background"]) == (1, "disc", False)
     assert ground["share"] + disc["share"] == pytest.approx(1) and 0.3 < disc["share"] < 0.45
@@ -245,10 +247,9 @@ def test_finds_what_was_painted(blocks, fitted):
         and disc["confidence"] > 0.9
     )
     assert (
-        fitted.background_ == {"found": True, "why": "painted as class 0"}
-        and fitted.warnings_ == ()
+        fitted.background == {"found": True, "why": "painted as class 0"} and fitted.warnings == ()
     )
-    facts = json.loads(fitted.files_["painted.json"])
+    facts = json.loads(fitted.files["painted.json"])
     assert facts["seeds"] == [0, 1, 2, 3, 4] and [c["name"] for c in facts["classes"]] == [
         "background",
         "disc",
@@ -258,7 +259,7 @@ def test_finds_what_was_painted(blocks, fitted):
 def test_streaming_labels_are_those_of_predict(blocks, fitted):
     seeds = list(range(50, 59))
     images, labels, sure = (np.concatenate(x) for x in zip(*fitted.label_seeds(blocks, seeds)))
-    samples = blocks.sample(seeds, truncation=0.7, taps=fitted.taps_)
+    samples = blocks.sample(seeds, truncation=0.7, taps=fitted.taps)
     assert np.array_equal(images, samples.to_uint8()) and np.array_equal(
         labels, fitted.predict(samples)
     )
@@ -266,24 +267,23 @@ def test_streaming_labels_are_those_of_predict(blocks, fitted):
 
 
 def test_restored_from_its_arrays(blocks, fitted):
-    settings = {f.name: getattr(fitted, f.name) for f in dataclasses.fields(fitted) if f.init}
-    again = DatasetGAN(**settings).restored(fitted.arrays_)
-    samples = blocks.sample(range(4), taps=again.taps_)
-    assert fitted.layer == "16x16" and np.array_equal(
+    again = Fitted(fitted.method, fitted.arrays)
+    samples = blocks.sample(range(4), taps=again.taps)
+    assert fitted.method.layer == "16x16" and np.array_equal(
         again.predict(samples), fitted.predict(samples)
     )
 
 
 def test_fit_leaves_the_method_alone_and_repeats_itself(blocks, fitted):
-    method = DatasetGAN(classifier=fitted.classifier, **SMALL)
+    method = DatasetGAN(classifier=fitted.method.classifier, **SMALL)
     again = method.fit(blocks, 0, painted_blocks(blocks, range(5)))
-    assert method.arrays_ == {} and method.layer == "auto"
+    assert method == DatasetGAN(classifier=fitted.method.classifier, **SMALL)
     assert (
-        all(np.array_equal(fitted.arrays_[k], again.arrays_[k]) for k in fitted.arrays_)
-        and again.clusters_ == fitted.clusters_
+        all(np.array_equal(fitted.arrays[k], again.arrays[k]) for k in fitted.arrays)
+        and again.clusters == fitted.clusters
     )
     other = method.fit(blocks, 1, painted_blocks(blocks, range(5)))
-    assert not np.array_equal(other.arrays_["weight0"], fitted.arrays_["weight0"])
+    assert not np.array_equal(other.arrays["weight0"], fitted.arrays["weight0"])
 
 
 def test_a_stylegan2_a_dcgan_and_many_devices():
@@ -294,7 +294,7 @@ def test_a_stylegan2_a_dcgan_and_many_devices():
             painted=np.asarray(bright, np.uint8), painted_seeds=(0, 1, 2), painted_names={}
         )
         fit = DatasetGAN(**SMALL | {"steps": 80}).fit(gen, 0, inputs)
-        assert len(fit.taps_) >= taps - 1 and fit.clusters_[1]["name"] == "class 1"
+        assert len(fit.taps) >= taps - 1 and fit.clusters[1]["name"] == "class 1"
         assert (
             fit.predict(samples) == inputs.painted
         ).mean() > 0.6  # of random weights; half is chance
@@ -314,11 +314,11 @@ def test_one_sample_is_enough_and_a_class_never_seen_twice_is_told(blocks):
     odd = dataclasses.replace(inputs, painted=masks, painted_names={9: "scratch"})
     fit = DatasetGAN(classifier="linear", **SMALL).fit(blocks, 0, odd)
     assert (
-        "The class scratch (5 pixels) is not yet learned" in " ".join(fit.warnings_)
-        and fit.clusters_[1]["name"] == "class 3"
+        "The class scratch (5 pixels) is not yet learned" in " ".join(fit.warnings)
+        and fit.clusters[1]["name"] == "class 3"
     )
     single = dataclasses.replace(inputs, painted=inputs.painted[:1], painted_seeds=(0,))
-    assert DatasetGAN(**SMALL).fit(blocks, 0, single).clusters_[1]["agreement"] > 0.9
+    assert DatasetGAN(**SMALL).fit(blocks, 0, single).clusters[1]["agreement"] > 0.9
 
 
 def test_bootstrapped_members_doubt_and_others_need_not(blocks):
@@ -334,7 +334,7 @@ def test_bootstrapped_members_doubt_and_others_need_not(blocks):
             classifier="linear", bootstrap=b, **SMALL | {"members": 8, "learning_rate": 0.05}
         )
         .fit(blocks, 0, wrong)
-        .clusters_[1]["confidence"]
+        .clusters[1]["confidence"]
         for b in (True, False)
     ]
     assert sure[0] < 0.9 and sure[1] > 0.99, sure
@@ -346,7 +346,7 @@ def test_no_background_painted(blocks):
     fit = DatasetGAN(classifier="linear", **SMALL).fit(
         blocks, 0, dataclasses.replace(inputs, painted=masks)
     )
-    assert fit.background_["found"] is False and not any(c["background"] for c in fit.clusters_)
+    assert fit.background["found"] is False and not any(c["background"] for c in fit.clusters)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from sis_jax.models.moved import moved
 from sis_jax.stages import directions
 from sis_jax.types import SisError, UsageError
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def clip():

@@ -17,10 +17,13 @@ import sis_jax
 from sis_jax.checkpoints import files
 from sis_jax.checkpoints.build import arrays_of
 from sis_jax.data.parts import Parts
+from sis_jax.runs import cli
 from sis_jax.types import SisError, UsageError
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(sis_jax.__file__).parents[1]
-QUICK = {"k": 3, "layer": "16x16", "n": 6, "n_init": 1, "max_points": 1536}
+QUICK = fakes.TINY_PARTS
 LAYOUT = {
     "run.json",
     "report.html",
@@ -59,11 +62,8 @@ def one_line(text):
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A weights folder with a tiny StyleGAN2 in it."""
-    from sis_jax.checkpoints import save_generator
-
-    return save_generator(fakes.tiny_stylegan2(16), tmp_path_factory.mktemp("weights") / "tiny")
+def weights(tiny_weights):
+    return tiny_weights
 
 
 @pytest.fixture(scope="module")
@@ -255,24 +255,15 @@ def test_only_methods_that_cluster_say_lower_k():
     """A class that somebody painted, or one of two sides, is not made steadier by fewer
     clusters.
     """
-    from types import SimpleNamespace
-
-    from sis_jax.methods.base import METHODS, get
+    from sis_jax.methods.base import METHODS, Fitted, get
     from sis_jax.stages.discover import _warnings
 
     said = {}
     for name in METHODS:
-        fitted = get(name)()
-        facts = SimpleNamespace(
-            clusters_=[
-                {"id": 4, "agreement": 0.1, "background": True, "border_share": 0.6, "share": 0.3}
-            ],
-            background_={"found": True},
-        )
-        if hasattr(fitted, "shaky_cure"):
-            facts.shaky_cure = fitted.shaky_cure
+        cluster = {"id": 4, "agreement": 0.1, "background": True, "border_share": 0.6, "share": 0.3}
+        fitted = Fitted(get(name)(), {}, (cluster,), {"found": True})
         said[name] = [
-            w for w in _warnings(facts) if "lower k" in w and w.startswith("Clusters 4 change")
+            w for w in _warnings(fitted) if "lower k" in w and w.startswith("Clusters 4 change")
         ]
     assert {name for name, found in said.items() if found} == {
         "segmentation_in_style",
@@ -282,8 +273,8 @@ def test_only_methods_that_cluster_say_lower_k():
 
 @pytest.mark.parametrize(("share", "told"), [(0.6, False), (0.3, True)])
 def test_a_background_that_leaves_most_of_the_frame_is_told(share, told):
-    from types import SimpleNamespace
-
+    from sis_jax.methods.base import Fitted
+    from sis_jax.methods.latent_direction import LatentDirection
     from sis_jax.stages.discover import _warnings
 
     shares = (share, 0.1, 0.9 - share), (0.2, 0.02, 0.78)
@@ -291,7 +282,7 @@ def test_a_background_that_leaves_most_of_the_frame_is_told(share, told):
         {"id": i, "agreement": 1.0, "background": i < 2, "border_share": s, "share": t}
         for i, (s, t) in enumerate(zip(*shares))
     ]
-    said = _warnings(SimpleNamespace(clusters_=clusters, background_={"found": True}))
+    said = _warnings(Fitted(LatentDirection(), {}, tuple(clusters), {"found": True}))
     assert [
         w.startswith(f"The background holds only {share + 0.1:.0%}") for w in said if "holds" in w
     ] == [True] * told
@@ -306,8 +297,8 @@ def test_a_background_that_leaves_most_of_the_frame_is_told(share, told):
     ],  # dark hair and dark ground at k 6, seed 2; plain ground; a large ground
 )
 def test_a_cluster_that_is_background_by_a_narrow_margin_is_told(on_frame, in_picture, told):
-    from types import SimpleNamespace
-
+    from sis_jax.methods.base import Fitted
+    from sis_jax.methods.segmentation_in_style import SegmentationInStyle
     from sis_jax.stages.discover import _warnings
 
     shares = zip((on_frame, 1 - on_frame), (in_picture, 1 - in_picture))
@@ -317,7 +308,7 @@ def test_a_cluster_that_is_background_by_a_narrow_margin_is_told(on_frame, in_pi
     ]
     said = [
         w
-        for w in _warnings(SimpleNamespace(clusters_=clusters, background_={"found": True}, k=6))
+        for w in _warnings(Fitted(SegmentationInStyle(k=6), {}, tuple(clusters), {"found": True}))
         if "only just" in w
     ]
     assert [
@@ -389,13 +380,12 @@ def test_the_default_from_the_shell(shell_run):
 @pytest.fixture
 def call(capfd, monkeypatch):
     """The command line without a new process: exit code and what it said."""
-    from sis_jax.discover import METHODS, discover
-    from sis_jax.runs import cli
+    from sis_jax.discover import discover
 
     monkeypatch.setattr(cli, "enable_compilation_cache", lambda: None)
 
     def with_words(*words):
-        code = cli.run(discover, {"method": METHODS}, list(map(str, words)))
+        code = cli.run(discover, list(map(str, words)))
         said = capfd.readouterr()
         assert "Traceback" not in said.err and (said.out == "" or code == 0)
         return code, one_line(said.err)
@@ -468,16 +458,13 @@ def test_a_place_that_cannot_be_written(call, weights):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--k", "many"], "--k got 'many'"),
-        (["--clusters", "3"], "unknown flag '--clusters'"),
-        (["--method", "kmeans"], "unknown method 'kmeans'"),
-    ],
+    ("words", "keyword"),
+    [(["--k", "many"], "'many'"), (["--clusters", "3"], "--clusters"), (["--method", "x"], "'x'")],
 )
-def test_words_that_cannot_be_read(call, words, said):
-    code, sentence = call(*words)
-    assert code == 2 and said in sentence
+def test_words_that_cannot_be_read(capfd, words, keyword):
+    assert cli.run(sis_jax.discover, words) == 2
+    said = capfd.readouterr()
+    assert keyword in said.err and said.out == "" and "Traceback" not in said.err
 
 
 def test_impossible_numbers_from_the_shell(call, weights, tmp_path):
@@ -488,12 +475,10 @@ def test_impossible_numbers_from_the_shell(call, weights, tmp_path):
 
 
 def test_dry_run_touches_nothing(capfd, weights, tmp_path):
-    from sis_jax.discover import METHODS, discover
-    from sis_jax.runs import cli
+    from sis_jax.discover import discover
 
     code = cli.run(
         discover,
-        {"method": METHODS},
         [str(weights), "--dry-run", "--recipe", "paper", "--out", str(tmp_path / "run")],
     )
     said = capfd.readouterr().out

@@ -5,13 +5,13 @@ refusals. Networks are tiny and learn next to nothing.
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import fakes
 import jax
 import numpy as np
 import pytest
@@ -20,29 +20,19 @@ from flax import nnx
 import sis_jax
 from sis_jax.data.pairs import Pairs
 from sis_jax.ops import grabcut
-from sis_jax.stages import adapt
+from sis_jax.stages import adapt, train_student
 from sis_jax.stages.adapt import Judgement
-from sis_jax.training import student_loop
 from sis_jax.types import SisError, UsageError
 
-PARTS = {"k": 3, "layer": "16x16", "n": 6, "n_init": 1, "max_points": 1536}
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[1]
 QUICK = {"steps": 6, "batch": 8, "width": 8, "snapshot": 2, "trim": 0.0}
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    from sis_jax.checkpoints import save_generator
-
-    return save_generator(fakes.tiny_stylegan2(16), tmp_path_factory.mktemp("weights") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def run(weights, tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "faces"
-    sis_jax.discover(weights, out=str(out), **PARTS)
-    sis_jax.synthesize(str(out), n=40, val=0.1)
-    return out
+def run(tiny_data_run, tmp_path_factory):
+    return shutil.copytree(tiny_data_run, tmp_path_factory.mktemp("runs") / "faces")
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +93,7 @@ def test_resuming_gives_the_same_bits_in_every_phase(run, photos, tmp_path, at, 
     settings = QUICK | {"photos": photos, "adapt_steps": 3, "rounds": 2, "batch": 4}
     sis_jax.distill(str(run), out=str(tmp_path / "whole"), **settings)
     calls = []
-    straight = student_loop.Trainer._blocks
+    straight = train_student.StudentTraining._blocks
 
     def killed(self, rows):
         calls.append(1)
@@ -111,12 +101,14 @@ def test_resuming_gives_the_same_bits_in_every_phase(run, photos, tmp_path, at, 
             raise _Killed
         return straight(self, rows)
 
-    monkeypatch.setattr(student_loop.Trainer, "_blocks", killed)
+    monkeypatch.setattr(train_student.StudentTraining, "_blocks", killed)
     with pytest.raises(_Killed):
         sis_jax.distill(str(run), out=str(tmp_path / "cut"), **settings)
     again = []
     monkeypatch.setattr(
-        student_loop.Trainer, "_blocks", lambda self, rows: again.append(1) or straight(self, rows)
+        train_student.StudentTraining,
+        "_blocks",
+        lambda self, rows: again.append(1) or straight(self, rows),
     )
     sis_jax.distill(str(run), out=str(tmp_path / "cut"), **settings)
     assert len(again) < 12 - (at - 1) + settings["snapshot"], "it began again instead of going on"
@@ -205,7 +197,7 @@ def test_adaptation_says_what_it_compared(run, photos, tmp_path):
 def test_a_student_begins_with_another_at_a_larger_side(
     run, student, photos, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(student_loop.Trainer, "_choose", lambda self: None)
+    monkeypatch.setattr(train_student.StudentTraining, "_choose", lambda self: None)
     settings = QUICK | {"steps": 0, "side": 32, "start_from": str(run), "rounds": 0}
     same = sis_jax.distill(str(run), out=str(tmp_path / "same"), **settings)
     a, b = (jax.tree.leaves(nnx.state(s.network)) for s in (student, same))
@@ -308,8 +300,8 @@ def test_a_moved_run_is_the_same_run_and_other_parts_are_not(run, tmp_path):
         sis_jax.distill(str(tmp_path / "there"), **QUICK)
 
 
-def test_on_the_fly_needs_no_dataset(weights, tmp_path):
-    sis_jax.discover(weights, out=str(tmp_path / "r"), **PARTS)
+def test_on_the_fly_needs_no_dataset(tiny_run, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "r")
     student = sis_jax.distill(str(tmp_path / "r"), n=20, **QUICK)
     assert student.facts["learned from"] == "19 pictures of tiny"
 
@@ -421,7 +413,7 @@ def test_nothing_to_compare_keeps_the_opinion():
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"masks": "m"}, "--masks needs --images"),
         ({"images": "i"}, "not both"),
-        ({"soft": True}, "no certainty"),
+        ({"soft": True}, "no confidence"),
         ({"width": 9}, "multiple of 8"),
     ],
 )

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+from fakes import configured
 from PIL import Image
 
 from sis_jax.checkpoints.student import load_student
@@ -14,6 +15,7 @@ from sis_jax.data import draw
 from sis_jax.data.benchmarks import open_benchmark
 from sis_jax.evaluate import evaluate
 from sis_jax.ops import metrics, protocols
+from sis_jax.ops.resize import resize_plain
 from sis_jax.ops.scoring import match_names, measure
 from sis_jax.runs import cli
 from sis_jax.runs.metrics import Metrics
@@ -21,6 +23,8 @@ from sis_jax.runs.page import write_page
 from sis_jax.runs.run import RunFolder
 from sis_jax.stages import evaluate as evaluate_stage
 from sis_jax.types import Info, SisError, UsageError
+
+pytestmark = pytest.mark.integration
 
 PRED = [{"id": 0, "name": "background"}, {"id": 1, "name": "Hair"}, {"id": 2, "name": "part 2"}]
 TRUE = [
@@ -344,7 +348,7 @@ def test_resize_matches_the_stored_reference(goldens, key, aligned):
         for case in cases:
             x, expected = file[f"{case}/x"][0], file[f"{case}/{key}"][0]
             np.testing.assert_allclose(
-                protocols.resize(x, expected.shape[:2], aligned=aligned), expected, atol=1e-5
+                resize_plain(x, expected.shape[:2], aligned=aligned), expected, atol=1e-5
             )
 
 
@@ -353,7 +357,7 @@ def test_probabilities_are_resized_as_logits():
     logits = rng.normal(0, 3, (6, 7, 4)).astype(np.float32)
     scores = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     ids, soft = protocols.get("sis").masks(scores, 30, 33)
-    large = protocols.resize(logits, (30, 33), aligned=True)
+    large = resize_plain(logits, (30, 33), aligned=True)
     np.testing.assert_array_equal(ids, large.argmax(-1))
     np.testing.assert_allclose(soft, 1 - np.exp(large[..., 0]) / np.exp(large).sum(-1), atol=1e-4)
 
@@ -473,7 +477,7 @@ def test_a_run_keeps_every_evaluation_and_does_not_repeat_one(tmp_path):
     run = tmp_path / "run"
     with (
         RunFolder.open(run) as folder,
-        folder.stage("discover", {"k": 3, "layer": "32x32"}, generator=Info("discs")),
+        folder.stage(configured("discover", k=3, layer="32x32"), generator=Info("discs")),
     ):
         pass
     given = {

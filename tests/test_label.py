@@ -3,6 +3,7 @@ refused.
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import clip_kit
@@ -14,12 +15,16 @@ import pytest
 
 import sis_jax
 from sis_jax.data.parts import Parts
-from sis_jax.label import label, shell
+from sis_jax.label import label
 from sis_jax.models.clip_regions import pool_regions, to_pixels
 from sis_jax.ops.resize import resize_bilinear
 from sis_jax.runs import cli
+from sis_jax.runs.configs.label import LabelConfig, Naming
 from sis_jax.stages import naming
+from sis_jax.stages.label import resolve
 from sis_jax.types import SisError, UsageError
+
+pytestmark = pytest.mark.integration
 
 FACES_CLIP = str(Path(__file__).parents[1] / "ported_weights" / "faces-clip")
 LIGHT = {"a white disc": "disc", "black": "ground"}
@@ -232,27 +237,13 @@ def test_batches_change_nothing(disc, clip, monkeypatch):
 
 
 def test_the_papers_setting():
-    from sis_jax.stages.label import _with_recipe
-
-    asked = {
-        "clip": None,
-        "templates": (),
-        "mode": "dense",
-        "size": 0,
-        "n": 50,
-        "margin": 0.1,
-        "seed": 0,
-    }
-    resolved = _with_recipe("paper", asked)
-    assert (
-        resolved["clip"] == "RN50x64"
-        and resolved["size"] == 2048
-        and resolved["margin"] == 0
-        and resolved["align_corners"] is True
-    )
-    assert _with_recipe("paper", asked | {"size": 512})["size"] == 512
-    with pytest.raises(UsageError, match="unknown recipe 'papre'; did you mean 'paper'"):
-        _with_recipe("papre", asked)
+    resolved = resolve(LabelConfig("run", recipe="paper"))
+    assert resolved.clip == "RN50x64" and resolved.words.templates
+    assert resolved.naming == Naming(size=2048, margin=0.0, align_corners=True)
+    given = LabelConfig("run", recipe="paper", naming=Naming(size=512))
+    assert resolve(given).naming == Naming(size=512, margin=0.0, align_corners=True)
+    with pytest.raises(UsageError, match="'paper'"):
+        resolve(LabelConfig("run", recipe="papre"))
 
 
 def test_resnets_name_too(disc):
@@ -303,14 +294,9 @@ def test_parts_of_a_generator_that_is_not_found(disc, clip):
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tiny_run, tmp_path):
     """A finished `discover` of a tiny network, and a CLIP in a folder."""
-    from sis_jax.checkpoints import save_generator
-
-    weights = save_generator(fakes.tiny_stylegan2(16), tmp_path / "tiny")
-    sis_jax.discover(
-        weights, out=str(tmp_path / "run"), k=3, layer="16x16", n=6, n_init=1, max_points=1536
-    )
+    shutil.copytree(tiny_run, tmp_path / "run")
     return tmp_path / "run", naming_kit.save(naming_kit.two_words(), tmp_path / "clip")
 
 
@@ -329,7 +315,7 @@ def test_a_run(run, tmp_path, capfd, monkeypatch):
         "--margin",
         "0",
     ]
-    assert cli.run(shell, argv=words) == 0
+    assert cli.run(label, argv=words) == 0
     assert capfd.readouterr().out.split() == [
         str(folder / n) for n in ("parts/classes.json", "parts/names.json", "report.html")
     ]
@@ -343,13 +329,13 @@ def test_a_run(run, tmp_path, capfd, monkeypatch):
     assert "Runner-up" in page and "python -m sis_jax.label" in page
 
     before = (folder / "run.json").read_bytes()
-    assert cli.run(shell, argv=words) == 0 and "already has these names" in capfd.readouterr().err
+    assert cli.run(label, argv=words) == 0 and "already holds these names" in capfd.readouterr().err
     assert (folder / "run.json").read_bytes() == before
     assert (
-        cli.run(shell, argv=[*words, "--seed", "1"]) == 2
+        cli.run(label, argv=[*words, "--seed", "1"]) == 2
         and "seed=0, now asked for 1" in capfd.readouterr().err
     )
-    assert cli.run(shell, argv=[*words, "--seed", "1", "--overwrite"]) == 0
+    assert cli.run(label, argv=[*words, "--seed", "1", "--overwrite"]) == 0
     assert Parts.load(folder).masks.shape == named.masks.shape
 
 
@@ -368,52 +354,22 @@ def test_a_request_that_fails_takes_no_names_away(run):
     assert {p: p.read_bytes() for p in folder.rglob("*.json")} == before
 
 
-def test_names_after_the_parts_were_found_again(run):
+def test_names_after_the_parts_were_found_again(run, tiny_weights):
     """`discover --overwrite` takes the names away; the same `label` gives them again."""
     folder, clip = run
     asked = {"clip": str(clip), "n": 6, "margin": 0.0}
     label(str(folder), LIGHT, **asked)
-    weights = folder.parent / "tiny"
-    sis_jax.discover(
-        weights, out=str(folder), k=3, layer="16x16", n=6, n_init=1, max_points=1536, overwrite=True
-    )
+    sis_jax.discover(tiny_weights, out=str(folder), **fakes.TINY_PARTS, overwrite=True)
     assert not set(Parts.load(folder).names.values()) & {"disc", "ground"}
     assert set(label(str(folder), LIGHT, **asked).names.values()) & {"disc", "ground"}
-
-
-def test_a_flag_given_twice_counts_twice():
-    from sis_jax.runs.cli import gathered
-
-    words = [
-        "run",
-        "--prompt",
-        "a=b",
-        "--n",
-        "3",
-        "--prompt=c=d",
-        "--prompt",
-        "e=",
-        "f=g",
-        "--quiet",
-    ]
-    assert gathered(words, "--prompt") == [
-        "run",
-        "--n",
-        "3",
-        "--quiet",
-        "--prompt",
-        "a=b",
-        "c=d",
-        "e=",
-        "f=g",
-    ]
-    assert gathered(["run", "--n", "3"], "--prompt") == ["run", "--n", "3"]
 
 
 def test_dry_run(run, capfd):
     folder, _ = run
     before = sorted(p.name for p in folder.rglob("*"))
-    assert cli.run(shell, argv=[str(folder), "--prompt", "a=b", "c=d", "--dry-run"]) == 0
+    assert (
+        cli.run(label, argv=[str(folder), "--prompt", "a=b", "--prompt", "c=d", "--dry-run"]) == 0
+    )
     assert (
         "parts/names.json" in capfd.readouterr().out
         and sorted(p.name for p in folder.rglob("*")) == before

@@ -11,13 +11,16 @@ import pytest
 from fakes import tiny_dcgan, tiny_discriminator, tiny_stylegan2
 
 from sis_jax import methods, parallel
-from sis_jax.methods.base import Inputs
+from sis_jax.methods.base import Fitted, Inputs
 from sis_jax.methods.labels4free import RECIPES, Labels4Free
 from sis_jax.models import alpha as nets
+from sis_jax.ops.resize import cubic_matrix
 from sis_jax.training import labels4free as training
 from sis_jax.training import labels4free_checks as checks
-from sis_jax.training.state import TrainingState
+from sis_jax.training.loop import Checkpoints
 from sis_jax.types import SisError, UsageError
+
+pytestmark = pytest.mark.integration
 
 SHORT = Labels4Free(steps=2, batch=8, check=1, start=0.0, stage="4x4", r1_interval=2, tries=1)
 
@@ -89,7 +92,7 @@ def test_alpha_loss_is_the_papers(coverage):
 
 
 def test_bicubic_doubling_keeps_corners_and_straight_lines():
-    matrix = nets.bicubic_matrix(8, 16)
+    matrix = cubic_matrix(8, 16, aligned=True)
     assert np.allclose(matrix.sum(1), 1) and np.allclose(matrix[[0, -1]], np.eye(8)[[0, -1]])
     # PyTorch's kernel at u = 7 / 15, taps 0 .. 2 with the one before clamped onto 0: a = -0.75
     t = 7 / 15
@@ -107,7 +110,7 @@ def test_alpha_network_by_hand(gen):
         + np.asarray(params[f"level{k // 2}/{k % 2}/bias"])
         for k, f in enumerate(features)
     ]
-    m = nets.bicubic_matrix(8, 16)
+    m = cubic_matrix(8, 16, aligned=True)
     h = np.einsum("ih,nhwc,jw->nijc", m, np.concatenate(p[:2], -1), m)
     expected = (np.concatenate(p[2:], -1) + h) @ np.asarray(params["out/weight"]) + np.asarray(
         params["out/bias"]
@@ -174,20 +177,20 @@ def test_any_number_of_devices_gives_the_same_numbers(gen):
 
 
 def test_fit_moves_and_labels(gen, fitted):
-    rows = fitted.files_["labels4free.csv"].decode().splitlines()
+    rows = fitted.files["labels4free.csv"].decode().splitlines()
     assert (
         len(rows) == 3
         and rows[0].startswith("step,")
         and "separation,boxed,on_frame,score" in rows[0]
     )
-    assert [c["name"] for c in fitted.clusters_] == [
+    assert [c["name"] for c in fitted.clusters] == [
         "background",
         "foreground",
-    ] and fitted.background_["found"]
+    ] and fitted.background["found"]
     start = nets.init_alpha(gen, 3)
-    assert any(np.abs(fitted.arrays_[k] - np.asarray(start[k])).max() > 1e-4 for k in start)
-    alpha = np.concatenate([a for _, a in fitted.alpha_seeds(gen, range(5))])
-    low = replace(SHORT, threshold=0.2).restored(fitted.arrays_)
+    assert any(np.abs(fitted.arrays[k] - np.asarray(start[k])).max() > 1e-4 for k in start)
+    alpha = np.concatenate([a for _, a in fitted.method.alpha_seeds(fitted.arrays, gen, range(5))])
+    low = Fitted(replace(SHORT, threshold=0.2), fitted.arrays)
     images, labels, sure = (np.concatenate(x) for x in zip(*low.label_seeds(gen, range(5))))
     assert images.shape == (5, 16, 16, 3) and images.dtype == np.uint8
     assert sure.dtype == np.float32 and sure.min() >= 0 and sure.max() <= 1
@@ -197,13 +200,13 @@ def test_fit_moves_and_labels(gen, fitted):
 
 
 def test_restored_and_predict_give_the_same_masks(gen, fitted):
-    again = replace(SHORT).restored(fitted.arrays_)
+    again = Fitted(replace(SHORT), fitted.arrays)
     labels = [
         np.concatenate([b for _, b, _ in m.label_seeds(gen, range(4))]) for m in (fitted, again)
     ]
     assert np.array_equal(*labels)
     assert (
-        again.predict(gen.sample(range(4), truncation=0.7, taps=again.taps_)) == labels[0]
+        again.predict(gen.sample(range(4), truncation=0.7, taps=again.taps)) == labels[0]
     ).mean() > 0.99
     with pytest.raises(UsageError, match="taps="):
         again.predict(gen.sample([0]))
@@ -212,19 +215,19 @@ def test_restored_and_predict_give_the_same_masks(gen, fitted):
 def test_an_interrupted_training_goes_on_to_the_same_bits(
     gen, photos, fitted, tmp_path, monkeypatch
 ):
-    save = TrainingState.save
+    save = Checkpoints.save
 
     def stopped(self, step, *rest):
         save(self, step, *rest)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrainingState, "save", stopped)
+        patch.setattr(Checkpoints, "save", stopped)
         with pytest.raises(KeyboardInterrupt):
             SHORT.fit(gen, 3, inputs=Inputs(photos=photos, folder=tmp_path))
     again = SHORT.fit(gen, 3, inputs=Inputs(photos=photos, folder=tmp_path))
-    assert again.files_ == fitted.files_
-    assert all(np.array_equal(again.arrays_[k], fitted.arrays_[k]) for k in fitted.arrays_)
+    assert again.files == fitted.files
+    assert all(np.array_equal(again.arrays[k], fitted.arrays[k]) for k in fitted.arrays)
 
 
 def test_a_collapsed_mask_stops_with_the_cure(gen, photos, monkeypatch):
@@ -289,7 +292,7 @@ def _judged(gen, monkeypatch, inside):
             else:
                 yield alpha, alpha
 
-    monkeypatch.setattr(checks, "map_samples", fake)
+    monkeypatch.setattr(checks, "collect", lambda *given, **named: next(fake(*given, **named)))
     return checks.judge(gen, {}, list(range(4)), 0.7)
 
 

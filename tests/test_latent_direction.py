@@ -11,8 +11,11 @@ from scipy import ndimage
 
 import sis_jax
 from sis_jax.methods import latent_direction as ld
+from sis_jax.methods.base import Fitted
 from sis_jax.methods.latent_direction import LatentDirection
 from sis_jax.types import Info, Samples, UsageError, latents_from_seeds
+
+pytestmark = pytest.mark.integration
 
 QUICK = {
     "mode": "both",
@@ -77,7 +80,7 @@ def fitted():
 
 
 def test_the_direction_and_the_masks_are_those_known(fitted):
-    v = fitted.arrays_["directions"]
+    v = fitted.arrays["directions"]
     assert np.allclose(np.linalg.norm(v, axis=1), 1, atol=1e-6)
     assert v[0, 1] > 0.9 and v[1, 1] < -0.9 and np.argmax(np.abs(v), axis=1).tolist() == [1, 1]
     seeds = list(range(500, 532))
@@ -93,12 +96,12 @@ def test_the_direction_and_the_masks_are_those_known(fitted):
         truth(seeds, 0.7), np.ones((1, 3, 3))
     )
     assert sure[edge].mean() < sure[~edge].mean() - 0.1  # the outline is what it is least sure of
-    assert fitted.background_["found"] and [c["background"] for c in fitted.clusters_] == [
+    assert fitted.background["found"] and [c["background"] for c in fitted.clusters] == [
         True,
         False,
     ]
-    assert all(c["agreement"] > 0.8 for c in fitted.clusters_) and not fitted.warnings_
-    header, *rows = fitted.files_["direction.csv"].decode().splitlines()
+    assert all(c["agreement"] > 0.8 for c in fitted.clusters) and not fitted.warnings
+    header, *rows = fitted.files["direction.csv"].decode().splitlines()
     assert (
         header == "step,brightness_light,brightness_dark,structure_light,structure_dark"
         and len(rows) == 40
@@ -110,7 +113,7 @@ def test_the_direction_and_the_masks_are_those_known(fitted):
 @pytest.mark.parametrize("mode", ["light", "dark"])
 def test_one_direction_is_enough_here(mode):
     method = LatentDirection(**QUICK | {"mode": mode, "shift": 4.0}).fit(Mine(), seed=1)
-    v = method.arrays_["directions"]
+    v = method.arrays["directions"]
     assert v.shape == (1, 4) and v[0, 1] * {"light": 1, "dark": -1}[mode] > 0.9
     masks = np.concatenate([m for _, m, _ in method.label_seeds(Mine(), range(500, 532))])
     assert iou(masks == 1, truth(range(500, 532), 0.7)) > 0.85
@@ -119,18 +122,18 @@ def test_one_direction_is_enough_here(mode):
 def test_the_same_seed_is_the_same_bytes(fitted):
     again = LatentDirection(**QUICK).fit(Mine(), seed=1)
     assert (
-        all(again.arrays_[k].tobytes() == v.tobytes() for k, v in fitted.arrays_.items())
-        and again.files_ == fitted.files_
+        all(again.arrays[k].tobytes() == v.tobytes() for k, v in fitted.arrays.items())
+        and again.files == fitted.files
     )
     other = LatentDirection(**QUICK).fit(Mine(), seed=2)
-    assert other.arrays_["directions"].tobytes() != fitted.arrays_["directions"].tobytes()
+    assert other.arrays["directions"].tobytes() != fitted.arrays["directions"].tobytes()
     few = next(iter(fitted.label_seeds(Mine(), [*range(7, 11), *[10] * 12])))
     many = [np.concatenate(x) for x in zip(*fitted.label_seeds(Mine(), range(40)))]
     assert all(a[:4].tobytes() == b[7:11].tobytes() for a, b in zip(few, many))
 
 
 def test_restored_and_predict(fitted):
-    back = LatentDirection(**QUICK).restored(fitted.arrays_)
+    back = Fitted(LatentDirection(**QUICK), fitted.arrays)
     gen, seeds = Mine(), list(range(16))
     expected = next(iter(fitted.label_seeds(gen, seeds)))[1]
     assert np.array_equal(next(iter(back.label_seeds(gen, seeds)))[1], expected)
@@ -145,7 +148,7 @@ def test_number_of_devices_changes_nothing(fitted, monkeypatch):
         parallel, "local_devices", lambda devices=None: real(3 if devices is None else devices)
     )
     other = LatentDirection(**QUICK).fit(Mine(), seed=1)
-    assert all(other.arrays_[k].tobytes() == v.tobytes() for k, v in fitted.arrays_.items())
+    assert all(other.arrays[k].tobytes() == v.tobytes() for k, v in fitted.arrays.items())
 
 
 @pytest.mark.parametrize("space", ["z", "w", "w+"])
@@ -157,7 +160,7 @@ def test_spaces_of_a_stylegan2_and_a_dcgan(space):
             "w": gen.map(gen.latents([0])).shape[-1],
             "w+": gen.num_ws * gen.map(gen.latents([0])).shape[-1],
         }[space]
-        assert method.arrays_["directions"].shape == (2, width)
+        assert method.arrays["directions"].shape == (2, width)
         images, masks, _ = next(iter(method.label_seeds(gen, range(3))))
         assert images.shape == (3, 16, 16, 3) and set(np.unique(masks)) <= {0, 1}
 
@@ -169,10 +172,10 @@ def test_a_step_in_w_is_measured_in_its_own_spread():
     gen = fakes.tiny_stylegan2(16)
     w = np.asarray(gen.map(gen.latents(range(256)), 0.7))[:, 0]
     expected = np.sqrt(((w - w.mean(0)) ** 2).mean())
-    assert LatentDirection(space="w", steps=1, batch=1).fit(gen).arrays_["scale"][
+    assert LatentDirection(space="w", steps=1, batch=1).fit(gen).arrays["scale"][
         0
     ] == pytest.approx(expected, rel=1e-4)
-    assert LatentDirection(space="w+", steps=1, batch=1).fit(gen).arrays_["scale"][
+    assert LatentDirection(space="w+", steps=1, batch=1).fit(gen).arrays["scale"][
         0
     ] == pytest.approx(expected * gen.num_ws**0.5, rel=1e-4)
 
@@ -287,7 +290,7 @@ def test_a_direction_that_does_nothing_is_said():
             return lamp(jnp.zeros_like(w[:, 0])) + 0 * w[:, :1, :1, None], {}
 
     method = LatentDirection(steps=12, batch=2, prior="center").fit(Still())
-    assert any("raise steps or fit_shift" in w for w in method.warnings_)
+    assert any("raise steps or fit_shift" in w for w in method.warnings)
 
 
 def test_discover_and_what_follows(tmp_path):

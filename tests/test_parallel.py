@@ -16,6 +16,8 @@ from jax.sharding import PartitionSpec as P
 from sis_jax import parallel
 from sis_jax.types import UsageError
 
+pytestmark = pytest.mark.integration
+
 
 def mean_body(state, x, w, power=1):
     """A replicated state in and out, a per-device result beside it, a scan whose carry starts from

@@ -2,12 +2,12 @@
 
 import json
 
-import fakes
 import numpy as np
 import pytest
 
-from sis_jax.checkpoints import save_generator
 from sis_jax.stages.pipeline import run
+
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
@@ -37,16 +37,15 @@ def quick(monkeypatch):
         )
 
 
-def test_from_a_generator(quick, tmp_path):
-    weights = save_generator(fakes.tiny_stylegan2(16), tmp_path / "w")
-    report = run(str(weights), out=str(tmp_path / "r"), n=24, steps=2)
+def test_from_a_generator(quick, tiny_weights, tmp_path):
+    report = run(str(tiny_weights), out=str(tmp_path / "r"), n=24, steps=2)
     assert report.is_file()
     stages = json.loads((tmp_path / "r/run.json").read_text())["stages"]
     assert list(stages) == ["discover", "synthesize", "distill"] and all(
         s["state"] == "done" for s in stages.values()
     )
     before = (tmp_path / "r/student/model.safetensors").stat().st_mtime_ns
-    run(str(weights), out=str(tmp_path / "r"), n=24, steps=2)
+    run(str(tiny_weights), out=str(tmp_path / "r"), n=24, steps=2)
     assert (tmp_path / "r/student/model.safetensors").stat().st_mtime_ns == before
 
 

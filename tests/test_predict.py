@@ -19,6 +19,8 @@ from sis_jax.checkpoints.student import Student, _starts
 from sis_jax.models import students
 from sis_jax.types import Info, SisError, UsageError
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(sis_jax.__file__).parents[1]
 CLASSES = tuple(
     {"id": i, "name": n, "colour": "#000000", "prompts": [], "clusters": [i]}
@@ -190,7 +192,7 @@ def test_other_peoples_folders_are_safe(student, photos, tmp_path):
     with pytest.raises(UsageError, match="other settings"):
         sis_jax.predict(student, str(photos), out=str(tmp_path / "out"), flip=False)
     sis_jax.predict(student, str(photos), out=str(tmp_path / "out"), flip=False, overwrite=True)
-    with pytest.raises(UsageError, match="lies in the folder of the photos"):
+    with pytest.raises(UsageError, match="is inside the folder of the photos"):
         sis_jax.predict(student, str(photos), out=str(photos / "masks"))
 
 

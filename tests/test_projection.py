@@ -15,6 +15,8 @@ from sis_jax.stages import project
 from sis_jax.training import projection as nn
 from sis_jax.types import SisError, UsageError, to_uint8
 
+pytestmark = pytest.mark.integration
+
 QUICK = {"steps": 60, "starts": 0, "features": 0.0, "rate": 0.2}
 
 

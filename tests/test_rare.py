@@ -13,11 +13,15 @@ from PIL import Image
 
 import sis_jax
 from sis_jax.data.parts import Parts
-from sis_jax.methods.base import METHODS
+from sis_jax.methods.segmentation_in_style import SegmentationInStyle
 from sis_jax.models.moved import Moved, mixed
 from sis_jax.runs import cli
+from sis_jax.runs.configs.discover import RareClass
 from sis_jax.stages import rare
+from sis_jax.stages.texts import check_rare
 from sis_jax.types import SisError, UsageError
+
+pytestmark = pytest.mark.integration
 
 QUICK = {"k": 2, "layer": "16x16", "n": 16, "n_init": 2, "truncation": 1.0}
 ASKED = {"rare": "a room with white", "neutral": "black", "rare_n": 300, "rare_share": 0.5}
@@ -181,12 +185,9 @@ def test_dry_run(tmp_path, capsys):
         "--rare",
         "a person with a hat",
     ]
-    assert cli.run(sis_jax.discover, argv=argv, variants={"method": METHODS}) == 0
+    assert cli.run(sis_jax.discover, argv=argv) == 0
     assert "parts/rare.png" in capsys.readouterr().out
-    assert (
-        cli.run(sis_jax.discover, argv=[*argv, "--rare-share", "9"], variants={"method": METHODS})
-        == 2
-    )
+    assert cli.run(sis_jax.discover, argv=[*argv, "--rare-share", "9"]) == 2
     assert "--rare-share is 9.0, expected a share" in capsys.readouterr().err
 
 
@@ -228,7 +229,7 @@ def test_what_it_is_called(prompt, name):
         ({"rare": "white with background"}, "would call the part 'background'"),
         ({"rare": "white with part 1"}, "would call the part 'part 1'"),
         ({"k": 254}, "--k is 254, expected at most 253 with --rare"),
-        ({"rare": None}, "--neutral says how a rare class is found"),
+        ({"rare": None}, "--neutral sets how a rare class is found"),
         ({"clip": 5}, "clip is of type int"),
         ({"ontology": {}}, "the ontology is empty"),
         ({"clip": "nowhere"}, "Ways to a text model"),
@@ -244,11 +245,11 @@ def test_refused(found, clip, settings, said):
     ("rare", "n", "share"), [(5, 300, 0.5), ("a hat", 300.0, 0.5), ("a hat", 300, "0.5")]
 )
 def test_other_types_are_refused(rare, n, share):
-    from sis_jax.methods.segmentation_in_style import SegmentationInStyle
-    from sis_jax.stages.texts import check_rare
-
+    asked = RareClass(neutral="nothing")
+    for name, value in {"rare": rare, "rare_n": n, "rare_share": share}.items():
+        object.__setattr__(asked, name, value)  # past the types, which are checked in tests only
     with pytest.raises(UsageError, match="--rare"):
-        check_rare(SegmentationInStyle(), rare, "nothing", n, share)
+        check_rare(SegmentationInStyle(), asked)
 
 
 def test_a_method_without_centres_is_refused_before_anything_is_computed(clip, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes import configured
 from PIL import Image
 
 from sis_jax.data import draw
@@ -121,9 +122,7 @@ def _make_run(folder: Path, *, size: int = 128, full: bool = True) -> Path:
     info = Info(name="discs-128", licence="CC0-1.0", source="made by the test", sha256="ab" * 32)
     with (
         RunFolder.open(folder) as run,
-        run.stage(
-            "discover", config, generator=info, command="python -m sis_jax.discover discs --k auto"
-        ),
+        run.stage(configured("discover", **config), generator=info),
     ):
         if not full:
             return folder
@@ -216,7 +215,7 @@ def test_every_section_with_data_is_there(tmp_path):
     text = " ".join(page.text)
     for part in (
         "CC0-1.0",
-        "python -m sis_jax.discover discs --k auto",
+        "python -m sis_jax.discover --gen discs --k auto",
         "Part 2 is small: try k=4.",
         "The largest k",
         "centroids",
@@ -336,12 +335,12 @@ def test_a_run_whose_first_stage_knows_no_layer_and_no_generator(tmp_path):
     """Such as one that only holds a dataset, or only a training."""
     with (
         RunFolder.open(tmp_path / "run") as run,
-        run.stage("distill", {"steps": 3, "data": "d"}, command="python -m sis_jax.distill d"),
+        run.stage(configured("distill", steps=3)),
     ):
         run.write_bytes("student/a.txt", b"x")
     page = _page_of(tmp_path / "run")
     assert (
-        "python -m sis_jax.distill d" in page
+        "python -m sis_jax.distill --steps 3" in page
         and "<dt>Layer</dt>" not in page
         and "<dt>Generator</dt>" not in page
     )
@@ -367,7 +366,7 @@ def test_how_to_go_on_with_an_unfinished_stage(tmp_path, stage, command):
     with (
         pytest.raises(KeyboardInterrupt),
         RunFolder.open(folder) as run,
-        run.stage(stage, {"n": 3}),
+        run.stage(configured("any", n=3), name=stage),
     ):
         run.write_bytes("half.txt", b"x")
         raise KeyboardInterrupt

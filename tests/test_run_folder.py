@@ -6,21 +6,33 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from fakes import configured
 from filelock import SoftFileLock
 from PIL import Image
 from safetensors.numpy import load_file
 
 from sis_jax.data.files import plain, read_run
+from sis_jax.discover import discover
+from sis_jax.methods.settings import SegmentationInStyleSettings
 from sis_jax.runs import run as run_module
+from sis_jax.runs.configs.edit import EditConfig, Move
+from sis_jax.runs.configs.label import LabelConfig
+from sis_jax.runs.configs.synthesize import SynthesizeConfig
 from sis_jax.runs.run import RunFolder, difference
 from sis_jax.types import Info, SisError, UsageError
 
+pytestmark = pytest.mark.integration
+
 
 def _finish(path, config, **options):
-    with RunFolder.open(path, **options) as run, run.stage("discover", config) as stage:
+    with (
+        RunFolder.open(path, **options) as run,
+        run.stage(configured("discover", **config)) as stage,
+    ):
         if not stage.done:
             run.write_json("parts/classes.json", {"k": config["k"]})
         return stage
@@ -30,15 +42,14 @@ def test_a_stage_is_recorded(tmp_path):
     info = Info(name="faces", licence="CC0-1.0", sha256="12")
     with (
         RunFolder.open(tmp_path / "r") as run,
-        run.stage(
-            "discover", {"k": 10, "seed": 4, "taps": ("a",)}, generator=info, command="x"
-        ) as stage,
+        run.stage(configured("discover", k=10, seed=4, taps=("a",)), generator=info) as stage,
     ):
         run.write_json("parts/classes.json", [1])
         stage.record["note"] = "kept"
     record = read_run(tmp_path / "r")["stages"]["discover"]
     assert record["config"] == {"k": 10, "seed": 4, "taps": ["a"]}
     assert record["seeds"] == {"seed": 4}
+    assert record["command"] == "python -m sis_jax.discover --k 10 --seed 4 --taps a"
     assert record["generator"]["licence"] == "CC0-1.0"
     assert {"python", "jax", "flax", "numpy"} <= record["versions"].keys()
     assert record["device"] == f"8 x {os.uname().machine} CPU"
@@ -69,13 +80,13 @@ def test_an_impossible_overwrite_loses_nothing(tmp_path):
     with RunFolder.open(tmp_path / "r", overwrite=True) as run:
         with (
             pytest.raises(UsageError, match="no such layer"),
-            run.stage("discover", {"k": 12}, late=True),
+            run.stage(configured("discover", k=12), late=True),
         ):
             raise UsageError("no such layer")
         assert (tmp_path / "r/run.json").read_bytes() == before and (
             tmp_path / "r/parts/classes.json"
         ).is_file()
-        with run.stage("discover", {"k": 12}, late=True):
+        with run.stage(configured("discover", k=12), late=True):
             assert (tmp_path / "r/parts/classes.json").is_file()
             run.write_json("parts/other.json", {})
             assert (
@@ -83,7 +94,7 @@ def test_an_impossible_overwrite_loses_nothing(tmp_path):
                 and run.read()["stages"]["discover"]["state"] == "started"
             )
         assert run.read()["stages"]["discover"]["files"] == ["parts/other.json"]
-        with run.stage("discover", {"k": 13}, late=True):
+        with run.stage(configured("discover", k=13), late=True):
             pass
     assert (
         not (tmp_path / "r/parts/other.json").exists() and _finish(tmp_path / "r", {"k": 13}).done
@@ -92,11 +103,11 @@ def test_an_impossible_overwrite_loses_nothing(tmp_path):
 
 def test_changed_inputs_are_refused(tmp_path):
     with RunFolder.open(tmp_path) as run:
-        with run.stage("label", {}, inputs={"parts": "aa"}):
+        with run.stage(configured("label"), inputs={"parts": "aa"}):
             pass
         with (
             pytest.raises(UsageError, match=r"inputs.parts='aa', now asked for 'bb'"),
-            run.stage("label", {}, inputs={"parts": "bb"}),
+            run.stage(configured("label"), inputs={"parts": "bb"}),
         ):
             pass
 
@@ -111,15 +122,15 @@ def test_a_lost_file_makes_a_stage_undone(tmp_path):
 
 def test_a_failed_stage_resumes_or_leaves_no_trace(tmp_path):
     with RunFolder.open(tmp_path) as run:
-        with pytest.raises(ZeroDivisionError), run.stage("discover", {"k": 1}):
+        with pytest.raises(ZeroDivisionError), run.stage(configured("discover", k=1)):
             raise ZeroDivisionError
         assert run.read()["stages"] == {}
-        with pytest.raises(ZeroDivisionError), run.stage("discover", {"k": 2}):
+        with pytest.raises(ZeroDivisionError), run.stage(configured("discover", k=2)):
             run.write_bytes("a.bin", b"1")
             raise ZeroDivisionError
-        with pytest.raises(UsageError), run.stage("discover", {"k": 3}):
+        with pytest.raises(UsageError), run.stage(configured("discover", k=3)):
             pass
-        with run.stage("discover", {"k": 2}) as stage:
+        with run.stage(configured("discover", k=2)) as stage:
             assert stage.resumed
 
 
@@ -265,8 +276,49 @@ def test_one_process_may_open_a_run_twice(tmp_path):
     assert not (tmp_path / ".lock").exists()
 
 
+def test_an_older_record_is_read_in_todays_names(tmp_path):
+    """One with `seeds`, and without fields that came since."""
+    before = {"seeds": [3], "direction": "pca:0", "strength": [1.0], "slots": None}
+    before |= {"truncation": 0.7, "photo": None, "space": None, "steps": None}
+    record = {"state": "done", "config": before | {"inpainter": "telea"}, "files": []}
+    (tmp_path / "run.json").write_text(json.dumps({"format": 1, "stages": {"edits/a": record}}))
+    move = Move(direction="pca:0", strength=(1.0,))
+    same = EditConfig("r", seed=(3,), truncation=0.7, inpainter="telea", move=move)
+    with RunFolder.open(tmp_path) as run:
+        with run.stage(same, name="edits/a") as stage:
+            assert stage.done
+        other = replace(same, seed=(4,))
+        with pytest.raises(UsageError, match="seed"), run.stage(other, name="edits/a"):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("config", "old"),
+    [
+        (
+            vars(discover)["door"].build({"gen": "faces64"}, {"k": 6}),
+            {"gen": "faces64", "method": "segmentation_in_style", "recipe": None, "seed": 0}
+            | vars(SegmentationInStyleSettings(k=6)),
+        ),
+        (
+            LabelConfig("r", clip="faces-clip"),
+            {"clip": "faces-clip", "ontology": None, "mode": "dense", "size": 0, "n": 50}
+            | {"margin": 0.1, "align_corners": False, "seed": 0},
+        ),
+        (
+            SynthesizeConfig("r", truncation=0.7, classes=("a",)),
+            {"n": 10_000, "val": 0.05, "truncation": 0.7, "soft": False, "seed": 1}
+            | {"classes": ["a"]},
+        ),
+    ],
+    ids=lambda value: getattr(value, "verb", "old"),
+)
+def test_a_record_from_before_the_configurations_equals_todays(config, old):
+    assert difference(plain(old), plain(config.record())) is None
+
+
 def test_differences_name_the_field():
-    assert difference({"a": 1, "out": 2}, {"a": 1, "out": 3}) is None
+    assert difference({"a": 1}, {"a": 1, "b": None, "c": []}) is None
     assert difference({"a": {"b": 1}}, {"a": {"b": 2}}) == ("a.b", 1, 2)
     assert difference({"a": 1}, {"a": 1, "n": 5}) == ("n", None, 5)
     with pytest.raises(TypeError, match="object"):

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sis_jax.discover import discover
+from sis_jax.methods.base import Fitted
 from sis_jax.methods.segmentation_in_style import (
     RECIPES,
     SegmentationInStyle,
@@ -18,8 +20,10 @@ from sis_jax.methods.segmentation_in_style import (
 from sis_jax.ops import kmeans, sweep
 from sis_jax.ops.cluster_labels import label_maps
 from sis_jax.ops.resize import resize_bilinear
-from sis_jax.stages.discover import _resolve
+from sis_jax.stages.discover import resolve
 from sis_jax.types import SisError, UsageError
+
+pytestmark = pytest.mark.integration
 
 K = 5
 
@@ -114,16 +118,16 @@ def fitted(blocks):
 
 def test_finds_parts_that_are_there(blocks, fitted):
     seeds = range(50, 56)
-    labels = fitted.predict(blocks.sample(seeds, truncation=0.7, taps=fitted.taps_))
+    labels = fitted.predict(blocks.sample(seeds, truncation=0.7, taps=fitted.taps))
     truth = blocks.truth(seeds, 0.7)
     assert labels.shape == (6, 16, 16) and labels.dtype == np.uint8
     assert np.array_equal(labels == labels[0, 8, 8], truth)
-    ground, disc = (fitted.clusters_[i] for i in (labels[0, 0, 0], labels[0, 8, 8]))
+    ground, disc = (fitted.clusters[i] for i in (labels[0, 0, 0], labels[0, 8, 8]))
     assert (
         ground["id"] == 0
         and ground["background"]
         and not disc["background"]
-        and fitted.background_["found"]
+        and fitted.background["found"]
     )
     assert ground["share"] + disc["share"] == pytest.approx(1) and 0.3 < disc["share"] < 0.45
     assert (
@@ -136,7 +140,7 @@ def test_finds_parts_that_are_there(blocks, fitted):
 def test_streaming_labels_are_those_of_predict(blocks, fitted):
     seeds = list(range(50, 59))
     images, labels, sure = (np.concatenate(x) for x in zip(*fitted.label_seeds(blocks, seeds)))
-    samples = blocks.sample(seeds, truncation=0.7, taps=fitted.taps_)
+    samples = blocks.sample(seeds, truncation=0.7, taps=fitted.taps)
     assert images.dtype == np.uint8 and np.array_equal(images, samples.to_uint8())
     assert np.array_equal(labels, fitted.predict(samples)) and sure.shape == labels.shape
     (_, other, _) = next(iter(fitted.label_seeds(blocks, [50], truncation=0.0)))
@@ -146,43 +150,45 @@ def test_streaming_labels_are_those_of_predict(blocks, fitted):
 def test_fit_leaves_the_method_alone_and_repeats_itself(blocks, fitted):
     method = SegmentationInStyle(k=2, layer="16x16", n=8, n_init=2)
     again = method.fit(blocks, seed=0)
-    assert method.arrays_ == {} and method.taps_ == () and again is not method
-    assert all(np.array_equal(fitted.arrays_[key], again.arrays_[key]) for key in fitted.arrays_)
+    assert method == SegmentationInStyle(k=2, layer="16x16", n=8, n_init=2)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        fitted.arrays = {}
+    assert all(np.array_equal(fitted.arrays[key], again.arrays[key]) for key in fitted.arrays)
     assert (
-        again.clusters_ == fitted.clusters_
-        and again.background_ == fitted.background_
-        and again.sweep_ is None
+        again.clusters == fitted.clusters
+        and again.background == fitted.background
+        and again.sweep is None
     )
 
 
 def test_another_seed_gives_other_samples(blocks, fitted):
-    other = dataclasses.replace(fitted).fit(blocks, seed=1)
-    assert not np.array_equal(other.arrays_["centers"], fitted.arrays_["centers"])
+    other = fitted.method.fit(blocks, seed=1)
+    assert not np.array_equal(other.arrays["centers"], fitted.arrays["centers"])
 
 
 def test_restored(blocks, fitted):
-    copy = SegmentationInStyle(k=2, layer="16x16").restored(fitted.arrays_)
-    samples = blocks.sample(range(4), taps=copy.taps_)
+    copy = Fitted(SegmentationInStyle(k=2, layer="16x16"), fitted.arrays)
+    samples = blocks.sample(range(4), taps=copy.taps)
     assert np.array_equal(copy.predict(samples), fitted.predict(samples))
 
 
 def test_clusters_are_numbered_by_size(blocks):
     gen = fakes.tiny_stylegan2(16)
     fit = SegmentationInStyle(k=4, layer="8x8+16x16", n=6, n_init=2).fit(gen)
-    assert fit.taps_ == ("8x8", "16x16") and [c["id"] for c in fit.clusters_] == [0, 1, 2, 3]
-    assert fit.arrays_["centers"].shape == (4, 8 + 8 + 2) and sum(
-        c["share"] for c in fit.clusters_
+    assert fit.taps == ("8x8", "16x16") and [c["id"] for c in fit.clusters] == [0, 1, 2, 3]
+    assert fit.arrays["centers"].shape == (4, 8 + 8 + 2) and sum(
+        c["share"] for c in fit.clusters
     ) == pytest.approx(1)
-    taps = gen.sample(range(6), truncation=0.7, taps=fit.taps_).features
+    taps = gen.sample(range(6), truncation=0.7, taps=fit.taps).features
     counts = np.bincount(
-        literally({t: taps[t] for t in fit.taps_}, fit.arrays_, 16, False)[0].ravel(), minlength=4
+        literally({t: taps[t] for t in fit.taps}, fit.arrays, 16, False)[0].ravel(), minlength=4
     )
     assert (np.diff(counts) <= 0.02 * counts.sum()).all()
     samples = gen.sample(
         range(2), truncation=0.7, taps=("16x16", "8x8")
     )  # in another order than the method's
     assert np.array_equal(
-        fit.predict(samples), fit.predict(gen.sample(range(2), truncation=0.7, taps=fit.taps_))
+        fit.predict(samples), fit.predict(gen.sample(range(2), truncation=0.7, taps=fit.taps))
     )
 
 
@@ -260,7 +266,7 @@ def test_taps_count_the_same_however_wide_they_are(blocks):
 
 def test_raw_features_are_raw(blocks):
     arrays = (
-        SegmentationInStyle(k=2, layer="16x16", n=8, n_init=2, normalize="none").fit(blocks).arrays_
+        SegmentationInStyle(k=2, layer="16x16", n=8, n_init=2, normalize="none").fit(blocks).arrays
     )
     assert (
         not arrays["mean"][:-2].any()
@@ -292,7 +298,8 @@ def test_a_grid_of_its_own(blocks):
 
 
 def test_the_published_recipe():
-    method = _resolve("segmentation_in_style", "paper", {})
+    asked = vars(discover)["door"].build({"recipe": "paper"}, {})
+    method = resolve(asked)
     published = {
         "k": 9,
         "layer": "64x64",
@@ -306,18 +313,21 @@ def test_the_published_recipe():
     }
     assert {key: getattr(method, key) for key in published} == published and "paper" in RECIPES
     assert method.max_points >= 50 * 128 * 128 and method.position_weight == 0
-    assert _resolve("segmentation_in_style", "paper", {"k": 12}).k == 12
+    assert (
+        resolve(dataclasses.replace(asked, settings=dataclasses.replace(asked.settings, k=12))).k
+        == 12
+    )
 
 
 def test_auto_chooses_and_shows_its_table():
     gen = fakes.tiny_stylegan2(16)
     fit = SegmentationInStyle(n=6, n_init=1, max_points=1500).fit(gen, seed=0)
-    rows = fit.sweep_["rows"]
+    rows = fit.sweep["rows"]
     chosen = [row for row in rows if row["chosen"]]
     assert (
         len(chosen) == 1
-        and (fit.k, fit.layer) == (chosen[0]["k"], chosen[0]["layer"])
-        and fit.sweep_["criterion"]
+        and (fit.method.k, fit.method.layer) == (chosen[0]["k"], chosen[0]["layer"])
+        and fit.sweep["criterion"]
     )
     assert (
         {row["layer"] for row in rows}
@@ -325,9 +335,8 @@ def test_auto_chooses_and_shows_its_table():
         == {"8x8", "16x16", "8x8+16x16"}
     )
     assert len({(row["layer"], row["k"]) for row in rows}) == len(rows) > len(candidate_layers(gen))
-    assert fit.taps_ == tuple(fit.layer.split("+")) and len(fit.clusters_) == fit.k == len(
-        fit.arrays_["centers"]
-    )
+    assert fit.taps == tuple(fit.method.layer.split("+"))
+    assert len(fit.clusters) == fit.method.k == len(fit.arrays["centers"])
     assert all(np.isfinite(v) for row in rows for v in row.values() if isinstance(v, float))
 
 
@@ -412,11 +421,11 @@ def test_the_layer_is_chosen_by_consensus_at_few_clusters_and_then_k_by_score():
 @pytest.mark.parametrize(("given", "fixed"), [({"k": 3}, "k"), ({"layer": "8x8"}, "layer")])
 def test_auto_keeps_what_was_given(given, fixed):
     fit = SegmentationInStyle(n=6, n_init=1, max_points=1500, **given).fit(fakes.tiny_stylegan2(16))
-    (chosen,) = [row for row in fit.sweep_["rows"] if row["chosen"]]
+    (chosen,) = [row for row in fit.sweep["rows"] if row["chosen"]]
     assert (
-        getattr(fit, fixed) == chosen[fixed] == given[fixed]
-        and chosen["k"] == fit.k
-        and chosen["layer"] == fit.layer
+        getattr(fit.method, fixed) == chosen[fixed] == given[fixed]
+        and chosen["k"] == fit.method.k
+        and chosen["layer"] == fit.method.layer
     )
 
 
@@ -431,7 +440,7 @@ def test_auto_with_a_generator_too_small_for_it(layer):
     except SisError as error:
         assert len(str(error)) > 20
     else:
-        assert fit.taps_ == ("4x4",)
+        assert fit.taps == ("4x4",)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import pytest
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from sis_jax.ops import selection
+from sis_jax.ops.cluster_labels import place_of
 
 
 def labels(n, k, seed):
@@ -124,3 +125,19 @@ def test_background_that_is_not_sure(share, edge, guess):
 def test_an_empty_cluster_is_no_background():
     chosen, sure, _ = selection.background(np.array([0.6, 0.4, 0.0]), np.array([0.2, 0.8, 0.0]))
     assert chosen.tolist() == [False, True, False] and sure
+
+
+@pytest.mark.parametrize("side", [16, 64, 128])
+def test_facts_of_single_pixels_are_those_of_whole_masks(side):
+    rng = np.random.default_rng(side)
+    labels = rng.integers(0, 3, (2, side, side)).astype(np.uint8)
+    labels[:, : side // 4] = 2
+    confidence = rng.random(labels.shape, np.float32)
+    places = np.broadcast_to(place_of(side), (2, side, side, 2)).reshape(-1, 2)
+    whole, verdict = selection.describe([(None, labels, confidence)], 3)
+    single, again = selection.describe_points(
+        labels.ravel().astype(int), places, confidence.ravel(), 3
+    )
+    assert again == verdict
+    for a, b in zip(whole, single, strict=True):
+        assert a == pytest.approx(b)

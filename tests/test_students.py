@@ -12,9 +12,13 @@ from flax import nnx
 
 from sis_jax import parallel
 from sis_jax.models import students
+from sis_jax.models.backbones import ResNet
+from sis_jax.models.layers import GroupNorm
 from sis_jax.ops import student_augment as augment
 from sis_jax.training import student as training
 from sis_jax.types import UsageError
+
+pytestmark = pytest.mark.integration
 
 SMALL = training.Recipe(steps=20, batch=8, side=16, learning_rate=3e-3)
 
@@ -49,19 +53,13 @@ def test_parameter_counts():
 
 
 def test_output_stride_is_eight_and_dilations_follow_each_papers_rule():
-    trunk = nnx.eval_shape(lambda: students.DilatedResNet(18, None, "trunk", whole=True))
-    assert jax.eval_shape(
-        lambda: students.DilatedResNet(18, None, "t", whole=True)(jnp.zeros((1, 64, 64, 3)), None)
-    ).shape == (
-        1,
-        8,
-        8,
-        512,
-    )
+    trunk = nnx.eval_shape(lambda: ResNet(18, dilated=True))
+    features = jax.eval_shape(lambda net, x: net(x), trunk, jnp.zeros((1, 64, 64, 3)))
+    assert features[-1].shape == (1, 8, 8, 512)
     assert [[c.dilation for c in b.convs] for b in trunk.blocks] == [[1, 1]] * 4 + [[2, 2]] * 2 + [
         [4, 4]
     ] * 2
-    fifty = nnx.eval_shape(lambda: students.DilatedResNet(50, None, "trunk", whole=False))
+    fifty = nnx.eval_shape(lambda: ResNet(50, dilated=True, whole=False))
     assert [b.convs[1].dilation for b in fifty.blocks] == [1] * 7 + [1] + [2] * 5 + [2] + [4] * 2
 
 
@@ -71,9 +69,7 @@ def test_group_norm_against_numpy():
     want = (groups - groups.mean((1, 3), keepdims=True)) / np.sqrt(
         groups.var((1, 3), keepdims=True) + 1e-5
     )
-    np.testing.assert_allclose(
-        students.GroupNorm(16)(jnp.asarray(x)), want.reshape(x.shape), atol=2e-5
-    )
+    np.testing.assert_allclose(GroupNorm(16)(jnp.asarray(x)), want.reshape(x.shape), atol=2e-5)
 
 
 @pytest.mark.parametrize("block", [2, 4])

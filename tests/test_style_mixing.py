@@ -10,9 +10,12 @@ import pytest
 
 import sis_jax
 from sis_jax.methods import style_mixing as sm
+from sis_jax.methods.base import Fitted
 from sis_jax.methods.style_mixing import StyleMixing, segment_boxes
 from sis_jax.ops import pixel_clusters as pc
 from sis_jax.types import Info, Samples, UsageError, latents_from_seeds
+
+pytestmark = pytest.mark.integration
 
 SIDE = 24
 QUICK = {"variants": 6, "clusters": 4, "k": 2, "n": 16, "n_init": 2, "slots": 2}
@@ -88,11 +91,11 @@ def test_the_parts_are_those_known(labels, mode):
         images.dtype == parts.dtype == np.uint8
         and sure.min() >= 0
         and sure.max() <= 1
-        and len(method.clusters_) == 2
+        and len(method.clusters) == 2
     )
-    (ground,) = (c["id"] for c in method.clusters_ if c["background"])
-    assert method.background_["found"] and iou(parts != ground, Painted().truth(seeds)) > 0.97
-    assert all(c["agreement"] > 0.9 for c in method.clusters_)
+    (ground,) = (c["id"] for c in method.clusters if c["background"])
+    assert method.background["found"] and iou(parts != ground, Painted().truth(seeds)) > 0.97
+    assert all(c["agreement"] > 0.9 for c in method.clusters)
 
 
 def test_correlation_sees_what_changes_together():
@@ -157,8 +160,8 @@ def test_kmeans_of_a_picture():
 def test_the_same_seed_is_the_same_bytes(fitted):
     again = StyleMixing(**QUICK).fit(Painted(), seed=0)
     assert (
-        all(again.arrays_[k].tobytes() == v.tobytes() for k, v in fitted.arrays_.items())
-        and again.clusters_ == fitted.clusters_
+        all(again.arrays[k].tobytes() == v.tobytes() for k, v in fitted.arrays.items())
+        and again.clusters == fitted.clusters
     )
     few = next(iter(fitted.label_seeds(Painted(), [*range(7, 11), *[10] * 12])))
     many = [np.concatenate(x) for x in zip(*fitted.label_seeds(Painted(), range(40)))]
@@ -171,13 +174,15 @@ def test_w_by_hand(fitted):
     """
     gen, seeds = Painted(), list(range(20))
     expected = np.concatenate([label for _, label, _ in fitted.label_seeds(gen, seeds)])
-    images, labels, sure = fitted.segment(gen, gen.map(gen.latents(seeds), 0.7))
+    images, labels, sure = fitted.method.segment(
+        fitted.arrays, gen, gen.map(gen.latents(seeds), 0.7)
+    )
     assert (
         images.shape == (20, SIDE, SIDE, 3)
         and (labels != expected).mean() < 1e-3
         and sure.shape == labels.shape
     )
-    back = StyleMixing(**QUICK | {"layer": "12x12", "grid": SIDE}).restored(fitted.arrays_)
+    back = Fitted(StyleMixing(**QUICK | {"layer": "12x12", "grid": SIDE}), fitted.arrays)
     assert (back.predict(gen.sample(seeds, 0.7), gen) != expected).mean() < 1e-3
 
 
@@ -231,13 +236,18 @@ def test_a_dcgan_has_no_styles():
         StyleMixing().fit(fakes.tiny_dcgan())
 
 
-def test_discover_and_what_follows(tmp_path):
+def test_discover_and_what_follows(tiny_weights, tmp_path):
     """A StyleGAN2 through discover, synthesize and, by hand, its own w."""
-    from sis_jax.checkpoints import load_generator, save_generator
+    from sis_jax.checkpoints import load_generator
 
-    folder = save_generator(fakes.tiny_stylegan2(16), tmp_path / "tiny")
     parts = sis_jax.discover(
-        folder, out=str(tmp_path / "run"), method="style_mixing", variants=4, clusters=3, k=3, n=8
+        tiny_weights,
+        out=str(tmp_path / "run"),
+        method="style_mixing",
+        variants=4,
+        clusters=3,
+        k=3,
+        n=8,
     )
     assert (
         parts.settings["slots"] == 2
@@ -247,7 +257,7 @@ def test_discover_and_what_follows(tmp_path):
     )
     sis_jax.synthesize(run=str(tmp_path / "run"), n=4)
     assert len(list((tmp_path / "run" / "data").rglob("masks/*.png"))) == 4
-    gen = load_generator(folder)
-    method = StyleMixing(**parts.settings).restored(parts.arrays)
-    labels = method.segment(gen, gen.map(gen.latents(list(parts.seeds)), 0.7))[1]
+    gen = load_generator(tiny_weights)
+    method = StyleMixing(**parts.settings)
+    labels = method.segment(parts.arrays, gen, gen.map(gen.latents(list(parts.seeds)), 0.7))[1]
     assert (labels != parts.masks).mean() < 0.02

@@ -4,6 +4,7 @@ bytes, resuming after a kill, refusals.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,8 +21,9 @@ from sis_jax.data.folder import Dataset, Example, SplitWriter
 from sis_jax.stages import synthesize as synthesize_stage
 from sis_jax.types import SisError, UsageError
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(sis_jax.__file__).parents[1]
-QUICK = {"k": 3, "layer": "16x16", "n": 6, "n_init": 1, "max_points": 1536}
 
 
 def content(folder):
@@ -33,19 +35,14 @@ def content(folder):
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    from sis_jax.checkpoints import save_generator
-
-    return save_generator(fakes.tiny_stylegan2(16), tmp_path_factory.mktemp("weights") / "tiny")
+def weights(tiny_weights):
+    return tiny_weights
 
 
 @pytest.fixture(scope="module")
-def run(weights, tmp_path_factory):
-    """A run with parts and a dataset of 40 pictures."""
-    out = tmp_path_factory.mktemp("runs") / "faces"
-    sis_jax.discover(weights, out=str(out), **QUICK)
-    sis_jax.synthesize(str(out), n=40, val=0.1)
-    return out
+def run(tiny_data_run, tmp_path_factory):
+    """A run with parts and a dataset of 40 images."""
+    return shutil.copytree(tiny_data_run, tmp_path_factory.mktemp("runs") / "faces")
 
 
 def test_layout_on_disk(run):
@@ -72,9 +69,9 @@ def test_layout_on_disk(run):
 def test_examples_are_the_generators_pictures_with_the_parts_masks(run, weights):
     data = Dataset.open(run)
     gen, parts = sis_jax.load_generator(weights), sis_jax.Parts.load(run)
-    method = sis_jax.methods.get(parts.method)(**parts.settings).restored(parts.arrays)
+    method = sis_jax.methods.get(parts.method)(**parts.settings)
     first = data.split("train")[0]
-    (images, clusters, _) = next(iter(method.label_seeds(gen, [first.seed], None)))
+    (images, clusters, _) = next(iter(method.label_seeds(parts.arrays, gen, [first.seed])))
     assert np.abs(first.image.astype(int) - images[0].astype(int)).max() <= 1
     assert (first.mask == parts.classify(clusters)[0]).mean() > 0.98
 
@@ -180,11 +177,11 @@ def _command(run, n):
 @pytest.mark.parametrize(
     "kills", [2, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
 )
-def test_kill_and_resume_gives_the_same_bytes(weights, tmp_path, kills):
+def test_kill_and_resume_gives_the_same_bytes(tiny_run, tmp_path, kills):
     n = 1200
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for out in (whole, cut):
-        sis_jax.discover(weights, out=str(out), **QUICK)
+        shutil.copytree(tiny_run, out)
     first = _command(whole, n)
     assert first.communicate(timeout=240)[1] == "" and first.returncode == 0
     rng = np.random.default_rng(0)

@@ -5,6 +5,7 @@ bits, what it refuses.
 import csv
 import json
 import re
+import shutil
 
 import fakes
 import jax
@@ -16,7 +17,11 @@ import sis_jax
 from sis_jax import parallel
 from sis_jax.checkpoints import save_generator
 from sis_jax.runs import cli
+from sis_jax.training import generator_loop
+from sis_jax.training.generator_loop import GeneratorTraining
 from sis_jax.types import SisError, UsageError
+
+pytestmark = pytest.mark.integration
 
 train_generator = sis_jax.train_generator
 
@@ -32,10 +37,8 @@ SMALL = {
 @pytest.fixture(scope="module", autouse=True)
 def few_pictures():
     """The quality curve from 100 pictures instead of 2000."""
-    import sys
-
     patch = pytest.MonkeyPatch()
-    patch.setattr(sys.modules["sis_jax.training.generator_loop"], "SWD_IMAGES", 100)
+    patch.setattr(generator_loop, "SWD_IMAGES", 100)
     yield
     patch.undo()
 
@@ -60,11 +63,11 @@ def checkpoint(folder):
     latest = manager.latest_step()
     back = manager.restore(
         latest,
-        args=ocp.args.Composite(state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore()),
+        args=ocp.args.Composite(arrays=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore()),
     )
     manager.close()
     curve = [{k: v for k, v in row.items() if k != "seconds"} for row in back["meta"]["curve"]]
-    return latest, jax.tree_util.tree_flatten_with_path(back["state"])[0], curve
+    return latest, jax.tree_util.tree_flatten_with_path(back["arrays"])[0], curve
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +191,60 @@ def test_killed_between_snapshots(whole, photos, tmp_path, monkeypatch):
     )
 
 
+def test_nothing_compiles_twice_and_corrections_resume(photos, tmp_path, monkeypatch, caplog):
+    """A run whose augmentation grows at the fourth of six steps, in one go and stopped between two
+    corrections: the same bits, and only the augmented phases compile after the first step.
+    """
+    jax.clear_caches()
+    parallel._compiled.cache_clear()
+    step, compiled = GeneratorTraining._step, []
+
+    def counted(self, *args):
+        caplog.clear()
+        done = step(self, *args)
+        compiled.append(sum("Finished XLA" in r.getMessage() for r in caplog.records))
+        return done
+
+    monkeypatch.setattr(GeneratorTraining, "_step", counted)
+    monkeypatch.setattr(generator_loop, "adjust_probability", lambda p, r, n: p + n * (r + 2) / 500)
+    with jax.log_compiles(), caplog.at_level("WARNING", logger="jax"):
+        train_generator(photos, out=str(tmp_path / "a"), images=48, **SMALL)
+    assert compiled[0] > 4 and compiled[1:4] == [0, 0, 0]
+    assert compiled[4:] == [2, 0]  # G main and D main, augmented
+    for images in (16, 48):
+        train_generator(photos, out=str(tmp_path / "b"), images=images, **SMALL)
+    (_, state, curve), (_, other, other_curve) = (
+        checkpoint(tmp_path / "a"),
+        checkpoint(tmp_path / "b"),
+    )
+    assert curve == other_curve and [row["augment"] > 0 for row in curve] == [False, True, True]
+    assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(state, other))
+
+
+def test_a_checkpoint_of_the_older_format(whole, photos, tmp_path):
+    """Optax state as a list of leaves, in an item of another name: it goes on all the same."""
+    import orbax.checkpoint as ocp
+
+    out, gen = whole
+    shutil.copytree(out, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    new = ocp.CheckpointManager((out / "checkpoints").absolute())
+    how = ocp.args.Composite(arrays=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore())
+    saved = new.restore(6, args=how)
+    new.close()
+    state = saved["arrays"]["state"]
+    state |= {name: jax.tree.leaves(state[name]) for name in ("opt_g", "opt_d")}
+    meta = {name: saved["meta"][name] for name in ("step", "seconds", "curve")}
+    old = ocp.CheckpointManager((tmp_path / "run" / "checkpoints").absolute())
+    save = {"state": ocp.args.StandardSave(state), "meta": ocp.args.JsonSave(meta)}
+    old.save(6, args=ocp.args.Composite(**save))
+    old.close()
+    again = train_generator(photos, out=str(tmp_path / "run"), images=48, **SMALL)
+    assert np.array_equal(gen.sample([0]).images, again.sample([0]).images)
+    train_generator(photos, out=str(tmp_path / "run"), images=56, **SMALL)
+    assert checkpoint(tmp_path / "run")[0] == 7
+
+
 def test_another_configuration_is_refused(whole, photos):
     out, _ = whole
     with pytest.raises(UsageError, match=r"seed=0, now asked for 1.*--overwrite"):
@@ -229,7 +286,7 @@ def test_divergence_is_said(photos, tmp_path, monkeypatch):
         return call
 
     monkeypatch.setattr(parallel, "map_devices", spoiled)
-    with pytest.raises(SisError, match=r"diverged at 32 images .* --r1-gamma"):
+    with pytest.raises(SisError, match=r"diverged at step 4 .* good.* --r1-gamma"):
         train_generator(photos, out=str(out), images=32, **SMALL)
     monkeypatch.undo()
     assert checkpoint(out)[0] == 2 and sis_jax.load_generator(out / "generator").resolution == 8

@@ -13,6 +13,8 @@ import pytest
 from sis_jax import parallel
 from sis_jax.training import gan as training
 
+pytestmark = pytest.mark.integration
+
 RECIPE = training.Recipe(r1_gamma=0.5)
 BATCH, SIDE = 8, 8
 PHASES = ("g_main", "g_regularise", "d_main", "d_regularise")

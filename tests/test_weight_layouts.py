@@ -24,6 +24,8 @@ from sis_jax.models.stylegan2 import GeneratorConfig, StyleGAN2, channel_table
 from sis_jax.ops.convolution import upsample2d
 from sis_jax.types import Info, SisError, UsageError
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[1]
 
 

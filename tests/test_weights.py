@@ -477,7 +477,12 @@ def test_one_bad_folder_does_not_hide_the_others(tmp_path, monkeypatch, capsys):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(config)
         (tmp_path / name / files.MODEL).write_bytes(b"x")
-    assert {info.name for info in catalogue.shipped()} == {"faces-clip", "faces64", "faces-student"}
+    assert {info.name for info in catalogue.shipped()} == {
+        "efficientnet-lite0",
+        "faces-clip",
+        "faces64",
+        "faces-student",
+    }
     assert "foreign" not in catalogue.folders()
     assert runpy.run_path(str(SCRIPT))["main"](["--list"]) == 0
     out = capsys.readouterr().out

@@ -189,7 +189,7 @@ def draw(count: int, k: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[in
     seeds = list(range(10**6, 10**6 + count))
     batches = [
         (np.asarray(i), np.asarray(m))
-        for i, m, _ in teacher.method.label_seeds(gen, seeds, teacher.truncation)
+        for i, m, _ in teacher.fitted.label_seeds(gen, seeds, teacher.truncation)
     ]
     images, masks = (np.concatenate(x) for x in zip(*batches))
     return images, masks, [int(c["id"]) for c in parts.clusters if c["background"]]

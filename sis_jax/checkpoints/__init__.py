@@ -1,5 +1,6 @@
 """Files to pytrees and back: the only place that knows other people's layouts."""
 
+from sis_jax.checkpoints.backbones import load_backbone as load_backbone
 from sis_jax.checkpoints.catalogue import shipped as shipped
 from sis_jax.checkpoints.clip import load_clip as load_clip
 from sis_jax.checkpoints.load import load_discriminator as load_discriminator

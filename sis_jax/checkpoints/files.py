@@ -44,6 +44,7 @@ KINDS = {
     "dcgan": "a DCGAN generator",
     "biggan": "a BigGAN generator",
     "clip": "a CLIP",
+    "backbone": "a backbone",
 }
 
 Arrays = Mapping[str, np.ndarray]
@@ -54,10 +55,15 @@ def in_words(kind: str) -> str:
     return KINDS.get(kind, f"weights of the kind {kind!r}")
 
 
+def loader(kind: str) -> str:
+    """The public function that loads weights of a kind."""
+    return {"clip": "load_clip", "backbone": "load_backbone"}.get(kind, "load_generator")
+
+
 @dataclass(frozen=True)
 class Folder:
     """What `config.json` says. kind: "stylegan2", "dcgan", "clip", ... generator, discriminator,
-    clip: the fields of the networks' configs.
+    clip, backbone: the fields of the networks' configs.
 
     source: name of the file it was converted from, its sha256 and layout. sha256: digests of the
         files of this folder. notes: what the converter had to supply. digests: those of pictures of
@@ -74,6 +80,7 @@ class Folder:
     notes: tuple[str, ...] = ()
     digests: dict[str, Any] | None = None
     clip: dict[str, Any] | None = None
+    backbone: dict[str, Any] | None = None
 
     def info(self, file: str = MODEL) -> Info:
         """The origin, as every network carries it; sha256 is that of `file`."""
@@ -136,7 +143,7 @@ def digest_of(arrays: Arrays, dtype: str = "float32") -> str:
 
 def is_folder(path: Path) -> bool:
     """True where a folder holds one of ours, as far as its config tells: a damaged one is ours,
-    that of a Hugging Face model is not.
+    that of a Hugging Face or timm model is not.
     """
     try:
         config = json.loads((path / CONFIG).read_text("utf-8"))
@@ -144,7 +151,9 @@ def is_folder(path: Path) -> bool:
         return True
     except OSError:
         return False
-    return not (isinstance(config, dict) and "model_type" in config and "format" not in config)
+    if not isinstance(config, dict) or "format" in config:
+        return True
+    return not {"model_type", "architecture"} & config.keys()
 
 
 def is_ours(path: Path, kind: str = FORMAT) -> bool:
@@ -193,9 +202,9 @@ def read_config(path: Path) -> Folder:
     if not isinstance(kind, str) or not isinstance(generator, dict):
         raise SisError(f'{path / CONFIG} lacks "kind" or "generator": convert the checkpoint again')
     texts = _texts(raw)
-    discriminator, digests, clip = (
+    discriminator, digests, clip, backbone = (
         raw[key] if isinstance(raw.get(key), dict) else None
-        for key in ("discriminator", "digests", "clip")
+        for key in ("discriminator", "digests", "clip", "backbone")
     )
     return Folder(
         kind=kind,
@@ -208,6 +217,7 @@ def read_config(path: Path) -> Folder:
         notes=tuple(map(str, raw["notes"])) if isinstance(raw.get("notes"), list) else (),
         digests=digests,
         clip=clip,
+        backbone=backbone,
     )
 
 
@@ -279,4 +289,6 @@ def write_folder(
 def write_config(path: Path, folder: Folder) -> None:
     """Write `config.json` of a folder."""
     content = {"format": FORMAT, "version": VERSION, **asdict(folder)}
+    if folder.backbone is None:
+        del content["backbone"]  # the configs of other kinds keep their bytes
     write_atomic(path / CONFIG, (json.dumps(content, indent=1) + "\n").encode())

@@ -134,7 +134,7 @@ def _open(name_or_path: str | os.PathLike | None) -> tuple[Path, files.Folder, R
         try:
             path = cached(path, "generator")
         except CannotWrite:
-            folder, arrays = unkept(path)
+            folder, arrays = unkept(path, "generator")
             return path, folder, lambda file: (arrays[file], folder.sha256[file])
     folder = files.read_config(path)
     return path, folder, lambda file: files.read_arrays(path, folder, file)
@@ -148,6 +148,8 @@ def _place(name_or_path: str | os.PathLike | None) -> Path:
     name = text if text in catalogue.CLIPS else catalogue.clip_name(text)
     if name in catalogue.CLIPS and not Path(text).exists() and text not in catalogue.folders():
         raise UsageError(f"{text} is a CLIP, not a generator: use sis.load_clip")
+    if text in catalogue.BACKBONES and not Path(text).exists():
+        raise UsageError(f"{text} is a backbone, not a generator: use sis.load_backbone")
     path = biggan.checkpoint_in(catalogue.find(name_or_path))
     foreign = clip_files.weights_file(path)
     if (
@@ -158,8 +160,11 @@ def _place(name_or_path: str | os.PathLike | None) -> Path:
     ):
         raise UsageError(
             f"{text} is a folder of another program, no weights folder: a CLIP is loaded with "
-            f"sis.load_clip; {_CONVERT}"
+            f"sis.load_clip, a backbone with sis.load_backbone; {_CONVERT}"
         )
-    if files.is_ours(path) and files.read_config(path).kind == "clip":
-        raise UsageError(f"{text} holds a CLIP, not a generator: use sis.load_clip")
+    kind = files.read_config(path).kind if files.is_ours(path) else ""
+    if kind in ("clip", "backbone"):
+        raise UsageError(
+            f"{text} holds {files.in_words(kind)}, not a generator: use sis.{files.loader(kind)}"
+        )
     return path

@@ -53,6 +53,10 @@ _SIGNS = (
     ("openai-clip", "clip", "visual.conv1.weight"),
     ("transformers-clip", "clip", "text_model.final_layer_norm.weight"),
     ("transformers-clip", "clip", "vision_model.post_layernorm.weight"),
+    ("efficientnet-lite", "backbone", "_conv_stem.weight"),
+    ("timm-efficientnet", "backbone", "conv_stem.weight"),
+    ("torchvision-resnet", "backbone", "layer4.0.conv2.weight"),
+    ("transformers-dinov2", "backbone", "encoder.layer.0.layer_scale1.lambda1"),
     ("biggan", "generator", "generator.gen_z.bias"),
     ("flaxmodels", "generator", "synthesis_network/const"),
     ("flaxmodels", "discriminator", "discriminator/output/weight"),
@@ -62,8 +66,8 @@ _SIGNS = (
 @dataclass(frozen=True)
 class Source:
     """A foreign checkpoint: its layout, and its networks, None where absent: the (averaged, where
-    it has one) generator, its discriminator; or a CLIP. activation: that of a CLIP, where the file
-    says so.
+    it has one) generator, its discriminator; or a CLIP; or a backbone. activation: that of a CLIP,
+    where the file says so.
     """
 
     layout: str
@@ -72,6 +76,12 @@ class Source:
     notes: tuple[str, ...] = ()
     clip: Network | None = None
     activation: str = ""
+    backbone: Network | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """True where no network was found."""
+        return self.generator is self.discriminator is self.clip is self.backbone is None
 
 
 class _Reader:
@@ -122,7 +132,7 @@ def recognise(tree: Any, size: int, what: str) -> Source:
         source = _recognise(tree, _Reader(size))
     except Refused as error:
         raise SisError(f"{what} was not read: {error}") from None
-    if source is None or source.generator is source.discriminator is source.clip is None:
+    if source is None or source.is_empty:
         keys = (
             [str(key)[:40] for key in list(tree)[:6]]
             if isinstance(tree, dict)
@@ -131,7 +141,8 @@ def recognise(tree: Any, size: int, what: str) -> Source:
         raise SisError(
             f"{what} holds no network known here: looked for StyleGAN2 (NVIDIA's PyTorch and "
             "TensorFlow pickles, rosinality's .pt, state dicts, "
-            f"flaxmodels' .h5), DCGAN, BigGAN and CLIP, found {keys}"
+            f"flaxmodels' .h5), DCGAN, BigGAN, CLIP and backbones (EfficientNet-Lite, ResNet, "
+            f"DINOv2), found {keys}"
         )
     return source
 
@@ -197,7 +208,8 @@ def _pick(layout: str, networks: list[tuple[str, Network]], notes: tuple[str, ..
     generator = next((net for kind, net in networks if kind == "generator"), None)
     discriminator = next((net for kind, net in networks if kind == "discriminator"), None)
     clip = next((net for kind, net in networks if kind == "clip"), None)
-    return Source(layout, generator, discriminator, notes, clip)
+    backbone = next((net for kind, net in networks if kind == "backbone"), None)
+    return Source(layout, generator, discriminator, notes, clip, backbone)
 
 
 def _kind(arrays: Mapping[str, Any]) -> tuple[str, str] | None:

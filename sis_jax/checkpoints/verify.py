@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sis_jax.checkpoints import clip, files, load
+from sis_jax.checkpoints import backbones, clip, files, load
 from sis_jax.types import SisError, to_uint8
 
 _SEEDS, _PSI = (0, 1, 2, 3), 0.7
@@ -33,6 +33,8 @@ def verify(path: str | os.PathLike) -> str:
     folder = files.read_config(path)
     if folder.kind == "clip":
         return _verify_clip(path, folder)
+    if folder.kind == "backbone":
+        return _verify_backbone(path, folder)
     now = _digests(load.load_generator(path))
     before = folder.digests
     if before is None:
@@ -68,10 +70,21 @@ def _verify_clip(path: Path, folder: files.Folder) -> str:
     texts = (
         "" if model.tokenizer.has_vocabulary else "; it has no vocabulary and takes token ids only"
     )
-    now = clip.fingerprint(model)
+    return _compared(path, folder, clip.fingerprint(model), "points of one image and one text") + (
+        texts
+    )
+
+
+def _verify_backbone(path: Path, folder: files.Folder) -> str:
+    now = backbones.fingerprint(backbones.load_backbone(path))
+    return _compared(path, folder, now, "mean features of one image")
+
+
+def _compared(path: Path, folder: files.Folder, now: np.ndarray, what: str) -> str:
+    """Store a network's points where there are none, else compare."""
     if folder.digests is None:
         files.write_config(path, replace(folder, digests={"points": now.tolist()}))
-        return f"stored the points of one picture and one text{texts}"
+        return f"stored the {what}"
     try:
         worst = float(np.abs(np.array(folder.digests["points"], np.float32) - now).max())
     except (KeyError, ValueError, TypeError):
@@ -80,10 +93,10 @@ def _verify_clip(path: Path, folder: files.Folder) -> str:
         ) from None
     if not worst <= _POINTS:
         raise SisError(
-            f"{path} gives other points than when it was converted (they differ by {worst:.2g}): "
+            f"{path} gives other {what} than when it was converted (they differ by {worst:.2g}): "
             "convert it again with --overwrite"
         )
-    return f"the points of one picture and one text are the same (within {worst:.2g}){texts}"
+    return f"the {what} are the same (within {worst:.2g})"
 
 
 def _digests(gen: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ trained on.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -82,18 +83,19 @@ class Pairs:
         """An endless stream; batch t depends on (seed, t) alone. Each epoch is a fresh permutation,
         and a batch may span two.
         """
-        n = len(self)
-        order = lru_cache(maxsize=4)(
-            lambda epoch: np.random.default_rng([seed, 5, epoch]).permutation(n)
-        )
-        step = start
-        while True:
-            at = np.arange(step * batch, (step + 1) * batch)
-            chosen = np.concatenate(
-                [order(e)[at[at // n == e] % n] for e in range(at[0] // n, at[-1] // n + 1)]
-            )
+        for _, chosen in shuffled(len(self), batch, seed, start):
             yield self.images[chosen], self.masks[chosen], self.certainty[chosen]
-            step += 1
+
+
+def shuffled(n: int, batch: int, seed: int, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+    """An endless stream of (step, rows): each epoch a fresh permutation, a batch may span two."""
+    order = lru_cache(maxsize=4)(
+        lambda epoch: np.random.default_rng([seed, 5, epoch]).permutation(n)
+    )
+    for step in itertools.count(start):
+        at = np.arange(step * batch, (step + 1) * batch)
+        epochs = range(at[0] // n, at[-1] // n + 1)
+        yield step, np.concatenate([order(e)[at[at // n == e] % n] for e in epochs])
 
 
 def labelled(

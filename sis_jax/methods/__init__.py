@@ -1,6 +1,7 @@
 """The methods, one paper per file; what they have in common is in `base`."""
 
 from sis_jax.methods.base import METHODS as METHODS
+from sis_jax.methods.base import Fitted as Fitted
 from sis_jax.methods.base import Inputs as Inputs
 from sis_jax.methods.base import Method as Method
 from sis_jax.methods.base import get as get

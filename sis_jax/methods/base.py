@@ -1,22 +1,27 @@
 """The methods, one paper per file, and what they have in common.
 
 A method is a frozen dataclass of hyper-parameters: the constructor stores, `fit(gen, seed)` returns
-a fitted copy, learned attributes end in `_`. `METHODS` maps the name a user types to the class;
+a `Fitted`, a value that predicts. `METHODS` maps the name a user types to the class;
 `discover --method NAME` turns the class's fields into flags.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
-from sis_jax.types import Generator, Samples, unknown_name
+from sis_jax.types import Generator, Samples, UsageError, unknown_name
+
+Arrays = Mapping[str, Any]
+Labelled = Iterator[
+    tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"], Float[np.ndarray, "b h w"]]
+]
 
 METHODS: dict[str, str] = {
     "segmentation_in_style": "sis_jax.methods.segmentation_in_style:SegmentationInStyle",
@@ -49,26 +54,89 @@ class Inputs:
 
 
 class Method(Protocol):
-    """What the verbs ask of a method. `clusters_`: facts per cluster; `arrays_`: everything
-    learned, by name; `sweep_`: why these settings.
+    """What the stages ask of a method: hyper-parameters, and functions of what was learned.
 
-    A method that needs more than a generator has `wants`, names of fields of `Inputs`, and takes
-    them as `fit(gen, seed, inputs=...)`. Optional members: `files_`, {name: bytes} to lie beside
-    the parts (curves, logs); `warnings_`, sentences with their cure; `estimate()`, for `--dry-run`;
-    `shaky_cure`, what to do about clusters of low agreement, where that is the settings' fault
-    ("lower k"); `adds_clusters`, true where arrays_["centers"] may get one more row (`discover
-    --rare`).
+    wants: names of fields of `Inputs`; a method that has some takes them as `fit(gen, seed,
+        inputs=...)`. clusters_by_k: whether clusters were sought without knowing which are the
+        background, so that the frame decides and another k may help. adds_clusters: whether
+        arrays["centers"] may get one more row (`discover --rare`). shaky_cure: what to do about
+        clusters of low agreement, where that is the settings' fault ("lower k"); "" otherwise.
+    `arrays` is what `fit` learned, by name, as in `Fitted`.
     """
 
-    clusters_: list[dict[str, Any]]
-    arrays_: dict[str, np.ndarray]
-    background_: dict[str, Any]
-    sweep_: dict[str, Any] | None
+    wants: ClassVar[tuple[str, ...]]
+    clusters_by_k: ClassVar[bool]
+    adds_clusters: ClassVar[bool]
 
-    def fit(self, gen: Generator, seed: int = 0) -> Method: ...
-    def predict(self, samples: Samples) -> UInt8[np.ndarray, "n h w"]: ...
-    def label_seeds(self, gen: Generator, seeds: Sequence[int]) -> Any: ...
-    def restored(self, arrays: dict[str, np.ndarray]) -> Method: ...
+    @property
+    def shaky_cure(self) -> str: ...
+    def fit(self, gen: Generator, seed: int = 0) -> Fitted: ...
+    def taps(self, arrays: Arrays) -> tuple[str, ...]: ...
+    def predict(
+        self, arrays: Arrays, samples: Samples, gen: Generator | None = None
+    ) -> UInt8[np.ndarray, "n h w"]: ...
+    def label_seeds(
+        self, arrays: Arrays, gen: Generator, seeds: Sequence[int], truncation: float | None = None
+    ) -> Labelled: ...
+    def estimate(self) -> dict[str, float]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """What a method learned of a generator: a value that labels its samples.
+
+    method: with the settings it ended up with. arrays: everything learned, by name; with `method`
+        enough to label. clusters: facts per cluster, {"id", "share", "border_share", "background",
+        "confidence", "agreement", ...}. background: {"found": bool, "why": str}. sweep: why these
+        settings, None where nothing was chosen. warnings: sentences with their cure. files: {name:
+        bytes} to store beside the parts (curves, logs).
+    """
+
+    method: Any
+    arrays: Arrays
+    clusters: tuple[dict[str, Any], ...] = ()
+    background: dict[str, Any] = field(default_factory=dict)
+    sweep: dict[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
+    files: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """What `gen.sample(seeds, taps=...)` must be given for samples that `predict` takes."""
+        return self.method.taps(self.arrays)
+
+    def predict(self, samples: Samples, gen: Generator | None = None) -> UInt8[np.ndarray, "n h w"]:
+        """Cluster of every pixel of samples made with `taps=fitted.taps`; gen: their generator,
+        for methods that draw them again (`taps` is empty then). Raises UsageError where taps or
+        the generator are missing.
+        """
+        return self.method.predict(self.arrays, samples, gen)
+
+    def label_seeds(
+        self, gen: Generator, seeds: Sequence[int], truncation: float | None = None
+    ) -> Labelled:
+        """Stream (images UInt8[b h w 3], clusters UInt8[b h w], confidence Float[b h w] in 0..1)
+        of seeds, in batches; truncation: None takes the method's own.
+        """
+        return self.method.label_seeds(self.arrays, gen, seeds, truncation)
+
+
+def features_of(samples: Samples, taps: tuple[str, ...]) -> tuple[Any, ...]:
+    """The features of `taps`, in their order. UsageError where the samples lack one."""
+    missing = [t for t in taps if t not in samples.features]
+    if missing:
+        raise UsageError(
+            f"these samples carry no {missing[0]} features: make them with gen.sample(seeds, "
+            f"taps={taps})"
+        )
+    return tuple(samples.features[tap] for tap in taps)
+
+
+def generator_of(gen: Generator | None) -> Generator:
+    """`gen`, or UsageError where a method that draws samples again got none."""
+    if gen is None:
+        raise UsageError("this method draws the samples again: give predict(samples, gen)")
+    return gen
 
 
 def get(name: str) -> type:
@@ -77,9 +145,3 @@ def get(name: str) -> type:
         raise unknown_name("method", name, METHODS)
     module, cls = METHODS[name].split(":")
     return getattr(importlib.import_module(module), cls)
-
-
-def fill_in(method: Any, **learned: Any) -> None:
-    """Set what was learned. Methods are frozen for users; `fit` fills in a copy of its own."""
-    for name, value in learned.items():
-        object.__setattr__(method, name, value)

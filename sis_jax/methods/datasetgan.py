@@ -37,18 +37,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from sis_jax.methods.base import Inputs, fill_in
+from sis_jax.methods.base import Arrays, Fitted, Inputs, Labelled, features_of
+from sis_jax.methods.settings import DatasetGANSettings
 from sis_jax.ops import selection
 from sis_jax.ops.progress import progress, say
-from sis_jax.ops.sampling import BATCH, map_samples
+from sis_jax.ops.sampling import collect, map_samples
 from sis_jax.training import pixel_classifiers as pixels
 from sis_jax.types import Generator, Samples, SisError, UsageError, check_taps, to_uint8
 
@@ -67,54 +67,25 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 IGNORE = 255
-BLOCK_BYTES = 256 * 2**20  # features of one block of samples
 # further members, each shown one half of the samples: they say how well the other half is labelled
 HELD = 2
 UNSURE = 0.5
 
 
 @dataclass(frozen=True)
-class DatasetGAN:
+class DatasetGAN(DatasetGANSettings):
     """Parts from painted samples.
 
-    masks: folder of painted pictures, made with `python -m sis_jax export RUN --format blanks`.
-    classifier: "mlp", the paper's networks, or "linear", a linear read-out.
-    layer: taps such as "32x32/conv0" joined by "+", or "auto", every convolution.
-    members: classifiers in the ensemble.
-    bootstrap: each member learns from painted samples drawn with replacement, which is what makes
-        it doubt where they differ.
-    truncation: psi the painted pictures were drawn with.
-    vote: label by the "mean" of the members' probabilities, or by "majority".
-    max_points: pixels to learn from, at most; rare classes are taken first.
-    steps: of training.
-    batch: pixels per step.
-    learning_rate: at its highest.
-    weight_decay: pull of the weights towards zero.
+    The settings are the fields of `DatasetGANSettings`.
     """
 
-    masks: str = ""
-    classifier: Literal["mlp", "linear"] = "mlp"
-    layer: str = "auto"
-    members: int = 10
-    bootstrap: bool = True
-    truncation: float = 0.7
-    vote: Literal["mean", "majority"] = "mean"
-    max_points: int = 16_384
-    steps: int = 300
-    batch: int = 256
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-2
-    taps_: tuple[str, ...] = field(default=(), init=False)
-    arrays_: dict[str, np.ndarray] = field(default_factory=dict, init=False, compare=False)
-    clusters_: list[dict[str, Any]] = field(default_factory=list, init=False, compare=False)
-    background_: dict[str, Any] = field(default_factory=dict, init=False, compare=False)
-    sweep_: dict[str, Any] | None = field(default=None, init=False, compare=False)
-    files_: dict[str, bytes] = field(default_factory=dict, init=False, compare=False)
-    warnings_: tuple[str, ...] = field(default=(), init=False, compare=False)
     wants: ClassVar[tuple[str, ...]] = ("painted",)
+    clusters_by_k: ClassVar[bool] = False
+    adds_clusters: ClassVar[bool] = False
+    shaky_cure: ClassVar[str] = ""
 
-    def fit(self, gen: Generator, seed: int = 0, inputs: Inputs | None = None) -> DatasetGAN:
-        """Learn the classes somebody painted; returns a fitted copy. The same seed and masks give
+    def fit(self, gen: Generator, seed: int = 0, inputs: Inputs | None = None) -> Fitted:
+        """Learn the classes somebody painted. The same seed and masks give
         the same classifiers.
 
         inputs: `painted` UInt8[m r r] of class ids (255 = not painted) over the samples of
@@ -139,57 +110,42 @@ class DatasetGAN:
         layers = [(weights, bias - mean @ weights)] + [
             tuple(np.asarray(a)[: self.members] for a in pair) for pair in layers[1:]
         ]
-        fitted = replace(self, layer="+".join(taps))
+        method = replace(self, layer="+".join(taps))
         arrays = {
             f"{kind}{i}": a.astype(np.float32)
             for i, pair in enumerate(layers)
             for kind, a in zip(("weight", "bias"), pair)
         }
-        fill_in(fitted, arrays_=arrays, taps_=taps)
-        fitted._describe(
-            gen, seeds, painted, ids, dict(inputs.painted_names or {}) if inputs else {}, held
-        )
-        return fitted
+        names = dict(inputs.painted_names or {}) if inputs else {}
+        return method._described(arrays, gen, seeds, painted, ids, names, held)
+
+    def taps(self, arrays: Arrays | None = None) -> tuple[str, ...]:
+        """The features that are read; `layer` must be resolved (not "auto")."""
+        return tuple(self.layer.split("+"))
 
     # labelling
 
-    def predict(self, samples: Samples) -> UInt8[np.ndarray, "n h w"]:
-        """Class, by its position among the painted ids, of every pixel of samples made with
-        `taps=method.taps_`.
+    def predict(
+        self, arrays: Arrays, samples: Samples, gen: Generator | None = None
+    ) -> UInt8[np.ndarray, "n h w"]:
+        """Class, by its position among the annotated ids, of every pixel of samples made with
+        these taps; `gen` is not looked at.
         """
-        missing = [t for t in self.taps_ if t not in samples.features]
-        if missing:
-            raise UsageError(
-                f"these samples carry no {missing[0]} features: make them with gen.sample(seeds, "
-                f"taps={self.taps_})"
-            )
-        features = tuple(samples.features[tap] for tap in self.taps_)
-        return np.asarray(
-            _label(
-                _layers(self.arrays_), features, samples.images.shape[1], self.vote == "majority"
-            )[0]
-        )
+        features, side = features_of(samples, self.taps()), samples.images.shape[1]
+        return np.asarray(_label(_layers(arrays), features, side, self.vote == "majority")[0])
 
     def label_seeds(
-        self, gen: Generator, seeds: Sequence[int], truncation: float | None = None
-    ) -> Iterator[
-        tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"], Float[np.ndarray, "b h w"]]
-    ]:
+        self, arrays: Arrays, gen: Generator, seeds: Sequence[int], truncation: float | None = None
+    ) -> Labelled:
         """Stream (images, classes, confidence) for seeds, in batches. Confidence 1 - JS / max JS of
         the members' distributions, 0..1.
         """
         psi = self.truncation if truncation is None else truncation
         for image, label, sure in map_samples(
-            gen, list(seeds), _label_body, truncation=psi, shared=(_layers(self.arrays_),),
-            batch=_block(gen, self.taps_), taps=self.taps_, majority=self.vote == "majority",
+            gen, list(seeds), _label_body, truncation=psi, shared=(_layers(arrays),),
+            taps=self.taps(), majority=self.vote == "majority",
         ):  # fmt: skip
             yield to_uint8(image), label, sure
-
-    def restored(self, arrays: dict[str, np.ndarray]) -> DatasetGAN:
-        """A fitted copy from stored `arrays_`; `layer` must be resolved (not "auto")."""
-        copy = replace(self)
-        fill_in(copy, arrays_=dict(arrays), taps_=tuple(self.layer.split("+")))
-        return copy
 
     def estimate(self) -> dict[str, float]:
         """Seconds and bytes of `fit`, roughly, for the default network on two processor cores."""
@@ -226,15 +182,10 @@ class DatasetGAN:
         self, gen: Generator, seeds: list[int], taps: tuple[str, ...], at: Int[np.ndarray, "n p"]
     ) -> Float[np.ndarray, "n p d"]:
         """Hypercolumns of the chosen pixels of every painted sample."""
-        found, bar = [], progress(len(seeds), "features of painted pixels", "sample")
-        for block in map_samples(
+        x = collect(
             gen, seeds, _collect_body, truncation=self.truncation, per_sample=(at,),
-            batch=_block(gen, taps), taps=taps, side=gen.resolution
-        ):  # fmt: skip
-            found.append(block)
-            bar.update(len(block))
-        bar.close()
-        x = np.concatenate(found)
+            shown="features of annotated pixels", taps=taps, side=gen.resolution,
+        )  # fmt: skip
         if not np.isfinite(x).all():
             raise SisError(
                 "the features of painted samples are NaN or infinite: the generator's weights are "
@@ -278,21 +229,20 @@ class DatasetGAN:
         bar.close()
         return layers, seen
 
-    def _describe(
+    def _described(
         self,
+        arrays: Arrays,
         gen: Generator,
         seeds: list[int],
         painted: np.ndarray,
         ids: np.ndarray,
         names: dict[int, str],
         held: np.ndarray,
-    ) -> None:
+    ) -> Fitted:
         """Facts per class from the painted pictures, labelled whole; names and background are the
         painter's.
         """
-        facts, _ = selection.describe(
-            self.label_seeds(gen, (seeds * BATCH)[: max(BATCH, len(seeds))]), len(ids)
-        )
+        facts, _ = selection.describe(self.label_seeds(arrays, gen, seeds), len(ids))
         counts = np.bincount(painted.ravel(), minlength=256)[ids]
         clusters = [
             {"id": i, "name": names.get(int(c)) or f"class {c}", "agreement": float(held[i])}
@@ -306,17 +256,11 @@ class DatasetGAN:
             {"name": c["name"], "painted_pixels": int(n), "held_out_iou": float(h)}
             for c, n, h in zip(clusters, counts, held)
         ]
-        fill_in(
-            self,
-            clusters_=clusters,
-            background_={"found": found, "why": why},
-            files_={
-                "painted.json": (
-                    json.dumps({"seeds": seeds, "classes": table}, indent=1) + "\n"
-                ).encode()
-            },
-            warnings_=tuple(_warnings(table)),
-        )
+        notes = json.dumps({"seeds": seeds, "classes": table}, indent=1) + "\n"
+        return Fitted(
+            self, arrays, tuple(clusters), {"found": found, "why": why},
+            warnings=tuple(_warnings(table)), files={"painted.json": notes.encode()},
+        )  # fmt: skip
 
 
 def choose_pixels(
@@ -435,15 +379,7 @@ def _taps(gen: Generator, layer: str) -> tuple[str, ...]:
     return tuple(t for t in gen.taps if "/" in t) or tuple(gen.taps)
 
 
-def _block(gen: Generator, taps: tuple[str, ...]) -> int:
-    """Samples per block, a power of two, so that their features stay within `BLOCK_BYTES`."""
-    z = jax.ShapeDtypeStruct((1, gen.z_dim), jnp.float32)
-    features = jax.eval_shape(lambda z: _render(gen, z, jnp.float32(1), taps)[1], z)
-    each = 4 * sum(int(np.prod(f.shape)) for f in features.values())
-    return int(min(BATCH, 2 ** max(0, int(np.log2(max(BLOCK_BYTES / each, 1))))))
-
-
-def _layers(arrays: dict[str, Any]) -> pixels.Layers:
+def _layers(arrays: Arrays) -> pixels.Layers:
     return [(arrays[f"weight{i}"], arrays[f"bias{i}"]) for i in range(3) if f"weight{i}" in arrays]
 
 

@@ -40,9 +40,10 @@ Where we differ, and why (each one a setting; `RECIPES` has the published values
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Literal
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -50,16 +51,17 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from sis_jax import parallel
-from sis_jax.methods.base import Inputs
+from sis_jax.methods.base import Arrays, Fitted, Inputs, Labelled, features_of
+from sis_jax.methods.settings import Labels4FreeSettings
 from sis_jax.models import alpha as nets
 from sis_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from sis_jax.models.stylegan2 import StyleGAN2
 from sis_jax.ops import selection
-from sis_jax.ops.progress import progress, say
-from sis_jax.ops.sampling import map_samples, sample_seeds
+from sis_jax.ops.progress import say
+from sis_jax.ops.sampling import collect, map_samples, sample_seeds
 from sis_jax.training import labels4free as training
 from sis_jax.training import labels4free_checks as checks
-from sis_jax.training.state import TrainingState
+from sis_jax.training.loop import Checkpoints, Training, as_csv, loop, on_devices
 from sis_jax.types import Generator, Samples, SisError, UsageError, to_uint8
 
 _PUBLISHED: dict[str, Any] = {
@@ -106,84 +108,21 @@ NAMES = ("background", "foreground")
 
 
 @dataclass(frozen=True)
-class Labels4Free:
+class Labels4Free(Labels4FreeSettings):
     """A soft mask of the foreground, learned against a discriminator from nothing but the
     generator.
 
-    photos: folder or archive of real pictures for D; "" uses generated ones.
-    steps: training steps, at most.
-    batch: pictures per step over all devices, a multiple of 4 (or less than 4).
-    truncation: psi of the pictures that are segmented.
-    background_truncation: psi of the backgrounds.
-    stage: what is zeroed in the background generator: "const", "4x4" as published, "8x8/conv0",
-        "8x8", ... or "auto".
-    same_latents: the background is made of the picture's own latents.
-    adversarial: weight s of fooling D.
-    binary: weight lambda of hard masks and of the least foreground.
-    least_foreground: phi_fg, share of a picture.
-    background: weight w_bg of the least background.
-    least_background: phi_bg, share of a picture.
-    least_frame: share of a picture's frame (5 % of its side at top, left and right) to be
-        background, same weight; 0 = as published.
-    coverage: what must have these shares, each "image" or the whole "batch" on average.
-    learning_rate: of the alpha network.
-    d_learning_rate: of D.
-    discriminator: "scratch", or the generator's "own" to start from.
-    d_width: D's channels over the generator's.
-    r1_gamma: weight of D's gradient penalty.
-    r1_interval: steps between two of its steps.
-    ema: decay per step of the averaged alpha network, 0 = none.
-    normalize: standardise the features per channel.
-    decay: both learning rates fall to 0, on a cosine.
-    start: logit of the first masks, 0 = half foreground.
-    pick: "best" checkpoint by a rule without labels, or the "last".
-    check: steps between checkpoints.
-    threshold: alpha above it is foreground.
-    quirk: add the published code's + D(real) to the penalty's step.
-    tries: runs from other weights, at most, while the masks are wrong as far as that shows.
+    The settings are the fields of `Labels4FreeSettings`.
     """
 
     wants: ClassVar[tuple[str, ...]] = ("photos", "discriminator")
+    clusters_by_k: ClassVar[bool] = False
+    adds_clusters: ClassVar[bool] = False
+    shaky_cure: ClassVar[str] = ""
 
-    photos: str = ""
-    steps: int = 90
-    batch: int = 16
-    truncation: float = 0.7
-    background_truncation: float = 1.0
-    stage: str = "4x4"
-    same_latents: bool = False
-    adversarial: float = 1.0
-    binary: float = 1.2
-    least_foreground: float = 0.25
-    background: float = 3.0
-    least_background: float = 0.2
-    least_frame: float = 0.5
-    coverage: Literal["image", "batch"] = "image"
-    learning_rate: float = 3e-3
-    d_learning_rate: float = 2e-3
-    discriminator: Literal["scratch", "own"] = "scratch"
-    d_width: float = 0.25
-    r1_gamma: float = 1.0
-    r1_interval: int = 16
-    ema: float = 0.9
-    normalize: bool = True
-    decay: bool = True
-    start: float = 2.0
-    pick: Literal["best", "last"] = "best"
-    check: int = 10
-    threshold: float = 0.5
-    quirk: bool = False
-    tries: int = 6
-    arrays_: dict[str, np.ndarray] = field(default_factory=dict, init=False, compare=False)
-    clusters_: list[dict[str, Any]] = field(default_factory=list, init=False, compare=False)
-    background_: dict[str, Any] = field(default_factory=dict, init=False, compare=False)
-    sweep_: dict[str, Any] | None = field(default=None, init=False, compare=False)
-    files_: dict[str, bytes] = field(default_factory=dict, init=False, compare=False)
-    warnings_: tuple[str, ...] = field(default=(), init=False, compare=False)
-
-    def fit(self, gen: Generator, seed: int = 0, inputs: Inputs | None = None) -> Labels4Free:
-        """Train the alpha network of `gen`, a StyleGAN2; returns a fitted copy. The same seed gives
-        the same numbers on the same machine.
+    def fit(self, gen: Generator, seed: int = 0, inputs: Inputs | None = None) -> Fitted:
+        """Train the alpha network of `gen`, a StyleGAN2. The same seed gives the same numbers on
+        the same machine.
 
         inputs: photos (real pictures for D), discriminator (for discriminator="own"), folder (where
             an interrupted training goes on).
@@ -211,37 +150,28 @@ class Labels4Free:
             runs[-1].train()
         run = max(runs, key=_Run.verdict)
         arrays = {k: np.asarray(v) for k, v in run.chosen().items()}
-        _set(
-            method,
-            arrays_=arrays,
-            files_={"labels4free.csv": run.table()},
-            warnings_=run.warnings(),
-        )
-        method._describe(gen, seed)
-        return method
+        clusters, background = method._described(arrays, gen, seed)
+        files = {"labels4free.csv": run.table()}
+        return Fitted(method, arrays, clusters, background, None, run.warnings(), files)
 
-    def predict(self, samples: Samples) -> UInt8[np.ndarray, "n h w"]:
-        """1 where samples made with `taps=method.taps_` show foreground, 0 elsewhere."""
-        missing = [t for t in self.taps_ if t not in samples.features]
-        if missing:
-            raise UsageError(
-                f"these samples carry no {missing[0]} features: make them with gen.sample(seeds, "
-                f"taps={self.taps_})"
-            )
-        alpha = training.mask(
-            self.arrays_, tuple(jnp.asarray(samples.features[t]) for t in self.taps_)
-        )
+    def predict(
+        self, arrays: Arrays, samples: Samples, gen: Generator | None = None
+    ) -> UInt8[np.ndarray, "n h w"]:
+        """1 where samples made with these taps show foreground, 0 elsewhere; `gen` is not looked
+        at.
+        """
+        features = features_of(samples, self.taps(arrays))
+        alpha = training.mask(dict(arrays), tuple(map(jnp.asarray, features)))
         return (np.asarray(alpha) > self.threshold).astype(np.uint8)
 
-    @property
-    def taps_(self) -> tuple[str, ...]:
-        """The features read, of a fitted method."""
+    def taps(self, arrays: Arrays) -> tuple[str, ...]:
+        """The features that are read."""
         return nets.flat_taps(
-            int(np.ravel(self.arrays_["resolution"])[0])
+            int(np.ravel(arrays["resolution"])[0])
         )  # a stored number comes back as an array of one
 
     def alpha_seeds(
-        self, gen: Generator, seeds: Sequence[int], truncation: float | None = None
+        self, arrays: Arrays, gen: Generator, seeds: Sequence[int], truncation: float | None = None
     ) -> Iterator[tuple[UInt8[np.ndarray, "b h w 3"], Float[np.ndarray, "b h w"]]]:
         """Stream (pictures, soft masks alpha in 0..1) of seeds, in batches."""
         psi = self.truncation if truncation is None else truncation
@@ -250,16 +180,14 @@ class Labels4Free:
             list(seeds),
             training.masked,
             truncation=psi,
-            shared=(self.arrays_,),
-            taps=self.taps_,
+            shared=(dict(arrays),),
+            taps=self.taps(arrays),
         ):
             yield to_uint8(image), alpha
 
     def label_seeds(
-        self, gen: Generator, seeds: Sequence[int], truncation: float | None = None
-    ) -> Iterator[
-        tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"], Float[np.ndarray, "b h w"]]
-    ]:
+        self, arrays: Arrays, gen: Generator, seeds: Sequence[int], truncation: float | None = None
+    ) -> Labelled:
         """Stream (pictures, 1 = foreground or 0, confidence) of seeds, in batches.
 
         Confidence: how far alpha is from the threshold t, over how far it could be: (alpha - t) /
@@ -267,16 +195,10 @@ class Labels4Free:
             back: t + confidence (1 - t), or t - confidence t.
         """
         t = np.float32(self.threshold)
-        for image, alpha in self.alpha_seeds(gen, seeds, truncation):
+        for image, alpha in self.alpha_seeds(arrays, gen, seeds, truncation):
             inside = alpha > t
             room = np.maximum(np.where(inside, 1 - t, t), 1e-6).astype(np.float32)
             yield image, inside.astype(np.uint8), np.clip(np.abs(alpha - t) / room, 0, 1)
-
-    def restored(self, arrays: dict[str, np.ndarray]) -> Labels4Free:
-        """A fitted copy from stored `arrays_`."""
-        copy = replace(self)
-        _set(copy, arrays_=dict(arrays))
-        return copy
 
     def estimate(self) -> dict[str, float]:
         """Seconds and bytes of `fit`, roughly, for the default network on two processor cores."""
@@ -285,23 +207,22 @@ class Labels4Free:
             "memory_bytes": 1.5e9,
         }
 
-    def _describe(self, gen: StyleGAN2, seed: int) -> None:
+    def _described(
+        self, arrays: Arrays, gen: StyleGAN2, seed: int
+    ) -> tuple[tuple[dict[str, Any], ...], dict[str, Any]]:
         """Facts of both sides; agreement: overlap of masks drawn with other noise."""
         seeds = sample_seeds(seed, PROBE)
-        facts, verdict = selection.describe(self.label_seeds(gen, seeds), 2)
-        for i, fact in enumerate(
-            facts
-        ):  # which is which is what was learned, not a guess from the frame
-            fact |= {"id": i, "name": NAMES[i], "background": i == 0}
-        agreement = checks.steadiness(gen, self.arrays_, seeds, self.truncation, self.threshold)
-        _set(self, clusters_=[fact | {"agreement": float(a)} for fact, a in zip(facts, agreement)])
-        _set(
-            self,
-            background_={
-                "found": True,
-                "why": f"the part that a background may replace; by the frame: {verdict['why']}",
-            },
+        facts, verdict = selection.describe(self.label_seeds(arrays, gen, seeds), 2)
+        agreement = checks.steadiness(gen, dict(arrays), seeds, self.truncation, self.threshold)
+        # which is which is what was learned, not a guess from the frame
+        clusters = tuple(
+            fact
+            | {"id": i, "name": NAMES[i], "background": i == 0}
+            | {"agreement": float(agreement[i])}
+            for i, fact in enumerate(facts)
         )
+        why = f"the part that a background may replace; by the frame: {verdict['why']}"
+        return clusters, {"found": True, "why": why}
 
     def _check(self, gen: Any) -> StyleGAN2:
         if not isinstance(gen, StyleGAN2):
@@ -353,8 +274,6 @@ class _Run:
     gen: StyleGAN2
     seed: int
     inputs: Inputs
-    rows: list[dict[str, float]] = field(default_factory=list)
-    step: int = 0
     attempt: int = 0
     real: UInt8[np.ndarray, "n r r 3"] | None = None
 
@@ -377,18 +296,33 @@ class _Run:
         self.recipe = training.Recipe(**given, decay_steps=m.steps if m.decay else 0)
         self.taps = nets.flat_taps(self.gen.resolution)
         self.scaling = self._scaling()
-        self.graph, self.state = training.new_state(
+        self.graph, state = training.new_state(
             self._alpha_network(), self._discriminator(), self.recipe
         )
-        self.best = dict(self.state["ema"])
         self.real = self._real() if self.real is None else self.real
-        self.config = {
-            "method": repr(m),
+        self.checkpoints = self._checkpoints()
+        found = self.checkpoints.restore(state, best=state["ema"])
+        self.run = found or Training(state, kept={"best": state["ema"]})
+        if found:
+            say(f"resuming the alpha network at step {self.run.step}")
+
+    @property
+    def rows(self) -> list[dict[str, float]]:
+        """What was measured at every checkpoint so far."""
+        return self.run.curve
+
+    def _checkpoints(self) -> Checkpoints:
+        """Of this attempt; those of other settings are discarded."""
+        assert self.real is not None  # set in __post_init__
+        config = {
+            "method": repr(self.method),
             "generator": self.gen.info.sha256,
             "seed": self.seed,
             "real": int(self.real.astype(np.int64).sum()),
         }
-        self._resume()
+        folder = self.inputs.folder
+        folder = None if folder is None else folder / f"labels4free-{self.attempt}"
+        return Checkpoints(folder, config, discard=True)
 
     def _scaling(self) -> training.Scaling:
         """(mean, deviation) of the features' channels, over 64 samples."""
@@ -396,12 +330,10 @@ class _Run:
             widths = nets.widths(self.gen)
             return tuple(jnp.stack([jnp.zeros(widths[t]), jnp.ones(widths[t])]) for t in self.taps)
         seeds = sample_seeds(self.seed, PROBE)
-        found = list(
-            map_samples(
-                self.gen, seeds, training.moments, truncation=self.method.truncation, taps=self.taps
-            )
+        found = collect(
+            self.gen, seeds, training.moments, truncation=self.method.truncation, taps=self.taps
         )
-        means = (np.concatenate([f[i] for f in found]).mean(0) for i in range(len(self.taps)))
+        means = (each.mean(0) for each in found)
         return tuple(
             jnp.stack([m[0], jnp.sqrt(jnp.maximum(m[1] - m[0] ** 2, 1e-12))]) for m in means
         )
@@ -428,46 +360,45 @@ class _Run:
         if self.inputs.photos is not None:
             return self.inputs.photos
         seeds = [(2**31 + s) % 2**32 for s in sample_seeds(self.seed, POOL)]
-        found = []
-        with progress(POOL, "pictures for the discriminator", "sample") as bar:
-            for x in map_samples(
-                self.gen, seeds, training.picture, truncation=self.method.truncation
-            ):
-                found.append(to_uint8(x))
-                bar.update(len(x))
-        return np.concatenate(found)
+        images = map_samples(
+            self.gen, seeds, training.picture, truncation=self.method.truncation,
+            shown="images for the discriminator",
+        )  # fmt: skip
+        return np.concatenate([to_uint8(x) for x in images])
 
     def train(self) -> None:
         """From where the last checkpoint is to the last step, or until nothing gets better."""
         m = self.method
-        frozen = (self.gen, nets.background_generator(self.gen, m.stage), self.scaling)
+        rate = m.d_learning_rate / 3
+        if not self._hopeless():
+            for step, facts in loop(
+                self.run, self._step_fn(), self._batches, steps=m.steps, every=m.check,
+                checkpoints=self.checkpoints, name="alpha network", devices=self.devices,
+                losses=("loss_a", "loss_d"), cure=f"give --d-learning-rate {rate:g}",
+                stop=self._hopeless,
+                show=lambda row: f"foreground {row['share']:.2f}, score {row['score']:.3f}",
+            ):  # fmt: skip
+                self._judge(step, facts)
+        self.checkpoints.close()
+
+    def _step_fn(self) -> Callable[..., Any]:
+        """(state, step, real images of each device) -> (next state, what was measured)."""
+        m = self.method
+        background = nets.background_generator(self.gen, m.stage)
+        frozen = on_devices((self.gen, background, self.scaling), self.devices)
         static = {"devices": self.devices, "graph": self.graph, "recipe": self.recipe}
-        step = parallel.map_devices(training.step, (None, None, None, 0, 0), None, **static)
+        train = parallel.map_devices(training.step, (None, None, None, 0, 0), None, **static)
         regularise = parallel.map_devices(training.regularise, (None, 0), None, **static)
-        slots = training.order(m.batch, self.devices)
-        bar = progress(m.steps, "alpha network", "step")
-        bar.update(self.step)
-        while self.step < m.steps and not self._hopeless():
-            real = self._batch(self.step)[slots]
-            if m.r1_gamma and self.step % m.r1_interval == 0:
-                self.state, _ = regularise(self.state, real)
-            self.state, facts = step(
-                self.state,
-                frozen,
-                jax.random.fold_in(jax.random.key(self.draws), self.step),
-                slots,
-                real,
-            )
-            self.step += 1
-            bar.update(1)
-            if self.step % m.check == 0 or self.step == m.steps:
-                self._judge({k: float(v) for k, v in facts.items()})
-                self._save()
-                bar.set_postfix_str(
-                    f"foreground {self.rows[-1]['share']:.2f}, score {self.rows[-1]['score']:.3f}"
-                )
-        bar.close()
-        self.store.close()
+        samples = training.order(m.batch, self.devices)
+        root = jax.random.key(self.draws)
+
+        def step_fn(state: training.State, step: int, real: np.ndarray) -> Any:
+            real = real[samples]
+            if m.r1_gamma and step % m.r1_interval == 0:
+                state, _ = regularise(state, real)
+            return train(state, frozen, jax.random.fold_in(root, step), samples, real)
+
+        return step_fn
 
     def _hopeless(self) -> bool:
         """Past half of the steps and still failed, where another try is left: a mask that will be
@@ -476,48 +407,29 @@ class _Run:
         late = bool(self.rows) and self.rows[-1]["step"] > self.method.steps / 2
         return late and self.attempt + 1 < self.method.tries and self.verdict() < 0
 
-    def _batch(self, step: int) -> UInt8[np.ndarray, "n r r 3"]:
+    def _batches(self, first: int) -> Iterator[UInt8[np.ndarray, "n r r 3"]]:
+        """Real images from step `first` on, half of them mirrored."""
         assert self.real is not None  # set in __post_init__
-        rng = np.random.default_rng((self.draws, step))
-        real = np.asarray(self.real[np.sort(rng.integers(len(self.real), size=self.method.batch))])
-        return np.where(rng.random(len(real))[:, None, None, None] < 0.5, real[:, :, ::-1], real)
+        for step in itertools.count(first):
+            rng = np.random.default_rng((self.draws, step))
+            rows = np.sort(rng.integers(len(self.real), size=self.method.batch))
+            mirrored = rng.random(len(rows))[:, None, None, None] < 0.5
+            real = np.asarray(self.real[rows])
+            yield np.where(mirrored, real[:, :, ::-1], real)
 
-    def _judge(self, facts: dict[str, float]) -> None:
+    def _judge(self, step: int, facts: dict[str, float]) -> None:
         """One line of the table, and the best checkpoint so far."""
-        if not np.isfinite(facts["loss_a"]) or not np.isfinite(facts["loss_d"]):
-            raise SisError(
-                f"the loss is not a number at step {self.step}: give --d-learning-rate "
-                f"{self.method.d_learning_rate / 3:g}"
-            )
-        params = nets.standardised(self.state["ema"], self.scaling)
-        row = (
-            {"step": float(self.step)}
-            | facts
-            | checks.judge(self.gen, params, sample_seeds(self.seed, PROBE), self.method.truncation)
-        )
+        ema, m = self.run.state["ema"], self.method
+        params = nets.standardised(ema, self.scaling)
+        found = checks.judge(self.gen, params, sample_seeds(self.seed, PROBE), m.truncation)
+        row = {"step": float(step)} | facts | found
         if row["score"] > max((r["score"] for r in self.rows), default=-np.inf):
-            self.best = jax.tree.map(jnp.array, self.state["ema"])
+            self.run.kept["best"] = ema
         self.rows.append({k: round(v, 5) for k, v in row.items()})
-
-    def _save(self) -> None:
-        self.store.save(self.step, {"state": self.state, "best": self.best}, self.rows)
-
-    def _resume(self) -> None:
-        self.store = TrainingState(
-            None
-            if self.inputs.folder is None
-            else self.inputs.folder / f"labels4free-{self.attempt}",
-            self.config,
-        )
-        found = self.store.restore({"state": self.state, "best": self.best})
-        if found is not None:
-            self.step, arrays, self.rows = found[0], found[1], list(found[2])
-            self.state, self.best = arrays["state"], arrays["best"]
-            say(f"resuming the alpha network at step {self.step}")
 
     def chosen(self) -> dict[str, Array]:
         """The weights to keep, for raw features, and the resolution."""
-        params = self.best if self.method.pick == "best" else self.state["ema"]
+        params = self.run.kept["best"] if self.method.pick == "best" else self.run.state["ema"]
         return nets.standardised(params, self.scaling) | {
             "resolution": jnp.int32(self.gen.resolution)
         }
@@ -558,12 +470,4 @@ class _Run:
 
     def table(self) -> bytes:
         """What was measured at every checkpoint, as CSV."""
-        lines = [",".join(self.rows[0]), *(",".join(map(str, row.values())) for row in self.rows)]
-        return ("\r\n".join(lines) + "\r\n").encode()
-
-
-def _set(method: Labels4Free, **learned: Any) -> None:
-    for name, value in learned.items():
-        object.__setattr__(
-            method, name, value
-        )  # frozen for users; `fit` fills in a copy of its own
+        return as_csv(self.rows, list(self.rows[0]))

@@ -43,9 +43,9 @@ Where we differ, and why (the published settings are `RECIPES["code"]` and `RECI
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -53,11 +53,12 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, UInt8
 
-from sis_jax.methods.base import fill_in
+from sis_jax.methods.base import Arrays, Fitted, Labelled, generator_of
+from sis_jax.methods.settings import LatentDirectionSettings
 from sis_jax.ops import selection
 from sis_jax.ops.patches import large_patches
 from sis_jax.ops.progress import progress
-from sis_jax.ops.sampling import BATCH, map_samples, sample_seeds
+from sis_jax.ops.sampling import map_samples, sample_seeds
 from sis_jax.types import Generator, Samples, SisError, UsageError, to_uint8
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -104,66 +105,26 @@ RECIPES: dict[str, dict[str, Any]] = {
 SIGNS = {"light": (1.0,), "dark": (-1.0,), "both": (1.0, -1.0)}
 GRAY = (0.299, 0.587, 0.114)
 BINS = 12  # of the histogram filter
-PIXELS = BATCH * 256 * 256  # of one block of samples: its backward pass must fit into memory
 DESCRIBED = 128  # samples to learn the facts per cluster from
 
 
 @dataclass(frozen=True)
-class LatentDirection:
+class LatentDirection(LatentDirectionSettings):
     """Object and ground from directions in latent space: cluster 0 is the ground, 1 the object.
 
-    mode: "light" or "dark" (one direction against the picture itself), or "both" (one against the
-        other).
-    space: where the direction lives: "z" (any generator), "w" (one step for all slots), "w+" (a
-        step per slot).
-    prior: where the object is expected: "center" (the published code), "linear" (the paper),
-        "portrait" (down to the lower edge).
-    center_weight: weight of brightness under the prior.
-    structure_weight: weight of the change of edges.
-    shift: length of the step that makes the masks, in standard deviations of the latent.
-    fit_shift: mean length of the steps while the direction is learned, drawn anew for each
-        coordinate.
-    fit_shift_std: their standard deviation.
-    steps: optimisation steps.
-    batch: samples per step.
-    learning_rate: of Adam.
-    truncation: psi of the samples.
-    threshold: of the difference: "zero" (published), "std" (0.3 standard deviations of the picture
-        below zero, published too), "otsu".
-    min_component: patches of object smaller than this share of the largest one become ground; 0
-        keeps all.
-    max_area: a mask that covers more than this share of its picture is not trusted (confidence 0).
-    min_peaks: a shifted picture whose histogram has fewer peaks is not trusted; 0 trusts all.
+    The settings are the fields of `LatentDirectionSettings`.
     """
 
-    mode: Literal["both", "light", "dark"] = "both"
-    space: Literal["z", "w", "w+"] = "w"
-    prior: Literal["portrait", "center", "linear"] = "portrait"
-    center_weight: float = 2.0
-    structure_weight: float = 10.0
-    shift: float = 2.0
-    fit_shift: float = 2.0
-    fit_shift_std: float = 0.5
-    steps: int = 60
-    batch: int = 16
-    learning_rate: float = 0.01
-    truncation: float = 0.7
-    threshold: Literal["otsu", "zero", "std"] = "otsu"
-    min_component: float = 0.2
-    max_area: float = 1.0
-    min_peaks: int = 0
-    arrays_: dict[str, np.ndarray] = field(default_factory=dict, init=False, compare=False)
-    clusters_: list[dict[str, Any]] = field(default_factory=list, init=False, compare=False)
-    background_: dict[str, Any] = field(default_factory=dict, init=False, compare=False)
-    sweep_: dict[str, Any] | None = field(default=None, init=False, compare=False)
-    files_: dict[str, bytes] = field(default_factory=dict, init=False, compare=False)
-    warnings_: tuple[str, ...] = field(default=(), init=False, compare=False)
+    wants: ClassVar[tuple[str, ...]] = ()
+    clusters_by_k: ClassVar[bool] = False
+    adds_clusters: ClassVar[bool] = False
+    shaky_cure: ClassVar[str] = ""
 
-    def fit(self, gen: Generator, seed: int = 0) -> LatentDirection:
-        """Learn the directions; returns a fitted copy. The same seed gives the same bytes, on any
+    def fit(self, gen: Generator, seed: int = 0) -> Fitted:
+        """Learn the directions. The same seed gives the same bytes, on any
         number of devices.
 
-        `arrays_`: directions [m d], light before dark; scale [1], the standard deviation that a
+        `arrays`: directions [m d], light before dark; scale [1], the standard deviation that a
             shift is measured in.
         Raises UsageError for settings that cannot work, SisError where the generator gives NaN.
         """
@@ -173,8 +134,8 @@ class LatentDirection:
         )
         halfway, directions, curve = self._directions(gen, scale, seed)
         seeds = sample_seeds(seed, DESCRIBED)
-        fitted = self.restored({"directions": directions, "scale": scale})
-        fitted._describe(gen, seeds, halfway)
+        arrays = {"directions": directions, "scale": scale}
+        clusters, background = self._described(arrays, gen, seeds, halfway)
         header = ",".join(
             ["step"]
             + [
@@ -184,18 +145,18 @@ class LatentDirection:
             ]
         )
         rows = [f"{i},{','.join(f'{v:.6g}' for v in row)}" for i, row in enumerate(curve)]
-        fill_in(
-            fitted,
-            files_={"direction.csv": "\n".join([header, *rows, ""]).encode()},
-            warnings_=tuple(fitted._doubts(curve)),
-        )
-        return fitted
+        return Fitted(
+            self, arrays, clusters, background, warnings=tuple(self._doubts(curve, clusters)),
+            files={"direction.csv": "\n".join([header, *rows, ""]).encode()},
+        )  # fmt: skip
+
+    def taps(self, arrays: Arrays | None = None) -> tuple[str, ...]:
+        """None: only images are looked at."""
+        return ()
 
     def label_seeds(
-        self, gen: Generator, seeds: Sequence[int], truncation: float | None = None
-    ) -> Iterator[
-        tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"], Float[np.ndarray, "b h w"]]
-    ]:
+        self, arrays: Arrays, gen: Generator, seeds: Sequence[int], truncation: float | None = None
+    ) -> Labelled:
         """Stream (images, clusters, confidence) for seeds, in batches.
 
         Confidence: distance of the difference from the threshold, 1 where it is that of the
@@ -203,29 +164,24 @@ class LatentDirection:
             pictures that a filter does not trust.
         """
         psi = self.truncation if truncation is None else truncation
-        for image, difference, spread, peaks in self._differences(gen, seeds, psi):
+        for image, difference, spread, peaks in self._differences(arrays, gen, seeds, psi):
             yield to_uint8(image), *self._masks(difference, spread, peaks)
 
-    def predict(self, samples: Samples, gen: Generator) -> UInt8[np.ndarray, "n h w"]:
+    def predict(
+        self, arrays: Arrays, samples: Samples, gen: Generator | None = None
+    ) -> UInt8[np.ndarray, "n h w"]:
         """Masks of samples that `gen` made at `truncation`: 1 is the object."""
         z, signs = jnp.asarray(samples.z), SIGNS[self.mode]
-        arrays = {name: jnp.asarray(value) for name, value in self.arrays_.items()}
         found = _difference_body(
-            gen,
+            generator_of(gen),
             z,
             jnp.float32(self.truncation),
-            arrays,
+            {name: jnp.asarray(value) for name, value in arrays.items()},
             space=self.space,
             shift=self.shift,
             signs=signs,
         )
         return self._masks(*(np.asarray(a) for a in found[1:]))[0]
-
-    def restored(self, arrays: dict[str, np.ndarray]) -> LatentDirection:
-        """A fitted copy from stored `arrays_`."""
-        copy = replace(self)
-        fill_in(copy, arrays_=dict(arrays))
-        return copy
 
     def estimate(self) -> dict[str, float]:
         """Seconds and bytes of `fit`, roughly, for the default network on two processor cores."""
@@ -299,7 +255,7 @@ class LatentDirection:
             blocks = map_samples(
                 gen, seeds[step * self.batch :][: self.batch], _gradient_body,
                 truncation=self.truncation, per_sample=(length,), shared=(v, scale),
-                batch=_block(gen, self.batch), signs=SIGNS[self.mode], space=self.space,
+                batch=self.batch, signs=SIGNS[self.mode], space=self.space,
                 prior=self.prior, weights=(self.center_weight, self.structure_weight),
             )  # fmt: skip
             # Gradients are kept per sample and added here, in one order: the number of devices
@@ -321,28 +277,30 @@ class LatentDirection:
         bar.close()
         return halfway, v, np.array(curve)
 
-    def _describe(self, gen: Generator, seeds: list[int], halfway: np.ndarray) -> None:
+    def _described(
+        self, arrays: Arrays, gen: Generator, seeds: list[int], halfway: np.ndarray
+    ) -> tuple[tuple[dict[str, Any], ...], dict[str, Any]]:
         """Facts per cluster. Agreement: mean overlap with the masks of other shifts, and of the
         direction halfway through its search.
         """
 
-        def masks(method: LatentDirection) -> np.ndarray:
+        def masks(fitted: Fitted) -> np.ndarray:
             return np.concatenate(
-                [labels for _, labels, _ in method.label_seeds(gen, seeds[: DESCRIBED // 2])]
+                [labels for _, labels, _ in fitted.label_seeds(gen, seeds[: DESCRIBED // 2])]
             )
 
-        facts, verdict = selection.describe(self.label_seeds(gen, seeds), 2)
-        own = masks(self)
-        others = [replace(self, shift=self.shift * f).restored(self.arrays_) for f in (0.7, 1.4)]
-        others.append(self.restored(self.arrays_ | {"directions": halfway}))
+        facts, background = selection.describe(self.label_seeds(arrays, gen, seeds), 2)
+        own = masks(Fitted(self, arrays))
+        others = [Fitted(replace(self, shift=self.shift * f), arrays) for f in (0.7, 1.4)]
+        others.append(Fitted(self, {**arrays, "directions": halfway}))
         stable = np.mean(
             [[_overlap(own == i, other == i) for i in (0, 1)] for other in map(masks, others)],
             axis=0,
         )
-        self.clusters_.extend({"id": i, "agreement": float(stable[i])} | facts[i] for i in (0, 1))
-        self.background_.update(verdict)
+        clusters = ({"id": i, "agreement": float(stable[i])} | facts[i] for i in (0, 1))
+        return tuple(clusters), background
 
-    def _doubts(self, curve: np.ndarray) -> Iterator[str]:
+    def _doubts(self, curve: np.ndarray, clusters: tuple[dict[str, Any], ...]) -> Iterator[str]:
         """What a user should know before trusting the masks, with the cure."""
         m, tail = len(SIGNS[self.mode]), max(1, len(curve) // 10)
         gain = np.abs(curve[-tail:, :m].mean(0) - curve[:tail, :m].mean(0))
@@ -351,20 +309,20 @@ class LatentDirection:
                 f"A direction changed the brightness under the prior by only {gain.min():.3f} "
                 "while it was learned: raise steps or fit_shift."
             )
-        if not 0.02 < self.clusters_[1]["share"] < 0.98:
+        if not 0.02 < clusters[1]["share"] < 0.98:
             yield (
-                f"The object covers {self.clusters_[1]['share']:.0%} of the pictures: try another "
+                f"The object covers {clusters[1]['share']:.0%} of the pictures: try another "
                 "prior, shift or mode."
             )
 
     # labelling
 
     def _differences(
-        self, gen: Generator, seeds: Sequence[int], psi: float
+        self, arrays: Arrays, gen: Generator, seeds: Sequence[int], psi: float
     ) -> Iterator[tuple[np.ndarray, ...]]:
         yield from map_samples(
-            gen, list(seeds), _difference_body, truncation=psi, shared=(self.arrays_,),
-            batch=_block(gen, BATCH), space=self.space, shift=self.shift, signs=SIGNS[self.mode],
+            gen, list(seeds), _difference_body, truncation=psi, shared=(dict(arrays),),
+            space=self.space, shift=self.shift, signs=SIGNS[self.mode],
         )  # fmt: skip
 
     def _masks(
@@ -414,13 +372,6 @@ def _unit(v: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m d"]:
 
 def _overlap(a: Bool[np.ndarray, "n h w"], b: Bool[np.ndarray, "n h w"]) -> float:
     return float((a & b).sum() / max((a | b).sum(), 1))
-
-
-def _block(gen: Generator, most: int) -> int:
-    """Samples at a time: a fixed number for a generator, so that a seed's bytes do not depend on
-    its company.
-    """
-    return max(1, min(most, PIXELS // gen.resolution**2))
 
 
 def _dimension(gen: Generator, space: str) -> int:

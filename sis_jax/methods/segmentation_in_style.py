@@ -25,21 +25,30 @@ Where we differ, and why:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
-from sis_jax.methods.base import fill_in
+from sis_jax.methods.base import Arrays, Fitted, Labelled, features_of
+from sis_jax.methods.settings import SegmentationInStyleSettings
 from sis_jax.ops import kmeans, selection, sweep
 from sis_jax.ops.cluster_labels import filtered, label_maps, learn_refinement, place_of
-from sis_jax.ops.progress import progress
 from sis_jax.ops.resize import resize_bilinear
-from sis_jax.ops.sampling import map_samples, sample_seeds
-from sis_jax.types import Generator, Noise, Samples, SisError, UsageError, check_taps, to_uint8
+from sis_jax.ops.sampling import collect, map_samples, sample_seeds
+from sis_jax.types import (
+    Generator,
+    Noise,
+    Samples,
+    SisError,
+    SkipGenerator,
+    UsageError,
+    check_taps,
+    to_uint8,
+)
 
 RECIPES: dict[str, dict[str, Any]] = {
     # The notebook that trains the published face model: 50 samples, psi 0.7, "layer 7", 128 x 128
@@ -64,54 +73,26 @@ SWEEP_POINTS = 10_000
 # Largest share of a tap's variance between the phases of a 2 x 2 grid: 0.03 at 8 x 8 and less above
 # in the default, 0.11 to 0.39 in a DCGAN.
 CHECKERBOARD = 0.05
+_LOOKED_AT = 32_768  # points at a time, where all are gone through
+# Pixels along a side of the image that labels follow, and of the labels that facts per cluster come
+# from, in generators that draw more.
+OUTLINE = 128
 
 
 @dataclass(frozen=True)
-class SegmentationInStyle:
+class SegmentationInStyle(SegmentationInStyleSettings):
     """Parts by k-means on generator features.
 
-    k: number of clusters, or "auto".
-    layer: tap such as "32x32", several joined by "+", or "auto".
-    n: samples to learn from.
-    truncation: psi of these samples.
-    normalize: "tap" scales every channel to unit variance and then makes every tap count the same,
-        however many channels it has; "channel" does the first alone (one tap: no difference);
-        "none" keeps raw features.
-    position_weight: how much the place of a pixel counts against its features (0 = not at all, 1 =
-        as much as all channels together).
-    grid: side of the grid on which features are compared; 0 takes the finest tap's own.
-    n_init: restarts of k-means, the best one is kept.
-    max_points: pixels to cluster, at most; more samples give fewer pixels each.
-    align_corners: interpolation rule when features are brought to one size.
-    smooth: filter features with [1,2,1] first, "on", "off" or "auto" (where the checkerboard of
-        transposed convolutions shows, as in a DCGAN).
-    refine: "crf" makes labels follow the outlines of the picture and what is usual at each place;
-        "none" takes the nearest centre, as published. Saved parts keep to what they learned.
+    The settings are the fields of `SegmentationInStyleSettings`.
     """
 
-    k: int | Literal["auto"] = "auto"
-    layer: str = "auto"
-    n: int = 50
-    truncation: float = 0.7
-    normalize: Literal["tap", "channel", "none"] = "tap"
-    position_weight: float = 0.0
-    grid: int = 0
-    n_init: int = 10
-    max_points: int = 204_800
-    align_corners: bool = False
-    smooth: Literal["auto", "on", "off"] = "auto"
-    refine: Literal["crf", "none"] = "crf"
+    wants: ClassVar[tuple[str, ...]] = ()
+    clusters_by_k: ClassVar[bool] = True
     adds_clusters: ClassVar[bool] = True
     shaky_cure: ClassVar[str] = "merge them with a neighbour, lower k, or raise n"
-    taps_: tuple[str, ...] = field(default=(), init=False)
-    arrays_: dict[str, np.ndarray] = field(default_factory=dict, init=False, compare=False)
-    clusters_: list[dict[str, Any]] = field(default_factory=list, init=False, compare=False)
-    background_: dict[str, Any] = field(default_factory=dict, init=False, compare=False)
-    sweep_: dict[str, Any] | None = field(default=None, init=False, compare=False)
 
-    def fit(self, gen: Generator, seed: int = 0) -> SegmentationInStyle:
-        """Learn parts from `n` samples of `gen`; returns a fitted copy. The same seed gives the
-        same parts.
+    def fit(self, gen: Generator, seed: int = 0) -> Fitted:
+        """Learn parts from `n` samples of `gen`. The same seed gives the same parts.
 
         Raises UsageError for settings that cannot work with this generator (the sentence lists what
         can), SisError for NaN features.
@@ -121,51 +102,69 @@ class SegmentationInStyle:
         method, found = self._smoothed(gen, seeds), None
         if self.k == "auto" or self.layer == "auto":
             method, found = method._swept(gen, seeds, seed)
-        taps = tuple(method.layer.split("+"))
+        taps = method.taps()
         points = method._points(gen, seeds, taps)
         mean, scale, position = _standardise(points, method, method._widths(gen, taps))
-        fitted = method._cluster(points, (mean, scale, position), taps, seed)
-        fill_in(fitted, sweep_=found)
-        fitted._describe(gen, seeds)
-        return fitted
+        places = points[..., -2:].reshape(-1, 2).copy()
+        x = _scaled(points, mean, scale * position, place=self.position_weight > 0)
+        arrays, labels = method._cluster(x, places, (mean, scale, position), seed)
+        stable = _stability(x, labels, self.n, len(arrays["centers"]), seed)
+        if gen.resolution <= OUTLINE:
+            facts, background = method.describe(arrays, gen, seeds)
+        else:
+            facts, background = _facts_of_points(x, labels, places, arrays["centers"])
+        clusters = tuple(
+            {"id": i, "agreement": float(stable[i])} | fact for i, fact in enumerate(facts)
+        )
+        return Fitted(method, arrays, clusters, background, found)
+
+    def taps(self, arrays: Arrays | None = None) -> tuple[str, ...]:
+        """The features that are compared; `layer` must be resolved (not "auto")."""
+        return tuple(self.layer.split("+"))
 
     # labelling
 
-    def predict(self, samples: Samples) -> UInt8[np.ndarray, "n h w"]:
-        """Cluster of every pixel of samples made with `taps=method.taps_`."""
-        missing = [t for t in self.taps_ if t not in samples.features]
-        if missing:
-            raise UsageError(
-                f"these samples carry no {missing[0]} features: make them with gen.sample(seeds, "
-                f"taps={self.taps_})"
-            )
-        features = tuple(samples.features[tap] for tap in self.taps_)
-        return np.asarray(
-            _label(features, samples.images, self.arrays_, self.align_corners, self.smooth == "on")[
-                0
-            ]
-        )
+    def predict(
+        self, arrays: Arrays, samples: Samples, gen: Generator | None = None
+    ) -> UInt8[np.ndarray, "n h w"]:
+        """Cluster of every pixel of samples made with these taps; `gen` is not looked at."""
+        features = features_of(samples, self.taps())
+        smooth = self.smooth == "on"
+        labels, _ = _label(features, samples.images, dict(arrays), self.align_corners, smooth)
+        return np.asarray(labels)
 
     def label_seeds(
-        self, gen: Generator, seeds: Sequence[int], truncation: float | None = None
-    ) -> Iterator[
-        tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"], Float[np.ndarray, "b h w"]]
-    ]:
+        self, arrays: Arrays, gen: Generator, seeds: Sequence[int], truncation: float | None = None
+    ) -> Labelled:
         """Stream (images, clusters, confidence) for seeds, in batches. Confidence: `label_maps` in
         `ops/cluster_labels.py`, 0..1.
         """
         psi = self.truncation if truncation is None else truncation
         for image, label, sure in map_samples(
-            gen, list(seeds), _label_body, truncation=psi, shared=(self.arrays_,), taps=self.taps_,
-            align_corners=self.align_corners, smooth=self.smooth == "on",
+            gen, list(seeds), _label_body, truncation=psi, shared=(dict(arrays),),
+            outline=_outline_tap(gen), **self._static(),
         ):  # fmt: skip
             yield to_uint8(image), label, sure
 
-    def restored(self, arrays: dict[str, np.ndarray]) -> SegmentationInStyle:
-        """A fitted copy from stored `arrays_`; `layer` must be resolved (not "auto")."""
-        copy = replace(self)
-        fill_in(copy, arrays_=dict(arrays), taps_=tuple(self.layer.split("+")))
-        return copy
+    def _small_labels(
+        self, arrays: Arrays, gen: Generator, seeds: Sequence[int]
+    ) -> Iterator[tuple[None, UInt8[np.ndarray, "b r r"], Float[np.ndarray, "b r r"]]]:
+        """Stream (None, clusters, confidence) at `OUTLINE` pixels, for a generator that draws more:
+        only the layers that labels depend on run.
+        """
+        outline = _outline_tap(gen)
+        for label, sure in map_samples(
+            gen, list(seeds), _small_label_body, truncation=self.truncation,
+            shared=(dict(arrays),), outline=outline, **self._static(),
+        ):  # fmt: skip
+            yield None, label, sure
+
+    def _static(self) -> dict[str, Any]:
+        return {
+            "taps": self.taps(),
+            "align_corners": self.align_corners,
+            "smooth": self.smooth == "on",
+        }
 
     def estimate(self) -> dict[str, float]:
         """Seconds and bytes of `fit`, roughly, for the default network on two processor cores: a
@@ -212,22 +211,12 @@ class SegmentationInStyle:
         side = self._grid(taps)
         per_sample = max(1, min(side * side, (budget or self.max_points) // len(seeds)))
         starts = np.array([np.random.default_rng(s).integers(side * side) for s in seeds], np.int32)
-        batches = map_samples(
+        points = collect(
             gen, seeds, _collect_body, truncation=self.truncation, per_sample=(starts,), taps=taps,
             side=side, count=per_sample, align_corners=self.align_corners,
-            smooth=self.smooth == "on",
+            smooth=self.smooth == "on", shown=f"features {'+'.join(taps)}",
         )  # fmt: skip
-        bar = progress(len(seeds), f"features {'+'.join(taps)}", "sample")
-        points, at, bad = np.empty((0, 0, 0), np.float32), 0, 0
-        for batch in batches:
-            if (
-                at == 0
-            ):  # one array from the start: joining a list of batches would take twice the memory
-                points = np.empty((len(seeds), *batch.shape[1:]), np.float32)
-            points[at : at + len(batch)] = batch
-            at, bad = at + len(batch), bad + int((~np.isfinite(batch).all(axis=(1, 2))).sum())
-            bar.update(len(batch))
-        bar.close()
+        bad = sum(not np.isfinite(p).all() for p in points)
         if bad:
             raise SisError(
                 f"the features of {bad} of {len(points)} samples are NaN or infinite: the "
@@ -239,19 +228,12 @@ class SegmentationInStyle:
         return self.grid or max(_side(t) for t in taps)
 
     def _cluster(
-        self, points: np.ndarray, scaling: tuple, taps: tuple[str, ...], seed: int
-    ) -> SegmentationInStyle:
-        """A copy with centres and their stability; `points` are scaled where they lie, since a
-        second set would double the memory.
-        """
+        self, x: Float[np.ndarray, "n c"], places: Float[np.ndarray, "n 2"], scaling: tuple,
+        seed: int,
+    ) -> tuple[dict[str, np.ndarray], Int[np.ndarray, "n"]]:  # fmt: skip
+        """The arrays that label new samples, and the cluster of every point."""
         mean, scale, position = scaling
-        n, p, d = points.shape
-        flat = points.reshape(n * p, d)
-        places = flat[:, -2:].copy()
-        columns = d if self.position_weight else d - 2
-        x = flat[:, :columns]
-        x -= mean[:columns]
-        x *= (scale * position)[:columns]
+        d, columns = len(mean), x.shape[1]
         assert self.k != "auto"
         if self.k > len(x):
             raise UsageError(
@@ -264,7 +246,6 @@ class SegmentationInStyle:
         order = np.argsort(
             -np.bincount(np.asarray(found.labels), minlength=self.k), kind="stable"
         )  # cluster 0 is the largest
-        fitted = replace(self)
         arrays = {
             "centers": centers[order],
             "mean": mean,
@@ -272,24 +253,23 @@ class SegmentationInStyle:
         }
         if not self.position_weight:
             arrays["scale"][-2:] = 0
-        fill_in(fitted, arrays_=arrays, taps_=taps)
         labels = np.argsort(order)[np.asarray(found.labels)]
         if self.refine == "crf":
             arrays.update(
-                learn_refinement(x, centers[order][:, :columns], labels, places, self._grid(taps))
+                learn_refinement(
+                    x, centers[order][:, :columns], labels, places, self._grid(self.taps())
+                )
             )
-        stable = _stability(x, labels, n, self.k, seed)
-        fill_in(fitted, clusters_=[{"id": i, "agreement": float(stable[i])} for i in range(self.k)])
-        return fitted
+        return arrays, labels
 
-    def _describe(self, gen: Generator, seeds: list[int]) -> None:
+    def describe(
+        self, arrays: Arrays, gen: Generator, seeds: Sequence[int]
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Shares, border shares and confidence of every cluster, and the background, from up to 200
         of the samples.
         """
-        facts, verdict = selection.describe(self.label_seeds(gen, seeds[:200]), len(self.clusters_))
-        for cluster, found in zip(self.clusters_, facts):
-            cluster.update(found)
-        self.background_.update(verdict)
+        stream = self.label_seeds if gen.resolution <= OUTLINE else self._small_labels
+        return selection.describe(stream(arrays, gen, seeds[:200]), len(arrays["centers"]))
 
     # choosing k and layer
 
@@ -304,12 +284,7 @@ class SegmentationInStyle:
             if self.layer == "auto"
             else tuple(self.layer.split("+"))
         )
-        shares = [
-            np.max(b, axis=0)
-            for b in map_samples(
-                gen, seeds[:16], _phase_body, truncation=self.truncation, taps=taps
-            )
-        ]
+        shares = collect(gen, seeds[:16], _phase_body, truncation=self.truncation, taps=taps)
         return replace(self, smooth="on" if np.max(shares) > CHECKERBOARD else "off")
 
     def _swept(
@@ -363,6 +338,16 @@ def candidate_layers(gen: Generator, single: bool = False) -> list[str]:
     return ["+".join(r) for r in runs]
 
 
+def _outline_tap(gen: Generator) -> str | None:
+    """The image of `OUTLINE` pixels that labels may follow in place of a larger one, where the
+    generator has it.
+    """
+    name = f"{OUTLINE}x{OUTLINE}/rgb"
+    if isinstance(gen, SkipGenerator) and gen.resolution > OUTLINE and name in gen.skips:
+        return name
+    return None
+
+
 def _side(tap: str) -> int:
     return int(tap.split("/")[0].split("x")[0])
 
@@ -391,6 +376,24 @@ def _standardise(
     return mean.astype(np.float32), scale.astype(np.float32), factor.astype(np.float32)
 
 
+def _scaled(
+    points: Float[np.ndarray, "n p d"],
+    mean: Float[np.ndarray, "d"],
+    scale: Float[np.ndarray, "d"],
+    place: bool,
+) -> Float[np.ndarray, "m c"]:
+    """(points - mean) * scale, one row per point, without the two columns of the place unless it
+    counts. The result takes over the memory of `points`: a second set would double it.
+    """
+    rows, d = points.reshape(-1, points.shape[-1]), points.shape[-1]
+    columns = d if place else d - 2
+    x = points.reshape(-1)[: len(rows) * columns].reshape(len(rows), columns)
+    for at in range(0, len(rows), _LOOKED_AT):
+        block = rows[at : at + _LOOKED_AT, :columns] - mean[:columns]
+        x[at : at + _LOOKED_AT] = block * scale[:columns]
+    return x
+
+
 def _moments(x: Float[np.ndarray, "n d"], rows: int = 8192) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation per column in float64, some rows at a time: NumPy's own would
     hold a float64 copy of everything.
@@ -401,6 +404,23 @@ def _moments(x: Float[np.ndarray, "n d"], rows: int = 8192) -> tuple[np.ndarray,
         np.zeros_like(mean),
     )
     return mean, np.sqrt(square / len(x))
+
+
+def _facts_of_points(
+    x: Float[np.ndarray, "n c"],
+    labels: Int[np.ndarray, "n"],
+    places: Float[np.ndarray, "n 2"],
+    centers: Float[np.ndarray, "k d"],
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Facts per cluster and the background from the points that were clustered: no network runs."""
+    means = centers[:, : x.shape[1]]
+    confidence = np.empty(len(x), np.float32)
+    for at in range(0, len(x), _LOOKED_AT):
+        some = x[at : at + _LOOKED_AT]
+        distance = np.square(means).sum(1) - 2 * some @ means.T + np.square(some).sum(1)[:, None]
+        two = np.maximum(np.partition(distance, 1, axis=1)[:, :2], 0)
+        confidence[at : at + _LOOKED_AT] = 1 - two[:, 0] / np.maximum(two[:, 1], 1e-12)
+    return selection.describe_points(labels, places, confidence, len(centers))
 
 
 def _stability(x: np.ndarray, labels: np.ndarray, n: int, k: int, seed: int) -> np.ndarray:
@@ -482,20 +502,26 @@ def _phase_body(
 
 
 def _label_body(
-    gen: Generator,
-    z: Array,
-    truncation: Array,
-    arrays: dict,
-    *,
-    taps: tuple[str, ...],
-    align_corners: bool,
-    smooth: bool,
-) -> tuple[Array, Array, Array]:
-    image, features = _render(gen, z, truncation, taps)
+    gen: Generator, z: Array, truncation: Array, arrays: dict, *, taps: tuple[str, ...],
+    outline: str | None, align_corners: bool, smooth: bool,
+) -> tuple[Array, Array, Array]:  # fmt: skip
+    image, features = _render(gen, z, truncation, (*taps, *([outline] if outline else [])))
     labels, sure = label_maps(
-        tuple(features[t] for t in taps), image, arrays, align_corners, smooth
-    )
+        tuple(features[t] for t in taps), features[outline] if outline else image, arrays,
+        align_corners, smooth, image.shape[1],
+    )  # fmt: skip
     return image, labels, sure
+
+
+def _small_label_body(
+    gen: Generator, z: Array, truncation: Array, arrays: dict, *, taps: tuple[str, ...],
+    outline: str | None, align_corners: bool, smooth: bool,
+) -> tuple[Array, Array]:  # fmt: skip
+    image, features = _render(gen, z, truncation, (*taps, *([outline] if outline else [])))
+    return label_maps(
+        tuple(features[t] for t in taps), features[outline] if outline else image, arrays,
+        align_corners, smooth, OUTLINE,
+    )  # fmt: skip
 
 
 _label = jax.jit(label_maps, static_argnames=("align_corners", "smooth"))

@@ -27,22 +27,23 @@ missing is mostly the choice of the ground. Matching: k-means on clusters' mean 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from sis_jax.methods.base import fill_in
-from sis_jax.ops import kmeans, selection
+from sis_jax.methods.base import Arrays, Fitted, Labelled, generator_of
+from sis_jax.methods.settings import StyleMixingSettings
+from sis_jax.ops import kmeans, plan, selection
 from sis_jax.ops.patches import without_specks
 from sis_jax.ops.pixel_clusters import cluster, converted, distinct, vectors
-from sis_jax.ops.progress import progress
 from sis_jax.ops.resize import resize_bilinear
-from sis_jax.ops.sampling import BATCH, map_samples, sample_seeds
+from sis_jax.ops.sampling import collect, map_samples, sample_seeds
 from sis_jax.types import Generator, Samples, SisError, UsageError, check_taps, to_uint8
 
 PIXELS = 128 * 64 * 64  # of the variants that are drawn in one pass
@@ -65,46 +66,15 @@ class Mixing(NamedTuple):
 
 
 @dataclass(frozen=True)
-class StyleMixing:
+class StyleMixing(StyleMixingSettings):
     """Parts from pixels that change colour together when fine styles are mixed.
 
-    labels: "parts" (clusters of all pictures matched by their mean features into k parts) or
-        "ground" (ground and object, by each picture's border).
-    variants: style mixes per picture (the paper's N).
-    slots: slots of w that keep the picture's own styles, the others are mixed; 0 takes two fifths
-        of them.
-    clusters: groups of pixels in one picture.
-    k: parts in all pictures together, for labels "parts".
-    mode: "correlation" compares how pixels change over the variants, "raw" their colours.
-    color: "rgb", "ycc" (luma and two differences) or "lab".
-    grid: side on which pixels are clustered, 0 takes the picture's, at most 128.
-    n_init: restarts of the clustering of a picture, the best one is kept.
-    layer: tap whose mean features match clusters of different pictures; "auto" takes 32x32 or the
-        nearest below.
-    n: samples to learn the parts from.
-    truncation: psi of the samples.
-    mix_truncation: psi of the styles that are mixed in.
-    min_patch: patches smaller than this share of the picture go to their neighbour; 0 keeps all.
+    The settings are the fields of `StyleMixingSettings`.
     """
 
-    labels: Literal["parts", "ground"] = "parts"
-    variants: int = 16
-    slots: int = 0
-    clusters: int = 5
-    k: int = 8
-    mode: Literal["correlation", "raw"] = "raw"
-    color: Literal["rgb", "ycc", "lab"] = "rgb"
-    grid: int = 0
-    n_init: int = 4
-    layer: str = "auto"
-    n: int = 100
-    truncation: float = 0.7
-    mix_truncation: float = 0.7
-    min_patch: float = 0.002
-    arrays_: dict[str, np.ndarray] = field(default_factory=dict, init=False, compare=False)
-    clusters_: list[dict[str, Any]] = field(default_factory=list, init=False, compare=False)
-    background_: dict[str, Any] = field(default_factory=dict, init=False, compare=False)
-    sweep_: dict[str, Any] | None = field(default=None, init=False, compare=False)
+    wants: ClassVar[tuple[str, ...]] = ()
+    clusters_by_k: ClassVar[bool] = True
+    adds_clusters: ClassVar[bool] = False
 
     @property
     def shaky_cure(self) -> str:
@@ -115,10 +85,10 @@ class StyleMixing:
             else "raise variants"
         )
 
-    def fit(self, gen: Generator, seed: int = 0) -> StyleMixing:
-        """Draw the styles to mix in, and match the clusters of `n` samples; returns a fitted copy.
+    def fit(self, gen: Generator, seed: int = 0) -> Fitted:
+        """Draw the styles to mix in, and match the clusters of `n` samples.
 
-        `arrays_`: donors [variants w], the styles; centers [k c], mean [c] and scale [c] of
+        `arrays`: donors [variants w], the styles; centers [k c], mean [c] and scale [c] of
             standardised features. Raises UsageError for settings that cannot work, and for a
             generator whose picture is not drawn from styles in slots (only a StyleGAN2's is).
         """
@@ -131,76 +101,63 @@ class StyleMixing:
         start = {"donors": donors.astype(np.float32)}
         seeds = sample_seeds(seed, self.n)
         if method.labels == "ground":
-            fitted = method.restored(start | {"centers": np.zeros((2, 1), np.float32)})
-            fitted._describe(gen, seeds, None)
-            return fitted
-        points, weights = method.restored(start)._descriptors(gen, seeds)
+            return method._described(
+                start | {"centers": np.zeros((2, 1), np.float32)}, gen, seeds, []
+            )
+        points, weights = method._descriptors(start, gen, seeds)
         mean = np.average(points, axis=0, weights=weights)
         scale = 1 / np.sqrt(np.average((points - mean) ** 2, axis=0, weights=weights)).clip(1e-6)
         standard = ((points - mean) * scale).astype(np.float32)
         centers = _ordered(standard, weights, self.k, seed)
-        fitted = method.restored(
-            start
-            | {
-                "centers": centers,
-                "mean": mean.astype(np.float32),
-                "scale": scale.astype(np.float32),
-            }
-        )
+        learned = {"mean": mean.astype(np.float32), "scale": scale.astype(np.float32)}
         half = len(standard) // 2 // self.clusters * self.clusters
         halves = [
             _ordered(standard[part], weights[part], self.k, seed + 1)
             for part in (slice(half), slice(half, None))
         ]
-        fitted._describe(gen, seeds, halves)
-        return fitted
+        return method._described(start | {"centers": centers} | learned, gen, seeds, halves)
+
+    def taps(self, arrays: Arrays | None = None) -> tuple[str, ...]:
+        """None: samples are drawn again."""
+        return ()
 
     def label_seeds(
-        self, gen: Generator, seeds: Sequence[int], truncation: float | None = None
-    ) -> Iterator[
-        tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"], Float[np.ndarray, "b h w"]]
-    ]:
+        self, arrays: Arrays, gen: Generator, seeds: Sequence[int], truncation: float | None = None
+    ) -> Labelled:
         """Stream (images, clusters, confidence) for seeds, in batches. Confidence 1 - d1 / d2 of
         the squared distances of a pixel to the nearest cluster of its part and to the nearest one
         of another part, 0..1; 0 for patches that were given to their neighbour."""
         psi = self.truncation if truncation is None else truncation
-        known = {"truncation": psi, "shared": (self.arrays_,), "batch": _block(gen)}
         for image, label, sure in map_samples(
-            gen, list(seeds), _label_body, **known, **self._static()
+            gen, list(seeds), _label_body, truncation=psi, shared=(dict(arrays),), **self._static()
         ):
             yield to_uint8(image), *self._cleaned(label, sure)
 
     def segment(
-        self, gen: Generator, w: Float[np.ndarray, "n s w"] | Float[Array, "n s w"]
+        self, arrays: Arrays, gen: Generator, w: Float[np.ndarray, "n s w"] | Float[Array, "n s w"]
     ) -> tuple[
         UInt8[np.ndarray, "n h h 3"], UInt8[np.ndarray, "n h h"], Float[np.ndarray, "n h h"]
     ]:
-        """Images, clusters and confidence of styles w, such as a projection of photos gives. The
-        masks are those of the images that w draws.
+        """Images, clusters and confidence of styles w, such as a projection of photos gives, by
+        what `fit` learned. The masks are those of the images that w draws.
         """
-        arrays, run = (
-            {name: jnp.asarray(a) for name, a in self.arrays_.items()},
-            _segmented if _plain(gen) else _segment,
-        )
-        parts = []
-        for start in range(0, len(w), BATCH):
+        learned = {name: jnp.asarray(a) for name, a in arrays.items()}
+        run = _segmented if _plain(gen) else _segment
+        parts, draw = [], partial(_segmented, gen, **self._static())
+        platform = jax.devices()[0].platform
+        rows = plan.rows_at_once(draw, (0, None), (w, learned), platform)[0]
+        for start in range(0, len(w), rows):
             image, label, sure = run(
-                gen, jnp.asarray(w[start : start + BATCH]), arrays, **self._static()
+                gen, jnp.asarray(w[start : start + rows]), learned, **self._static()
             )
             parts.append((to_uint8(image), *self._cleaned(np.asarray(label), np.asarray(sure))))
         return tuple(np.concatenate(x) for x in zip(*parts))  # type: ignore[return-value]
 
-    def predict(self, samples: Samples, gen: Generator) -> UInt8[np.ndarray, "n h w"]:
+    def predict(
+        self, arrays: Arrays, samples: Samples, gen: Generator | None = None
+    ) -> UInt8[np.ndarray, "n h w"]:
         """Cluster of every pixel of samples that `gen` made."""
-        return self.segment(gen, jnp.asarray(samples.w))[1]
-
-    def restored(self, arrays: dict[str, np.ndarray]) -> StyleMixing:
-        """A fitted copy from stored `arrays_`; settings must be resolved (`slots` not 0, `layer`
-        not "auto").
-        """
-        copy = replace(self)
-        fill_in(copy, arrays_=dict(arrays))
-        return copy
+        return self.segment(arrays, generator_of(gen), jnp.asarray(samples.w))[1]
 
     def estimate(self) -> dict[str, float]:
         """Seconds and bytes of `fit`, roughly, for the default network on two processor cores."""
@@ -263,45 +220,44 @@ class StyleMixing:
     def _static(self) -> dict[str, Any]:
         return {"labels": self.labels, "layer": self.layer, "mixing": self._mixing()}
 
-    def _descriptors(self, gen: Generator, seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    def _descriptors(
+        self, arrays: Arrays, gen: Generator, seeds: list[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Mean feature and share of every cluster of every sample: [n * clusters c], [n *
         clusters].
         """
-        bar, found = progress(len(seeds), "style mixing", "sample"), []
-        for batch in map_samples(
-            gen, seeds, _descriptor_body, truncation=self.truncation, shared=(self.arrays_,),
-            batch=_block(gen), layer=self.layer, mixing=self._mixing(),
-        ):  # fmt: skip
-            found.append(batch)
-            bar.update(len(batch[1]))
-        bar.close()
-        points, weights = (np.concatenate(x) for x in zip(*found))
+        points, weights = collect(
+            gen, seeds, _descriptor_body, truncation=self.truncation, shared=(dict(arrays),),
+            shown="style mixing", layer=self.layer, mixing=self._mixing(),
+        )  # fmt: skip
         if not np.isfinite(points).all():
             raise SisError(
                 "the features hold NaN or infinite numbers: the generator's weights are damaged"
             )
         return points.reshape(-1, points.shape[-1]), weights.reshape(-1)
 
-    def _describe(self, gen: Generator, seeds: list[int], others: list[np.ndarray] | None) -> None:
+    def _described(
+        self, arrays: Arrays, gen: Generator, seeds: list[int], others: list[np.ndarray]
+    ) -> Fitted:
         """Facts per cluster. Agreement: mean overlap with the masks of the parts matched on either
         half of the samples, and of half the variants.
         """
-        k = len(self.arrays_["centers"])
-        facts, verdict = selection.describe(self.label_seeds(gen, seeds[:DESCRIBED]), k)
+        k = len(arrays["centers"])
+        facts, background = selection.describe(self.label_seeds(arrays, gen, seeds[:DESCRIBED]), k)
         few = seeds[: DESCRIBED // 2]
-        own = np.concatenate([label.ravel() for _, label, _ in self.label_seeds(gen, few)]).astype(
-            np.int32
-        )
-        changed = [self.arrays_ | {"donors": self.arrays_["donors"][: self.variants // 2]}]
-        changed += [self.arrays_ | {"centers": centers} for centers in others or ()]
+
+        def labels(arrays: Arrays) -> np.ndarray:
+            found = [label.ravel() for _, label, _ in self.label_seeds(arrays, gen, few)]
+            return np.concatenate(found).astype(np.int32)
+
+        own = labels(arrays)
+        changed = [{**arrays, "donors": arrays["donors"][: self.variants // 2]}]
+        changed += [{**arrays, "centers": centers} for centers in others]
         stable = np.zeros(k)
-        for arrays in changed:
-            other = np.concatenate(
-                [label.ravel() for _, label, _ in self.restored(arrays).label_seeds(gen, few)]
-            ).astype(np.int32)
+        for other in map(labels, changed):
             stable += selection.cluster_agreement(own, other, k) / len(changed)
-        self.clusters_.extend({"id": i, "agreement": float(stable[i])} | facts[i] for i in range(k))
-        self.background_.update(verdict)
+        clusters = ({"id": i, "agreement": float(stable[i])} | facts[i] for i in range(k))
+        return Fitted(self, arrays, tuple(clusters), background)
 
     def _cleaned(self, label: np.ndarray, sure: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Small patches given to their neighbour, and no longer sure."""
@@ -312,7 +268,7 @@ class StyleMixing:
 
 
 def segment_boxes(
-    method: StyleMixing, gen: Generator, w: Float[Array, "n s w"] | Float[np.ndarray, "n s w"],
+    fitted: Fitted, gen: Generator, w: Float[Array, "n s w"] | Float[np.ndarray, "n s w"],
     boxes: Int[np.ndarray, "..."], expand: float = 0.1,
 ) -> Bool[np.ndarray, "n m h h"]:  # fmt: skip
     """The object in each box: the paper's instance mode, clustering and border rule inside the box
@@ -337,7 +293,7 @@ def segment_boxes(
         np.concatenate([boxes[..., :2] - expand * size, boxes[..., 2:] + expand * size], axis=-1)
         / gen.resolution
     )
-    donors, mixing = jnp.asarray(method.arrays_["donors"]), method._mixing()
+    donors, mixing = jnp.asarray(fitted.arrays["donors"]), fitted.method._mixing()
     run = _boxes if _plain(gen) else _boxes_compiled
     found = [
         run(gen, jnp.asarray(w[i : i + 1]), donors, jnp.asarray(wider[i], jnp.float32), mixing)
@@ -363,13 +319,6 @@ def _plain(gen: Any) -> bool:
 def _styled(gen: Any) -> Any:
     """The network that takes styles, where a generator wraps it to move some of its latents."""
     return gen.gen if not hasattr(gen, "synthesize_from") and hasattr(gen, "gen") else gen
-
-
-def _block(gen: Generator) -> int:
-    """Samples at a time: a fixed number for a generator, so that a seed's bytes do not depend on
-    its company.
-    """
-    return max(1, min(BATCH, BATCH * 256**2 // gen.resolution**2))
 
 
 # device code

@@ -10,7 +10,6 @@ set to zero.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import jax
@@ -20,12 +19,12 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from sis_jax.models.stylegan2 import StyleGAN2, resolutions
+from sis_jax.ops.resize import upsample_bicubic
 from sis_jax.types import UsageError
 
 Params = dict[str, Any]  # arrays by name
 LEVELS = 6  # resolutions read, at most
 WIDTH = 3  # channels made of each convolution's features
-CUBIC = -0.75  # the cubic kernel's a: that of the published network
 SLOPE = 0.2
 
 
@@ -120,36 +119,6 @@ def standardised(params: Params, scaling: tuple[Float[Array, "2 _"], ...]) -> Pa
 
 def _conv(params: Params, name: str, x: jax.Array) -> jax.Array:
     return x @ params[f"{name}/weight"] + params[f"{name}/bias"]
-
-
-def upsample_bicubic(x: Float[Array, "n h w c"]) -> Float[Array, "n 2*h 2*w c"]:
-    """Twice the size, bicubic with a = -0.75 and aligned corners: two small matrices."""
-    for axis in (1, 2):
-        matrix = jnp.asarray(bicubic_matrix(x.shape[axis], 2 * x.shape[axis]), x.dtype)
-        x = jnp.moveaxis(
-            jnp.tensordot(matrix, x, axes=(1, axis), precision=jax.lax.Precision.HIGHEST), 0, axis
-        )
-    return x
-
-
-@lru_cache(maxsize=32)
-def bicubic_matrix(n: int, m: int) -> np.ndarray:
-    """[m, n]: cubic convolution at u = i (n - 1) / (m - 1), taps floor(u) - 1 ... floor(u) + 2,
-    those outside taken at the border.
-    """
-    u = np.arange(m) * ((n - 1) / max(m - 1, 1))
-    matrix = np.zeros((m, n))
-    for offset in range(-1, 3):
-        tap = np.floor(u).astype(int) + offset
-        d = np.abs(u - tap)
-        near = (CUBIC + 2) * d**3 - (CUBIC + 3) * d**2 + 1
-        far = CUBIC * (d**3 - 5 * d**2 + 8 * d - 4)
-        np.add.at(
-            matrix,
-            (np.arange(m), np.clip(tap, 0, n - 1)),
-            np.where(d <= 1, near, np.where(d < 2, far, 0)),
-        )
-    return matrix
 
 
 def composite(

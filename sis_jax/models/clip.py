@@ -24,11 +24,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Shaped
 
 from sis_jax.models.clip_resnet import Dense, ResNet, ResNetConfig, attend, check_floating
+from sis_jax.ops.resize import cubic_matrix
 from sis_jax.types import UsageError
-
-_BICUBIC = (
-    -0.75
-)  # the coefficient of torch's bicubic, with which published code resizes positional embeddings
 
 
 def quick_gelu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
@@ -216,24 +213,9 @@ def resize_positions(positions: Float[Array, "n c"], grid: tuple[int, int]) -> F
     if grid == (side, side):
         return positions
     x = positions[1:].reshape(side, side, -1)
-    rows, columns = (jnp.asarray(_bicubic(side, m), x.dtype) for m in grid)
+    rows, columns = (jnp.asarray(cubic_matrix(side, m), x.dtype) for m in grid)
     x = jnp.einsum("yi,xj,ijc->yxc", rows, columns, x, precision=jax.lax.Precision.HIGHEST)
     return jnp.concatenate([positions[:1], x.reshape(grid[0] * grid[1], -1)])
-
-
-def _bicubic(n: int, m: int) -> np.ndarray:
-    """[m, n] matrix of bicubic interpolation (Keys 1981) with half-pixel centres; taps beyond the
-    edge read the edge.
-    """
-    where = (np.arange(m) + 0.5) * (n / m) - 0.5
-    low = np.floor(where).astype(int)
-    matrix = np.zeros((m, n))
-    for tap in range(-1, 3):
-        d = np.abs(where - low - tap)
-        near = ((_BICUBIC + 2) * d - (_BICUBIC + 3)) * d * d + 1
-        far = _BICUBIC * (((d - 5) * d + 8) * d - 4)
-        np.add.at(matrix, (np.arange(m), np.clip(low + tap, 0, n - 1)), np.where(d <= 1, near, far))
-    return matrix
 
 
 class Text(nnx.Module):

@@ -14,7 +14,7 @@ import numpy as np
 from jax.scipy.special import ndtr
 from jaxtyping import Float
 
-from sis_jax.types import Array, Info, Noise, Samples, check_taps
+from sis_jax.types import Array, Info, Noise, Samples, SkipGenerator, check_taps
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,10 @@ class Moved:
     @property
     def taps(self) -> tuple[str, ...]:
         return self.gen.taps
+
+    @property
+    def skips(self) -> tuple[str, ...]:
+        return self.gen.skips if isinstance(self.gen, SkipGenerator) else ()
 
     def latents(self, seeds: Sequence[int]) -> Float[Array, "n z"]:
         return self.gen.latents(seeds)

@@ -1,7 +1,9 @@
 """Students: the segmenters that a generator's parts are distilled into.
 
-* "unet-small", the default: a U-Net of dense 3 x 3 convolutions with group normalisation, made to
-  be fast on CPUs as well. It sees the picture in 2 x 2 blocks, works at 1/2 to 1/16 of its size,
+* "unet-efficientnet-lite0", the default: a U-Net on a backbone that was trained on ImageNet's class
+  labels (`models/backbone_unet.py`); "unet-resnet18" stands on another one.
+* "unet-small": a U-Net of dense 3 x 3 convolutions with group normalisation, made to
+  be fast on CPUs as well. It sees the image in 2 x 2 blocks, works at 1/2 to 1/16 of its size,
   and predicts four pixels at once. With blocks of 4 x 4 it costs a quarter and sees twice as far.
 * "unet": double convolutions 64-128-256-512-512 with batch normalisation, as Labels4Free and
   Melas-Kyriazi et al. (2022, section 4) use it.
@@ -11,7 +13,7 @@
 * "deeplabv3-resnet18", "deeplabv3-resnet50": DeepLabV3 (Chen et al. 2017) on such a trunk, where
   the first block of a dilated stage keeps the dilation of the stage before.
 
-Input: float pictures in [-1, 1], any size; output: logits per class and pixel at the same size.
+Input: float images in [-1, 1], any size; output: logits per class and pixel at the same size.
     `network(x)` normalises with stored statistics; `network(x, tape)` is the training mode: batch
     normalisation uses the batch (over all devices) and leaves its statistics in the dictionary
     `tape`.
@@ -24,23 +26,35 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, UInt8
 
+from sis_jax.models import backbones
+from sis_jax.models.backbone_unet import BackboneUNet
+from sis_jax.models.backbones import ResNet
+from sis_jax.models.layers import (
+    BatchNorm,
+    Conv,
+    GroupNorm,
+    Rng,
+    Tape,
+    depth_to_space,
+    padded,
+    space_to_depth,
+)
 from sis_jax.ops.resize import resize_bilinear
-from sis_jax.parallel import pmean
 from sis_jax.types import UsageError, unknown_name
 
-Arch = Literal["unet-small", "unet", "resnet18", "deeplabv3-resnet18", "deeplabv3-resnet50"]
-Tape = dict[str, tuple[Array, Array]]
-Rng = np.random.Generator | None
-_NHWC = ("NHWC", "HWIO", "NHWC")
-
-
-class Statistic(nnx.Variable):
-    """A running mean or variance: stored with the weights, not trained by gradients."""
+Arch = Literal[
+    "unet-efficientnet-lite0",
+    "unet-resnet18",
+    "unet-small",
+    "unet",
+    "resnet18",
+    "deeplabv3-resnet18",
+    "deeplabv3-resnet50",
+]
 
 
 @dataclass(frozen=True)
@@ -69,7 +83,7 @@ class StudentConfig:
 
 
 def usual_block(side: int) -> int:
-    """The `block` for pictures of `side` pixels: one of 128 costs as much as one of 64, and sees as
+    """The `block` for images of `side` pixels: one of 128 costs as much as one of 64, and sees as
     far.
     """
     return 4 if side >= 128 else 2
@@ -82,130 +96,12 @@ def build(config: StudentConfig, rng: Rng = None) -> nnx.Module:
     return NETWORKS[config.arch](config, rng)
 
 
-# layers
-
-
-class Conv(nnx.Module):
-    """Convolution with He initialisation, zero padding that keeps the size; `bias` where no
-    normalisation follows.
-    """
-
-    def __init__(
-        self,
-        n_in: int,
-        n_out: int,
-        rng: Rng,
-        *,
-        size: int = 3,
-        stride: int = 1,
-        dilation: int = 1,
-        bias: bool = False,
-        std: float = 0.0,
-    ):
-        shape = (size, size, n_in, n_out)
-        std = std or float(
-            np.sqrt(2 / (size * size * n_out))
-        )  # fan-out, as residual networks are initialised
-        weight = (
-            np.zeros(shape, np.float32)
-            if rng is None
-            else rng.standard_normal(shape, dtype=np.float32) * std
-        )
-        self.weight = nnx.Param(jnp.asarray(weight))
-        self.bias = nnx.Param(jnp.zeros(n_out)) if bias else None
-        self.stride, self.dilation = stride, dilation
-
-    def __call__(self, x: Float[Array, "n h w i"]) -> Float[Array, "n h2 w2 o"]:
-        kernel = self.weight[...].astype(x.dtype)
-        pad = (kernel.shape[0] // 2) * self.dilation
-        y = lax.conv_general_dilated(
-            x,
-            kernel,
-            (self.stride,) * 2,
-            [(pad, pad)] * 2,
-            rhs_dilation=(self.dilation,) * 2,
-            dimension_numbers=_NHWC,
-        )
-        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
-
-
-class GroupNorm(nnx.Module):
-    """Group normalisation, 8 channels a group: the same in training and use, and for any batch."""
-
-    def __init__(self, channels: int):
-        self.scale, self.shift = nnx.Param(jnp.ones(channels)), nnx.Param(jnp.zeros(channels))
-
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        n, _, _, c = x.shape
-        # Moments per channel first, then per group: sums over the two large axes are what costs.
-        y = x.astype(jnp.float32)
-        mean, square = (
-            m.reshape(n, c // 8, 8).mean(-1) for m in (y.mean((1, 2)), jnp.square(y).mean((1, 2)))
-        )
-        scale = (
-            jnp.repeat(lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0) + 1e-5), 8, axis=1)
-            * self.scale[...]
-        )
-        shift = self.shift[...] - jnp.repeat(mean, 8, axis=1) * scale
-        return (y * scale[:, None, None] + shift[:, None, None]).astype(x.dtype)
-
-
-class BatchNorm(nnx.Module):
-    """Batch normalisation (eps 1e-5). name: its own path in the network, under which it leaves its
-    statistics on the tape.
-    """
-
-    def __init__(self, channels: int, name: str):
-        self.scale, self.shift = nnx.Param(jnp.ones(channels)), nnx.Param(jnp.zeros(channels))
-        self.mean, self.var = Statistic(jnp.zeros(channels)), Statistic(jnp.ones(channels))
-        self.name = name
-
-    def __call__(self, x: Float[Array, "n h w c"], tape: Tape | None) -> Float[Array, "n h w c"]:
-        mean, var = self.mean[...], self.var[...]
-        if tape is not None:
-            y = x.astype(jnp.float32)
-            mean, square = pmean((y.mean((0, 1, 2)), jnp.square(y).mean((0, 1, 2))))
-            var = jnp.maximum(square - jnp.square(mean), 0)
-            tape[self.name] = (mean, var)
-        scale = lax.rsqrt(var + 1e-5) * self.scale[...]
-        return (x * scale.astype(x.dtype)) + (self.shift[...] - mean * scale).astype(x.dtype)
+# resampling
 
 
 def upsample(x: Float[Array, "n h w c"], size: tuple[int, int]) -> Float[Array, "n h2 w2 c"]:
     """Bilinear with aligned corners, the rule of both papers' students."""
     return resize_bilinear(x, size, align_corners=True)
-
-
-def space_to_depth(
-    x: Float[Array, "n h w c"], block: int = 2
-) -> Float[Array, "n h//{block} w//{block} c*{block}*{block}"]:
-    """Every block x block pixels as channels."""
-    n, h, w, c = x.shape
-    h, w = h // block, w // block
-    return (
-        x.reshape(n, h, block, w, block, c)
-        .transpose(0, 1, 3, 2, 4, 5)
-        .reshape(n, h, w, block * block * c)
-    )
-
-
-def depth_to_space(
-    x: Float[Array, "n h w c"], block: int = 2
-) -> Float[Array, "n h*{block} w*{block} c//({block}*{block})"]:
-    """The inverse of `space_to_depth`."""
-    n, h, w, c = x.shape
-    c //= block * block
-    return (
-        x.reshape(n, h, w, block, block, c)
-        .transpose(0, 1, 3, 2, 4, 5)
-        .reshape(n, block * h, block * w, c)
-    )
-
-
-def _padded(x: Array, multiple: int) -> Array:
-    """Mirrored at the bottom and right up to a multiple, so that any size halves evenly."""
-    h, w = (-s % multiple for s in x.shape[1:3])
-    return jnp.pad(x, ((0, 0), (0, h), (0, w), (0, 0)), mode="edge") if h or w else x
 
 
 # U-Nets
@@ -226,8 +122,8 @@ class Residual(nnx.Module):
 
 
 class SmallUNet(nnx.Module):
-    """See the module: four levels, the first at 1/block of the picture, the last with its mean over
-    the picture added everywhere.
+    """See the module: four levels, the first at 1/block of the image, the last with its mean over
+    the image added everywhere.
     """
 
     levels = (1, 2, 4, 6)
@@ -252,7 +148,7 @@ class SmallUNet(nnx.Module):
         self, x: Float[Array, "n h w 3"], tape: Tape | None = None
     ) -> Float[Array, "n h w k"]:
         h, w = x.shape[1:3]
-        x = jax.nn.relu(self.stem(space_to_depth(_padded(x, 8 * self.block), self.block)))
+        x = jax.nn.relu(self.stem(space_to_depth(padded(x, 8 * self.block), self.block)))
         kept = []
         for level, block in enumerate(self.down):
             x = block(space_to_depth(x) if level else x)
@@ -297,7 +193,7 @@ class UNet(nnx.Module):
         self, x: Float[Array, "n h w 3"], tape: Tape | None = None
     ) -> Float[Array, "n h w k"]:
         h, w = x.shape[1:3]
-        x, kept = _padded(x, 16), []
+        x, kept = padded(x, 16), []
         for level, block in enumerate(self.down):
             x = block(
                 lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
@@ -317,134 +213,38 @@ class UNet(nnx.Module):
 # dilated residual networks
 
 
-class ResidualBlock(nnx.Module):
-    """Basic (two 3 x 3) or bottleneck (1 x 1, 3 x 3, 1 x 1) block of a ResNet; attribute names are
-    torchvision's.
-    """
-
-    def __init__(
-        self,
-        n_in: int,
-        width: int,
-        rng: Rng,
-        name: str,
-        *,
-        bottleneck: bool,
-        stride: int,
-        dilations: tuple[int, int],
-    ):
-        n_out = 4 * width if bottleneck else width
-        sizes = (
-            [(n_in, width, 1), (width, width, 3), (width, n_out, 1)]
-            if bottleneck
-            else [(n_in, width, 3), (width, width, 3)]
-        )
-        strided = 1 if bottleneck else 0
-        self.convs = nnx.List(
-            [
-                Conv(
-                    i,
-                    o,
-                    rng,
-                    size=s,
-                    stride=stride if n == strided else 1,
-                    dilation=dilations[min(n, 1)] if s == 3 else 1,
-                )
-                for n, (i, o, s) in enumerate(sizes)
-            ]
-        )
-        self.norms = nnx.List(
-            [BatchNorm(o, f"{name}.norms.{n}") for n, (_, o, _) in enumerate(sizes)]
-        )
-        changed = stride != 1 or n_in != n_out
-        self.skip = Conv(n_in, n_out, rng, size=1, stride=stride) if changed else None
-        self.skip_norm = BatchNorm(n_out, f"{name}.skip_norm") if changed else None
-
-    def __call__(self, x: Float[Array, "n h w i"], tape: Tape | None) -> Float[Array, "n h2 w2 o"]:
-        y = x
-        for n, (conv, norm) in enumerate(zip(self.convs, self.norms)):
-            y = norm(conv(jax.nn.relu(y) if n else y), tape)
-        return jax.nn.relu(
-            y
-            + (
-                x
-                if self.skip is None or self.skip_norm is None
-                else self.skip_norm(self.skip(x), tape)
-            )
-        )
-
-
-class DilatedResNet(nnx.Module):
-    """A ResNet whose last two stages are dilated by 2 and 4 instead of strided: features at 1/8 of
-    the picture.
-
-    whole: every 3 x 3 convolution of a dilated stage has its dilation; otherwise the first one
-        keeps that of the stage before (torchvision's rule).
-    """
-
-    def __init__(self, depth: int, rng: Rng, name: str, *, whole: bool):
-        blocks, bottleneck = {18: ((2, 2, 2, 2), False), 50: ((3, 4, 6, 3), True)}[depth]
-        self.stem, self.norm = Conv(3, 64, rng, size=7, stride=2), BatchNorm(64, f"{name}.norm")
-        n_in, made = 64, []
-        for stage, (count, stride, dilation) in enumerate(zip(blocks, (1, 2, 1, 1), (1, 1, 2, 4))):
-            width = 64 * 2**stage
-            for i in range(count):
-                before = dilation if whole or i else max(dilation // 2, 1)
-                # With torchvision's rule a basic block's first convolution, or a bottleneck's only
-                # wide one, keeps the earlier dilation.
-                both = (before, before) if bottleneck else (before, dilation)
-                path = f"{name}.blocks.{len(made)}"
-                made.append(
-                    ResidualBlock(
-                        n_in,
-                        width,
-                        rng,
-                        path,
-                        bottleneck=bottleneck,
-                        stride=1 if i else stride,
-                        dilations=both,
-                    )
-                )
-                n_in = 4 * width if bottleneck else width
-        self.blocks, self.channels = nnx.List(made), n_in
-
-    def __call__(self, x: Float[Array, "n h w 3"], tape: Tape | None) -> Float[Array, "n h8 w8 c"]:
-        x = jax.nn.relu(self.norm(self.stem(x), tape))
-        x = lax.reduce_window(
-            x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
-        )
-        for block in self.blocks:
-            x = block(x, tape)
-        return x
-
-
 class ResNet18(nnx.Module):
     """The student of Segmentation in Style: trunk, 1 x 1 scoring layer N(0, 0.01), bilinear
     upsampling with aligned corners.
     """
 
     def __init__(self, config: StudentConfig, rng: Rng = None):
-        self.trunk = DilatedResNet(18, rng, "trunk", whole=True)
-        self.head = Conv(self.trunk.channels, config.classes, rng, size=1, bias=True, std=0.01)
+        self.trunk = ResNet(18, rng, "trunk", dilated=True, imagenet=False)
+        self.head = Conv(self.trunk.channels[-1], config.classes, rng, size=1, bias=True, std=0.01)
 
     def __call__(
         self, x: Float[Array, "n h w 3"], tape: Tape | None = None
     ) -> Float[Array, "n h w k"]:
-        return upsample(self.head(self.trunk(x, tape)), (x.shape[1], x.shape[2]))
+        return upsample(self.head(self.trunk(x, tape)[-1]), (x.shape[1], x.shape[2]))
 
 
 class DeepLabV3(nnx.Module):
-    """Atrous spatial pyramid pooling (rates 12, 24, 36, and the picture's mean) on a dilated trunk,
+    """Atrous spatial pyramid pooling (rates 12, 24, 36, and the image's mean) on a dilated trunk,
     256 channels, half-pixel upsampling.
     """
 
     rates = (1, 12, 24, 36)
 
     def __init__(self, config: StudentConfig, rng: Rng = None):
-        self.trunk = DilatedResNet(
-            int(config.arch.removeprefix("deeplabv3-resnet")), rng, "trunk", whole=False
+        self.trunk = ResNet(
+            int(config.arch.removeprefix("deeplabv3-resnet")),
+            rng,
+            "trunk",
+            dilated=True,
+            whole=False,
+            imagenet=False,
         )
-        n = self.trunk.channels
+        n = self.trunk.channels[-1]
         self.branches = nnx.List(
             [Conv(n, 256, rng, size=1 if r == 1 else 3, dilation=r) for r in (*self.rates, 1)]
         )
@@ -456,7 +256,7 @@ class DeepLabV3(nnx.Module):
         self, x: Float[Array, "n h w 3"], tape: Tape | None = None
     ) -> Float[Array, "n h w k"]:
         size = (x.shape[1], x.shape[2])
-        x = self.trunk(x, tape)
+        x = self.trunk(x, tape)[-1]
         inputs = [x] * 4 + [x.mean((1, 2), keepdims=True)]
         seen = [
             jax.nn.relu(norm(conv(part), tape))
@@ -468,7 +268,14 @@ class DeepLabV3(nnx.Module):
         return resize_bilinear(self.head(x), size, antialias=False)
 
 
+def _on_backbone(config: StudentConfig, rng: Rng = None) -> BackboneUNet:
+    name = config.arch.removeprefix("unet-")
+    return BackboneUNet(backbones.build(name, rng, "backbone"), config.classes, rng)
+
+
 NETWORKS: dict[str, Any] = {
+    "unet-efficientnet-lite0": _on_backbone,
+    "unet-resnet18": _on_backbone,
     "unet-small": SmallUNet,
     "unet": UNet,
     "resnet18": ResNet18,
@@ -478,5 +285,5 @@ NETWORKS: dict[str, Any] = {
 
 
 def to_float(images: UInt8[Array, "*n h w 3"]) -> Float[Array, "*n h w 3"]:
-    """uint8 pictures as floats in [-1, 1]."""
+    """uint8 images as floats in [-1, 1]."""
     return images.astype(jnp.float32) / 127.5 - 1

@@ -310,6 +310,7 @@ class Synthesis(nnx.Module):
                 features[f"{side}/{name.split('.')[1]}"] = features[side] = x
             else:
                 image = convolution.upsample2d(image) + layer(x, styles[name])
+                features[f"{image.shape[1]}x{image.shape[1]}/rgb"] = image
         return (x, image), features
 
 
@@ -350,6 +351,11 @@ class StyleGAN2(nnx.Module):
             for r in resolutions(self.resolution)
         ]
         return tuple(name for group in names for name in group)
+
+    @property
+    def skips(self) -> tuple[str, ...]:
+        """Further names that `synthesize` takes as taps: the image as it is at a resolution."""
+        return tuple(f"{r}x{r}/rgb" for r in resolutions(self.resolution))
 
     def with_classes(self, classes: int | Iterable[int] | None) -> StyleGAN2:
         """The same generator, drawing from these classes only (0 to c_dim - 1; None: all).
@@ -398,13 +404,15 @@ class StyleGAN2(nnx.Module):
         key: jax.Array | None = None,
         dtype: str = "float32",
     ) -> tuple[Float[Array, "n r r 3"], dict[str, Float[Array, "n ..."]]]:
-        """Image in about [-1, 1] and the features named in `taps`.
+        """Image in about [-1, 1] and the features named in `taps`; also images at lower
+        resolution, named in `skips`.
 
         w: one vector per image, one per slot (W+), or a dict of style vectors (style space, see
             `styles`). noise: "const" (the stored maps), "random" (needs `key`) or "none". dtype:
             "float32", or "bfloat16" for the convolutions.
         """
-        taps = check_taps(taps, self.taps)
+        if not set(taps) <= set(self.skips):
+            taps = check_taps(taps, (*self.taps, *(t for t in taps if t in self.skips)))
         if not isinstance(w, dict):
             w = jnp.asarray(w)
             if w.ndim == 2:

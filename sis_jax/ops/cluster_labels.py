@@ -77,15 +77,19 @@ def label_maps(
     arrays: dict[str, Array],
     align_corners: bool,
     smooth: bool = False,
-) -> tuple[UInt8[Array, "b h w"], Float[Array, "b h w"]]:
+    resolution: int | None = None,
+) -> tuple[UInt8[Array, "b r r"], Float[Array, "b r r"]]:
     """Cluster of every pixel of square images, and confidence 1 - d1 / d2 of the two smallest
     squared distances, 0..1.
 
+    image: in [-1, 1], only its outlines are used. resolution: of the labels; None takes the
+        image's.
     Where labels follow the picture, d2 is as far behind d1 as the odds against the second class
     say: the same number where place and neighbours say nothing, larger where they agree with the
     features, and not 0 where they decide against the nearest centre.
     """
-    distances = squared_distances(features, image.shape[1], arrays, align_corners, smooth)
+    resolution = resolution or image.shape[1]
+    distances = squared_distances(features, resolution, arrays, align_corners, smooth)
     if "log_prior" not in arrays:
         nearest = -jax.lax.top_k(-distances, 2)[0]
         labels, least, apart = (
@@ -97,7 +101,7 @@ def label_maps(
         least = distances.min(-1)
         nat = jnp.maximum(arrays["gap"], 1e-12) / NATS
         usual = resize_bilinear(
-            arrays["log_prior"][None], (image.shape[1], image.shape[2]), antialias=False
+            arrays["log_prior"][None], (resolution, resolution), antialias=False
         )
         labels, odds = crf.best(usual - (distances - least[..., None]) / nat, image)
         apart = odds * nat

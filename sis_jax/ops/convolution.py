@@ -30,6 +30,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from sis_jax.parallel import varying
+
 _NHWC = ("NHWC", "HWIO", "NHWC")
 LRELU_SLOPE = 0.2
 LRELU_GAIN = float(np.sqrt(2))
@@ -239,3 +241,58 @@ def modulated_conv(
         d = lax.rsqrt(jnp.square(style) @ energy + 1e-8)
         y = y * d[:, None, None, :].astype(y.dtype)
     return y
+
+
+_GRADIENT_PIXELS, _GRADIENT_CHANNELS = 1024, 16  # from here on matrix products are faster
+
+
+@jax.custom_vjp
+def conv_same(
+    x: Float[Array, "n h w i"], kernel: Float[Array, "k k i o"]
+) -> Float[Array, "n h w o"]:
+    """`conv2d` with SAME padding and an odd kernel, whose kernel gradient is fast on CPUs.
+
+    XLA's CPU backend takes 2 to 3 times as long for that gradient on large images (64 px, 36 -> 24
+    channels, batch 16, one core: 66 ms, here 35). First derivatives only.
+    """
+    return conv2d(x, kernel)
+
+
+def _conv_same_backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = kept
+    flipped = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
+    large = x.shape[1] * x.shape[2] >= _GRADIENT_PIXELS and g.shape[-1] >= _GRADIENT_CHANNELS
+    ours = _kernel_gradient if large else _derived_kernel_gradient
+    size = kernel.shape[0]
+    return conv2d(g, flipped), lax.platform_dependent(
+        x, g, cpu=partial(ours, size=size), default=partial(_derived_kernel_gradient, size=size)
+    )
+
+
+def _derived_kernel_gradient(x: Array, g: Array, size: int) -> Array:
+    shape = jax.ShapeDtypeStruct((size, size, x.shape[-1], g.shape[-1]), x.dtype)
+    return jax.linear_transpose(lambda kernel: conv2d(x, kernel), shape)(g)[0]
+
+
+def _kernel_gradient(x: Array, g: Array, size: int) -> Array:
+    """One matrix product per kernel entry and sample: what a sample needs stays in the cache.
+
+    With rows padded to one width, a shift by (i, j) pixels is a shift by i * width + j entries of
+    the flattened sample; where a row wraps, g is zero.
+    """
+    n, h, w, _ = x.shape
+    pad, width = size // 2, w + size - 1
+    flat_x = jnp.pad(x, ((0, 0), (pad, pad + 1), (pad, pad), (0, 0))).reshape(n, -1, x.shape[-1])
+    flat_g = jnp.pad(g, ((0, 0), (0, 0), (0, size - 1), (0, 0))).reshape(n, -1, g.shape[-1])
+    starts = [i * width + j for i in range(size) for j in range(size)]
+
+    def one(total: Array, sample: tuple[Array, Array]) -> tuple[Array, None]:
+        a, b = sample
+        return total + jnp.stack([b @ a[s : s + h * width] for s in starts]), None
+
+    zeros = varying(jnp.zeros((size * size, g.shape[-1], x.shape[-1]), g.dtype))
+    total, _ = lax.scan(one, zeros, (flat_x, flat_g.transpose(0, 2, 1)))
+    return total.transpose(0, 2, 1).reshape(size, size, x.shape[-1], g.shape[-1])
+
+
+conv_same.defvjp(lambda x, kernel: (conv2d(x, kernel), (x, kernel)), _conv_same_backward)

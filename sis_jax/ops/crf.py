@@ -32,14 +32,16 @@ _OFFSETS = np.array([(y, x) for y in _NEAR for x in _NEAR if 0 < y * y + x * x <
 
 
 def best(
-    evidence: Float[Array, "b h w k"], image: Float[Array, "b h w 3"]
+    evidence: Float[Array, "b h w k"], image: Float[Array, "b h2 w2 3"]
 ) -> tuple[UInt8[Array, "b h w"], Float[Array, "b h w"]]:
     """The likeliest class of every pixel, and by how many nats it is likelier than the next.
 
     evidence: log-likelihood of the classes, up to a constant per pixel. image: in [-1, 1], clipped
-        to it.
+        to it; as large as the evidence, or smaller where that has more than 127 pixels along a
+        side.
     """
     b, h, w, k = evidence.shape
+    h, w = _window_size(h, w)
     evidence = jnp.nan_to_num(
         evidence
     )  # a damaged pixel stays one: NaN would spread over its neighbours
@@ -54,16 +56,21 @@ def best(
     return jax.lax.map(one, (evidence, image), batch_size=together)
 
 
-def posterior(
-    evidence: Float[Array, "h w k"], image: Float[Array, "h w 3"]
-) -> Float[Array, "h w k"]:
-    """Log-probability of every class at every pixel of one picture, up to a constant per pixel."""
-    height, width, _ = image.shape
+def _window_size(height: int, width: int) -> tuple[int, int]:
+    """Size at which neighbours are compared."""
     factor = max(1, max(height, width) // SIDE)
+    return -(-height // factor), -(-width // factor)
+
+
+def posterior(
+    evidence: Float[Array, "h w k"], image: Float[Array, "h2 w2 3"]
+) -> Float[Array, "h w k"]:
+    """Log-probability of every class at every pixel of one image, up to a constant per pixel."""
+    height, width, _ = evidence.shape
+    size = _window_size(height, width)
     image = jnp.clip(image.astype(jnp.float32), -1, 1)
-    if factor == 1:
+    if size == (height, width):
         return evidence + _said_by_neighbours(evidence, image)
-    size = (-(-height // factor), -(-width // factor))
     said = _said_by_neighbours(
         resize_bilinear(evidence[None], size)[0], resize_bilinear(image[None], size)[0]
     )

@@ -41,19 +41,21 @@ def say(text: str) -> None:
         tqdm.write(text, file=sys.stderr)
 
 
-def progress(iterable_or_total: Iterable[Any] | int, desc: str, unit: str = "it") -> Any:
+def progress(
+    iterable_or_total: Iterable[Any] | int, desc: str, unit: str = "it", *, hidden: bool = False
+) -> Any:
     """A tqdm bar on stderr with rate and time left; iterate over it, or `.update(n)` one made from
     a total, and close it.
 
     iterable_or_total: what to iterate over, or how many units there will be. desc: what is being
-        done. unit: of what.
+        done. unit: of what. hidden: no bar whatever else was chosen.
     """
 
     # A log file wants a line now and then, a terminal wants a moving bar.
     interval = 0.2 if sys.stderr.isatty() else 10.0
     settings: dict[str, Any] = {
         "desc": desc, "unit": f" {unit}" if unit != "it" else unit, "file": sys.stderr,
-        "disable": not _progress_shown, "mininterval": interval, "dynamic_ncols": True,
+        "disable": hidden or not _progress_shown, "mininterval": interval, "dynamic_ncols": True,
     }  # fmt: skip
     if isinstance(iterable_or_total, int):
         return tqdm(total=iterable_or_total, **settings)

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 from PIL import Image
 
+from sis_jax.ops.resize import resize_plain
 from sis_jax.types import UsageError, unknown_name
 
 Fit = Literal["native", "square", "short"]
@@ -76,7 +77,7 @@ class Protocol:
                 )
             )
             return np.round(
-                resize(squeezed.astype(np.float32), (self.side, self.side), aligned=True)
+                resize_plain(squeezed.astype(np.float32), (self.side, self.side), aligned=True)
             ).astype(np.uint8)
         if self.fit == "native":
             return image
@@ -95,7 +96,7 @@ class Protocol:
         # sees.
         logits = np.log(np.clip(np.asarray(scores, np.float32), 1e-30, None))
         if scores.shape[:2] != (height, width):
-            logits = resize(logits, (height, width), aligned=self.scores == "aligned")
+            logits = resize_plain(logits, (height, width), aligned=self.scores == "aligned")
         odds = np.exp(logits - logits.max(-1, keepdims=True))
         soft = 1 - odds[..., 0] / odds.sum(-1)
         if self.scores == "8-bit":
@@ -187,29 +188,6 @@ def _short(shape: tuple[int, ...], side: int) -> tuple[int, int]:
     height, width = shape[:2]
     short = min(height, width)
     return side * height // short, side * width // short
-
-
-def resize(
-    x: Float32[np.ndarray, "h w c"], size: tuple[int, int], *, aligned: bool = False
-) -> Float32[np.ndarray, "H W c"]:
-    """Bilinear without averaging, edges repeated. aligned: the corner pixels' centres stay in
-    place, else the corners themselves.
-    """
-    rows, columns = (_taps(n, m, aligned) for n, m in zip(x.shape[:2], size))
-    return np.einsum("Wv,Hvc->HWc", columns, np.tensordot(rows, x, 1), optimize=True).astype(
-        np.float32, copy=False
-    )
-
-
-def _taps(n: int, m: int, aligned: bool) -> Float32[np.ndarray, "m n"]:
-    """The matrix of linear interpolation from n points to m."""
-    at = np.arange(m) * ((n - 1) / max(m - 1, 1)) if aligned else (np.arange(m) + 0.5) * n / m - 0.5
-    at = np.clip(at, 0, n - 1)
-    low = np.minimum(np.floor(at).astype(int), max(n - 2, 0))
-    weights = np.zeros((m, n), np.float32)
-    np.add.at(weights, (np.arange(m), low), 1 - (at - low))
-    np.add.at(weights, (np.arange(m), np.minimum(low + 1, n - 1)), at - low)
-    return weights
 
 
 # ---------------------------------------------------------------------------------------- F-measure

@@ -15,9 +15,9 @@ import jax
 import numpy as np
 
 from sis_jax import parallel
+from sis_jax.ops import plan
+from sis_jax.ops.progress import progress
 from sis_jax.types import Generator
-
-BATCH = 16  # samples per device at a time
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ def map_samples(
     truncation: float = 1.0,
     per_sample: tuple[np.ndarray, ...] = (),
     shared: tuple[Any, ...] = (),
-    batch: int = BATCH,
+    batch: int | None = None,
+    shown: str = "",
     devices: parallel.Devices = None,
     **static: Any,
 ) -> Iterator[Any]:
@@ -52,30 +53,58 @@ def map_samples(
 
     per_sample: arrays [n, ...], one row per seed. shared: further arguments, the same everywhere
         (`body(gen, z, truncation, *per_sample, *shared)`).
-    static: keyword arguments fixed at compile time. One compilation: the last batch is padded, and
-        cut afterwards.
+    batch: samples per device at a time, at most; None leaves it to `ops/plan.py`, which also
+        lowers a number that needs too much memory.
+    shown: what a progress bar calls the work; without it there is none.
+    static: keyword arguments fixed at compile time.
+
+    Every block has the same number of rows, whatever the number of samples and devices: one
+    compilation, and the same bits for a seed in any company. The last block is padded, and cut
+    afterwards. Raises SisError where the memory there is cannot hold one block.
     """
     here = parallel.local_devices(devices)
-    if len(seeds) < batch:  # too few to fill one block: spread them
-        rows = max(1, -(-len(seeds) // len(here)))
-    else:  # blocks of one shape whatever the number of samples and devices, hence the same bits
-        rows, here = batch, here[: -(-len(seeds) // batch)]
-    used = len(here)
     plain = jax.tree.structure(gen) == jax.tree.structure(0)
     function = _call_plain if plain else body
     if plain:
         static = static | {"inner": body, "held": _Plain(gen)}
     in_axes = (None, 0, None) + (0,) * len(per_sample) + (None,) * len(shared)
+    psi, first = np.float32(truncation), [gen.latents(seeds[:1]), *per_sample]
+    rows, needed = plan.rows_at_once(
+        function, in_axes, (0 if plain else gen, first[0], psi, *first[1:], *shared),
+        here[0].platform, batch, **static,
+    )  # fmt: skip
+    here = here[: max(1, -(-len(seeds) // rows))]
+    used = len(here)
+    plan.check_room(needed, here, f"drawing {rows} samples of {gen.resolution} pixels")
+    everywhere = 0 if plain else parallel.replicate(gen, here)
     mapped = parallel.map_devices(function, in_axes, 0, devices=here, **static)
-    for start in range(0, len(seeds), rows * used):
-        chunk = list(seeds[start : start + rows * used])
-        blocks = [
-            parallel.shard(np.asarray(a), used, rows)[0]
-            for a in (gen.latents(chunk), *(p[start : start + len(chunk)] for p in per_sample))
-        ]
-        out = mapped(0 if plain else gen, blocks[0], np.float32(truncation), *blocks[1:], *shared)
-        n = len(chunk)
-        yield jax.tree.map(lambda a: parallel.unshard(np.asarray(a), n), out)  # noqa: B023  (used before the next round)
+    with progress(len(seeds), shown, "sample", hidden=not shown) as bar:
+        for start in range(0, len(seeds), rows * used):
+            chunk = list(seeds[start : start + rows * used])
+            n = len(chunk)
+            blocks = [
+                parallel.shard(np.asarray(a), used, rows)[0]
+                for a in (gen.latents(chunk), *(p[start : start + n] for p in per_sample))
+            ]
+            out = mapped(everywhere, blocks[0], psi, *blocks[1:], *shared)
+            yield jax.tree.map(lambda a: parallel.unshard(np.asarray(a), n), out)  # noqa: B023  (used before the next round)
+            bar.update(n)
+
+
+def collect(gen: Generator, seeds: Sequence[int], body: Callable[..., Any], **settings: Any) -> Any:
+    """Body's results for all seeds at once, arrays [n, ...]; settings as in `map_samples`.
+
+    One array from the start: joining a list of batches would take twice the memory.
+    """
+    whole, at = None, 0
+    for batch in map_samples(gen, seeds, body, **settings):
+        if whole is None:
+            whole = jax.tree.map(lambda a: np.empty((len(seeds), *a.shape[1:]), a.dtype), batch)
+        n = len(jax.tree.leaves(batch)[0])
+        for target, a in zip(jax.tree.leaves(whole), jax.tree.leaves(batch), strict=True):
+            target[at : at + n] = a
+        at += n
+    return whole
 
 
 def _call_plain(_: Any, *args: Any, inner: Callable[..., Any], held: _Plain, **static: Any) -> Any:

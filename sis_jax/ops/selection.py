@@ -155,7 +155,26 @@ def describe(
         area += np.bincount(labels.ravel(), minlength=k)
         border += np.bincount(labels[:, edge].ravel(), minlength=k)
         sure += np.bincount(labels.ravel(), confidence.ravel(), minlength=k)
-    share, border_share = area / area.sum(), border / border.sum()
+    return _facts(area, border, sure)
+
+
+def describe_points(
+    labels: Int[np.ndarray, "n"],
+    places: Float[np.ndarray, "n 2"],
+    confidence: Float[np.ndarray, "n"],
+    k: int,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """As `describe`, from single pixels; places: (column, row), -1 and 1 at the image's edges."""
+    column, row = places.T
+    edge = (np.abs(column) > 1 - 2 * BORDER) | (row < 2 * BORDER - 1)
+    area, border = (np.bincount(part, minlength=k).astype(float) for part in (labels, labels[edge]))
+    return _facts(area, border, np.bincount(labels, confidence, minlength=k))
+
+
+def _facts(
+    area: Float[np.ndarray, "k"], border: Float[np.ndarray, "k"], sure: Float[np.ndarray, "k"]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    share, border_share = area / area.sum(), border / max(border.sum(), 1)
     chosen, certain, why = background(share, border_share)
     facts = [
         {
@@ -164,6 +183,6 @@ def describe(
             "background": bool(chosen[i]),
             "confidence": float(sure[i] / max(area[i], 1)),
         }
-        for i in range(k)
+        for i in range(len(area))
     ]
     return facts, {"found": certain, "why": why}

@@ -27,7 +27,8 @@ class Augmentation:
         right hand). brightness, contrast, saturation: +- these, relative. hue: degrees. grey:
         probability of no colour.
     blur: largest sigma, in pixels of a 128-pixel picture. noise: largest sigma, of the range [-1,
-        1]. background: probability of another background behind the picture's foreground, see
+        1]. peaked: small changes of zoom and angle are likelier than large ones. background:
+        probability of another background behind the picture's foreground, see
         `other_backgrounds`.
     """
 
@@ -44,6 +45,7 @@ class Augmentation:
     blur: float = 1.5
     noise: float = 0.1
     background: float = 0.0
+    peaked: bool = False
 
 
 # For pictures in which the object always has the same size and place, as those of a generator.
@@ -85,6 +87,7 @@ def geometry(
 
     def one(k: Array) -> tuple[Array, Array]:
         u = jax.random.uniform(k, (5,), minval=-1.0)
+        u = u.at[:2].mul(jnp.abs(u[:2])) if a.peaked else u
         zoom, angle = jnp.exp2(-a.scale * u[0]), jnp.deg2rad(a.turn * u[1])
         mirrored = (u[2] * 0.5 + 0.5) < a.flip
         cos, sin = zoom * jnp.cos(angle), zoom * jnp.sin(angle)
@@ -97,7 +100,7 @@ def geometry(
         )
         return rows, mirrored.astype(jnp.float32)
 
-    return jax.vmap(one)(_keys(key, n))
+    return jax.vmap(one)(keys_of(key, n))
 
 
 def warp(
@@ -112,13 +115,7 @@ def warp(
     """Pictures (bilinear), masks and certainty (nearest) seen through the maps, reflected at the
     border, at side x side pixels.
     """
-    _, h, w, _ = images.shape
-    at = (jnp.arange(side) + 0.5) / side * 2 - 1
-    y, x = jnp.meshgrid(at, at, indexing="ij")
-    m = maps[:, :, :, None, None]
-    source_x = ((m[:, 0, 0] * x + m[:, 0, 1] * y + m[:, 0, 2]) + 1) * w / 2 - 0.5
-    source_y = ((m[:, 1, 0] * x + m[:, 1, 1] * y + m[:, 1, 2]) + 1) * h / 2 - 0.5
-    source_x, source_y = _reflect(source_x, w), _reflect(source_y, h)
+    source_x, source_y = _sources(maps, images.shape[1:3], side)
     images = _bilinear(images, source_x, source_y)
     row, column = jnp.round(source_y).astype(jnp.int32), jnp.round(source_x).astype(jnp.int32)
     pick = jax.vmap(lambda a, r, c: a[r, c])
@@ -129,6 +126,26 @@ def warp(
         )
         masks = jnp.where(mirrored[:, None, None] > 0, table[masks], masks)
     return images, masks, certainty
+
+
+def warp_planes(
+    planes: Float[Array, "n h w c"], maps: Float[Array, "n 2 3"], resolution: int
+) -> Float[Array, "n resolution resolution c"]:
+    """Planes seen through the maps, bilinear, reflected at the border."""
+    return _bilinear(planes, *_sources(maps, planes.shape[1:3], resolution))
+
+
+def _sources(
+    maps: Float[Array, "n 2 3"], size: tuple[int, ...], resolution: int
+) -> tuple[Float[Array, "n r r"], Float[Array, "n r r"]]:
+    """(x, y) in pixels of the input of `size`, reflected at its border, for each output pixel."""
+    h, w = size
+    at = (jnp.arange(resolution) + 0.5) / resolution * 2 - 1
+    y, x = jnp.meshgrid(at, at, indexing="ij")
+    m = maps[:, :, :, None, None]
+    source_x = ((m[:, 0, 0] * x + m[:, 0, 1] * y + m[:, 0, 2]) + 1) * w / 2 - 0.5
+    source_y = ((m[:, 1, 0] * x + m[:, 1, 1] * y + m[:, 1, 2]) + 1) * h / 2 - 0.5
+    return _reflect(source_x, w), _reflect(source_y, h)
 
 
 def _reflect(position: Array, size: int) -> Array:
@@ -155,7 +172,7 @@ def appearance(
 ) -> Float[Array, "n h w 3"]:
     """Pictures with changed colour, blur and noise; geometry untouched."""
     n, h, w, _ = images.shape
-    keys = _keys(key, n)
+    keys = keys_of(key, n)
     u = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 0), (7,)))(keys)
     centred = 2 * u - 1
     matrices = jax.vmap(lambda c, g: _colour_matrix(c, g, a))(centred, u[:, 4])
@@ -221,7 +238,7 @@ def other_backgrounds(
         that the ground may have any colour.
     """
     n, h, w, _ = images.shape
-    keys = _keys(key, n)
+    keys = keys_of(key, n)
     u = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 0), (12,)))(keys)
     coarse = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 1), (5, 5, 3)))(keys)
     smooth = jax.image.resize(coarse, (n, h, w, 3), "bilinear")
@@ -267,5 +284,6 @@ def soften(foreground: Float[Array, "n h w"], sigma: float = 0.7) -> Float[Array
     return _blur(foreground[..., None], jnp.full(len(foreground), sigma))[..., 0]
 
 
-def _keys(key: Array, n: int) -> Array:
+def keys_of(key: Array, n: int) -> Array:
+    """One key for each of n images."""
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n))

@@ -1,12 +1,13 @@
 """The run folder: what was asked, what it was made with, and files that are whole or not there.
 
     with RunFolder.open("runs/faces") as run:
-        with run.stage("discover", config, generator=gen.info) as stage:
+        with run.stage(config, generator=gen.info) as stage:
             if not stage.done:
                 run.write_json("parts/classes.json", classes)
 
-A stage that finished with the same configuration is done; another configuration is refused unless
-`overwrite`. `run.json` keeps one record per stage. No JAX here.
+The name of a stage, its record in `run.json`, the command line that repeats it and whether it is
+done follow from its configuration (`config.Config`). A stage that finished with the same
+configuration is done; another configuration is refused unless `overwrite`. No JAX here.
 """
 
 from __future__ import annotations
@@ -30,16 +31,13 @@ from PIL import Image
 from safetensors.numpy import save
 
 from sis_jax.data.files import TEMPORARY, disk_errors, plain, read_run, write_atomic
+from sis_jax.ops.progress import say
+from sis_jax.runs.config import Config
 from sis_jax.runs.lock import FolderLock
 from sis_jax.types import Info, SisError, UsageError
 
 _PACKAGES = ("sis_jax", "jax", "jaxlib", "flax", "numpy")
-_NOT_COMPARED = (
-    "out",
-    "overwrite",
-    "quiet",
-    "dry_run",
-)  # where and how a stage runs, not what it makes
+_NOTHING = (None, [], {})  # a field that is absent from an older record
 
 
 @dataclass
@@ -54,7 +52,6 @@ class Stage:
     """
 
     name: str
-    config: dict[str, Any]
     done: bool = False
     resumed: bool = False
     files: list[str] = field(default_factory=list)
@@ -122,31 +119,34 @@ class RunFolder:
     @contextlib.contextmanager
     def stage(
         self,
-        name: str,
-        config: Mapping[str, Any],
+        config: Config,
         *,
+        given: Config | None = None,
+        name: str = "",
         inputs: Mapping[str, str] | str = "",
         generator: Info | None = None,
-        command: str = "",
-        device: str = "",
         again: bool = False,
         late: bool = False,
     ) -> Iterator[Stage]:
         """Open a stage; leaving the block without an exception records it as done.
 
-        config: the resolved arguments, made of what JSON can hold (paths and tuples are converted).
-            inputs: digests of what the stage reads, compared like the configuration. generator:
-            whose name, sha256 and licence go on record. command: the shell line that repeats it.
-        device: what it ran on; the default is what JAX reports if it is in use. again: a stage that
-            can go on after it finished (a training asked for more images) is opened as resumed,
-            never as done. late: what `overwrite` replaces stays until the first file is written, so
-            that a request that turns out to be impossible loses nothing. Raises UsageError when the
-            record has another configuration and the folder was not opened with `overwrite`; the
-            sentence names the first field that differs.
+        config: resolved, with what recipes and defaults stand for; its `record()` is stored and
+            compared. given: the configuration as it was asked for, which becomes the command line;
+            default: config. name: default: the configuration's verb. inputs: digests of what the
+            stage reads, compared like the configuration. generator: its name, sha256 and licence
+            are recorded.
+        again: a stage that can go on after it finished (a training asked for more images) is opened
+            as resumed, never as done. late: what `overwrite` replaces stays until the first file is
+            written, so that a request that turns out to be impossible loses nothing.
+
+        Raises UsageError when the record has another configuration and the folder was not opened
+        with `overwrite`; the sentence names the first field that differs.
         """
-        resolved, inputs = plain(config), plain(inputs if isinstance(inputs, str) else dict(inputs))
-        stage = self._begin(name, resolved, inputs, again)
+        name = name or config.verb
+        resolved, inputs = plain(config.record()), plain(inputs)
+        stage = self._begin(name, config, resolved, inputs, again)
         if stage.done:
+            say(f"{self.path} already holds {config.makes}; give --overwrite to repeat the work")
             yield stage
             return
         entry = {"state": "started", "config": resolved, "inputs": inputs, "started": _now()}
@@ -174,27 +174,30 @@ class RunFolder:
                 "state": "done",
                 "finished": _now(),
                 "seconds": round(time.perf_counter() - started, 3),
-                "command": command,
-                "seeds": {k: v for k, v in resolved.items() if k in ("seed", "seeds")},
+                "command": (given or config).command(),
+                "seeds": {k: v for k, v in resolved.items() if k == "seed"},
                 "versions": versions(),
-                "device": device or _device(),
+                "device": _device(),
                 **({"generator": made_with} if made_with else {}),
                 **plain(stage.record),
                 "files": sorted(set(stage.files)),
             },
         )
 
-    def _begin(self, name: str, config: dict[str, Any], inputs: Any, again: bool = False) -> Stage:
+    def _begin(
+        self, name: str, config: Config, resolved: dict[str, Any], inputs: Any, again: bool
+    ) -> Stage:
         """Compare with the record: done, resumed, new, or refused."""
         record = self.read()["stages"].get(name)
         if record is None:
-            return Stage(name, config)
-        change = difference(record.get("config", {}), config) or difference(
+            return Stage(name)
+        before = _without_old_names(record.get("config", {}), config)
+        change = difference(before, resolved) or difference(
             {"inputs": record.get("inputs", "")}, {"inputs": inputs}
         )
         files = record.get("files", [])
         if self.overwrite:
-            return Stage(name, config, replaces=list(files))
+            return Stage(name, replaces=list(files))
         if change:
             key, old, new = change
             raise UsageError(
@@ -207,8 +210,8 @@ class RunFolder:
             and record.get("state") == "done"
             and all(self._inside(file).exists() for file in files)
         ):
-            return Stage(name, config, done=True, files=list(files), record=record)
-        return Stage(name, config, resumed=True)
+            return Stage(name, done=True, files=list(files), record=record)
+        return Stage(name, resumed=True)
 
     def _start(self, stage: Stage) -> None:
         """Put the open stage on record, and remove what it replaces."""
@@ -255,14 +258,14 @@ class RunFolder:
         """
         return self.write_bytes(name, _json_bytes(value))
 
-    def write_image(self, name: str, picture: np.ndarray | Image.Image, **options: Any) -> Path:
+    def write_image(self, name: str, image: np.ndarray | Image.Image, **options: Any) -> Path:
         """Like `write_bytes`, for uint8[h w 3] or [h w], or a Pillow image; the suffix of `name` is
         the format, `options` go to Pillow.
         """
-        if not isinstance(picture, Image.Image):
-            picture = Image.fromarray(picture)
+        if not isinstance(image, Image.Image):
+            image = Image.fromarray(image)
         buffer = io.BytesIO()
-        picture.save(
+        image.save(
             buffer, format=Image.registered_extensions()[Path(name).suffix.lower()], **options
         )
         return self.write_bytes(name, buffer.getvalue())
@@ -277,21 +280,25 @@ class RunFolder:
         return self.write_bytes(name, save(tensors, dict(metadata) if metadata else None))
 
 
+def _without_old_names(record: Mapping[str, Any], config: Config) -> dict[str, Any]:
+    """A record of an earlier version in today's names, without what is no longer compared."""
+    renamed = {config.renamed.get(name, name): value for name, value in record.items()}
+    return {name: v for name, v in renamed.items() if name and name not in config.unrecorded}
+
+
 def difference(
     old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 ) -> tuple[str, Any, Any] | None:
-    """The first field in which two configurations differ: (name, old value, new value), or None.
-    Where a run is kept does not count.
+    """The first field in which two records differ: (name, old value, new value), or None. A field
+    that is absent equals one that holds nothing.
     """
     for key in sorted({*old, *new}):
-        if not prefix and key in _NOT_COMPARED:
-            continue
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             found = difference(a, b, f"{prefix}{key}.")
             if found:
                 return found
-        elif a != b:
+        elif a != b and not (a in _NOTHING and b in _NOTHING):
             return prefix + key, a, b
     return None
 

@@ -1,15 +1,15 @@
-"""Self-training on photos without labels: the masks a student gives photos to learn from, and
-whether it is the better for it.
+"""Self-training on photos without labels: what is learned in a round, and whether it helped.
 
-A round: the student labels each photo and its mirror image, the photo's own colours correct the
-mask (`ops/grabcut.py`), and the network goes on learning from varied photos with these masks.
-Photos whose mask was corrected most are left out, pixels that were corrected count half.
+A round: the student labels its share of the photos (the mean with their mirror images, as
+probabilities), and goes on learning from varied views of them, many before other photos'
+backgrounds (`training/self_training.py`). The next round's labels are the better for it.
 
-The judgement, without labels, on photos kept apart: how steady the masks are under other colours,
-how far they agree with what each photo's own colours make of them, and whether the masks of
-generated pictures are still right. Five students of the default faces, 300 human masks:
+The criterion, without labels, on held-out photos: how stable the masks are under other colours, how
+far they agree with what GrabCut makes of them from each photo's own colours, and whether the masks
+of held-out generated images are still right. Five earlier students (U-Nets without a backbone) of
+the default faces, 300 human masks:
 
-| student | steady | colours | mean IoU with people |
+| student | stability | colours | mean IoU |
 |---|---|---|---|
 | 40 steps, no photos | 0.839 | 0.647 | 0.647 |
 | the same, adapted | 0.861 | 0.678 | 0.666 |
@@ -21,6 +21,7 @@ generated pictures are still right. Five students of the default faces, 300 huma
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import jax
@@ -31,7 +32,8 @@ from PIL import Image
 
 from sis_jax import parallel
 from sis_jax.checkpoints.student import Student
-from sis_jax.data.pairs import Pairs
+from sis_jax.data.composites import Layers
+from sis_jax.data.pairs import shuffled
 from sis_jax.models import students
 from sis_jax.ops import grabcut, metrics
 from sis_jax.ops.progress import progress
@@ -39,9 +41,6 @@ from sis_jax.ops.student_augment import Augmentation, appearance
 from sis_jax.training import student as training
 
 HELD = 256  # photos kept apart for the judgement
-DROPPED = (
-    0.25  # share of the photos left out of a round, those whose mask the colours corrected most
-)
 FORGOTTEN = 0.1  # mean IoU on generated pictures that adaptation may cost
 _BLOCK = 256
 
@@ -54,7 +53,7 @@ class Judgement:
 
     steadiness: float
     agreement: float | None
-    val_iou: float
+    val_iou: float | None
 
     @property
     def score(self) -> float:
@@ -62,9 +61,11 @@ class Judgement:
         return self.steadiness if self.agreement is None else (self.steadiness + self.agreement) / 2
 
     def better_than(self, other: Judgement) -> bool:
-        """A higher score that was not paid for with the generated pictures: masks without any
-        object are steady, too.
+        """A higher score that was not paid for with the generated images: masks without any
+        object are stable, too.
         """
+        if self.val_iou is None or other.val_iou is None:
+            return self.score > other.score
         return self.score > other.score and self.val_iou > other.val_iou - FORGOTTEN
 
     def facts(self, when: str) -> dict[str, float]:
@@ -79,17 +80,16 @@ class Judgement:
         }
 
     def __str__(self) -> str:
-        colours = (
-            "" if self.agreement is None else f", agreement with their colours {self.agreement:.3f}"
-        )
-        return (
-            f"steadiness of the masks of held-out photos {self.steadiness:.3f}{colours}, mean IoU "
-            f"on generated pictures {self.val_iou:.3f}"
-        )
+        found = [f"stability of the masks of held-out photos {self.steadiness:.3f}"]
+        if self.agreement is not None:
+            found.append(f"agreement with their colours {self.agreement:.3f}")
+        if self.val_iou is not None:
+            found.append(f"mean IoU on generated images {self.val_iou:.3f}")
+        return ", ".join(found)
 
 
 def judge(
-    student: Student, photos: UInt8[np.ndarray, "n r r 3"], val_iou: float, mirrored: bool
+    student: Student, photos: UInt8[np.ndarray, "n r r 3"], val_iou: float | None, mirrored: bool
 ) -> Judgement:
     """The student on photos that it did not learn from; mirrored: whether a photo's mirror image is
     as likely as the photo.
@@ -101,25 +101,44 @@ def judge(
     )
 
 
-def labelled(
-    student: Student, photos: UInt8[np.ndarray, "n r r 3"], side: int, mirrored: bool, note: str
-) -> Pairs:
-    """The photos at `side` pixels, with the masks that the student and their own colours give
-    them.
-    """
-    small = reduced(photos, side)
-    opinions = _opinions(student, small)
-    own = opinions.argmax(-1).astype(np.uint8)
-    if not _has_background(student):
-        return Pairs(small, own, np.full_like(own, 255))
-    share = grabcut.shares(
-        _corrected(photos, opinions[..., 0], mirrored, note), photos.shape[1] // side
-    )
-    corrected = np.where(share > 0.5, 1 + opinions[..., 1:].argmax(-1), 0).astype(np.uint8)
-    same = (corrected > 0) == (own > 0)
-    order = np.argsort(-same.mean((1, 2)), kind="stable")
-    kept = np.sort(order[: max(1, round(len(order) * (1 - DROPPED)))])
-    return Pairs(small[kept], corrected[kept], np.where(same, 255, 128).astype(np.uint8)[kept])
+@dataclass(frozen=True, eq=False)
+class Round:
+    """Photos of one round. target: the teacher's class probabilities, 255 = 1."""
+
+    images: UInt8[np.ndarray, "n s s 3"]
+    target: UInt8[np.ndarray, "n s s k"]
+    layers: Layers | None
+
+    @classmethod
+    def labelled(cls, teacher: Student, photos: UInt8[np.ndarray, "n s s 3"], note: str) -> Round:
+        """Photos with the masks of `teacher`; without a background there is nothing to paste."""
+        target = np.empty((*photos.shape[:3], len(teacher.classes)), np.uint8)
+        with progress(len(photos), note, "photo") as bar:
+            for i in range(0, len(photos), _BLOCK):
+                scores = _opinions(teacher, photos[i : i + _BLOCK])
+                target[i : i + _BLOCK] = np.round(255 * scores)
+                bar.update(len(scores))
+        if not _has_background(teacher):
+            return cls(photos, target, None)
+        return cls(photos, target, Layers.of(photos, target[..., 0], _threads()))
+
+    def batches(
+        self, batch: int, seed: int, start: int, pasted: float
+    ) -> Iterator[tuple[np.ndarray, ...]]:
+        """An endless stream of what `self_training_step` takes; batch t depends on (seed, t) alone.
+
+        pasted: probability of another photo's background.
+        """
+        for step, rows in shuffled(len(self.images), batch, seed, start):
+            rng = np.random.default_rng([seed, 8, step])
+            images, behind = self.images[rows], np.full(batch, -1)
+            backgrounds, edge = images, np.zeros((batch, 3), np.uint8)
+            if self.layers is not None:
+                behind = self.layers.partners(rows, rng)
+                backgrounds = self.layers.backgrounds[behind]
+                edge = self.layers.edge_colour[rows].round().astype(np.uint8)
+            on = ((rng.random(batch) < pasted) & (behind >= 0)).astype(np.float32)
+            yield images, self.target[rows], backgrounds, on, edge
 
 
 def steadiness(student: Student, photos: UInt8[np.ndarray, "n s s 3"]) -> float:
@@ -162,6 +181,10 @@ def agreement(
     )
 
 
+def _threads() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _has_background(student: Student) -> bool:
     return bool(student.classes[0]["id"] == 0)
 
@@ -188,7 +211,7 @@ def _corrected(
             photos,
             lambda i: enlarged(ground[i], size),
             enlarged(mean, size),
-            len(os.sched_getaffinity(0)),
+            _threads(),
             bar.update,
         )
 

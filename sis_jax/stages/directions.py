@@ -31,7 +31,7 @@ from sis_jax.models import clip_directions as bodies
 from sis_jax.ops import class_scores
 from sis_jax.ops.linear_models import linear_svm, logistic_regression, project_out, roc_area
 from sis_jax.ops.progress import progress
-from sis_jax.ops.sampling import map_samples, sample_seeds
+from sis_jax.ops.sampling import collect, sample_seeds
 from sis_jax.types import Generator, SisError, UsageError
 
 PASS = 0.9  # share of moved samples that must pass
@@ -117,22 +117,12 @@ def scores(
     """
     texts = class_scores.unit(np.asarray(clip.encode_text([prompt, neutral])))
     shift = np.zeros((), np.float32) if move is None else np.asarray(move, np.float32)
-    found = map_samples(
-        gen,
-        list(seeds),
-        bodies.score_body,
-        truncation=truncation,
-        shared=(clip.network, texts, shift),
-        colours=_colours(clip),
-        published=published,
-    )
-    bar = progress(len(seeds), f"scores of {prompt[:30]!r}", "sample")
-    parts = []
-    for cosines, w in found:
-        parts.append((cosines[:, 0] - (0 if published else cosines[:, 1]), w))
-        bar.update(len(w))
-    bar.close()
-    score, w = (np.concatenate(x) for x in zip(*parts))
+    cosines, w = collect(
+        gen, list(seeds), bodies.score_body, truncation=truncation,
+        shared=(clip.network, texts, shift), shown=f"scores of {prompt[:30]!r}",
+        colours=_colours(clip), published=published,
+    )  # fmt: skip
+    score = cosines[:, 0] - (0 if published else cosines[:, 1])
     if not np.isfinite(score).all():
         raise SisError(
             "the text model gave NaN or infinite scores: its weights or the generator's are damaged"
@@ -340,12 +330,10 @@ def optimise(
     if steps < 1:
         raise UsageError(f"steps is {steps}, expected at least 1 (40 to 300 are usual)")
     text = class_scores.unit(np.asarray(clip.encode_text([prompt])))[0]
-    found = map_samples(
+    return collect(
         gen, list(seeds), bodies.optimise_body, truncation=truncation, shared=(clip.network, text),
         batch=batch, colours=_colours(clip), published=published, steps=steps, rate=rate, pull=pull,
     )  # fmt: skip
-    w, losses = (np.concatenate(x) for x in zip(*found))
-    return w, losses
 
 
 @dataclass(frozen=True)
@@ -393,15 +381,10 @@ class Relevance:
             "statistics": statistics, "truncation": truncation, "layers": list(names),
             "chunk": chunk, "seed": seed,
         })  # fmt: skip
-        found = map_samples(
-            gen,
-            sample_seeds(seed, statistics),
-            bodies.styles_body,
-            truncation=truncation,
-            batch=64,
-            layers=names,
-        )
-        styles = np.concatenate(list(found))
+        styles = collect(
+            gen, sample_seeds(seed, statistics), bodies.styles_body, truncation=truncation,
+            batch=64, layers=names,
+        )  # fmt: skip
         mean, deviation = styles.mean(0), styles.std(0)
         widths = [gen.synthesis.layer(name).affine.bias.shape[0] for name in names]
         parts = [
@@ -465,16 +448,11 @@ def _relevance(
 ) -> Float[np.ndarray, "c d"]:
     name, first, last, c, far = part
     shared = (clip.network, np.arange(first, last), mean[c] - far, mean[c] + far)
-    found = map_samples(
-        gen,
-        sample_seeds(seed + 1, n),
-        bodies.relevance_body,
-        truncation=truncation,
-        shared=shared,
-        layer=name,
-        colours=_colours(clip),
-    )
-    return class_scores.unit(np.concatenate(list(found)).mean(0))
+    found = collect(
+        gen, sample_seeds(seed + 1, n), bodies.relevance_body, truncation=truncation,
+        shared=shared, layer=name, colours=_colours(clip),
+    )  # fmt: skip
+    return class_scores.unit(found.mean(0))
 
 
 class _Chunks:

@@ -1,18 +1,19 @@
 """The work of `sis_jax.distill`.
 
-Segmentation in Style, section 3.3: a small network is trained on generated pictures and the masks
+Segmentation in Style, section 3.3: a small network is trained on generated images and the masks
 the parts give them. `recipe="paper"` is the published setting (ResNet-18 at output stride 8, 1000
-steps of 15 pictures at 128 pixels, Adam 1e-4 with poly decay, no augmentation).
+steps of 15 images at 128 pixels, Adam 1e-4 with poly decay, no augmentation).
 
 Where the default differs, and why:
-* a U-Net that is fast on CPUs, AdamW with a cosine, an averaged network;
-* pictures are varied in place, colour, blur and noise, and another background is put behind some: a
+* a U-Net on a small pretrained backbone that is fast on CPUs as well, AdamW with a cosine, an
+  averaged network; the paper's student begins with an ImageNet ResNet-18 and has no decoder;
+* images are varied in place, colour, blur and noise, and another background is put behind some: a
   teacher that clusters features confuses parts of like colour, and photos are more varied than a
-  truncated generator's pictures;
-* pictures whose mask hardly holds background are left out (`trim`), pixels count by how sure the
-  teacher was (`weighting`);
-* with photos, the student adapts to them without labels (`training/student_loop.py`), and the
-  result is kept only where it is the steadier one.
+  truncated generator's images;
+* images whose mask hardly holds background are left out (`trim`), pixels are weighted by the
+  teacher's confidence (`weighting`);
+* with photos, the student adapts to them without labels (`stages/train_student.py`), and the
+  result is kept only where it is the more stable one.
 
     RUN/student/ config.json · model.safetensors · README.md · curves.csv · checkpoints/ (Orbax)
 """
@@ -24,11 +25,14 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
+import jax
 import numpy as np
+from flax import nnx
 
-from sis_jax.checkpoints.student import load_student
+from sis_jax.checkpoints.backbones import load_backbone
+from sis_jax.checkpoints.student import Student, load_student
 from sis_jax.data import draw
 from sis_jax.data.files import read_run
 from sis_jax.data.folder import Dataset, Example
@@ -36,195 +40,119 @@ from sis_jax.data.ground_truth import open_pairs
 from sis_jax.data.pairs import IGNORE, Pairs, labelled
 from sis_jax.data.parts import Parts
 from sis_jax.data.photos import Photos, own_side
-from sis_jax.models import students
+from sis_jax.models import backbones, students
 from sis_jax.ops.progress import progress, progress_shown, say
 from sis_jax.ops.sampling import sample_seeds
-from sis_jax.runs import cli
-from sis_jax.runs.run import RunFolder
+from sis_jax.ops.student_augment import ALIGNED, NONE, WEAK, Augmentation
+from sis_jax.runs.configs.distill import RECIPES, DistillConfig
+from sis_jax.runs.run import RunFolder, Stage
 from sis_jax.stages.teacher import Teacher
-from sis_jax.training.student_loop import Job, Trainer
+from sis_jax.stages.train_student import Job, StudentTraining
+from sis_jax.training.self_training import VIEWS
+from sis_jax.training.student import Recipe
 from sis_jax.types import SisError, UsageError, unknown_name
 
-if TYPE_CHECKING:
-    from sis_jax.checkpoints.student import Student
-
-RECIPES: dict[str, dict[str, Any]] = {
-    "default": {
-        "student": "unet-small",
-        "steps": 2000,
-        "batch": 32,
-        "side": 0,
-        "learning_rate": 1e-3,
-        "weight_decay": 1e-2,
-        "optimizer": "adamw",
-        "schedule": "cosine",
-        "augment": "aligned",
-        "background": 0.5,
-        "trim": 0.25,
-        "weighting": 0.5,
-        "ema": 0.999,
-    },
-    "paper": {
-        "student": "resnet18",
-        "steps": 1000,
-        "batch": 15,
-        "side": 128,
-        "learning_rate": 1e-4,
-        "weight_decay": 1e-4,
-        "optimizer": "adam",
-        "schedule": "poly",
-        "augment": "none",
-        "background": 0.0,
-        "trim": 0.0,
-        "weighting": 0.0,
-        "ema": 0.0,
-    },
+MASKED = 0.25  # share of a round's views that lose blocks of pixels
+LEAST_SIDE = 128  # pixels, on a backbone whose coarsest features have a stride of 32
+_LEAST = {
+    **dict.fromkeys(("batch", "rows", "limit", "snapshot"), 1),
+    **dict.fromkeys(("side", "weight_decay", "background", "trim", "weighting", "ema"), 0),
+    **dict.fromkeys(("adapt_steps", "rounds", "seed"), 0),
+    "n": 2,
 }
+_BELOW = {"trim": 1, "ema": 1, "background": 1.0001}
 
 
-def distill(
-    data: str | Dataset | None = None,
-    *,
-    out: str | None = None,
-    student: Literal["unet-small", "unet", "resnet18", "deeplabv3-resnet18", "deeplabv3-resnet50"]
-    | None = None,
-    recipe: str = "default",
-    start_from: str | None = None,
-    steps: int | None = None,
-    batch: int | None = None,
-    side: int | None = None,
-    width: int = 32,
-    block: int = 0,
-    binary: bool = False,
-    learning_rate: float | None = None,
-    weight_decay: float | None = None,
-    optimizer: Literal["adamw", "adam"] | None = None,
-    schedule: Literal["cosine", "poly"] | None = None,
-    augment: Literal["aligned", "strong", "weak", "none"] | None = None,
-    background: float | None = None,
-    trim: float | None = None,
-    weighting: float | None = None,
-    soft: bool = False,
-    ema: float | None = None,
-    photos: str | None = None,
-    rows: int | None = None,
-    adapt_steps: int = 700,
-    rounds: int = 2,
-    fly: bool = False,
-    n: int = 10_000,
-    images: str | None = None,
-    masks: str | None = None,
-    limit: int | None = None,
-    dtype: Literal["float32", "bfloat16"] = "float32",
-    snapshot: int = 250,
-    seed: int = 0,
-    overwrite: bool = False,
-) -> Student:
-    """As `sis_jax.distill`, which explains the arguments."""
-    given = dict(locals())
-    config = _resolve(given)
-    _check(config)
-    place, source = _places(config)
-
-    compared = {k: v for k, v in config.items() if k not in ("data", "overwrite", "out", "recipe")}
-    shown = {k: v for k, v in given.items() if v is not None and v is not False} | {
-        "data": None if source is None else str(source)
-    }
-    with RunFolder.open(place, overwrite) as run:
-        inputs = _inputs(source, config["fly"]) | _first_weights(config["start_from"])
-        with run.stage(
-            "distill",
-            compared,
-            inputs=inputs,
-            command=cli.command("distill", shown, positional=("data",)),
-        ) as stage:
-            if stage.done:
-                say(f"{place} already holds this student; give --overwrite to train it again")
-            else:
+def distill(config: DistillConfig) -> Student:
+    """As `sis_jax.distill`, which explains the configuration."""
+    resolved = resolve(config)
+    _check(resolved)
+    place, source = _places(resolved)
+    with RunFolder.open(place, config.overwrite) as run:
+        inputs = _inputs(source, config.source.fly) | _first_weights(config.network.start_from)
+        given = replace(config, data=None if source is None else str(source))
+        with run.stage(resolved, given=given, inputs=inputs) as stage:
+            if not stage.done:
                 if not stage.resumed:
                     shutil.rmtree(run.path / "student", ignore_errors=True)
-                stage.record |= _train(config, source, run, stage)
+                stage.record |= _train(resolved, source, run, stage)
                 stage.files += [f"student/{name}" for name in ("config.json", "model.safetensors")]
-
     return load_student(place)
 
 
-def _resolve(config: dict[str, Any]) -> dict[str, Any]:
-    """The recipe's settings, overridden by those given."""
-    if config["recipe"] not in RECIPES:
-        raise unknown_name("recipe", config["recipe"], RECIPES)
-    return config | {k: v for k, v in RECIPES[config["recipe"]].items() if config[k] is None}
+def resolve(config: DistillConfig) -> DistillConfig:
+    """The configuration with the recipe's values in place of None."""
+    if config.recipe not in RECIPES:
+        raise unknown_name("recipe", config.recipe, RECIPES)
+    recipe = RECIPES[config.recipe]
+
+    def filled(group: Any) -> Any:
+        missing = [k for k, v in vars(group).items() if v is None and k in recipe]
+        return replace(group, **{k: recipe[k] for k in missing})
+
+    return replace(
+        config,
+        network=filled(config.network),
+        train=filled(config.train),
+        augmentation=filled(config.augmentation),
+        adapt=filled(config.adapt),
+    )
 
 
-def _check(config: dict[str, Any]) -> None:
-    least = {
-        "steps": 1,
-        "batch": 1,
-        "side": 0,
-        "weight_decay": 0,
-        "background": 0,
-        "trim": 0,
-        "weighting": 0,
-        "ema": 0,
-        "adapt_steps": 0,
-        "n": 2,
-        "snapshot": 1,
-        "seed": 0,
-        "rounds": 0,
-        "rows": 1,
-        "limit": 1,
-    }
-    below = {"trim": 1, "ema": 1, "background": 1.0001}
-    least["steps"] = 0 if config["start_from"] else 1
-    for name, bound in least.items():
-        if config[name] is not None and not bound <= config[name] < below.get(name, float("inf")):
-            most = f" and below {below[name]:g}" if name in below else ""
-            raise UsageError(f"{name} is {config[name]}, expected at least {bound}{most}")
-    students.StudentConfig(config["student"], 2, config["width"], config["block"] or 2)
-    if not 0 < config["learning_rate"] < float("inf"):
+def _check(config: DistillConfig) -> None:
+    net, train, source = config.network, config.train, config.source
+    least = _LEAST | {"steps": 0 if net.start_from or config.adapt.teacher else 1}
+    for name, value in config.flat().items():
+        if name in least and value is not None:
+            below = _BELOW.get(name, float("inf"))
+            if not least[name] <= value < below:
+                most = f" and below {below:g}" if name in _BELOW else ""
+                raise UsageError(f"{name} is {value}, expected at least {least[name]}{most}")
+    students.StudentConfig(net.student, 2, net.width, net.block or 2)
+    if not 0 < train.learning_rate < float("inf"):
         raise UsageError(
-            f"learning_rate is {config['learning_rate']}, expected a number above 0 (0.001 is the "
+            f"learning_rate is {train.learning_rate}, expected a number above 0 (0.001 is the "
             "default)"
         )
-    if config["side"] and (config["side"] < 16 or config["side"] % 16):
+    if train.side and (train.side < 16 or train.side % 16):
         raise UsageError(
-            f"side is {config['side']}, expected a multiple of 16, or 0 for the generator's"
+            f"side is {train.side}, expected a multiple of 16, or 0 for the generator's"
         )
-    if config["masks"] and not config["images"]:
+    if source.masks and not source.images:
         raise UsageError("--masks needs --images, the photos they belong to")
-    if config["images"] is None and config["data"] is None:
+    if config.adapt.teacher and not config.adapt.photos:
+        raise UsageError("--teacher needs --photos, which it labels")
+    if source.images is None and config.data is None and not config.adapt.teacher:
         raise UsageError(
-            "give a RUN (or a data folder) to learn from, or --images and --masks with human labels"
+            "give a RUN (or a data folder) to learn from, --photos and --teacher, or --images and "
+            "--masks with human labels"
         )
-    if config["images"] is not None and config["data"] is not None:
+    if source.images is not None and config.data is not None:
         raise UsageError(
             "give either a RUN to learn from, or --images and --masks with human labels, not both"
         )
-    if config["images"] is not None and config["out"] is None:
-        raise UsageError("a student of human masks needs a run folder of its own: give --out")
+    if config.data is None and config.out is None:
+        raise UsageError("a student without a RUN needs a run folder of its own: give --out")
 
 
-def _places(config: dict[str, Any]) -> tuple[Path, Path | None]:
+def _places(config: DistillConfig) -> tuple[Path, Path | None]:
     """(run folder to write to, where the data are: a run or a data folder)."""
-    data = config["data"]
+    data = config.data
     if data is None:
-        return Path(config["out"]), None
+        return Path(str(config.out)), None
     source = Path(data if isinstance(data, str | Path) else data.path)
     if not _has_data(source) and not (source / "parts" / "classes.json").is_file():
         raise UsageError(
             f"{source} holds no parts and no dataset to learn from: run python -m "
             f"sis_jax.discover --out {source} first"
         )
-    home = (
-        source.parent
-        if source.name == "data" and (source.parent / "run.json").is_file()
-        else source
-    )
-    return Path(config["out"]) if config["out"] else home, source
+    inside = source.name == "data" and (source.parent / "run.json").is_file()
+    home = source.parent if inside else source
+    return Path(config.out) if config.out else home, source
 
 
 def _inputs(source: Path | None, fly: bool) -> dict[str, str]:
-    """Digests of what the student is learned from, however the folder is spelled, so that a change
+    """Digests of what the student learns from, however the folder is spelled, so that a change
     of parts or data is noticed.
     """
     if source is None:
@@ -250,7 +178,7 @@ def _first_weights(folder: str | None) -> dict[str, str]:
 
 
 def _warn_of_other_parts(source: Path) -> None:
-    """Say so where the dataset was written with other parts than the run holds now."""
+    """Warn where the dataset was written with other parts than the run holds now."""
     home = source.parent if source.name == "data" else source
     try:
         written = read_run(home)["stages"]["synthesize"]["inputs"]["parts"]
@@ -264,9 +192,11 @@ def _warn_of_other_parts(source: Path) -> None:
         )
 
 
-def _train(config: dict[str, Any], source: Path | None, run: Any, stage: Any) -> dict[str, Any]:
+def _train(
+    config: DistillConfig, source: Path | None, run: RunFolder, stage: Stage
+) -> dict[str, Any]:
     job = _job(config, source)
-    trainer = Trainer(run.path / "student", job)
+    trainer = StudentTraining(run.path / "student", job)
     try:
         trainer.run()
     finally:
@@ -279,36 +209,157 @@ def _train(config: dict[str, Any], source: Path | None, run: Any, stage: Any) ->
     return trainer.facts()
 
 
-def _job(config: dict[str, Any], source: Path | None) -> Job:
-    """Everything the trainer needs, in memory: pairs to learn from, pairs to watch, photos to adapt
-    to.
+def _job(config: DistillConfig, source: Path | None) -> Job:
+    """Everything the trainer needs, in memory: pairs to learn from, pairs to validate with, photos
+    to adapt to.
     """
-    if source is None:
+    teacher = load_student(config.adapt.teacher) if config.adapt.teacher else None
+    if config.source.images is not None:
         classes, train, val, origin, licence = _human(config)
-    elif config["fly"] or not _has_data(source):
+    elif source is None:
+        classes, train, val, origin, licence = _of_teacher(teacher)
+    elif config.source.fly or not _has_data(source):
         classes, train, val, origin, licence = _on_the_fly(source, config)
     else:
         classes, train, val, origin, licence = _from_folder(source, config)
-    if config["binary"]:
+    if config.source.binary:
         classes, (train, val) = _two_classes(classes), (_as_two(p) for p in (train, val))
-    kept = train.without_odd_ones(config["trim"]) if classes[0]["id"] == 0 else train
+    trim = config.train.trim or 0.0
+    kept = train.without_odd_ones(trim) if classes[0]["id"] == 0 and len(train) else train
     if len(kept) < len(train):
         say(
-            f"{len(train) - len(kept):,} of {len(train):,} pictures left out: hardly any "
+            f"{len(train) - len(kept):,} of {len(train):,} images left out: hardly any "
             "background on their frame"
         )
-    side = config["side"] or max(16, 16 * round(min(train.masks.shape[1:]) / 16))
+    classes = tuple(dict(c) for c in classes)
+    _check_teacher(teacher, classes)
+    side = _side(config, train)
     photos = None
-    if config["photos"]:
-        rows = slice(0, config["rows"]) if config["rows"] else None
+    if config.adapt.photos:
+        rows = slice(0, config.adapt.rows) if config.adapt.rows else None
         finer = (
-            2 if own_side(config["photos"]) >= 2 * side else 1
-        )  # what is smaller has no colours to add at twice the size
+            2 if own_side(config.adapt.photos) >= 2 * side else 1
+        )  # smaller photos have no colours to add at twice the size
         photos = Photos.open(
-            config["photos"], finer * side, rows=rows, min_size=side, progress=progress_shown()
+            config.adapt.photos, finer * side, rows=rows, min_size=side, progress=progress_shown()
         )
         say(photos.summary())
-    return Job(config, tuple(dict(c) for c in classes), kept, val, photos, side, origin, licence)
+    start = load_student(config.network.start_from) if config.network.start_from else None
+    recipe = _recipe(config, side, classes)
+    return Job(
+        network=_network(config, side, len(classes), start),
+        recipe=recipe,
+        adaptation=_adaptation(config, recipe),
+        rounds=config.adapt.rounds or 0,
+        pasted=recipe.augmentation.background,
+        config=config.flat(),
+        classes=classes,
+        train=kept,
+        val=val,
+        photos=photos,
+        origin=origin,
+        licence=licence,
+        seed=config.train.seed,
+        snapshot=config.train.snapshot,
+        start=start,
+        backbone=None if start else _backbone(config),
+        teacher=teacher,
+    )
+
+
+def _side(config: DistillConfig, train: Pairs) -> int:
+    """The resolution to train at, in pixels."""
+    least = LEAST_SIDE if str(config.network.student).startswith("unet-") else 16
+    least = 16 if config.network.student == "unet-small" else least
+    return config.train.side or max(least, 16 * round(min(train.masks.shape[1:]) / 16))
+
+
+def _network(
+    config: DistillConfig, side: int, classes: int, start: Student | None
+) -> students.StudentConfig:
+    net = config.network
+    block = net.block or (start.config.block if start else students.usual_block(side))
+    return students.StudentConfig(str(net.student), classes, net.width, block)
+
+
+def _recipe(config: DistillConfig, side: int, classes: tuple[dict[str, Any], ...]) -> Recipe:
+    train = config.train
+    chosen = {
+        name: getattr(train, name)
+        for name in (
+            "steps", "batch", "learning_rate", "weight_decay", "optimizer", "schedule",
+            "weighting", "soft", "ema",
+        )
+    }  # fmt: skip
+    augmentation = _augmentation(config, classes)
+    return Recipe(side=side, dtype=config.network.dtype, augmentation=augmentation, **chosen)
+
+
+def _adaptation(config: DistillConfig, recipe: Recipe) -> Recipe:
+    """Of one round: photos vary by themselves, so they are varied less than generated images."""
+    views = NONE if config.augmentation.augment == "none" else VIEWS
+    views = replace(views, swap=recipe.augmentation.swap)
+    steps = config.adapt.adapt_steps or 0
+    return replace(recipe, steps=steps, masked=MASKED, augmentation=views)
+
+
+def _backbone(config: DistillConfig) -> Any:
+    """Pretrained weights of the network's backbone; None where it has none, or shall have none."""
+    student, name = config.network.student, config.network.backbone
+    if name == "none" or (name is None and student != "unet-efficientnet-lite0"):
+        if student in ("resnet18", "unet-resnet18"):
+            say(
+                "the backbone begins from random weights, the paper's from ImageNet's: "
+                "unet-resnet18 takes a ResNet-18 with --backbone FILE"
+            )
+        return None
+    if student in ("unet", "unet-small") or not str(student).startswith("unet-"):
+        raise UsageError(f"{student} has no pretrained backbone: leave out --backbone {name}")
+    found = load_backbone(name)
+    expected = nnx.state(backbones.build(str(student).removeprefix("unet-")))
+    if jax.tree.map(np.shape, nnx.state(found)) != jax.tree.map(np.shape, expected):
+        raise UsageError(f"{found.info.name} is no backbone of {student}: their shapes differ")
+    return found
+
+
+def _augmentation(config: DistillConfig, classes: tuple[dict[str, Any], ...]) -> Augmentation:
+    base = {"aligned": ALIGNED, "strong": Augmentation(), "weak": WEAK, "none": NONE}
+    background = config.augmentation.background if classes[0]["id"] == 0 else 0.0
+    chosen = base[str(config.augmentation.augment)]
+    return replace(chosen, swap=_mirror(classes), background=background or 0.0)
+
+
+def _mirror(classes: tuple[dict[str, Any], ...]) -> tuple[int, ...]:
+    """The channel of each class in the mirror: left and right swap. Empty where nothing does."""
+    names = [str(c["name"]).lower() for c in classes]
+    table = list(range(len(names)))
+    for i, name in enumerate(names):
+        for one, other in (("left", "right"), ("right", "left"), ("l_", "r_"), ("r_", "l_")):
+            if name.startswith(one) or f" {one}" in name:
+                twin = name.replace(one, other, 1)
+                table[i] = names.index(twin) if twin in names else i
+    return tuple(table) if table != list(range(len(names))) else ()
+
+
+def _check_teacher(teacher: Student | None, classes: tuple[dict[str, Any], ...]) -> None:
+    """UsageError where the teacher's masks hold other classes than the student's."""
+    ours = [c["id"] for c in classes]
+    if teacher is not None and [c["id"] for c in teacher.classes] != ours:
+        theirs = [c["id"] for c in teacher.classes]
+        raise UsageError(
+            f"the teacher {teacher.info.name} has classes {theirs}, the student {ours}: they must "
+            "be the same"
+        )
+
+
+def _of_teacher(
+    teacher: Student | None,
+) -> tuple[Sequence[Mapping[str, Any]], Pairs, Pairs, str, str]:
+    """Nothing to learn from but a teacher's masks of photos."""
+    assert teacher is not None
+    shape = (0, teacher.side, teacher.side)
+    none = Pairs(*(np.zeros(s, np.uint8) for s in ((*shape, 3), shape, shape)))
+    return teacher.classes, none, none, f"masks of {teacher.info.name}", teacher.info.licence
 
 
 def _has_data(source: Path) -> bool:
@@ -316,17 +367,17 @@ def _has_data(source: Path) -> bool:
 
 
 def _from_folder(
-    source: Path, config: dict[str, Any]
+    source: Path, config: DistillConfig
 ) -> tuple[Sequence[Mapping[str, Any]], Pairs, Pairs, str, str]:
     data = Dataset.open(source)
     _warn_of_other_parts(source)
-    if config["soft"] and not data.split("train").rows[0].get("certainty_file_name"):
+    if config.train.soft and not data.split("train").rows[0].get("certainty_file_name"):
         raise UsageError(
-            f"{data.path} holds no certainty for soft targets: write it with python -m "
+            f"{data.path} holds no confidence for soft targets: write it with python -m "
             "sis_jax.synthesize ... --soft"
         )
     ids = [c["id"] for c in data.classes]
-    side = config["side"] or 256
+    side = config.train.side or 256
     train = Pairs.read(data.split("train"), ids, side, str(data.path))
     val = (
         Pairs.read(data.split("val"), ids, side, str(data.path))
@@ -337,17 +388,17 @@ def _from_folder(
         data.classes,
         train,
         val,
-        f"{len(train):,} pictures of {data.path.parent.name}",
+        f"{len(train):,} images of {data.path.parent.name}",
         data.licence,
     )
 
 
 def _on_the_fly(
-    source: Path, config: dict[str, Any]
+    source: Path, config: DistillConfig
 ) -> tuple[Sequence[Mapping[str, Any]], Pairs, Pairs, str, str]:
     teacher = Teacher.from_run(source)
     ids = [c["id"] for c in teacher.parts.classes]
-    seeds = sample_seeds(1 + config["seed"], config["n"])
+    seeds = sample_seeds(1 + config.train.seed, config.source.n)
     bar = progress(len(seeds), "labelling", "img")
 
     def counted() -> Any:
@@ -363,15 +414,16 @@ def _on_the_fly(
         teacher.parts.classes,
         train,
         val,
-        f"{len(train):,} pictures of {teacher.gen.info.name}",
+        f"{len(train):,} images of {teacher.gen.info.name}",
         teacher.gen.info.licence,
     )
 
 
-def _human(config: dict[str, Any]) -> tuple[Sequence[Mapping[str, Any]], Pairs, Pairs, str, str]:
-    """Photos with human masks; every tenth is kept to watch the training by."""
-    truth = open_pairs(config["images"], config["masks"])
-    count = min(len(truth), config["limit"] or len(truth))
+def _human(config: DistillConfig) -> tuple[Sequence[Mapping[str, Any]], Pairs, Pairs, str, str]:
+    """Photos with human masks; every tenth is held out to validate with."""
+    assert config.source.images is not None
+    truth = open_pairs(config.source.images, config.source.masks)
+    count = min(len(truth), config.source.limit or len(truth))
     if count < 2:
         raise UsageError(f"{count} photo with a mask is too few to train on: give at least 2")
     rows = [Example(*truth[i]) for i in range(count)]
@@ -387,7 +439,7 @@ def _human(config: dict[str, Any]) -> tuple[Sequence[Mapping[str, Any]], Pairs, 
         for c in truth.classes
     ]
     pairs = Pairs.read(
-        rows, [c["id"] for c in classes], config["side"] or 256, str(config["images"])
+        rows, [c["id"] for c in classes], config.train.side or 256, str(config.source.images)
     )
     return (
         classes,
@@ -401,8 +453,8 @@ def _human(config: dict[str, Any]) -> tuple[Sequence[Mapping[str, Any]], Pairs, 
 def _two_classes(classes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     if classes[0]["id"] != 0:
         raise UsageError(
-            "there is no background among these parts, so nothing to tell from it: name one with "
-            "parts.rename({id: None})"
+            "there is no background among these parts, so nothing to separate from it: name one "
+            "with parts.rename({id: None})"
         )
     rest = {
         "id": 1,
@@ -432,27 +484,31 @@ def _head(pairs: Pairs, count: int) -> Pairs:
     return _part(pairs, slice(0, count))
 
 
-def plan(config: dict[str, Any]) -> dict[str, Any]:
-    config = _resolve(config)
+def plan(config: DistillConfig) -> dict[str, Any]:
+    config = resolve(config)
     _check(config)
     place, _ = _places(config)
-    start = load_student(config["start_from"]) if config["start_from"] else None
+    net, train, adapt = config.network, config.train, config.adapt
+    start = load_student(net.start_from) if net.start_from else None
     files = ["config.json", "model.safetensors", "README.md", "curves.csv", "checkpoints/"]
-    side = config["side"] or 64
-    # Measured for unet-small on two cores: 77 pictures a second at 64 pixels, in proportion to the
-    # pixels; 60 ms to refine the mask of a photo.
-    block = config["block"] or (start.config.block if start else students.usual_block(side))
-    per_picture = (
-        (side / 64) ** 2 / 77 * {"unet-small": (2 / block) ** 2}.get(config["student"], 6.0)
+    side = train.side or (LEAST_SIDE if net.student == "unet-efficientnet-lite0" else 64)
+    # Images a second on two cores at 64 pixels, in proportion to the pixels; 60 ms to judge the
+    # mask of a held-out photo.
+    block = net.block or (start.config.block if start else students.usual_block(side))
+    rate = {"unet-efficientnet-lite0": 100, "unet-small": 77 * block**2 / 4}.get(
+        str(net.student), 13
     )
-    count = config["steps"] + (config["rounds"] * config["adapt_steps"] if config["photos"] else 0)
+    count = (train.steps or 0) + (
+        (adapt.rounds or 0) * (adapt.adapt_steps or 0) if adapt.photos else 0
+    )
+    per_image = (side / 64) ** 2 / rate
     return {
         "files": [f"{place}/student/{f}" for f in files],
-        "recipe": [f"{k} {v}" for k, v in config.items() if k in RECIPES["default"]],
-        "seconds": 20 + count * config["batch"] * per_picture,
-        "memory_bytes": 1.2e9 + 4e5 * config["batch"] * (side / 64) ** 2,
+        "recipe": [f"{k} {v}" for k, v in config.flat().items() if k in RECIPES["default"]],
+        "seconds": 20 + count * (train.batch or 1) * per_image,
+        "memory_bytes": 1.2e9 + 4e5 * (train.batch or 1) * (side / 64) ** 2,
     }
 
 
-def results(value: Any, config: Any) -> list[Path]:
-    return [_places(_resolve(config))[0] / "student"]
+def results(value: Student, config: DistillConfig) -> list[Path]:
+    return [_places(resolve(config))[0] / "student"]

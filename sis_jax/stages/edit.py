@@ -2,7 +2,7 @@
 
 Moving a latent changes everything a little, the background too. With the parts of a run it need not
 (the recipe of Labels4Free, Abdal et al. 2021, for any method's parts): cut out the foreground,
-complete the background behind it once, move the latent, cut the foreground out of what is drawn
+complete the background behind it once, move the latent, cut the foreground out of the new image
 then (its outline has changed), and put that on the completed background. Real photos are projected
 into the generator first; their own pixels are the background.
 
@@ -13,12 +13,11 @@ short of what soft edges and the completed rim change; the gain says how much th
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -29,130 +28,72 @@ from sis_jax.data.parts import Parts
 from sis_jax.models.moved import Moved, moved
 from sis_jax.ops.compositing import soft_alpha
 from sis_jax.ops.progress import say
-from sis_jax.runs import cli
+from sis_jax.runs.configs.edit import EditConfig
 from sis_jax.runs.page import write_page
 from sis_jax.runs.run import RunFolder
+from sis_jax.stages.directions import Direction
 from sis_jax.stages.edit_directions import amount, in_slots, resolve
-from sis_jax.stages.project import project
+from sis_jax.stages.project import Projection, project
 from sis_jax.stages.teacher import Teacher
-from sis_jax.types import SisError, UsageError
-
-if TYPE_CHECKING:
-    from sis_jax.checkpoints.clip import CLIP
-    from sis_jax.stages.directions import Direction
-    from sis_jax.stages.project import Projection
-    from sis_jax.types import Generator
+from sis_jax.types import Generator, SisError, UsageError
 
 
-def edit(
-    run: str | Path | Parts,
-    *,
-    seed: int | tuple[int, ...] = 0,
-    direction: str | Direction = "pca:0",
-    strength: float | tuple[float, ...] = 1.0,
-    slots: str | None = None,
-    photo: str | tuple[str, ...] | np.ndarray | None = None,
-    truncation: float | None = None,
-    space: Literal["w", "w+"] = "w+",
-    steps: int = 200,
-    lpips: tuple[str, ...] = (),
-    clip: str | CLIP | None = None,
-    neutral: str = "a photo",
-    n: int = 2000,
-    name: str | None = None,
-    gen: Generator | None = None,
-    inpainter: Callable[..., Any] | None = None,
-    overwrite: bool = False,
-) -> Edit:
-    """As `sis_jax.edit`, which explains the arguments."""
-    teacher = _teacher(run, gen)
-    seeds = (seed,) if isinstance(seed, int) else tuple(seed)
-    _check(teacher, seeds, truncation, n)
-    place = Path(run) if isinstance(run, str | Path) else None
-    psi = teacher.truncation if truncation is None else truncation
-    way = _way(teacher, direction, place, clip, neutral, n, psi)
-    strengths = _strengths(strength)
+def edit(config: EditConfig) -> Edit:
+    """As `sis_jax.edit`, which explains the configuration."""
+    asked, teacher = config, _teacher(config.run, config.gen)
+    config = _resolve(config, teacher)
+    _check(teacher, config)
+    place = Path(config.run) if isinstance(config.run, str | Path) else None
+    way = _direction(teacher, config, place)
     if place is None:
-        return _edit(
-            teacher,
-            seeds,
-            way,
-            strengths,
-            slots,
-            photo,
-            psi,
-            (space, steps, lpips),
-            inpainter,
-            None,
-        )
+        return _edit(teacher, way, config, None)
 
-    asked = {
-        "run": run,
-        "seed": seeds if photo is None else None,
-        "direction": way.prompt if not isinstance(direction, str) else direction,
-        "strength": strengths,
-        "slots": slots,
-        "photo": photo if isinstance(photo, str | tuple) else None,
-        "truncation": truncation,
-        "clip": clip if isinstance(clip, str) else None,
-        "name": name,
-    }
-    asked |= (
-        {"space": space, "steps": steps} | ({"lpips": lpips} if lpips else {})
-        if photo is not None
-        else {}
-    )
-    asked |= (
-        {"neutral": neutral, "n": n}
-        if way.method not in ("ganspace",) and way.neutral == neutral
-        else {}
-    )
-    config = {
-        "seeds": seeds if photo is None else [],
-        "direction": way.prompt,
-        "strength": strengths,
-        "slots": slots,
-        "truncation": psi,
-        "photo": asked["photo"],
-        "space": asked.get("space"),
-        "steps": asked.get("steps"),
-        "inpainter": getattr(inpainter, "__name__", type(inpainter).__name__)
-        if inpainter
-        else "telea",
-    }
-    config |= {"lpips": asked["lpips"]} if "lpips" in asked else {}
+    folder = f"edits/{_slug(config.name or _called(asked.move.direction, way))}"
     inputs = {
         "generator": teacher.gen.info.sha256,
         "parts": teacher.parts.digest(),
         "direction": _digest(way.move),
     }
-    folder = f"edits/{_slug(name or _called(direction, way))}"
-    with RunFolder.open(place, overwrite) as held:
-        command = cli.command("edit", asked)
-        with held.stage(
-            folder, config, inputs=inputs, generator=teacher.gen.info, command=command, late=True
+    with RunFolder.open(place, config.overwrite) as run:
+        with run.stage(
+            _recorded(config, way),
+            given=asked,
+            name=folder,
+            inputs=inputs,
+            generator=teacher.gen.info,
+            late=True,
         ) as stage:
-            if stage.done:
-                say(f"{place / folder} already holds this edit; give --overwrite to make it again")
-            else:
-                found = _edit(
-                    teacher,
-                    seeds,
-                    way,
-                    strengths,
-                    slots,
-                    photo,
-                    psi,
-                    (space, steps, lpips),
-                    inpainter,
-                    place,
-                )
-                held.write_bytes(f"{folder}/direction.safetensors", way.to_bytes())
+            if not stage.done:
+                found = _edit(teacher, way, config, place)
+                run.write_bytes(f"{folder}/direction.safetensors", way.to_bytes())
                 for file, data in found.files().items():
-                    held.write_bytes(f"{folder}/{file}", data)
+                    run.write_bytes(f"{folder}/{file}", data)
                 stage.record["measured"] = found.summary()
-        write_page(held.path)
-        return Edit.load(held.path / folder)
+        write_page(run.path)
+        return Edit.load(run.path / folder)
+
+
+def _resolve(config: EditConfig, teacher: Teacher) -> EditConfig:
+    """The configuration with tuples of seeds and strengths, and the psi of the parts."""
+    psi = _psi(teacher, config)
+    move = replace(config.move, strength=_strengths(config.move.strength))
+    photo = config.photo
+    if isinstance(photo, tuple) and len(photo) == 1:
+        photo = photo[0]
+    return replace(config, seed=_seeds(config), photo=photo, truncation=psi, move=move)
+
+
+def _recorded(config: EditConfig, way: Direction) -> EditConfig:
+    """The configuration as run.json keeps it: names in place of objects."""
+    inpainter = config.inpainter
+    named = getattr(inpainter, "__name__", type(inpainter).__name__) if inpainter else "telea"
+    photo = config.photo
+    return replace(
+        config,
+        photo=photo if photo is None or isinstance(photo, str | tuple) else _digest(photo),
+        inpainter=named,
+        move=replace(config.move, direction=way.prompt),
+    )
 
 
 def _teacher(run: Any, gen: Generator | None) -> Teacher:
@@ -166,7 +107,8 @@ def _teacher(run: Any, gen: Generator | None) -> Teacher:
     return Teacher.of(gen, run)
 
 
-def _check(teacher: Teacher, seeds: Sequence[int], truncation: float | None, n: int) -> None:
+def _check(teacher: Teacher, config: EditConfig) -> None:
+    seeds, truncation, n = _seeds(config), config.truncation, config.move.n
     if not any(c["id"] == 0 and c["clusters"] for c in teacher.parts.classes):
         raise UsageError(
             "these parts have no background to keep: name it with parts.rename({id: None}) or "
@@ -185,17 +127,24 @@ def _check(teacher: Teacher, seeds: Sequence[int], truncation: float | None, n: 
         raise UsageError(f"n is {n}, expected at least 20 samples to learn a direction from")
 
 
-def _way(
-    teacher: Teacher,
-    direction: Any,
-    place: Path | None,
-    clip: Any,
-    neutral: str,
-    n: int,
-    psi: float,
-) -> Direction:
+def _seeds(config: EditConfig) -> tuple[int, ...]:
+    return (config.seed,) if isinstance(config.seed, int) else tuple(config.seed)
+
+
+def _psi(teacher: Teacher, config: EditConfig) -> float:
+    return teacher.truncation if config.truncation is None else config.truncation
+
+
+def _direction(teacher: Teacher, config: EditConfig, place: Path | None) -> Direction:
+    move = config.move
     return resolve(
-        direction, _plain(teacher.gen), place, clip=clip, neutral=neutral, n=n, truncation=psi
+        move.direction,
+        _plain(teacher.gen),
+        place,
+        clip=move.clip,
+        neutral=move.neutral,
+        n=move.n,
+        truncation=_psi(teacher, config),
     )
 
 
@@ -217,28 +166,26 @@ def _plain(gen: Any) -> Any:
     return gen.gen if isinstance(gen, Moved) else gen
 
 
-def _edit(
-    teacher: Teacher, seeds: tuple[int, ...], way: Direction, strengths: tuple[float, ...],
-    slots: str | None, photo: Any, psi: float, projection: tuple[Any, int, tuple[str, ...]],
-    inpainter: Any, place: Path | None,
-) -> Edit:  # fmt: skip
-
-    gen = _plain(teacher.gen)
+def _edit(teacher: Teacher, way: Direction, config: EditConfig, place: Path | None) -> Edit:
+    """config: resolved."""
+    assert not isinstance(config.inpainter, str)  # only records name it
+    gen, photo, psi = _plain(teacher.gen), config.photo, _psi(teacher, config)
+    seeds, strengths = _seeds(config), _strengths(config.move.strength)
     total = np.asarray(gen.map(gen.latents([0]))).shape[1]
-    step = in_slots(amount(way) * way.unit, slots, total)
+    step = in_slots(amount(way) * way.unit, config.move.slots, total)
     moves = [np.zeros_like(step), *(s * step for s in strengths)]
     if photo is None:
         names = tuple(f"seed {s}" for s in seeds)
         drawn = [_drawn(teacher, gen, move, list(seeds), psi) for move in moves]
     else:
         wanted = list(photo) if isinstance(photo, tuple) else photo
-        space, steps, lpips = projection
+        how = config.projection
         found = project(
             gen,
             wanted,
-            space=space,
-            steps=steps,
-            lpips=lpips or None,
+            space=how.space,
+            steps=how.steps,
+            lpips=how.lpips or None,
             discriminator=_discriminator(place),
         )
         names = found.names
@@ -248,20 +195,20 @@ def _edit(
     originals = originals if photo is None else found.photos
     images, edited_alphas = (np.stack([e[i] for e in edited], axis=1) for i in (0, 1))
     return keep_background(
-        names, strengths, way.prompt, originals, alphas, images, edited_alphas, inpainter
+        names, strengths, way.prompt, originals, alphas, images, edited_alphas, config.inpainter
     )
 
 
 def _drawn(
     teacher: Teacher, gen: Any, move: np.ndarray, seeds: list[int], psi: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(pictures, foreground alphas) of seeds whose w was moved."""
-    elsewhere = dataclasses.replace(
+    """(images, foreground alphas) of seeds whose w was moved."""
+    elsewhere = replace(
         moved(gen, move[0]), move=move
-    )  # one move per slot, and so also one w per slot
-    there = dataclasses.replace(teacher, gen=elsewhere)  # type: ignore[arg-type]
-    pictures, masks, sure = (np.concatenate(x) for x in zip(*there.label(seeds, psi)))
-    return pictures, soft_alpha(masks > 0, sure)
+    )  # one move per W+ layer, and so also one w per layer
+    there = replace(teacher, gen=elsewhere)  # type: ignore[arg-type]
+    images, masks, confidence = (np.concatenate(x) for x in zip(*there.label(seeds, psi)))
+    return images, soft_alpha(masks > 0, confidence)
 
 
 def _redrawn(
@@ -272,8 +219,8 @@ def _redrawn(
     """
     start = np.asarray(gen.map(gen.latents([0]), psi))[0]
     pairs = [_drawn(teacher, gen, w - start + move, [0], psi) for w in found.w]
-    pictures, alphas = (np.concatenate(x) for x in zip(*pairs))
-    return pictures, alphas
+    images, alphas = (np.concatenate(x) for x in zip(*pairs))
+    return images, alphas
 
 
 def _discriminator(place: Path | None) -> Any:
@@ -288,8 +235,8 @@ def _discriminator(place: Path | None) -> Any:
         return None
 
 
-def _digest(move: np.ndarray) -> str:
-    return hashlib.sha256(move.tobytes()).hexdigest()
+def _digest(array: Any) -> str:
+    return hashlib.sha256(np.asarray(array).tobytes()).hexdigest()
 
 
 def _slug(text: str) -> str:
@@ -305,26 +252,21 @@ def _called(direction: Any, way: Direction | None = None) -> str:
     return Path(direction).stem if direction.endswith(".safetensors") else direction
 
 
-def _folder(config: dict[str, Any]) -> Path:
-    return Path(config["run"]) / "edits" / _slug(config["name"] or _called(config["direction"]))
+def _folder(config: EditConfig) -> Path:
+    return Path(str(config.run)) / "edits" / _slug(config.name or _called(config.move.direction))
 
 
-def plan(config: dict[str, Any]) -> dict[str, Any]:
+def plan(config: EditConfig) -> dict[str, Any]:
     """Files, and figures for the default generator on two processor cores."""
-    seeds = (config["seed"],) if isinstance(config["seed"], int) else config["seed"]
-    pictures = 1 if config["photo"] else len(seeds)
-    files = [
-        f"{_folder(config)}/{n}"
-        for n in ("edit.png", "edit.json", "edit.safetensors", "direction.safetensors", "*.png")
-    ]
+    images = 1 if config.photo else len(_seeds(config))
+    projected = 0.06 * config.projection.steps * images if config.photo else 0
+    names = ("edit.png", "edit.json", "edit.safetensors", "direction.safetensors", "*.png")
     return {
-        "files": files,
-        "seconds": 10
-        + 0.1 * pictures
-        + (0.06 * config["steps"] * pictures if config["photo"] else 0),
+        "files": [f"{_folder(config)}/{n}" for n in names],
+        "seconds": 10 + 0.1 * images + projected,
         "memory_bytes": 1.2e9,
     }
 
 
-def results(value: Any, config: dict[str, Any]) -> list[Path]:
+def results(value: Edit, config: EditConfig) -> list[Path]:
     return [_folder(config) / "edit.png", _folder(config) / "edit.json"]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from sis_jax.ops.sampling import map_samples, sample_seeds
+from sis_jax.ops.sampling import collect, sample_seeds
 from sis_jax.stages.directions import Direction, learn, with_strength
 from sis_jax.stages.naming import load_text_model
 from sis_jax.stages.rare import class_name
@@ -33,9 +33,7 @@ def principal(gen: Generator, component: int) -> Direction:
     """Component number `component` of w over 10 000 samples; its displacement is one standard
     deviation of w along it.
     """
-    w = np.concatenate(
-        list(map_samples(gen, sample_seeds(_SEED, COMPONENTS_FROM), map_body, batch=500))
-    )
+    w = collect(gen, sample_seeds(_SEED, COMPONENTS_FROM), map_body, batch=500)
     if not 0 <= component < w.shape[1]:
         raise UsageError(
             f"there is no direction pca:{component}: w has {w.shape[1]} numbers, so give pca:0 to "

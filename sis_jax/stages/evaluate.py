@@ -1,7 +1,7 @@
 """The work of `sis_jax.evaluate`.
 
-This file only wires: photos and truth come from `data`, the scores from `ops.scoring.measure`,
-which can be called on any pairs of arrays.
+This file only connects: photos and ground truth come from `data`, the scores from
+`ops.scoring.measure`, which can be called on any pairs of arrays.
 """
 
 from __future__ import annotations
@@ -11,134 +11,98 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
+
+import numpy as np
 
 from sis_jax.checkpoints.student import load_student
 from sis_jax.data.benchmarks import PAPER, canonical, open_benchmark
 from sis_jax.data.files import plain
-from sis_jax.data.ground_truth import _named_classes, open_pairs
+from sis_jax.data.ground_truth import Truth, _named_classes, open_pairs
 from sis_jax.data.mask_files import read_mask
 from sis_jax.ops import protocols
 from sis_jax.ops.progress import progress, say
 from sis_jax.ops.scoring import Segmenter, measure
-from sis_jax.runs import cli
+from sis_jax.runs.configs.evaluate import EvaluateConfig
 from sis_jax.runs.metrics import FOLDER, Metrics, write_summary
 from sis_jax.runs.run import RunFolder
 from sis_jax.types import UsageError, unknown_name
 
-if TYPE_CHECKING:
-    import numpy as np
 
-    from sis_jax.data.ground_truth import Truth
-
-
-def evaluate(
-    run: str | Path | Segmenter | None = None,
-    *,
-    images: str | None = None,
-    masks: str | None = None,
-    benchmark: str | None = None,
-    root: str | None = None,
-    split: str | None = None,
-    predictions: str | None = None,
-    protocol: str = "native",
-    size: int | None = None,
-    classes_map: str | dict[str, Any] | None = None,
-    mask_values: Literal["auto", "ids", "grey"] = "auto",
-    matching: tuple[str, ...] = ("hungarian", "majority"),
-    limit: int | None = None,
-    batch: int = 16,
-    resamples: int = 1000,
-    seed: int = 0,
-    out: str | None = None,
-    overwrite: bool = False,
-) -> Metrics:
-    """As `sis_jax.evaluate`, which explains the arguments."""
-    rule = protocols.get(protocol).at(size)
-    _check(run, images, benchmark, root, predictions, batch)
-    _check_numbers(limit, resamples, matching)
-    truth = _truth(images, masks, benchmark, root, split, mask_values, rule, limit)
+def evaluate(config: EvaluateConfig) -> Metrics:
+    """As `sis_jax.evaluate`, which explains the configuration."""
+    rule = protocols.get(config.measure.protocol).at(config.measure.size)
+    _check(config)
+    truth = _truth(config, rule)
     for name, reason in truth.skipped[:3]:
-        say(
-            f"left out {name}: {reason}"
-            + (f" (and {len(truth.skipped) - 3} more)" if len(truth.skipped) > 3 else "")
-        )
-    mapping = _read_map(classes_map)
-    settings = {"matching": matching, "resamples": resamples, "seed": seed, "classes_map": mapping}
-    name = "-".join(
-        [
-            truth.name.replace("/", "-"),
-            protocol,
-            *([] if size is None else [f"{size}px"]),
-            *([f"first{limit}"] if limit else []),
-            *(["predictions"] if predictions else []),
-        ]
-    )
-
-    def work() -> Metrics:
-        return _measure(run, predictions, truth, rule, batch, benchmark, name, settings)
-
-    if not isinstance(run, str | Path) or not (Path(run) / "run.json").is_file():
-        found = work()
+        more = f" (and {len(truth.skipped) - 3} more)" if len(truth.skipped) > 3 else ""
+        say(f"left out {name}: {reason}{more}")
+    classes_map = _read_map(config.measure.classes_map)
+    resolved = replace(config, measure=replace(config.measure, classes_map=classes_map))
+    if isinstance(config.run, str | Path) and (Path(config.run) / "run.json").is_file():
+        found = _in_run(Path(config.run), resolved, config, truth, rule)
     else:
-        told = {
-            "images": images,
-            "masks": masks,
-            "benchmark": benchmark,
-            "root": root,
-            "split": split,
-            "predictions": predictions,
-        }
-        config = {
-            **told,
-            "protocol": protocol,
-            "size": size,
-            "mask_values": mask_values,
-            "limit": limit,
-            **settings,
-        }
-        found = _in_run(Path(run), name, config, work, overwrite)
-    if out is not None:
-        found.save(out)
+        found = _measure(resolved, truth, rule)
+    if config.out is not None:
+        found.save(config.out)
     say(found.show())
     return found
 
 
-def _check(
-    run: Any,
-    images: str | None,
-    benchmark: str | None,
-    root: str | None,
-    predictions: str | None,
-    batch: int,
-) -> None:
-    if (images is None) == (benchmark is None):
-        got = "neither" if images is None else "both"
+def _name(config: EvaluateConfig, truth: Truth) -> str:
+    """Of the file of metrics: what was measured, and how."""
+    size, limit = config.measure.size, config.truth.limit
+    return "-".join(
+        [
+            truth.name.replace("/", "-"),
+            config.measure.protocol,
+            *([] if size is None else [f"{size}px"]),
+            *([f"first{limit}"] if limit else []),
+            *(["predictions"] if config.predictions else []),
+        ]
+    )
+
+
+def _check(config: EvaluateConfig) -> None:
+    given = config.truth
+    if (given.images is None) == (given.benchmark is None):
+        got = "neither" if given.images is None else "both"
         raise UsageError(
             "give photos with --images (and --masks), or a test set with --benchmark and --root; "
             f"got {got}"
         )
-    if benchmark is not None and root is None:
+    if given.benchmark is not None and given.root is None:
         raise UsageError(
-            f"--benchmark {benchmark} needs --root, the folder it was unpacked to; nothing is "
-            "downloaded"
+            f"--benchmark {given.benchmark} needs --root, the folder it was unpacked to; nothing "
+            "is downloaded"
         )
-    if run is None and predictions is None:
+    if config.run is None and config.predictions is None:
         raise UsageError("give a RUN with a student, or --predictions with a folder of masks")
-    if batch < 1:
-        raise UsageError(f"batch is at least 1, got {batch}")
+    if config.batch < 1:
+        raise UsageError(f"batch is at least 1, got {config.batch}")
+    if given.limit is not None and given.limit < 1:
+        raise UsageError(f"limit is {given.limit}, expected at least 1 image")
+    if config.measure.resamples < 0:
+        raise UsageError(f"resamples is {config.measure.resamples}, expected 0 or more")
+    for name in config.measure.matching:
+        if name not in ("hungarian", "majority"):
+            raise unknown_name("matching", name, ("hungarian", "majority"))
 
 
-def _truth(
-    images: str | None, masks: str | None, benchmark: str | None, root: str | None,
-    split: str | None, values: Any, rule: protocols.Protocol, limit: int | None,
-) -> Truth:  # fmt: skip
-
-    if benchmark is not None:
-        return open_benchmark(benchmark, str(root), split, grey_from=rule.grey_from, limit=limit)
-
-    found = open_pairs(str(images), masks, values=values, grey_from=rule.grey_from)
-    return replace(found, names=found.names[:limit])
+def _truth(config: EvaluateConfig, rule: protocols.Protocol) -> Truth:
+    given = config.truth
+    if given.benchmark is not None:
+        return open_benchmark(
+            given.benchmark,
+            str(given.root),
+            given.split,
+            grey_from=rule.grey_from,
+            limit=given.limit,
+        )
+    found = open_pairs(
+        str(given.images), given.masks, values=given.mask_values, grey_from=rule.grey_from
+    )
+    return replace(found, names=found.names[: given.limit])
 
 
 def _read_map(given: str | Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -155,31 +119,29 @@ def _read_map(given: str | Mapping[str, Any] | None) -> dict[str, Any] | None:
         ) from None
     if not isinstance(content, dict):
         raise UsageError(
-            f'--classes-map holds a {type(content).__name__}, expected {{"predicted name": "true '
-            f'name"}}'
+            f'--classes-map holds a {type(content).__name__}, expected {{"predicted name": "name '
+            f'in the ground truth"}}'
         )
     return content
 
 
-def _in_run(run: Path, name: str, config: dict[str, Any], work: Any, overwrite: bool) -> Metrics:
+def _in_run(
+    run: Path,
+    config: EvaluateConfig,
+    given: EvaluateConfig,
+    truth: Truth,
+    rule: protocols.Protocol,
+) -> Metrics:
     """Measure as a stage of the run, or read what the same configuration measured before on the
     same student.
     """
-    weights = run / "student" / "model.safetensors"
-    digest = (
-        hashlib.sha256(weights.read_bytes()).hexdigest()
-        if weights.is_file() and config["predictions"] is None
-        else ""
-    )
-    digest += "".join(_stamp(config[name]) for name in ("predictions", "images", "masks"))
-    with RunFolder.open(run, overwrite) as folder:
+    name = _name(config, truth)
+    with RunFolder.open(run, config.overwrite) as folder:
         with folder.stage(
-            f"evaluate {name}", config, inputs=digest, command=_command(run, config)
+            config, given=given, name=f"evaluate {name}", inputs=_digest(run, config)
         ) as stage:
-            if stage.done:
-                say(f"{run} already holds this evaluation; give --overwrite to measure again")
-            else:
-                found = work()
+            if not stage.done:
+                found = _measure(config, truth, rule)
                 folder.write_json(
                     f"{FOLDER}/{name}.json",
                     plain({"name": found.name, "paper": found.paper, **found.values}),
@@ -188,10 +150,17 @@ def _in_run(run: Path, name: str, config: dict[str, Any], work: Any, overwrite: 
     return Metrics.load(run, name)
 
 
+def _digest(run: Path, config: EvaluateConfig) -> str:
+    """Of the student and of the folders, so that a change of either is measured again."""
+    weights = run / "student" / "model.safetensors"
+    known = weights.is_file() and config.predictions is None
+    student = hashlib.sha256(weights.read_bytes()).hexdigest() if known else ""
+    folders = (config.predictions, config.truth.images, config.truth.masks)
+    return student + "".join(map(_stamp, folders))
+
+
 def _stamp(place: str | None) -> str:
-    """A digest of names, sizes and times of what lies in a folder or file, so that changed masks
-    are measured again.
-    """
+    """A digest of names, sizes and times of the files in a folder, or of one file."""
     if place is None:
         return ""
     path = Path(place)
@@ -204,42 +173,28 @@ def _stamp(place: str | None) -> str:
     return " " + hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
 
 
-def _check_numbers(limit: int | None, resamples: int, matching: tuple[str, ...]) -> None:
-    if limit is not None and limit < 1:
-        raise UsageError(f"limit is {limit}, expected at least 1 image")
-    if resamples < 0:
-        raise UsageError(f"resamples is {resamples}, expected 0 or more")
-    for name in matching:
-        if name not in ("hungarian", "majority"):
-            raise unknown_name("matching", name, ("hungarian", "majority"))
-
-
-def _command(run: Path, config: Mapping[str, Any]) -> str:
-    shown = {k: json.dumps(v) if isinstance(v, Mapping) else v for k, v in config.items()}
-    return cli.command("evaluate", {"run": str(run), **shown})
-
-
-def _measure(
-    run: Any, predictions: str | None, truth: Truth, rule: protocols.Protocol, batch: int,
-    benchmark: str | None, name: str, settings: Mapping[str, Any],
-) -> Metrics:  # fmt: skip
-
+def _measure(config: EvaluateConfig, truth: Truth, rule: protocols.Protocol) -> Metrics:
+    """config: resolved."""
+    benchmark, how = config.truth.benchmark, config.measure
+    assert not isinstance(how.classes_map, str)
     square = benchmark is not None and canonical(benchmark) in rule.square
     with progress(len(truth), "evaluate", "photo") as bar:
-        if predictions is not None:
-            classes, pairs = _from_folder(predictions, truth, square)
+        if config.predictions is not None:
+            classes, pairs = _from_folder(config.predictions, truth, square)
         else:
-            student = _load(run)
-            classes, pairs = student.classes, _from_student(student, truth, rule, batch, square)
-        found = measure(_counted(pairs, bar), list(classes), truth.classes, rule, **settings)
-    found["warnings"] += (
-        [f"{len(truth.skipped)} files had no partner and were left out"] if truth.skipped else []
-    )
+            student = _load(config.run)
+            pairs = _from_student(student, truth, rule, config.batch, square)
+            classes = student.classes
+        found = measure(
+            _counted(pairs, bar), list(classes), truth.classes, rule, matching=how.matching,
+            resamples=how.resamples, seed=how.seed, classes_map=how.classes_map,
+        )  # fmt: skip
+    if truth.skipped:
+        found["warnings"].append(f"{len(truth.skipped)} files had no partner and were left out")
     found["warnings"] += [truth.note] if truth.note else []
     found |= {"truth": truth.name, "licence": truth.licence, "size": rule.side}
-    return Metrics(
-        name, found, dict(PAPER.get((canonical(benchmark), rule.name), {})) if benchmark else {}
-    )
+    paper = PAPER.get((canonical(benchmark), rule.name), {}) if benchmark else {}
+    return Metrics(_name(config, truth), found, dict(paper))
 
 
 def _counted(pairs: Iterator[Any], bar: Any) -> Iterator[Any]:
@@ -277,7 +232,7 @@ def _from_student(
 def _from_folder(
     folder: str, truth: Truth, square: bool
 ) -> tuple[Sequence[Mapping[str, Any]], Iterator[Any]]:
-    """(name, mask as predicted, true mask); a photo without a predicted mask is an error: leaving
+    """(name, predicted mask, ground truth); a photo without a predicted mask is an error: leaving
     it out would flatter.
     """
     place = Path(folder)
@@ -302,25 +257,23 @@ def _from_folder(
     return classes, pairs()
 
 
-def _centre(picture: np.ndarray) -> np.ndarray:
+def _centre(image: np.ndarray) -> np.ndarray:
     """The largest square in the middle."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    return picture[top : top + side, left : left + side]
+    return image[top : top + side, left : left + side]
 
 
-def plan(config: dict[str, Any]) -> dict[str, Any]:
-    run = config["run"]
+def plan(config: EvaluateConfig) -> dict[str, Any]:
+    run = config.run
     files = [f"{run}/metrics/*.json", f"{run}/metrics.json"] if run else []
-    return {"files": files + ([config["out"]] if config["out"] else [])}
+    return {"files": files + ([config.out] if config.out else [])}
 
 
-def results(found: Any, config: dict[str, Any]) -> list[Path]:
-    run = Path(config["run"]) if config["run"] else None
-    paths = (
-        [run / "metrics" / f"{found.name}.json", run / "metrics.json"]
-        if run is not None and (run / "run.json").is_file()
-        else []
-    )
-    return paths + ([Path(config["out"])] if config["out"] else [])
+def results(found: Metrics, config: EvaluateConfig) -> list[Path]:
+    run = Path(config.run) if isinstance(config.run, str | Path) else None
+    paths = [] if config.out is None else [Path(config.out)]
+    if run is None or not (run / "run.json").is_file():
+        return paths
+    return [run / "metrics" / f"{found.name}.json", run / "metrics.json", *paths]

@@ -25,7 +25,7 @@ def gather(settings: Any, gen: Generator, named: str | None, folder: Path | None
     named: how the user named the generator (its weights folder holds the discriminator); None where
         it came as an object. folder: see `Inputs`.
     """
-    wants = getattr(type(settings), "wants", ())
+    wants = settings.wants
     if not wants:
         return {}
     found: dict[str, Any] = {"folder": folder}
@@ -38,12 +38,12 @@ def gather(settings: Any, gen: Generator, named: str | None, folder: Path | None
 
 def digests(settings: Any, gen: Generator, clip: str | None = None) -> dict[str, str] | str:
     """What the parts depend on beside the settings: the generator's digest, the text model's, and
-    what lies in the folders that `masks` and `photos` name.
+    the files in the folders that `masks` and `photos` name.
 
     Raises UsageError for masks or photos that cannot be read.
     """
     found: dict[str, str] = {} if clip is None else {"clip": clip}
-    wants = getattr(type(settings), "wants", ())
+    wants = settings.wants
     if "painted" in wants and settings.masks:
         found["masks"] = _masks_digest(settings.masks)
     if "photos" in wants and settings.photos:
@@ -87,8 +87,8 @@ def _photos(settings: Any, gen: Generator, named: str | None) -> dict[str, Any]:
 
 
 def _discriminator(settings: Any, gen: Generator, named: str | None) -> dict[str, Any]:
-    """The one beside the generator's weights, None where there is none: then the method says what
-    it does without.
+    """The one beside the generator's weights, None where there is none: then the method reports
+    what it does without.
     """
     try:
         return {"discriminator": load_discriminator(named)}
@@ -97,7 +97,7 @@ def _discriminator(settings: Any, gen: Generator, named: str | None) -> dict[str
 
 
 def _painted(settings: Any, gen: Generator, named: str | None) -> dict[str, Any]:
-    """Painted blanks, after making sure that they are pictures of this very generator."""
+    """Annotated blanks, after making sure that they are images of this very generator."""
     if not settings.masks:
         return {"painted": None}
     blanks = read_blanks(settings.masks)
@@ -115,7 +115,7 @@ def _painted(settings: Any, gen: Generator, named: str | None) -> dict[str, Any]
         )
     if blanks.masks.shape[1] != gen.resolution:
         raise UsageError(
-            f"{blanks.path} holds pictures of {blanks.masks.shape[1]} pixels, {gen.info.name} "
+            f"{blanks.path} holds images of {blanks.masks.shape[1]} pixels, {gen.info.name} "
             f"draws {gen.resolution}"
         )
     _same_pictures(blanks, gen)
@@ -123,7 +123,7 @@ def _painted(settings: Any, gen: Generator, named: str | None) -> dict[str, Any]
 
 
 def _same_pictures(blanks: Any, gen: Generator) -> None:
-    """Seeds that stand for other pictures (another generator without a digest, samples moved for a
+    """Seeds that stand for other images (another generator without a digest, samples moved for a
     rare class) would spoil the features silently.
     """
     if blanks.images is None:
@@ -132,7 +132,7 @@ def _same_pictures(blanks: Any, gen: Generator) -> None:
     far = np.abs(drawn - blanks.images[:4]).mean(axis=(1, 2, 3))
     if far.max() > 4:  # grey values; another processor rounds differently by a fraction of one
         raise UsageError(
-            f"the picture of seed {blanks.seeds[int(far.argmax())]} in {blanks.path} is not what "
+            f"the image of seed {blanks.seeds[int(far.argmax())]} in {blanks.path} is not what "
             f"{gen.info.name} draws for it (mean difference "
             f"{far.max():.0f} of 255): use the generator that drew the blanks, without --rare, "
             "and leave images/ as it is"

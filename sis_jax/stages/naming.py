@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,53 +24,13 @@ from sis_jax.models.moved import mixed, rare_cluster
 from sis_jax.ops import class_scores
 from sis_jax.ops.progress import progress
 from sis_jax.ops.sampling import sample_seeds
+from sis_jax.runs.configs.label import Naming
 from sis_jax.stages.teacher import Teacher
 from sis_jax.types import SisError, UsageError
 
 BATCH = 8  # pictures in the CLIP at a time: an RN50x64 at 2048 pixels needs about 2 GB for each
 CROPS = 16  # crops per cluster in the mode "crop"
 _PAD = 255  # no cluster has this number
-
-# Section 3.2 and its code: ResNet-50x64 on pictures of 2048 pixels, bilinear with aligned corners,
-# one template, no neutral words, always a name.
-RECIPES: dict[str, dict[str, Any]] = {
-    "paper": {
-        "clip": "RN50x64",
-        "size": 2048,
-        "align_corners": True,
-        "templates": ("This is a photo of a {}",),
-        "margin": 0.0,
-        "mode": "dense",
-    }
-}
-
-
-@dataclass(frozen=True)
-class Naming:
-    """How parts are named; the fields are those of `sis_jax.label`."""
-
-    mode: Literal["dense", "crop"] = "dense"
-    size: int = 0
-    n: int = 50
-    margin: float = class_scores.MARGIN
-    align_corners: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.n < 1:
-            raise UsageError(f"n is {self.n}, expected at least 1 sample (50 is the default)")
-        if self.size < 0:
-            raise UsageError(
-                f"size is {self.size}, expected pixels, or 0 for what the text model prefers, "
-                "usually twice its own size"
-            )
-        if not 0 <= self.margin <= 1:
-            raise UsageError(
-                f"margin is {self.margin}, expected a difference of probabilities from 0 (always "
-                "a name) to 1"
-            )
-        if self.mode not in ("dense", "crop"):
-            raise UsageError(f'mode is {self.mode!r}, expected "dense" or "crop"')
 
 
 @dataclass(frozen=True)
@@ -335,7 +295,7 @@ def _labelled(
     gen = mixed(
         teacher.gen, teacher.parts.arrays
     )  # a rare class shows in the samples that it is drawn into only
-    for images, labels, _ in teacher.method.label_seeds(gen, seeds, teacher.truncation):
+    for images, labels, _ in teacher.fitted.label_seeds(gen, seeds, teacher.truncation):
         yield np.asarray(images), np.asarray(labels)
 
 

@@ -5,66 +5,45 @@ resumes, so the command can be stopped and given again.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import sis_jax as sis
 from sis_jax.ops.progress import say
+from sis_jax.runs.config import door
+from sis_jax.runs.configs.pipeline import RunConfig
 from sis_jax.runs.run import RunFolder
 
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".npz")
 
 
-def run(
-    source: str | None = None,
-    *,
-    out: str,
-    photos: str | None = None,
-    resolution: int = 64,
-    train_images: int = 5_000_000,
-    n: int = 10_000,
-    steps: int = 2000,
-    seed: int = 0,
-    overwrite: bool = False,
-) -> Path:
+@door(RunConfig, stage=__name__)
+def run(config: RunConfig) -> Path:
     """From a generator, or a folder of photos, to a segmenter: train (photos only), discover,
     synthesize, distill, report.
 
-    source: a generator (name, weights folder, checkpoint file), or photos to train one on (a folder
-        or archive); the default generator without it.
-    out: run folder of all stages; a generator is trained in its sub-folder `training`.
-    photos: real photos for the student to adapt to; by default those the generator was trained on
-        here.
-    resolution: side of the pictures a generator trained here draws.
-    train_images: photos shown to its discriminator in all.
-    n: generated pictures with masks.
-    steps: of the student's training.
-    seed: of every stage.
-    overwrite: throw away what other settings left in `out`.
-
-    Returns the path of the report.
+    Returns the path of the report. Raises UsageError for what a stage cannot work with.
     """
-    gen = source
-    if source is not None and _is_photos(Path(source)):
+    gen, photos, overwrite, seed = config.source, config.photos, config.overwrite, config.seed
+    if gen is not None and _is_photos(Path(gen)):
         say("1 of 5: training a generator on the photos")
-        RunFolder.open(out).close()  # a run before anything lies in it
-        training = Path(out) / "training"
+        RunFolder.open(config.out).close()  # a run before anything else is in the folder
+        training = Path(config.out) / "training"
         sis.train_generator(
-            source,
+            gen,
             out=str(training),
-            resolution=resolution,
-            images=train_images,
+            resolution=config.resolution,
+            images=config.train_images,
             seed=seed,
             overwrite=overwrite,
         )
-        gen, photos = str(training / "generator"), photos or source
+        gen, photos = str(training / "generator"), photos or gen
     say("2 of 5: finding the parts")
-    sis.discover(gen, out=out, seed=seed, overwrite=overwrite)
-    say("3 of 5: writing pictures and masks")
-    sis.synthesize(out, n=n, seed=seed + 1, overwrite=overwrite)
+    sis.discover(gen, out=config.out, seed=seed, overwrite=overwrite)
+    say("3 of 5: writing images and masks")
+    sis.synthesize(config.out, n=config.n, seed=seed + 1, overwrite=overwrite)
     say("4 of 5: training the student")
-    sis.distill(out, steps=steps, photos=photos, seed=seed, overwrite=overwrite)
+    sis.distill(config.out, steps=config.steps, photos=photos, seed=seed, overwrite=overwrite)
     say("5 of 5: the report")
-    return sis.report(out)
+    return sis.report(config.out)
 
 
 def _is_photos(path: Path) -> bool:
@@ -74,18 +53,10 @@ def _is_photos(path: Path) -> bool:
     return path.is_file() and path.name.lower().endswith(_ARCHIVES)
 
 
-def _plan(config: dict[str, Any]) -> dict[str, Any]:
-    out = config["out"]
-    return {
-        "files": [
-            f"{out}/{name}" for name in ("run.json", "parts/", "data/", "student/", "report.html")
-        ]
-    }
+def plan(config: RunConfig) -> dict[str, list[str]]:
+    names = ("run.json", "parts/", "data/", "student/", "report.html")
+    return {"files": [f"{config.out}/{name}" for name in names]}
 
 
-def _results(report: Path, config: dict[str, Any]) -> list[Path]:
+def results(report: Path, config: RunConfig) -> list[Path]:
     return [report, report.parent / "student"]
-
-
-run.plan = _plan  # type: ignore[attr-defined]
-run.results = _results  # type: ignore[attr-defined]

@@ -13,11 +13,11 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from sis_jax.checkpoints.student import load_student
+from sis_jax.checkpoints.student import Student, load_student
 from sis_jax.data.exports.formats import write
 from sis_jax.data.files import plain, write_atomic
 from sis_jax.data.items import png
@@ -33,40 +33,24 @@ from sis_jax.data.masks import (
 from sis_jax.data.names import flat, key, too_long
 from sis_jax.data.photo_files import left_out, list_source, nothing_found, readable
 from sis_jax.ops.progress import progress, say
+from sis_jax.runs.configs.predict import PredictConfig
 from sis_jax.types import UsageError
 
-if TYPE_CHECKING:
-    from sis_jax.checkpoints.student import Student
-
-_MARK = ".sis-masks.json"  # what tells a folder we wrote from one we must not touch
-Photo = tuple[str, np.ndarray | str]  # name, and the picture or why there is none
+_MARK = ".sis-masks.json"  # distinguishes a folder we wrote from one we must not touch
+Photo = tuple[str, np.ndarray | str]  # name, and the image or why there is none
 
 
-def predict(
-    run: str | Student,
-    photos: str | np.ndarray | Sequence[Any],
-    *,
-    out: str | None = None,
-    format: Literal["png", "coco", "voc", "yolo", "hf", "npz", "tfds"] = "png",  # noqa: A002
-    soft: bool = False,
-    cutouts: bool = False,
-    flip: bool = True,
-    size: int | None = None,
-    tile: int = 1024,
-    batch: int = 16,
-    overwrite: bool = False,
-) -> Masks:
-    """As `sis_jax.predict`, which explains the arguments."""
-    student = load_student(run) if isinstance(run, str | Path) else run
-    if batch < 1:
-        raise UsageError(f"batch is {batch}, expected at least 1")
-    if out is None and (format != "png" or cutouts):
+def predict(config: PredictConfig) -> Masks:
+    """As `sis_jax.predict`, which explains the configuration."""
+    run, out = config.run, config.out
+    student: Student = load_student(run) if isinstance(run, str | Path) else run
+    if config.batch < 1:
+        raise UsageError(f"batch is {config.batch}, expected at least 1")
+    if out is None and (config.format != "png" or config.cutouts):
         raise UsageError("a format or cut-outs need a folder: give --out")
     classes = tuple(dict(c) for c in student.classes)
-    options = {"flip": flip, "size": size, "tile": tile}
-    student.check(size, tile)
-    skipped: list[tuple[str, str]] = []
-    sources = _sources(photos)
+    student.check(config.size, config.tile)
+    sources, skipped = _sources(config.photos), []
     if not sources:
         raise UsageError("there are no photos: the list is empty")
     for source in sources:
@@ -74,36 +58,35 @@ def predict(
             say(f"skipped {name}: {reason}")
             skipped.append((name, reason))
     if out is None:
-        held = tuple(
-            _segment(student, *_stream(sources, frozenset()), batch, soft, options, skipped)
-        )
+        held = tuple(_segment(student, *_stream(sources, frozenset()), config, skipped))
         return Masks(classes, tuple(p.name for p in held), tuple(skipped), None, held)
     folder = Path(out)
-    names = _names(sources, folder, format, cutouts, skipped)
-    if format != "png":
-        found = _segment(student, *_stream(sources, frozenset()), batch, soft, options, skipped)
+    names = _names(sources, folder, config.format, config.cutouts, skipped)
+    if config.format != "png":
+        found = _segment(student, *_stream(sources, frozenset()), config, skipped)
         write(
-            format,
+            config.format,
             found,
             classes,
             folder,
             split="photos",
-            overwrite=overwrite,
+            overwrite=config.overwrite,
             licence=student.info.licence,
         )
         return Masks(classes, _without(names, skipped), tuple(skipped), None)
-    _check_apart(folder, photos)
-    config = {"student": student.info.sha256, **options, "soft": soft, "cutouts": cutouts}
-    done = _open_folder(folder, names, config, classes, overwrite)
+    _check_apart(folder, config.photos)
+    done = _open_folder(folder, names, _record(config, student), classes, config.overwrite)
     done |= {name for name, _ in skipped}
-    for prediction in _segment(
-        student, *_stream(sources, done), batch, soft or cutouts, options, skipped
-    ):
-        _write_extras(
-            folder, prediction, soft, cutouts
-        )  # before the mask: a mask that is there is whole
+    for prediction in _segment(student, *_stream(sources, done), config, skipped):
+        _write_extras(folder, prediction, config)  # before the mask: a mask that is there is whole
         write_mask(folder, prediction)
     return Masks(classes, _without(names, skipped), tuple(skipped), folder)
+
+
+def _record(config: PredictConfig, student: Student) -> dict[str, Any]:
+    """What decides the masks; the folder keeps it, so that another configuration is noticed."""
+    names = ("flip", "size", "tile", "soft", "cutouts")
+    return {"student": student.info.sha256, **{name: getattr(config, name) for name in names}}
 
 
 def _without(names: Sequence[str], skipped: list[tuple[str, str]]) -> tuple[str, ...]:
@@ -167,14 +150,14 @@ def _stream(sources: list[Source], done: frozenset[str]) -> tuple[Iterator[Photo
 
     def stream() -> Iterator[Photo]:
         for number, source in enumerate(sources):
-            for name, picture in source.read(todo[number]):
-                yield _name(number, name, len(sources)), picture
+            for name, image in source.read(todo[number]):
+                yield _name(number, name, len(sources)), image
 
     return stream(), sum(map(len, todo))
 
 
 class Source(NamedTuple):
-    """Photos given together. read: the wanted names -> (name, picture or why there is none).
+    """Photos given together. read: the wanted names -> (name, image or why there is none).
     refused: (name, reason) of those that are there and cannot be read.
     """
 
@@ -187,7 +170,7 @@ def _sources(photos: Any) -> list[Source]:
     if isinstance(photos, str | Path):
         if (Path(photos) / "run.json").is_file():
             raise UsageError(
-                f"{photos} is a run folder, not a folder of photos; its generated pictures are in "
+                f"{photos} is a run folder, not a folder of photos; its generated images are in "
                 f"{photos}/data/train/images"
             )
         listing = list_source(Path(photos))
@@ -197,8 +180,8 @@ def _sources(photos: Any) -> list[Source]:
     if isinstance(photos, np.ndarray) and photos.ndim == 4:
         photos = list(photos)
     if isinstance(photos, np.ndarray):
-        picture = _checked(photos)
-        return [Source(("",), lambda wanted: iter([("", picture)] if wanted else []))]
+        image = _checked(photos)
+        return [Source(("",), lambda wanted: iter([("", image)] if wanted else []))]
     if hasattr(photos, "convert"):  # a Pillow image
         return _sources(np.asarray(photos.convert("RGB")))
     return [source for photo in photos for source in _sources(photo)]
@@ -216,7 +199,7 @@ def _checked(image: np.ndarray) -> np.ndarray:
         )
     if image.ndim == 2 or image.shape[2] == 1:
         return np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
-    if image.shape[2] == 4:  # transparency lies on white, as in files
+    if image.shape[2] == 4:  # transparency shows white, as in files
         alpha = image[..., 3:].astype(np.float32) / 255
         return (image[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
     return image
@@ -226,27 +209,27 @@ def _segment(
     student: Student,
     photos: Iterator[Photo],
     total: int,
-    batch: int,
-    soft: bool,
-    options: dict[str, Any],
+    config: PredictConfig,
     skipped: list[tuple[str, str]],
 ) -> Iterator[Prediction]:
     """A batch of photos at a time; those that cannot be read go to `skipped`."""
+    options: dict[str, Any] = {"flip": config.flip, "size": config.size, "tile": config.tile}
+    soft = config.soft or (config.cutouts and config.format == "png")
     bar = progress(total, "predict", "photo")
-    while chunk := list(islice(photos, batch)):
-        bad = [(name, picture) for name, picture in chunk if isinstance(picture, str)]
+    while chunk := list(islice(photos, config.batch)):
+        bad = [(name, image) for name, image in chunk if isinstance(image, str)]
         for name, reason in bad:
             say(f"skipped {name}: {reason}")
             skipped.append((name, reason))
-        good = [(name, picture) for name, picture in chunk if not isinstance(picture, str)]
-        pictures = [picture for _, picture in good]
+        good = [(name, image) for name, image in chunk if not isinstance(image, str)]
+        images = [image for _, image in good]
         if soft:
-            scores = student.scores(pictures, **options)
+            scores = student.scores(images, **options)
             masks = [_winner(s, student.ids) for s in scores]
         else:
-            masks, scores = student.masks(pictures, **options), [None] * len(good)
-        for (name, picture), mask, score in zip(good, masks, scores):
-            yield Prediction(name, picture, mask, score)
+            masks, scores = student.masks(images, **options), [None] * len(good)
+        for (name, image), mask, score in zip(good, masks, scores):
+            yield Prediction(name, image, mask, score)
         bar.update(len(chunk))
     bar.close()
 
@@ -255,13 +238,13 @@ def _winner(scores: np.ndarray, ids: np.ndarray) -> np.ndarray:
     return ids[scores[..., ids].argmax(-1)]
 
 
-def _write_extras(folder: Path, prediction: Prediction, soft: bool, cutouts: bool) -> None:
+def _write_extras(folder: Path, prediction: Prediction, config: PredictConfig) -> None:
     target = mask_path(folder, prediction.name)
-    if soft and prediction.scores is not None:
+    if config.soft and prediction.scores is not None:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, scores=prediction.scores.astype(np.float16))
         write_atomic(target.with_suffix(".npz"), buffer.getvalue())
-    if cutouts and prediction.image is not None:
+    if config.cutouts and prediction.image is not None:
         write_atomic(
             target.with_name(f"{target.stem}-cutout.png"),
             png(cutout(prediction.image, prediction.mask, prediction.scores)),
@@ -277,7 +260,7 @@ def _check_apart(folder: Path, photos: Any) -> None:
         and (folder.resolve() == source or source in folder.resolve().parents)
     ):
         raise UsageError(
-            f"--out {folder} lies in the folder of the photos, {photos}; give a folder outside it"
+            f"--out {folder} is inside the folder of the photos, {photos}; give a folder outside it"
         )
 
 
@@ -313,21 +296,18 @@ def _open_folder(
     return frozenset()
 
 
-def plan(config: dict[str, Any]) -> dict[str, Any]:
-    names = (
-        ["classes.json", "<stem>.png"]
-        if config["format"] == "png"
-        else [f"a dataset in the {config['format']} format"]
-    )
-    return {"files": [f"{config['out']}/{n}" for n in names] if config["out"] else []}
+def plan(config: PredictConfig) -> dict[str, Any]:
+    png = config.format == "png"
+    names = ["classes.json", "<stem>.png"] if png else [f"a dataset in the {config.format} format"]
+    return {"files": [f"{config.out}/{n}" for n in names] if config.out else []}
 
 
-def results(masks: Masks, config: dict[str, Any]) -> list[Path]:
-    return [Path(config["out"])] if config["out"] else []
+def results(masks: Masks, config: PredictConfig) -> list[Path]:
+    return [Path(config.out)] if config.out else []
 
 
 def problems(masks: Masks) -> str:
-    """What the command line ends with where photos were left out."""
+    """The sentence for photos that were left out, "" where there are none."""
     if not masks.skipped:
         return ""
     return (

@@ -23,7 +23,7 @@ from sis_jax.data.files import write_atomic
 from sis_jax.data.photos import Photos
 from sis_jax.ops.compositing import psnr
 from sis_jax.ops.progress import progress, say
-from sis_jax.ops.sampling import map_samples, sample_seeds
+from sis_jax.ops.sampling import collect, sample_seeds
 from sis_jax.training import projection as nn
 from sis_jax.types import Generator, SisError, UsageError, to_uint8
 
@@ -269,9 +269,7 @@ def _discriminator(gen: Generator, given: Any) -> Any:
 
 def _statistics(gen: Generator) -> tuple[Float[np.ndarray, "s w"], np.float32]:
     """(mean of w in every slot, root mean squared distance of w from it)."""
-    w = np.concatenate(
-        list(map_samples(gen, sample_seeds(STARTS_SEED, STATISTICS), nn.map_body, batch=256))
-    )
+    w = collect(gen, sample_seeds(STARTS_SEED, STATISTICS), nn.map_body, batch=256)
     slots = np.asarray(gen.map(gen.latents([0]))).shape[1]
     mean = w.mean(0)
     return np.tile(mean, (slots, 1)), np.float32(np.sqrt(np.square(w - mean).sum(1).mean()))
@@ -281,13 +279,10 @@ def _nearest(
     gen: Generator, photos: np.ndarray, known: np.ndarray | None, n: int
 ) -> Float[np.ndarray, "n s w"]:
     """w of the sample that looks most like each photo at 16 pixels."""
-    bar = progress(n, "samples to begin with", "sample")
-    found = []
-    for batch in map_samples(gen, sample_seeds(STARTS_SEED, n), nn.sample_body, truncation=0.7):
-        found.append(batch)
-        bar.update(len(batch[0]))
-    bar.close()
-    w, small = (np.concatenate(x) for x in zip(*found))
+    w, small = collect(
+        gen, sample_seeds(STARTS_SEED, n), nn.sample_body, truncation=0.7,
+        shown="samples to begin with",
+    )  # fmt: skip
     known = np.ones((*photos.shape[:3], 1), np.float32) if known is None else known
     wanted, weight = (np.asarray(nn.thumbnails(a)) for a in (photos / np.float32(127.5) - 1, known))
     return np.stack(

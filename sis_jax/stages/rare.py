@@ -15,7 +15,7 @@ cluster that takes most of the score with it, and hardly shows in plain samples,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from PIL import Image
 
 from sis_jax.checkpoints.clip import CLIP
 from sis_jax.data import draw
+from sis_jax.methods.base import Fitted
 from sis_jax.models.moved import mixed, moved
 from sis_jax.ops import class_scores
 from sis_jax.ops.cluster_labels import with_centre
@@ -49,7 +50,7 @@ class Rare:
         they were.
     """
 
-    fitted: Any
+    fitted: Fitted
     gen: Any
     direction: directions.Direction
     cluster: int
@@ -73,7 +74,7 @@ class Rare:
 
 def add_rare(
     gen: Generator,
-    fitted: Any,
+    fitted: Fitted,
     clip: CLIP,
     prompt: str,
     neutral: str,
@@ -88,30 +89,30 @@ def add_rare(
     n: samples to learn the direction from. share: of the samples that are moved later on. Raises
         SisError where the direction leads nowhere or no cluster grows.
     """
-    direction = directions.learn(
-        gen, clip, prompt, neutral, n=n, truncation=fitted.truncation, seed=seed + 1
-    )
-    direction = directions.with_strength(gen, clip, direction, truncation=fitted.truncation)
+    psi = fitted.method.truncation
+    direction = directions.learn(gen, clip, prompt, neutral, n=n, truncation=psi, seed=seed + 1)
+    direction = directions.with_strength(gen, clip, direction, truncation=psi)
     say(
         f"{prompt!r}: moved by {direction.displacement:.2f}, "
         f"{100 * direction.facts['passing']:.0f} % of samples pass"
     )
     everywhere: Any = moved(gen, direction.move)
-    found = _resolved(fitted).fit(everywhere, seed)
+    found = fitted.method.fit(everywhere, seed)
     joined, (before, after), evidence, agreement = _chosen(
         gen, everywhere, fitted, found, clip, direction, sample_seeds(seed + 2, LOOKED_AT)
     )
-    arrays = joined.arrays_ | {
+    arrays = {
+        **joined.arrays,
         "rare/move": np.asarray(direction.move),
         "rare/share": np.full(1, share, np.float32),
     }
     together = mixed(gen, arrays)
-    fitted = _joined(fitted, arrays, agreement, together, sample_seeds(seed, fitted.n))
+    fitted = _joined(fitted, arrays, agreement, together, sample_seeds(seed, fitted.method.n))
     return Rare(
         fitted,
         together,
         direction,
-        len(fitted.clusters_) - 1,
+        len(fitted.clusters) - 1,
         class_name(prompt),
         before,
         after,
@@ -122,12 +123,12 @@ def add_rare(
 def _chosen(
     gen: Generator,
     everywhere: Any,
-    fitted: Any,
-    found: Any,
+    fitted: Fitted,
+    found: Fitted,
     clip: CLIP,
     direction: directions.Direction,
     seeds: list[int],
-) -> tuple[Any, tuple[float, float], float, float]:
+) -> tuple[Fitted, tuple[float, float], float, float]:
     """(fitted with the centre of one cluster of `found` beside its own, that cluster's share of
     plain and of moved samples, evidence, agreement).
 
@@ -155,7 +156,7 @@ def _chosen(
         beside[best],
         shares[best],
         float(evidence[order[best]]),
-        float(found.clusters_[order[best]]["agreement"]),
+        float(found.clusters[order[best]]["agreement"]),
     )
 
 
@@ -170,15 +171,10 @@ def class_name(prompt: str) -> str:
     return prompt.strip()
 
 
-def _resolved(fitted: Any) -> Any:
-    """The method with the settings it ended up with, not yet fitted."""
-    return type(fitted)(**{f.name: getattr(fitted, f.name) for f in fields(fitted) if f.init})
-
-
 def _evidence(
     gen: Generator,
     everywhere: Any,
-    found: Any,
+    found: Fitted,
     clip: CLIP,
     direction: directions.Direction,
     seeds: Sequence[int],
@@ -202,17 +198,17 @@ def _evidence(
     moved_score = score(there)
     lost = [
         moved_score - score(np.where((labels == c)[..., None], plain, there))
-        for c in range(len(found.clusters_))
+        for c in range(len(found.clusters))
     ]
     return np.asarray(lost) / max(moved_score - score(plain), 1e-6)
 
 
-def _with_centre(fitted: Any, centre: Float[np.ndarray, "d"]) -> Any:
-    return fitted.restored(with_centre(fitted.arrays_, centre))
+def _with_centre(fitted: Fitted, centre: Float[np.ndarray, "d"]) -> Fitted:
+    return replace(fitted, arrays=with_centre(dict(fitted.arrays), centre))
 
 
-def _share_of_last(fitted: Any, gen: Generator, seeds: Sequence[int]) -> float:
-    last = len(fitted.arrays_["centers"]) - 1
+def _share_of_last(fitted: Fitted, gen: Generator, seeds: Sequence[int]) -> float:
+    last = len(fitted.arrays["centers"]) - 1
     return float(
         np.mean(
             [
@@ -224,44 +220,38 @@ def _share_of_last(fitted: Any, gen: Generator, seeds: Sequence[int]) -> float:
     )
 
 
-def _translated(found: Any, base: Any, cluster: int) -> Float[np.ndarray, "d"]:
+def _translated(found: Fitted, base: Any, cluster: int) -> Float[np.ndarray, "d"]:
     """A centre of one fit in the coordinates of another: each scales features by the samples it
     saw.
     """
-    theirs, ours = found.arrays_, base.arrays_
+    theirs, ours = found.arrays, base.arrays
     scale = np.where(theirs["scale"] == 0, 1, theirs["scale"])  # columns that take no part
     raw = theirs["centers"][cluster] / scale + theirs["mean"]
     return ((raw - ours["mean"]) * ours["scale"]).astype(np.float32)
 
 
 def _joined(
-    fitted: Any, arrays: dict[str, np.ndarray], agreement: float, gen: Generator, seeds: list[int]
-) -> Any:
-    """A fitted copy with one more cluster, described on samples of which some are moved; what was
+    fitted: Fitted, arrays: dict[str, np.ndarray], agreement: float, gen: Generator,
+    seeds: list[int],
+) -> Fitted:  # fmt: skip
+    """`fitted` with one more cluster, described on samples of which some are moved; what was
     background stays it.
     """
-    joined = fitted.restored(arrays)
-    before = [dict(c) for c in fitted.clusters_]
-    learned = {
-        "clusters_": [*before, {"id": len(before), "agreement": float(agreement)}],
-        "background_": {},
-        "sweep_": fitted.sweep_,
-    }
-    for name, value in learned.items():
-        object.__setattr__(joined, name, value)
-    joined._describe(gen, seeds)
-    for cluster, old in zip(joined.clusters_, before):
-        cluster["background"] = old["background"]
-    joined.clusters_[-1]["background"] = False
-    joined.background_.update(fitted.background_)
-    return joined
+    facts, _ = fitted.method.describe(arrays, gen, seeds)
+    new = {"id": len(fitted.clusters), "agreement": float(agreement)}
+    clusters = tuple(
+        old | fact | {"background": old.get("background", False)}
+        for old, fact in zip((*fitted.clusters, new), facts, strict=True)
+    )
+    return replace(fitted, arrays=arrays, clusters=clusters)
 
 
 def picture(rare: Rare, class_id: int) -> Image.Image:
     """Samples before and after the move, and where the class is then: whether the direction does
     what the prompt says is for people to see.
     """
-    plain, everywhere = rare.gen.gen, moved(rare.gen.gen, rare.direction.move)
+    plain: Any = rare.gen.gen
+    everywhere: Any = moved(rare.gen.gen, rare.direction.move)
     seeds = sample_seeds(0, PICTURED)
     before = np.concatenate([images for images, _, _ in rare.fitted.label_seeds(plain, seeds)])
     after, labels = (

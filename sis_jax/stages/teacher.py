@@ -16,8 +16,8 @@ from sis_jax import methods
 from sis_jax.checkpoints import load_generator
 from sis_jax.data.files import read_run
 from sis_jax.data.parts import Parts
+from sis_jax.methods.base import Fitted
 from sis_jax.models.moved import Moved, mixed
-from sis_jax.ops.sampling import BATCH
 from sis_jax.types import Generator, SisError, UsageError
 
 Labelled = tuple[
@@ -27,11 +27,11 @@ Labelled = tuple[
 
 @dataclass(frozen=True)
 class Teacher:
-    """A generator, the parts found in it, and the fitted method that labels its pictures."""
+    """A generator, the parts found in it, and what labels its images."""
 
     gen: Generator
     parts: Parts
-    method: Any
+    fitted: Fitted
 
     @classmethod
     def of(cls, gen: Generator, parts: Parts) -> Teacher:
@@ -46,7 +46,8 @@ class Teacher:
                 f"run python -m sis_jax.discover again"
             )
         gen = mixed(gen, parts.arrays)  # rare classes are drawn beside plain samples
-        return cls(gen, parts, methods.get(parts.method)(**_settings(parts)).restored(parts.arrays))
+        method = methods.get(parts.method)(**_settings(parts))
+        return cls(gen, parts, Fitted(method, parts.arrays))
 
     @classmethod
     def from_run(cls, run: str | Path) -> Teacher:
@@ -77,14 +78,8 @@ class Teacher:
         """Stream (pictures, masks of class ids, certainty in 0..1) of seeds, in batches; a seed
         gives the same bytes in any company.
         """
-        # Fewer seeds than one block would compile to another program, whose rounding differs in the
-        # last bit.
-        padded, n = [*seeds, *[seeds[-1]] * (BATCH - len(seeds))], len(seeds)
-        for images, clusters, sure in self.method.label_seeds(self.gen, padded, truncation):
-            m = min(n, len(images))
-            n -= m
-            if m:
-                yield images[:m], self.parts.classify(clusters[:m]), sure[:m]
+        for images, clusters, sure in self.fitted.label_seeds(self.gen, seeds, truncation):
+            yield images, self.parts.classify(clusters), sure
 
 
 def _settings(parts: Parts) -> dict[str, Any]:

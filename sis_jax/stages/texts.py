@@ -1,20 +1,20 @@
-"""What text does in `discover`: names for the parts, and one more part that the generator draws too
-rarely.
-"""
+"""Text in `discover`: names for the parts, and one more part that is generated too rarely."""
 
 from __future__ import annotations
 
 import io
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sis_jax.checkpoints.clip import CLIP
 from sis_jax.data.ontology import Ontology, ontology_of
 from sis_jax.data.parts import Parts
+from sis_jax.runs.configs.discover import DiscoverConfig, RareClass
+from sis_jax.runs.configs.label import Naming
 from sis_jax.stages.directions import LEAST_N
-from sis_jax.stages.naming import Naming, check_words, load_text_model, name_parts
+from sis_jax.stages.naming import check_words, load_text_model, name_parts
 from sis_jax.stages.rare import Rare, add_rare, class_name, described, picture
 from sis_jax.stages.teacher import Teacher
 from sis_jax.types import Generator, UsageError
@@ -26,67 +26,41 @@ MOST_CLUSTERS = (
 
 @dataclass(frozen=True)
 class Texts:
-    """The request, checked, with the text model loaded; fields as the arguments of `discover`."""
+    """The text of a request, checked, with the text model loaded."""
 
     clip: CLIP
     ontology: Ontology | None
-    rare: str | None
-    neutral: str
-    rare_n: int
-    rare_share: float
+    rare_class: RareClass
 
     @classmethod
-    def of(
-        cls,
-        gen: Generator,
-        method: Any,
-        ontology: Any,
-        rare: str | None,
-        neutral: str,
-        rare_n: int,
-        rare_share: float,
-        clip: Any,
-    ) -> Texts:
+    def of(cls, gen: Generator, method: Any, config: DiscoverConfig) -> Texts:
         """UsageError for what cannot work, before anything is computed."""
-        words = ontology_of(ontology) if ontology is not None else None
-        if rare is not None:
-            check_rare(method, rare, neutral, rare_n, rare_share)
-            rare, neutral = rare.strip(), neutral.strip()
-        model = load_text_model(clip, gen.info.name)
-        check_words(model, [rare, neutral] if rare is not None else [])
+        words = ontology_of(config.ontology) if config.ontology is not None else None
+        asked = config.rare_class
+        if asked.rare is not None:
+            check_rare(method, asked)
+            asked = replace(asked, rare=asked.rare.strip(), neutral=asked.neutral.strip())
+        model = load_text_model(config.clip, gen.info.name)
+        check_words(model, [asked.rare, asked.neutral] if asked.rare is not None else [])
         check_words(
             model,
             [text for several in words.filled() for text in several] if words is not None else [],
         )
-        return cls(model, words, rare, neutral, rare_n, rare_share)
-
-    def config(self) -> dict[str, Any]:
-        """What goes on record beside the method's settings."""
-        rare = (
-            {
-                "rare": self.rare,
-                "neutral": self.neutral,
-                "rare_n": self.rare_n,
-                "rare_share": self.rare_share,
-            }
-            if self.rare
-            else {}
-        )
-        words = {"ontology": asdict(self.ontology)} if self.ontology else {}
-        return {"clip": self.clip.info.name, **words, **rare}
+        return cls(model, words, asked)
 
     def extended(self, gen: Generator, fitted: Any, seed: int) -> Rare | None:
         """The fitted method with the rare class, None where none was asked for."""
-        if self.rare is None:
+        asked = self.rare_class
+        if asked.rare is None:
             return None
         return add_rare(
             gen,
             fitted,
             self.clip,
-            self.rare,
-            self.neutral,
-            n=self.rare_n,
-            share=self.rare_share,
+            asked.rare,
+            asked.neutral,
+            n=asked.rare_n,
+            share=asked.rare_share,
             seed=seed,
         )
 
@@ -114,9 +88,10 @@ class Texts:
         return parts, files
 
 
-def check_rare(method: Any, rare: Any, neutral: Any, n: Any, share: Any) -> None:
+def check_rare(method: Any, asked: RareClass) -> None:
     """UsageError for a rare class that cannot be looked for, by what was typed alone."""
-    if not getattr(method, "adds_clusters", False):
+    rare, neutral, n, share = asked.rare, asked.neutral, asked.rare_n, asked.rare_share
+    if not method.adds_clusters:
         raise UsageError(
             "--rare needs parts that are cluster centres: use --method segmentation_in_style, "
             f"got {type(method).__name__}"
@@ -140,7 +115,7 @@ def check_rare(method: Any, rare: Any, neutral: Any, n: Any, share: Any) -> None
         )
     if not isinstance(n, int) or n < LEAST_N:
         raise UsageError(
-            f"--rare-n is {n!r}, expected a whole number of samples to learn from, at least "
+            f"--rare-n is {n!r}, expected an integer number of samples to learn from, at least "
             f"{LEAST_N} (2000 is the default)"
         )
     if not isinstance(share, int | float) or not 0 < share <= 1:

@@ -1,1 +1,1 @@
-"""Losses and steps of training, and the loops around them."""
+"""Losses and steps of training, and the one loop around them."""

@@ -28,7 +28,7 @@ from sis_jax.models.stylegan2 import StyleGAN2
 from sis_jax.ops.augment import augment
 from sis_jax.parallel import AXIS, is_mapped, pmean
 
-State = dict[str, Any]  # a pytree of arrays only, so that any checkpoint library can hold it
+State = dict[str, Any]  # a pytree of arrays, Optax state included
 W_AVG_DECAY = 0.995
 MIXING_PROBABILITY = 0.9
 PATH_DECAY = 0.01
@@ -100,31 +100,23 @@ def new_state(
         "buffers": buffers,
         "ema": split(ema)[1] if ema is not None else jax.tree.map(jnp.array, g),
         "d": d,
-        "opt_g": _plain(opt_g.init(g)),
-        "opt_d": _plain(opt_d.init(d)),
+        "opt_g": opt_g.init(g),
+        "opt_d": opt_d.init(d),
         "path_mean": jnp.zeros(()),
         "augment": jnp.zeros(()),
     }
     return g_graph, d_graph, state
 
 
-def _plain(opt_state: Any) -> list:
-    """Optax state as a list of its leaves: its classes are then no part of the files on disk."""
-    return jax.tree.leaves(opt_state)
-
-
-def _restore(optimiser: optax.GradientTransformation, leaves: list, params: dict) -> Any:
-    return jax.tree.unflatten(jax.tree.structure(jax.eval_shape(optimiser.init, params)), leaves)
-
-
 def _apply(
-    optimiser: optax.GradientTransformation, grads: dict, leaves: list, params: dict
-) -> tuple[Any, list]:
+    optimiser: optax.GradientTransformation, grads: dict, opt_state: optax.OptState, params: dict
+) -> tuple[Any, optax.OptState]:
+    """(parameters, optimiser's state) after a step along the mean of all devices' gradients."""
     grads = jax.tree.map(
         lambda g: jnp.nan_to_num(g, nan=0.0, posinf=1e5, neginf=-1e5), pmean(grads)
     )
-    updates, opt_state = optimiser.update(grads, _restore(optimiser, leaves, params), params)
-    return optax.apply_updates(params, updates), _plain(opt_state)
+    updates, opt_state = optimiser.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
 
 
 def _indices(n: int) -> jax.Array:
@@ -174,16 +166,16 @@ def _score(
 def g_main(
     state: State,
     key: jax.Array,
-    slots: jax.Array,
+    images: jax.Array,
     *,
     graphs: tuple,
     recipe: Recipe,
     augmented: bool,
 ) -> tuple[State, dict]:
-    """G main: mean softplus(-D(G(z))), the non-saturating loss. `slots`: one entry per image of
+    """G main: mean softplus(-D(G(z))), the non-saturating loss. `images`: one entry per image of
     this device (only its length counts).
     """
-    n = slots.shape[0]
+    n = images.shape[0]
     k_map, k_noise, k_aug = jax.random.split(key, 3)
 
     def loss(params):
@@ -213,7 +205,7 @@ def path_lengths(
     gen: StyleGAN2, ws: Float[Array, "n s w"], y: Float[Array, "n r r 3"], **render: Any
 ) -> Float[Array, "n"]:
     """|J^T y| of eq. 4, y = N(0, 1) / sqrt(pixels): gradient of sum(G(w) y) with respect to w, root
-    of the mean over slots of the sum of squares.
+    of the mean over W+ layers of the sum of squares.
     """
 
     def projected(w):
@@ -223,19 +215,19 @@ def path_lengths(
 
 
 def g_regularise(
-    state: State, key: jax.Array, slots: jax.Array, *, graphs: tuple, recipe: Recipe
+    state: State, key: jax.Array, images: jax.Array, *, graphs: tuple, recipe: Recipe
 ) -> tuple[State, dict]:
     """Path length penalty (eq. 4) on half the batch: 2 E(|J^T y| - a)^2 times the interval, a
     following the mean length.
     """
-    n = max(slots.shape[0] // 2, 1)
+    n = max(images.shape[0] // 2, 1)
     k_map, k_noise, k_y = jax.random.split(key, 3)
 
     def loss(params):
         gen = join(graphs[0], params, state["buffers"])
         ws, _ = _map_mixed(gen, k_map, n)
-        side = gen.resolution
-        y = _draw(k_y, n, side * side * 3).reshape(n, side, side, 3) / side
+        r = gen.resolution
+        y = _draw(k_y, n, r * r * 3).reshape(n, r, r, 3) / r
         noise_key = jax.random.fold_in(k_noise, _indices(1)[0])
         lengths = path_lengths(
             gen, ws, y, noise="random", key=noise_key, dtype=jnp.dtype(recipe.dtype)
@@ -349,8 +341,8 @@ def count(tree: Any) -> int:
 
 
 def multiply_adds(channels: Sequence[int]) -> float:
-    """Of the 3 x 3 convolutions of one picture in generator and discriminator, forward; channels at
-    4, 8, ... pixels. What training costs follows it.
+    """Of the 3 x 3 convolutions of one image in generator and discriminator, forward; channels at
+    4, 8, ... pixels. The cost of training follows it.
     """
     sizes = [4 * 2**i for i in range(len(channels))]
     inner = sum(9 * r * r * c * c for r, c in zip(sizes, channels))

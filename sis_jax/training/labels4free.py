@@ -2,20 +2,20 @@
 a batch.
 
     x   = a G(w) + (1 - a) G_bg(w')
-    L_D = softplus(-D(real)) + softplus(D(x)), and R1 on the real pictures once in so many steps
+    L_D = softplus(-D(real)) + softplus(D(x)), and R1 on the real images once in so many steps
     L_A = s softplus(-D(x)) + lambda [min(a, 1 - a) + relu(phi_fg - mean a)]
           + w_bg [relu(phi_bg - (1 - mean a)) + relu(phi_fr - (1 - mean_frame a))]
 
 a is the alpha network's mask of G(w)'s features.
-phi_fr is ours: which side is the background is left to chance without it.
+phi_fr is ours: without it, chance decides which part is the background.
 
 The generator is frozen; gradients reach the alpha network only through a. Both networks learn from
-the same pictures of a step, where the published code draws new ones for the second: a rendering
+the same images of a step, where the published code draws new ones for the second: a rendering
 saved.
 
 Sample i of a batch draws its latents, noise and background from (key, i) alone, and `order` deals
 whole groups of the minibatch standard deviation to a device: any number of devices sees the same
-pictures in the same groups, and gives the same numbers up to the order of additions.
+images in the same groups, and gives the same numbers up to the order of additions.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from sis_jax.parallel import pmean
 from sis_jax.training.gan import join, r1_penalty, split
 
 Scaling = tuple[Float[Array, "2 _"], ...]
-State = dict[str, Any]  # a pytree of arrays only
+State = dict[str, Any]  # a pytree of arrays, Optax state included
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,7 @@ def new_state(alpha: Params, disc: Discriminator, recipe: Recipe) -> tuple[Any, 
     graph, d, _ = split(disc)
     opt_a, opt_d = optimizers(recipe)
     state = {"a": alpha, "ema": jax.tree.map(jnp.array, alpha), "d": d}
-    return graph, state | {
-        "opt_a": jax.tree.leaves(opt_a.init(alpha)),
-        "opt_d": jax.tree.leaves(opt_d.init(d)),
-    }
+    return graph, state | {"opt_a": opt_a.init(alpha), "opt_d": opt_d.init(d)}
 
 
 def order(batch: int, devices: int, group: int = 4) -> np.ndarray:
@@ -113,22 +110,22 @@ def order(batch: int, devices: int, group: int = 4) -> np.ndarray:
 
 
 def _apply(
-    optimiser: optax.GradientTransformation, grads: Any, leaves: list, params: Any
-) -> tuple[Any, list]:
-    old = jax.tree.unflatten(jax.tree.structure(jax.eval_shape(optimiser.init, params)), leaves)
-    updates, new = optimiser.update(pmean(grads), old, params)
-    return optax.apply_updates(params, updates), jax.tree.leaves(new)
+    optimiser: optax.GradientTransformation, grads: Any, opt_state: optax.OptState, params: Any
+) -> tuple[Any, optax.OptState]:
+    """(parameters, optimiser's state) after a step along the mean of all devices' gradients."""
+    updates, opt_state = optimiser.update(pmean(grads), opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
 
 
 def draw(
     gen: StyleGAN2,
     key: jax.Array,
-    slots: jax.Array,
+    samples: jax.Array,
     psi: float | jax.Array,
     taps: tuple[str, ...] = (),
     latents: jax.Array | None = None,
 ) -> tuple[Float[Array, "n r r 3"], tuple[jax.Array, ...], Float[Array, "n z"]]:
-    """(pictures, features, latents) of samples `slots`, with noise of their own; nothing to
+    """(images, features, latents) of `samples`, by number, with noise of their own; nothing to
     differentiate.
     """
 
@@ -142,8 +139,8 @@ def draw(
         )
         return image[0], tuple(features[t][0] for t in taps)
 
-    z = jax.vmap(latent)(slots) if latents is None else latents
-    image, features = jax.vmap(one)(gen.synthesis.styles(gen.map(z, psi)), slots)
+    z = jax.vmap(latent)(samples) if latents is None else latents
+    image, features = jax.vmap(one)(gen.synthesis.styles(gen.map(z, psi)), samples)
     return *jax.lax.stop_gradient((image, features)), z
 
 
@@ -171,26 +168,25 @@ def step(
     state: State,
     frozen: tuple[StyleGAN2, StyleGAN2, Scaling],
     key: jax.Array,
-    slots: jax.Array,
+    samples: jax.Array,
     real: jax.Array,
     *,
     graph: Any,
     recipe: Recipe,
 ) -> tuple[State, dict[str, jax.Array]]:
-    """One step of D, then one of the alpha network. slots: int32[n], numbers of the samples. real:
+    """One step of D, then one of the alpha network. samples: int32[n], their numbers. real:
     uint8[n r r 3].
 
     frozen: the generator, that of backgrounds, and (mean, deviation) of the features per tap.
-        Returns the state and what was
-    measured: losses, D's mean scores, and the mean mask (`foreground`).
+    Returns the state and the measurements: losses, D's mean scores, the mean mask (`foreground`).
     """
-    gen, ground, scaling = frozen
+    gen, background, scaling = frozen
     taps = flat_taps(gen.resolution)
-    front, features, z = draw(gen, jax.random.fold_in(key, 0), slots, recipe.truncation, taps)
+    front, features, z = draw(gen, jax.random.fold_in(key, 0), samples, recipe.truncation, taps)
     back, _, _ = draw(
-        ground,
+        background,
         jax.random.fold_in(key, 1),
-        slots,
+        samples,
         recipe.background_truncation,
         (),
         z if recipe.same_latents else None,
@@ -214,19 +210,19 @@ def step(
     opt_a, opt_d = optimizers(recipe)
     fake = composite(mask(state["a"], features)[..., None], front, back)
     (value_d, scores), grads = jax.value_and_grad(loss_d, has_aux=True)(state["d"], fake)
-    d, leaves_d = _apply(opt_d, grads, state["opt_d"], state["d"])
+    d, next_d = _apply(opt_d, grads, state["opt_d"], state["d"])
     (value_a, parts), grads = jax.value_and_grad(loss_a, has_aux=True)(state["a"])
-    a, leaves_a = _apply(opt_a, grads, state["opt_a"], state["a"])
+    a, next_a = _apply(opt_a, grads, state["opt_a"], state["a"])
     ema = jax.tree.map(lambda e, p: p + recipe.ema * (e - p), state["ema"], a)
     facts = pmean({"loss_d": value_d, "loss_a": value_a} | scores | parts)
-    return state | {"a": a, "ema": ema, "d": d, "opt_a": leaves_a, "opt_d": leaves_d}, facts
+    return state | {"a": a, "ema": ema, "d": d, "opt_a": next_a, "opt_d": next_d}, facts
 
 
 def regularise(
     state: State, real: jax.Array, *, graph: Any, recipe: Recipe
 ) -> tuple[State, dict[str, jax.Array]]:
-    """R1 on the real pictures: gamma / 2 times the squared gradient of D, times the interval (and +
-    D(real) of one picture, if `quirk`).
+    """R1 on the real images: gamma / 2 times the squared gradient of D, times the interval (and +
+    D(real) of one image, if `quirk`).
     """
     photos = to_float(real)
 
@@ -237,16 +233,16 @@ def regularise(
         return penalty * (recipe.r1_gamma / 2 * recipe.r1_interval) + stray, penalty
 
     grads, penalty = jax.grad(loss, has_aux=True)(state["d"])
-    d, leaves = _apply(optimizers(recipe)[1], grads, state["opt_d"], state["d"])
-    return state | {"d": d, "opt_d": leaves}, {"r1": pmean(penalty)}
+    d, opt_d = _apply(optimizers(recipe)[1], grads, state["opt_d"], state["d"])
+    return state | {"d": d, "opt_d": opt_d}, {"r1": pmean(penalty)}
 
 
 def to_float(real: jax.Array) -> Float[Array, "n r r 3"]:
-    """uint8 pictures as D sees them, in [-1, 1]."""
+    """uint8 images as D sees them, in [-1, 1]."""
     return real.astype(jnp.float32) / 127.5 - 1
 
 
-# what is asked of samples, each a body for `ops.sampling.map_samples`
+# functions of samples, each a body for `ops.sampling.map_samples`
 
 
 def mask(params: Params, features: tuple[jax.Array, ...]) -> Float[Array, "n r r"]:
@@ -257,7 +253,7 @@ def mask(params: Params, features: tuple[jax.Array, ...]) -> Float[Array, "n r r
 def masked(
     gen: Any, z: jax.Array, truncation: jax.Array, params: Params, *, taps: tuple[str, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    """(pictures, alpha), with the stored noise."""
+    """(images, alpha), with the stored noise."""
     image, features = gen.synthesize(gen.map(z, truncation), "const", taps)
     return image, mask(params, tuple(features[t] for t in taps))
 
@@ -274,5 +270,5 @@ def moments(
 
 
 def picture(gen: Any, z: jax.Array, truncation: jax.Array) -> jax.Array:
-    """The pictures alone."""
+    """The images alone."""
     return gen.synthesize(gen.map(z, truncation), "const", ())[0]

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from sis_jax.models.alpha import Params, background_generator, flat_taps, stages
 from sis_jax.models.stylegan2 import StyleGAN2
-from sis_jax.ops.sampling import map_samples, sample_seeds
+from sis_jax.ops.sampling import collect, map_samples, sample_seeds
 from sis_jax.ops.selection import BORDER_RATIO, frame
 from sis_jax.training.labels4free import draw, mask, masked
 
@@ -72,10 +72,10 @@ def steadiness(
     """
     numbers = np.arange(len(seeds), dtype=np.int32)
     taps = flat_taps(gen.resolution)
-    out = map_samples(
+    out = collect(
         gen, seeds, two_noises, truncation=psi, per_sample=(numbers,), shared=(params,), taps=taps
     )
-    a, b = (np.concatenate(x) > threshold for x in zip(*out))
+    a, b = (x > threshold for x in out)
     return np.array([(x & y).sum() / max((x | y).sum(), 1) for x, y in ((~a, ~b), (a, b))])
 
 
@@ -92,12 +92,9 @@ def judge(gen: StyleGAN2, params: Params, seeds: list[int], psi: float) -> dict[
         a wrong one at the frame 0.07). A drifting mask loses separation long before it collapses;
         certainty only ever rises and chooses nothing.
     """
-    out = list(
-        map_samples(
-            gen, seeds, separated, truncation=psi, shared=(params,), taps=flat_taps(gen.resolution)
-        )
+    alpha, separation, boxed = collect(
+        gen, seeds, separated, truncation=psi, shared=(params,), taps=flat_taps(gen.resolution)
     )
-    alpha, separation, boxed = (np.concatenate(x) for x in zip(*out))
     facts = {
         "share": float((alpha > 0.5).mean()),
         "certain": float(1 - 2 * np.minimum(alpha, 1 - alpha).mean()),

@@ -19,6 +19,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, UInt8
 
+from sis_jax.ops.resize import linear_matrix
+
 Layers = list[tuple[Any, Any]]  # (weight Float[e i o], bias Float[e o]) of every layer, e members
 EPSILON = 1e-5  # of batch normalisation
 INITIAL = 0.02  # deviation of the first weights
@@ -292,7 +294,7 @@ def _enlarged(
     """
     if not maps:
         return jnp.zeros((side * side, next(iter(weight.values())).shape[1]))
-    matrices = {r: _enlarging(r, side) for r in maps}
+    matrices = {r: linear_matrix(r, side).astype(np.float32) for r in maps}
     rows = [
         (matrices[r] @ (x.reshape(r * r, -1) @ weight[r]).reshape(r, -1)).reshape(side, r, -1)
         for r, x in maps.items()
@@ -300,19 +302,6 @@ def _enlarged(
     flat = jnp.concatenate(rows, axis=1).swapaxes(0, 1)
     columns = np.concatenate([matrices[r] for r in maps], axis=1)
     return (jnp.asarray(columns) @ flat.reshape(columns.shape[1], -1)).reshape(side * side, -1)
-
-
-def _enlarging(size: int, side: int) -> Float[np.ndarray, "side size"]:
-    """Matrix of bilinear interpolation from `size` points to `side`, half-pixel centres, edges
-    repeated.
-    """
-    (low, a), (high, b) = (
-        (np.asarray(i), np.asarray(w)) for i, w in _neighbours(np.arange(side), size, side)
-    )
-    matrix = np.zeros((side, size), np.float32)
-    np.add.at(matrix, (np.arange(side), low), a)
-    np.add.at(matrix, (np.arange(side), high), b)
-    return matrix
 
 
 def _verdict(

@@ -26,7 +26,7 @@ from sis_jax.ops.student_augment import (
     soften,
     warp,
 )
-from sis_jax.parallel import AXIS, is_mapped, pmean, psum
+from sis_jax.parallel import device_key, pmean, psum
 
 State = dict[str, Any]  # a pytree of arrays only
 
@@ -39,13 +39,17 @@ class Recipe:
         schedule: "poly" (1 - t / T)^0.9, or "cosine" after a linear warm-up over one twentieth.
         weighting: exponent of the certainty as weight, 0 = none. soft: certainty makes soft
         targets.
-    ema: decay of the averaged network, 0 = none. side: of the pictures trained on.
+    ema: decay of the averaged network, 0 = none. side: resolution trained at, in pixels.
+        backbone_rate: learning rate of a pretrained backbone, as a share of `learning_rate`.
+    masked: self-training only: share of the views that lose blocks of `block` pixels, each with
+        probability `dropped`.
     """
 
     steps: int = 2000
     batch: int = 32
     side: int = 128
     learning_rate: float = 1e-3
+    backbone_rate: float = 0.3
     weight_decay: float = 1e-2
     optimizer: str = "adamw"
     schedule: str = "cosine"
@@ -54,20 +58,32 @@ class Recipe:
     ema: float = 0.999
     augmentation: Augmentation = NONE
     dtype: str = "float32"
+    masked: float = 0.0
+    block: int = 16
+    dropped: float = 0.4
 
 
 def optimizer(recipe: Recipe) -> optax.GradientTransformation:
-    """The optimiser and schedule of a recipe."""
+    """The optimiser and schedule of a recipe; what a network calls its `backbone` learns slower."""
+
+    def one(rate: float) -> optax.GradientTransformation:
+        if recipe.optimizer == "adam":
+            decay = optax.add_decayed_weights(recipe.weight_decay)
+            return optax.chain(decay, optax.adam(_schedule(recipe, rate)))
+        return optax.adamw(_schedule(recipe, rate), weight_decay=recipe.weight_decay)
+
+    rates = {"new": recipe.learning_rate, "backbone": recipe.learning_rate * recipe.backbone_rate}
+    return optax.multi_transform(
+        {part: one(rate) for part, rate in rates.items()},
+        lambda params: {name: name if name == "backbone" else "new" for name in params},
+    )
+
+
+def _schedule(recipe: Recipe, rate: float) -> optax.Schedule:
     if recipe.schedule == "poly":
-        rate = optax.polynomial_schedule(recipe.learning_rate, 0.0, 0.9, recipe.steps)
-    else:
-        warm = max(recipe.steps // 20, 1)
-        rate = optax.warmup_cosine_decay_schedule(
-            0.0, recipe.learning_rate, warm, max(recipe.steps, warm + 1)
-        )
-    if recipe.optimizer == "adam":
-        return optax.chain(optax.add_decayed_weights(recipe.weight_decay), optax.adam(rate))
-    return optax.adamw(rate, weight_decay=recipe.weight_decay)
+        return optax.polynomial_schedule(rate, 0.0, 0.9, recipe.steps)
+    warm = max(recipe.steps // 20, 1)
+    return optax.warmup_cosine_decay_schedule(0.0, rate, warm, max(recipe.steps, warm + 1))
 
 
 def split(network: nnx.Module) -> tuple[Any, dict, dict]:
@@ -97,7 +113,7 @@ def new_state(network: nnx.Module, recipe: Recipe) -> tuple[Any, State]:
         "params": params,
         "statistics": statistics,
         "ema": jax.tree.map(jnp.array, params),
-        "optimizer": jax.tree.leaves(optimizer(recipe).init(params)),
+        "optimizer": optimizer(recipe).init(params),
         "step": jnp.zeros((), jnp.int32),
     }
     return graph, state
@@ -120,7 +136,7 @@ def cross_entropy(
     return (loss * weight).sum(), weight.sum()
 
 
-def _forward(
+def forward(
     graph: Any, params: dict, statistics: dict, x: Array, recipe: Recipe
 ) -> tuple[Array, dict]:
     """(logits, statistics after the batch)."""
@@ -141,28 +157,15 @@ def _with_statistics(statistics: dict, tape: dict, momentum: float = 0.1) -> dic
     return out
 
 
-def _update(state: State, grads: Any, statistics: dict, recipe: Recipe) -> State:
-    chain = optimizer(recipe)
-    structure = jax.tree.structure(jax.eval_shape(chain.init, state["params"]))
-    updates, held = chain.update(
-        pmean(grads), jax.tree.unflatten(structure, state["optimizer"]), state["params"]
-    )
+def updated(state: State, grads: Any, statistics: dict, recipe: Recipe) -> State:
+    """The state after a step with these gradients of this device."""
+    updates, held = optimizer(recipe).update(pmean(grads), state["optimizer"], state["params"])
     params = optax.apply_updates(state["params"], updates)
     # A fixed decay would remember the random start of a short run.
     decay = jnp.minimum(recipe.ema, (1.0 + state["step"]) / (10.0 + state["step"]))
     ema = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, state["ema"], params)
-    return {
-        "params": params,
-        "statistics": statistics,
-        "ema": ema,
-        "optimizer": jax.tree.leaves(held),
-        "step": state["step"] + 1,
-    }
-
-
-def _key(key: Array) -> Array:
-    """This device's own key."""
-    return jax.random.fold_in(key, jax.lax.axis_index(AXIS)) if is_mapped() else key
+    after = {"params": params, "statistics": statistics, "ema": ema, "optimizer": held}
+    return after | {"step": state["step"] + 1}
 
 
 def _shown(
@@ -192,7 +195,7 @@ def _labelled_loss(
 ) -> tuple[Array, dict, Array]:
     """(mean loss, statistics after it, share of pixels labelled as the mask says)."""
     x, y, sure = batch
-    logits, statistics = _forward(graph, params, statistics, x, recipe)
+    logits, statistics = forward(graph, params, statistics, x, recipe)
     total, weight = cross_entropy(logits, y, sure, recipe)
     hit = psum(((logits.argmax(-1) == y) & (y != IGNORE)).sum()) / jnp.maximum(
         psum((y != IGNORE).sum()), 1
@@ -213,11 +216,11 @@ def train_step(
     """One step on labelled pictures. images: uint8[n h w 3]; masks: uint8[n h w] of channels;
     certainty: uint8[n h w], 255 = sure.
     """
-    batch = _shown(_key(key), images, masks, certainty, recipe)
+    batch = _shown(device_key(key), images, masks, certainty, recipe)
 
     def loss(params: dict) -> tuple[Array, tuple]:
         value, statistics, hit = _labelled_loss(graph, params, state["statistics"], batch, recipe)
         return value, (statistics, hit)
 
     (value, (statistics, hit)), grads = jax.value_and_grad(loss, has_aux=True)(state["params"])
-    return _update(state, grads, statistics, recipe), {"loss": pmean(value), "accuracy": hit}
+    return updated(state, grads, statistics, recipe), {"loss": pmean(value), "accuracy": hit}

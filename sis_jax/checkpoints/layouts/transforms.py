@@ -36,6 +36,12 @@ def _filter(a: np.ndarray) -> None:
         raise SisError("it is not the filter [1, 3, 3, 1], the only one supported here")
 
 
+def _variance(a: np.ndarray) -> np.ndarray:
+    if (a < 0).any():
+        raise SisError("it holds negative variances")
+    return a
+
+
 def _drop(a: np.ndarray) -> None:
     return None
 
@@ -46,6 +52,8 @@ TRANSFORMS: dict[str, tuple[int | None, Callable[[np.ndarray], np.ndarray | None
     "filter": (None, _filter),
     "scalar": (None, lambda a: a.reshape(()) if a.size == 1 else a),  # [1] or [] -> []
     "flat": (None, lambda a: a.reshape(-1)),
+    "first": (3, lambda a: a[0] if len(a) == 1 else a),
+    "variance": (1, _variance),
     "plus_one": (1, lambda a: a + np.float32(1)),
     "transpose": (2, lambda a: a.T),
     # PyTorch
@@ -54,6 +62,7 @@ TRANSFORMS: dict[str, tuple[int | None, Callable[[np.ndarray], np.ndarray | None
         4,
         lambda a: _hwio(a)[::-1, ::-1],
     ),  # up-convolutions are stored mirrored there
+    "depthwise": (4, lambda a: a[:, 0].transpose(1, 2, 0) if a.shape[1] == 1 else a),
     "1oihw": (5, lambda a: _hwio(a[0])),
     "1oihw_flipped": (5, lambda a: _hwio(a[0])[::-1, ::-1]),
     "oihw_rgb": (4, lambda a: _hwio(a[:3])),

@@ -1,0 +1,60 @@
+"""The image strip of the README, from the weights that ship: `python scripts/make_strip.py`.
+
+Rows: generated faces; their parts, k chosen by the sweep; their parts, k = 12; the masks that the
+shipped student predicts for the same images. Only generated faces are shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import sis_jax as sis
+from sis_jax.data import draw
+
+COUNT = 8
+PIXELS = 84  # of one image
+
+
+def strip() -> Image.Image:
+    """The strip, COUNT columns and four rows of images with a gap between."""
+    gen = sis.load_generator()
+    coarse, fine = sis.discover(gen), sis.discover(gen, k=12, layer="16x16+32x32")
+    faces = coarse.samples[:COUNT]
+    predicted = sis.load_student("faces-student").predict(list(faces))
+    masks = [
+        coarse.classify(coarse.masks)[:COUNT],
+        fine.classify(fine.masks)[:COUNT],
+        np.stack([item.mask for item in predicted]),
+    ]
+    faces = _grown(faces, Image.Resampling.BICUBIC)
+    masks = [_grown(mask, Image.Resampling.NEAREST) for mask in masks]
+    rows = [faces, *(draw.overlay(faces, mask) for mask in masks)]
+    return Image.fromarray(np.concatenate([_row(images) for images in rows]))
+
+
+def _grown(images: np.ndarray, filter: Image.Resampling) -> np.ndarray:  # noqa: A002
+    size = (PIXELS, PIXELS)
+    return np.stack([np.asarray(Image.fromarray(a).resize(size, filter)) for a in images])
+
+
+def _row(images: np.ndarray) -> np.ndarray:
+    """uint8[n h w 3] side by side, with white gaps to the right and below."""
+    gap = [(0, 0), (0, 4), (0, 4), (0, 0)]
+    return np.concatenate(np.pad(images, gap, constant_values=255), axis=1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("docs/strip.png"))
+    out = parser.parse_args().out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    strip().save(out, optimize=True)
+    print(out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""What `sis_jax.train_generator` takes."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Annotated, ClassVar, Literal
+
+from tyro.conf import Positional
+
+from sis_jax.runs.config import Config, spelled
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """The generator and its discriminator.
+
+    Args:
+        resolution: pixels of the images, a power of two from 8 on.
+        start_from: a generator with its discriminator to go on from (a name, a folder, a checkpoint
+            file) instead of random weights.
+        channel_base: channels at resolution r are channel_base / r, at most channel_max.
+        channel_max: see channel_base.
+        latent: size of z and w.
+        mapping_layers: depth of the mapping network.
+        dtype: of the convolutions; auto is bfloat16 on an accelerator, float32 on a CPU.
+    """
+
+    resolution: int = 64
+    start_from: str | None = None
+    channel_base: int = 16384
+    channel_max: int = 512
+    latent: int = 512
+    mapping_layers: int = 8
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimisation:
+    """The training and its losses.
+
+    Args:
+        images: photos shown to the discriminator in all (25 million is the papers' figure, 1
+            million gives a first idea at 64 pixels).
+        batch: images per step over all devices, a multiple of 4.
+        learning_rate: of Adam, before the correction for lazy regularisation.
+        r1_gamma: weight of the gradient penalty; by default 0.0002 resolution^2 / batch.
+        path_length: weight of path length regularisation, 0 switches it off.
+        ema_images: half-life, in images, of the averaged generator.
+        snapshot: images between two checkpoints, sample grids and entries of the curve.
+        minutes: stop after this time, whatever `images` asks for, and save.
+        seed: of weights, latents and order.
+    """
+
+    images: int = 5_000_000
+    batch: int = 32
+    learning_rate: float = 0.0025
+    r1_gamma: float | None = None
+    path_length: float = 2.0
+    ema_images: float = 10_000.0
+    snapshot: int = 50_000
+    minutes: float | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photos:
+    """How the photos are used.
+
+    Args:
+        augment: "ada" augments what the discriminator sees as soon as it overfits, "none" never.
+        mirror: also show every photo flipped.
+        rows: use only the first so many photos, in the order of their names.
+        holdout: photos held out to measure quality on.
+    """
+
+    augment: Literal["ada", "none"] = "ada"
+    mirror: bool = True
+    rows: int | None = None
+    holdout: int = 500
+
+
+@dataclass(frozen=True)
+class TrainGeneratorConfig(Config):
+    """Photos in, a generator out.
+
+    Args:
+        photos: a folder, a .zip, .tar or .npz of photos; each is cut to its largest centred square.
+        out: folder for everything that is made.
+        licence: terms of the weights; they follow from the photos.
+        overwrite: discard what another configuration left in `out`.
+    """
+
+    verb: ClassVar[str] = "train_generator"
+    unrecorded: ClassVar[tuple[str, ...]] = ("images", "minutes", "out", "overwrite")
+
+    photos: Annotated[str, Positional, spelled("PHOTOS")]
+    _: KW_ONLY
+    out: str
+    licence: str = "as the photos it was trained on"
+    overwrite: bool = False
+    network: Network = field(default_factory=Network)
+    train: Optimisation = field(default_factory=Optimisation)
+    data: Photos = field(default_factory=Photos)

@@ -1,0 +1,332 @@
+"""The loop around every training step, and the checkpoints from which it resumes to the same bits.
+
+    checkpoints = Checkpoints(folder, config)
+    run = checkpoints.restore(state) or Training(state)
+    for step, facts in loop(run, step_fn, batches, steps=1000, every=100, checkpoints=checkpoints):
+        run.curve.append({"step": step, "quality": measure(run.state)} | facts)
+
+`step_fn(state, step, batch)` returns the next state and its measurements, as arrays on the device:
+nothing waits for them between two snapshots. Batch t and the random numbers of step t depend on
+(seed, t) alone, so a training that was stopped and resumed equals one that was not.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from sis_jax import parallel
+from sis_jax.data.files import disk_errors, plain
+from sis_jax.ops.progress import progress, say
+from sis_jax.types import SisError, UsageError
+
+FORMAT = 2  # of a checkpoint's meta; the older one has no number
+
+StepFn = Callable[[Any, int, Any], tuple[Any, Mapping[str, Any]]]
+
+
+@dataclass
+class Training:
+    """A training as it stands: all that a resumed one needs.
+
+    state: pytree of arrays that `step_fn` takes and returns, Optax state included.
+    step: steps done in this phase.
+    curve: measurements so far, rows for JSON.
+    facts: whatever else must survive, for JSON (scalar arrays are converted). It must be up to date
+        after every step, since an interruption may save it.
+    kept: further pytrees of arrays by name, such as the best weights so far.
+    seconds: time spent in `loop`, measuring included.
+    offset: number of the checkpoint at step 0 of this phase; numbers rise from phase to phase.
+    """
+
+    state: PyTree
+    step: int = 0
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    kept: dict[str, PyTree] = field(default_factory=dict)
+    seconds: float = 0.0
+    offset: int = 0
+
+    @property
+    def number(self) -> int:
+        """Number of the checkpoint of this moment."""
+        return self.offset + self.step
+
+    def next_phase(self, state: PyTree) -> None:
+        """Begin again at step 0 from `state`; curve, facts and what is kept stay."""
+        self.offset, self.step, self.state = self.number + 1, 0, state
+
+
+class Checkpoints:
+    """The last state of a training in a folder, replaced as a whole: a killed process leaves the
+    old one or the new one.
+
+    folder: where Orbax writes, None keeps nothing.
+    config: what must be equal for a checkpoint to belong to this training, for JSON; its digest is
+        stored.
+    discard: remove the checkpoint of another configuration instead of raising UsageError.
+    """
+
+    def __init__(self, folder: Path | None, config: Any, *, discard: bool = False):
+        self.folder, self.discard = folder, discard
+        text = json.dumps(plain(config), sort_keys=True)
+        self.digest = hashlib.sha256(text.encode()).hexdigest()
+        self._manager: Any = None
+
+    def latest(self) -> int | None:
+        """Number of the last checkpoint, None where there is none."""
+        if self.folder is None or not self.folder.is_dir():
+            return None
+        return self._open().latest_step()
+
+    def save(self, run: Training) -> None:
+        """Write the training as it stands, unless it already is the last checkpoint. Raises
+        SisError for a full or closed disk.
+        """
+        if self.folder is None or self.latest() == run.number:
+            return
+        ocp = _orbax()
+        meta = {
+            "format": FORMAT, "config": self.digest, "step": run.step, "seconds": run.seconds,
+            "curve": run.curve, "facts": run.facts, "kept": list(run.kept),
+        }  # fmt: skip
+        arrays = jax.tree.map(np.asarray, {"state": run.state, **run.kept})
+        args = ocp.args.Composite(
+            arrays=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(plain(meta))
+        )
+        with disk_errors(self.folder):
+            self._open().save(run.number, args=args)
+            self._open().wait_until_finished()
+
+    def restore(self, state: PyTree, **kept: PyTree) -> Training | None:
+        """The training as it was saved, with NumPy arrays; None where there is no checkpoint.
+
+        state, kept: arrays, or their shapes (`jax.eval_shape`), in the structure to restore; of
+            `kept`, those that the checkpoint holds.
+        Raises UsageError where another configuration or network wrote it.
+        """
+        number = self.latest()
+        if number is None:
+            return None
+        meta = self._read(number, "meta", _orbax().args.JsonRestore())
+        older = "format" not in meta
+        if (older and self.discard) or meta.get("config", self.digest) != self.digest:
+            return self._refuse("another configuration")
+        meta = _as_now(meta) if older else meta
+        like = {"state": state} | {name: kept[name] for name in meta["kept"]}
+        arrays = self._arrays(number, jax.eval_shape(lambda tree: tree, like), older)
+        if arrays is None:
+            return self._refuse("another network, or is damaged")
+        step = int(meta["step"])
+        return Training(
+            arrays.pop("state"), step, list(meta["curve"]), dict(meta["facts"]), arrays,
+            float(meta["seconds"]), number - step,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = None
+
+    def _open(self) -> Any:
+        if self._manager is None:
+            assert self.folder is not None
+            options = _orbax().CheckpointManagerOptions(
+                max_to_keep=1, create=True, cleanup_tmp_directories=True
+            )
+            with disk_errors(self.folder):
+                self._manager = _orbax().CheckpointManager(self.folder.absolute(), options=options)
+        return self._manager
+
+    def _arrays(self, number: int, shapes: dict[str, Any], older: bool) -> dict[str, Any] | None:
+        """The arrays of a checkpoint in the structure of `shapes`, None where they do not fit."""
+        stored = _optax_as_lists(shapes) if older else shapes
+        # NumPy arrays of no memory stand for the shapes: Orbax then gives NumPy arrays back.
+        like = jax.tree.map(lambda s: np.broadcast_to(np.zeros((), s.dtype), s.shape), stored)
+        restore = _orbax().args.StandardRestore
+        try:
+            if older and "state" in self._open().item_metadata(number):  # a generator's
+                found = self._read(number, "state", restore(like["state"]))
+            else:
+                found = self._read(number, "arrays", restore(like))
+        except (ValueError, KeyError, TypeError):  # Orbax: the structure differs
+            return None
+        leaves, expected = jax.tree.leaves(found), jax.tree.leaves(shapes)
+        if any(a.shape != b.shape for a, b in zip(leaves, expected)):
+            return None
+        return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+
+    def _read(self, number: int, item: str, how: Any) -> Any:
+        return self._open().restore(number, args=_orbax().args.Composite(**{item: how}))[item]
+
+    def _refuse(self, other: str) -> None:
+        """Raise UsageError, or remove the folder where the caller asked for that."""
+        assert self.folder is not None
+        self.close()
+        if not self.discard:
+            raise UsageError(
+                f"the checkpoint in {self.folder} was written for {other}: give another --out, or "
+                "--overwrite to start again"
+            )
+        shutil.rmtree(self.folder)
+
+
+def loop(
+    run: Training,
+    step_fn: StepFn,
+    batches: Callable[[int], Iterable[Any]],
+    *,
+    steps: int,
+    every: int,
+    checkpoints: Checkpoints,
+    name: str = "training",
+    unit: tuple[str, int] = ("step", 1),
+    devices: parallel.Devices = 1,
+    losses: Sequence[str] = ("loss",),
+    cure: str = "",
+    stop: Callable[[], bool] = lambda: False,
+    show: Callable[[dict[str, Any]], str] = lambda row: "",
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """Train until `run.step` is `steps`; yield (step, facts) every `every` steps and at the last.
+
+    The caller's block measures and appends a row to `run.curve`; then the checkpoint is written.
+    The caller may also replace `run.state`. Ctrl-C waits for the end of the step, saves it and
+    raises KeyboardInterrupt; a second one is not waited for.
+
+    step_fn: (state, step, batch) -> (next state, facts: scalar arrays).
+    batches: first step -> the batches from there on; batch t depends on (seed, t) alone.
+    unit: name and number of units per step, for the progress bar.
+    devices: the state is laid out on these once, so that nothing compiles or is sent twice.
+    losses: facts that must be finite at a snapshot. cure: the advice where they are not.
+    stop: asked after every step and every snapshot; True ends the training there, with a snapshot.
+    show: text beside the progress bar from the last row of the curve.
+    Raises SisError where a loss is not finite; the last good checkpoint is kept.
+    """
+    if run.step >= steps:
+        return
+    run.state = on_devices(run.state, devices)
+    began, stream = time.perf_counter() - run.seconds, iter(batches(run.step))
+    with progress(steps * unit[1], name, unit[0]) as bar:
+        bar.update(run.step * unit[1])
+        while run.step < steps:
+            batch = next(stream)
+            with _interrupt_after() as interrupted:
+                run.state, measured = step_fn(run.state, run.step, batch)
+                run.step += 1
+            bar.update(unit[1])
+            due = run.step % every == 0 or run.step == steps or stop()
+            if not due and not interrupted:
+                continue
+            facts = {key: float(value) for key, value in measured.items()}
+            _check_finite(run, facts, losses, cure, checkpoints)
+            run.seconds = time.perf_counter() - began
+            if due:
+                yield run.step, facts
+                run.seconds = time.perf_counter() - began
+                bar.set_postfix_str(show(run.curve[-1]) if run.curve else "")
+            checkpoints.save(run)
+            if interrupted:
+                raise KeyboardInterrupt
+            if stop():
+                return
+
+
+def on_devices(state: PyTree, devices: parallel.Devices = 1) -> PyTree:
+    """The arrays with strong types, one copy on each device: as every later call of a step finds
+    them, so that the first one compiles for all.
+    """
+    return parallel.replicate(jax.tree.map(lambda a: jnp.asarray(a, a.dtype), state), devices)
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> bytes:
+    """These columns of a curve, with a header; empty where a row lacks one."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _check_finite(
+    run: Training,
+    facts: Mapping[str, float],
+    losses: Sequence[str],
+    cure: str,
+    checkpoints: Checkpoints,
+) -> None:
+    bad = [name for name in losses if not np.isfinite(facts[name])]
+    if bad:
+        kept = "" if checkpoints.latest() is None else "; the last checkpoint is good"
+        raise SisError(
+            f"training diverged at step {run.step} ({bad[0]} is {facts[bad[0]]}){kept}: {cure}"
+        )
+
+
+@contextmanager
+def _interrupt_after() -> Iterator[list[int]]:
+    """Ctrl-C inside the block only adds to the list; a second one raises KeyboardInterrupt. Outside
+    the main thread, and where somebody else handles the signal, nothing is changed.
+    """
+    caught: list[int] = []
+    usual = signal.getsignal(signal.SIGINT)
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or usual is not signal.default_int_handler
+    ):
+        yield caught
+        return
+
+    def later(number: int, _: Any) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+        say("finishing the step, then saving; Ctrl-C again stops at once")
+
+    signal.signal(signal.SIGINT, later)
+    try:
+        yield caught
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
+def _as_now(meta: dict[str, Any]) -> dict[str, Any]:
+    """The meta of a checkpoint from before `FORMAT`, in today's names."""
+    facts = {name: meta[name] for name in ("phase", "round", "verdict") if name in meta}
+    kept = [name for name in meta.get("held", ()) if name != "state"]
+    return {"seconds": 0.0} | meta | {"facts": facts, "kept": kept}
+
+
+def _optax_as_lists(tree: PyTree) -> PyTree:
+    """The structure of a checkpoint from before `FORMAT`: Optax state, the only tuples, was stored
+    as a list of its leaves.
+    """
+
+    def is_tuple(node: Any) -> bool:
+        return isinstance(node, tuple)
+
+    return jax.tree.map(
+        lambda node: jax.tree.leaves(node) if is_tuple(node) else node, tree, is_leaf=is_tuple
+    )
+
+
+def _orbax() -> Any:
+    import orbax.checkpoint as ocp  # late: takes a second to import
+
+    return ocp

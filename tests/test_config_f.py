@@ -1,0 +1,114 @@
+"""`discover` at published size: the parts of a config-F network are those of the network in it."""
+
+import checkpoint_factory as factory
+import config_f
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from scipy.optimize import linear_sum_assignment
+
+import sis_jax
+from sis_jax.checkpoints.build import arrays_of
+from sis_jax.methods.segmentation_in_style import OUTLINE, SegmentationInStyle
+from sis_jax.ops import plan
+from sis_jax.ops.sampling import collect
+from sis_jax.ops.selection import overlap
+
+METHOD = SegmentationInStyle(k=4, layer="32x32", n=4, n_init=3)
+
+
+@pytest.fixture(scope="module")
+def small():
+    return sis_jax.load_generator()
+
+
+@pytest.fixture(scope="module")
+def expected(small):
+    return labels_of(METHOD.fit(small), small)
+
+
+def labels_of(fitted, gen):
+    return np.concatenate([labels for _, labels, _ in fitted.label_seeds(gen, range(100, 104))])
+
+
+def shrunk(labels, resolution, k):
+    """The commonest cluster of each block of pixels."""
+    n, factor = len(labels), labels.shape[1] // resolution
+    blocks = labels.reshape(n, resolution, factor, resolution, factor)
+    return np.eye(k)[blocks].sum((2, 4)).argmax(-1)
+
+
+def same_pixels(a, b, k):
+    """Share of pixels with the same cluster, clusters paired one to one."""
+    table = overlap(a.ravel(), b.ravel(), k)
+    return table[linear_sum_assignment(-table)].sum() / a.size
+
+
+def written(layout, gen, path):
+    arrays = arrays_of(gen)
+    if layout == "rosinality":
+        path.write_bytes(factory.torch_zip({"g_ema": factory.rosinality_generator(arrays)}))
+    else:
+        save_file(factory.ada_generator(arrays), path)
+    return path
+
+
+def loaded(layout, resolution, small, folder, monkeypatch):
+    monkeypatch.setenv("SIS_JAX_CONVERTED", str(folder / "cache"))
+    gen = config_f.embedded(resolution, small)
+    return sis_jax.load_generator(written(layout, gen, folder / "network"))
+
+
+@pytest.mark.parametrize(
+    "layout, resolution",
+    [
+        ("rosinality", 128),
+        ("ada", 256),
+        pytest.param("rosinality", 1024, marks=pytest.mark.slow),
+        pytest.param("ada", 1024, marks=pytest.mark.slow),
+    ],
+)
+def test_same_parts(small, expected, tmp_path, monkeypatch, layout, resolution):
+    gen = loaded(layout, resolution, small, tmp_path, monkeypatch)
+    assert gen.resolution == resolution and gen.config.channels[:4] == (512,) * 4
+    labels = labels_of(METHOD.fit(gen), gen)
+    assert labels.shape == (4, resolution, resolution)
+    assert same_pixels(shrunk(labels, 64, METHOD.k), expected, METHOD.k) >= 0.98
+
+
+def test_it_draws_the_same_faces(small):
+    gen = config_f.embedded(128, small)
+    images = gen.sample(range(2)).images.reshape(2, 64, 2, 64, 2, 3).mean((2, 4))
+    ours = small.sample(range(2)).images
+    inner = np.abs(np.asarray(images) - np.asarray(ours))[:, 2:-2, 2:-2]
+    assert inner.mean() < 0.03  # enlarging blurs, nothing else differs
+
+
+def test_labels_need_no_layer_above_the_tap(small):
+    """Parts of 1024 pixels are learned with the memory of the layers up to 64 pixels, and labelled
+    at 128 with the image of that size.
+    """
+    gen, rows = config_f.embedded(1024, small), 1
+    z, psi = np.zeros((rows, gen.z_dim), np.float32), np.float32(1)
+
+    def needed(*taps):
+        return plan.bytes_of(lambda z: gen.synthesize(gen.map(z, psi), "const", taps)[1], z)
+
+    def whole(z):
+        return gen.synthesize(gen.map(z, psi))[0]
+
+    assert needed("64x64") < plan.bytes_of(whole, z) / 8
+    assert needed(f"{OUTLINE}x{OUTLINE}/rgb") < plan.bytes_of(whole, z) / 4
+
+
+def test_the_image_at_a_resolution(small):
+    """ "RxR/rgb" is the image as it is after the layers up to R pixels."""
+
+    def body(gen, z, truncation):
+        image, features = gen.synthesize(gen.map(z, truncation), "const", ("64x64/rgb",))
+        return image, features["64x64/rgb"]
+
+    image, own = collect(small, [0, 1], body)
+    assert np.array_equal(image, own)
+    gen = config_f.embedded(128, small)
+    np.testing.assert_allclose(collect(gen, [0, 1], body)[1], image, atol=2e-4)

@@ -1,0 +1,97 @@
+"""`ops/plan.py`: how many samples go through a network at a time."""
+
+from functools import partial
+
+import fakes
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sis_jax.ops import plan
+from sis_jax.ops.sampling import collect, map_samples
+from sis_jax.types import SisError
+
+
+def draw(gen, z, truncation, *, taps=()):
+    image, features = gen.synthesize(gen.map(z, truncation), "const", taps)
+    return features[taps[0]] if taps else image
+
+
+def arguments(gen, rows=1):
+    return gen, np.zeros((rows, gen.z_dim), np.float32), np.float32(1)
+
+
+def planned(gen, **settings):
+    settings = {"platform": "cpu"} | settings
+    return plan.rows_at_once(draw, (None, 0, None), arguments(gen), **settings)
+
+
+@pytest.fixture(scope="module")
+def gen():
+    return fakes.tiny_stylegan2(32)
+
+
+def test_a_small_network_takes_what_the_platform_is_used_to(gen):
+    assert planned(gen)[0] == 16
+    assert planned(gen, platform="gpu")[0] == 256
+    assert planned(gen, most=5)[0] == 5
+
+
+def test_fewer_rows_where_memory_is_short(gen, monkeypatch):
+    needed = planned(gen)[1]
+    monkeypatch.setattr(plan, "CPU_BYTES", needed // 3)
+    fewer, bytes_then = planned(gen)
+    assert fewer == 4 and bytes_then <= needed // 3
+    monkeypatch.setattr(plan, "CPU_BYTES", 1)
+    assert planned(gen)[0] == 1
+
+
+def test_the_number_depends_on_shapes_alone(gen):
+    one, many = (
+        plan.rows_at_once(draw, (None, 0, None), arguments(gen, n), "cpu") for n in (1, 500)
+    )
+    assert one == many
+
+
+@pytest.mark.parametrize("taps", [(), ("8x8",), ("32x32",)])
+def test_bytes_agree_with_those_of_xla(gen, taps):
+    body, given = partial(draw, taps=taps), arguments(gen, 16)
+    facts = jax.jit(body).lower(*given).compile().memory_analysis()
+    measured = facts.temp_size_in_bytes + facts.output_size_in_bytes
+    assert 0.5 < plan.bytes_of(body, *given) / measured < 2
+
+
+def test_what_nothing_depends_on_is_not_counted(gen):
+    """Layers above the tap are not run, so they need no memory."""
+    coarse, fine = (
+        plan.bytes_of(partial(draw, taps=(t,)), *arguments(gen)) for t in ("8x8", "32x32")
+    )
+    assert coarse < fine / 4
+
+
+def test_loops_count_one_round():
+    def body(x):
+        return jax.lax.map(lambda row: jnp.outer(row, row).sum(0), x)
+
+    x = np.zeros((100, 64), np.float32)
+    assert 64 * 64 * 4 <= plan.bytes_of(body, x) < 5 * 64 * 64 * 4 + 2 * x.nbytes
+
+
+def test_refusal_says_what_is_needed_and_there(gen, monkeypatch):
+    monkeypatch.setattr(plan, "memory_there", lambda device: 1000)
+    with pytest.raises(SisError, match=r"needs about .* GB .* free"):
+        next(map_samples(gen, [0], draw))
+
+
+def test_collect_is_what_map_samples_gives(gen, monkeypatch):
+    whole = collect(gen, list(range(21)), draw, batch=4, devices=2)
+    parts = list(map_samples(gen, list(range(21)), draw, batch=4, devices=2))
+    assert len(parts) == 3 and np.array_equal(whole, np.concatenate(parts))
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_a_seed_has_the_same_bits_in_any_company(gen, devices):
+    alone = collect(gen, [7], draw, devices=1)
+    among = collect(gen, list(range(19)), draw, devices=devices)
+    assert np.array_equal(alone[0], among[7])
