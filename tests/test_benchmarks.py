@@ -14,7 +14,8 @@ from sis_jax.data import draw
 from sis_jax.data.benchmark_layouts import CELEBA_PARTS
 from sis_jax.data.benchmarks import BENCHMARKS, PAPER, open_benchmark
 from sis_jax.data.exports import tfds as tfds_export
-from sis_jax.data.ground_truth import open_pairs, read_mask, read_photo
+from sis_jax.data.ground_truth import open_pairs, read_photo
+from sis_jax.data.mask_files import read_mask
 from sis_jax.types import SisError, UsageError
 
 

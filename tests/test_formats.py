@@ -101,7 +101,7 @@ def test_coco_of_masks_alone_with_scores(tmp_path):
         "coco", [("sub/photo.jpg", None, one.mask, scores)], CLASSES, tmp_path / "c", split="photos"
     )
     content = json.loads((folder / "annotations" / "instances_photos.json").read_text())
-    assert content["images"][0]["file_name"] == "sub_photo.jpg"
+    assert content["images"][0]["file_name"] == "sub/photo.jpg"
     assert not (folder / "photos").exists()
     found = {a["category_id"]: a["score"] for a in content["annotations"]}
     assert found[1] == 0.25
@@ -119,9 +119,9 @@ def test_voc(written):
         np.testing.assert_array_equal(
             np.asarray(Image.open(folder / "JPEGImages" / f"{name}.png")), expected.image
         )
-    assert [
-        row.split(":")[0] for row in (folder / "labelmap.txt").read_text().splitlines()[1:]
-    ] == ["background", "hair", "skin"]
+    rows = [row.split(":") for row in (folder / "labelmap.txt").read_text().splitlines()[1:]]
+    assert [row[0] for row in rows] == ["background", "hair", "skin_ tone"]
+    assert all(len(row) == 4 for row in rows)
 
 
 def test_yolo_says_what_it_loses(written):

@@ -335,8 +335,7 @@ def test_the_student_is_exported_from_the_shell(student, tmp_path, capsys, monke
         assert said in capsys.readouterr().err
     inside = str(tmp_path / "exports/student.jax" / "s.jax")
     assert (
-        door.main([*words, "jax", "--out", inside]) == 1
-        and f"cannot write {inside}" in capsys.readouterr().err
+        door.main([*words, "jax", "--out", inside]) == 1 and str(inside) in capsys.readouterr().err
     )
     assert [p.name for p in (tmp_path / "exports").iterdir()] == ["student.jax"]
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from fakes import configured
+from filelock import SoftFileLock
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -250,24 +251,19 @@ def test_two_processes_are_refused_and_a_killed_one_is_forgotten(tmp_path):
     assert not (folder / ".lock").exists()
 
 
-def test_without_system_locks_the_named_process_decides(tmp_path, monkeypatch):
-    from sis_jax.runs import lock
+def test_without_system_locks_the_file_decides(tmp_path, monkeypatch):
+    def none(fd):
+        raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(lock, "_flock", lambda fd: None)
-    host = lock.socket.gethostname()
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    for owner, refused in (
-        ({"pid": ended.pid, "host": host}, False),
-        ({"pid": os.getppid(), "host": host}, True),
-        ({"pid": 1, "host": "elsewhere"}, True),
+    monkeypatch.setattr("filelock._unix.lock_fd_nonblocking", none)
+    with (
+        SoftFileLock(tmp_path / ".lock.soft", thread_local=False),
+        pytest.raises(SisError, match="in use"),
     ):
-        (tmp_path / ".lock").write_text(json.dumps(owner))
-        if refused:
-            with pytest.raises(SisError, match="in use"):
-                RunFolder.open(tmp_path)
-        else:
-            RunFolder.open(tmp_path).close()
+        RunFolder.open(tmp_path)
+    with RunFolder.open(tmp_path):
+        assert (tmp_path / ".lock.soft").exists()
+    assert not list(tmp_path.glob(".lock*"))
 
 
 def test_one_process_may_open_a_run_twice(tmp_path):

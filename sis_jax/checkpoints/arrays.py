@@ -185,8 +185,16 @@ class Tensor:
             raise Refused("a tensor whose numbers are not in the file")
         if storage.code != BFLOAT16:
             return _strided(storage.data, np.dtype("<" + storage.code), offset, shape, strides)
-        upper = _strided(storage.data, np.dtype("<u2"), offset, shape, strides)
-        return (upper.astype(np.uint32) << 16).view(np.float32)
+        return from_bfloat16(_strided(storage.data, np.dtype("<u2"), offset, shape, strides))
+
+
+def from_bfloat16(upper: np.ndarray) -> np.ndarray:
+    """float32 from the upper halves of its numbers, uint16; an array of no axes stays one (NumPy's
+    operators would make a bare number of it, which no reader takes for an array).
+    """
+    wide = np.zeros(upper.shape, np.uint32)
+    np.left_shift(upper, 16, out=wide, dtype=np.uint32)
+    return wide.view(np.float32)
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:

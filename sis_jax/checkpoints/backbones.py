@@ -13,10 +13,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from sis_jax.checkpoints import catalogue, clip_files, clip_names, files
+from sis_jax.checkpoints import catalogue, clip_files, clip_names, files, shards
 from sis_jax.checkpoints.build import build
-from sis_jax.checkpoints.convert import cached
+from sis_jax.checkpoints.convert import cached, unkept
 from sis_jax.checkpoints.layouts import dinov2
+from sis_jax.data.files import CannotWrite
 from sis_jax.models import backbones
 from sis_jax.models.dinov2 import DINOv2
 from sis_jax.types import SisError, UsageError
@@ -37,16 +38,23 @@ def load_backbone(name_or_path: str | os.PathLike | None = None) -> Any:
     damaged or foreign weights.
     """
     path = find(name_or_path)
+    unwritten = None
     if path.is_file():
-        path = cached(path, "backbone")
-    folder = files.read_config(path)
+        try:
+            path = cached(path, "backbone")
+        except CannotWrite:
+            unwritten = unkept(path, "backbone")
+    folder = files.read_config(path) if unwritten is None else unwritten[0]
     if folder.kind != "backbone":
         raise UsageError(
             f"{path} holds {files.in_words(folder.kind)}, not a backbone: use "
             f"sis.{files.loader(folder.kind)}"
         )
     make = _maker(folder.backbone or {}, path)
-    arrays, digest = files.read_arrays(path, folder)
+    if unwritten is None:
+        arrays, digest = files.read_arrays(path, folder)
+    else:
+        arrays, digest = unwritten[1][files.MODEL], folder.sha256[files.MODEL]
     return build(make, arrays, str(path), replace(folder.info(), sha256=digest))
 
 
@@ -59,9 +67,7 @@ def find(name_or_path: str | os.PathLike | None) -> Path:
         return clip_files.weights_file(clip_names.hub(text, (files.CONFIG,)))
     path = clip_files.weights_file(catalogue.find(text))
     if path.is_dir() and not files.is_folder(path):
-        raise UsageError(
-            f"{path} holds no weights: looked for {', '.join(clip_files.WEIGHTS)} in it"
-        )
+        raise UsageError(f"{path} holds no weights: looked for {', '.join(shards.WEIGHTS)} in it")
     return path
 
 

@@ -16,9 +16,10 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-from sis_jax.checkpoints import clip_files, clip_names, convert, files
+from sis_jax.checkpoints import clip_files, clip_names, convert, files, shards
 from sis_jax.checkpoints.clip_inputs import Preprocessing, Tokenizer
 from sis_jax.checkpoints.layouts import clip
+from sis_jax.data.files import CannotWrite
 from sis_jax.models.clip import CLIPConfig, CLIPNetwork
 from sis_jax.ops.progress import say
 from sis_jax.types import Info, UsageError
@@ -244,16 +245,14 @@ def _read(place: Path) -> clip_files.Stored:
     file = clip_files.weights_file(place)
     if not file.is_file():
         raise UsageError(
-            f"{place} holds no CLIP: expected one of {', '.join(clip_files.WEIGHTS)} in it"
+            f"{place} holds no CLIP: expected one of {', '.join(shards.WEIGHTS)} in it"
         )
-    if (
-        file.name in clip_files.WEIGHTS
-    ):  # a Hugging Face folder is read about as fast as a copy of it
+    if shards.is_standard(file.name):  # a Hugging Face folder is read about as fast as a copy of it
         return clip_files.read_foreign(file)
 
     try:
         return clip_files.read_folder(convert.cached(file, "clip"))
-    except files.CannotWrite:
+    except CannotWrite:
         return clip_files.read_foreign(file)
 
 

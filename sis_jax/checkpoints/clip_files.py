@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sis_jax.checkpoints import catalogue, files
+from sis_jax.checkpoints import catalogue, files, shards
 from sis_jax.checkpoints.clip_inputs import (
     MEAN,
     MERGES,
@@ -22,20 +22,12 @@ from sis_jax.checkpoints.clip_inputs import (
     Tokenizer,
     preprocessing_of,
 )
-from sis_jax.checkpoints.containers import read_tree
 from sis_jax.checkpoints.layouts import clip
 from sis_jax.checkpoints.sources import Source, recognise
 from sis_jax.models.clip import CLIPConfig
 from sis_jax.types import Info, SisError, UsageError
 
 OPEN_CLIP_CONFIG, PREPROCESSOR = "open_clip_config.json", "preprocessor_config.json"
-# In a foreign folder, best first: what needs no pickle, then what does.
-WEIGHTS = (
-    "model.safetensors",
-    "open_clip_model.safetensors",
-    "pytorch_model.bin",
-    "open_clip_pytorch_model.bin",
-)
 # what a tower may say in open_clip's config without being another network than those here
 _KINDS_OF_OPEN_CLIP = {
     "vision_cfg": {
@@ -74,14 +66,14 @@ def weights_file(path: Path) -> Path:
     """
     if not path.is_dir() or files.is_folder(path):
         return path
-    return next((path / name for name in WEIGHTS if (path / name).is_file()), path)
+    return shards.find(path) or path
 
 
 def name_of(path: Path) -> str:
     """What to call the weights in a file: by its folder, or its name on the hub, where its own name
     says nothing.
     """
-    if path.name not in WEIGHTS:
+    if not shards.is_standard(path.name):
         return path.stem
     folder = path.absolute().parent  # not resolved: the hub's cache is full of links
     if folder.parent.name == "snapshots":
@@ -99,14 +91,14 @@ def read_foreign(
         array which does not fit.
     """
     what = str(path)
-    source = source or recognise(read_tree(path), path.stat().st_size, what)
+    source = source or recognise(shards.read_tree(path), shards.size_of(path), what)
     if source.clip is None:
         raise UsageError(
             f"{path} holds {files.in_words(kind_of(source))}, not a CLIP: use "
             f"sis.{files.loader(kind_of(source))}"
         )
     layout, facts = source.layout, clip.Facts()
-    digest = files.sha256_of(path)
+    digest = shards.sha256_of(path)
     public = catalogue.clip_by_digest(digest)
     notes: tuple[str, ...] = ()
     if layout == "transformers-clip":
@@ -115,6 +107,10 @@ def read_foreign(
         path.name.startswith("open_clip") or (path.parent / OPEN_CLIP_CONFIG).is_file()
     ):
         layout, facts = "open_clip", _open_clip_facts(path.parent)
+    elif public is None and source.activation:
+        layout = "open_clip"
+        facts = clip.Facts(vision_activation=source.activation, text_activation=source.activation)
+        notes = (f"a training file of open_clip; taken as {source.activation}, by the name in it",)
     elif public is None:
         notes = (
             "such a file does not name its activation; taken as quick-GELU, as in all of OpenAI's "

@@ -9,7 +9,8 @@ import re
 from pathlib import Path
 
 from sis_jax.checkpoints import catalogue, files
-from sis_jax.checkpoints.clip_files import WEIGHTS, weights_file
+from sis_jax.checkpoints.clip_files import weights_file
+from sis_jax.checkpoints.shards import WEIGHTS
 from sis_jax.types import UsageError, unknown_name
 
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -27,6 +28,7 @@ _SUFFIXES = (
     ".ckpt",
     ".json",
 )
+_SHARDED = ("model.safetensors.index.json", "model-*-of-*.safetensors")
 BESIDE = (
     "config.json",
     "open_clip_config.json",
@@ -93,10 +95,10 @@ def hub(name: str, beside: tuple[str, ...] = BESIDE) -> Path:
         if _complete(place / model):
             return place / model
     folder, problem = _snapshot(name, [*beside, *WEIGHTS], offline=True)
-    for weights in WEIGHTS:
+    for weights in (*((w,) for w in WEIGHTS), _SHARDED):
         if folder is not None and _complete(folder):
             return folder
-        folder, problem = _snapshot(name, [*beside, weights], offline=False)
+        folder, problem = _snapshot(name, [*beside, *weights], offline=False)
         if folder is None:
             break
     if folder is not None and _complete(folder):

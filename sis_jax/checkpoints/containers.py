@@ -19,7 +19,14 @@ from typing import Any
 import numpy as np
 
 from sis_jax.checkpoints import hdf5, torchscript
-from sis_jax.checkpoints.arrays import MODULE_HOOK, STORAGES, TENSORS, TF_NETWORK, Storage
+from sis_jax.checkpoints.arrays import (
+    MODULE_HOOK,
+    STORAGES,
+    TENSORS,
+    TF_NETWORK,
+    Storage,
+    from_bfloat16,
+)
 from sis_jax.checkpoints.unpickle import Budget, Machine, Name, Refused
 from sis_jax.types import SisError
 
@@ -323,7 +330,5 @@ def safetensors(data: memoryview) -> dict[str, np.ndarray]:
                 f"array {str(key)[:60]!r} does not fit the bytes of the safetensors file, or has "
                 "an unknown type"
             ) from None
-        found[key] = (
-            (array.astype(np.uint32) << 16).view(np.float32) if entry["dtype"] == "BF16" else array
-        )
+        found[key] = from_bfloat16(array) if entry["dtype"] == "BF16" else array
     return found

@@ -7,6 +7,7 @@ No torch, TensorFlow or CUDA is needed, and nothing that a checkpoint carries is
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -18,10 +19,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sis_jax.checkpoints import catalogue, clip_files, clip_names, files
-from sis_jax.checkpoints.containers import read_tree
+from sis_jax.checkpoints import catalogue, clip_files, clip_names, files, shards
 from sis_jax.checkpoints.layouts import biggan, dcgan, dinov2, efficientnet, resnet, stylegan2
 from sis_jax.checkpoints.sources import Source, recognise
+from sis_jax.data.files import disk_errors
+from sis_jax.data.names import flat
 from sis_jax.models.conditional import check_classes
 from sis_jax.types import Info, SisError, UsageError
 
@@ -60,14 +62,14 @@ def convert(
         raise UsageError(
             f"{path} is no file: give a .pkl, .pt, .pth, .bin, .safetensors or .h5 checkpoint"
         )
-    digest = files.sha256_of(path)
+    digest = shards.sha256_of(path)
     folder = (
         Path(catalogue.text_of(out))
         if out is not None
-        else Path("ported_weights") / Path(name or clip_files.name_of(path)).name
+        else Path("ported_weights") / flat(Path(name or clip_files.name_of(path)).name)
     )
     _check_out(folder, given, path, digest, overwrite)
-    source = recognise(read_tree(path), path.stat().st_size, str(path))
+    source = recognise(shards.read_tree(path), shards.size_of(path), str(path))
     found = clip_files.kind_of(source)
     if kind not in ("auto", found):
         raise UsageError(f"{path} holds {files.in_words(found)}, not {files.in_words(kind)}")
@@ -131,10 +133,21 @@ def _write(source: Source, folder: Path, path: Path, wishes: _Wishes) -> None:
             clip_files.write_folder(stored, new, wishes.dtype)
             _keep_digests(folder, new, wishes)
         return
-    public = catalogue.public_by_file(path.name)
+    header, model, other = _prepared(source, path, wishes)
+    with files.replacing(folder) as new:
+        files.write_folder(new, header, model, other, catalogue.card(header), wishes.dtype)
+        _keep_digests(folder, new, wishes)
+
+
+def _prepared(
+    source: Source, path: Path, wishes: _Wishes
+) -> tuple[files.Folder, files.Arrays, files.Arrays | None]:
+    """What the folder's config says, without the digests of its files, and the arrays of the
+    generator and the discriminator.
+    """
     if source.backbone is not None:
-        _write_backbone(source, folder, path, public, wishes)
-        return
+        return *_prepared_backbone(source, path, wishes), None
+    public = catalogue.public_by_file(path.name)
     made, other = _networks(source, path, wishes.classes)
     header = files.Folder(
         kind=clip_files.kind_of(source),
@@ -143,23 +156,15 @@ def _write(source: Source, folder: Path, path: Path, wishes: _Wishes) -> None:
         generator=made.config,
         discriminator=other.config if other else None,
         source={"file": path.name, "sha256": wishes.digest, "layout": source.layout},
-        notes=(*source.notes, *made.notes),
+        notes=(*source.notes, *made.notes, *(other.notes if other else ())),
     )
-    with files.replacing(folder) as new:
-        files.write_folder(
-            new,
-            header,
-            made.arrays,
-            other.arrays if other else None,
-            catalogue.card(header),
-            wishes.dtype,
-        )
-        _keep_digests(folder, new, wishes)
+    return header, made.arrays, other.arrays if other else None
 
 
-def _write_backbone(
-    source: Source, folder: Path, path: Path, public: catalogue.Public | None, wishes: _Wishes
-) -> None:
+def _prepared_backbone(
+    source: Source, path: Path, wishes: _Wishes
+) -> tuple[files.Folder, files.Arrays]:
+    public = catalogue.public_by_file(path.name)
     if wishes.classes is not None:
         raise UsageError(f"{path} holds a backbone, which draws no classes: leave out --classes")
     table, arrays = _backbone(source, str(path))
@@ -174,9 +179,7 @@ def _write_backbone(
         notes=source.notes,
         backbone=table,
     )
-    with files.replacing(folder) as new:
-        files.write_folder(new, header, arrays, None, catalogue.card(header), wishes.dtype)
-        _keep_digests(folder, new, wishes)
+    return header, arrays
 
 
 def _backbone(source: Source, what: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -249,7 +252,7 @@ def cached(path: Path, wanted: Literal["generator", "clip", "backbone"] = "gener
     neighbors (configs, vocabulary) and its name count as part of it.
     """
     root = os.environ.get(CACHE) or os.path.join(_cache_home(), "sis_jax")
-    own = digest = files.sha256_of(path)
+    own = digest = shards.sha256_of(path)
     settings = biggan.published_settings(path) if path.suffix == ".bin" else None
     if settings is not None:
         digest = _joined(digest, json.dumps(settings, sort_keys=True))
@@ -264,7 +267,35 @@ def cached(path: Path, wanted: Literal["generator", "clip", "backbone"] = "gener
     folder = Path(root) / "weights" / f"{digest[:24]}-{_CACHE_VERSION}"
     if files.is_folder(folder):
         return folder
-    source = recognise(read_tree(path), path.stat().st_size, str(path))
+    _check_cache(folder)
+    _write(_checked(path, wanted, own), folder, path, _Wishes(own))
+    return folder
+
+
+def _check_cache(folder: Path) -> None:
+    """CannotWrite, before the file is read, where nothing can be kept."""
+    with disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder.parent, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def unkept(
+    path: Path, wanted: Literal["generator", "backbone"]
+) -> tuple[files.Folder, dict[str, files.Arrays]]:
+    """The generator or backbone in a checkpoint file as its converted folder would hold it: the
+    config and the arrays of each file. For places where nothing can be written.
+    """
+    own = shards.sha256_of(path)
+    header, model, other = _prepared(_checked(path, wanted, own), path, _Wishes(own))
+    arrays = {files.MODEL: model} | ({} if other is None else {files.DISCRIMINATOR: other})
+    digests = {file: files.digest_of(part) for file, part in arrays.items()}
+    return replace(header, sha256=digests), arrays
+
+
+def _checked(path: Path, wanted: str, digest: str) -> Source:
+    """What a checkpoint file holds; UsageError where that is not what is wanted."""
+    source = recognise(shards.read_tree(path), shards.size_of(path), str(path))
     found = clip_files.kind_of(source)
     right = files.loader(found)
     if right != f"load_{wanted}":
@@ -273,9 +304,8 @@ def cached(path: Path, wanted: Literal["generator", "clip", "backbone"] = "gener
     if (
         source.clip is None
     ):  # a CLIP that is given by its path may be anybody's, and is nobody's licence
-        catalogue.check_published(path, catalogue.public_by_file(path.name), own)
-    _write(source, folder, path, _Wishes(own))
-    return folder
+        catalogue.check_published(path, catalogue.public_by_file(path.name), digest)
+    return source
 
 
 def _joined(*parts: str) -> str:

@@ -11,10 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -25,6 +23,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from sis_jax.data.files import replacing as new_folder
+from sis_jax.data.files import write_atomic, write_parts
+from sis_jax.data.names import below
 from sis_jax.types import Info, SisError, UsageError
 
 CONFIG, MODEL, DISCRIMINATOR, CARD = (
@@ -47,10 +48,6 @@ KINDS = {
 }
 
 Arrays = Mapping[str, np.ndarray]
-
-
-class CannotWrite(SisError):
-    """A disk that is full, a folder that may not be written."""
 
 
 def in_words(kind: str) -> str:
@@ -99,35 +96,16 @@ class Folder:
 
 def sha256_of(path: str | os.PathLike) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a whole file or nothing."""
-    _write_parts(path, [data])
-
-
-def _write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> str:
-    """Write the parts one after another, the whole file or nothing; returns its sha256."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    digest = hashlib.sha256()
     try:
-        with open(temporary, "wb") as f:
-            for part in parts:
-                f.write(part)
-                digest.update(part)
-        os.replace(temporary, path)
+        with open(path, "rb") as f:
+            return hashlib.file_digest(f, "sha256").hexdigest()
     except OSError as error:
-        raise CannotWrite(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-    return digest.hexdigest()
+        raise SisError(f"{os.fspath(path)} cannot be read: {error.strerror or error}") from None
 
 
-def _write_arrays(path: Path, arrays: Arrays, dtype: str) -> str:
+def _parts(arrays: Arrays, dtype: str) -> Iterator[bytes | memoryview]:
     """A .safetensors file, array by array: the library's writer would hold the whole file in
-    memory, twice. Returns its sha256.
+    memory, twice.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "np"}}
     kinds, end = {}, 0
@@ -147,7 +125,20 @@ def _write_arrays(path: Path, arrays: Arrays, dtype: str) -> str:
         for key, value in arrays.items()
         if value.size
     )
-    return _write_parts(path, chain([len(head).to_bytes(8, "little"), head], data))
+    return chain([len(head).to_bytes(8, "little"), head], data)
+
+
+def write_arrays(path: Path, arrays: Arrays, dtype: str) -> str:
+    """Write a .safetensors file; returns its sha256."""
+    return write_parts(path, _parts(arrays, dtype))
+
+
+def digest_of(arrays: Arrays, dtype: str = "float32") -> str:
+    """The sha256 that the file of these arrays would have."""
+    digest = hashlib.sha256()
+    for part in _parts(arrays, dtype):
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def is_folder(path: Path) -> bool:
@@ -176,49 +167,11 @@ def is_ours(path: Path, kind: str = FORMAT) -> bool:
     return isinstance(config, dict) and config.get("format") == kind
 
 
-@contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
+def replacing(folder: Path) -> AbstractContextManager[Path]:
     """A new folder to write into, which takes the place of `folder` when the block ends without an
     error; files there that are not ours stay.
-
-    A kill leaves the old folder or the new one, whole; in the instant between two renames the old
-    one is called .NAME.*.old.
     """
-    folder = folder.resolve()
-    new = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(3)}.part")
-    try:
-        new.mkdir(parents=True)
-    except OSError as error:
-        raise CannotWrite(f"cannot make the folder {folder}: {error.strerror or error}") from None
-    try:
-        yield new
-        try:
-            _swap(new, folder)
-        except OSError as error:
-            raise CannotWrite(f"cannot write {folder}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
-def _swap(new: Path, folder: Path) -> None:
-    if not folder.exists():
-        os.replace(new, folder)
-        return
-    if not any(folder.iterdir()):  # it may be where the user's shell stands, so it is kept
-        for path in sorted(new.iterdir(), key=lambda path: path.name == CONFIG):
-            os.replace(path, folder / path.name)
-        return
-    old = new.with_suffix(".old")
-    os.replace(folder, old)
-    try:
-        os.replace(new, folder)
-    except BaseException:
-        os.replace(old, folder)
-        raise
-    for path in old.iterdir():
-        if path.name not in _OURS:
-            os.replace(path, folder / path.name)
-    shutil.rmtree(old, ignore_errors=True)
+    return new_folder(folder, _OURS, CONFIG)
 
 
 def read_config(path: Path) -> Folder:
@@ -318,17 +271,13 @@ def write_folder(
             f'{path / CONFIG} is not one of sis_jax ("format": "{FORMAT}" is not in it) and stays '
             "as it is: give another folder"
         )
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CannotWrite(f"cannot make the folder {path}: {error.strerror or error}") from None
     digests = {}
     for file, arrays in ((MODEL, model), (DISCRIMINATOR, discriminator)):
         if arrays is None:
             continue
-        digests[file] = _write_arrays(path / file, arrays, dtype)
+        digests[file] = write_arrays(path / file, arrays, dtype)
     for file, content in others.items():
-        digests[file] = _write_parts(path / file, [content])
+        digests[file] = write_parts(below(path, file, path), [content])
     if discriminator is None and ours:
         (path / DISCRIMINATOR).unlink(missing_ok=True)
     write_atomic(path / CARD, card.encode())

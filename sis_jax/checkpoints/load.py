@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,8 +13,9 @@ import numpy as np
 
 from sis_jax.checkpoints import catalogue, clip_files, files
 from sis_jax.checkpoints.build import arrays_of
-from sis_jax.checkpoints.convert import cached
+from sis_jax.checkpoints.convert import cached, unkept
 from sis_jax.checkpoints.layouts import biggan, dcgan, stylegan2
+from sis_jax.data.files import CannotWrite
 from sis_jax.models.biggan import BigGAN
 from sis_jax.models.conditional import check_classes
 from sis_jax.models.dcgan import DCGAN
@@ -36,14 +37,13 @@ def load_generator(
     stands for one of them. Raises UsageError for an unknown name or a folder without a generator,
     SisError where the weights are damaged; NaN and infinite numbers are refused.
     """
-    path = _folder(name_or_path)
-    folder = files.read_config(path)
+    path, folder, read = _open(name_or_path)
     if folder.kind not in ("stylegan2", "dcgan", "biggan"):
         raise UsageError(
             f'{path} holds {files.in_words(folder.kind)}: expected "stylegan2", "dcgan" or '
             f'"biggan"; {_CONVERT}'
         )
-    arrays, digest = files.read_arrays(path, folder)
+    arrays, digest = read(files.MODEL)
     info = replace(folder.info(), sha256=digest)
     if folder.kind == "dcgan":
         check_classes(classes, 0)
@@ -62,15 +62,14 @@ def load_discriminator(name_or_path: str | os.PathLike | None = None) -> Discrim
 
     It maps images [n, r, r, 3] in [-1, 1] to scores [n, 1], higher for what it takes as real.
     """
-    path = _folder(name_or_path)
-    folder = files.read_config(path)
+    path, folder, read = _open(name_or_path)
     if folder.discriminator is None:
         asked = catalogue.DEFAULT if name_or_path is None else os.fspath(name_or_path)
         raise UsageError(
             f"{asked} has no discriminator: convert a checkpoint that holds one (most published "
             ".pt files hold the generator only)"
         )
-    arrays, digest = files.read_arrays(path, folder, files.DISCRIMINATOR)
+    arrays, digest = read(files.DISCRIMINATOR)
     config = stylegan2.discriminator_config(folder.discriminator)
     return stylegan2.build_discriminator(
         config, arrays, str(path), replace(folder.info(files.DISCRIMINATOR), sha256=digest)
@@ -122,9 +121,28 @@ def _finite(arrays: Mapping[str, np.ndarray], what: str) -> Mapping[str, np.ndar
     return arrays
 
 
-def _folder(name_or_path: str | os.PathLike | None) -> Path:
-    """The weights folder of a generator by name or path, converted where it was none; UsageError
-    for a CLIP.
+Read = Callable[[str], tuple[Mapping[str, np.ndarray], str]]
+
+
+def _open(name_or_path: str | os.PathLike | None) -> tuple[Path, files.Folder, Read]:
+    """Where a generator is, what its config says, and a function from a file of its folder to
+    (arrays, sha256). A checkpoint file is converted once and kept, or each time where nothing can
+    be written.
+    """
+    path = _place(name_or_path)
+    if path.is_file():
+        try:
+            path = cached(path, "generator")
+        except CannotWrite:
+            folder, arrays = unkept(path, "generator")
+            return path, folder, lambda file: (arrays[file], folder.sha256[file])
+    folder = files.read_config(path)
+    return path, folder, lambda file: files.read_arrays(path, folder, file)
+
+
+def _place(name_or_path: str | os.PathLike | None) -> Path:
+    """The weights folder or checkpoint file of a generator by name or path; UsageError for a
+    CLIP.
     """
     text = catalogue.DEFAULT if name_or_path is None else catalogue.text_of(name_or_path)
     name = text if text in catalogue.CLIPS else catalogue.clip_name(text)
@@ -144,8 +162,6 @@ def _folder(name_or_path: str | os.PathLike | None) -> Path:
             f"{text} is a folder of another program, no weights folder: a CLIP is loaded with "
             f"sis.load_clip, a backbone with sis.load_backbone; {_CONVERT}"
         )
-    if path.is_file():
-        return cached(path, "generator")
     kind = files.read_config(path).kind if files.is_ours(path) else ""
     if kind in ("clip", "backbone"):
         raise UsageError(

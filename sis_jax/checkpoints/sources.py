@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,27 @@ from sis_jax.types import SisError
 
 _MAX_MODULES = 4096
 _MAX_NAME = 400
+_MAX_WRAPPERS = 8
+_OTHERS = (
+    ("StyleGAN3", re.compile(r"(?:.*\.)?synthesis\.(?:input\.|L\d+_\d+_\d+\.)")),
+    (
+        "StyleGAN1",
+        re.compile(
+            r"(?:.*/)?\d+x\d+/(?:Const|Conv\w*|Conv)/StyleMod/|synthesis/.*/StyleMod/"
+            r"|(?:.*\.)?(?:g_synthesis|synthesis)\.blocks\.\w+\.epi\d\."
+            r"|(?:.*\.)?generator\.progression\.\d+\.|(?:.*\.)?g_mapping\."
+        ),
+    ),
+)
 _LABEL_LR = (
     0.1  # of the label network in NVIDIA's TensorFlow discriminators, unless they say otherwise
 )
+# What training code wraps a state dict in, and a network's names; several can be around each other.
+_WRAPPERS = (
+    "state_dict", "model_state_dict", "model", "module", "_orig_mod", "net", "params_ema", "params",
+)  # fmt: skip
+_WRAPPED = {"_orig_mod", "module"}  # torch.compile, (Distributed)DataParallel; anywhere in a name
+_LEADING = {"model", "net", "state_dict"}
 _PREFIXES = ("G_ema", "g_ema", "generator_ema", "G", "g", "generator", "D", "d", "discriminator")
 # A name that only this network of this layout has.
 _SIGNS = (
@@ -48,7 +66,8 @@ _SIGNS = (
 @dataclass(frozen=True)
 class Source:
     """A foreign checkpoint: its layout, and its networks, None where absent: the (averaged, where
-    it has one) generator, its discriminator; or a CLIP; or a backbone.
+    it has one) generator, its discriminator; or a CLIP; or a backbone. activation: that of a CLIP,
+    where the file says so.
     """
 
     layout: str
@@ -56,6 +75,7 @@ class Source:
     discriminator: Network | None
     notes: tuple[str, ...] = ()
     clip: Network | None = None
+    activation: str = ""
     backbone: Network | None = None
 
     @property
@@ -79,8 +99,15 @@ class _Reader:
             raise Refused("its arrays show the same bytes again and again")
         return array
 
-    def arrays(self, tree: Mapping[Any, Any]) -> dict[str, np.ndarray]:
-        return {_short(key): self.array(value) for key, value in tree.items() if _is_array(value)}
+    def arrays(self, tree: Mapping[Any, Any], numbers: bool = False) -> dict[str, np.ndarray]:
+        """The arrays of a table. numbers: bare integers too, so that one in a network's place is
+        told and not left out.
+        """
+        return {
+            _short(key): self.array(value)
+            for key, value in tree.items()
+            if _is_array(value) or (numbers and type(value) is int)
+        }
 
 
 def _short(name: Any) -> str:
@@ -94,7 +121,7 @@ def _short(name: Any) -> str:
 
 
 def _is_array(value: Any) -> bool:
-    return isinstance(value, (Tensor, NumpyArray, np.ndarray, float))
+    return isinstance(value, (Tensor, NumpyArray, np.ndarray, np.generic, float))
 
 
 def recognise(tree: Any, size: int, what: str) -> Source:
@@ -127,10 +154,8 @@ def arrays_in(tree: Any, size: int, what: str) -> dict[str, np.ndarray]:
     try:
         if torchscript.is_module(tree):
             tree = torchscript.state_dict(tree)
-        for wrapper in ("state_dict", "model"):
-            if isinstance(tree, dict) and isinstance(tree.get(wrapper), dict):
-                tree = tree[wrapper]
-        arrays = _Reader(size).arrays(tree) if isinstance(tree, dict) else {}
+        tree = _unwrapped(tree)[-1]
+        arrays = _plain_names(_Reader(size).arrays(tree)) if isinstance(tree, dict) else {}
     except Refused as error:
         raise SisError(f"{what} was not read: {error}") from None
     if not arrays:
@@ -141,6 +166,8 @@ def arrays_in(tree: Any, size: int, what: str) -> dict[str, np.ndarray]:
 def _recognise(tree: Any, reader: _Reader) -> Source | None:
     if torchscript.is_module(tree):
         tree = torchscript.state_dict(tree)
+    levels = _unwrapped(tree)
+    tree = levels[-1]
     if isinstance(tree, Record):
         tree = (tree,) if tree.name == "network" else {"G": tree}
     if isinstance(tree, (tuple, list)):
@@ -155,10 +182,23 @@ def _recognise(tree: Any, reader: _Reader) -> Source | None:
             "ada",
             [_module_network(net, reader) for net in modules.values() if net.name == "module"],
         )
-    for wrapper in ("state_dict", "model", "model_state_dict"):
-        if isinstance(tree.get(wrapper), dict):
-            tree = tree[wrapper]
-    return _state_dicts(tree, reader)
+    return _state_dicts(tree, reader, levels)
+
+
+def _unwrapped(tree: Any) -> list[Any]:
+    """A tree and what its wrappers hold, from the outside in; the last one is no wrapper."""
+    levels = [tree]
+    while len(levels) < _MAX_WRAPPERS and isinstance(levels[-1], dict):
+        outer = levels[-1]
+        if any(isinstance(outer.get(name), (dict, Record)) for name in _PREFIXES):
+            break
+        inner = next(
+            (outer[name] for name in _WRAPPERS if isinstance(outer.get(name), (dict, Record))), None
+        )
+        if inner is None:
+            break
+        levels.append(inner)
+    return levels
 
 
 def _pick(layout: str, networks: list[tuple[str, Network]], notes: tuple[str, ...] = ()) -> Source:
@@ -179,16 +219,17 @@ def _kind(arrays: Mapping[str, Any]) -> tuple[str, str] | None:
 # State dicts: rosinality's files, bare ones, .safetensors with or without prefixes
 
 
-def _state_dicts(tree: dict, reader: _Reader) -> Source | None:
+def _state_dicts(tree: dict, reader: _Reader, levels: list[Any]) -> Source | None:
     found = []
     for arrays in _groups(tree, reader):
+        _refuse_others(arrays)
         kind = _kind(arrays)
         if kind:
             found.append((*kind, arrays))
     if not found:
         return None
     layout = found[0][0]
-    average = tree.get("latent_avg")
+    average = next((level["latent_avg"] for level in levels[::-1] if "latent_avg" in level), None)
     for _, kind, arrays in found:
         if (
             kind == "generator"
@@ -202,9 +243,27 @@ def _state_dicts(tree: dict, reader: _Reader) -> Source | None:
         if layout in ("ada", "flaxmodels")
         else ()
     )
-    return _pick(
+    picked = _pick(
         layout, [(kind, Network(arrays)) for where, kind, arrays in found if where == layout], notes
     )
+    return replace(picked, activation=_activation(levels))
+
+
+def _activation(levels: list[Any]) -> str:
+    """open_clip's training files hold "epoch", "name" and "state_dict". Its networks have GELU,
+    unless the name of the model ends with -quickgelu; "" for other files.
+    """
+    outer = levels[0]
+    if len(levels) < 2 or not {"epoch", "name", "state_dict"} <= outer.keys():
+        return ""
+    return "quick_gelu" if "quickgelu" in str(outer["name"]).lower() else "gelu"
+
+
+def _refuse_others(arrays: Mapping[str, Any]) -> None:
+    """Refused for the generators that people take for a StyleGAN2."""
+    for name, sign in _OTHERS:
+        if any(sign.match(key) for key in arrays):
+            raise Refused(f"it is a {name}, only StyleGAN2 is supported")
 
 
 def _groups(tree: dict, reader: _Reader) -> Iterator[dict[str, np.ndarray]]:
@@ -213,9 +272,12 @@ def _groups(tree: dict, reader: _Reader) -> Iterator[dict[str, np.ndarray]]:
     """
     nested = [tree[name] for name in _PREFIXES if isinstance(tree.get(name), dict)]
     if nested:
-        yield from (_plain_names(reader.arrays(net)) for net in nested)
+        for net in (_unwrapped(net)[-1] for net in nested):
+            if isinstance(net, dict):
+                yield _plain_names(reader.arrays(net, numbers=True))
         return
     flat = _plain_names(reader.arrays(tree))
+    _refuse_others(flat)
     if _kind(flat):
         yield flat
         return
@@ -230,7 +292,21 @@ def _groups(tree: dict, reader: _Reader) -> Iterator[dict[str, np.ndarray]]:
 
 
 def _plain_names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {key.removeprefix("module."): value for key, value in arrays.items()}
+    """The arrays without what wrappers put into their names; Refused where two become one."""
+    made: dict[str, np.ndarray] = {}
+    for key, value in arrays.items():
+        name = _plain_name(key)
+        if name in made:
+            raise Refused(f"two of its arrays are called {name[:80]}")
+        made[name] = value
+    return made
+
+
+def _plain_name(name: str) -> str:
+    parts = [part for part in name.split(".") if part not in _WRAPPED]
+    while len(parts) > 1 and parts[0] in _LEADING:
+        del parts[0]
+    return ".".join(parts)
 
 
 # NVIDIA's PyTorch pickles
@@ -246,10 +322,15 @@ def _module_network(net: Record, reader: _Reader) -> tuple[str, Network]:
             part = state.get(table)
             arrays |= {
                 dot + key: value
-                for key, value in reader.arrays(part if isinstance(part, dict) else {}).items()
+                for key, value in reader.arrays(
+                    part if isinstance(part, dict) else {}, numbers=True
+                ).items()
             }
+    arrays = _plain_names(arrays)
+    _refuse_others(arrays)
     kind = _kind(arrays)
-    return (kind[1] if kind else "unknown"), Network(arrays, _module_facts(states))
+    facts = _module_facts({_plain_name(name): state for name, state in states.items()})
+    return (kind[1] if kind else "unknown"), Network(arrays, facts)
 
 
 def _modules(net: Record) -> Iterator[tuple[str, dict]]:
@@ -328,6 +409,7 @@ def _tensorflow(networks: list[Record], reader: _Reader) -> Source | None:
                 "StyleGAN2 is supported"
             )
         arrays = dict(_variables(net, reader))
+        _refuse_others(arrays)
         kind = (
             "generator"
             if "dlatent_avg" in arrays

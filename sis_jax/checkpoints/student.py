@@ -25,6 +25,7 @@ from sis_jax import parallel
 from sis_jax.checkpoints import catalogue, files
 from sis_jax.checkpoints.build import arrays_of, build
 from sis_jax.checkpoints.student_export import write
+from sis_jax.data.files import write_atomic
 from sis_jax.models import students
 from sis_jax.models.students import to_float
 from sis_jax.types import Info, SisError, UsageError, unknown_name
@@ -108,14 +109,14 @@ class Student:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        digest = files._write_arrays(folder / files.MODEL, arrays_of(self.network), dtype)
-        files.write_atomic(folder / files.CARD, self._card().encode())
+        digest = files.write_arrays(folder / files.MODEL, arrays_of(self.network), dtype)
+        write_atomic(folder / files.CARD, self._card().encode())
         content = {
             "format": FORMAT, "version": VERSION, "network": asdict(self.config), "side": self.side,
             "classes": list(self.classes), "name": self.info.name, "licence": self.info.licence,
             "sha256": {files.MODEL: digest}, "facts": self.facts,
         }  # fmt: skip
-        files.write_atomic(
+        write_atomic(
             folder / files.CONFIG,
             (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode(),
         )

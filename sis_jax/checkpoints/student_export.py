@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax import export as jax_export
 
-from sis_jax.checkpoints import files
+from sis_jax.data.files import write_atomic
 from sis_jax.models.students import to_float
 from sis_jax.types import UsageError
 
@@ -31,13 +31,7 @@ def write(network: nnx.Module, side: int, path: Path, *, flip: bool, facts: dict
     (b,) = jax_export.symbolic_shape("b")
     shape, run = jax.ShapeDtypeStruct((b, side, side, 3), np.uint8), _probabilities(network, flip)
     data = _onnx(run, shape, facts) if path.suffix.lower() == ".onnx" else _jax(run, shape)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise files.CannotWrite(
-            f"cannot write {path}: {path.parent} cannot be made ({error.strerror or error})"
-        ) from None
-    files.write_atomic(path, data)
+    write_atomic(path, data)
     return path
 
 

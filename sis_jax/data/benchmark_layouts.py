@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.io import loadmat
 
-from sis_jax.data.ground_truth import fit_photo, read_mask, read_photo
+from sis_jax.data.ground_truth import fit_photo, read_photo
+from sis_jax.data.mask_files import read_mask
 from sis_jax.types import SisError, UsageError
 
 # In the order of painting: later parts cover earlier ones.

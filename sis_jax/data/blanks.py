@@ -27,6 +27,7 @@ from sis_jax.data.exports.formats import new_folder
 from sis_jax.data.files import plain, read_run
 from sis_jax.data.folder import Dataset
 from sis_jax.data.items import png
+from sis_jax.data.names import below
 from sis_jax.types import SisError, UsageError
 
 FACTS, CLASSES = "blanks.json", "classes.json"
@@ -239,6 +240,9 @@ def _facts(folder: Path) -> dict[str, Any]:
             {k: row[k] for k in ("image", "mask", "mask_sha256")} | {"seed": int(row["seed"])}
             for row in facts["pictures"]
         ]
+        for row in rows:
+            below(folder, row["image"], folder / FACTS)
+            below(folder, row["mask"], folder / FACTS)
         if not rows or kept["resolution"] < 1:
             raise ValueError(f"{len(rows)} pictures of {kept['resolution']} pixels")
         return kept | {"pictures": rows}

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save
 from sis_jax.data import draw
 from sis_jax.data.files import plain, write_atomic
 from sis_jax.data.items import png
+from sis_jax.data.names import flat, key, twins
 from sis_jax.ops import compositing
 from sis_jax.types import SisError, UsageError
 
@@ -147,7 +148,7 @@ class Edit:
             "edit.png": sheet.getvalue(),
             "edit.safetensors": save({k: np.ascontiguousarray(getattr(self, k)) for k in _ARRAYS}),
         }
-        for i, stem in enumerate(_stems(self.names)):
+        for i, stem in enumerate(_stems(self.names, self.strengths)):
             out[f"{stem}.png"] = _png(self.originals[i])
             for j, strength in enumerate(self.strengths):
                 out[f"{stem}_{strength:+g}.png"] = _png(self.images[i, j])
@@ -178,9 +179,12 @@ class Edit:
             )
             _check(edit)
             return edit
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except (
+            OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError,
+        ) as error:  # fmt: skip
+            why = " ".join(str(error).split())[:200]
             raise UsageError(
-                f"{folder} holds no edit that can be read ({error}): run python -m sis_jax.edit, "
+                f"{folder} holds no edit that can be read ({why}): run python -m sis_jax.edit, "
                 "with --overwrite"
             ) from None
 
@@ -204,25 +208,37 @@ def _check(edit: Edit) -> None:
         and all(isinstance(t, int | float) and np.isfinite(t) for t in edit.strengths)
     ):
         raise ValueError("its names or strengths are damaged")
-    for key, shape in (shapes | masks).items():
-        found = getattr(edit, key)
+    for field, shape in (shapes | masks).items():
+        found = getattr(edit, field)
         usable = (
             found.dtype == np.uint8
-            if key in shapes
+            if field in shapes
             else found.dtype.kind == "f" and np.isfinite(found).all()
         )
         if found.shape != shape or not usable:
-            raise ValueError(f"its {key} are damaged")
+            raise ValueError(f"its {field} are damaged")
 
 
-def _stems(names: tuple[str, ...]) -> list[str]:
+def _stems(names: tuple[str, ...], strengths: tuple[float, ...]) -> list[str]:
     """File names for pictures; numbered where two would be the same."""
     stems = [
-        re.sub(r"[^\w.-]+", "-", Path(n).with_suffix("").as_posix() if "." in n else n).strip("-.")
-        or "picture"
+        flat(
+            re.sub(r"[^\w.-]+", "-", Path(n).with_suffix("").as_posix() if "." in n else n).strip(
+                "-."
+            )
+            or "picture"
+        )
         for n in names
     ]
-    return [s if stems.count(s) == 1 else f"{s}-{i}" for i, s in enumerate(stems)]
+    keys = ["edit", *map(key, stems)]  # "edit" is the sheet of all of them
+    made = [s if keys.count(key(s)) == 1 else f"{s}-{i}" for i, s in enumerate(stems)]
+    files = [s + end for s in made for end in ("", *_endings(strengths))]
+    return made if twins(files) is None else [f"{i:03d}-{s}" for i, s in enumerate(stems)]
+
+
+def _endings(strengths: tuple[float, ...]) -> list[str]:
+    """What follows a picture's stem in the names of its edits, kept and plain."""
+    return [f"_{s:+g}{kind}" for s in dict.fromkeys(strengths) for kind in ("", "_plain")]
 
 
 def _grey(alpha: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:

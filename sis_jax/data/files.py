@@ -7,9 +7,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+import re
+import secrets
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,18 +59,37 @@ def plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be kept in a JSON file: {value!r}")
 
 
+def json_text(value: Any, indent: int | None = 1) -> str:
+    """`value` as JSON for a UTF-8 file: letters as they are, what UTF-8 cannot hold escaped."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+class CannotWrite(SisError):
+    """A disk that is full, a folder that may not be written."""
+
+
 def write_atomic(path: Path, data: bytes, durable: bool = False) -> None:
     """Write under a temporary name beside the target, then rename: a killed process leaves the old
     file or the new one.
 
-    durable: also survive a power cut. Raises SisError, in one sentence, for a full or closed disk.
+    durable: also survive a power cut. Raises CannotWrite, in one sentence, for a full or closed
+    disk.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    write_parts(path, [data], durable)
+
+
+def write_parts(path: Path, parts: Iterable[bytes | memoryview], durable: bool = False) -> str:
+    """As `write_atomic`, for parts that come one after another; returns the sha256 of the file."""
+    temporary = _beside(path, TEMPORARY)
+    digest = hashlib.sha256()
     with disk_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "wb") as file:
-                file.write(data)
+                for part in parts:
+                    file.write(part)
+                    digest.update(part)
                 if durable:
                     file.flush()
                     os.fsync(file.fileno())
@@ -75,6 +98,57 @@ def write_atomic(path: Path, data: bytes, durable: bool = False) -> None:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
+    return digest.hexdigest()
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    """A hidden name of this process beside `path`; a name near the system's limit is cut."""
+    name = path.name if len(os.fsencode(path.name)) < 150 else _short(path.name)
+    return path.with_name(f".{name}.{os.getpid()}{suffix}")
+
+
+def _short(name: str) -> str:
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def replacing(folder: Path, mine: Collection[str] | None = None, last: str = "") -> Iterator[Path]:
+    """A new folder to fill, which takes the place of `folder` when the block ends without an error.
+
+    mine: names of the files that are replaced or go; others stay. None: everything goes. last: the
+    file that says that the folder is whole. A kill leaves the old folder or the new one, whole; in
+    the instant between two renames the old one is called .NAME.*.old. Raises CannotWrite.
+    """
+    folder = folder.resolve()
+    new = _beside(folder, f"-{secrets.token_hex(3)}.part")
+    with disk_errors(folder):
+        try:
+            new.mkdir(parents=True)
+            yield new
+            _swap(new, folder, mine, last)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+
+def _swap(new: Path, folder: Path, mine: Collection[str] | None, last: str) -> None:
+    if not folder.exists():
+        os.replace(new, folder)
+        return
+    if not any(folder.iterdir()):  # it may be where the user's shell stands, so it is kept
+        for path in sorted(new.iterdir(), key=lambda path: path.name == last):
+            os.replace(path, folder / path.name)
+        return
+    old = new.with_suffix(".old")
+    os.replace(folder, old)
+    try:
+        os.replace(new, folder)
+    except BaseException:
+        os.replace(old, folder)
+        raise
+    kept = () if mine is None else [path for path in old.iterdir() if path.name not in mine]
+    for path in kept:
+        os.replace(path, folder / path.name)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -84,12 +158,14 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise SisError(
+            raise CannotWrite(
                 f"the disk is full: {path} was not written; free space and give the same command "
                 "again, it resumes"
             ) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise SisError(
+            raise CannotWrite(
                 f"{path} cannot be written ({error.strerror}): give an --out you may write to"
             ) from error
-        raise SisError(f"{path} could not be written or read: {error.strerror or error}") from error
+        raise CannotWrite(
+            f"{path} could not be written or read: {error.strerror or error}"
+        ) from error

@@ -28,7 +28,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from sis_jax.data import draw
-from sis_jax.data.files import write_atomic
+from sis_jax.data.files import json_text, write_atomic
+from sis_jax.data.names import below
 from sis_jax.types import SisError, UsageError
 
 METADATA, CLASSES, CARD = "metadata.jsonl", "classes.json", "README.md"
@@ -70,8 +71,8 @@ class Split(
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         row = self.rows[index]
-        image = np.asarray(_open(self.path / row["file_name"]).convert("RGB"))
-        mask = np.asarray(_open(self.path / row["mask_file_name"]))
+        image = np.asarray(_open(self._place(row, "file_name")).convert("RGB"))
+        mask = np.asarray(_open(self._place(row, "mask_file_name")))
         if mask.ndim != 2 or mask.shape != image.shape[:2]:
             raise SisError(
                 f"{self.path / row['mask_file_name']} has the shape {mask.shape}, its picture "
@@ -80,13 +81,16 @@ class Split(
         certainty = None
         if row.get("certainty_file_name"):
             certainty = (
-                np.asarray(_open(self.path / row["certainty_file_name"]).convert("L"), np.float32)
+                np.asarray(_open(self._place(row, "certainty_file_name")).convert("L"), np.float32)
                 / 255
             )
         name = Path(row["file_name"]).stem
         return Example(
             name, image, mask.astype(np.uint8), row.get("seed"), row.get("confidence"), certainty
         )
+
+    def _place(self, row: Mapping[str, Any], key: str) -> Path:
+        return below(self.path, row.get(key), self.path / METADATA)
 
 
 def _open(path: Path) -> Image.Image:
@@ -127,9 +131,9 @@ class Dataset:
                 "resumes"
             )
         try:
-            classes = tuple(json.loads((place / CLASSES).read_text("utf-8")))
+            classes = _checked(json.loads((place / CLASSES).read_text("utf-8")))
             card = (place / CARD).read_text("utf-8") if (place / CARD).exists() else ""
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise SisError(
                 f"{place / CLASSES} cannot be read ({error}); {_MAKE} --overwrite"
             ) from None
@@ -160,8 +164,11 @@ class Dataset:
             )
         try:
             lines = (self.path / name / METADATA).read_text("utf-8").splitlines()
-            return Split(self.path / name, tuple(json.loads(line) for line in lines))
-        except (OSError, ValueError) as error:
+            rows = tuple(json.loads(line) for line in lines)
+            for number, row in enumerate(rows, 1):
+                _check_row(number, row)
+            return Split(self.path / name, rows)
+        except (OSError, ValueError, RecursionError) as error:
             raise SisError(
                 f"{self.path / name / METADATA} cannot be read ({error}); {_MAKE} --overwrite"
             ) from None
@@ -174,6 +181,31 @@ class Dataset:
         shown = self.split(split)[: max(1, count)]
         images, masks = np.stack([e.image for e in shown]), np.stack([e.mask for e in shown])
         return Image.fromarray(draw.sample_grid(images, masks, [e.name for e in shown]))
+
+
+def _check_row(number: int, row: Any) -> None:
+    """ValueError where a line of metadata.jsonl is no example; its names are checked on reading."""
+    if not isinstance(row, dict):
+        raise ValueError(f"line {number} is no JSON object")
+    seed, confidence = row.get("seed"), row.get("confidence")
+    if not (seed is None or type(seed) is int):
+        raise ValueError(f"the seed in line {number} is {str(seed)[:40]!a}, expected an integer")
+    if not (confidence is None or type(confidence) in (int, float)):
+        raise ValueError(f"the confidence in line {number} is {str(confidence)[:40]!a}")
+
+
+def _checked(classes: Any) -> tuple[dict[str, Any], ...]:
+    """The content of classes.json; ValueError where it is none."""
+    whole = isinstance(classes, list) and all(
+        isinstance(c, dict)
+        and type(c.get("id")) is int
+        and 0 <= c["id"] < draw.IGNORE
+        and isinstance(c.get("name"), str)
+        for c in classes
+    )
+    if not whole:
+        raise ValueError('expected a list of {"id": 0 to 254, "name": "hair"}')
+    return tuple(classes)
 
 
 class SplitWriter:
@@ -253,7 +285,7 @@ class SplitWriter:
 
 def classes_json(classes: Sequence[Mapping[str, Any]]) -> bytes:
     """The content of classes.json."""
-    return (json.dumps(list(classes), indent=1, ensure_ascii=False) + "\n").encode()
+    return (json_text(list(classes)) + "\n").encode()
 
 
 def _png(picture: Image.Image) -> bytes:

@@ -4,11 +4,8 @@ reach `evaluate`.
 
 from __future__ import annotations
 
-import io
 import json
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,14 +13,17 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
-from sis_jax.data.photo_files import _FORMATS, _to_rgb, list_source
+from sis_jax.data import names as file_names
+from sis_jax.data.decode import Unusable, decode, open_image, read_file
+from sis_jax.data.mask_files import alike, read_shape, turned_like
+from sis_jax.data.npz import load_npz, open_pictures
+from sis_jax.data.photo_files import Listing, list_source
 from sis_jax.types import SisError, UsageError
 
 MaskValues = Literal["auto", "ids", "grey"]
 BINARY = ({"id": 0, "name": "background"}, {"id": 1, "name": "foreground"})
-_ASPECT = 0.02  # a photo and its mask may differ in size, not in shape
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def fit_photo(
     (height, width), (h, w) = image.shape[:2], mask.shape
     if (height, width) == (h, w):
         return image
-    if abs(width * h / (height * w) - 1) > _ASPECT:
+    if not alike(mask.shape, image.shape[:2]):
         raise SisError(
             f"the photo {name} is {width}x{height}, its mask {w}x{h}: they are not of the same "
             "picture"
@@ -86,47 +86,9 @@ def read_photo(source: bytes | Path | np.ndarray, name: str = "") -> UInt8[np.nd
     if isinstance(source, np.ndarray):
         return source
     try:
-        data = source.read_bytes() if isinstance(source, Path) else source
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
-            picture.load()
-            with suppress(OSError, ValueError, TypeError, KeyError, SyntaxError, ArithmeticError):
-                picture = ImageOps.exif_transpose(picture)
-            return np.array(_to_rgb(picture))
-    except Exception as error:  # decoders fail in many ways on damaged files
-        raise SisError(
-            f"the photo {name or source} cannot be read: {' '.join(str(error).split())[:120]}"
-        ) from None
-
-
-def read_mask(source: bytes | Path | np.ndarray, name: str = "") -> UInt8[np.ndarray, "h w"]:
-    """A mask picture as its values: palette index, or grey value. Of several equal channels the
-    first counts; colours are refused.
-    """
-    if isinstance(source, np.ndarray):
-        return source
-    name = name or str(source)
-    try:
-        data = source.read_bytes() if isinstance(source, Path) else source
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
-            values = np.array(picture.convert("L") if picture.mode == "1" else picture)
-    except Exception as error:
-        raise SisError(
-            f"the mask {name} cannot be read: {' '.join(str(error).split())[:120]}"
-        ) from None
-    if values.ndim == 3:
-        # The last of two or four channels is transparency. JPEG keeps grey only nearly grey.
-        colours = values[..., : 3 if values.shape[2] >= 3 else 1].astype(np.int16)
-        if np.ptp(colours, axis=2).max(initial=0) > 8:
-            raise SisError(
-                f"the mask {name} is a colour picture; expected class ids in a palette or grey "
-                "PNG, or black and white"
-            )
-        values = colours[..., 0]
-    if values.ndim != 2 or values.min(initial=0) < 0 or values.max(initial=0) > 255:
-        raise SisError(
-            f"the mask {name} has values up to {values.max()}, expected class ids from 0 to 255"
-        )
-    return values.astype(np.uint8)
+        return decode(read_file(source) if isinstance(source, Path) else source, None)
+    except Unusable as reason:
+        raise SisError(f"the photo {name or source} cannot be read: {reason}") from None
 
 
 # ----------------------------------------------------------------------------------- paired folders
@@ -159,11 +121,12 @@ def open_pairs(
             f"{images} is no .npz that holds photos and masks; give --masks with the folder of "
             "the masks"
         )
-    photos, truths = (
+    (photos, bad_photos), (truths, bad_masks) = (
         _files(images, ("img", "image", "images")),
-        _files(masks, ("mask", "masks", "segmentation")),
+        _files(masks, ("mask", "masks", "segmentation", "masks")),
     )
     found, skipped = _partners(photos, truths)
+    skipped += [*bad_photos, *bad_masks]
     if not found:
         shown = [next(iter(x), "nothing") for x in (photos, truths)]
         raise UsageError(
@@ -171,17 +134,18 @@ def open_pairs(
             f"{shown[0]} and {shown[1]}"
         )
 
-    def mask_at(i: int) -> np.ndarray:
-        return read_mask(truths[found[i][1]](), found[i][1])
-
     classes = classes or _named_classes(masks)
     kind, classes = _kind(values, classes, (truths[m] for _, m in found), [m for _, m in found])
 
     def load(i: int) -> tuple[np.ndarray, np.ndarray]:
-        mask = mask_at(i)
-        return read_photo(photos[found[i][0]](), found[i][0]), (mask >= grey_from).astype(
-            np.uint8
-        ) if kind == "grey" else mask
+        photo, mask = found[i]
+        raw = photos[photo]()
+        image = read_photo(raw, photo)
+        values, in_alpha = read_shape(truths[mask](), mask)
+        values = turned_like(values, raw, image.shape[:2])
+        if kind == "grey":
+            return image, (values >= grey_from).astype(np.uint8)
+        return image, _of_alpha(values, classes, mask, grey_from) if in_alpha else values
 
     names = tuple(
         Path(p).with_suffix("").as_posix() if Path(p).suffix.lower() in _SUFFIXES else p
@@ -190,86 +154,67 @@ def open_pairs(
     return Truth(images.stem, tuple(dict(c) for c in classes), names, load, tuple(skipped))
 
 
+def _of_alpha(
+    alpha: UInt8[np.ndarray, "h w"],
+    classes: Sequence[Mapping[str, Any]],
+    name: str,
+    grey_from: int,
+) -> UInt8[np.ndarray, "h w"]:
+    """Class ids of a shape in the alpha channel; SisError where it could be that of several."""
+    ids = [c["id"] for c in classes if c["id"]]
+    if len(ids) != 1:
+        raise SisError(
+            f"the mask {name} has its shape in the alpha channel, which cannot say which of "
+            f"{len(ids)} classes it is; expected class ids in a palette or grey PNG"
+        )
+    return np.where(alpha >= grey_from, ids[0], 0).astype(np.uint8)
+
+
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".jfif"}
 
 
-def _files(path: Path, blobs: tuple[str, ...]) -> dict[str, Callable[[], bytes | np.ndarray]]:
-    """Name -> a function that reads it."""
+Read = Callable[[], bytes | np.ndarray]
+
+
+def _files(
+    path: Path, blobs: tuple[str, ...]
+) -> tuple[dict[str, Read], tuple[tuple[str, str], ...]]:
+    """Name -> a function that reads it; and (name, reason) of what cannot be read."""
     suffix = path.suffix.lower()
     if suffix == ".npz":
-        return _npz(path, blobs)
+        return _npz(path, blobs), ()
     listing = list_source(path)
     if path.is_dir():
-        return {n: partial(_bytes_of, path / n) for n in listing.names}
-    if suffix == ".zip":
-        archive = zipfile.ZipFile(path)
-        return {n: partial(archive.read, n) for n in listing.names}
-    if path.is_file() and not path.name.lower().endswith((".tar", ".tar.gz", ".tgz")):
-        return {path.name: partial(_bytes_of, path)}
-    raise UsageError(
-        f"{path} cannot be read in any order; unpack it, or give a folder, a .zip or an .npz"
-    )
+        return {n: partial(_bytes_of, path / n) for n in listing.names}, listing.refused
+    if suffix == ".zip" or path.name.lower().endswith((".tar", ".tar.gz", ".tgz")):
+        return {n: partial(_member_of, listing, n) for n in listing.names}, listing.refused
+    return {path.name: partial(_bytes_of, path)}, listing.refused
 
 
 def _bytes_of(path: Path) -> bytes:
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise SisError(f"{path} cannot be read: {error.strerror}") from None
+        return read_file(path)
+    except Unusable as reason:
+        raise SisError(f"{path} cannot be read: {reason}") from None
 
 
-def _npz(path: Path, blobs: tuple[str, ...]) -> dict[str, Callable[[], bytes | np.ndarray]]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {
-                k: file[k]
-                for k in file.files
-                if k in {*blobs, "name", *(f"{b}_{x}" for b in blobs for x in ("blob", "off"))}
-            }
-            keys = sorted(file.files)
-    except FileNotFoundError:
-        raise UsageError(f"there is no file {path}") from None
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise SisError(f"{path} cannot be read as an .npz of plain arrays: {error}") from None
-    blob = next((b for b in blobs if f"{b}_blob" in arrays and f"{b}_off" in arrays), None)
-    plain = next((b for b in blobs if b in arrays), None)
-    if blob is None and plain is None:
-        raise UsageError(
-            f"{path} holds {', '.join(keys)}; expected `{blobs[0]}_blob` with `{blobs[0]}_off`, "
-            f"or `{blobs[-2]}s`"
-        )
-    if blob is not None:
-        data, off = arrays[f"{blob}_blob"], arrays[f"{blob}_off"].astype(np.int64)
-        if (
-            data.dtype != np.uint8
-            or not len(off)
-            or (np.diff(off) < 0).any()
-            or off[0] < 0
-            or off[-1] > len(data)
-        ):
-            raise SisError(
-                f"`{blob}_off` in {path} does not cut `{blob}_blob` ({len(data):,} bytes) into "
-                "pictures"
-            )
-        read: list[Callable[[], bytes | np.ndarray]] = [
-            partial(_cut, data, off, i) for i in range(len(off) - 1)
-        ]
-    else:
-        stack = arrays[str(plain)]
-        if stack.dtype != np.uint8 or stack.ndim not in (3, 4):
-            raise UsageError(
-                f"`{plain}` in {path} is {stack.dtype}{list(stack.shape)}, expected uint8[n h w "
-                "3] or uint8[n h w]"
-            )
-        read = [partial(stack.__getitem__, i) for i in range(len(stack))]
-    names = [str(n) for n in arrays.get("name", ())]
+def _member_of(listing: Listing, name: str) -> bytes | np.ndarray:
+    raw = next((raw for _, raw in listing.read({name})), Unusable("gone from the archive"))
+    if isinstance(raw, Unusable | Path):
+        raise SisError(f"{name} in {listing.path} cannot be read: {raw}")
+    return raw
+
+
+def _npz(path: Path, blobs: tuple[str, ...]) -> dict[str, Read]:
+    read = open_pictures(path, blobs)
+    given = load_npz(path, {"name"}).get("name")
+    names = [str(n) for n in given.ravel()] if given is not None else []
     if len(set(names)) != len(read):
         names = [f"{i:06d}" for i in range(len(read))]
+    wrong = next(((n, why) for n in names if (why := file_names.problem(n))), None)
+    if wrong is not None:
+        raise SisError(f"{path} calls a photo {wrong[0][:80]!a}, refused: {wrong[1]}")
     return dict(zip(names, read))
-
-
-def _cut(data: np.ndarray, off: np.ndarray, i: int) -> bytes:
-    return data[off[i] : off[i + 1]].tobytes()
 
 
 def _partners(
@@ -303,18 +248,12 @@ def _stem(name: str) -> str:
 def _named_classes(masks: Path) -> list[dict[str, Any]] | None:
     """What the masks' ids are called: `labels` of an .npz, classes.json in or above the folder."""
     if masks.suffix.lower() == ".npz":
-        with np.load(masks, allow_pickle=False) as file:
-            labels = file["labels"] if "labels" in file.files else None
-            ids = (
-                file["label_ids"]
-                if "label_ids" in file.files
-                else np.arange(0 if labels is None else len(labels))
-            )
-        return (
-            None
-            if labels is None
-            else [{"id": int(i), "name": str(n)} for i, n in zip(ids, labels)]
-        )
+        arrays = load_npz(masks, {"labels", "label_ids"})
+        labels, ids = arrays.get("labels"), arrays.get("label_ids")
+        if labels is None:
+            return None
+        numbers = range(len(labels)) if ids is None else ids.ravel()
+        return [{"id": int(i), "name": str(n)} for i, n in zip(numbers, labels.ravel())]
     for file in (
         masks / "classes.json",
         masks.parent / "classes.json",
@@ -334,7 +273,7 @@ def _named_classes(masks: Path) -> list[dict[str, Any]] | None:
 
 
 def _kind(
-    values: str,
+    kind: str,
     classes: Sequence[Mapping[str, Any]] | None,
     reads: Iterator[Callable[[], Any]],
     names: Sequence[str],
@@ -342,22 +281,31 @@ def _kind(
     """Whether masks hold ids or grey values, and the classes. Without names every mask is looked
     at: the ids are what occurs.
     """
-    if values not in ("auto", "ids", "grey"):
-        raise UsageError(f"unknown mask values {values!r}: type 'auto', 'ids' or 'grey'")
-    if values == "grey":
+    if kind not in ("auto", "ids", "grey"):
+        raise UsageError(f"unknown mask values {kind!r}: type 'auto', 'ids' or 'grey'")
+    if kind == "grey":
         return "grey", BINARY
     if classes:
         return "ids", classes
-    found, palette, lossy = np.zeros(256, bool), False, False
+    found, palette, lossy, alpha = np.zeros(256, bool), False, False, False
     for read, name in zip(reads, names):
         raw = read()
-        found |= np.bincount(read_mask(raw, name).ravel(), minlength=256).astype(bool)
+        values, in_alpha = read_shape(raw, name)
+        alpha |= in_alpha
+        if not in_alpha:
+            found |= np.bincount(values.ravel(), minlength=256).astype(bool)
         if isinstance(raw, bytes):
-            with Image.open(io.BytesIO(raw), formats=_FORMATS) as picture:
-                palette, lossy = palette or picture.mode == "P", lossy or picture.format == "JPEG"
+            picture = open_image(raw)
+            palette, lossy = palette or picture.mode == "P", lossy or picture.format == "JPEG"
     ids = np.flatnonzero(found[:255])
     only_extremes = found[255] and not ids[ids > 0].size
-    if values == "auto" and not palette and (lossy or only_extremes or ids.max(initial=0) > 64):
+    soft = not palette and (lossy or only_extremes or ids.max(initial=0) > 64)
+    if alpha and ids[ids > 0].size and not soft:
+        raise SisError(
+            "some masks have their shape in the alpha channel, others hold class ids up to "
+            f"{ids.max()}: save them all in one way"
+        )
+    if alpha or (kind == "auto" and soft):
         return "grey", BINARY
     if set(ids) <= {0, 1}:
         return "ids", BINARY

@@ -16,6 +16,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from sis_jax.data import draw
+from sis_jax.data import names as file_names
 from sis_jax.types import SisError
 
 _AHEAD = 8  # pictures being deflated at once: what an export holds in memory
@@ -23,8 +24,9 @@ _AHEAD = 8  # pictures being deflated at once: what an export holds in memory
 
 @dataclass(frozen=True)
 class Item:
-    """One picture of an export. image: None where only the mask is known. scores: one channel per
-    class id, 0..1.
+    """One picture of an export. name: that of its files here, without suffix. image: None where
+    only the mask is known. scores: one channel per class id, 0..1. place: the name as it was
+    given, a path below the folder of the photos.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Item:
     scores: Float[np.ndarray, "h w c"] | None = None
     seed: int | None = None
     confidence: float | None = None
+    place: str = ""
 
 
 def items(examples: Iterable[Any], classes: Sequence[Mapping[str, Any]]) -> Iterator[Item]:
@@ -44,12 +47,16 @@ def items(examples: Iterable[Any], classes: Sequence[Mapping[str, Any]]) -> Iter
     """
     known = np.zeros(256, bool)
     known[[0, draw.IGNORE, *(c["id"] for c in classes)]] = True
-    seen: set[str] = set()
+    seen: dict[str, str] = {}
     for example in examples:
         item = _item(example, known)
-        if item.name in seen:
-            raise SisError(f"two pictures are called {item.name!r}; rename one of them")
-        seen.add(item.name)
+        key = file_names.key(item.name)
+        if key in seen:
+            raise SisError(
+                f"two pictures are called {item.name!r} ({seen[key]} and {item.place}); rename one "
+                "of them"
+            )
+        seen[key] = item.place
         yield item
 
 
@@ -65,12 +72,14 @@ def _item(example: Any, known: np.ndarray) -> Item:
             getattr(example, "scores", None),
         )
         seed, confidence = getattr(example, "seed", None), getattr(example, "confidence", None)
-    # A name that came from a folder of folders becomes one file name.
-    flat = str(name).replace("\\", "/").strip("/").replace("/", "_")
+    flat, place = file_names.flat(str(name)), str(name).replace("\\", "/").strip("/")
+    why = file_names.problem(place)
+    if why and image is None:
+        raise SisError(f"a picture cannot be called {str(name)[:80]!a}: {why}")
     image, scores = (None if x is None else np.asarray(x) for x in (image, scores))
     mask = np.asarray(mask)
     _check(flat, image, mask, scores, known)
-    return Item(flat, image, mask, scores, seed, confidence)
+    return Item(flat, image, mask, scores, seed, confidence, place)
 
 
 def _check(

@@ -4,7 +4,6 @@ from there one at a time.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +15,9 @@ from PIL import Image
 
 from sis_jax.data import draw
 from sis_jax.data.exports.formats import write
-from sis_jax.data.files import write_atomic
+from sis_jax.data.files import json_text, write_atomic
 from sis_jax.data.items import png
+from sis_jax.data.names import below, check_parents
 from sis_jax.types import SisError, UsageError
 
 CLASSES = "classes.json"
@@ -137,18 +137,23 @@ def mask_file(name: str) -> str:
     return str(Path(name).with_suffix(".png")) if Path(name).suffix else f"{name}.png"
 
 
+def mask_path(folder: Path, name: str) -> Path:
+    """Where the mask of a photo is written; SisError where that is not below `folder`."""
+    path = below(folder, mask_file(name), "a prediction")
+    check_parents(folder, path)
+    return path
+
+
 def write_mask(folder: Path, prediction: Prediction) -> Path:
     """Write one palette PNG; returns its path."""
-    path = folder / mask_file(prediction.name)
+    path = mask_path(folder, prediction.name)
     write_atomic(path, png(draw.palette_png(prediction.mask)))
     return path
 
 
 def write_classes(folder: Path, classes: Sequence[dict[str, Any]]) -> None:
     """Write classes.json: what the masks' values mean."""
-    write_atomic(
-        folder / CLASSES, (json.dumps(list(classes), indent=1, ensure_ascii=False) + "\n").encode()
-    )
+    write_atomic(folder / CLASSES, (json_text(list(classes)) + "\n").encode())
 
 
 def cutout(

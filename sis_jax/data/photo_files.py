@@ -1,141 +1,46 @@
-"""Where photos come from: one picture decoded to uint8[r r 3], and what lies in a folder, an
-archive or an .npz.
+"""Where photos come from: what lies in a folder, an archive or an .npz.
 
-`photos.py` puts the two together. Archives are read in memory and never extracted; nothing is
-unpickled; no external program is started.
+`photos.py` puts it together with `decode.py`. Archives are read in memory and never extracted;
+nothing is unpickled; no external program is started. A name in an archive is a name only where it
+could be a file below a folder (`names.py`); what cannot be read is named, with the reason.
 """
 
 from __future__ import annotations
 
-import io
 import os
+import posixpath
+import stat
 import tarfile
 import zipfile
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image, ImageOps
 
+from sis_jax.data import names as file_names
+from sis_jax.data.decode import MAX_BYTES, Unusable, because, decode, read_file, too_large
+from sis_jax.data.npz import open_pictures
 from sis_jax.types import SisError, UsageError
 
 EXTENSIONS = (
-    ".jpg",
-    ".jpeg",
-    ".jfif",
-    ".png",
-    ".webp",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".gif",
-    ".ppm",
-    ".avif",
-    ".heic",
-    ".heif",
-)
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm",
+    ".pgm", ".pbm", ".pnm",
+)  # fmt: skip
+# Photos to their owner, which nothing here decodes: each is named, never passed over.
+_NOT_READ = (
+    ".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".dng", ".cr2", ".cr3",
+    ".nef", ".arw", ".orf", ".rw2", ".raf", ".psd", ".tga", ".exr", ".hdr", ".dcm", ".svg", ".eps",
+)  # fmt: skip
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".npz")
-MAX_BYTES = (
-    256 * 2**20
-)  # one encoded picture; an archive member that claims or yields more is refused
-MAX_PIXELS = 200_000_000  # one decoded picture
-# Pillow's other readers can start Ghostscript or read vector and document formats: a photo is none
-# of those.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-
-Crop = Literal["center", "none"]
-
-
-# -------------------------------------------------------------------------------------- one picture
-
-
-class Unusable(Exception):
-    """Why one picture is skipped, in a few words."""
-
-
-def decode(
-    data: bytes | UInt8[np.ndarray, "_ _ 3"],
-    resolution: int | None,
-    *,
-    crop: Crop = "center",
-    min_size: int = 0,
-) -> UInt8[np.ndarray, "_ _ 3"]:
-    """One encoded picture (or one array) as uint8[r r 3], or at its own size for resolution None;
-    raises `Unusable` with the reason.
-
-    See `Photos.open` for the rules.
-    """
-    try:
-        image = (
-            Image.fromarray(data)
-            if isinstance(data, np.ndarray)
-            else Image.open(io.BytesIO(data), formats=_FORMATS)
-        )
-        short = min(image.size)
-        if short < min_size:
-            raise Unusable(f"{image.width}x{image.height} is smaller than {min_size}")
-        if image.width * image.height > MAX_PIXELS:
-            raise Unusable(f"{image.width}x{image.height} is more than {MAX_PIXELS:,} pixels")
-        if resolution is not None and short > 4 * resolution and image.format in ("JPEG", "MPO"):
-            # Decodes fewer DCT coefficients: three times faster for a camera's photo, and still
-            # twice as fine as needed.
-            image.draft(
-                None,
-                (2 * resolution * image.width // short, 2 * resolution * image.height // short),
-            )
-        image.load()
-        with suppress(OSError, ValueError, TypeError, KeyError, SyntaxError, ArithmeticError):
-            image = ImageOps.exif_transpose(
-                image
-            )  # a broken EXIF block says nothing about orientation; the pixels are fine
-        return (
-            np.asarray(_to_rgb(image))
-            if resolution is None
-            else _fit(_to_rgb(image), resolution, crop)
-        )
-    except Unusable:
-        raise
-    except Image.UnidentifiedImageError:
-        raise Unusable("not a picture that can be read; save it as JPEG or PNG") from None
-    except (
-        Exception
-    ) as error:  # hostile files break decoders in many ways, and one of them must not end the run
-        raise Unusable(" ".join(str(error).split())[:120] or type(error).__name__) from None
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey, which old files announce as 32-bit
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise Unusable("32-bit pixels, expected 8 or 16 bits")
-        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise Unusable("floating-point pixels, expected 8 or 16 bits")
-    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _fit(image: Image.Image, resolution: int, crop: str) -> UInt8[np.ndarray, "r r 3"]:
-    if crop == "center":
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side))
-    if image.size != (resolution, resolution):
-        whole = image.width % resolution == 0 and image.height % resolution == 0
-        image = image.resize(
-            (resolution, resolution), Image.Resampling.BOX if whole else Image.Resampling.LANCZOS
-        )
-    return np.asarray(image)
-
+_MAX_LINKS = 40  # one after another, as on Linux
+_DAMAGED = (
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, OSError, EOFError, ValueError, OverflowError,
+    NotImplementedError,
+)  # fmt: skip
 
 # ------------------------------------------------------------------------------------------ sources
 
@@ -148,8 +53,9 @@ Raw = (
 class Listing:
     """What one source holds.
 
-    names: of the pictures, sorted. others: how often each other extension occurs. stamp: name ->
-        what changes with the content.
+    names: of the pictures, sorted; each is a path below a folder. others: how often each other
+        extension occurs. stamp: name -> what changes with the content. refused: (name, reason) of
+        photos that are there and cannot be read.
     read: the wanted names -> (name, picture) in whatever order suits the container."""
 
     path: Path
@@ -157,6 +63,7 @@ class Listing:
     others: Counter
     stamp: Callable[[str], tuple]
     read: Callable[[set[str]], Iterator[tuple[str, Raw]]]
+    refused: tuple[tuple[str, str], ...] = ()
 
 
 def list_source(path: Path) -> Listing:
@@ -171,13 +78,15 @@ def list_source(path: Path) -> Listing:
         return _list_zip(path)
     if name.endswith((".tar", ".tar.gz", ".tgz")):
         return _list_tar(path)
-    if _is_photo(path.name):
+    if name.endswith((*EXTENSIONS, *_NOT_READ)):
+        names, others, refused = _sort_out([path.name])
         return Listing(
             path,
-            (path.name,),
-            Counter(),
+            names,
+            others,
             lambda _: _file_stamp(path),
-            lambda _: iter([(path.name, path)]),
+            lambda wanted: iter([(n, path) for n in names if n in wanted]),
+            refused,
         )
     raise UsageError(
         f"{path} is neither a folder, a picture ({' '.join(EXTENSIONS)}) nor an archive "
@@ -189,150 +98,238 @@ def _is_photo(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS)
 
 
-def _sort_out(names: Iterable[str]) -> tuple[tuple[str, ...], Counter]:
-    """Picture names in order, and the extensions of the rest; hidden files (and the copies macOS
-    hides in archives) are no one's photos.
-    """
-    shown = [
-        n
-        for n in names
-        if not any(
-            part.startswith(".") or part == "__MACOSX" for part in n.split("/") if part != ".."
-        )
-    ]
-    photos = sorted(n for n in shown if _is_photo(n))
-    return tuple(photos), Counter(
-        Path(n).suffix.lower() or "(none)" for n in shown if not _is_photo(n)
+def _hidden(name: str) -> bool:
+    """Hidden files, and the copies macOS hides in archives, are no one's photos."""
+    return any(
+        part.startswith(".") or part == "__MACOSX" for part in name.split("/") if part != ".."
     )
 
 
+def _sort_out(
+    names: Iterable[str], refused: Iterable[tuple[str, str]] = ()
+) -> tuple[tuple[str, ...], Counter, tuple[tuple[str, str], ...]]:
+    """Picture names in order, the extensions of the rest, and what cannot be read."""
+    photos, others = [], Counter()
+    known = [(name, why) for name, why in refused if not _hidden(name)]
+    for name in names:
+        if _hidden(name):
+            continue
+        if _is_photo(name):
+            photos.append(name)
+        elif name.lower().endswith(_NOT_READ):
+            known.append((name, "not a kind of picture that is read here; save it as JPEG or PNG"))
+        else:
+            others[Path(name).suffix.lower() or "(none)"] += 1
+    return tuple(sorted(photos)), others, tuple(sorted(known))
+
+
 def _file_stamp(path: Path) -> tuple:
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
+    about = path.stat()
+    return about.st_size, about.st_mtime_ns
+
+
+# ------------------------------------------------------------------------------------------ folders
 
 
 def _list_folder(path: Path) -> Listing:
-    found = [
-        (Path(folder) / file).relative_to(path).as_posix()
-        for folder, _, files in os.walk(path)
-        for file in files
-    ]
-    names, others = _sort_out(found)
+    names, others, refused = _sort_out(*_walk(path))
     return Listing(
         path,
         names,
         others,
         lambda name: _file_stamp(path / name),
         lambda wanted: ((n, path / n) for n in names if n in wanted),
+        refused,
     )
 
 
-def too_large(size: int) -> Unusable:
-    return Unusable(f"{size / 2**20:,.0f} MB, more than {MAX_BYTES // 2**20} MB")
+def _walk(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
+    """Every file below a folder once, and what could not be looked into. Linked folders are
+    followed after the real ones, so a photo keeps its own name and a circle of links ends.
+    """
+    found: list[str] = []
+    refused: list[tuple[str, str]] = []
+    above, seen = {_identity(parent) for parent in root.resolve().parents}, set()
+    real, linked = deque([root]), deque()
+    while real or linked:
+        folder = real.popleft() if real else linked.popleft()
+        name = folder.relative_to(root).as_posix()
+        try:
+            identity = _identity(folder)
+            if identity in above:
+                refused.append((name, "a link to a folder above"))
+            if identity in seen | above:
+                continue
+            seen.add(identity)
+            for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+                path = folder / entry.name
+                kind = _kind_of(entry)
+                if kind == "folder":
+                    real.append(path)
+                elif kind == "link":
+                    linked.append(path)
+                elif kind == "file" or _is_photo(entry.name):
+                    found.append(path.relative_to(root).as_posix())
+                else:
+                    refused.append((path.relative_to(root).as_posix(), kind))
+        except OSError as error:
+            refused.append((name, f"cannot be opened: {error.strerror or error}"))
+    return found, refused
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    about = path.stat()
+    return about.st_dev, about.st_ino
+
+
+def _kind_of(entry: os.DirEntry) -> str:
+    """ "folder", "link" to one, "file", or why it is none of these."""
+    try:
+        if entry.is_dir(follow_symlinks=False):
+            return "folder"
+        mode = entry.stat().st_mode
+    except OSError as error:
+        return "a link to nothing" if entry.is_symlink() else str(error.strerror or error)
+    return "link" if stat.S_ISDIR(mode) else "file"
+
+
+# ----------------------------------------------------------------------------------------- archives
+
+
+def _members(
+    pairs: Iterable[tuple[str, Any]],
+) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """Name -> member of those whose name is a place below a folder; the first of a name counts.
+    And the photos that are left out, with the reason.
+    """
+    found: dict[str, Any] = {}
+    refused: list[tuple[str, str]] = []
+    for given, member in pairs:
+        name, why = _member_name(given)
+        if not why and name in found:
+            why = "another photo in the archive has this name"
+        if not why:
+            found[name] = member
+        elif name.lower().endswith((*EXTENSIONS, *_NOT_READ)):
+            refused.append((name, why))
+    return found, refused
+
+
+def _member_name(given: str) -> tuple[str, str]:
+    """A member's name with forward slashes, and why it is none."""
+    why = file_names.problem(given)
+    return (given if why else file_names.tidy(given.replace("\\", "/"))), why
 
 
 def _list_zip(path: Path) -> Listing:
     try:
         with zipfile.ZipFile(path) as archive:
-            members = {m.filename: m for m in archive.infolist() if not m.is_dir()}
-    except (zipfile.BadZipFile, OSError) as error:
-        raise SisError(f"{path} cannot be read as a zip archive: {error}") from None
+            infos = [(m.filename, m) for m in archive.infolist() if not m.is_dir()]
+    except _DAMAGED as error:
+        raise SisError(f"{path} cannot be read as a zip archive: {because(error)}") from None
+    members, refused = _members(infos)
+    names, others, refused = _sort_out(members, refused)
 
     def read(wanted: set[str]) -> Iterator[tuple[str, Raw]]:
         with zipfile.ZipFile(path) as archive:
             for name in names:
-                if name not in wanted:
-                    continue
-                if members[name].file_size > MAX_BYTES:
-                    yield name, too_large(members[name].file_size)
-                    continue
-                try:
-                    with archive.open(members[name]) as file:
-                        data = file.read(MAX_BYTES + 1)  # the announced size can lie
-                    yield name, data if len(data) <= MAX_BYTES else too_large(len(data))
-                except Exception as error:  # encrypted, damaged, or packed in an unknown way
-                    yield name, Unusable(f"cannot be unpacked: {error}")
+                if name in wanted:
+                    yield name, _unpacked(archive, members[name])
 
-    names, others = _sort_out(members)
     stamp = _file_stamp(path)
-    return Listing(path, names, others, lambda _: stamp, read)
+    return Listing(path, names, others, lambda _: stamp, read, refused)
+
+
+def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes | Unusable:
+    if member.file_size > MAX_BYTES:
+        return too_large(member.file_size)
+    try:
+        with archive.open(member) as file:
+            data = file.read(MAX_BYTES + 1)  # the announced size can lie
+    except Exception as error:  # encrypted, damaged, or packed in an unknown way
+        return Unusable(f"cannot be unpacked: {because(error)}")
+    return data if len(data) <= MAX_BYTES else too_large(len(data))
 
 
 def _list_tar(path: Path) -> Listing:
     try:
         with tarfile.open(path) as archive:
-            sizes = {m.name: m.size for m in archive if m.isfile()}
-    except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error) as error:
-        raise SisError(f"{path} cannot be read as a tar archive: {error}") from None
+            members, refused = _members((m.name, m) for m in archive if not m.isdir())
+    except _DAMAGED as error:
+        raise SisError(f"{path} cannot be read as a tar archive: {because(error)}") from None
+    real, left_out = _real_members(members)
+    names, others, refused = _sort_out(real, [*refused, *left_out])
 
     def read(wanted: set[str]) -> Iterator[tuple[str, Raw]]:
+        owners: dict[str, list[str]] = {}
+        for name in names:
+            if name in wanted:
+                owners.setdefault(real[name], []).append(name)
         with (
             tarfile.open(path) as archive
             # in the archive's own order: going back in a .tar.gz would unpack it again from the
             # start
         ):
-            seen = set()
             for member in archive:
-                if not member.isfile() or member.name not in wanted or member.name in seen:
+                name, why = _member_name(member.name)
+                if why or not member.isfile() or name not in owners:
                     continue
-                seen.add(member.name)
                 file = archive.extractfile(member) if member.size <= MAX_BYTES else None
-                yield member.name, too_large(member.size) if file is None else file.read()
+                data = too_large(member.size) if file is None else file.read()
+                yield from ((owner, data) for owner in owners.pop(name))
 
-    names, others = _sort_out(sizes)
     stamp = _file_stamp(path)
-    return Listing(path, names, others, lambda _: stamp, read)
+    return Listing(path, names, others, lambda _: stamp, read, refused)
+
+
+def _real_members(
+    members: Mapping[str, tarfile.TarInfo],
+) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Name -> name of the member that holds the bytes, hard and symbolic links followed inside the
+    archive; and the others, with the reason.
+    """
+    folders = {parent.as_posix() for name in members for parent in Path(name).parents}
+    real: dict[str, str] = {}
+    refused: list[tuple[str, str]] = []
+    for name in members:
+        at = name
+        for _ in range(_MAX_LINKS):
+            member = members.get(at)
+            if member is None or not (member.islnk() or member.issym()):
+                break
+            start = posixpath.dirname(at) if member.issym() else ""
+            at = posixpath.normpath(posixpath.join(start, member.linkname))
+        member = members.get(at)
+        if member is not None and member.isfile():
+            real[name] = at
+        elif at not in folders:
+            link = members[name].islnk() or members[name].issym()
+            why = "a link to nothing in the archive" if link else "not a plain file"
+            refused.append((name, why))
+    return real, refused
 
 
 def _list_npz(path: Path) -> Listing:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            keys = sorted(arrays.files)
-            blobs = [k[:-5] for k in keys if k.endswith("_blob") and f"{k[:-5]}_off" in keys]
-            blob = next(
-                (k for k in ("img", "image", "images") if k in blobs),
-                blobs[0] if len(blobs) == 1 else None,
-            )
-            index = (
-                arrays["images"] if "images" in keys else arrays[f"{blob}_off"] if blob else None
-            )
-    except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise SisError(f"{path} cannot be read as an .npz of plain arrays: {error}") from None
-    if index is None:
-        raise UsageError(
-            f"{path} holds {', '.join(keys) or 'nothing'}; "
-            "expected `images` uint8[n h w 3], or `img_blob` uint8 with `img_off` int64[n + 1]"
-        )
-    encoded = "images" not in keys
-    if not encoded and (index.dtype != np.uint8 or index.ndim != 4 or index.shape[-1] != 3):
-        raise UsageError(
-            f"`images` in {path} is {index.dtype}{list(index.shape)}, expected uint8[n h w 3]"
-        )
-    count = max(len(index) - encoded, 0)
-    names = tuple(f"{i:06d}" for i in range(count))
+    pictures = open_pictures(path, ("img", "image", "images"), lone=True)
+    table = {f"{i:06d}": read for i, read in enumerate(pictures)}
 
     def read(wanted: set[str]) -> Iterator[tuple[str, Raw]]:
-        data = index
-        if encoded:
-            with np.load(path, allow_pickle=False) as arrays:
-                data = arrays[f"{blob}_blob"]
-            if (
-                data.dtype != np.uint8
-                or index.dtype.kind not in "iu"
-                or (np.diff(index) < 0).any()
-                or index[0] < 0
-                or index[-1] > len(data)
-            ):
-                raise SisError(
-                    f"`{blob}_off` in {path} does not cut `{blob}_blob` ({len(data):,} bytes) "
-                    "into pictures"
-                )
-        for i, name in enumerate(names):
+        for name, picture in table.items():
             if name in wanted:
-                yield name, data[index[i] : index[i + 1]].tobytes() if encoded else data[i]
+                pixels = picture()
+                if isinstance(pixels, np.ndarray) and (pixels.ndim, pixels.shape[-1]) != (3, 3):
+                    pixels = Unusable(f"{list(pixels.shape)}, expected [h w 3]")
+                yield name, pixels
 
     stamp = _file_stamp(path)
-    return Listing(path, names, Counter(), lambda _: stamp, read)
+    return Listing(path, tuple(table), Counter(), lambda _: stamp, read)
+
+
+def pixels_of(raw: Raw, decoded: Callable[[bytes | np.ndarray], np.ndarray]) -> np.ndarray:
+    """What `decoded` makes of a picture, wherever it is; raises `Unusable` with the reason."""
+    if isinstance(raw, Unusable):
+        raise raw
+    return decoded(read_file(raw) if isinstance(raw, Path) else raw)
 
 
 def readable(listing: Listing, wanted: set[str]) -> Iterator[tuple[str, np.ndarray | str]]:
@@ -341,23 +338,23 @@ def readable(listing: Listing, wanted: set[str]) -> Iterator[tuple[str, np.ndarr
     """
     for name, raw in listing.read(wanted):
         try:
-            if isinstance(raw, Unusable):
-                raise raw
-            if isinstance(raw, Path):
-                if raw.stat().st_size > MAX_BYTES:
-                    raise too_large(raw.stat().st_size)
-                raw = raw.read_bytes()
-            yield name, decode(raw, None)
+            yield name, pixels_of(raw, lambda data: decode(data, None))
         except Unusable as reason:
             yield name, str(reason)
-        except OSError as error:
-            yield name, error.strerror or str(error)
 
 
 def nothing_found(label: str, listings: Sequence[Listing]) -> str:
     others = sum((x.others for x in listings), Counter())
     seen = ", ".join(f"{ext} ({count:,})" for ext, count in others.most_common(6)) or "no files"
+    refused = [row for x in listings for row in x.refused]
+    seen = f"{seen}; left out {len(refused)}: {left_out(refused)}" if refused else seen
     return (
         f"no photos in {label}: looked for {' '.join('*' + e for e in EXTENSIONS)} in every "
         f"folder below, found {seen}"
     )
+
+
+def left_out(rows: Sequence[tuple[str, str]]) -> str:
+    """The first few of what was left out, for a sentence."""
+    shown = ", ".join(f"{name} ({reason})" for name, reason in rows[:3])
+    return shown + (", ..." if len(rows) > 3 else "")

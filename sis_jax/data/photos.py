@@ -25,17 +25,15 @@ from jaxtyping import UInt8
 from PIL import __version__ as pillow
 from tqdm.auto import tqdm
 
+from sis_jax.data.decode import Crop, Unusable, decode
 from sis_jax.data.photo_files import (
-    MAX_BYTES,
-    Crop,
     Listing,
     Raw,
-    Unusable,
-    decode,
+    left_out,
     list_source,
     nothing_found,
+    pixels_of,
     readable,
-    too_large,
 )
 from sis_jax.types import SisError, UsageError
 
@@ -125,6 +123,7 @@ class Photos:
                 _jobs(listings, entries), names, shape_up, resolution, place, threads, progress
             )
         images, names, skipped = found
+        skipped += tuple(row for listing in listings for row in listing.refused)
         if not len(images):
             reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped[:3])
             raise SisError(
@@ -139,10 +138,7 @@ class Photos:
         )
         if not self.skipped:
             return line
-        shown = ", ".join(f"{name} ({reason})" for name, reason in self.skipped[:3])
-        return f"{line}; skipped {len(self.skipped):,}: {shown}" + (
-            ", ..." if len(self.skipped) > 3 else ""
-        )
+        return f"{line}; skipped {len(self.skipped):,}: {left_out(self.skipped)}"
 
     def batches(
         self, batch: int, seed: int = 0, start_step: int = 0
@@ -236,20 +232,6 @@ def _jobs(
             yield slots[name], raw
 
 
-def _load(raw: Raw, shape_up: Callable[[bytes | np.ndarray], np.ndarray]) -> np.ndarray:
-    if isinstance(raw, Unusable):
-        raise raw
-    if isinstance(raw, Path):
-        try:
-            size = raw.stat().st_size
-            if size > MAX_BYTES:
-                raise too_large(size)
-            raw = raw.read_bytes()
-        except OSError as error:
-            raise Unusable(error.strerror or str(error)) from None
-    return shape_up(raw)
-
-
 def _decode_all(
     jobs: Iterator[tuple[int, Raw]],
     names: Sequence[str],
@@ -325,7 +307,7 @@ def _fill(
             "ignore"
         )  # Pillow warns about odd metadata and large photos; what matters is reported as skipped
         for slot, raw in jobs:
-            window.append((slot, pool.submit(_load, raw, shape_up)))
+            window.append((slot, pool.submit(pixels_of, raw, shape_up)))
             if len(window) >= 4 * threads:
                 settle(report)
         while window:

@@ -27,6 +27,7 @@ from tyro.conf import OmitArgPrefixes, Suppress, arg
 from sis_jax.ops.progress import showing_progress
 from sis_jax.runs import machine
 from sis_jax.runs.config import Config, Door, markers
+from sis_jax.runs.console import any_console
 from sis_jax.types import SisError, UsageError
 
 _CACHE_BYTES = 2 * 1024**3
@@ -71,6 +72,7 @@ def run(
         enable_compilation_cache()
         with showing_progress(not asked.quiet):
             value = verb(asked.config)
+        any_console()
         for path in result_paths(verb, value, asked.config):
             print(path)
         sys.stdout.flush()

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
 import time
 import weakref
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, SoftFileLock, Timeout
 
 from sis_jax.types import SisError
 
-# Locks this process holds: path -> [file descriptor, holders]. A second opening in the same process
-# shares the lock.
-_held: dict[str, list[int]] = {}
+# Locks this process holds: path -> [lock, holders]. A second opening in the same process shares the
+# lock.
+_held: dict[str, list[Any]] = {}
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class FolderLock:
     """Holds `path` from construction to `release`, to garbage collection, or to the end of the
     process, whichever is first.
 
-    The lock is the operating system's (flock), so it ends with its process; the file only names the
-    holder for the message. On a file system without such locks the file decides: the lock is taken
-    when the process it names is dead. Raises SisError when another process holds it.
+    The lock is the operating system's, so it ends with its process; the file only names the holder
+    for the message. On a file system without such locks the file itself is the lock. Raises
+    SisError when another process holds it.
     """
 
     def __init__(self, path: Path):
@@ -42,31 +47,29 @@ class FolderLock:
         self._finalizer()
 
 
-def _acquire(path: str) -> int:
-    while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        owner = _owner(fd)
-        taken = _flock(fd)
-        if taken is None:
-            taken = not _alive(owner)
-        if not taken:
-            os.close(fd)
-            raise _busy(path, owner)
-        # The holder before us may have removed the file between our opening and locking it: then
-        # our lock guards nothing.
-        with contextlib.suppress(FileNotFoundError):
-            if os.fstat(fd).st_ino == os.stat(path).st_ino:
-                break
-        os.close(fd)
-    os.ftruncate(fd, 0)
-    os.pwrite(
-        fd,
-        json.dumps(
-            {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
-        ).encode(),
-        0,
-    )
-    return fd
+def _acquire(path: str) -> FileLock | SoftFileLock:
+    try:
+        lock = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
+        lock.acquire()
+    except Timeout:
+        raise _busy(path, _owner(path)) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return _acquire_soft(path)
+    about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
+    Path(path).write_text(json.dumps(about), "utf-8")
+    return lock
+
+
+def _acquire_soft(path: str) -> SoftFileLock:
+    """Beside the file of the system's lock, whose leftover says nothing here."""
+    lock = SoftFileLock(f"{path}.soft", timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise _busy(path, {}) from None
+    return lock
 
 
 def _release(key: str, pid: int) -> None:
@@ -76,48 +79,18 @@ def _release(key: str, pid: int) -> None:
         return
     _held[key][1] -= 1
     if _held[key][1] == 0:
-        fd, _ = _held.pop(key)
+        lock, _ = _held.pop(key)
         with contextlib.suppress(OSError):
             os.unlink(key)
-        os.close(fd)
+        lock.release()
 
 
-def _flock(fd: int) -> bool | None:
-    """True: ours. False: another process has it. None: locks do not exist here."""
+def _owner(path: str) -> dict:
     try:
-        import fcntl  # late: not on Windows
-    except ImportError:
-        return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
-
-
-def _owner(fd: int) -> dict:
-    try:
-        owner = json.loads(os.pread(fd, 4096, 0) or b"{}")
-    except ValueError:
+        owner = json.loads(Path(path).read_bytes() or b"{}")
+    except (OSError, ValueError):
         owner = {}
     return owner if isinstance(owner, dict) else {}
-
-
-def _alive(owner: dict) -> bool:
-    """Whether the process that wrote the file still runs; one on another machine is believed to."""
-    if not owner.get("pid"):
-        return False
-    if owner.get("host") != socket.gethostname():
-        return True
-    try:
-        os.kill(int(owner["pid"]), 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _busy(path: str, owner: dict) -> Exception:

@@ -18,7 +18,8 @@ import numpy as np
 from sis_jax.checkpoints.student import load_student
 from sis_jax.data.benchmarks import PAPER, canonical, open_benchmark
 from sis_jax.data.files import plain
-from sis_jax.data.ground_truth import Truth, _named_classes, open_pairs, read_mask
+from sis_jax.data.ground_truth import Truth, _named_classes, open_pairs
+from sis_jax.data.mask_files import read_mask
 from sis_jax.ops import protocols
 from sis_jax.ops.progress import progress, say
 from sis_jax.ops.scoring import Segmenter, measure

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,8 +21,17 @@ from sis_jax.checkpoints.student import Student, load_student
 from sis_jax.data.exports.formats import write
 from sis_jax.data.files import plain, write_atomic
 from sis_jax.data.items import png
-from sis_jax.data.masks import Masks, Prediction, cutout, mask_file, write_classes, write_mask
-from sis_jax.data.photo_files import list_source, nothing_found, readable
+from sis_jax.data.masks import (
+    Masks,
+    Prediction,
+    cutout,
+    mask_file,
+    mask_path,
+    write_classes,
+    write_mask,
+)
+from sis_jax.data.names import flat, key, too_long
+from sis_jax.data.photo_files import left_out, list_source, nothing_found, readable
 from sis_jax.ops.progress import progress, say
 from sis_jax.runs.configs.predict import PredictConfig
 from sis_jax.types import UsageError
@@ -44,10 +53,15 @@ def predict(config: PredictConfig) -> Masks:
     sources, skipped = _sources(config.photos), []
     if not sources:
         raise UsageError("there are no photos: the list is empty")
+    for source in sources:
+        for name, reason in source.refused:
+            say(f"skipped {name}: {reason}")
+            skipped.append((name, reason))
     if out is None:
         held = tuple(_segment(student, *_stream(sources, frozenset()), config, skipped))
         return Masks(classes, tuple(p.name for p in held), tuple(skipped), None, held)
-    folder, names = Path(out), _names(sources)
+    folder = Path(out)
+    names = _names(sources, folder, config.format, config.cutouts, skipped)
     if config.format != "png":
         found = _segment(student, *_stream(sources, frozenset()), config, skipped)
         write(
@@ -62,6 +76,7 @@ def predict(config: PredictConfig) -> Masks:
         return Masks(classes, _without(names, skipped), tuple(skipped), None)
     _check_apart(folder, config.photos)
     done = _open_folder(folder, names, _record(config, student), classes, config.overwrite)
+    done |= {name for name, _ in skipped}
     for prediction in _segment(student, *_stream(sources, done), config, skipped):
         _write_extras(folder, prediction, config)  # before the mask: a mask that is there is whole
         write_mask(folder, prediction)
@@ -79,49 +94,79 @@ def _without(names: Sequence[str], skipped: list[tuple[str, str]]) -> tuple[str,
     return tuple(n for n in names if n not in bad)
 
 
-def _names(sources: list[tuple[Sequence[str], Any]]) -> list[str]:
-    """The name of every photo; UsageError where two would be written to one file."""
-    names = [
-        _name(number, name, len(sources))
-        for number, (listed, _) in enumerate(sources)
-        for name in listed
-    ]
+def _names(
+    sources: list[Source],
+    folder: Path,
+    kind: str,
+    cutouts: bool,
+    skipped: list[tuple[str, str]],
+) -> list[str]:
+    """The name of every photo that can be done; those whose result no file system takes go to
+    `skipped`. UsageError where two would be written to one file.
+    """
+    names = []
+    for number, source in enumerate(sources):
+        for given in source.names:
+            name = _name(number, given, len(sources))
+            files = _files_of(name) if cutouts else _files_of(name)[:1]
+            reasons = [too_long(folder / file) for file in files] if kind == "png" else []
+            why = next(filter(None, reasons), "")
+            if not why:
+                names.append(name)
+                continue
+            say(f"skipped {name}: {why}")
+            skipped.append((name, why))
     seen: dict[str, str] = {}
     for name in names:
-        for file in (mask_file(name), mask_file(name).removesuffix(".png") + "-cutout.png"):
-            if file in seen:
+        # A format that is no folder of masks has no folders in it.
+        for file in _files_of(name) if kind == "png" else (flat(name),):
+            if key(file) in seen:
                 raise UsageError(
-                    f"{seen[file]} and {name} would both be written to {file}: rename one of them"
+                    f"{seen[key(file)]} and {name} would both be written to {file}: rename one of "
+                    "them"
                 )
-            seen[file] = name
+            seen[key(file)] = name
     return names
+
+
+def _files_of(name: str) -> tuple[str, str]:
+    """The mask and the cut-out of a photo."""
+    mask = mask_file(name)
+    return mask, mask.removesuffix(".png") + "-cutout.png"
 
 
 def _name(number: int, name: str, sources: int) -> str:
     return f"{number:04d}" if sources > 1 and not name else name or "0000"
 
 
-def _stream(
-    sources: list[tuple[Sequence[str], Any]], done: frozenset[str]
-) -> tuple[Iterator[Photo], int]:
+def _stream(sources: list[Source], done: frozenset[str]) -> tuple[Iterator[Photo], int]:
     """A stream of the photos that are not done, each read when its turn comes, and how many there
     are.
     """
     todo = [
-        {n for n in listed if _name(i, n, len(sources)) not in done}
-        for i, (listed, _) in enumerate(sources)
+        {n for n in source.names if _name(i, n, len(sources)) not in done}
+        for i, source in enumerate(sources)
     ]
 
     def stream() -> Iterator[Photo]:
-        for number, (_, read) in enumerate(sources):
-            for name, image in read(todo[number]):
+        for number, source in enumerate(sources):
+            for name, image in source.read(todo[number]):
                 yield _name(number, name, len(sources)), image
 
     return stream(), sum(map(len, todo))
 
 
-def _sources(photos: Any) -> list[tuple[Sequence[str], Any]]:
-    """(names, function that yields (name, image) of those wanted) per source."""
+class Source(NamedTuple):
+    """Photos given together. read: the wanted names -> (name, image or why there is none).
+    refused: (name, reason) of those that are there and cannot be read.
+    """
+
+    names: Sequence[str]
+    read: Callable[[set[str]], Iterator[Photo]]
+    refused: tuple[tuple[str, str], ...] = ()
+
+
+def _sources(photos: Any) -> list[Source]:
     if isinstance(photos, str | Path):
         if (Path(photos) / "run.json").is_file():
             raise UsageError(
@@ -131,12 +176,12 @@ def _sources(photos: Any) -> list[tuple[Sequence[str], Any]]:
         listing = list_source(Path(photos))
         if not listing.names:
             raise UsageError(nothing_found(str(photos), [listing]))
-        return [(listing.names, lambda wanted: readable(listing, wanted))]
+        return [Source(listing.names, lambda wanted: readable(listing, wanted), listing.refused)]
     if isinstance(photos, np.ndarray) and photos.ndim == 4:
         photos = list(photos)
     if isinstance(photos, np.ndarray):
         image = _checked(photos)
-        return [(("",), lambda wanted: iter([("", image)] if wanted else []))]
+        return [Source(("",), lambda wanted: iter([("", image)] if wanted else []))]
     if hasattr(photos, "convert"):  # a Pillow image
         return _sources(np.asarray(photos.convert("RGB")))
     return [source for photo in photos for source in _sources(photo)]
@@ -194,7 +239,7 @@ def _winner(scores: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 
 def _write_extras(folder: Path, prediction: Prediction, config: PredictConfig) -> None:
-    target = folder / mask_file(prediction.name)
+    target = mask_path(folder, prediction.name)
     if config.soft and prediction.scores is not None:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, scores=prediction.scores.astype(np.float16))
@@ -265,8 +310,7 @@ def problems(masks: Masks) -> str:
     """The sentence for photos that were left out, "" where there are none."""
     if not masks.skipped:
         return ""
-    shown = ", ".join(f"{name} ({reason})" for name, reason in masks.skipped[:3])
     return (
         f"{len(masks.skipped)} of {len(masks.skipped) + len(masks)} photos could not be read: "
-        f"{shown}" + (", ..." if len(masks.skipped) > 3 else "")
+        f"{left_out(masks.skipped)}"
     )

@@ -97,9 +97,22 @@ def convert_generator(source: Mapping[str, np.ndarray], what: str) -> Converted:
             f"{what} holds no DCGAN known here: a latent of {config.z_dim} and stages of "
             f"{list(channels[:12])} channels"
         )
+    notes = _as_rgb(arrays, f"stage{len(channels)}")
     arrays = float32(arrays)
     refuse(what, wrong + faults(arrays, shapes_of(lambda: DCGAN(config))))
-    return Converted(arrays, asdict(config))
+    return Converted(arrays, asdict(config), notes)
+
+
+def _as_rgb(arrays: dict[str, np.ndarray], last: str) -> tuple[str, ...]:
+    """Three colours from the last layer of a generator that draws grey or RGBA."""
+    count = arrays[f"{last}.weight"].shape[-1]
+    if count not in (1, 4):
+        return ()
+    for key in (f"{last}.{part}" for part in ("weight", "scale", "offset")):
+        arrays[key] = np.repeat(arrays[key][..., :3], 3 // min(count, 3), axis=-1)
+    if count == 1:
+        return ("it draws grey images; the one channel was repeated three times",)
+    return ("its alpha channel was left out",)
 
 
 def _fold(

@@ -132,7 +132,7 @@ def convert_generator(network: Network, layout: str, what: str) -> Converted:
     concat = layout == "tf" and "mapping/LabelConcat/weight" in network.arrays
     if concat and arrays["mapping.embed.weight"].ndim == 2:
         _equalise_label_concat(arrays)
-    notes = _supply_noise(arrays)
+    notes = [*_as_rgb(arrays), *_supply_noise(arrays, network.arrays)]
     needs_average = "mapping.w_avg" not in arrays and "mapping.fc0.weight" in arrays
     config = replace(
         _read_generator(arrays, network.facts.conv_clamp, what, wrong), label_concat=concat
@@ -161,10 +161,11 @@ def convert_discriminator(network: Network, layout: str, what: str) -> Converted
     """A foreign discriminator under our names, as `convert_generator`."""
     _check_facts(network.facts, "resnet", what)
     arrays, wrong = translate(network.arrays, TABLES[layout, "discriminator"])
+    notes = _from_rgb(arrays)
     config = _read_discriminator(arrays, network.facts, what, wrong)
     arrays = float32(arrays, network.facts.mapping_lr)
     refuse(what, wrong + faults(arrays, shapes_of(lambda: Discriminator(config))))
-    return Converted(arrays, asdict(config))
+    return Converted(arrays, asdict(config), tuple(notes))
 
 
 def _check_facts(facts: Facts, architecture: str, what: str) -> None:
@@ -296,8 +297,51 @@ def _read_discriminator(
     )
 
 
-def _supply_noise(arrays: Arrays) -> list[str]:
-    """Noise maps and strengths for networks that were saved without; returns what was done."""
+def _as_rgb(arrays: Arrays) -> list[str]:
+    """Three colours from the RGB layers of a generator that draws grey, grey with alpha or RGBA;
+    returns what was done. Other counts are left to be told as faults.
+    """
+    layers = [
+        k[: -len("weight")] for k in arrays if re.fullmatch(r"synthesis\.b\d+\.torgb\.weight", k)
+    ]
+    counts = {arrays[layer + "weight"].shape[-1:] for layer in layers}
+    counts |= {arrays[layer + "bias"].shape for layer in layers if layer + "bias" in arrays}
+    if counts not in ({(1,)}, {(2,)}, {(4,)}):
+        return []
+    ((count,),) = counts
+    for key in [layer + part for layer in layers for part in ("weight", "bias")]:
+        if key in arrays:
+            colours = arrays[key][..., : 3 if count == 4 else 1]
+            arrays[key] = np.repeat(colours, 3 // colours.shape[-1], axis=-1)
+    alpha = "its alpha channel was left out" if count != 1 else ""
+    grey = "it draws grey images; the one channel was repeated three times" if count < 3 else ""
+    return ["; ".join(filter(None, (grey, alpha)))]
+
+
+def _from_rgb(arrays: Arrays) -> list[str]:
+    """A first layer that takes three colours, for a discriminator of grey or RGBA images: three
+    equal channels, or opaque ones, get the score they had; returns what was done.
+    """
+    weight, bias = arrays.get("fromrgb.weight"), arrays.get("fromrgb.bias")
+    if weight is None or bias is None or weight.ndim != 4 or bias.shape != weight.shape[3:]:
+        return []
+    count = weight.shape[2]
+    if count not in (1, 2, 4):
+        return []
+    if count != 1:  # alpha is 1 everywhere in an opaque image
+        bias = bias + weight[..., -1, :].sum((0, 1)) / np.sqrt(count)
+        weight = weight[..., :-1, :]
+    times = 3 // weight.shape[2]
+    factor = np.sqrt(3 / count) / times  # the equalised learning rate is 1 / sqrt(inputs)
+    arrays["fromrgb.weight"] = np.repeat(weight, times, axis=2) * np.float32(factor)
+    arrays["fromrgb.bias"] = bias
+    return [f"the discriminator took {count} channels; it takes the same images as RGB"]
+
+
+def _supply_noise(arrays: Arrays, source: Mapping[str, np.ndarray]) -> list[str]:
+    """Noise maps and strengths for networks that were saved without; returns what was done. A
+    network is one without noise only where nothing in its file has that name.
+    """
     layers = [
         m[1]
         for key in arrays
@@ -305,7 +349,7 @@ def _supply_noise(arrays: Arrays) -> list[str]:
     ]
     maps = [key for key in arrays if key.endswith(".noise_const")]
     strengths = [key for key in arrays if key.endswith(".noise_strength")]
-    if maps or not layers:
+    if maps or not layers or (not strengths and any("noise" in key for key in source)):
         return []
     rng = np.random.RandomState(0)
     for layer in sorted(layers, key=lambda name: (int(name.split(".")[1][1:]), name)):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle
 
-from sis_jax.data.files import plain
+from sis_jax.data.files import json_text, plain
 from sis_jax.data.items import Item, ahead, picture_png
 
 
@@ -57,7 +57,8 @@ def _save_split(folder: Path, split: str, stream: Iterable[Item], head: Mapping[
         open(lists["annotations"], "w", encoding="utf-8") as found,
     ):
         for number, (item, picture) in enumerate(ahead(picture_png, stream), 1):
-            file = item.name if picture is None else f"{item.name}.png"
+            # Masks alone are annotations of the photos where these are.
+            file = item.place if picture is None else f"{item.name}.png"
             if picture is not None:
                 (folder / split).mkdir(exist_ok=True)
                 (folder / split / file).write_bytes(picture)
@@ -81,7 +82,7 @@ def _save_split(folder: Path, split: str, stream: Iterable[Item], head: Mapping[
                     + json.dumps({"id": count, "image_id": number, **annotation})
                 )
     with open(folder / "annotations" / f"instances_{split}.json", "w", encoding="utf-8") as file:
-        file.write(json.dumps(dict(head), ensure_ascii=False)[:-1])
+        file.write(json_text(dict(head), indent=None)[:-1])
         for key, path in lists.items():
             file.write(f', "{key}": [\n')
             with open(path, encoding="utf-8") as part:

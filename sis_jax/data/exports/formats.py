@@ -11,12 +11,11 @@ import contextlib
 import importlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sis_jax.data.files import disk_errors
+from sis_jax.data.files import json_text, replacing
 from sis_jax.data.items import items
 from sis_jax.ops.progress import progress, say
 from sis_jax.types import UsageError, unknown_name
@@ -70,9 +69,7 @@ def write(
             card,
         )
         if not (place / _CLASSES).exists():
-            (place / _CLASSES).write_text(
-                json.dumps(list(classes), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-            )
+            (place / _CLASSES).write_text(json_text(list(classes)) + "\n", encoding="utf-8")
         (place / "README.md").write_text(
             _card(place, card, licence, format, note), encoding="utf-8"
         )
@@ -95,15 +92,9 @@ def new_folder(
     """
     target = Path(os.path.abspath(Path(folder).expanduser()))
     _check_target(target, overwrite)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.sis-tmp")
-    with disk_errors(target):
-        try:
-            temporary.mkdir(parents=True)
-            yield temporary
-            (temporary / _MARK).write_text(json.dumps({"format": format}) + "\n", encoding="utf-8")
-            _swap(temporary, target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with replacing(target, last=_MARK) as place:
+        yield place
+        (place / _MARK).write_text(json.dumps({"format": format}) + "\n", encoding="utf-8")
 
 
 def write_dataset(
@@ -153,17 +144,6 @@ def _check_target(target: Path, overwrite: bool) -> None:
             f"{target} holds other things than an export (no {_MARK}), so --overwrite leaves it "
             "alone; give another --out"
         )
-
-
-def _swap(temporary: Path, target: Path) -> None:
-    """Put the finished folder in place; what was there goes last, so that a killed run leaves one
-    of the two.
-    """
-    old = target.with_name(f".{target.name}.{os.getpid()}.sis-old")
-    if target.exists():
-        os.replace(target, old)
-    os.replace(temporary, target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _card(folder: Path, card: str, licence: str, kind: str, note: str) -> str:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from sis_jax.data.exports.common import Classes, Splits, need_image, with_background
+from sis_jax.data.exports.common import (
+    Classes,
+    Splits,
+    need_image,
+    with_background,
+    yaml_text,
+)
 from sis_jax.data.files import plain
 from sis_jax.data.items import ahead, pngs
 
@@ -31,9 +37,7 @@ def save(splits: Splits, classes: Classes, folder: Path, card: str) -> str:
                     "confidence": item.confidence,
                 }
                 rows.write(json.dumps(plain(row)) + "\n")
-    names = [
-        f"  - {json.dumps(name, ensure_ascii=False)}" for name in with_background(classes).values()
-    ]
+    names = [f"  - {yaml_text(name)}" for name in with_background(classes).values()]
     head = (
         "---\ntask_categories:\n- image-segmentation\nclasses:\n" + "\n".join(names) + "\n---\n\n"
     )

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from sis_jax.data.exports.common import need_image, with_background
+from sis_jax.data.exports.common import need_image, unique_names, with_background
 from sis_jax.data.items import Item, ahead, grey_pngs
 from sis_jax.types import UsageError
 
@@ -67,13 +67,8 @@ def labels_by_id(classes: Sequence[Mapping[str, Any]]) -> list[str]:
     value to ignore, without a name.
     """
     known = with_background(classes)
-    names = [known.get(i, f"unused {i}") for i in range(max(known) + 1)]
     # TFDS wants each name once, and one class per line.
-    firsts: dict[str, int] = {}
-    clean = [" ".join(str(name).split()) or f"class {i}" for i, name in enumerate(names)]
-    return [
-        name if firsts.setdefault(name, i) == i else f"{name} ({i})" for i, name in enumerate(clean)
-    ]
+    return unique_names(known.get(i, f"unused {i}") for i in range(max(known) + 1))
 
 
 def mask_features(tfds: Any, labels: list[str]) -> dict[str, Any]:

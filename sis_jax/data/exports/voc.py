@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sis_jax.data import draw
-from sis_jax.data.exports.common import Classes, Splits, with_background
+from sis_jax.data.exports.common import Classes, Splits, unique_names, with_background
 from sis_jax.data.items import ahead, pngs
 
 
@@ -30,10 +30,12 @@ def save(splits: Splits, classes: Classes, folder: Path, card: str) -> str:
                 (folder / "SegmentationClass" / f"{name}.png").write_bytes(mask)
                 names.write(name + "\n")
     colours = draw.palette()
-    rows = [
-        f"{name}:{','.join(map(str, colours[i]))}::" for i, name in with_background(classes).items()
-    ]
+    known = with_background(classes)
+    labels = unique_names(known.values(), forbidden=":#")
+    rows = [f"{name}:{','.join(map(str, colours[i]))}::" for i, name in zip(known, labels)]
     (folder / "labelmap.txt").write_text(
         "\n".join(["# label:color_rgb:parts:actions", *rows]) + "\n", encoding="utf-8"
     )
-    return "Pictures are PNG, although the folder is called JPEGImages. Nothing is lost."
+    changed = [f"{known[i]!a} is {name!a}" for i, name in zip(known, labels) if known[i] != name]
+    lost = f"In labelmap.txt {', '.join(changed)}." if changed else "Nothing is lost."
+    return f"Pictures are PNG, although the folder is called JPEGImages. {lost}"

@@ -7,13 +7,13 @@ polygon again, and told.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sis_jax.data.exports.common import yaml_text
 from sis_jax.data.exports.polygons import fill, polygons
 from sis_jax.data.items import Item, ahead, picture_png
 from sis_jax.ops import metrics
@@ -51,8 +51,9 @@ def save(
         "train": "train" if "train" in splits else first,
         "val": "val" if "val" in splits else first,
     }
-    rows = ["path: .", *(f"{key}: images/{place}" for key, place in places.items()), "names:"]
-    rows += [f"  {i}: {json.dumps(c['name'], ensure_ascii=False)}" for i, c in enumerate(order)]
+    # Without `path`, readers take the folder of this file; a relative one is theirs.
+    rows = [*(f"{key}: images/{place}" for key, place in places.items()), "names:"]
+    rows += [f"  {i}: {yaml_text(c['name'])}" for i, c in enumerate(order)]
     (folder / "data.yaml").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return _loss(counts, {c["id"]: c["name"] for c in order})
 
