@@ -209,7 +209,7 @@ def _pick(layout: str, networks: list[tuple[str, Network]], notes: tuple[str, ..
     discriminator = next((net for kind, net in networks if kind == "discriminator"), None)
     clip = next((net for kind, net in networks if kind == "clip"), None)
     backbone = next((net for kind, net in networks if kind == "backbone"), None)
-    return Source(layout, generator, discriminator, notes, clip, backbone)
+    return Source(layout, generator, discriminator, notes, clip, backbone=backbone)
 
 
 def _kind(arrays: Mapping[str, Any]) -> tuple[str, str] | None:
