@@ -274,9 +274,9 @@ def cached(path: Path, wanted: Literal["generator", "clip", "backbone"] = "gener
 
 def _check_cache(folder: Path) -> None:
     """CannotWrite, before the file is read, where nothing can be kept."""
+    there = next(place for place in folder.absolute().parents if place.exists())
     with disk_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder.parent, os.W_OK | os.X_OK):
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
