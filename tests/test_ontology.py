@@ -181,9 +181,9 @@ def test_the_shipped_text_model_knows_its_words_and_refuses_others():
 def test_words_are_checked_before_anything_is_computed():
     import sis_jax
     from sis_jax.methods.segmentation_in_style import SegmentationInStyle
+    from sis_jax.runs.configs.discover import DiscoverConfig, RareClass
     from sis_jax.stages.texts import Texts
 
-    asked = {"neutral": "a person", "rare_n": 20, "rare_share": 0.5, "clip": "faces-clip"}
     gen = sis_jax.load_generator()
     for ontology, rare in (
         ({"a giraffe": "giraffe", "a wall": None}, None),
@@ -191,7 +191,9 @@ def test_words_are_checked_before_anything_is_computed():
         ({"hair": "hair", "a wall": None}, "a giraffe"),
     ):
         with pytest.raises(UsageError, match="does not know 'giraffe'"):
-            Texts.of(gen, SegmentationInStyle(), ontology, rare, **asked)
+            asked = RareClass(rare=rare, neutral="a person", rare_n=20)
+            config = DiscoverConfig(ontology=ontology, clip="faces-clip", rare_class=asked)
+            Texts.of(gen, SegmentationInStyle(), config)
 
 
 def test_the_shipped_text_model_keeps_parts_apart():
