@@ -43,8 +43,7 @@ def test_photos_without_background_lend_none():
     partners = layers.partners(np.zeros(50, int), np.random.default_rng(0))
     assert set(partners) == {1}
     background[1] = 0
-    none = Layers.of(images, background, threads=1)
-    assert set(none.partners(np.zeros(4, int), np.random.default_rng(0))) == {-1}
+    assert not Layers.of(images, background, threads=1).reliable.any()
 
 
 def test_backgrounds_like_the_edge_are_preferred():
@@ -55,3 +54,10 @@ def test_backgrounds_like_the_edge_are_preferred():
     assert 0.25 < (partners == 1).mean() < 0.6
     again = layers.partners(np.zeros(2000, int), np.random.default_rng(0))
     np.testing.assert_array_equal(partners, again)
+
+
+def test_foregrounds_are_pasted_from_photos_where_they_stand_out():
+    images, background = photos([(DARK, (30, 30, 30)), (RED, BLUE), (WHITE, DARK), (DARK, DARK)])
+    background[2, :16] = 128  # a teacher that is uncertain about half of it
+    layers = Layers.of(images, background, threads=1)
+    assert layers.reliable.tolist() == [False, True, False, False]

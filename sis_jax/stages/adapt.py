@@ -127,18 +127,20 @@ class Round:
     ) -> Iterator[tuple[np.ndarray, ...]]:
         """An endless stream of what `self_training_step` takes; batch t depends on (seed, t) alone.
 
-        pasted: probability of another photo's background.
+        pasted: share of a batch that is reliable foregrounds before other photos' backgrounds.
         """
+        pool = np.flatnonzero(self.layers.reliable) if self.layers is not None else ()
+        count = round(batch * pasted) if len(pool) else 0
         for step, rows in shuffled(len(self.images), batch, seed, start):
             rng = np.random.default_rng([seed, 8, step])
-            images, behind = self.images[rows], np.full(batch, -1)
-            backgrounds, edge = images, np.zeros((batch, 3), np.uint8)
-            if self.layers is not None:
-                behind = self.layers.partners(rows, rng)
-                backgrounds = self.layers.backgrounds[behind]
+            on = rng.permutation(batch) < count  # in any order, so that every device gets some
+            rows = np.where(on, rng.choice(pool, batch), rows) if count else rows
+            images, edge = self.images[rows], np.zeros((batch, 3), np.uint8)
+            backgrounds = images
+            if self.layers is not None and count:
+                backgrounds = self.layers.backgrounds[self.layers.partners(rows, rng)]
                 edge = self.layers.edge_colour[rows].round().astype(np.uint8)
-            on = ((rng.random(batch) < pasted) & (behind >= 0)).astype(np.float32)
-            yield images, self.target[rows], backgrounds, on, edge
+            yield images, self.target[rows], backgrounds, on.astype(np.float32), edge
 
 
 def steadiness(student: Student, photos: UInt8[np.ndarray, "n s s 3"]) -> float:

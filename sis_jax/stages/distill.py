@@ -52,7 +52,6 @@ from sis_jax.training.self_training import VIEWS
 from sis_jax.training.student import Recipe
 from sis_jax.types import SisError, UsageError, unknown_name
 
-MASKED = 0.25  # share of a round's views that lose blocks of pixels
 LEAST_SIDE = 128  # pixels, on a backbone whose coarsest features have a stride of 32
 _LEAST = {
     **dict.fromkeys(("batch", "rows", "limit", "snapshot"), 1),
@@ -300,7 +299,7 @@ def _adaptation(config: DistillConfig, recipe: Recipe) -> Recipe:
     views = NONE if config.augmentation.augment == "none" else VIEWS
     views = replace(views, swap=recipe.augmentation.swap)
     steps = config.adapt.adapt_steps or 0
-    return replace(recipe, steps=steps, masked=MASKED, augmentation=views)
+    return replace(recipe, steps=steps, augmentation=views)
 
 
 def _backbone(config: DistillConfig) -> Any:

@@ -41,8 +41,6 @@ class Recipe:
         targets.
     ema: decay of the averaged network, 0 = none. side: resolution trained at, in pixels.
         backbone_rate: learning rate of a pretrained backbone, as a share of `learning_rate`.
-    masked: self-training only: share of the views that lose blocks of `block` pixels, each with
-        probability `dropped`.
     """
 
     steps: int = 2000
@@ -58,9 +56,6 @@ class Recipe:
     ema: float = 0.999
     augmentation: Augmentation = NONE
     dtype: str = "float32"
-    masked: float = 0.0
-    block: int = 16
-    dropped: float = 0.4
 
 
 def optimizer(recipe: Recipe) -> optax.GradientTransformation:
