@@ -27,7 +27,9 @@ from sis_jax.types import SisError, UsageError
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[1]
-QUICK = {"steps": 6, "batch": 8, "width": 8, "snapshot": 2, "trim": 0.0}
+QUICK = {
+    "student": "unet-small", "steps": 6, "batch": 8, "width": 8, "snapshot": 2, "trim": 0.0
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +234,7 @@ def test_an_adaptation_that_shakes_is_not_kept(run, student, photos, tmp_path, m
     written, with its own side.
     """
     said = iter([Judgement(0.9, 0.8, 0.7), Judgement(0.95, 0.7, 0.7)])
-    monkeypatch.setattr(adapt, "judge", lambda *a: next(said))
+    monkeypatch.setattr(adapt, "judge", lambda *a, **k: next(said))
     start = {"start_from": str(run), "steps": 0, "side": side} if side else {}
     kept = sis_jax.distill(
         str(run), out=str(tmp_path / "adapted"), photos=photos, adapt_steps=2, **QUICK | start
@@ -303,7 +305,7 @@ def test_a_moved_run_is_the_same_run_and_other_parts_are_not(run, tmp_path):
 def test_on_the_fly_needs_no_dataset(tiny_run, tmp_path):
     shutil.copytree(tiny_run, tmp_path / "r")
     student = sis_jax.distill(str(tmp_path / "r"), n=20, **QUICK)
-    assert student.facts["learned from"] == "19 pictures of tiny"
+    assert student.facts["learned from"] == "19 images of tiny"
 
 
 def test_the_papers_recipe(run, tmp_path):

@@ -53,20 +53,22 @@ class Layers:
 
         cv2.setNumThreads(1)
 
-        def one(i: int) -> tuple[np.ndarray, bool, np.ndarray, np.ndarray]:
-            found = _layers(photos[i], background[i])
+        filled = np.empty_like(photos)
+
+        def one(i: int) -> tuple[bool, np.ndarray, np.ndarray]:
+            filled[i], usable, behind, edge = _layers(photos[i], background[i])
             report(1)
-            return found
+            return usable, behind, edge
 
         with ThreadPoolExecutor(max(1, threads)) as pool:
-            filled, usable, behind, edge = zip(*pool.map(one, range(len(photos))))
+            usable, behind, edge = zip(*pool.map(one, range(len(photos))))
         behind, edge, usable = np.stack(behind), np.stack(edge), np.array(usable)
         contrast = np.linalg.norm(edge - behind, axis=1)
         doubtful = (background > 255 * _BACKGROUND) & (background < 255 * _FOREGROUND)
         uncertain = doubtful.mean((1, 2))
         reliable = usable & (contrast >= np.quantile(contrast, _CONTRAST))
         reliable &= uncertain <= np.quantile(uncertain, _UNCERTAIN)
-        return cls(np.stack(filled), usable, reliable, behind, edge)
+        return cls(filled, usable, reliable, behind, edge)
 
     def partners(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """For each photo of `rows` one whose background to put behind it; some must be usable."""

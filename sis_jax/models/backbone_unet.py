@@ -50,11 +50,12 @@ class Merge(nnx.Module):
 class BackboneUNet(nnx.Module):
     """See the module. backbone: returns features at strides 2 to 32, of `channels` each.
 
-    The backbone's batch statistics stay as they came ("frozen"); its weights are trained.
+    frozen: whether the backbone keeps the batch statistics it came with, as a pretrained one
+        should; one from random weights learns its own. Its weights are trained either way.
     """
 
     def __init__(self, backbone: Any, classes: int, rng: Rng = None):
-        self.backbone = backbone
+        self.backbone, self.frozen = backbone, True
         *skips, deepest = backbone.channels
         inputs = (deepest, *CHANNELS[:-1])
         self.up = nnx.List(
@@ -70,7 +71,7 @@ class BackboneUNet(nnx.Module):
     ) -> Float[Array, "n h w k"]:
         h, w = x.shape[1:3]
         x = padded(x, STRIDE)
-        *skips, y = self.backbone(x)
+        *skips, y = self.backbone(x, None if self.frozen else tape)
         for merge, skip in zip(self.up, reversed(skips)):
             y = merge(y, skip, tape)
         y = jnp.concatenate([y, space_to_depth(x)], -1)

@@ -22,7 +22,7 @@ Input: float images in [-1, 1], any size; output: logits per class and pixel at 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,27 +46,19 @@ from sis_jax.models.layers import (
 from sis_jax.ops.resize import resize_bilinear
 from sis_jax.types import UsageError, unknown_name
 
-Arch = Literal[
-    "unet-efficientnet-lite0",
-    "unet-resnet18",
-    "unet-small",
-    "unet",
-    "resnet18",
-    "deeplabv3-resnet18",
-    "deeplabv3-resnet50",
-]
-
 
 @dataclass(frozen=True)
 class StudentConfig:
     """arch: see the module. classes: number of output channels. width: channels of the first level
     of "unet-small". block: side of the blocks of pixels that it sees and predicts at once, 2 or 4.
+    imagenet: whether a ResNet trunk normalises its images as pretrained ones do.
     """
 
     arch: str = "unet-small"
     classes: int = 2
     width: int = 32
     block: int = 2
+    imagenet: bool = False
 
     def __post_init__(self) -> None:
         if self.arch not in NETWORKS:
@@ -219,7 +211,7 @@ class ResNet18(nnx.Module):
     """
 
     def __init__(self, config: StudentConfig, rng: Rng = None):
-        self.trunk = ResNet(18, rng, "trunk", dilated=True, imagenet=False)
+        self.trunk = ResNet(18, rng, "trunk", dilated=True, imagenet=config.imagenet)
         self.head = Conv(self.trunk.channels[-1], config.classes, rng, size=1, bias=True, std=0.01)
 
     def __call__(
@@ -242,7 +234,7 @@ class DeepLabV3(nnx.Module):
             "trunk",
             dilated=True,
             whole=False,
-            imagenet=False,
+            imagenet=config.imagenet,
         )
         n = self.trunk.channels[-1]
         self.branches = nnx.List(

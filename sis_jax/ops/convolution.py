@@ -288,11 +288,15 @@ def _kernel_gradient(x: Array, g: Array, size: int) -> Array:
 
     def one(total: Array, sample: tuple[Array, Array]) -> tuple[Array, None]:
         a, b = sample
-        return total + jnp.stack([b @ a[s : s + h * width] for s in starts]), None
+        products = (
+            jnp.matmul(b, a[s : s + h * width], preferred_element_type=total.dtype) for s in starts
+        )
+        return total + jnp.stack(list(products)), None
 
-    zeros = varying(jnp.zeros((size * size, g.shape[-1], x.shape[-1]), g.dtype))
+    zeros = varying(jnp.zeros((size * size, g.shape[-1], x.shape[-1]), jnp.float32))
     total, _ = lax.scan(one, zeros, (flat_x, flat_g.transpose(0, 2, 1)))
-    return total.transpose(0, 2, 1).reshape(size, size, x.shape[-1], g.shape[-1])
+    kernel = total.transpose(0, 2, 1).reshape(size, size, x.shape[-1], g.shape[-1])
+    return kernel.astype(x.dtype)
 
 
 conv_same.defvjp(lambda x, kernel: (conv2d(x, kernel), (x, kernel)), _conv_same_backward)

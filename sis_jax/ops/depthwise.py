@@ -144,7 +144,7 @@ def _kernel_gradient(x: Array, g: Array, k: int, stride: int) -> Array:
         return total + jnp.stack(sums), None
 
     shape = (k * k, w, c) if unrolled else (k * k, c)
-    total, _ = lax.scan(one, varying(jnp.zeros(shape, g.dtype)), (x, g))
+    total, _ = lax.scan(one, varying(jnp.zeros(shape, jnp.float32)), (x, g))
     return (total.sum(1) if unrolled else total).reshape(k, k, c)
 
 

@@ -14,7 +14,7 @@ average out as those of the colours do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -84,15 +84,6 @@ def foregrounds(
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
         return np.stack(list(pool.map(one, range(len(photos)))))
-
-
-def shares(
-    masks: Bool[np.ndarray, "n h w"] | Sequence[Any], factor: int
-) -> Float[np.ndarray, "n h2 w2"]:
-    """Share of true pixels in each block of factor x factor."""
-    masks = np.asarray(masks)
-    n, h, w = masks.shape
-    return masks.reshape(n, h // factor, factor, w // factor, factor).mean((2, 4), dtype=np.float32)
 
 
 def _opencv() -> Any:

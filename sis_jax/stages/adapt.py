@@ -42,7 +42,7 @@ from sis_jax.training import student as training
 
 HELD = 256  # photos kept apart for the judgement
 FORGOTTEN = 0.1  # mean IoU on generated pictures that adaptation may cost
-_BLOCK = 256
+_BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -110,15 +110,31 @@ class Round:
     layers: Layers | None
 
     @classmethod
-    def labelled(cls, teacher: Student, photos: UInt8[np.ndarray, "n s s 3"], note: str) -> Round:
-        """Photos with the masks of `teacher`; without a background there is nothing to paste."""
+    def labelled(
+        cls,
+        teacher: Student,
+        photos: UInt8[np.ndarray, "n r r 3"],
+        side: int,
+        note: str,
+        *,
+        mirrored: bool = True,
+        pasted: bool = True,
+    ) -> Round:
+        """Photos at `side` pixels with the masks of `teacher`.
+
+        mirrored: whether the mean with the mirror image is meant, wrong where classes swap there.
+        pasted: whether foregrounds will be pasted; without a background there are none to paste.
+        """
+        seen = reduced(photos, min(photos.shape[1], max(side, teacher.side)))
+        photos = reduced(photos, side)
         target = np.empty((*photos.shape[:3], len(teacher.classes)), np.uint8)
         with progress(len(photos), note, "photo") as bar:
             for i in range(0, len(photos), _BLOCK):
-                scores = _opinions(teacher, photos[i : i + _BLOCK])
-                target[i : i + _BLOCK] = np.round(255 * scores)
+                scores = predicted(teacher, seen[i : i + _BLOCK], mirrored)
+                small = [_resized(score, side) for score in scores]
+                target[i : i + _BLOCK] = np.round(255 * np.stack(small))
                 bar.update(len(scores))
-        if not _has_background(teacher):
+        if not (pasted and _has_background(teacher)):
             return cls(photos, target, None)
         return cls(photos, target, Layers.of(photos, target[..., 0], _threads()))
 
@@ -170,7 +186,7 @@ def agreement(
     """
     if not _has_background(student):
         return None
-    ground = _opinions(student, reduced(photos, student.side))[..., 0]
+    ground = predicted(student, reduced(photos, student.side), mirrored)[..., 0]
     corrected = _corrected(photos, ground, mirrored, "masks of held-out photos")
     own = (enlarged(g, photos.shape[1:3]) < 0.5 for g in ground)
     return float(
@@ -191,11 +207,21 @@ def _has_background(student: Student) -> bool:
     return bool(student.classes[0]["id"] == 0)
 
 
-def _opinions(
-    student: Student, photos: UInt8[np.ndarray, "n s s 3"]
+def predicted(
+    student: Student, photos: UInt8[np.ndarray, "n s s 3"], mirrored: bool
 ) -> Float[np.ndarray, "n s s k"]:
-    blocks = (student.scores(list(photos[i : i + _BLOCK])) for i in range(0, len(photos), _BLOCK))
-    return np.concatenate([np.stack(b) for b in blocks])[..., student.ids]
+    """Class probabilities by channel; mirrored: the mean with the mirror image."""
+    found = np.empty((*photos.shape[:3], len(student.classes)), np.float32)
+    for i in range(0, len(photos), _BLOCK):
+        for j, scores in enumerate(student.scores(list(photos[i : i + _BLOCK]), flip=mirrored)):
+            found[i + j] = scores[..., student.ids]
+    return found
+
+
+def _resized(scores: Float[np.ndarray, "r r k"], side: int) -> Float[np.ndarray, "s s k"]:
+    if scores.shape[0] == side:
+        return scores
+    return np.stack([enlarged(plane, (side, side)) for plane in np.moveaxis(scores, -1, 0)], -1)
 
 
 def _corrected(

@@ -68,7 +68,7 @@ def distill(config: DistillConfig) -> Student:
     _check(resolved)
     place, source = _places(resolved)
     with RunFolder.open(place, config.overwrite) as run:
-        inputs = _inputs(source, config.source.fly) | _first_weights(config.network.start_from)
+        inputs = _inputs(source, config.source.fly) | _weights_read(config)
         given = replace(config, data=None if source is None else str(source))
         with run.stage(resolved, given=given, inputs=inputs) as stage:
             if not stage.done:
@@ -89,10 +89,13 @@ def resolve(config: DistillConfig) -> DistillConfig:
         missing = [k for k, v in vars(group).items() if v is None and k in recipe]
         return replace(group, **{k: recipe[k] for k in missing})
 
+    train = filled(config.train)
+    if config.adapt.teacher and config.data is None and config.source.images is None:
+        train = replace(train, steps=0)  # there is nothing but photos
     return replace(
         config,
         network=filled(config.network),
-        train=filled(config.train),
+        train=train,
         augmentation=filled(config.augmentation),
         adapt=filled(config.adapt),
     )
@@ -119,8 +122,13 @@ def _check(config: DistillConfig) -> None:
         )
     if source.masks and not source.images:
         raise UsageError("--masks needs --images, the photos they belong to")
-    if config.adapt.teacher and not config.adapt.photos:
+    adapt = config.adapt
+    if adapt.teacher and not adapt.photos:
         raise UsageError("--teacher needs --photos, which it labels")
+    if not (train.steps or net.start_from or (adapt.photos and adapt.rounds and adapt.adapt_steps)):
+        raise UsageError("there is nothing to learn: give --steps, or --photos and --rounds")
+    if net.start_from and net.backbone:
+        raise UsageError("--start-from brings its own backbone: leave out --backbone")
     if source.images is None and config.data is None and not config.adapt.teacher:
         raise UsageError(
             "give a RUN (or a data folder) to learn from, --photos and --teacher, or --images and "
@@ -168,12 +176,14 @@ def _inputs(source: Path | None, fly: bool) -> dict[str, str]:
     return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()}
 
 
-def _first_weights(folder: str | None) -> dict[str, str]:
-    """Digest of the student to begin with, so that another one there is noticed."""
-    if folder is None:
-        return {}
-
-    return {"start_from": load_student(folder).info.sha256}
+def _weights_read(config: DistillConfig) -> dict[str, str]:
+    """Digests of the weights to begin with and to learn from, so that others there are noticed."""
+    named = {"start_from": config.network.start_from, "teacher": config.adapt.teacher}
+    found = {key: load_student(name).info.sha256 for key, name in named.items() if name}
+    name = config.network.backbone
+    return found | (
+        {"backbone": load_backbone(name).info.sha256} if name not in (None, "none") else {}
+    )
 
 
 def _warn_of_other_parts(source: Path) -> None:
@@ -213,6 +223,8 @@ def _job(config: DistillConfig, source: Path | None) -> Job:
     to adapt to.
     """
     teacher = load_student(config.adapt.teacher) if config.adapt.teacher else None
+    start = load_student(config.network.start_from) if config.network.start_from else None
+    backbone = None if start else _backbone(config)
     if config.source.images is not None:
         classes, train, val, origin, licence = _human(config)
     elif source is None:
@@ -243,10 +255,11 @@ def _job(config: DistillConfig, source: Path | None) -> Job:
             config.adapt.photos, finer * side, rows=rows, min_size=side, progress=progress_shown()
         )
         say(photos.summary())
-    start = load_student(config.network.start_from) if config.network.start_from else None
     recipe = _recipe(config, side, classes)
+    if backbone is None and start is None:  # nothing there to be careful with
+        recipe = replace(recipe, backbone_rate=1.0)
     return Job(
-        network=_network(config, side, len(classes), start),
+        network=_network(config, side, len(classes), start, backbone),
         recipe=recipe,
         adaptation=_adaptation(config, recipe),
         rounds=config.adapt.rounds or 0,
@@ -261,7 +274,7 @@ def _job(config: DistillConfig, source: Path | None) -> Job:
         seed=config.train.seed,
         snapshot=config.train.snapshot,
         start=start,
-        backbone=None if start else _backbone(config),
+        backbone=backbone,
         teacher=teacher,
     )
 
@@ -274,11 +287,13 @@ def _side(config: DistillConfig, train: Pairs) -> int:
 
 
 def _network(
-    config: DistillConfig, side: int, classes: int, start: Student | None
+    config: DistillConfig, side: int, classes: int, start: Student | None, backbone: Any
 ) -> students.StudentConfig:
     net = config.network
     block = net.block or (start.config.block if start else students.usual_block(side))
-    return students.StudentConfig(str(net.student), classes, net.width, block)
+    imagenet = backbone is not None and not str(net.student).startswith("unet-")
+    imagenet = start.config.imagenet if start else imagenet
+    return students.StudentConfig(str(net.student), classes, net.width, block, imagenet)
 
 
 def _recipe(config: DistillConfig, side: int, classes: tuple[dict[str, Any], ...]) -> Recipe:
@@ -304,20 +319,23 @@ def _adaptation(config: DistillConfig, recipe: Recipe) -> Recipe:
 
 def _backbone(config: DistillConfig) -> Any:
     """Pretrained weights of the network's backbone; None where it has none, or shall have none."""
-    student, name = config.network.student, config.network.backbone
+    student, name = str(config.network.student), config.network.backbone
+    trunk = {"resnet18": "resnet18"}.get(student, student.removeprefix("deeplabv3-"))
+    trunk = student.removeprefix("unet-") if student.startswith("unet-") else trunk
+    known = trunk in backbones.NETWORKS
     if name == "none" or (name is None and student != "unet-efficientnet-lite0"):
-        if student in ("resnet18", "unet-resnet18"):
+        if known and name is None:
             say(
-                "the backbone begins from random weights, the paper's from ImageNet's: "
-                "unet-resnet18 takes a ResNet-18 with --backbone FILE"
+                f"{student} begins from random weights, the papers' from ImageNet's, and will be "
+                f"worse on photos: give a {trunk} file with --backbone, or --backbone none"
             )
         return None
-    if student in ("unet", "unet-small") or not str(student).startswith("unet-"):
+    if not known:
         raise UsageError(f"{student} has no pretrained backbone: leave out --backbone {name}")
     found = load_backbone(name)
-    expected = nnx.state(backbones.build(str(student).removeprefix("unet-")))
+    expected = nnx.state(backbones.build(trunk))
     if jax.tree.map(np.shape, nnx.state(found)) != jax.tree.map(np.shape, expected):
-        raise UsageError(f"{found.info.name} is no backbone of {student}: their shapes differ")
+        raise UsageError(f"{found.info.name} is not the {trunk} of {student}: their shapes differ")
     return found
 
 

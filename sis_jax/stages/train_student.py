@@ -78,7 +78,11 @@ class StudentTraining:
         # The resolution at which the student from before the photos works.
         given = job.start.side if job.start is not None and not job.recipe.steps else None
         self.first_side = given or job.recipe.side
-        self.photos, self.held = (None, None) if job.photos is None else _held_out(job)
+        self.rounds = job.rounds if job.photos is not None and job.adaptation.steps else 0
+        self.photos, self.held = _held_out(job) if self.rounds else (None, None)
+        # Left hands are right hands in the mirror: there the mean with it means nothing.
+        self.mirrored = not job.recipe.augmentation.swap
+        self.val = job.val if len(job.val) else self._of_teacher()
         network = self._first_network()
         self.graph, state = new_state(network, job.recipe)
         self.checkpoints = Checkpoints(folder / "checkpoints", job.config)
@@ -92,8 +96,11 @@ class StudentTraining:
         job = self.job
         if job.start is None:
             network: Any = students.build(job.network, np.random.default_rng(job.seed))
+            trunk = "backbone" if hasattr(network, "backbone") else "trunk"
             if job.backbone is not None:
-                nnx.update(network.backbone, nnx.state(job.backbone))
+                nnx.update(getattr(network, trunk), nnx.state(job.backbone))
+            elif trunk == "backbone" and hasattr(network, "frozen"):
+                network.frozen = False
             return network
         ours, theirs = ([c["id"] for c in of.classes] for of in (job, job.start))
         if (job.start.config, theirs) != (job.network, ours):
@@ -116,8 +123,7 @@ class StudentTraining:
         if facts["phase"] == "train":
             self._train()
             self.state.kept["before"] = self._weights()
-            rounds = job.rounds if self.photos is not None and job.adaptation.steps else 0
-            self._begin(0) if rounds else self._finish()
+            self._begin(0) if self.rounds else self._finish()
         while facts["phase"] == "adapt":
             self._adapt()
             if facts["round"] + 1 < job.rounds:
@@ -189,27 +195,42 @@ class StudentTraining:
         teacher = self._student_of(self.state.kept["teacher"], side)
         return adapt.Round.labelled(
             job.teacher if job.teacher is not None and not number else teacher,
-            adapt.reduced(self.photos.images[rows], job.recipe.side),
+            self.photos.images[rows], job.recipe.side,
             f"masks of photos, round {number + 1} of {job.rounds}",
-        )
+            mirrored=self.mirrored, pasted=job.pasted > 0,
+        )  # fmt: skip
 
     def _choose(self) -> None:
-        """The better of the students from before and after, on held-out photos."""
+        """The better of the students from before and after, on held-out photos.
+
+        Where nothing was trained before the photos, the teacher stands in for it; then there is
+        nothing to go back to, and the comparison is only recorded.
+        """
         assert self.held is not None
-        before, after = self.state.kept["before"], self._weights()
-        first = self.job.teacher or self._student_of(before, self.first_side)
+        job, before, after = self.job, self.state.kept["before"], self._weights()
+        trained = bool(job.recipe.steps or job.start is not None)
+        first = self._student_of(before, self.first_side) if trained else job.teacher
+        assert first is not None
         old, new = (
-            adapt.judge(student, self.held.images, self._val_iou(student), mirrored=True)
-            for student in (first, self._student_of(after, self.job.recipe.side))
+            adapt.judge(student, self.held.images, self._val_iou(student), self.mirrored)
+            for student in (first, self._student_of(after, job.recipe.side))
         )
-        kept = new.better_than(old)
-        verdict = old.facts("before") | new.facts("after") | {"adaptation_kept": kept}
-        self.state.facts["verdict"] = verdict
-        if kept:
-            return
-        say(f"the adaptation is not better. Before: {old}. After: {new}")
-        if self.job.teacher is None:
+        better = new.better_than(old)
+        verdict = old.facts("before") | new.facts("after")
+        name = "adaptation_kept" if trained else "better_than_teacher"
+        self.state.facts["verdict"] = verdict | {name: better}
+        if not better:
+            say(f"the student from after the photos is not better. Before: {old}. After: {new}")
+        if trained and not better:
             self.state.state |= before | {"ema": before["params"]}
+
+    def _of_teacher(self) -> Pairs:
+        """Held-out photos with the teacher's masks, where there are no generated images."""
+        if self.held is None or self.job.teacher is None:
+            return self.job.val
+        images = adapt.reduced(self.held.images[:_VALIDATED], self.job.recipe.side)
+        masks = adapt.predicted(self.job.teacher, images, self.mirrored).argmax(-1)
+        return Pairs(images, masks.astype(np.uint8), np.full(masks.shape, 255, np.uint8))
 
     # the student and what is known of it
 
@@ -224,7 +245,7 @@ class StudentTraining:
     def side(self) -> int:
         """The resolution at which the student works; where the adaptation was not kept, its own."""
         kept = self.state.facts["verdict"].get("adaptation_kept", True)
-        return self.job.recipe.side if kept or self.job.teacher is not None else self.first_side
+        return self.job.recipe.side if kept else self.first_side
 
     def student(self) -> Student:
         """The student as it is now."""
@@ -247,10 +268,13 @@ class StudentTraining:
 
     def facts(self) -> dict[str, Any]:
         """What run.json records."""
-        last = self.state.curve[-1] if self.state.curve else {}
+        last, verdict = (self.state.curve or [{}])[-1], self.state.facts["verdict"]
+        val_iou = last.get("val_iou")
+        if not verdict.get("adaptation_kept", True):  # the curve ends with the other one
+            val_iou = verdict.get("val_iou_before")
         device = f"{self.devices} x {jax.devices()[0].device_kind} ({os.cpu_count()} cores)"
         return {
-            "pictures": len(self.job.train), "val_iou": last.get("val_iou"),
+            "pictures": len(self.job.train), "val_iou": val_iou,
             "loss": last.get("loss"), "side": self.side, **self.state.facts["verdict"],
             "training_device": device,
         }  # fmt: skip
@@ -269,7 +293,7 @@ class StudentTraining:
 
     def _val_iou(self, student: Student) -> float | None:
         """Mean IoU with the parts' masks of held-out generated images; None without any."""
-        val, count = self.job.val, min(len(self.job.val), _VALIDATED)
+        val, count = self.val, min(len(self.val), _VALIDATED)
         if not count:
             return None
         table = np.full(256, 255, np.uint8)
