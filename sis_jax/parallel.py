@@ -323,4 +323,4 @@ def _whole(variable: str, given: int | None) -> int | None:
     try:
         return int(text)
     except ValueError:
-        raise UsageError(f"{variable} is {text!r}, expected a whole number") from None
+        raise UsageError(f"{variable} is {text!r}, expected an integer") from None

@@ -50,7 +50,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str], cure: str = "") -> 
 @dataclass(frozen=True)
 class Info:
     """Where a network comes from. Copied into everything made with it, because the licence follows
-    the pictures.
+    the images.
 
     `sha256` is the digest of the weights as stored (`model.safetensors`), `source` the file they
     were converted from.
@@ -65,7 +65,7 @@ class Info:
 
 @dataclass(frozen=True)
 class Samples:
-    """A batch of generated pictures with all that is needed to make them again.
+    """A batch of generated images with all that is needed to make them again.
 
     seeds: one per sample. z, w: latents. images: Float[n h w 3] in [-1, 1] (may go slightly
         beyond). features: tap name -> Float[n r r c].
@@ -81,7 +81,7 @@ class Samples:
         return len(self.seeds)
 
     def to_uint8(self) -> np.ndarray:
-        """The pictures as uint8[n h w 3], rounded as every StyleGAN2 does: clip(127.5 x + 128)
+        """The images as uint8[n h w 3], rounded as every StyleGAN2 does: clip(127.5 x + 128)
         truncated.
         """
         return to_uint8(self.images)
@@ -129,7 +129,7 @@ class SkipGenerator(Protocol):
 
 
 def to_uint8(images: Float[Array, "*n h w 3"] | np.ndarray) -> np.ndarray:
-    """Pictures in [-1, 1] as uint8, by the rule of the StyleGAN2 code bases: clip(127.5 x + 128, 0,
+    """Images in [-1, 1] as uint8, by the rule of the StyleGAN2 code bases: clip(127.5 x + 128, 0,
     255), truncated.
     """
     return np.clip(np.asarray(images, np.float32) * 127.5 + 128, 0, 255).astype(np.uint8)
@@ -152,8 +152,6 @@ def latents_from_seeds(seeds: Iterable[int], z_dim: int) -> np.ndarray:
     seeds = [int(s) for s in seeds]
     for s in seeds:
         if not 0 <= s < 2**32:
-            raise UsageError(
-                f"seed {s} is out of range: seeds are whole numbers from 0 to 4294967295"
-            )
+            raise UsageError(f"seed {s} is out of range: seeds are integers from 0 to 4294967295")
     rows = [np.random.RandomState(s).randn(1, z_dim) for s in seeds]
     return np.concatenate(rows).astype(np.float32) if rows else np.zeros((0, z_dim), np.float32)

@@ -31,7 +31,7 @@ AnyArray = jax.Array | np.ndarray
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class CLIP:
-    """Pictures and texts to points of one space (Radford et al. 2021). A pytree; its encoders are
+    """Images and texts to points of one space (Radford et al. 2021). A pytree; its encoders are
     compiled once per shape, and work inside jit and vmap.
 
     Points are not normalised; the cosine of two of them times `logit_scale` is what CLIP was
@@ -90,7 +90,7 @@ class CLIP:
     def encode_image(
         self, pixels: Float[AnyArray, "b h w 3"], batch: int = 32
     ) -> Float[Array, "b d"]:
-        """Points of pictures from `preprocess`, not normalised. UsageError for whole numbers, and
+        """Points of images from `preprocess`, not normalised. UsageError for integers, and
         for another size than the network's.
         """
         pixels = _array(pixels)
@@ -116,7 +116,7 @@ class CLIP:
         The value path of the last attention layer (MaskCLIP, Zhou et al. 2022, section 3.2;
         Pakhomov et al. 2021 read CLIP's ResNets likewise). Sides may be any multiples of the patch
         or of 32 pixels; a ViT's positional embeddings are resized (bicubic) where they are not
-        native. Larger pictures give a finer map. UsageError for whole numbers, and for other sides.
+        native. Larger images give a finer map. UsageError for integers, and for other sides.
         """
         pixels = _array(pixels)
         self.network.check_pixels(pixels, native=False)
@@ -126,7 +126,7 @@ class CLIP:
         context, vocabulary = self.config.text.context, self.config.text.vocabulary
         if ids.ndim != 2 or not 0 < ids.shape[1] <= context or ids.dtype.kind not in "iu":
             raise UsageError(
-                f"token ids must be whole numbers [b, {context}], got "
+                f"token ids must be integers [b, {context}], got "
                 f"{ids.dtype}{list(ids.shape)}: use clip.tokenize(texts)"
             )
         if (
@@ -161,14 +161,14 @@ def _texts(texts: Any) -> list[str]:
 
 
 def _array(pixels: Any) -> AnyArray:
-    """Pictures as one array; a list of pictures of one size is stacked."""
+    """Images as one array; a list of images of one size is stacked."""
     if isinstance(pixels, AnyArray):
         return pixels
     try:
         return np.asarray(pixels)
     except (ValueError, TypeError):
         raise UsageError(
-            "pixels must be one array [b, h, w, 3], got pictures of several sizes: use "
+            "pixels must be one array [b, h, w, 3], got images of several sizes: use "
             "clip.preprocess(photos)"
         ) from None
 
@@ -178,7 +178,7 @@ def _in_chunks(run: Callable[[jax.Array], jax.Array], rows: AnyArray, batch: int
     decides.
     """
     if isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or batch < 1:
-        raise UsageError(f"batch must be a whole number of at least 1, got {batch!r}")
+        raise UsageError(f"batch must be an integer of at least 1, got {batch!r}")
     n = rows.shape[0]
     if n <= batch or isinstance(rows, Tracer):
         return run(jnp.asarray(rows))
@@ -205,7 +205,7 @@ def _dense(network: CLIPNetwork, pixels: jax.Array) -> jax.Array:
 
 
 def fingerprint(model: CLIP) -> Float[np.ndarray, "2 d"]:
-    """Points, of unit length, of a picture of noise and of a row of random tokens: the same
+    """Points, of unit length, of an image of noise and of a row of random tokens: the same
     wherever the same network runs, up to rounding.
     """
     side, text = model.config.vision.image_size, model.config.text

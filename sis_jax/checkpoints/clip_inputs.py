@@ -88,7 +88,7 @@ def _image(photo: Any) -> Image.Image:
         raise UsageError(
             "a photo must be uint8[h, w, 3] (RGB, 0 to 255) or a Pillow image, got "
             f"{array.dtype}{list(array.shape)}; "
-            f"pictures in [-1, 1] become photos by sis_jax.types.to_uint8"
+            f"images in [-1, 1] become photos by sis_jax.types.to_uint8"
         )
     return Image.fromarray(array)
 

@@ -66,7 +66,7 @@ class Folder:
     clip, backbone: the fields of the networks' configs.
 
     source: name of the file it was converted from, its sha256 and layout. sha256: digests of the
-        files of this folder. notes: what the converter had to supply. digests: those of pictures of
+        files of this folder. notes: what the converter had to supply. digests: those of images of
         fixed seeds (`convert_weights.py --verify`).
     """
 

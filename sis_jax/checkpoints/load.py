@@ -89,7 +89,7 @@ def save_generator(
     returns its path.
 
     Name, licence and source are those of `gen.info`. card: the README.md, written from them where
-    not given. dtype: "float32" or "float16" (half the size; pictures change by about 1 grey level).
+    not given. dtype: "float32" or "float16" (half the size; images change by about 1 grey level).
     """
     path = Path(path)
     folder = files.Folder(

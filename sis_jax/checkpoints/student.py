@@ -40,7 +40,7 @@ _BATCH = 16
 @dataclass(frozen=True)
 class Student:
     """A trained segmenter. classes: as in classes.json, channel i is the class classes[i]. side:
-    shorter side of the pictures it was trained on.
+    shorter side of the images it was trained on.
 
     facts: how it came about (generator, steps, licence), for its card.
     """
@@ -69,7 +69,7 @@ class Student:
         class is zero).
 
         flip: mean of the photo and its mirror image. size: shorter side to which a photo is brought
-            before the network sees it; by default that of the training pictures. tile: a photo that
+            before the network sees it; by default that of the training images. tile: a photo that
             is then still larger than this is cut into overlapping tiles.
         """
         out = []
@@ -282,7 +282,7 @@ def find(name_or_path: str | os.PathLike | None) -> Path:
         return path
     if text in catalogue.folders():
         raise UsageError(
-            f"{text} holds no student, it draws or names pictures: give "
+            f"{text} holds no student, it draws or names images: give "
             f"{', '.join([*known, 'a run'])}"
         )
     raise unknown_name(

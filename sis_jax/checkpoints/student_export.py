@@ -22,7 +22,7 @@ Network = Callable[[jax.Array], jax.Array]
 
 
 def write(network: nnx.Module, side: int, path: Path, *, flip: bool, facts: dict[str, str]) -> Path:
-    """The probabilities uint8[b side side 3] -> float32[b side side k] of any number of pictures,
+    """The probabilities uint8[b side side 3] -> float32[b side side k] of any number of images,
     in the format that the name ends in.
 
     flip: mean with the mirror image. facts: what ONNX's metadata is to hold. Raises UsageError for

@@ -190,7 +190,7 @@ def _flower(photo: Path, painted: Path) -> tuple[np.ndarray, np.ndarray]:
 def saliency(
     root: Path, split: str, grey_from: int, folders: Mapping[str, tuple[str, str]]
 ) -> list[Entry]:
-    """Pictures and grey masks in two folders, paired by stem."""
+    """Images and grey masks in two folders, paired by stem."""
     photos, masks = (find(root, name) for name in folders[split])
     known = {
         p.stem: p
@@ -210,7 +210,7 @@ def saliency(
 
 
 def openeds(root: Path, split: str, grey_from: int) -> list[Entry]:
-    """OpenEDS: grey eye pictures 640 x 400 and integer label arrays. The test labels were not
+    """OpenEDS: grey eye images 640 x 400 and integer label arrays. The test labels were not
     always given out.
     """
     folder = find(root, "Semantic_Segmentation_Dataset") / split

@@ -1,5 +1,5 @@
-"""Edited pictures with their background kept, and what that kept: `Edit`; on disk `edit.png`,
-`edit.json`, `edit.safetensors` and the pictures.
+"""Edited images with their background kept, and what that kept: `Edit`; on disk `edit.png`,
+`edit.json`, `edit.safetensors` and the images.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _ARRAYS = ("originals", "plain", "images", "backgrounds", "alphas", "edited_alph
 
 @dataclass(frozen=True)
 class Edit:
-    """n pictures, each edited with s strengths.
+    """n images, each edited with s strengths.
 
-    originals: the pictures before (or photos). plain: what the generator draws for the moved
+    originals: the images before (or photos). plain: what the generator draws for the moved
         latent. images: the foreground of that on the original's own, completed background.
         backgrounds: those. alphas, edited_alphas: foreground in 0..1, before and after. direction:
         what was moved along, in words.
@@ -75,7 +75,7 @@ class Edit:
         return np.array(rows)
 
     def summary(self) -> dict[str, Any]:
-        """Background PSNR over all pixels outside both masks of all pictures together, kept and
+        """Background PSNR over all pixels outside both masks of all images together, kept and
         plain, and the gain in dB.
         """
         there = np.broadcast_to(self.originals[:, None], self.images.shape)[self.outside]
@@ -88,7 +88,7 @@ class Edit:
         }
 
     def table(self) -> list[dict[str, Any]]:
-        """One row per picture and strength."""
+        """One row per image and strength."""
         return [
             {
                 "name": name,
@@ -103,7 +103,7 @@ class Edit:
         ]
 
     def show(self, count: int = 8) -> Image.Image:
-        """Per picture and strength one row: original, plain edit, edit with its background kept,
+        """Per image and strength one row: original, plain edit, edit with its background kept,
         both masks, the completed background.
         """
         kept, plain_ = self.psnr, self.psnr_plain
@@ -158,7 +158,7 @@ class Edit:
         }  # last: it says that all is there
 
     def save(self, folder: str | Path) -> Path:
-        """Write pictures, masks, and the table of PSNRs into a folder; `Edit.load` reads them
+        """Write images, masks, and the table of PSNRs into a folder; `Edit.load` reads them
         back.
         """
         for name, data in self.files().items():
@@ -220,7 +220,7 @@ def _check(edit: Edit) -> None:
 
 
 def _stems(names: tuple[str, ...], strengths: tuple[float, ...]) -> list[str]:
-    """File names for pictures; numbered where two would be the same."""
+    """File names for images; numbered where two would be the same."""
     stems = [
         flat(
             re.sub(r"[^\w.-]+", "-", Path(n).with_suffix("").as_posix() if "." in n else n).strip(
@@ -237,7 +237,7 @@ def _stems(names: tuple[str, ...], strengths: tuple[float, ...]) -> list[str]:
 
 
 def _endings(strengths: tuple[float, ...]) -> list[str]:
-    """What follows a picture's stem in the names of its edits, kept and plain."""
+    """What follows an image's stem in the names of its edits, kept and plain."""
     return [f"_{s:+g}{kind}" for s in dict.fromkeys(strengths) for kind in ("", "_plain")]
 
 
@@ -263,7 +263,7 @@ def keep_background(
     recipe).
     """
     if not len(originals):
-        raise SisError("there is nothing to edit: no picture was given")
+        raise SisError("there is nothing to edit: no image was given")
     backgrounds = np.stack(
         [compositing.complete(o, a, inpainter) for o, a in zip(originals, alphas)]
     )

@@ -69,7 +69,7 @@ class Masks(Sequence):
         return (self[i] for i in range(len(self)))
 
     def save(self, folder: str | Path, format: str = "png", overwrite: bool = False) -> Path:  # noqa: A002
-        """Write the masks. format: "png", palette pictures <stem>.png beside classes.json; or coco,
+        """Write the masks. format: "png", palette images <stem>.png beside classes.json; or coco,
         voc, yolo, hf, npz, tfds. Returns the folder.
         """
         folder = Path(folder)
@@ -102,7 +102,7 @@ class Masks(Sequence):
         return sorted(rows, key=lambda r: -int(r["mask"].sum()))
 
     def cutout(self, index: int, image: UInt8[np.ndarray, "h w 3"] | None = None) -> Image.Image:
-        """The photo's foreground as an RGBA picture: alpha is the probability of not being
+        """The photo's foreground as an RGBA image: alpha is the probability of not being
         background, or 0 and 255 without scores.
         """
         found = self[index]
@@ -114,7 +114,7 @@ class Masks(Sequence):
         return cutout(picture, found.mask, found.scores)
 
     def show(self, count: int = 8) -> Image.Image:
-        """Photos over their masks over both, 128 pixels high, as one picture."""
+        """Photos over their masks over both, 128 pixels high, as one image."""
         shown = [p for p in self[:count] if p.image is not None]
         if not shown:
             raise UsageError(

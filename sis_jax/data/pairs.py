@@ -1,4 +1,4 @@
-"""Pictures with masks in memory, and an endless shuffled stream of batches: what a student is
+"""Images with masks in memory, and an endless shuffled stream of batches: what a student is
 trained on.
 """
 
@@ -24,7 +24,7 @@ IGNORE = draw.IGNORE
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Pictures uint8[n h w 3], masks uint8[n h w] of channel numbers (255 = ignore), and how sure
+    """Images uint8[n h w 3], masks uint8[n h w] of channel numbers (255 = ignore), and how sure
     each pixel's label is, uint8[n h w], 255 = sure.
     """
 
@@ -57,13 +57,13 @@ class Pairs:
         bar.close()
         if len({r[0].shape for r in rows}) != 1:
             raise SisError(
-                f"the pictures in {source} differ in size or there are none: a student is trained "
-                "on pictures of one size"
+                f"the images in {source} differ in size or there are none: a student is trained "
+                "on images of one size"
             )
         return cls(*(np.stack(part) for part in zip(*rows)))
 
     def without_odd_ones(self, trim: float, channel: int = 0) -> Pairs:
-        """Without the share `trim` of pictures on whose frame the least of `channel` (the
+        """Without the share `trim` of images on whose frame the least of `channel` (the
         background) was labelled.
 
         A mask in which the background is missing is the commonest large mistake of a teacher that

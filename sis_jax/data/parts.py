@@ -37,8 +37,8 @@ class Parts:
         what it would have been called where that was too little (unsure).
     clusters: facts per cluster (share, confidence, agreement across seeds, share of the frame,
         class_id; scores: probability per class).
-    samples: uint8[n h w 3] pictures to look at, masks: their clusters, seeds: theirs, confidence:
-        per picture, 0..1.
+    samples: uint8[n h w 3] images to look at, masks: their clusters, seeds: theirs, confidence:
+        per image, 0..1.
     """
 
     method: str
@@ -170,7 +170,7 @@ class Parts:
         return digest.hexdigest()
 
     def show(self, count: int = 8) -> Image.Image:
-        """Samples over their parts over both, as one picture; a notebook draws it."""
+        """Samples over their parts over both, as one image; a notebook draws it."""
         n = min(count, len(self.samples))
         if n == 0:
             raise SisError("these parts carry no samples to show: they were made without a gallery")
@@ -186,7 +186,7 @@ class Parts:
     # files
 
     def files(self) -> dict[str, bytes]:
-        """Everything `save` writes, by name: pictures of the samples, arrays, classes, the
+        """Everything `save` writes, by name: images of the samples, arrays, classes, the
         sweep.
         """
         out: dict[str, bytes] = {}

@@ -46,17 +46,17 @@ _DAMAGED = (
 
 Raw = (
     bytes | np.ndarray | Path | Unusable
-)  # an encoded picture, a decoded one, where to read it, or why not
+)  # an encoded image, a decoded one, where to read it, or why not
 
 
 @dataclass(frozen=True)
 class Listing:
     """What one source holds.
 
-    names: of the pictures, sorted; each is a path below a folder. others: how often each other
+    names: of the images, sorted; each is a path below a folder. others: how often each other
         extension occurs. stamp: name -> what changes with the content. refused: (name, reason) of
         photos that are there and cannot be read.
-    read: the wanted names -> (name, picture) in whatever order suits the container."""
+    read: the wanted names -> (name, image) in whatever order suits the container."""
 
     path: Path
     names: tuple[str, ...]
@@ -89,7 +89,7 @@ def list_source(path: Path) -> Listing:
             refused,
         )
     raise UsageError(
-        f"{path} is neither a folder, a picture ({' '.join(EXTENSIONS)}) nor an archive "
+        f"{path} is neither a folder, an image ({' '.join(EXTENSIONS)}) nor an archive "
         f"({' '.join(ARCHIVES)})"
     )
 
@@ -108,7 +108,7 @@ def _hidden(name: str) -> bool:
 def _sort_out(
     names: Iterable[str], refused: Iterable[tuple[str, str]] = ()
 ) -> tuple[tuple[str, ...], Counter, tuple[tuple[str, str], ...]]:
-    """Picture names in order, the extensions of the rest, and what cannot be read."""
+    """Image names in order, the extensions of the rest, and what cannot be read."""
     photos, others = [], Counter()
     known = [(name, why) for name, why in refused if not _hidden(name)]
     for name in names:
@@ -117,7 +117,7 @@ def _sort_out(
         if _is_photo(name):
             photos.append(name)
         elif name.lower().endswith(_NOT_READ):
-            known.append((name, "not a kind of picture that is read here; save it as JPEG or PNG"))
+            known.append((name, "not a kind of image that is read here; save it as JPEG or PNG"))
         else:
             others[Path(name).suffix.lower() or "(none)"] += 1
     return tuple(sorted(photos)), others, tuple(sorted(known))
@@ -326,14 +326,14 @@ def _list_npz(path: Path) -> Listing:
 
 
 def pixels_of(raw: Raw, decoded: Callable[[bytes | np.ndarray], np.ndarray]) -> np.ndarray:
-    """What `decoded` makes of a picture, wherever it is; raises `Unusable` with the reason."""
+    """What `decoded` makes of an image, wherever it is; raises `Unusable` with the reason."""
     if isinstance(raw, Unusable):
         raise raw
     return decoded(read_file(raw) if isinstance(raw, Path) else raw)
 
 
 def readable(listing: Listing, wanted: set[str]) -> Iterator[tuple[str, np.ndarray | str]]:
-    """The wanted pictures of a source at their own size, one at a time: (name, uint8[h w 3]), or
+    """The wanted images of a source at their own size, one at a time: (name, uint8[h w 3]), or
     (name, why it cannot be used).
     """
     for name, raw in listing.read(wanted):

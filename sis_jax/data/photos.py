@@ -1,7 +1,7 @@
 """Real photos as one array: a folder, an archive or an .npz in, uint8[n r r 3] out, and an endless
 shuffled stream of batches.
 
-Every picture that could not be used is named with the reason; `photo_files.py` reads them one by
+Every image that could not be used is named with the reason; `photo_files.py` reads them one by
 one.
 """
 
@@ -80,7 +80,7 @@ class Photos:
     ) -> Photos:
         """Read every photo of `source` at `resolution` x `resolution`, in the order of their names.
 
-        source: a folder (searched to the bottom), one picture, a .zip, .tar, .tar.gz or .npz file,
+        source: a folder (searched to the bottom), one image, a .zip, .tar, .tar.gz or .npz file,
             or a list of these. An .npz holds `images` uint8[n h w 3], or encoded files end to end:
             `<k>_blob` uint8 and `<k>_off` int64[n + 1].
         rows, limit: which of the sorted photos, then how many of those. crop: "center" cuts the
@@ -89,8 +89,8 @@ class Photos:
         cache: folder that keeps the result; it is found again while names, sizes, times and
             settings are the same. threads: decoders (default: cores, at least 2). progress: True
             for a bar on stderr, or a function (done, total). EXIF orientation is honoured,
-            transparency lies on white, 16-bit grey is scaled, CMYK converted. Downscaling by a
-            whole number averages blocks, otherwise Lanczos; a JPEG more than four times too large
+            transparency lies on white, 16-bit grey is scaled, CMYK converted. Downscaling by an
+            integer averages blocks, otherwise Lanczos; a JPEG more than four times too large
             is first reduced while decoding.
         Raises UsageError when there is no photo to read, SisError when none can be read.
         """
@@ -223,7 +223,7 @@ def _check_settings(
 def _jobs(
     listings: Sequence[Listing], entries: Sequence[tuple[int, str]]
 ) -> Iterator[tuple[int, Raw]]:
-    """(slot, picture) for every entry; the slot is its place in the sorted order, whatever order
+    """(slot, image) for every entry; the slot is its place in the sorted order, whatever order
     the container is read in.
     """
     for number, listing in enumerate(listings):

@@ -39,8 +39,8 @@ class Inputs:
 
     photos: UInt8[n r r 3], real photos at the generator's resolution. discriminator: images Float[n
         r r 3] -> Float[n 1].
-    painted: UInt8[n r r], class ids somebody painted over the samples of `painted_seeds`, 255 = not
-        painted; painted_names: {class id: name}.
+    painted: UInt8[n r r], class ids annotated on the samples of `painted_seeds`, 255 = not
+        annotated; painted_names: {class id: name}.
     folder: where a long fit may keep what it needs to go on after an interruption; None keeps
         nothing.
     """

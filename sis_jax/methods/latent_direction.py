@@ -8,7 +8,7 @@ map that is positive near the centre and negative near the border (section 3 of 
     the sign of lambda gives v_light or v_dark;    |v| = 1 after every step
     mask = [G(z + e v_light) - G(z + e v_dark) > 0], or either direction against G(z), in luminance
 
-Nothing but pictures is asked of the generator: no features, no styles, no weights. A GAN that is a
+Nothing but images is asked of the generator: no features, no styles, no weights. A GAN that is a
 plain JAX function plugs in like this:
 
     class Mine:
@@ -24,14 +24,14 @@ plain JAX function plugs in like this:
     parts = sis_jax.discover(Mine(), method="latent_direction")
 
 Where we differ, and why (the published settings are `RECIPES["code"]` and `RECIPES["paper"]`):
-* Threshold: Otsu's between the two modes of each picture's difference in place of 0. On portraits
-  the sign cuts out skin only: hair is as dark in both pictures, so its difference is a little below
+* Threshold: Otsu's between the two modes of each image's difference in place of 0. On portraits
+  the sign cuts out skin only: hair is as dark in both images, so its difference is a little below
   0 while the ground's is near -1. IoU of person / ground against an independent people segmenter:
   default generator 0.81 / 0.63 with Otsu's, 0.57 / 0.45 with the sign; a DCGAN of faces 0.71 / 0.46
   and 0.64 / 0.43.
 * The direction lives in w (in a generator without a mapping network this is z): steps in z change
   the person, and cut 0.77 / 0.58 where w cut 0.81 / 0.64.
-* The prior does not fall off towards the bottom ("portrait"), where people leave the picture; there
+* The prior does not fall off towards the bottom ("portrait"), where people leave the image; there
   is no upper limit of one half on the area.
 * 60 steps of 16 samples in place of 300 of 32, at twice the rate; `agreement` compares the masks
   with those of half as many steps.
@@ -160,8 +160,8 @@ class LatentDirection(LatentDirectionSettings):
         """Stream (images, clusters, confidence) for seeds, in batches.
 
         Confidence: distance of the difference from the threshold, 1 where it is that of the
-            picture's average pixel on that side; 0 for patches that were removed, and for whole
-            pictures that a filter does not trust.
+            image's average pixel on that side; 0 for patches that were removed, and for whole
+            images that a filter does not trust.
         """
         psi = self.truncation if truncation is None else truncation
         for image, difference, spread, peaks in self._differences(arrays, gen, seeds, psi):
@@ -311,7 +311,7 @@ class LatentDirection(LatentDirectionSettings):
             )
         if not 0.02 < clusters[1]["share"] < 0.98:
             yield (
-                f"The object covers {clusters[1]['share']:.0%} of the pictures: try another "
+                f"The object covers {clusters[1]['share']:.0%} of the images: try another "
                 "prior, shift or mode."
             )
 
@@ -336,7 +336,7 @@ class LatentDirection(LatentDirectionSettings):
         """
         if not np.isfinite(difference).all():
             raise SisError(
-                "the shifted pictures hold NaN: the generator's weights are damaged, or shift is "
+                "the shifted images hold NaN: the generator's weights are damaged, or shift is "
                 "far too large"
             )
         chosen = {
@@ -421,7 +421,7 @@ def luminance(images: Float[Array, "*n 3"]) -> Float[Array, "*n"]:
 
 def edge_strength(x: Float[Array, "n h w"]) -> Float[Array, "n h w"]:
     """Sobel: sqrt(gx^2 + gy^2 + 1e-6), kernels over 8, edges repeated. The 1e-6 keeps the gradient
-    finite where the picture is flat.
+    finite where the image is flat.
     """
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1)), mode="edge")
     rows = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
@@ -432,7 +432,7 @@ def edge_strength(x: Float[Array, "n h w"]) -> Float[Array, "n h w"]:
 
 def prior_map(side: int, kind: str) -> Float[np.ndarray, "side side"]:
     """What brightness is weighed with, positive where the object is expected; the corners of the
-    picture are at (+-1, +-1).
+    image are at (+-1, +-1).
 
     "center": -4 (rho - mean rho), rho the distance from the centre (the published code). "linear":
     1 - |p - c| / a with a a quarter of the diagonal (the paper), times 3, for its sum over
@@ -501,8 +501,8 @@ def _difference_body(
     shift: float,
     signs: tuple[float, ...],
 ) -> tuple[Float[Array, "b h w 3"], Float[Array, "b h w"], Float[Array, "b"], Float[Array, "b"]]:
-    """Picture, difference (above the threshold: object), its standard deviation, and the fewest
-    peaks of a shifted picture's histogram.
+    """Image, difference (above the threshold: object), its standard deviation, and the fewest
+    peaks of a shifted image's histogram.
     """
     image = gen.synthesize(gen.map(z, psi), "const", ())[0]
     move = jnp.broadcast_to(shift * arrays["directions"], (z.shape[0], *arrays["directions"].shape))

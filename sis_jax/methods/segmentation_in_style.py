@@ -2,7 +2,7 @@
 2107.12518).
 
 Equation of the paper: J = sum_n sum_k r_nk |x_n - mu_k|^2, r_nk = 1 for the nearest centre; x_n are
-the features of one pixel of one sample, pooled over about fifty samples. A new picture is labelled
+the features of one pixel of one sample, pooled over about fifty samples. A new image is labelled
 by its nearest centres.
 
 Where we differ, and why:
@@ -14,7 +14,7 @@ Where we differ, and why:
   features at k / channels of the memory.
 * Every pixel up to a budget of points, then an even subset of each sample's pixels: memory does not
   grow with the number of samples.
-* Labels follow the picture (`refine`): the nearest centre is evidence, weighed with what is usual
+* Labels follow the image (`refine`): the nearest centre is evidence, weighed with what is usual
   at that place in the samples themselves and with what neighbours of the same colour are
   (`ops/cluster_labels.py`, `ops/crf.py`).
 * k and layer can be chosen by a sweep (`ops/sweep.py`), the background by a border rule instead of

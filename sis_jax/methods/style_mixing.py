@@ -1,7 +1,7 @@
 """Style mixing: pixels that change colour together belong together (Feng, Gadde, Liao, Ramon,
 Martinez, CVPR 2023). No training, no network.
 
-The algorithm of the paper, for one picture with styles w:
+The algorithm of the paper, for one image with styles w:
 1. N variants: the coarse styles of w, the fine ones of N other samples. Shape and pose stay,
    colours change.
 2. The style summary tensor, N x C x H x W: all variants on top of each other.
@@ -10,7 +10,7 @@ The algorithm of the paper, for one picture with styles w:
    of a detector (`segment_boxes`), for photos with the w of a projection (`segment`).
 
 What the paper leaves open was chosen by IoU of person / ground on 64 samples of the default
-generator (psi 0.7) against an independent people segmenter, per-picture ground rule (published for
+generator (psi 0.7) against an independent people segmenter, per-image ground rule (published for
 1024-pixel faces: 0.87 / 0.73):
 
     slots kept       3: .867/.701   4: .887/.746   5: .861/.676   6: .877/.715   7: .850/.659
@@ -20,7 +20,7 @@ generator (psi 0.7) against an independent people segmenter, per-picture ground 
     variants         8: .882/.729   16: .887/.746   32: .888/.744
     colors           RGB .887/.746   L*a*b* .886/.739   luma and differences .881/.730
 
-The default, parts matched over pictures: .907/.753 on 256 samples. With each cluster sent to the
+The default, parts matched over images: .907/.753 on 256 samples. With each cluster sent to the
 side that most of its pixels are on, 5 clusters reach .930/.826 and 20 reach .941/.853: what is
 missing is mostly the choice of the ground. Matching: k-means on clusters' mean generator features.
 """
@@ -47,15 +47,13 @@ from sis_jax.ops.sampling import collect, map_samples, sample_seeds
 from sis_jax.types import Generator, Samples, SisError, UsageError, check_taps, to_uint8
 
 PIXELS = 128 * 64 * 64  # of the variants that are drawn in one pass
-SLOTS = (
-    0.4  # of the slots of w keep the picture's own styles: 4 of 10 at 64 pixels, 7 of 18 at 1024
-)
+SLOTS = 0.4  # of the slots of w keep the image's own styles: 4 of 10 at 64 pixels, 7 of 18 at 1024
 LAYER = 32  # finest side of the tap that matches clusters
 DESCRIBED = 64  # samples that facts per cluster come from
 
 
 class Mixing(NamedTuple):
-    """What one picture's clusters depend on; fixed at compile time."""
+    """What one image's clusters depend on; fixed at compile time."""
 
     slots: int
     clusters: int
@@ -90,7 +88,7 @@ class StyleMixing(StyleMixingSettings):
 
         `arrays`: donors [variants w], the styles; centers [k c], mean [c] and scale [c] of
             standardised features. Raises UsageError for settings that cannot work, and for a
-            generator whose picture is not drawn from styles in slots (only a StyleGAN2's is).
+            generator whose image is not drawn from styles in slots (only a StyleGAN2's is).
         """
         method = self._checked(gen)
         donors = np.asarray(
@@ -274,7 +272,7 @@ def segment_boxes(
     """The object in each box: the paper's instance mode, clustering and border rule inside the box
     only.
 
-    w: styles of n pictures. boxes: Int[n m 4], from any detector, as (top, left, bottom, right) in
+    w: styles of n images. boxes: Int[n m 4], from any detector, as (top, left, bottom, right) in
         pixels; made wider by `expand` of their size on every side, so that their frame is ground.
         Raises UsageError for a box without pixels.
     """
@@ -356,7 +354,7 @@ def summary(
 def _clustered(
     gen: Any, w: Float[Array, "n s w"], donors: Float[Array, "d w"], mixing: Mixing
 ) -> Float[Array, "n g g k"]:
-    """Squared distance of every pixel to every cluster of its own picture."""
+    """Squared distance of every pixel to every cluster of its own image."""
     tensors = summary(gen, w, donors, mixing.slots, mixing.grid, mixing.color)
 
     def one(tensor: Array) -> Array:
@@ -372,7 +370,7 @@ def _clustered(
 def _mean_features(
     distance: Float[Array, "n g g k"], features: Float[Array, "n r r c"]
 ) -> tuple[Float[Array, "n k c"], Float[Array, "n k"]]:
-    """Mean feature of each cluster, and its share of the picture."""
+    """Mean feature of each cluster, and its share of the image."""
     member = jax.nn.one_hot(jnp.argmin(distance, -1), distance.shape[-1])
     small = resize_bilinear(member, (features.shape[1], features.shape[2]))
     total = jnp.einsum("nhwk,nhwc->nkc", small, features.astype(jnp.float32))
@@ -403,7 +401,7 @@ def _segmented(
     layer: str,
     mixing: Mixing,
 ) -> tuple[Float[Array, "n h h 3"], UInt8[Array, "n h h"], Float[Array, "n h h"]]:
-    """Picture, part of every pixel, confidence."""
+    """Image, part of every pixel, confidence."""
     image, features = gen.synthesize(w, "const", (layer,))
     distance = _clustered(gen, w, arrays["donors"], mixing)
     if labels == "ground":
@@ -431,10 +429,10 @@ def _segmented(
 def _inside(
     side: int, box: Float[Array, "4"]
 ) -> tuple[Bool[Array, "side side"], Bool[Array, "side side"]]:
-    """Pixels of a box (top, left, bottom, right as shares of the picture), and of its frame: 5 % of
+    """Pixels of a box (top, left, bottom, right as shares of the image), and of its frame: 5 % of
     it at top, left and right.
     """
-    box = jnp.clip(box, 0, 1)  # a box beyond the picture has its frame at the picture's edge
+    box = jnp.clip(box, 0, 1)  # a box beyond the image has its frame at the image's edge
     at = (jnp.arange(side) + 0.5) / side
     row, column = at[:, None], at[None]
     inside = (row >= box[0]) & (row < box[2]) & (column >= box[1]) & (column < box[3])
@@ -469,7 +467,7 @@ def _boxes(
     boxes: Float[Array, "m 4"],
     mixing: Mixing,
 ) -> Bool[Array, "m h h"]:
-    """The object in each box of one picture."""
+    """The object in each box of one image."""
     x = vectors(summary(gen, w, donors, mixing.slots, mixing.grid, mixing.color)[0], mixing.mode)
 
     def one(box: Array) -> Array:

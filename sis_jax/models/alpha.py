@@ -130,7 +130,7 @@ def composite(
 
 def stages(resolution: int) -> tuple[str, ...]:
     """What can be zeroed, coarse to fine: "const" (the learnt 4 x 4 constant), "4x4", then
-    "RxR/conv0" and "RxR" up to a quarter of the picture's side.
+    "RxR/conv0" and "RxR" up to a quarter of the image's side.
     """
     sizes = [r for r in resolutions(resolution) if 8 <= r <= max(resolution // 4, 8)]
     return ("const", "4x4", *(f"{r}x{r}{conv}" for r in sizes for conv in ("/conv0", "")))
@@ -138,7 +138,7 @@ def stages(resolution: int) -> tuple[str, ...]:
 
 def background_generator(gen: StyleGAN2, stage: str) -> StyleGAN2:
     """`gen` with the activations of one stage set to zero, and what coarser stages put into the
-    picture with them.
+    image with them.
 
     Done to the weights: a convolution without weight, bias and noise gives zeros. The zeroed
     stage's RGB layer then adds its bias only. Raises UsageError for a stage that the generator does

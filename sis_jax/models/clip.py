@@ -1,5 +1,5 @@
 """CLIP (Radford et al. 2021, "Learning Transferable Visual Models From Natural Language
-Supervision", arXiv 2103.00020): pictures and text in one space.
+Supervision", arXiv 2103.00020): images and text in one space.
 
 Here: the text transformer, the vision transformer (section 2.4; Dosovitskiy et al. 2020) and the
     network that holds both towers. The ResNet tower is in `clip_resnet.py`. Modules only hold
@@ -145,7 +145,7 @@ class Transformer(nnx.Module):
 
 class ViT(nnx.Module):
     """Patches and a class token through a transformer; the class token, normed and projected, is
-    the picture's place.
+    the image's place.
     """
 
     def __init__(self, config: ViTConfig, embed_dim: int):
@@ -166,7 +166,7 @@ class ViT(nnx.Module):
 
     def tokens(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b n c"]:
         """Input of the first block: the class token, then the patches row by row. Positions are
-        resized where the picture is not of native size.
+        resized where the image is not of native size.
         """
         check_floating(pixels)
         b, h, w, _ = pixels.shape
@@ -257,7 +257,7 @@ class CLIPNetwork(nnx.Module):
         self.config = config
 
     def check_pixels(self, pixels: Shaped[Array | np.ndarray, "..."], *, native: bool) -> None:
-        """UsageError unless these pictures can be read (traced or not); native: only at the size
+        """UsageError unless these images can be read (traced or not); native: only at the size
         the network was trained for.
         """
         shape = pixels.shape
@@ -271,7 +271,7 @@ class CLIPNetwork(nnx.Module):
         check_floating(pixels)
         if native and shape[1:3] != (side, side):
             raise UsageError(
-                f"this CLIP reads pictures of {square} pixels, got {shape[1]}x{shape[2]}: use "
+                f"this CLIP reads images of {square} pixels, got {shape[1]}x{shape[2]}: use "
                 "clip.preprocess(photos)"
             )
         if shape[1] % stride or shape[2] % stride or 0 in shape[1:3]:

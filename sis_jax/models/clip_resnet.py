@@ -40,7 +40,7 @@ class ResNetConfig:
 
 
 def check_floating(pixels: Shaped[Array | np.ndarray, "b h w 3"]) -> None:
-    """UsageError for whole numbers: the layers take over the type of their input, and their weights
+    """UsageError for integers: the layers take over the type of their input, and their weights
     would be cut to 0 and 1.
     """
     if not jnp.issubdtype(pixels.dtype, jnp.floating):

@@ -75,7 +75,7 @@ class Moved:
     def sample(
         self, seeds: Iterable[int], truncation: float = 1.0, taps: tuple[str, ...] = ()
     ) -> Samples:
-        """Pictures for seeds, as one batch."""
+        """Images for seeds, as one batch."""
         seeds = tuple(int(s) for s in seeds)
         z = self.latents(seeds)
         w = self.map(z, truncation)

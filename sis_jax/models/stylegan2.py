@@ -276,7 +276,7 @@ class Synthesis(nnx.Module):
         return image, {tap: features[tap] for tap in taps}
 
     def begin(self, n: int, dtype: Any = jnp.float32) -> Stem:
-        """What every picture starts from: the learnt constant, and no image yet."""
+        """What every image starts from: the learnt constant, and no image yet."""
         const = getattr(self, "b4").const[...]  # noqa: B009  (the blocks are attributes by name, unknown to type checkers)
         return jnp.broadcast_to(const.astype(dtype), (n, *const.shape)), jnp.zeros((n, 2, 2, 3))
 
@@ -433,7 +433,7 @@ class StyleGAN2(nnx.Module):
         noise: Noise = "const",
         dtype: str = "float32",
     ) -> Stem:
-        """What the first `slots` slots of w draw (1 to num_ws - 1): shared by all pictures that
+        """What the first `slots` slots of w draw (1 to num_ws - 1): shared by all images that
         differ in later slots only, see `synthesize_from`.
         """
         self._check_slots(w, slots)
@@ -451,7 +451,7 @@ class StyleGAN2(nnx.Module):
         on; slots below are not looked at.
 
         taps: of layers that run here. `noise` is "const" or "none", as in `stem`: random noise
-            needs one key for the whole picture.
+            needs one key for the whole image.
         """
         self._check_slots(w, slots)
         return _synthesize_from(
@@ -489,7 +489,7 @@ class StyleGAN2(nnx.Module):
     def sample(
         self, seeds: Iterable[int], truncation: float = 1.0, taps: tuple[str, ...] = ()
     ) -> Samples:
-        """Pictures for seeds, as one batch: sample i depends on its own seed and nothing else."""
+        """Images for seeds, as one batch: sample i depends on its own seed and nothing else."""
         seeds = tuple(int(s) for s in seeds)
         z = self.latents(seeds)
         w = self.map(z, truncation)

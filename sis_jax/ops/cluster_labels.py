@@ -1,13 +1,13 @@
-"""Labels of a picture's pixels from cluster centres in feature space.
+"""Labels of an image's pixels from cluster centres in feature space.
 
 `arrays`: centers [k d + 2] (the last two columns are the place), mean and scale [d + 2] that
-    standardise features, and, where labels are to follow the picture, what `learn_refinement`
+    standardise features, and, where labels are to follow the image, what `learn_refinement`
     found: Bayes' rule with features as evidence, log p(k | pixel) = -NATS d_k / gap + log p(k |
     place) with squared distances d, and then the neighbours of the same colour (`ops/crf.py`).
 
 Measured with an independent segmenter of people, mean IoU of foreground / background over five sets
 of 256 samples, k 3: on the default generator nearest centre 0.916 / 0.781, with neighbours 0.920 /
-0.790, with the place as well 0.923 / 0.794; on another of poorer pictures 0.906 / 0.760, 0.909 /
+0.790, with the place as well 0.923 / 0.794; on another of poorer images 0.906 / 0.760, 0.909 /
 0.767 and 0.916 / 0.781. Neighbours whatever their colour make it worse (0.915 / 0.777). From 4 to 9
 nats the mean moves by 0.003 at most.
 """
@@ -84,7 +84,7 @@ def label_maps(
 
     image: in [-1, 1], only its outlines are used. resolution: of the labels; None takes the
         image's.
-    Where labels follow the picture, d2 is as far behind d1 as the odds against the second class
+    Where labels follow the image, d2 is as far behind d1 as the odds against the second class
     say: the same number where place and neighbours say nothing, larger where they agree with the
     features, and not 0 where they decide against the nearest centre.
     """

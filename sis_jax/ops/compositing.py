@@ -1,7 +1,7 @@
-"""Cutting a foreground out of one picture and putting it on another: soft masks, completed
+"""Cutting a foreground out of one image and putting it on another: soft masks, completed
 backgrounds, alpha compositing.
 
-NumPy only, on single pictures; OpenCV is loaded where a background is completed.
+NumPy only, on single images; OpenCV is loaded where a background is completed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from scipy.ndimage import binary_dilation, gaussian_filter, generate_binary_stru
 
 from sis_jax.types import UsageError
 
-# (picture, hole) -> the picture with the hole filled
+# (image, hole) -> the image with the hole filled
 Inpainter = Callable[
     [UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]], UInt8[np.ndarray, "h w 3"]
 ]
@@ -55,7 +55,7 @@ def hole_of(alpha: Float[np.ndarray, "h w"], grow: int | None = None) -> Bool[np
 def inpaint(
     image: UInt8[np.ndarray, "h w 3"], hole: Bool[np.ndarray, "h w"]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture with the hole filled from its surroundings by OpenCV (Telea 2004); unchanged
+    """The image with the hole filled from its surroundings by OpenCV (Telea 2004); unchanged
     where there is no hole, or nothing but hole.
     """
     if not hole.any() or hole.all():
@@ -76,7 +76,7 @@ def complete(
     image: UInt8[np.ndarray, "h w 3"], alpha: Float[np.ndarray, "h w"], inpainter: Inpainter | None
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The background behind a foreground. UsageError where a foreign inpainter returns something
-    else than a picture of that size.
+    else than an image of that size.
     """
     hole = hole_of(alpha)
     filled = np.asarray((inpainter or inpaint)(image, hole))
@@ -95,9 +95,9 @@ def behind(
     edited_alpha: Float[np.ndarray, "h w"],
 ) -> Float[np.ndarray, "h w 3"]:
     """What lies behind an edited foreground, 0..255: the completed `background` where the old
-    foreground was, the picture itself elsewhere.
+    foreground was, the image itself elsewhere.
 
-    The rim of the old foreground, between the two, is the picture's own, as long as the new
+    The rim of the old foreground, between the two, is the image's own, as long as the new
     foreground still covers what the rim belonged to; where that was vacated, the rim would stand
     there as a thin outline, so it is completed too.
     """
@@ -131,7 +131,7 @@ def composite(
     alpha: Float[np.ndarray, "h w"],
     background: UInt8[np.ndarray, "h w 3"] | Float[np.ndarray, "h w 3"],
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """alpha F + (1 - alpha) B, with F the picture's own foreground colours."""
+    """alpha F + (1 - alpha) B, with F the image's own foreground colours."""
     mixed = (
         alpha[..., None] * foreground_colours(image, alpha) + (1 - alpha[..., None]) * background
     )

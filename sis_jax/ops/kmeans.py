@@ -431,7 +431,7 @@ def _checked(x, k, seed, n_init, max_iter, tol, weights):
             f"k-means got no data (shape {x.shape}): give at least k rows with one column"
         )
     if not 2 <= k <= n:
-        raise UsageError(f"k is {k}, expected a whole number from 2 to the number of points, {n}")
+        raise UsageError(f"k is {k}, expected an integer from 2 to the number of points, {n}")
     if n_init < 1 or max_iter < 1 or not tol >= 0 or seed < 0:
         raise UsageError(
             f"n_init and max_iter must be at least 1, tol and seed at least 0; got {n_init}, "

@@ -160,7 +160,7 @@ def project_out(
 
 
 def roc_area(score: Float[np.ndarray, "n"], true: Bool[np.ndarray, "n"]) -> float:
-    """Area under the ROC curve, 0..1; 0.5 where all pictures are of one kind. Equal scores share
+    """Area under the ROC curve, 0..1; 0.5 where all images are of one kind. Equal scores share
     their ranks.
     """
     from scipy.stats import rankdata  # late: slow to import

@@ -20,7 +20,7 @@ def confusion(
     n_classes: int,
     ignore: int | None = 255,
 ) -> Int64[np.ndarray, "k k"]:
-    """Pixel counts [truth, prediction]; add them up over pictures.
+    """Pixel counts [truth, prediction]; add them up over images.
 
     gt, pred: class ids 0..n_classes - 1 of one shape (bool counts as 0 and 1). Pixels whose truth
         is `ignore` are left out; everywhere else a prediction must name a class. Raises UsageError
@@ -86,7 +86,7 @@ def boundary_band(
     """The trimap: pixels with a pixel of another class at most `radius` pixels away (Euclidean,
     between centres).
 
-    For two classes this is dilation minus erosion by a disk. What lies outside the picture counts
+    For two classes this is dilation minus erosion by a disk. What lies outside the image counts
     for nothing, and neither do pixels of value `ignore`, which are in no band. A mask of one class
     has an empty band.
     """

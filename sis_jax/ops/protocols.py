@@ -29,7 +29,7 @@ class Protocol:
         side, "short" the shorter edge at `side`.
     through: a square the photo is squeezed to before that (0: none). scores: how soft masks return
         to the truth's size: "logits" (bilinear), "aligned" (bilinear, corners aligned), "8-bit"
-        (the foreground's score as a grey picture). grey_from: grey values of a truth picture from
+        (the foreground's score as a grey image). grey_from: grey values of a truth image from
         here on are foreground. binary: foreground is a score above one half, rather than any class
         but the background being the likeliest. thresholds, beta2, f_order: of max-F over scores >
         k/255: thresholds are the first k and one past the last; "mean-max" is the largest mean over
@@ -139,7 +139,7 @@ PROTOCOLS = {
         ),
         Protocol(
             "voynov",
-            "Voynov et al. 2021: shorter edge 128, soft masks as 8-bit pictures, "
+            "Voynov et al. 2021: shorter edge 128, soft masks as 8-bit images, "
             "foreground "
             "IoU per image",
             _FOREGROUND,

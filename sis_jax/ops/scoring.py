@@ -2,7 +2,7 @@
 with bootstrap intervals.
 
 All of it follows from one confusion matrix per image, truth by prediction, so nothing else is kept.
-What needs no look at the truth (classes of one name, background against the rest) is kept apart
+Scores that use no ground truth (classes of one name, background against the rest) are separate
 from what does (Hungarian and majority matching).
 """
 
@@ -179,7 +179,7 @@ def _plain(name: Any) -> str:
 
 
 class Tally:
-    """What is kept of each image: confusion over the picture and over the border band, for the
+    """What is kept of each image: confusion over the image and over the border band, for the
     classes and for the foreground; F curves.
     """
 

@@ -28,8 +28,8 @@ from sis_jax.types import UsageError
 _UNSURE = 0.7  # agreement or confidence below this is marked
 _SHOWN = 256  # pixels: larger samples are reduced, so that the page stays small
 _LIMIT = 5 * 1024 * 1024
-_EDITED = 6  # rows of an edit's picture
-_EDITS_BUDGET = 1_200_000  # bytes of all edits' pictures together
+_EDITED = 6  # rows of an edit's image
+_EDITS_BUDGET = 1_200_000  # bytes of all edits' images together
 
 
 def write_page(run: str | Path) -> Path:
@@ -46,7 +46,7 @@ def write_page(run: str | Path) -> Path:
     folder = Path(run).expanduser()
     context = _context(folder, read_run(folder))
     page = _render(context).encode()
-    if len(page) > _LIMIT:  # only pictures can be that large; the gallery is also a file of its own
+    if len(page) > _LIMIT:  # only images can be that large; the gallery is also a file of its own
         page = _render({**context, "gallery": None}).encode()
     write_atomic(folder / "report.html", page)
     return folder / "report.html"
@@ -189,7 +189,7 @@ def _rare(folder: Path) -> dict[str, Any] | None:
 
 
 def _edits(folder: Path) -> list[dict[str, Any]]:
-    """Every edit of the run: its first pictures side by side, and how well the background was kept.
+    """Every edit of the run: its first images side by side, and how well the background was kept.
     One that cannot be read is left out.
     """
     found, paths = [], sorted(folder.glob("*/edit.json"))

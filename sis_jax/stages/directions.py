@@ -9,7 +9,7 @@
     table = directions.Relevance.measure(gen, clip, folder="relevance/")
     styles = table.edit(...)
 
-A direction is a unit vector; how far to go is kept apart, as `displacement`.
+A direction is a unit vector; how far to go is kept separately, as `displacement`.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def scores(
     """(score, w) of samples: the cosine with the prompt minus that with the neutral prompt; w of
     the first slot, before `move` was added to all slots.
 
-    published: the raw cosine with the prompt alone, and pictures as the published code feeds them.
+    published: the raw cosine with the prompt alone, and images as the published code feeds them.
     """
     texts = class_scores.unit(np.asarray(clip.encode_text([prompt, neutral])))
     shift = np.zeros((), np.float32) if move is None else np.asarray(move, np.float32)
@@ -155,7 +155,7 @@ def learn(
     varies, and moving along that shows little: of eight texts on the default generator none brought
     90 % of 64 samples to pass within six deviations, with this all eight did (n 2000; seven with n
     3000 and another seed).
-    published: it counts when its cosine with the prompt is above 0.25, on pictures as the published
+    published: it counts when its cosine with the prompt is above 0.25, on images as the published
         code feeds them, and c is 1, as in the paper's code (which stops before it converged; this
         does not). truncation: of the samples learned from, by default 0.7; published: 1. Raises
         UsageError where no sample fits, or all do.

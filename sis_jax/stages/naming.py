@@ -28,7 +28,7 @@ from sis_jax.runs.configs.label import Naming
 from sis_jax.stages.teacher import Teacher
 from sis_jax.types import SisError, UsageError
 
-BATCH = 8  # pictures in the CLIP at a time: an RN50x64 at 2048 pixels needs about 2 GB for each
+BATCH = 8  # images in the CLIP at a time: an RN50x64 at 2048 pixels needs about 2 GB for each
 CROPS = 16  # crops per cluster in the mode "crop"
 _PAD = 255  # no cluster has this number
 
@@ -226,7 +226,7 @@ def _described(
     if parts.classes and [c["id"] for c in parts.classes] == [BACKGROUND]:
         raise SisError(
             "every part was named background: give the background other words, a larger --margin, "
-            "or classes that fit the pictures"
+            "or classes that fit the images"
         )
     return replace(parts, warnings=tuple(dict.fromkeys(warnings)), background=background)
 
@@ -260,7 +260,7 @@ _pool = jax.jit(pool_regions, static_argnames=("k", "align_corners"))
 
 
 def _size(asked: int, shape: Sequence[int], clip: CLIP) -> tuple[int, int]:
-    """Rows and columns at which pictures are read: `asked` (0: as the text model says, twice native
+    """Rows and columns at which images are read: `asked` (0: as the text model says, twice native
     where it says nothing), in whole steps of the network.
     """
     stride, native = clip.network.visual.stride, clip.config.vision.image_size
@@ -272,7 +272,7 @@ def _size(asked: int, shape: Sequence[int], clip: CLIP) -> tuple[int, int]:
 def _batches(
     teacher: Teacher, how: Naming
 ) -> Iterator[tuple[Float[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"]]]:
-    """Pictures in [-1, 1] with the cluster of every pixel, always `BATCH` of them: what fills the
+    """Images in [-1, 1] with the cluster of every pixel, always `BATCH` of them: what fills the
     last batch up belongs to no cluster.
     """
     bar = progress(how.n, "names", "sample")

@@ -59,13 +59,13 @@ class Projection:
 
     @property
     def psnr(self) -> Float[np.ndarray, "n"]:
-        """Peak signal-to-noise ratio of each picture against its photo, in dB: 20 is a likeness, 30
+        """Peak signal-to-noise ratio of each image against its photo, in dB: 20 is a likeness, 30
         is hard to tell apart.
         """
         return np.array([psnr(a, b) for a, b in zip(self.photos, self.images)])
 
     def show(self, count: int = 8) -> Image.Image:
-        """Photos over what the generator draws, as one picture."""
+        """Photos over what the generator draws, as one image."""
         n = min(count, len(self))
         zoom = max(1, 128 // self.photos.shape[1])
         cells = np.concatenate([self.photos[:n], self.images[:n]]).repeat(zoom, 1).repeat(zoom, 2)
@@ -74,7 +74,7 @@ class Projection:
         )
 
     def save(self, folder: str | Path) -> Path:
-        """Write projection.safetensors (w, noise maps) and one picture of all; returns the
+        """Write projection.safetensors (w, noise maps) and one image of all; returns the
         folder.
         """
         arrays = {"w": np.ascontiguousarray(self.w)} | {
@@ -238,7 +238,7 @@ def _comparer(gen: Generator, discriminator: Any, lpips: Any) -> Any:
         return _discriminator(gen, discriminator)
     if gen.resolution < 16:
         raise UsageError(
-            f"LPIPS needs pictures of at least 16 pixels, the generator draws {gen.resolution}"
+            f"LPIPS needs images of at least 16 pixels, the generator draws {gen.resolution}"
         )
     if not isinstance(lpips, str | tuple | list):
         return lpips
@@ -297,7 +297,7 @@ def _block(
     gen: Any, net: Any, length: np.float32, photos: np.ndarray, known: np.ndarray | None,
     start: np.ndarray, maps: dict[str, np.ndarray], recipe: Any, seed: int, steps: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:  # fmt: skip
-    """(w, pictures, distances, noise maps) of as many photos as fit the devices at once."""
+    """(w, images, distances, noise maps) of as many photos as fit the devices at once."""
     devices = parallel.local_devices()[: len(photos)]
     n, rows = len(photos), -(-len(photos) // len(devices))
     seeds = np.arange(seed, seed + n, dtype=np.int32)

@@ -4,7 +4,7 @@ section 3.4).
 Samples are moved along the direction of a prompt until nearly all show the class, and clustered
 once more. One of the new clusters is the class: its centre is put beside those found without
 moving, so that one set of labels covers both; and from then on the generator moves only a share of
-its samples, so that a student sees the class, and sees pictures without it.
+its samples, so that a student sees the class, and sees images without it.
 
 Which cluster it is the paper tells by its share, which grows most when samples are moved. But a
 direction also moves what goes with the class (hats are worn outdoors: the sky grows), so here the

@@ -21,7 +21,7 @@ from sis_jax.training.labels4free import draw, mask, masked
 # steadiness are at most 1
 WRONG_SIDE = 1.0
 WRONG = (
-    "The background is not at the frame of the pictures, or the masks tell features apart less "
+    "The background is not at the frame of the images, or the masks tell features apart less "
     "than a box in the middle would: "
     "they are probably wrong; give another --seed."
 )
@@ -32,9 +32,9 @@ def find_stage(gen: StyleGAN2, truncation: float, n: int = 64) -> str:
     """The stage whose zeroing leaves the background and removes the object, without labels: frame
     concordance minus layout correlation.
 
-    Frame: over samples, between the mean colour of a picture's frame and that of its background
+    Frame: over samples, between the mean colour of an image's frame and that of its background
         made of the same latents; Lin's concordance, as a plain correlation is also high for grounds
-        that are all nearly black. Layout: within a picture, between the pixels of the two, colour
+        that are all nearly black. Layout: within an image, between the pixels of the two, colour
         means taken out (its size, whatever the sign).
     """
     scores = {}
@@ -87,7 +87,7 @@ def judge(gen: StyleGAN2, params: Params, seeds: list[int], psi: float) -> dict[
         under another noise. separation: see `separated`. boxed: that of a fixed box in the middle.
         score: separation times steady, -1 where nearly all pixels are on one side, less 1 where D
         found something else that may be replaced: where the background is not 1.5 times as common
-        on the frame as in the picture (default faces: 2.5 where right, 1.0 to 1.3 where hair was
+        on the frame as in the image (default faces: 2.5 where right, 1.0 to 1.3 where hair was
         taken), or the masks separate less than the box does (0.090 there; right masks 0.13 to 0.14,
         a wrong one at the frame 0.07). A drifting mask loses separation long before it collapses;
         certainty only ever rises and chooses nothing.
@@ -115,7 +115,7 @@ def judge(gen: StyleGAN2, params: Params, seeds: list[int], psi: float) -> dict[
 def separated(
     gen: Any, z: jax.Array, truncation: jax.Array, params: Params, *, taps: tuple[str, ...]
 ) -> tuple[jax.Array, ...]:
-    """alpha [n r r], the share of the features' variance within each picture that lies between the
+    """alpha [n r r], the share of the features' variance within each image that lies between the
     mask's two sides, mean of the taps [n], and the same for a box that is an eighth of the side
     away from top, left and right."""
     image, features = gen.synthesize(gen.map(z, truncation), "const", taps)
@@ -162,7 +162,7 @@ def two_noises(
 def ground_facts(
     gen: Any, z: jax.Array, truncation: jax.Array, ground: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Mean colours of the frames of a picture and of its background [n 3], and the absolute
+    """Mean colours of the frames of an image and of its background [n 3], and the absolute
     correlation of the two layouts [n].
     """
     w = gen.map(z, truncation)

@@ -55,7 +55,7 @@ THUMBNAIL = 16  # pixels at which samples to begin with are compared
 
 Noise = dict[str, Float[AnyArray, "n _ _"]]
 State = tuple[Any, Any]  # (what is optimised, Adam's moments)
-Seen = Any  # (bands, features) of pictures
+Seen = Any  # (bands, features) of images
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,11 @@ class Recipe:
     explore: float = EXPLORE
 
 
-# Distances: one number per picture
+# Distances: one number per image
 
 
 def laplacian(images: Float[Array, "n r r c"]) -> list[Float[Array, "n _ _ c"]]:
-    """Band-pass pictures, fine to coarse, and the 4 x 4 rest: what each halving loses (Burt and
+    """Band-pass images, fine to coarse, and the 4 x 4 rest: what each halving loses (Burt and
     Adelson 1983).
     """
     bands = []
@@ -102,7 +102,7 @@ def discriminator_maps(
     disc: Discriminator, images: Float[Array, "n r r 3"]
 ) -> list[Float[Array, "n _ _ _"]]:
     """The discriminator's features after its first layer and every block above 4 x 4; nothing in
-    them depends on other pictures of the batch.
+    them depends on other images of the batch.
     """
     x = disc.fromrgb(images, disc.config.conv_clamp)
     maps, r = [x], disc.config.resolution
@@ -140,7 +140,7 @@ def feature_maps(
 
 def noise_penalty(noise: Noise) -> Float[Array, "n"]:
     """How much neighbours in the noise maps resemble each other, at every scale down to 8 pixels:
-    noise shall not draw the picture.
+    noise shall not draw the image.
     """
     total: Any = 0.0
     for x in noise.values():
@@ -177,7 +177,7 @@ def with_noise(gen: StyleGAN2, noise: dict[str, Float[AnyArray, "_ _"]]) -> Styl
 
 
 def drawn(gen: Any, w: Float[AnyArray, "n s w"], noise: Noise) -> Float[Array, "n r r 3"]:
-    """Pictures of latents, each with its own noise maps; with the generator's own where `noise` is
+    """Images of latents, each with its own noise maps; with the generator's own where `noise` is
     empty.
     """
     if not noise:
@@ -191,13 +191,13 @@ def drawn(gen: Any, w: Float[AnyArray, "n s w"], noise: Noise) -> Float[Array, "
 def sample_body(
     gen: Any, z: Array, truncation: Array
 ) -> tuple[Float[Array, "b s w"], Float[AnyArray, "b t t 3"]]:
-    """(w, small picture) of samples; a body as in `ops/sampling.py`."""
+    """(w, small image) of samples; a body as in `ops/sampling.py`."""
     w = gen.map(z, truncation)
     return w, thumbnails(gen.synthesize(w)[0])
 
 
 def thumbnails(images: Float[AnyArray, "n r r c"]) -> Float[AnyArray, "n t t c"]:
-    """Pictures at 16 pixels (or their own size, if smaller), averaged."""
+    """Images at 16 pixels (or their own size, if smaller), averaged."""
     n, r, _, c = images.shape
     k = max(r // THUMBNAIL, 1)
     return images.reshape(n, r // k, k, r // k, k, c).mean(axis=(2, 4))
@@ -304,7 +304,7 @@ def seen(net: Any, images: Float[Array, "n r r 3"], recipe: Recipe) -> Seen:
 
 
 def distance(a: Seen, b: Seen, recipe: Recipe) -> Float[Array, "n"]:
-    """The recipe's distance between pictures in [-1, 1]: weights times the two distances."""
+    """The recipe's distance between images in [-1, 1]: weights times the two distances."""
     total: Any = 0.0
     if a[0]:
         total = total + recipe.pyramid * band_distance(a[0], b[0])

@@ -166,7 +166,7 @@ def updated(state: State, grads: Any, statistics: dict, recipe: Recipe) -> State
 def _shown(
     key: Array, images: Array, masks: Array, certainty: Array, recipe: Recipe
 ) -> tuple[Array, Array, Array]:
-    """(varied pictures, masks, certainty 0..1) of a labelled batch at the recipe's size."""
+    """(varied images, masks, certainty 0..1) of a labelled batch at the recipe's size."""
     a, n = recipe.augmentation, len(images)
     maps, mirrored = geometry(jax.random.fold_in(key, 0), n, a)
     x, y, sure = warp(
@@ -208,7 +208,7 @@ def train_step(
     graph: Any,
     recipe: Recipe,
 ) -> tuple[State, dict[str, Array]]:
-    """One step on labelled pictures. images: uint8[n h w 3]; masks: uint8[n h w] of channels;
+    """One step on labelled images. images: uint8[n h w 3]; masks: uint8[n h w] of channels;
     certainty: uint8[n h w], 255 = sure.
     """
     batch = _shown(device_key(key), images, masks, certainty, recipe)

@@ -45,7 +45,7 @@ def config_of(given: Mapping[str, Any]) -> BigGANConfig:
         if not all(type(v) is int and 0 < v <= _MAX_SIZE for v in whole) or not all(
             type(up) is bool for up in lists["ups"]
         ):
-            raise TypeError("a size is not a whole number, or an up is neither true nor false")
+            raise TypeError("a size is not an integer, or an up is neither true nor false")
         if (
             not 0 < blocks == len(lists["bottlenecks"]) == len(lists["channels"]) - 1 <= _MAX_BLOCKS
             or sum(lists["ups"]) > _MAX_DOUBLINGS

@@ -79,10 +79,10 @@ def _config(kind, fields: Mapping[str, Any], what: str):
             if k not in ("channels", "conv_clamp", "label_concat", "classes")
         }
         if not all(type(v) is int and 0 <= v <= 65536 for v in whole.values()):
-            raise TypeError("a size is not a whole number up to 65536")
+            raise TypeError("a size is not an integer up to 65536")
         channels = tuple(fields["channels"])
         if not all(type(c) is int and 0 < c <= 65536 for c in channels):
-            raise TypeError("a channel count is not a whole number up to 65536")
+            raise TypeError("a channel count is not an integer up to 65536")
         clamp = fields.get("conv_clamp")
         more: dict[str, Any] = {"conv_clamp": None if clamp is None else float(clamp)}
         if "classes" in fields:

@@ -47,9 +47,9 @@ def yaml_text(text: str) -> str:
 
 
 def need_image(item: Item, kind: str) -> None:
-    """Raise UsageError where the format cannot do without the picture."""
+    """Raise UsageError where the format cannot do without the image."""
     if item.image is None:
         raise UsageError(
-            f"the format {kind} keeps pictures with their masks, and {item.name} has only a mask; "
+            f"the format {kind} keeps images with their masks, and {item.name} has only a mask; "
             "use coco, voc, yolo or npz"
         )

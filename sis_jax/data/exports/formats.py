@@ -1,6 +1,6 @@
 """Datasets in other people's formats: COCO, VOC, YOLO, Hugging Face, npz, TFDS.
 
-`write` takes a stream of pictures and masks, so that a dataset and the masks predicted for a folder
+`write` takes a stream of images and masks, so that a dataset and the masks predicted for a folder
 of photos go through one door. A new format is one function `save(splits, classes, folder, card) ->
 note` and one line in `FORMATS`.
 """
@@ -45,7 +45,7 @@ def write(
     split: str = "train",
     overwrite: bool = False,
 ) -> Path:
-    """Write pictures and masks to `folder` in another format; streamed, and the folder appears
+    """Write images and masks to `folder` in another format; streamed, and the folder appears
     whole or not at all.
 
     format: coco, voc, yolo, hf, npz, tfds, or tfrecord. examples: objects with `.name`, `.image`
