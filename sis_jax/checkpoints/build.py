@@ -1,5 +1,5 @@
 """Arrays to modules: shapes come from `nnx.eval_shape`, so that nothing is drawn or compiled, and
-all faults are told at once.
+all faults are reported at once.
 """
 
 from __future__ import annotations

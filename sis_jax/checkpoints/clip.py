@@ -31,7 +31,7 @@ AnyArray = jax.Array | np.ndarray
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class CLIP:
-    """Images and texts to points of one space (Radford et al. 2021). A pytree; its encoders are
+    """Images and texts to embeddings in one space (Radford et al. 2021). A pytree; its encoders are
     compiled once per shape, and work inside jit and vmap.
 
     Points are not normalised; the cosine of two of them times `logit_scale` is what CLIP was
@@ -68,10 +68,10 @@ class CLIP:
 
     def tokenize(self, texts: str | Sequence[str]) -> Int[np.ndarray, "b n"]:
         """Token ids, int32[b, context] (77 in all published models). Texts that are too long are
-        cut, which a warning says; `cut` tells which.
+        cut, with a warning; `cut` lists them.
 
-        Raises UsageError for what is no text, and where the checkpoint came without the vocabulary
-        that its size asks for.
+        Raises UsageError for anything that is not text, and where the checkpoint came without the
+        vocabulary that its size asks for.
         """
         ids, cut = self.tokenizer(_texts(texts))
         if cut:
@@ -90,7 +90,7 @@ class CLIP:
     def encode_image(
         self, pixels: Float[AnyArray, "b h w 3"], batch: int = 32
     ) -> Float[Array, "b d"]:
-        """Points of images from `preprocess`, not normalised. UsageError for integers, and
+        """Embeddings of images from `preprocess`, not normalised. UsageError for integers, and
         for another size than the network's.
         """
         pixels = _array(pixels)
@@ -100,8 +100,8 @@ class CLIP:
     def encode_text(
         self, texts: str | Sequence[str] | Int[AnyArray, "b n"], batch: int = 64
     ) -> Float[Array, "b d"]:
-        """Points of texts, or of token ids from `tokenize`, not normalised. UsageError for ids that
-        are none of this network's.
+        """Embeddings of texts, or of token ids from `tokenize`, not normalised. UsageError for ids
+        that this network does not know.
         """
         if not isinstance(texts, AnyArray):
             texts = self.tokenize(texts)
@@ -110,13 +110,13 @@ class CLIP:
     def dense_features(
         self, pixels: Float[AnyArray, "b h w 3"], batch: int = 8
     ) -> Float[Array, "b h2 w2 d"]:
-        """A point for every patch (ViT) or every 32 x 32 pixels (ResNet), in the space of
+        """An embedding of every patch (ViT) or every 32 x 32 pixels (ResNet), in the space of
         `encode_text`, not normalised.
 
         The value path of the last attention layer (MaskCLIP, Zhou et al. 2022, section 3.2;
-        Pakhomov et al. 2021 read CLIP's ResNets likewise). Sides may be any multiples of the patch
-        or of 32 pixels; a ViT's positional embeddings are resized (bicubic) where they are not
-        native. Larger images give a finer map. UsageError for integers, and for other sides.
+        Pakhomov et al. 2021 read CLIP's ResNets likewise). Height and width may be any multiples of
+        the patch or of 32 pixels; a ViT's positional embeddings are resized (bicubic) where they
+        are not native. Larger images give a finer map. UsageError for integers and other sizes.
         """
         pixels = _array(pixels)
         self.network.check_pixels(pixels, native=False)
@@ -205,7 +205,7 @@ def _dense(network: CLIPNetwork, pixels: jax.Array) -> jax.Array:
 
 
 def fingerprint(model: CLIP) -> Float[np.ndarray, "2 d"]:
-    """Points, of unit length, of an image of noise and of a row of random tokens: the same
+    """Embeddings, of unit length, of an image of noise and of a row of random tokens: the same
     wherever the same network runs, up to rounding.
     """
     side, text = model.config.vision.image_size, model.config.text
@@ -223,9 +223,9 @@ def load_clip(name_or_path: str | os.PathLike = DEFAULT) -> CLIP:
     name_or_path: a weights folder; a Hugging Face folder or hub name
         ("openai/clip-vit-base-patch32", downloaded where there is a network, else from the hub's
         cache); OpenAI's .pt files, archives or state dicts, by path or by name ("ViT-B/32",
-        "RN50x64") once they lie in ported_weights/; open_clip files beside their
-        open_clip_config.json. Single files are converted once and kept in the cache. What had to be
-        assumed is told once on stderr where progress is shown. Raises UsageError for a name that is
+        "RN50x64") once they are in ported_weights/; open_clip files beside their
+        open_clip_config.json. Single files are converted once and kept in the cache. Assumptions
+        are reported once on stderr where progress is shown. Raises UsageError for a name that is
         unknown or not here, SisError for damaged or foreign weights.
     """
     place = clip_names.find(name_or_path)

@@ -95,12 +95,12 @@ def _image(photo: Any) -> Image.Image:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Texts to ids. folder: where vocab.json and merges.txt lie; None is CLIP's own vocabulary,
+    """Texts to ids. folder: that of vocab.json and merges.txt; None is CLIP's own vocabulary,
     which ships here.
 
     context: tokens per text, start and end included. vocabulary: how many tokens the network knows.
         openai: as OpenAI's code, which undoes HTML escapes and pads with 0; otherwise as
-        transformers does, which pads with the end token. Neither changes what the network says of a
+        transformers does, which pads with the end token. Neither changes the embedding of a
         plain text.
     """
 
@@ -183,17 +183,15 @@ class Tokenizer:
 @lru_cache(maxsize=4)
 def _tokenizer(folder: str | None) -> CLIPTokenizer:
     vocabulary, pairs = shipped_vocabulary() if folder is None else read_vocabulary(Path(folder))
-    merges: Any = pairs  # the library takes pairs, and says that it takes strings
+    merges: Any = pairs  # the library takes pairs, but declares strings
     quiet = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
     before = os.environ.get(quiet)
-    os.environ[quiet] = (
-        "1"  # else it says at import that torch is missing, which nobody here misses
-    )
+    os.environ[quiet] = "1"  # else it warns at import that torch is missing, which is not needed
     try:
         from transformers import CLIPTokenizer  # late: slow to import, only for text
     finally:
         os.environ.pop(quiet) if before is None else os.environ.__setitem__(quiet, before)
-    # Long texts are cut here, not there: the library would warn instead of telling which.
+    # Long texts are cut here, not there: the library would warn without naming them.
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=10**9)
 
 

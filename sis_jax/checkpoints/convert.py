@@ -106,7 +106,7 @@ def _check_out(folder: Path, given: Path, path: Path, digest: str, overwrite: bo
         or (given.is_dir() and given.resolve() in there.parents)
     ):
         raise UsageError(
-            f"{folder} is the folder of the checkpoint itself, or lies in it: give another --out"
+            f"{folder} is the folder of the checkpoint itself, or is inside it: give another --out"
         )
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file: give a folder as --out")
@@ -142,7 +142,7 @@ def _write(source: Source, folder: Path, path: Path, wishes: _Wishes) -> None:
 def _prepared(
     source: Source, path: Path, wishes: _Wishes
 ) -> tuple[files.Folder, files.Arrays, files.Arrays | None]:
-    """What the folder's config says, without the digests of its files, and the arrays of the
+    """The folder's config, without the digests of its files, and the arrays of the
     generator and the discriminator.
     """
     if source.backbone is not None:

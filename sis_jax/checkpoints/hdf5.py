@@ -54,7 +54,7 @@ class _File:
         if self.steps > _MAX_STEPS:
             raise Refused("the HDF5 file has more parts than any checkpoint")
         if not 0 <= at <= at + n <= len(self.data):
-            raise Refused("the HDF5 file ends early or is damaged: a part lies beyond its end")
+            raise Refused("the HDF5 file ends early or is damaged: a part is beyond its end")
         return self.data[at : at + n]
 
     def fields(self, fmt: str, at: int) -> tuple[Any, ...]:
@@ -168,7 +168,7 @@ class _File:
             raise Refused(f"{what} lacks its shape, its type or its place")
         if table.keys() & {_EXTERNAL, _FILTERS}:
             raise Refused(
-                f"{what} is compressed or lies in another file, which is not supported: {_CURE}"
+                f"{what} is compressed or stored in another file, which is not supported: {_CURE}"
             )
         shape, kind = _shape(table[_DATASPACE], what), _dtype(table[_DATATYPE], what)
         need = math.prod(shape) * kind.itemsize

@@ -58,7 +58,7 @@ def load_generator(
 
 
 def load_discriminator(name_or_path: str | os.PathLike | None = None) -> Discriminator:
-    """The discriminator that lies beside a generator; names and errors as in `load_generator`.
+    """The discriminator stored beside a generator; names and errors as in `load_generator`.
 
     It maps images [n, r, r, 3] in [-1, 1] to scores [n, 1], higher for what it takes as real.
     """
@@ -125,7 +125,7 @@ Read = Callable[[str], tuple[Mapping[str, np.ndarray], str]]
 
 
 def _open(name_or_path: str | os.PathLike | None) -> tuple[Path, files.Folder, Read]:
-    """Where a generator is, what its config says, and a function from a file of its folder to
+    """The folder of a generator, its config, and a function from a file of its folder to
     (arrays, sha256). A checkpoint file is converted once and kept, or each time where nothing can
     be written.
     """

@@ -30,7 +30,7 @@ _MAX_INDEX = 64 << 20  # bytes
 
 
 def is_standard(name: str) -> bool:
-    """True for a file whose name says nothing of the model: its folder is the model."""
+    """True for a file with a generic name: its folder is the model."""
     return name in WEIGHTS or bool(_INDEX.fullmatch(name) or _VARIANT.fullmatch(name))
 
 
@@ -106,7 +106,7 @@ def read_tree(path: Path) -> Any:
         lost = next((k for k, name in table.items() if name == shard.name and k not in tree), None)
         if twice is not None or lost is not None:
             what = f"holds {str(lost)[:80]!r} in no place" if twice is None else "repeats an array"
-            raise SisError(f"{shard} {what}, unlike {path.name} says: download it again")
+            raise SisError(f"{shard} {what}, contrary to {path.name}: download it again")
         whole |= tree
     return whole
 

@@ -1,4 +1,4 @@
-"""What a checkpoint's tree holds: which layout, which networks, and what is said beside the
+"""Contents of a checkpoint's tree: its layout, its networks, and the settings beside the
 arrays.
 """
 
@@ -32,7 +32,7 @@ _OTHERS = (
     ),
 )
 _LABEL_LR = (
-    0.1  # of the label network in NVIDIA's TensorFlow discriminators, unless they say otherwise
+    0.1  # of the label network in NVIDIA's TensorFlow discriminators, unless stated otherwise
 )
 # What training code wraps a state dict in, and a network's names; several can be around each other.
 _WRAPPERS = (
@@ -67,7 +67,7 @@ _SIGNS = (
 class Source:
     """A foreign checkpoint: its layout, and its networks, None where absent: the (averaged, where
     it has one) generator, its discriminator; or a CLIP; or a backbone. activation: that of a CLIP,
-    where the file says so.
+    where the file states it.
     """
 
     layout: str
@@ -101,7 +101,7 @@ class _Reader:
 
     def arrays(self, tree: Mapping[Any, Any], numbers: bool = False) -> dict[str, np.ndarray]:
         """The arrays of a table. numbers: bare integers too, so that one in a network's place is
-        told and not left out.
+        reported and not left out.
         """
         return {
             _short(key): self.array(value)
@@ -239,7 +239,7 @@ def _state_dicts(tree: dict, reader: _Reader, levels: list[Any]) -> Source | Non
         ):
             arrays.setdefault("latent_avg", reader.array(average))
     notes = (
-        ("a state dict does not say whether activations were clamped (conv_clamp); taken as not",)
+        ("a state dict does not state whether activations were clamped (conv_clamp); taken as not",)
         if layout in ("ada", "flaxmodels")
         else ()
     )
@@ -267,7 +267,7 @@ def _refuse_others(arrays: Mapping[str, Any]) -> None:
 
 
 def _groups(tree: dict, reader: _Reader) -> Iterator[dict[str, np.ndarray]]:
-    """The state dicts of a tree: those under the usual names, those told apart by a prefix, or the
+    """The state dicts of a tree: those under the usual names, those with different prefixes, or the
     tree itself.
     """
     nested = [tree[name] for name in _PREFIXES if isinstance(tree.get(name), dict)]

@@ -384,9 +384,7 @@ def _instructions() -> dict[int, Callable[[Machine], Any]]:
     # Left out on purpose: extension codes, INST and OBJ, NEWOBJ_EX, out-of-band buffers.
     table: dict[bytes, Callable[[Machine], Any]] = {
         b"\x80": Machine._protocol,
-        b"\x95": lambda m: m._number(
-            "<Q"
-        ),  # FRAME: its length says nothing that the bytes do not say
+        b"\x95": lambda m: m._number("<Q"),  # FRAME: its length adds nothing to the bytes
         b"(": lambda m: m._push(_MARK),
         b"0": lambda m: m.stack.pop(),
         b"1": lambda m: m._to_mark(),

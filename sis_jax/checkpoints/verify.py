@@ -24,7 +24,7 @@ _POINTS = (
 
 def verify(path: str | os.PathLike) -> str:
     """Render four fixed seeds of a weights folder; store the digests in its config, or compare with
-    those stored. Returns what was found.
+    those stored. Returns the result as text.
 
     Images may differ by rounding between devices, so small averages are kept beside the digest;
     SisError where those differ too.

@@ -113,8 +113,8 @@ def checkpoint_in(path: Path) -> Path:
 
 
 def convert_generator(source: Arrays, settings: Mapping[str, Any] | None, what: str) -> Converted:
-    """A state dict under our names. settings: the published config.json, which alone says where the
-    size doubles; without it, at every other block.
+    """A state dict under our names. settings: the published config.json, which alone states where
+    the size doubles; without it, at every other block.
     """
     plain, wrong = _without_spectral_norm(source)
     attention = next(
@@ -141,7 +141,7 @@ def convert_generator(source: Arrays, settings: Mapping[str, Any] | None, what: 
     return Converted(arrays, asdict(config), notes)
 
 
-@np.errstate(all="ignore")  # numbers beyond all bounds are told as faults
+@np.errstate(all="ignore")  # overflow is reported as a fault
 def _without_spectral_norm(source: Arrays) -> tuple[dict[str, np.ndarray], list[str]]:
     """The state dict with `x.weight` in place of `x.weight_orig`, `x.weight_u` and `x.weight_v`,
     and what was wrong with those.

@@ -44,7 +44,7 @@ def build_generator(
     return build(lambda: DCGAN(config), arrays, what, info)
 
 
-@np.errstate(all="ignore")  # numbers beyond all bounds are told as faults
+@np.errstate(all="ignore")  # overflow is reported as a fault
 def convert_generator(source: Mapping[str, np.ndarray], what: str) -> Converted:
     """A state dict (in, out, kh, kw) under our names, batch norm folded: scale = g / sqrt(var +
     1e-5), offset = b - mean scale.

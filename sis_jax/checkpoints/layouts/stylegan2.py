@@ -1,5 +1,5 @@
 """StyleGAN2 from arrays under our names: the architecture is read from their shapes, what old files
-lack is supplied and said.
+lack is supplied and reported.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ _W_SAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Facts:
-    """What a checkpoint says beside its arrays. Defaults are those of the published networks.
+    """Settings that a checkpoint states beside its arrays. Defaults are those of the published
+    networks.
 
-    architecture: "skip" or "resnet", "" where the file does not say. mapping_lr: learning rate
+    architecture: "skip" or "resnet", "" where the file does not state it. mapping_lr: learning rate
         multiplier of the mapping network.
     """
 
@@ -41,7 +42,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Network:
-    """One network of a foreign checkpoint, as it lies there."""
+    """One network of a foreign checkpoint, as it is stored."""
 
     arrays: Mapping[str, np.ndarray]
     facts: Facts = field(default_factory=Facts)
@@ -181,7 +182,7 @@ def _check_facts(facts: Facts, architecture: str, what: str) -> None:
         )
 
 
-@np.errstate(over="ignore")  # numbers that grow out of float32 are told as faults
+@np.errstate(over="ignore")  # overflow is reported as a fault
 def float32(arrays: Arrays, mapping_lr: float = LR_MULTIPLIER) -> Arrays:
     """The same arrays, floating-point ones as float32; another learning rate multiplier of the
     mapping network is folded in.
@@ -299,7 +300,7 @@ def _read_discriminator(
 
 def _as_rgb(arrays: Arrays) -> list[str]:
     """Three colours from the RGB layers of a generator that draws grey, grey with alpha or RGBA;
-    returns what was done. Other counts are left to be told as faults.
+    returns what was done. Other counts are reported as faults later.
     """
     layers = [
         k[: -len("weight")] for k in arrays if re.fullmatch(r"synthesis\.b\d+\.torgb\.weight", k)
