@@ -91,8 +91,8 @@ def varying(tree: PyTree) -> PyTree:
 
 
 def _cast_varying(a):
-    # How a type says that it varies already differs between jax versions; that casting it again is
-    # refused does not.
+    # How a type states that it varies already differs between jax versions; that casting it again
+    # is refused does not.
     try:
         return lax.pcast(a, AXIS, to="varying")
     except ValueError:
@@ -205,7 +205,7 @@ def map_devices(
         raise UsageError(f"unknown engine {engine!r}: use 'pmap' or 'shard_map'")
     if 0 not in in_axes:
         raise UsageError(
-            "map_devices needs at least one argument with in_axes 0: nothing says what differs "
+            "map_devices needs at least one argument with in_axes 0: no argument differs "
             "between devices"
         )
     if devices is None and jax.process_count() > 1:

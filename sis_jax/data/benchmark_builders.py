@@ -101,7 +101,7 @@ class Duts(_Masks):
 
 
 class Ecssd(_Masks):
-    """ECSSD: salient objects on busy grounds."""
+    """ECSSD: salient objects on busy backgrounds."""
 
     BENCHMARK = "ecssd"
     MANUAL_DOWNLOAD_INSTRUCTIONS = _layout("ecssd")

@@ -1,5 +1,5 @@
-"""How each benchmark lies on disk: (root, split, grey_from) -> entries. LookupError says what is
-missing; the caller adds the rest.
+"""How each benchmark is stored on disk: (root, split, grey_from) -> entries. LookupError names the
+missing part; the caller adds the rest.
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ def _face(
 
 
 def cub(root: Path, split: str, grey_from: int) -> list[Entry]:
-    """CUB-200-2011: grey levels say how many annotators agree; more than half is foreground (value
-    / 255 > 0.5 at grey_from 128).
+    """CUB-200-2011: grey levels count the annotators that agree; more than half is foreground
+    (value / 255 > 0.5 at grey_from 128).
     """
     index = find(root, "images.txt")
     photos, masks = index.parent / "images", find(root, "segmentations")

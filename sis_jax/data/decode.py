@@ -82,10 +82,10 @@ def orientation(image: Image.Image) -> int:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image as EXIF says it is to be seen."""
+    """The image turned as its EXIF block states."""
     with suppress(OSError, ValueError, TypeError, KeyError, SyntaxError, ArithmeticError):
         return ImageOps.exif_transpose(image)
-    return image  # a broken EXIF block says nothing about orientation; the pixels are fine
+    return image  # a broken EXIF block has no orientation; the pixels are fine
 
 
 def decode(

@@ -155,7 +155,7 @@ class Edit:
                 out[f"{stem}_{strength:+g}_plain.png"] = _png(self.plain[i, j])
         return out | {
             "edit.json": (json.dumps(plain(facts), indent=1, ensure_ascii=False) + "\n").encode()
-        }  # last: it says that all is there
+        }  # last: it marks the folder as complete
 
     def save(self, folder: str | Path) -> Path:
         """Write images, masks, and the table of PSNRs into a folder; `Edit.load` reads them
@@ -190,7 +190,7 @@ class Edit:
 
 
 def _check(edit: Edit) -> None:
-    """ValueError where names, numbers or shapes are not what `Edit` says."""
+    """ValueError where names, numbers or shapes do not fit `Edit`."""
     n, s, (h, w) = len(edit.names), len(edit.strengths), edit.originals.shape[1:3]
     each, moved = (n, h, w), (n, s, h, w)
     shapes = {

@@ -116,7 +116,7 @@ def replacing(folder: Path, mine: Collection[str] | None = None, last: str = "")
     """A new folder to fill, which takes the place of `folder` when the block ends without an error.
 
     mine: names of the files that are replaced or go; others stay. None: everything goes. last: the
-    file that says that the folder is whole. A kill leaves the old folder or the new one, whole; in
+    file that marks the folder as complete. A kill leaves the old folder or the new one, whole; in
     the instant between two renames the old one is called .NAME.*.old. Raises CannotWrite.
     """
     folder = folder.resolve()
@@ -153,7 +153,7 @@ def _swap(new: Path, folder: Path, mine: Collection[str] | None, last: str) -> N
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what the system says about a full or closed disk into one sentence."""
+    """Turn the system's error about a full or closed disk into one sentence."""
     try:
         yield
     except OSError as error:

@@ -10,7 +10,7 @@
 
 A split is whole once its `metadata.jsonl` is there: it goes last. Until then the rows wait in
 `.chunks/`, one file per finished chunk, which is what a resumed run, and several processes that
-write one dataset, go by. Hugging Face `datasets` loads the folder as it lies (`imagefolder`).
+write one dataset, go by. Hugging Face `datasets` loads the folder as it is (`imagefolder`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _MAKE = "make one with python -m sis_jax.synthesize RUN"
 class Example:
     """One image with its mask: image uint8[h w 3], mask uint8[h w] of class ids, 255 = ignore.
 
-    certainty: float32[h w] in 0..1, how sure the labelled class is at each pixel, where it was
+    certainty: float32[h w] in 0..1, confidence in the labelled class at each pixel, where it was
         kept. confidence: its mean over the image.
     """
 

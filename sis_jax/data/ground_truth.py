@@ -62,8 +62,8 @@ class Truth:
 def fit_photo(
     name: str, image: UInt8[np.ndarray, "H W 3"], mask: UInt8[np.ndarray, "h w"]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The photo at the mask's size (Pillow, bilinear): the truth is not resampled. SisError where
-    they differ in shape.
+    """The photo at the mask's size (Pillow, bilinear): the ground truth is not resampled. SisError
+    where they differ in shape.
     """
     (height, width), (h, w) = image.shape[:2], mask.shape
     if (height, width) == (h, w):
@@ -108,8 +108,8 @@ def open_pairs(
     images: a folder, a .zip, or an .npz (`img_blob`/`img_off`, or `images`). masks: likewise
         (`mask_blob`/`mask_off`, or `masks`); None or the same .npz: the masks in it. classes: names
         of the mask's ids; default: classes.json beside the masks, `labels` of the .npz, or the ids
-        found. values: "ids" are class ids, "grey" is foreground from `grey_from` on; "auto" tells
-        them apart: palette images and small numbers are ids, images of 0 and 255 or with soft
+        found. values: "ids" are class ids, "grey" is foreground from `grey_from` on; "auto"
+        decides: palette images and small numbers are ids, images of 0 and 255 or with soft
         edges are grey.
 
     Raises UsageError where nothing pairs, naming what is there. Files without a partner are listed
@@ -164,7 +164,7 @@ def _of_alpha(
     ids = [c["id"] for c in classes if c["id"]]
     if len(ids) != 1:
         raise SisError(
-            f"the mask {name} has its shape in the alpha channel, which cannot say which of "
+            f"the mask {name} has its shape in the alpha channel, which does not show which of "
             f"{len(ids)} classes it is; expected class ids in a palette or grey PNG"
         )
     return np.where(alpha >= grey_from, ids[0], 0).astype(np.uint8)

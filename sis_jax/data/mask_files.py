@@ -1,4 +1,4 @@
-"""One mask image to its values: class ids, or grey. What an image cannot say is refused by name,
+"""One mask image to its values: class ids, or grey. An ambiguous image is refused by name,
 never guessed.
 """
 
@@ -111,7 +111,7 @@ def turned_like(
     mask: UInt8[np.ndarray, "h w"], photo: bytes | Path | np.ndarray, shape: tuple[int, int]
 ) -> UInt8[np.ndarray, "_ _"]:
     """The mask as its photo is seen: one that was made of the pixels as they are stored is turned
-    with them. shape: of the photo as it is seen; only a photo on its side can be told.
+    with them. shape: of the photo as it is seen; only a photo turned by 90 degrees is recognised.
     """
     if isinstance(photo, np.ndarray) or alike(mask.shape, shape):
         return mask

@@ -40,7 +40,7 @@ class Masks(Sequence):
     """Predicted masks, in the order of the photos; `masks[0].mask` is uint8[h w] of class ids.
 
     classes: as in classes.json. skipped: (name, reason) of photos that could not be read. folder:
-        where they lie, where they were written to disk.
+        that of the masks, where they were written to disk.
     """
 
     classes: tuple[dict[str, Any], ...]

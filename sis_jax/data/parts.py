@@ -33,8 +33,8 @@ class Parts:
     method, settings, arrays: which method, with which resolved hyper-parameters, learned what.
     classes: {"id", "name", "colour", "clusters", "prompts", "score", "margin", "runner_up",
         "guess", "unsure"}; id 0 is the background, absent where none was found. The last six are
-        what a text model said (`named`): probability of the name, lead over the runner-up; guess is
-        what it would have been called where that was too little (unsure).
+        the text model's (`named`): probability of the name, lead over the runner-up; guess is
+        the likeliest name where the score was too low (unsure).
     clusters: facts per cluster (share, confidence, agreement across seeds, share of the frame,
         class_id; scores: probability per class).
     samples: uint8[n h w 3] images to look at, masks: their clusters, seeds: theirs, confidence:
@@ -80,9 +80,9 @@ class Parts:
         """Give parts names: {3: "hair", 7: "hair", 11: None} merges two under one name and sends
         one to the background.
 
-        Keys are class ids; a merged class keeps its smallest id. A name given by hand is sure: what
-        a text model said of the part is forgotten. Raises UsageError for an id that does not exist,
-        or a name that is no text.
+        Keys are class ids; a merged class keeps its smallest id. A name given by hand is final:
+        the text model's scores of the part are dropped. Raises UsageError for an id that does not
+        exist, or a name that is no text.
         """
         self._known(names)
         for key, name in names.items():

@@ -1,4 +1,4 @@
-"""Where photos come from: what lies in a folder, an archive or an .npz.
+"""Where photos come from: the files in a folder, an archive or an .npz.
 
 `photos.py` puts it together with `decode.py`. Archives are read in memory and never extracted;
 nothing is unpickled; no external program is started. A name in an archive is a name only where it
@@ -245,7 +245,7 @@ def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes | Unus
         return too_large(member.file_size)
     try:
         with archive.open(member) as file:
-            data = file.read(MAX_BYTES + 1)  # the announced size can lie
+            data = file.read(MAX_BYTES + 1)  # the announced size can be wrong
     except Exception as error:  # encrypted, damaged, or packed in an unknown way
         return Unusable(f"cannot be unpacked: {because(error)}")
     return data if len(data) <= MAX_BYTES else too_large(len(data))

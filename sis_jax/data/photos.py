@@ -89,7 +89,7 @@ class Photos:
         cache: folder that keeps the result; it is found again while names, sizes, times and
             settings are the same. threads: decoders (default: cores, at least 2). progress: True
             for a bar on stderr, or a function (done, total). EXIF orientation is honoured,
-            transparency lies on white, 16-bit grey is scaled, CMYK converted. Downscaling by an
+            transparency is put on white, 16-bit grey is scaled, CMYK converted. Downscaling by an
             integer averages blocks, otherwise Lanczos; a JPEG more than four times too large
             is first reduced while decoding.
         Raises UsageError when there is no photo to read, SisError when none can be read.
@@ -242,7 +242,7 @@ def _decode_all(
     progress: Progress,
 ) -> Found:
     """(images, names, skipped) of all jobs, in slot order. With a cache (folder, key) the array
-    lies there and not in memory.
+    is stored there and not in memory.
     """
     raw_file = None if cache is None else cache[0] / f".{cache[1]}.{os.getpid()}.tmp"
     shape = (len(names), resolution, resolution, 3)
@@ -347,7 +347,7 @@ def _write_cache(
     for suffix, write in (
         (".npy", lambda f: np.save(f, images)),
         (".json", lambda f: f.write(about)),
-    ):  # the .json last: it says the pair is whole
+    ):  # the .json last: it marks the pair as complete
         temporary = folder / f".{key}.{os.getpid()}{suffix}.tmp"
         try:
             with temporary.open("wb") as file:

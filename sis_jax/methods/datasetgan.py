@@ -67,7 +67,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 IGNORE = 255
-# further members, each shown one half of the samples: they say how well the other half is labelled
+# further members, each trained on one half of the samples: they measure how well the other half is
+# labelled
 HELD = 2
 UNSURE = 0.5
 
@@ -91,8 +92,8 @@ class DatasetGAN(DatasetGANSettings):
         inputs: `painted` UInt8[m r r] of class ids (255 = not annotated) over the samples of
             `painted_seeds`, and their `painted_names`.
 
-        Raises UsageError for settings or masks that cannot work (the sentence says what can),
-        SisError for NaN features.
+        Raises UsageError for settings or masks that cannot work (the sentence names those that
+        can), SisError for NaN features.
         """
         self._check(gen)
         painted, seeds, ids = _painted(inputs, gen.resolution)

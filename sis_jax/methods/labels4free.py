@@ -17,8 +17,8 @@ Where we differ, and why (each one a setting; `RECIPES` has the published values
 * The background has latents of its own (`same_latents`): with those of the image it has nearly
   the same colour, and a leaking mask costs nothing.
 * The real images are the generator's own samples unless `photos` are given. D then has nothing to
-  learn but the composite; with photos it first learns to tell samples from photos, which says
-  nothing about the mask.
+  learn but the composite; with photos it first learns to separate samples from photos, which
+  does not depend on the mask.
 * D has a fraction of the generator's channels (`d_width`): it is to be weak, and most of the time
   is spent in it.
 * Features are standardised (`normalize`), and the mask starts as foreground (`start`), so that D
@@ -29,9 +29,9 @@ Where we differ, and why (each one a setting; `RECIPES` has the published values
   a people segmenter, seeds 0 to 4: 0.82, 0.77, 0.78, 0.79, 0.75 at 0.5; 0.83, 0.73, 0.75, 0.71,
   0.66 at 0.2.
 * Training is short and its rates fall to 0 (`decay`): the longer the weak D goes on, the more dark
-  hair and clothes it gives to the ground.
+  hair and clothes it gives to the background.
 * A checkpoint is chosen without labels (`pick`): the published runs stop at a step chosen by eye,
-  between 50 and 1,200. `training/labels4free_checks.py` says how.
+  between 50 and 1,200. `training/labels4free_checks.py` describes how.
 * The averaged weights are used; the published "ema" is a copy of the last ones. The R1 step's stray
   + D(real) is left out (`quirk`).
 * Any size. A run whose masks are wrong, as far as that shows, is left at half its steps and
@@ -402,7 +402,7 @@ class _Run:
 
     def _hopeless(self) -> bool:
         """Past half of the steps and still failed, where another try is left: a mask that will be
-        right lies at the frame before that.
+        right is at the frame before that.
         """
         late = bool(self.rows) and self.rows[-1]["step"] > self.method.steps / 2
         return late and self.attempt + 1 < self.method.tries and self.verdict() < 0
@@ -444,7 +444,7 @@ class _Run:
 
     def verdict(self) -> float:
         """The score to compare runs by, below 0 = failed. The last line counts too: a wrong mask
-        may lie at the frame while it is still forming.
+        may be at the frame while it is still forming.
         """
         return min(self.kept()["score"], self.rows[-1]["score"])
 

@@ -1,5 +1,5 @@
-"""Latent direction: the object gets lighter, the ground darker (Melas-Kyriazi et al., ICLR 2022,
-arXiv 2105.08127; after Voynov et al., ICML 2021).
+"""Latent direction: the object gets lighter, the background darker (Melas-Kyriazi et al., ICLR
+2022, arXiv 2105.08127; after Voynov et al., ICML 2021).
 
 One unit vector v for all samples. With x = G(z), x' = G(z + e v), S the Sobel edge strength and r a
 map that is positive near the centre and negative near the border (section 3 of the paper):
@@ -26,9 +26,9 @@ plain JAX function plugs in like this:
 Where we differ, and why (the published settings are `RECIPES["code"]` and `RECIPES["paper"]`):
 * Threshold: Otsu's between the two modes of each image's difference in place of 0. On portraits
   the sign cuts out skin only: hair is as dark in both images, so its difference is a little below
-  0 while the ground's is near -1. IoU of person / ground against an independent people segmenter:
-  default generator 0.81 / 0.63 with Otsu's, 0.57 / 0.45 with the sign; a DCGAN of faces 0.71 / 0.46
-  and 0.64 / 0.43.
+  0 while the background's is near -1. IoU of person / background against an independent people
+  segmenter: default generator 0.81 / 0.63 with Otsu's, 0.57 / 0.45 with the sign; a DCGAN of faces
+  0.71 / 0.46 and 0.64 / 0.43.
 * The direction lives in w (in a generator without a mapping network this is z): steps in z change
   the person, and cut 0.77 / 0.58 where w cut 0.81 / 0.64.
 * The prior does not fall off towards the bottom ("portrait"), where people leave the image; there
@@ -110,7 +110,8 @@ DESCRIBED = 128  # samples to learn the facts per cluster from
 
 @dataclass(frozen=True)
 class LatentDirection(LatentDirectionSettings):
-    """Object and ground from directions in latent space: cluster 0 is the ground, 1 the object.
+    """Object and background from directions in latent space: cluster 0 is the background, 1 the
+    object.
 
     The settings are the fields of `LatentDirectionSettings`.
     """
@@ -383,7 +384,7 @@ def _dimension(gen: Generator, space: str) -> int:
 
 def _spread(gen: Generator, truncation: float, space: str) -> float:
     """Standard deviation of w (root mean square over channels) of 256 samples; a w+ vector of norm
-    1 has a share of it in each slot.
+    1 has a share of it in each W+ layer.
     """
     w = np.asarray(gen.map(gen.latents(range(256)), truncation))
     deviation = float(np.sqrt(w[:, 0].var(0).mean()))

@@ -290,7 +290,7 @@ class SegmentationInStyle(SegmentationInStyleSettings):
     def _swept(
         self, gen: Generator, seeds: list[int], seed: int
     ) -> tuple[SegmentationInStyle, dict[str, Any]]:
-        """This method with k and layer chosen, and the table that says why (criterion:
+        """This method with k and layer chosen, and the table behind the choice (criterion:
         `ops/sweep.py`).
         """
         layers = candidate_layers(gen)

@@ -6,14 +6,14 @@ The algorithm of the paper, for one image with styles w:
    colours change.
 2. The style summary tensor, N x C x H x W: all variants on top of each other.
 3. Its pixels, vectors of N C numbers, are clustered into k groups.
-4. Clusters that belong to the border are the ground. For single objects the same inside the boxes
-   of a detector (`segment_boxes`), for photos with the w of a projection (`segment`).
+4. Clusters that belong to the border are the background. For single objects the same inside the
+   boxes of a detector (`segment_boxes`), for photos with the w of a projection (`segment`).
 
-What the paper leaves open was chosen by IoU of person / ground on 64 samples of the default
-generator (psi 0.7) against an independent people segmenter, per-image ground rule (published for
-1024-pixel faces: 0.87 / 0.73):
+What the paper leaves open was chosen by IoU of person / background on 64 samples of the default
+generator (psi 0.7) against an independent people segmenter, per-image background rule (published
+for 1024-pixel faces: 0.87 / 0.73):
 
-    slots kept       3: .867/.701   4: .887/.746   5: .861/.676   6: .877/.715   7: .850/.659
+    layers kept      3: .867/.701   4: .887/.746   5: .861/.676   6: .877/.715   7: .850/.659
                      (of 10; 8 clusters)
     pixel vectors    raw .887/.746   correlation .858/.707 (with 6 slots .873/.724)
     clusters         2: .490/.370   5: .903/.778   8: .887/.746   12: .885/.732   20: .865/.692
@@ -22,7 +22,8 @@ generator (psi 0.7) against an independent people segmenter, per-image ground ru
 
 The default, parts matched over images: .907/.753 on 256 samples. With each cluster sent to the
 side that most of its pixels are on, 5 clusters reach .930/.826 and 20 reach .941/.853: what is
-missing is mostly the choice of the ground. Matching: k-means on clusters' mean generator features.
+missing is mostly the choice of the background. Matching: k-means on clusters' mean generator
+features.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from sis_jax.ops.sampling import collect, map_samples, sample_seeds
 from sis_jax.types import Generator, Samples, SisError, UsageError, check_taps, to_uint8
 
 PIXELS = 128 * 64 * 64  # of the variants that are drawn in one pass
-SLOTS = 0.4  # of the slots of w keep the image's own styles: 4 of 10 at 64 pixels, 7 of 18 at 1024
+SLOTS = 0.4  # of the W+ layers keep the image's own styles: 4 of 10 at 64 pixels, 7 of 18 at 1024
 LAYER = 32  # finest side of the tap that matches clusters
 DESCRIBED = 64  # samples that facts per cluster come from
 
@@ -88,7 +89,7 @@ class StyleMixing(StyleMixingSettings):
 
         `arrays`: donors [variants w], the styles; centers [k c], mean [c] and scale [c] of
             standardised features. Raises UsageError for settings that cannot work, and for a
-            generator whose image is not drawn from styles in slots (only a StyleGAN2's is).
+            generator whose image is not drawn from styles in W+ layers (only a StyleGAN2's is).
         """
         method = self._checked(gen)
         donors = np.asarray(
@@ -171,8 +172,8 @@ class StyleMixing(StyleMixingSettings):
         network = _styled(gen)
         if not hasattr(network, "synthesize_from"):
             raise UsageError(
-                f"{gen.info.name} takes no styles in slots that could be mixed: use a StyleGAN2, "
-                "or --method latent_direction"
+                f"{gen.info.name} takes no styles in W+ layers that could be mixed: use a "
+                "StyleGAN2, or --method latent_direction"
             )
         choices = {
             "labels": ("parts", "ground"),
@@ -258,7 +259,7 @@ class StyleMixing(StyleMixingSettings):
         return Fitted(self, arrays, tuple(clusters), background)
 
     def _cleaned(self, label: np.ndarray, sure: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Small patches given to their neighbour, and no longer sure."""
+        """Small patches given to their neighbour, with confidence 0."""
         if not self.min_patch:
             return label, sure
         cleaned = np.stack([without_specks(a, self.min_patch) for a in label])
@@ -273,8 +274,8 @@ def segment_boxes(
     only.
 
     w: styles of n images. boxes: Int[n m 4], from any detector, as (top, left, bottom, right) in
-        pixels; made wider by `expand` of their size on every side, so that their frame is ground.
-        Raises UsageError for a box without pixels.
+        pixels; made wider by `expand` of their size on every side, so that their frame is
+        background. Raises UsageError for a box without pixels.
     """
     boxes = np.asarray(boxes)
     if boxes.ndim != 3 or boxes.shape[0] != len(w) or boxes.shape[2] != 4:
@@ -330,8 +331,8 @@ def summary(
     grid: int,
     color: str,
 ) -> Float[Array, "n g g d 3"]:
-    """The style summary tensor: colors of all variants at every pixel. What the slots below `slots`
-    draw is drawn once.
+    """The style summary tensor: colors of all variants at every pixel. The W+ layers below `slots`
+    are drawn once.
     """
     n, d, gen = w.shape[0], donors.shape[0], _styled(gen)
     stem = gen.stem(w, slots)
@@ -450,7 +451,7 @@ def _inside(
 def _ground(
     distance: Float[Array, "g g k"], inside: Bool[Array, "g g"], edge: Bool[Array, "g g"]
 ) -> Bool[Array, "k"]:
-    """Which clusters are ground, by the rule of `selection.background` inside one box."""
+    """Which clusters are background, by the rule of `selection.background` inside one box."""
     member = jax.nn.one_hot(jnp.argmin(distance, -1), distance.shape[-1])
     share, frame = (
         jnp.sum(member * m[..., None], (0, 1)) / jnp.maximum(m.sum(), 1) for m in (inside, edge)

@@ -111,7 +111,7 @@ def interpolate(table: Float[Array, "s c"], position: Float[Array, "n"]) -> Floa
 
 
 def stats_position(truncation: float | Float[Array, ""], n_stats: int) -> Float[Array, ""]:
-    """Where a truncation in [0, 1] lies in the table of statistics.
+    """Position of a truncation in [0, 1] in the table of statistics.
 
     Between two rows the published code gives each row the share of the other (at row 3.2, row 4
     counts 0.8); followed here, because the images should be those of the published network.

@@ -1,4 +1,4 @@
-"""What a text says of generated images, and which way to go so that it says more: the parts of
+"""Cosines of generated images with a text, and directions that raise them: the parts of
 text directions that run on a device.
 
 Scores: Segmentation in Style, section 3.4 (a CLIP tags samples with a prompt). Latent optimisation
@@ -70,8 +70,8 @@ def score_body(
     colours: Colours,
     published: bool,
 ) -> tuple[Float[Array, "b t"], Float[Array, "b w"]]:
-    """(cosines with the texts [t d], w of the first slot) of samples that were moved by `move` [w]
-    in every slot after truncation.
+    """(cosines with the texts [t d], w of the first W+ layer) of samples that were moved by `move`
+    [w] in every W+ layer after truncation.
     """
     w = gen.map(z, truncation)
     images = gen.synthesize(w + move, "const", ())[0]

@@ -106,7 +106,7 @@ def minibatch_stddev(x: Float[Array, "n h w c"], group: int) -> Float[Array, "n 
     """x with one more channel: the standard deviation over a group of images, averaged over pixels
     and channels.
 
-    Members of a group lie n / group apart, as in the published code. n must be a multiple of the
+    Members of a group are n / group apart, as in the published code. n must be a multiple of the
     group (or smaller than it).
     """
     n = x.shape[0]

@@ -238,7 +238,7 @@ def _reflect(position: Array, size: int) -> Array:
 def _bilinear(
     fine: Float[Array, "b H W c"], x: Float[Array, "b i j"], y: Float[Array, "b i j"]
 ) -> Float[Array, "b i j c"]:
-    """Values between the four nearest pixels. The four lie side by side in the channels, so that
+    """Values between the four nearest pixels. The four are side by side in the channels, so that
     one row is gathered instead of four.
     """
     b, height, width, c = fine.shape
@@ -257,7 +257,7 @@ def _bilinear(
 
 
 def _up(x: Array, axis: int) -> Array:
-    """Twice the samples along `axis`; sample j lies at (j - 0.5) / 2. By shift and add: depthwise
+    """Twice the samples along `axis`; sample j is at (j - 0.5) / 2. By shift and add: depthwise
     convolutions are slow on CPUs.
     """
     size, reach = x.shape[axis], (_REACH + 1) // 2
@@ -265,7 +265,7 @@ def _up(x: Array, axis: int) -> Array:
     padded = jnp.take(x, _fold(index, size), axis=axis)
     phases = []
     for phase in (0, 1):
-        # Output 2 i + phase lies half a fine pixel from input i, so it meets input i + k through
+        # Output 2 i + phase is half a fine pixel from input i, so it meets input i + k through
         # the tap 2 k fine pixels away.
         taps = [
             (k, LOW_PASS[_REACH + phase - 2 * k])
@@ -289,7 +289,7 @@ def _fold(index: Array, size: int) -> Array:
 
 
 def _down(x: Array, axis: int) -> Array:
-    """Half of what lies inside the margin of REACH samples along `axis`: the transpose of `_up`,
+    """Half of the samples inside the margin of REACH samples along `axis`: the transpose of `_up`,
     scaled to keep the mean.
     """
     size = (x.shape[axis] - 2 * _REACH) // 2

@@ -23,7 +23,7 @@ from sis_jax.ops import crf, kmeans
 from sis_jax.ops.resize import resize_bilinear
 
 NATS = 6.0  # that the mean distance between nearest and second nearest centre counts for
-CELLS = 32  # places that are told apart along a side, at most
+CELLS = 32  # places per edge, at most
 _LOOKED_AT = 20_000
 
 
@@ -59,7 +59,7 @@ def learn_refinement(
 def with_centre(
     arrays: dict[str, np.ndarray], centre: Float[np.ndarray, "d"]
 ) -> dict[str, np.ndarray]:
-    """`arrays` with one more cluster. Of where it lies nothing is known: as likely at each place as
+    """`arrays` with one more cluster. Its position is unknown: as likely at each place as
     the cluster of the nearest centre, so that the features decide between these two, and a copy of
     a cluster takes nothing from it."""
     more = dict(arrays, centers=np.concatenate([arrays["centers"], centre[None]]))
@@ -85,7 +85,7 @@ def label_maps(
     image: in [-1, 1], only its outlines are used. resolution: of the labels; None takes the
         image's.
     Where labels follow the image, d2 is as far behind d1 as the odds against the second class
-    say: the same number where place and neighbours say nothing, larger where they agree with the
+    are: the same number where place and neighbours are neutral, larger where they agree with the
     features, and not 0 where they decide against the nearest centre.
     """
     resolution = resolution or image.shape[1]

@@ -28,7 +28,7 @@ def soft_alpha(
     confidence: Float[np.ndarray, "*n h w"],
     width: float | None = None,
 ) -> Float[np.ndarray, "*n h w"]:
-    """How much of each pixel is foreground, 0..1, from a hard mask and how sure it is.
+    """How much of each pixel is foreground, 0..1, from a hard mask and its confidence.
 
     Every pixel votes for its own side with its confidence, and votes are averaged over a Gaussian
     of `width` pixels (1/100 of the side by default). Inside a part all votes agree, whatever two
@@ -94,7 +94,7 @@ def behind(
     alpha: Float[np.ndarray, "h w"],
     edited_alpha: Float[np.ndarray, "h w"],
 ) -> Float[np.ndarray, "h w 3"]:
-    """What lies behind an edited foreground, 0..255: the completed `background` where the old
+    """The background behind an edited foreground, 0..255: the completed `background` where the old
     foreground was, the image itself elsewhere.
 
     The rim of the old foreground, between the two, is the image's own, as long as the new
@@ -112,7 +112,7 @@ def foreground_colours(
     image: UInt8[np.ndarray, "h w 3"], alpha: Float[np.ndarray, "h w"]
 ) -> Float[np.ndarray, "h w 3"]:
     """The foreground's own colours, 0..255: at its soft edge those of its inside nearby, without
-    what lay behind it.
+    its old background.
     """
     width = alpha.shape[1] / 48
     weight = np.where(alpha > 0.9, 1.0, 1e-4 * alpha).astype(

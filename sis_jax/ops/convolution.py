@@ -71,7 +71,7 @@ def pixel_norm(z: Float[Array, "*n c"]) -> Float[Array, "*n c"]:
     return z * lax.rsqrt(jnp.mean(jnp.square(z), axis=-1, keepdims=True) + 1e-8)
 
 
-# The filter's transpose is the filter, that of doubling is halving: said outright, because XLA's
+# The filter's transpose is the filter, that of doubling is halving: stated outright, because XLA's
 # own transpose of shift-and-add is slower.
 
 

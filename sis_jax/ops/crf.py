@@ -7,8 +7,8 @@ repeated, from q = softmax(evidence): q_i = softmax(evidence_i + w sum_j k_ij q_
 k_ij = exp(-|colour_i - colour_j|^2 / 2 s^2 - |place_i - place_j|^2 / 2 t^2).
 
 The window is a fraction of the side. Images of more than 127 pixels are averaged down to 64 to
-127 for it, and what neighbours say is enlarged again: evidence from features of 64 x 64 knows of
-nothing finer, and an image and its enlargement are treated alike.
+127 for it, and the neighbours' evidence is enlarged again: evidence from features of 64 x 64 knows
+of nothing finer, and an image and its enlargement are treated alike.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _said_by_neighbours(
 
     colour = jnp.moveaxis(
         image, -1, 0
-    )  # channels and classes first: an image of each lies together, however many there are
+    )  # channels and classes first: the pixels of each are contiguous, whatever their number
     around, inside = padded(colour), padded(jnp.ones((1, height, width)))
 
     def kernel_of(offset: Array) -> Array:

@@ -91,7 +91,7 @@ def frame(height: int, width: int) -> Bool[np.ndarray, "h w"]:
 def background(
     share: Float[np.ndarray, "k"], frame_share: Float[np.ndarray, "k"]
 ) -> tuple[Bool[np.ndarray, "k"], bool, str]:
-    """Which clusters are the background, whether the rule was sure, and why.
+    """Which clusters are the background, whether the rule decided clearly, and why.
 
     Rule: a cluster that covers the frame at least 1.5 times as much as the image. With none (or
         all), or with less than a quarter of the frame covered, the cluster that gains most from
@@ -127,8 +127,9 @@ def only_just(clusters: Iterable[Mapping[str, Any]]) -> list[int]:
     below 2.2 times those in the image.
 
     Odds, since a large background cannot be much more common on the frame than in the image. On
-    the default (k 3 to 25, up to three seeds, three layers) chosen clusters of at most 35 % ground
-    came to 1.7 to 2.2, those that were mostly ground to 2.4 and more, but for three of some fifty.
+    the default (k 3 to 25, up to three seeds, three layers) chosen clusters of at most 35 %
+    background came to 1.7 to 2.2, those that were mostly background to 2.4 and more, but for three
+    of some fifty.
     """
 
     def odds(share: float) -> float:
@@ -144,7 +145,7 @@ def only_just(clusters: Iterable[Mapping[str, Any]]) -> list[int]:
 def describe(
     labelled: Iterable[tuple[Any, np.ndarray, np.ndarray]], k: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Facts per cluster, and the verdict on the background, from a stream of (images, clusters
+    """Facts per cluster, and the decision on the background, from a stream of (images, clusters
     UInt8[b h w], confidence Float[b h w]).
 
     Returns ([{"share", "border_share", "background", "confidence"}] per cluster, {"found", "why"}).

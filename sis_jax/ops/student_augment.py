@@ -50,8 +50,8 @@ class Augmentation:
 
 # For images in which the object always has the same size and place, as those of a generator.
 # Faces, 600 steps on generated images at 64 pixels, mean IoU with 300 human masks: 0.785, against
-# 0.754 with the ranges above (one run each; the better one also had other grounds behind half of
-# the images instead of 0.6 of them, so not all of the difference is due to the ranges).
+# 0.754 with the ranges above (one run each; the better one also had other backgrounds behind half
+# of the images instead of 0.6 of them, so not all of the difference is due to the ranges).
 ALIGNED = Augmentation(scale=0.15, shift=0.03, turn=5.0)
 WEAK = Augmentation(
     scale=0.1,
@@ -112,7 +112,7 @@ def warp(
     side: int,
     swap: tuple[int, ...] = (),
 ) -> tuple[Float[Array, "n side side c"], UInt8[Array, "n side side"], Float[Array, "n side side"]]:
-    """Images (bilinear), masks and certainty (nearest) seen through the maps, reflected at the
+    """Images (bilinear), masks and confidence (nearest) seen through the maps, reflected at the
     border, at side x side pixels.
     """
     source_x, source_y = _sources(maps, images.shape[1:3], side)
@@ -234,8 +234,8 @@ def other_backgrounds(
     enlarged piece of the next image, often dark.
 
     foreground: 0..1, soft at the edges. A teacher that reads features confuses parts of like colour
-        (dark ground and dark hair); where its mask of one image is right, this shows the student
-        that the ground may have any colour.
+        (dark background and dark hair); where its mask of one image is right, this shows the
+        student that the background may have any colour.
     """
     n, h, w, _ = images.shape
     keys = keys_of(key, n)

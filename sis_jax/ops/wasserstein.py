@@ -38,7 +38,7 @@ def sliced_wasserstein(
     in pixels) and their "average".
 
     a, b: images of one size; n and m may differ. The result depends on the arrays and `seed`
-        only. `SwdReference` says how.
+        only. `SwdReference` describes how.
     """
     return SwdReference(a, seed, descriptors=descriptors, projections=projections).distance(b)
 

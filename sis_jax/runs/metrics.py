@@ -129,7 +129,7 @@ class Metrics:
                     f"{_n(v[way]['accuracy'])}",
                     "  " + ", ".join(pairs),
                 ]
-        lines += ["", "confusion, rows are the truth", *_confusion(v)]
+        lines += ["", "confusion, rows are the ground truth", *_confusion(v)]
         lines += [f"note: {text}" for text in v.get("warnings", [])]
         return "\n".join(lines)
 

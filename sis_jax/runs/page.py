@@ -214,7 +214,7 @@ def _edits(folder: Path) -> list[dict[str, Any]]:
 
 
 def _parts(found: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row per class, those the run is least sure of first; background and ignored pixels are
+    """One row per class, those of least confidence first; background and ignored pixels are
     rows too.
     """
     classes = {c["id"]: c for c in found.get("classes", [])}
@@ -440,7 +440,7 @@ def _warnings(
 
 
 def _again(stage: str, folder: Path) -> str:
-    """The command of a stage: its name is its verb, for some with a word that tells several apart
+    """The command of a stage: its name is its verb, for some with a word that distinguishes several
     ("evaluate celebamask-hq"), or "edits/NAME".
     """
     verb = "edit" if stage.startswith("edits/") else stage.split(" ")[0]

@@ -235,7 +235,7 @@ class RunFolder:
         """A path of this run, however it was spelled; never one outside it."""
         path = self.path / name
         if ".." in Path(name).parts or not path.absolute().is_relative_to(self.path.absolute()):
-            raise UsageError(f"{os.fspath(name)!r} lies outside the run folder {self.path}")
+            raise UsageError(f"{os.fspath(name)!r} is outside the run folder {self.path}")
         return path
 
     def write_bytes(self, name: str, data: bytes) -> Path:

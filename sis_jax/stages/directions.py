@@ -1,4 +1,4 @@
-"""Directions in latent space from text: which way to move w so that a CLIP says more of a prompt.
+"""Directions in latent space from text: moving w along one raises CLIP's score of a prompt.
 
     # Segmentation in Style, section 3.4
     glasses = directions.learn(gen, clip, "a person with glasses", neutral="a person")
@@ -111,7 +111,7 @@ def scores(
     published: bool = False,
 ) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n w"]]:
     """(score, w) of samples: the cosine with the prompt minus that with the neutral prompt; w of
-    the first slot, before `move` was added to all slots.
+    the first W+ layer, before `move` was added to all layers.
 
     published: the raw cosine with the prompt alone, and images as the published code feeds them.
     """
@@ -150,11 +150,12 @@ def learn(
     weighted alike (Segmentation in Style, section 3.4).
 
     A sample counts as fitting when its score is in the top `quantile`, and the regression is
-    penalised so much (c = 1 / (n v), v the mean variance of w) that its normal lies near the line
-    between the means of the two groups. A weakly penalised one tells them apart by what hardly
-    varies, and moving along that shows little: of eight texts on the default generator none brought
-    90 % of 64 samples to pass within six deviations, with this all eight did (n 2000; seven with n
-    3000 and another seed).
+    penalised so much (c = 1 / (n v), v the mean variance of w) that its normal is near the line
+    between the means of the two groups. A weakly penalised one separates them along directions of
+    little
+    variance, and moving along those shows little: of eight texts on the default generator none
+    brought 90 % of 64 samples to pass within six deviations, with this all eight did (n 2000; seven
+    with n 3000 and another seed).
     published: it counts when its cosine with the prompt is above 0.25, on images as the published
         code feeds them, and c is 1, as in the paper's code (which stops before it converged; this
         does not). truncation: of the samples learned from, by default 0.7; published: 1. Raises
@@ -421,7 +422,7 @@ class Relevance:
         """(what to add to the style vectors of each layer, number of channels): section 6.2.
 
         threshold: beta, channels that are less relevant stay as they are; strength: alpha, in
-            deviations of the most relevant one. Raises UsageError that says the largest relevance
+            deviations of the most relevant one. Raises UsageError that states the largest relevance
             where no channel reaches the threshold.
         """
         target, plain = class_scores.ensemble(

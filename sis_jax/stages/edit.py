@@ -8,7 +8,8 @@ into the generator first; their own pixels are the background.
 
 What is measured: the background's PSNR against the original, over the pixels outside both masks,
 for the edit with its background kept and for the plain one. The first is high by construction,
-short of what soft edges and the completed rim change; the gain says how much the plain edit spoils.
+short of what soft edges and the completed rim change; the gain shows how much the plain edit
+spoils.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def _discriminator(settings: Any, gen: Generator, named: str | None) -> dict[str
 
 
 def _painted(settings: Any, gen: Generator, named: str | None) -> dict[str, Any]:
-    """Annotated blanks, after making sure that they are images of this very generator."""
+    """Annotated blanks, after a check that they are images of this generator."""
     if not settings.masks:
         return {"painted": None}
     blanks = read_blanks(settings.masks)

@@ -92,7 +92,7 @@ def load_text_model(clip: Any, gen_name: str) -> CLIP:
 
 
 def default_clip(gen_name: str) -> str:
-    """The text model made for this generator ("faces-clip" for "faces64") where it lies among the
+    """The text model made for this generator ("faces-clip" for "faces64") where it is among the
     weights; else the usual one.
     """
     small = f"{gen_name.rstrip('0123456789')}-clip"
@@ -133,7 +133,7 @@ def name_parts(teacher: Teacher, clip: CLIP, ontology: Ontology, how: Naming) ->
 
 
 def check_words(clip: CLIP, texts: Sequence[str]) -> None:
-    """UsageError for words that a text model of few words never learned: whatever it said of them
+    """UsageError for words that a text model of few words never learned: its scores of them
     would be wrong.
     """
     strange = clip.tokenizer.strange(texts)
@@ -260,8 +260,8 @@ _pool = jax.jit(pool_regions, static_argnames=("k", "align_corners"))
 
 
 def _size(asked: int, shape: Sequence[int], clip: CLIP) -> tuple[int, int]:
-    """Rows and columns at which images are read: `asked` (0: as the text model says, twice native
-    where it says nothing), in whole steps of the network.
+    """Rows and columns at which images are read: `asked` (0: the text model's own choice, twice
+    native where it has none), in whole steps of the network.
     """
     stride, native = clip.network.visual.stride, clip.config.vision.image_size
     short = asked or clip.preprocessing.dense or 2 * native

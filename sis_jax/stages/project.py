@@ -40,8 +40,8 @@ STARTS_SEED = 123
 class Projection:
     """Photos and the latents that draw them again.
 
-    w: one per slot, for `gen.synthesize`. photos, images: the photos as they were matched, and what
-        the generator draws. noise: layer -> maps, where they were optimised
+    w: one per W+ layer, for `gen.synthesize`. photos, images: the photos as they were matched, and
+        the generated images. noise: layer -> maps, where they were optimised
         (`training.projection.with_noise` puts one set into a generator). distance: what was
         minimised, at the end. skipped: (name, reason).
     """
@@ -60,7 +60,7 @@ class Projection:
     @property
     def psnr(self) -> Float[np.ndarray, "n"]:
         """Peak signal-to-noise ratio of each image against its photo, in dB: 20 is a likeness, 30
-        is hard to tell apart.
+        is hard to distinguish.
         """
         return np.array([psnr(a, b) for a, b in zip(self.photos, self.images)])
 
@@ -111,17 +111,17 @@ def project(
     gen: any generator; noise maps need a StyleGAN2.
     photos: a photo, a folder, an archive, a list of these, or uint8[n r r 3] at the generator's
         size; files are cut to their centred square.
-    space: "w+" has one w per slot and comes closer to the photo, "w" has one for all and stays what
-        the generator can draw.
+    space: "w+" has one w per layer and comes closer to the photo, "w" has one for all and stays
+        what the generator can draw.
     steps: of Adam; 200 is quick, 1000 the paper's.
     rate: Adam's peak, in spreads of w (the deviation of one of its numbers over samples).
     pyramid: weight of the Laplacian pyramid's L1. features: weight of the discriminator's features
         or of LPIPS, 0 where there is neither.
-    pull: keeps the slots of W+ together; 0 lets them go.
+    pull: keeps the W+ layers together; 0 lets them go.
     noise: also optimise the noise maps, as the paper does.
     starts: samples of which the nearest is where it begins; 0 begins at the mean.
     known: Bool[n r r], where the photos shall be matched; all by default.
-    discriminator: by default the one that lies beside the generator's weights, if it is found by
+    discriminator: by default the one stored beside the generator's weights, if it is found by
         the generator's name.
     lpips: the paper's distance in place of the discriminator's features: the files of its weights,
         see `sis_jax.load_lpips`, which cannot be shipped.
@@ -268,7 +268,7 @@ def _discriminator(gen: Generator, given: Any) -> Any:
 
 
 def _statistics(gen: Generator) -> tuple[Float[np.ndarray, "s w"], np.float32]:
-    """(mean of w in every slot, root mean squared distance of w from it)."""
+    """(mean of w in every W+ layer, root mean squared distance of w from it)."""
     w = collect(gen, sample_seeds(STARTS_SEED, STATISTICS), nn.map_body, batch=256)
     slots = np.asarray(gen.map(gen.latents([0]))).shape[1]
     mean = w.mean(0)
@@ -319,7 +319,7 @@ def _block(
     for first in range(0, steps, BLOCK):
         last = min(first + BLOCK, steps)
         state, each = run(gen, net, length, state, *data, np.array([first, last, steps], np.int32))
-        each.block_until_ready()  # so that the bar tells the truth
+        each.block_until_ready()  # so that the bar counts finished work
         bar.update(last - first)
     bar.close()
     values, distance = jax.tree.map(lambda a: parallel.unshard(np.asarray(a), n), (state[0], each))

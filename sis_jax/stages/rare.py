@@ -6,7 +6,7 @@ once more. One of the new clusters is the class: its centre is put beside those 
 moving, so that one set of labels covers both; and from then on the generator moves only a share of
 its samples, so that a student sees the class, and sees images without it.
 
-Which cluster it is the paper tells by its share, which grows most when samples are moved. But a
+The paper recognises the cluster by its share, which grows most when samples are moved. But a
 direction also moves what goes with the class (hats are worn outdoors: the sky grows), so here the
 text model is asked: the pixels of a cluster are put back as they were before the move, and the
 cluster that takes most of the score with it, and hardly shows in plain samples, is the class.
@@ -61,7 +61,7 @@ class Rare:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What to say where the text model hardly sees the class in its cluster."""
+        """The warning where the text model hardly sees the class in its cluster."""
         if self.evidence >= LEAST_EVIDENCE:
             return ()
         return (
@@ -83,8 +83,8 @@ def add_rare(
     share: float,
     seed: int,
 ) -> Rare:
-    """One more cluster for what `prompt` says, in parts that `fitted` found in `gen`, by a method
-    to which clusters can be added.
+    """One more cluster for the class that `prompt` names, in parts that `fitted` found in `gen`, by
+    a method to which clusters can be added.
 
     n: samples to learn the direction from. share: of the samples that are moved later on. Raises
         SisError where the direction leads nowhere or no cluster grows.
@@ -247,8 +247,8 @@ def _joined(
 
 
 def picture(rare: Rare, class_id: int) -> Image.Image:
-    """Samples before and after the move, and where the class is then: whether the direction does
-    what the prompt says is for people to see.
+    """Samples before and after the move, and the class after it, so that people can judge whether
+    the direction follows the prompt.
     """
     plain: Any = rare.gen.gen
     everywhere: Any = moved(rare.gen.gen, rare.direction.move)

@@ -75,7 +75,7 @@ class Teacher:
         return float(self.parts.settings.get("truncation", 0.7))
 
     def label(self, seeds: Sequence[int], truncation: float | None = None) -> Iterator[Labelled]:
-        """Stream (images, masks of class ids, certainty in 0..1) of seeds, in batches; a seed
+        """Stream (images, masks of class ids, confidence in 0..1) of seeds, in batches; a seed
         gives the same bytes in any company.
         """
         for images, clusters, sure in self.fitted.label_seeds(self.gen, seeds, truncation):

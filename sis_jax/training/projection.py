@@ -6,7 +6,7 @@ Per photo x, Adam on w and, if asked, on the noise maps n:
     minimise  distance(G(w + e, n), x)
               + 1e5 * sum over maps and their halvings down to 8 x 8
                 of mean(n . roll_x n)^2 + mean(n . roll_y n)^2
-              + pull * mean over slots of |w_slot - mean slot|^2 / spread^2
+              + pull * mean over layers of |w_layer - mean layer|^2 / spread^2
 
 e ~ N(0, (0.05 |w| max(0, 1 - t / 0.75)^2)^2) explores at first, t = 0..1 is the time, |w| the root
 mean squared distance of w from its mean. The rate rises over the first twentieth and falls by a
@@ -25,8 +25,8 @@ Where we differ, and why:
 * The rate is a multiple of the spread of w, because latents of another network are larger or
   smaller.
 * It begins at the nearest of some hundred samples, not at the mean.
-* W+ (one w per slot; Abdal et al. 2019, arXiv 1904.03189) as well as W, with `pull` to keep the
-  slots together: what lies far from W is edited badly.
+* W+ (one w per layer; Abdal et al. 2019, arXiv 1904.03189) as well as W, with `pull` to keep the
+  layers together: a w far from W is edited badly.
 * A photo's result depends on that photo alone: any number may share a batch.
 """
 
@@ -62,9 +62,9 @@ Seen = Any  # (bands, features) of images
 class Recipe:
     """How to project; fixed at compile time.
 
-    space: "w+" has one w per slot, "w" one for all. rate: Adam's peak, in spreads of w. pyramid,
-        features: weights of the two distances. pull: of the distance between slots. noise: whether
-        the noise maps are optimised too. explore: deviation of the noise on w, in |w|.
+    space: "w+" has one w per layer, "w" one for all. rate: Adam's peak, in spreads of w. pyramid,
+        features: weights of the two distances. pull: of the distance between W+ layers. noise:
+        whether the noise maps are optimised too. explore: deviation of the noise on w, in |w|.
     """
 
     space: Literal["w", "w+"] = "w+"
@@ -204,7 +204,7 @@ def thumbnails(images: Float[AnyArray, "n r r c"]) -> Float[AnyArray, "n t t c"]
 
 
 def map_body(gen: Any, z: Array, truncation: Array) -> Float[Array, "b w"]:
-    """w of the first slot of samples."""
+    """w of the first W+ layer of samples."""
     return gen.map(z, truncation)[:, 0]
 
 

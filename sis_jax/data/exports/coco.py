@@ -1,8 +1,8 @@
 """COCO export: annotations/instances_<split>.json with run-length masks by pycocotools, images in
 <split>/.
 
-One annotation per class and image, not per connected piece: a mask says what a pixel is, not how
-many things there are. The background is no category, and neither is ignore (255): both are simply
+One annotation per class and image, not per connected piece: a mask gives the class of a pixel, not
+the number of objects. The background is no category, and neither is ignore (255): both are simply
 not covered, which is all that this format loses. Lists are streamed.
 """
 

@@ -20,7 +20,7 @@ from sis_jax.data.items import items
 from sis_jax.ops.progress import progress, say
 from sis_jax.types import UsageError, unknown_name
 
-# name -> the function that writes it; each one's docstring says what it loses.
+# name -> the function that writes it; each one's docstring states its losses.
 FORMATS = {
     "coco": "sis_jax.data.exports.coco:save",
     "voc": "sis_jax.data.exports.voc:save",
@@ -30,7 +30,7 @@ FORMATS = {
     "tfds": "sis_jax.data.exports.tfds:save",
     "tfrecord": "sis_jax.data.exports.tfds:save_tfrecord",
 }
-_MARK = ".sis-export.json"  # what tells a folder we wrote from one we must not touch
+_MARK = ".sis-export.json"  # marks a folder we wrote; others must not be touched
 _CLASSES = "classes.json"
 
 

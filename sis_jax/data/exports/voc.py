@@ -1,4 +1,4 @@
-"""PASCAL VOC: files as they lie, with palette masks."""
+"""PASCAL VOC: files as they are stored, with palette masks."""
 
 from __future__ import annotations
 
