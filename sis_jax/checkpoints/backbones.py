@@ -72,7 +72,7 @@ def find(name_or_path: str | os.PathLike | None) -> Path:
 
 
 def _maker(table: Mapping[str, Any], path: Path) -> Callable[[], nnx.Module]:
-    """What makes the network of a folder's table; SisError where it is damaged."""
+    """The config of a folder's network; SisError where it is damaged."""
     rest = {key: value for key, value in table.items() if key != "arch"}
     arch = table.get("arch")
     if arch == "dinov2":

@@ -182,7 +182,7 @@ def check_published(path: Path, public: Public | None, digest: str | None = None
 
 
 def text_of(name_or_path: str | os.PathLike) -> str:
-    """A name or path as text; UsageError for what is neither, or longer than a path can be."""
+    """A name or path as text; UsageError for anything else, or one longer than a path can be."""
     text = os.fspath(name_or_path) if isinstance(name_or_path, (str, os.PathLike)) else None
     if not isinstance(text, str):
         raise UsageError(f"expected a name or a path, got {name_or_path!r}")

@@ -34,8 +34,8 @@ class CLIP:
     """Images and texts to embeddings in one space (Radford et al. 2021). A pytree; its encoders are
     compiled once per shape, and work inside jit and vmap.
 
-    Points are not normalised; the cosine of two of them times `logit_scale` is what CLIP was
-    trained on. Batches of more than `batch` rows are taken in chunks of `batch`, the last one
+    Embeddings are not normalised; CLIP was trained on the cosine of two of them times
+    `logit_scale`. Batches of more than `batch` rows are taken in chunks of `batch`, the last one
     filled up, so that one shape is compiled and memory stays bounded.
     """
 

@@ -48,8 +48,8 @@ _KINDS_OF_OPEN_CLIP = {
 
 @dataclass(frozen=True)
 class Stored:
-    """A CLIP as it was read: its shape, arrays under our names as float32, what goes in, and where
-    it comes from.
+    """A CLIP as it was read: its shape, arrays under our names as float32, its inputs, and its
+    origin.
     """
 
     config: CLIPConfig
@@ -87,8 +87,8 @@ def read_foreign(
     """A CLIP from a file of OpenAI's, open_clip's or Hugging Face's layout, with the files beside
     it. Nothing in it is run.
 
-    source: what `recognise` found in the file, if that was done. Raises SisError that lists every
-        array which does not fit.
+    source: the result of `recognise` for the file, if that was called. Raises SisError that lists
+        every array which does not fit.
     """
     what = str(path)
     source = source or recognise(shards.read_tree(path), shards.size_of(path), what)

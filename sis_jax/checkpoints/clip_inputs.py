@@ -1,4 +1,4 @@
-"""What goes into CLIP: photos to pixels, texts to tokens, both as the published code does it."""
+"""Inputs of CLIP: photos to pixels, texts to tokens, both as the published code does it."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Photos to pixels: shorter side to `resize`, square of `size` from the middle, (x / 255 -
+    """Photos to pixels: shorter edge to `resize`, square of `size` from the middle, (x / 255 -
     mean) / std. Sizes in pixels; colours are RGB.
 
-    dense: shorter side at which dense features are read unless another is asked for; 0 is twice
+    dense: shorter edge at which dense features are read unless another is asked for; 0 is twice
         `size`.
     """
 

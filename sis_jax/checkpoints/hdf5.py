@@ -1,4 +1,4 @@
-"""A reader of HDF5 files that hold plain arrays in groups: what h5py writes unless asked for more.
+"""A reader of HDF5 files that hold plain arrays in groups: the default of h5py.
 No library, no links to other files, no filters.
 
 libhdf5 follows links, opens other files, runs filters and plug-ins; none of that is needed for

@@ -60,7 +60,7 @@ def load_generator(
 def load_discriminator(name_or_path: str | os.PathLike | None = None) -> Discriminator:
     """The discriminator stored beside a generator; names and errors as in `load_generator`.
 
-    It maps images [n, r, r, 3] in [-1, 1] to scores [n, 1], higher for what it takes as real.
+    It maps images [n, r, r, 3] in [-1, 1] to scores [n, 1], higher for images it takes as real.
     """
     path, folder, read = _open(name_or_path)
     if folder.discriminator is None:

@@ -15,7 +15,7 @@ from sis_jax.checkpoints.containers import read_tree as read_file
 from sis_jax.data.names import below
 from sis_jax.types import SisError
 
-# What a Hugging Face folder calls its weights, best first: what needs no pickle, then what does.
+# Names of the weights in a Hugging Face folder, best first: formats without pickle, then with.
 WEIGHTS = (
     "model.safetensors",
     "open_clip_model.safetensors",
@@ -89,7 +89,7 @@ def _weight_map(path: Path) -> dict[str, str]:
 
 def read_tree(path: Path) -> Any:
     """As `containers.read_tree`; the shards of an index become one table. SisError where a shard
-    lacks what the index promises, or is given alone.
+    lacks arrays of the index, or is given alone.
     """
     if not _INDEX.fullmatch(path.name):
         match = _SHARD.fullmatch(path.name)

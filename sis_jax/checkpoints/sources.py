@@ -34,7 +34,8 @@ _OTHERS = (
 _LABEL_LR = (
     0.1  # of the label network in NVIDIA's TensorFlow discriminators, unless stated otherwise
 )
-# What training code wraps a state dict in, and a network's names; several can be around each other.
+# Wrappers of a state dict in training code, and a network's names; several can be around each
+# other.
 _WRAPPERS = (
     "state_dict", "model_state_dict", "model", "module", "_orig_mod", "net", "params_ema", "params",
 )  # fmt: skip
@@ -85,7 +86,7 @@ class Source:
 
 
 class _Reader:
-    """Turns wrapped arrays into views, and keeps their sum within what the file can hold: many
+    """Turns wrapped arrays into views, and keeps their sum within the file's size: many
     tensors can show the same bytes.
     """
 
@@ -186,7 +187,7 @@ def _recognise(tree: Any, reader: _Reader) -> Source | None:
 
 
 def _unwrapped(tree: Any) -> list[Any]:
-    """A tree and what its wrappers hold, from the outside in; the last one is no wrapper."""
+    """A tree and the contents of its wrappers, from the outside in; the last one is no wrapper."""
     levels = [tree]
     while len(levels) < _MAX_WRAPPERS and isinstance(levels[-1], dict):
         outer = levels[-1]
@@ -292,7 +293,7 @@ def _groups(tree: dict, reader: _Reader) -> Iterator[dict[str, np.ndarray]]:
 
 
 def _plain_names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays without what wrappers put into their names; Refused where two become one."""
+    """The arrays without the wrappers' parts of their names; Refused where two become one."""
     made: dict[str, np.ndarray] = {}
     for key, value in arrays.items():
         name = _plain_name(key)

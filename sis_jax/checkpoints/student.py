@@ -310,7 +310,7 @@ def _probabilities(params: Any, images: jax.Array, *, graph: Any, flip: bool) ->
 
 
 def _brought_to(image: np.ndarray, side: int) -> np.ndarray:
-    """The photo with its shorter side at about `side` pixels, both sides multiples of 16 (the
+    """The photo with its shorter edge at about `side` pixels, both edges multiples of 16 (the
     aspect changes by a few per cent at most).
     """
     h, w = image.shape[:2]

@@ -2,10 +2,10 @@
 data and arrays, and refuses all else by name.
 
 Python's own unpickler imports whatever a file names and calls it. This one never imports, never
-calls what a file names and never sets an attribute on anything but its own records: a name in the
-file is looked up in a table of builders written here. Byte strings are views of the file, not
-copies. Work is bounded: a limited number of instructions, keys that cannot be made slow to hash,
-numbers of limited length.
+calls a function that a file names and never sets an attribute on anything but its own records: a
+name in the file is looked up in a table of builders written here. Byte strings are views of the
+file, not copies. Work is bounded: a limited number of instructions, keys that cannot be made slow
+to hash, numbers of limited length.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Budget:
     copied: int = 1 << 34
 
     def charge(self, args: tuple) -> None:
-        """Take off what a builder may copy: else one list, recalled a million times, would be
-        copied a million times.
+        """Subtract the bytes that a builder may copy: else one list, recalled a million times,
+        would be copied a million times.
         """
         for value in args:
             if type(value) in (list, tuple, dict, set):
@@ -73,7 +73,7 @@ class Record:
 
 @dataclass(frozen=True, eq=False)
 class Name:
-    """A name that a file may use, and what this reader does in its place (None: it may be passed
+    """A name that a file may use, and this reader's function in its place (None: it may be passed
     around but not called).
     """
 

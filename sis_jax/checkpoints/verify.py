@@ -1,5 +1,5 @@
-"""Does a weights folder still draw what it drew? Digests of fixed seeds, stored on the first call
-and compared on every later one.
+"""Does a weights folder still draw the same images? Digests of fixed seeds, stored on the first
+call and compared on every later one.
 """
 
 from __future__ import annotations

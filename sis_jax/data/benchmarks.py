@@ -42,7 +42,7 @@ _FACE_SPLITS = ("test", "val", "train", "sis", "all")
 @dataclass(frozen=True)
 class Spec:
     """One benchmark. splits: the first is the default. read: (root, split, grey_from) -> entries.
-    layout: what the folder must hold.
+    layout: the expected contents of the folder.
     """
 
     title: str
@@ -170,7 +170,7 @@ BENCHMARKS: dict[str, Spec] = {
     ),
 }
 
-# What papers report, by (benchmark, protocol): where the number stands in the result, and the
+# Published numbers, by (benchmark, protocol): where the number stands in the result, and the
 # number.
 PAPER: dict[tuple[str, str], dict[str, float]] = {
     ("celebamask-hq-fg", "sis"): {

@@ -162,7 +162,7 @@ def _gimp_palette(classes: Sequence[Mapping[str, Any]]) -> str:
 def _readme(dataset: Dataset, classes: Sequence[Mapping[str, Any]], n: int, filled: bool) -> str:
     table = "\n".join(f"| {c['id']} | {c['name']} | `{c['colour']}` |" for c in classes)
     start = (
-        "The masks hold what the run found. Correct them, and delete the mask files you did not "
+        "The masks hold the run's parts. Correct them, and delete the mask files you did not "
         "check: only masks that are here are learned."
         if filled
         else "The masks are empty. Paint as many images as you like, 5 to 16 go far; what stays "

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-MAX_BYTES = 256 * 2**20  # one encoded image; what claims or yields more is refused
+MAX_BYTES = 256 * 2**20  # one encoded image; larger ones are refused
 MAX_PIXELS = 200_000_000  # one decoded image
 # Pillow's other readers can start Ghostscript or read vector and document formats: a photo is none
 # of those.
@@ -67,7 +67,7 @@ def open_image(data: bytes | UInt8[np.ndarray, "_ _ _"]) -> Image.Image:
 
 
 def because(error: Exception) -> Unusable:
-    """What a decoder raised, in one line: hostile files break decoders in many ways, and one of
+    """The error of a decoder, in one line: hostile files break decoders in many ways, and one of
     them must not end the run.
     """
     return Unusable(" ".join(str(error).split())[:120] or type(error).__name__)

@@ -115,7 +115,7 @@ def grid(
         )
     if labels is not None and len(labels) != len(images):
         raise UsageError(
-            f"a grid needs one label per image, got {len(labels)} labels for {len(images)} pictures"
+            f"a grid needs one label per image, got {len(labels)} labels for {len(images)} images"
         )
     h, w = images[0].shape[:2]
     columns, text = min(columns, len(images)), 0 if labels is None else font_size + 8

@@ -1,4 +1,4 @@
-"""Edited images with their background kept, and what that kept: `Edit`; on disk `edit.png`,
+"""Edited images with their background kept, and its PSNR: `Edit`; on disk `edit.png`,
 `edit.json`, `edit.safetensors` and the images.
 """
 
@@ -31,10 +31,10 @@ _ARRAYS = ("originals", "plain", "images", "backgrounds", "alphas", "edited_alph
 class Edit:
     """n images, each edited with s strengths.
 
-    originals: the images before (or photos). plain: what the generator draws for the moved
+    originals: the images before (or photos). plain: the generated images of the moved
         latent. images: the foreground of that on the original's own, completed background.
         backgrounds: those. alphas, edited_alphas: foreground in 0..1, before and after. direction:
-        what was moved along, in words.
+        the direction, in words.
     """
 
     names: tuple[str, ...]
@@ -167,7 +167,7 @@ class Edit:
 
     @classmethod
     def load(cls, folder: str | Path) -> Edit:
-        """Read what `save` wrote. UsageError where there is nothing that can be read."""
+        """Read the files of `save`. UsageError where none can be read."""
         try:
             facts = json.loads((Path(folder) / "edit.json").read_text("utf-8"))
             arrays = load_file(Path(folder) / "edit.safetensors")
@@ -237,7 +237,7 @@ def _stems(names: tuple[str, ...], strengths: tuple[float, ...]) -> list[str]:
 
 
 def _endings(strengths: tuple[float, ...]) -> list[str]:
-    """What follows an image's stem in the names of its edits, kept and plain."""
+    """The suffixes of an image's stem in the names of its edits, kept and plain."""
     return [f"_{s:+g}{kind}" for s in dict.fromkeys(strengths) for kind in ("", "_plain")]
 
 

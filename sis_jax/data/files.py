@@ -39,7 +39,7 @@ def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON holds it, so that what was written and what is asked again compare equal."""
+    """`value` as JSON holds it, so that a stored and a new request compare equal."""
     if isinstance(value, type):
         raise TypeError(f"a class cannot be kept in a JSON file: {value!r}")
     if dataclasses.is_dataclass(value):
@@ -60,7 +60,7 @@ def plain(value: Any) -> Any:
 
 
 def json_text(value: Any, indent: int | None = 1) -> str:
-    """`value` as JSON for a UTF-8 file: letters as they are, what UTF-8 cannot hold escaped."""
+    """`value` as JSON for a UTF-8 file: letters as they are, those outside UTF-8 escaped."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
 

@@ -32,7 +32,7 @@ class Truth:
     uint8[h w]), both of one size.
 
     classes: {"id", "name"}; id 0 is the background. skipped: (name, reason) of files without a
-        partner. note: what a reader should know.
+        partner. note: a remark for the reader.
     """
 
     name: str
@@ -71,7 +71,7 @@ def fit_photo(
     if not alike(mask.shape, image.shape[:2]):
         raise SisError(
             f"the photo {name} is {width}x{height}, its mask {w}x{h}: they are not of the same "
-            "picture"
+            "photo"
         )
     return np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR))
 
@@ -179,7 +179,7 @@ Read = Callable[[], bytes | np.ndarray]
 def _files(
     path: Path, blobs: tuple[str, ...]
 ) -> tuple[dict[str, Read], tuple[tuple[str, str], ...]]:
-    """Name -> a function that reads it; and (name, reason) of what cannot be read."""
+    """Name -> a function that reads it; and (name, reason) of unreadable files."""
     suffix = path.suffix.lower()
     if suffix == ".npz":
         return _npz(path, blobs), ()
@@ -246,7 +246,7 @@ def _stem(name: str) -> str:
 
 
 def _named_classes(masks: Path) -> list[dict[str, Any]] | None:
-    """What the masks' ids are called: `labels` of an .npz, classes.json in or above the folder."""
+    """The names of the masks' ids: `labels` of an .npz, classes.json in or above the folder."""
     if masks.suffix.lower() == ".npz":
         arrays = load_npz(masks, {"labels", "label_ids"})
         labels, ids = arrays.get("labels"), arrays.get("label_ids")

@@ -1,4 +1,4 @@
-"""What an export writes: one image's name, pixels and mask, checked; and PNGs made a few at a
+"""Items of an export: one image's name, pixels and mask, checked; and PNGs made a few at a
 time.
 """
 
@@ -19,7 +19,7 @@ from sis_jax.data import draw
 from sis_jax.data import names as file_names
 from sis_jax.types import SisError
 
-_AHEAD = 8  # images being deflated at once: what an export holds in memory
+_AHEAD = 8  # images being deflated at once, and so in memory
 
 
 @dataclass(frozen=True)

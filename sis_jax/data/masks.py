@@ -1,5 +1,5 @@
-"""Masks of photos: what `predict` gives. In memory, or in the folder they were written to and read
-from there one at a time.
+"""Masks of photos, the result of `predict`. In memory, or in the folder they were written to and
+read from there one at a time.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def write_mask(folder: Path, prediction: Prediction) -> Path:
 
 
 def write_classes(folder: Path, classes: Sequence[dict[str, Any]]) -> None:
-    """Write classes.json: what the masks' values mean."""
+    """Write classes.json, the names of the masks' values."""
     write_atomic(folder / CLASSES, (json_text(list(classes)) + "\n").encode())
 
 
@@ -173,7 +173,7 @@ def cutout(
 def _thumbnail(
     image: np.ndarray, mask: np.ndarray, side: int = 128
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The largest centred square at `side` pixels."""
+    """The largest centred square, resized to `side` pixels."""
     h, w = mask.shape
     s = min(h, w)
     box = ((w - s) // 2, (h - s) // 2, (w - s) // 2 + s, (h - s) // 2 + s)

@@ -51,7 +51,7 @@ def open_pictures(
 ) -> list[Callable[[], Picture]]:
     """A function per image of an .npz that gives it.
 
-    names: what the array may be called, the best first ("img", "image", "images"); a blob goes
+    names: possible names of the array, the best first ("img", "image", "images"); a blob goes
         before an array. lone: take the only blob of a file whatever its name. UsageError where none
         of these is there, SisError where the offsets do not cut the blob.
     """

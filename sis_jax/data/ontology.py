@@ -88,7 +88,7 @@ def ontology_of(
     neutral: Sequence[str] = (),
     templates: Sequence[str] = (),
 ) -> Ontology:
-    """An ontology from what a user gave.
+    """An ontology from a user's input.
 
     source: an Ontology, {prompt: class or None}, a name in `SHIPPED`, or the path of a JSON file
         that holds one; the file may also hold {"classes": {name: [prompts]}, "background":

@@ -1,5 +1,5 @@
-"""Images with masks in memory, and an endless shuffled stream of batches: what a student is
-trained on.
+"""Images with masks in memory, and an endless shuffled stream of batches: a student's training
+data.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Parts: what a method found in a generator, with names, colours and facts per cluster; on disk
+"""Parts that a method found in a generator, with names, colours and facts per cluster; on disk
 `parts/parts.safetensors` and `classes.json`.
 """
 
@@ -28,9 +28,9 @@ BACKGROUND = 0
 
 @dataclass(frozen=True)
 class Parts:
-    """Parts of what a generator draws.
+    """Parts of a generator's images.
 
-    method, settings, arrays: which method, with which resolved hyper-parameters, learned what.
+    method, settings, arrays: the method, its resolved hyper-parameters and what it learned.
     classes: {"id", "name", "colour", "clusters", "prompts", "score", "margin", "runner_up",
         "guess", "unsure"}; id 0 is the background, absent where none was found. The last six are
         the text model's (`named`): probability of the name, lead over the runner-up; guess is
@@ -159,8 +159,8 @@ class Parts:
         return replace(self, classes=classes, clusters=clusters)
 
     def digest(self) -> str:
-        """SHA-256 of what masks depend on besides the generator: the learned arrays, and which
-        cluster belongs to which class.
+        """SHA-256 of everything that masks depend on besides the generator: the learned arrays, and
+        which cluster belongs to which class.
         """
         digest = hashlib.sha256(
             repr(sorted((c["id"], tuple(c["clusters"])) for c in self.classes)).encode()

@@ -2,7 +2,7 @@
 
 `photos.py` puts it together with `decode.py`. Archives are read in memory and never extracted;
 nothing is unpickled; no external program is started. A name in an archive is a name only where it
-could be a file below a folder (`names.py`); what cannot be read is named, with the reason.
+could be a file below a folder (`names.py`); files that cannot be read are named, with the reason.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ Raw = (
 
 @dataclass(frozen=True)
 class Listing:
-    """What one source holds.
+    """The contents of one source.
 
     names: of the images, sorted; each is a path below a folder. others: how often each other
-        extension occurs. stamp: name -> what changes with the content. refused: (name, reason) of
-        photos that are there and cannot be read.
+        extension occurs. stamp: name -> a value that changes with the content. refused: (name,
+        reason) of photos that are there and cannot be read.
     read: the wanted names -> (name, image) in whatever order suits the container."""
 
     path: Path
@@ -108,7 +108,7 @@ def _hidden(name: str) -> bool:
 def _sort_out(
     names: Iterable[str], refused: Iterable[tuple[str, str]] = ()
 ) -> tuple[tuple[str, ...], Counter, tuple[tuple[str, str], ...]]:
-    """Image names in order, the extensions of the rest, and what cannot be read."""
+    """Image names in order, the extensions of the rest, and the unreadable ones."""
     photos, others = [], Counter()
     known = [(name, why) for name, why in refused if not _hidden(name)]
     for name in names:
@@ -144,7 +144,7 @@ def _list_folder(path: Path) -> Listing:
 
 
 def _walk(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
-    """Every file below a folder once, and what could not be looked into. Linked folders are
+    """Every file below a folder once, and the unreadable folders. Linked folders are
     followed after the real ones, so a photo keeps its own name and a circle of links ends.
     """
     found: list[str] = []
@@ -326,7 +326,7 @@ def _list_npz(path: Path) -> Listing:
 
 
 def pixels_of(raw: Raw, decoded: Callable[[bytes | np.ndarray], np.ndarray]) -> np.ndarray:
-    """What `decoded` makes of an image, wherever it is; raises `Unusable` with the reason."""
+    """The result of `decoded` for an image, wherever it is; raises `Unusable` with the reason."""
     if isinstance(raw, Unusable):
         raise raw
     return decoded(read_file(raw) if isinstance(raw, Path) else raw)
@@ -355,6 +355,6 @@ def nothing_found(label: str, listings: Sequence[Listing]) -> str:
 
 
 def left_out(rows: Sequence[tuple[str, str]]) -> str:
-    """The first few of what was left out, for a sentence."""
+    """The first few skipped ones, for a sentence."""
     shown = ", ".join(f"{name} ({reason})" for name, reason in rows[:3])
     return shown + (", ..." if len(rows) > 3 else "")

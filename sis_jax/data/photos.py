@@ -46,7 +46,7 @@ class Photos:
     """Photos of one size in memory (or memory-mapped), in a fixed order.
 
     images: uint8[n r r 3] RGB. names: one per photo, path inside the source. skipped: (name,
-        reason) of what could not be used.
+        reason) of unusable ones.
     mirror: whether `batches` flips each item with probability 1/2.
     """
 
@@ -85,7 +85,7 @@ class Photos:
             `<k>_blob` uint8 and `<k>_off` int64[n + 1].
         rows, limit: which of the sorted photos, then how many of those. crop: "center" cuts the
             largest centred square; "none" squeezes the whole photo into the square. min_size: skip
-            photos whose shorter side is below this many pixels (default resolution // 2).
+            photos whose shorter edge is below this many pixels (default resolution // 2).
         cache: folder that keeps the result; it is found again while names, sizes, times and
             settings are the same. threads: decoders (default: cores, at least 2). progress: True
             for a bar on stderr, or a function (done, total). EXIF orientation is honoured,
@@ -132,7 +132,7 @@ class Photos:
         return cls(images, names, skipped, label, mirror)
 
     def summary(self) -> str:
-        """One line: how many, how large, from where, and what was left out."""
+        """One line: how many, how large, from where, and the skipped ones."""
         line = f"{len(self):,} photos at {self.resolution}x{self.resolution} from {self.source}" + (
             ", mirrored" if self.mirror else ""
         )
@@ -144,7 +144,7 @@ class Photos:
         self, batch: int, seed: int = 0, start_step: int = 0
     ) -> Iterator[UInt8[np.ndarray, "b r r 3"]]:
         """An endless stream of batches; batch t depends on (seed, t) alone, so a run resumed at
-        `start_step` sees what it would have seen.
+        `start_step` sees the same batches.
 
         Each epoch is a fresh permutation of all photos. A batch may span epochs: nothing is
         dropped, and it may be larger than the set.
@@ -190,7 +190,7 @@ class Photos:
 
 
 def own_side(source: str | os.PathLike, looked_at: int = 8) -> int:
-    """Median shorter side, in pixels, of the first few photos of a source; 0 where none can be
+    """Median shorter edge, in pixels, of the first few photos of a source; 0 where none can be
     read.
     """
     listing = list_source(Path(source))
@@ -305,7 +305,7 @@ def _fill(
     ):
         warnings.simplefilter(
             "ignore"
-        )  # Pillow warns about odd metadata and large photos; what matters is reported as skipped
+        )  # Pillow warns about odd metadata; unusable photos are reported as skipped
         for slot, raw in jobs:
             window.append((slot, pool.submit(pixels_of, raw, shape_up)))
             if len(window) >= 4 * threads:

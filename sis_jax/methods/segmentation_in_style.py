@@ -74,8 +74,8 @@ SWEEP_POINTS = 10_000
 # in the default, 0.11 to 0.39 in a DCGAN.
 CHECKERBOARD = 0.05
 _LOOKED_AT = 32_768  # points at a time, where all are gone through
-# Pixels along a side of the image that labels follow, and of the labels that facts per cluster come
-# from, in generators that draw more.
+# Pixels along an edge of the image that labels follow, and of the labels that facts per cluster
+# come from, in generators that draw more.
 OUTLINE = 128
 
 

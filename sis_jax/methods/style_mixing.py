@@ -49,7 +49,7 @@ from sis_jax.types import Generator, Samples, SisError, UsageError, check_taps, 
 
 PIXELS = 128 * 64 * 64  # of the variants that are drawn in one pass
 SLOTS = 0.4  # of the W+ layers keep the image's own styles: 4 of 10 at 64 pixels, 7 of 18 at 1024
-LAYER = 32  # finest side of the tap that matches clusters
+LAYER = 32  # finest resolution of the tap that matches clusters
 DESCRIBED = 64  # samples that facts per cluster come from
 
 

@@ -130,7 +130,7 @@ def composite(
 
 def stages(resolution: int) -> tuple[str, ...]:
     """What can be zeroed, coarse to fine: "const" (the learnt 4 x 4 constant), "4x4", then
-    "RxR/conv0" and "RxR" up to a quarter of the image's side.
+    "RxR/conv0" and "RxR" up to a quarter of the resolution.
     """
     sizes = [r for r in resolutions(resolution) if 8 <= r <= max(resolution // 4, 8)]
     return ("const", "4x4", *(f"{r}x{r}{conv}" for r in sizes for conv in ("/conv0", "")))

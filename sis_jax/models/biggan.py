@@ -55,7 +55,7 @@ class BigGANConfig:
 
     @property
     def resolution(self) -> int:
-        """Side of the image in pixels."""
+        """Edge length of an image in pixels."""
         return 4 * 2 ** sum(self.ups)
 
 

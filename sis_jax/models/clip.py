@@ -276,6 +276,6 @@ class CLIPNetwork(nnx.Module):
             )
         if shape[1] % stride or shape[2] % stride or 0 in shape[1:3]:
             raise UsageError(
-                f"dense features need sides that are multiples of {stride} pixels, got "
+                f"dense features need edges that are multiples of {stride} pixels, got "
                 f"{shape[1]}x{shape[2]}; native is {square}"
             )

@@ -37,7 +37,7 @@ class DCGANConfig:
 
     @property
     def resolution(self) -> int:
-        """Side of the image in pixels."""
+        """Edge length of an image in pixels."""
         return 4 * 2 ** len(self.channels)
 
 

@@ -144,7 +144,7 @@ class LabelMapping(nnx.Module):
 
 class Discriminator(nnx.Module):
     """Residual discriminator with minibatch standard deviation: disc(images) -> one score per
-    image, higher for what it takes as real.
+    image, higher for images it takes as real.
     """
 
     def __init__(self, config: DiscriminatorConfig, rng: Rng = None, info: Info | None = None):

@@ -24,7 +24,7 @@ class Statistic(nnx.Variable):
 class Conv(nnx.Module):
     """Convolution with He initialisation; `bias` where no normalisation follows.
 
-    padding: zeros on every side, by default what keeps the size at stride 1; or "SAME",
+    padding: zeros on every side, by default as many as keep the size at stride 1; or "SAME",
         TensorFlow's rule, which differs at stride 2.
     """
 

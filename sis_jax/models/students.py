@@ -60,7 +60,8 @@ Arch = Literal[
 @dataclass(frozen=True)
 class StudentConfig:
     """arch: see the module. classes: number of output channels. width: channels of the first level
-    of "unet-small". block: side of the blocks of pixels that it sees and predicts at once, 2 or 4.
+    of "unet-small". block: edge length of the blocks of pixels that it sees and predicts at once, 2
+    or 4.
     """
 
     arch: str = "unet-small"

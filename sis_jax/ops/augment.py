@@ -34,9 +34,9 @@ _REACH = (
 )  # supersampled pixels the filter needs beyond the image, on each side
 
 # Appendix B. A scale of 2 ** N(0, std^2) is the paper's Lognormal(0, (std ln 2)^2).
-BLIT_SHIFT = 0.125  # of the side, uniform within plus or minus this, whole pixels
+BLIT_SHIFT = 0.125  # of the edge length, uniform within plus or minus this, whole pixels
 SCALE_STD = 0.2  # octaves, isotropic and anisotropic
-SHIFT_STD = 0.125  # of the side, normal
+SHIFT_STD = 0.125  # of the edge length, normal
 BRIGHTNESS_STD = 0.2  # where the whole range is 2
 CONTRAST_STD = 0.5  # octaves
 SATURATION_STD = 1.0  # octaves

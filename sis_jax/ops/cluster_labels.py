@@ -35,7 +35,7 @@ def learn_refinement(
     grid: int,
 ) -> dict[str, np.ndarray]:
     """{"gap": [1], "log_prior": [s s k]} from the points that were clustered; places: (column, row)
-    in [-1, 1], of a grid with so many along a side.
+    in [-1, 1], of a grid with so many along an edge.
 
     gap: mean difference of the two smallest squared distances. log_prior: share of each cluster at
         each place, by Laplace's rule of succession; no finer than the grid, and coarse enough that

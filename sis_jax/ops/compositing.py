@@ -30,9 +30,10 @@ def soft_alpha(
 ) -> Float[np.ndarray, "*n h w"]:
     """How much of each pixel is foreground, 0..1, from a hard mask and its confidence.
 
-    Every pixel votes for its own side with its confidence, and votes are averaged over a Gaussian
-    of `width` pixels (1/100 of the side by default). Inside a part all votes agree, whatever two
-    parts of the foreground do to the confidence; at the edge the surer side wins.
+    Every pixel votes for its own label with its confidence, and votes are averaged over a Gaussian
+    of `width` pixels (1/100 of the resolution by default). Inside a part all votes agree, whatever
+    two parts of the foreground do to the confidence; at the edge the label of higher confidence
+    wins.
     """
     width = inside.shape[-1] / 100 if width is None else width
     votes = np.clip(confidence, 0, 1).astype(np.float32) + LEAST_VOTE
@@ -44,8 +45,8 @@ def soft_alpha(
 
 
 def hole_of(alpha: Float[np.ndarray, "h w"], grow: int | None = None) -> Bool[np.ndarray, "h w"]:
-    """Where any foreground shows, grown by `grow` pixels (1/64 of the side by default), because
-    edges bleed.
+    """Where any foreground shows, grown by `grow` pixels (1/64 of the resolution by default),
+    because edges bleed.
     """
     grow = max(1, round(alpha.shape[1] / 64)) if grow is None else grow
     hole = alpha > 0

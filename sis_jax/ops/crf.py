@@ -6,9 +6,9 @@ instead of all pairs of pixels, as in Teichmann and Cipolla 2018 (arXiv 1805.047
 repeated, from q = softmax(evidence): q_i = softmax(evidence_i + w sum_j k_ij q_j / sum_j k_ij),
 k_ij = exp(-|colour_i - colour_j|^2 / 2 s^2 - |place_i - place_j|^2 / 2 t^2).
 
-The window is a fraction of the side. Images of more than 127 pixels are averaged down to 64 to
-127 for it, and the neighbours' evidence is enlarged again: evidence from features of 64 x 64 knows
-of nothing finer, and an image and its enlargement are treated alike.
+The window is a fraction of the resolution. Images of more than 127 pixels are averaged down to 64
+to 127 for it, and the neighbours' evidence is enlarged again: evidence from features of 64 x 64
+knows of nothing finer, and an image and its enlargement are treated alike.
 """
 
 from __future__ import annotations

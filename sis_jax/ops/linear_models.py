@@ -30,7 +30,7 @@ class Boundary:
         return x @ self.normal + self.offset
 
     def accuracy(self, x: Float[np.ndarray, "n d"], y: Bool[np.ndarray, "n"]) -> float:
-        """Share of points on the right side."""
+        """Share of points that are classified correctly."""
         return float(((self.distance(x) > 0) == y).mean())
 
 

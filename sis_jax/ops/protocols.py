@@ -1,5 +1,5 @@
-"""How published papers measure masks on real photos, by name: what the network sees, what its
-answer is compared with, how pixels are summed.
+"""How published papers measure masks on real photos, by name: the network's input, the mask
+that its prediction is compared with, how pixels are summed.
 
 The differences move numbers by whole percents, so a number means little without its protocol.
 `PROTOCOLS` lists them; all report all scores, each marks its own as the headline. NumPy and Pillow
@@ -26,7 +26,7 @@ class Protocol:
     """One way to measure.
 
     side, fit: the photo's size for the network: "native" as it is, "square" squeezed to side x
-        side, "short" the shorter edge at `side`.
+        side, "short" the shorter edge at `side` pixels.
     through: a square the photo is squeezed to before that (0: none). scores: how soft masks return
         to the ground truth's size: "logits" (bilinear), "aligned" (bilinear, corners aligned),
         "8-bit" (the foreground's score as a grey image). grey_from: grey values of a ground-truth

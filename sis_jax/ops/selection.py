@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-BORDER = 0.05  # width of the frame (top, left, right), as a fraction of the side
+BORDER = 0.05  # width of the frame (top, left, right), as a fraction of the edge length
 BORDER_RATIO = 1.5  # a background cluster covers the frame this much more than the image
 BORDER_ODDS = 2.2  # see `only_just`
 
@@ -77,8 +77,8 @@ def silhouette(x: Float[np.ndarray, "n d"], labels: Int[np.ndarray, "n"]) -> flo
 
 
 def frame(height: int, width: int) -> Bool[np.ndarray, "h w"]:
-    """The image's frame: 5 % of the side at top, left and right. Not the bottom, where portraits
-    and standing figures leave the image.
+    """The image's frame: 5 % of the resolution at top, left and right. Not the bottom, where
+    portraits and standing figures leave the image.
     """
     mask = np.zeros((height, width), bool)
     rows, columns = max(1, round(BORDER * height)), max(1, round(BORDER * width))

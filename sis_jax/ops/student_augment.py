@@ -22,7 +22,7 @@ _GREY = (0.299, 0.587, 0.114)
 class Augmentation:
     """How far images are varied. Hashable: it is fixed at compile time.
 
-    scale: log2 of the zoom, drawn from +- this. shift: of the side. turn: degrees. flip:
+    scale: log2 of the zoom, drawn from +- this. shift: of the edge length. turn: degrees. flip:
         probability of mirroring, with `swap` the channel that each channel becomes (left hand to
         right hand). brightness, contrast, saturation: +- these, relative. hue: degrees. grey:
         probability of no colour.

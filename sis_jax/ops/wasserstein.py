@@ -1,8 +1,8 @@
 """Sliced Wasserstein distance between two sets of images.
 
 Karras et al. 2018, "Progressive Growing of GANs" (arXiv 1710.10196), section 5. Lower is better, 0
-for two equal sets; two halves of one set give the noise floor, which is what a number should be
-compared with.
+for two equal sets; two halves of one set give the noise floor, the reference for every
+number.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from jaxtyping import Float, Float32, UInt8
 
 from sis_jax.types import Array, UsageError
 
-PATCH = 7  # side of a descriptor
+PATCH = 7  # edge length of a descriptor
 PER_IMAGE = 128  # descriptors of one image at one level, at most
-SMALLEST = 16  # side of the coarsest level
+SMALLEST = 16  # resolution of the coarsest level
 _CHUNK = 128  # images whose pyramids are alive at once
 _BLOCK = 128  # projections drawn and sorted at once
 
@@ -34,8 +34,8 @@ def sliced_wasserstein(
     descriptors: int = 2**14,
     projections: int = 512,
 ) -> dict[str, float]:
-    """Sliced Wasserstein distance x 1000 per level of a Laplacian pyramid ("64", "32", "16": side
-    in pixels) and their "average".
+    """Sliced Wasserstein distance x 1000 per level of a Laplacian pyramid ("64", "32", "16":
+    resolution in pixels) and their "average".
 
     a, b: images of one size; n and m may differ. The result depends on the arrays and `seed`
         only. `SwdReference` describes how.
@@ -58,7 +58,7 @@ class SwdReference:
     * Image i is read at the same positions in both sets, so equal sets give exactly 0, and
       alignment within the sets adds no noise.
     * Sets of different size are compared at common quantiles.
-    * A level whose side is odd ends the pyramid; images smaller than 16 pixels have one level.
+    * A level of odd resolution ends the pyramid; images smaller than 16 pixels have one level.
 
     Memory: descriptors x (147 + projections) floats per level, the latter kept (about 40 MB per
         level as set). Sorting runs in NumPy when JAX has only CPUs (10 times faster there), else on

@@ -329,8 +329,8 @@ def _crop_regions(
 def masked_crop(
     image: UInt8[np.ndarray, "h w 3"], inside: np.ndarray, border: float = 0.1
 ) -> UInt8[np.ndarray, "s s 3"]:
-    """A square around a region, with a border of that share of its side on each; what is outside of
-    the region is grey.
+    """A square around a region, with a border of that share of its edge length on each side; pixels
+    outside the region are grey.
 
     image: uint8[h w 3]; inside: bool[h w], true somewhere.
     """

@@ -207,7 +207,7 @@ def _check(recipe: Any, gen: Generator, steps: int, starts: int, batch: int) -> 
 def _read(
     photos: Any, side: int
 ) -> tuple[np.ndarray, tuple[str, ...], tuple[tuple[str, str], ...]]:
-    """(photos at `side` pixels, names, those skipped with the reason)."""
+    """(photos of `side` x `side` pixels, names, those skipped with the reason)."""
     if isinstance(photos, np.ndarray):
         photos = photos[None] if photos.ndim == 3 else photos
         if photos.dtype != np.uint8 or photos.shape[1:] != (side, side, 3) or not len(photos):

@@ -25,7 +25,7 @@ WRONG = (
     "than a box in the middle would: "
     "they are probably wrong; give another --seed."
 )
-COLLAPSED = 0.02  # masks with less than this on one side do not count
+COLLAPSED = 0.02  # masks with less than this share in one class do not count
 
 
 def find_stage(gen: StyleGAN2, truncation: float, n: int = 64) -> str:
@@ -117,8 +117,8 @@ def separated(
     gen: Any, z: jax.Array, truncation: jax.Array, params: Params, *, taps: tuple[str, ...]
 ) -> tuple[jax.Array, ...]:
     """alpha [n r r], the share of the features' variance within each image that is between the
-    mask's two sides, mean of the taps [n], and the same for a box that is an eighth of the side
-    away from top, left and right."""
+    mask's two sides, mean of the taps [n], and the same for a box that is an eighth of the edge
+    length away from top, left and right."""
     image, features = gen.synthesize(gen.map(z, truncation), "const", taps)
     alpha = mask(params, tuple(features[t] for t in taps))
     hard = (alpha > 0.5).astype(jnp.float32)[..., None]

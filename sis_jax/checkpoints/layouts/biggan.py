@@ -144,7 +144,7 @@ def convert_generator(source: Arrays, settings: Mapping[str, Any] | None, what: 
 @np.errstate(all="ignore")  # overflow is reported as a fault
 def _without_spectral_norm(source: Arrays) -> tuple[dict[str, np.ndarray], list[str]]:
     """The state dict with `x.weight` in place of `x.weight_orig`, `x.weight_u` and `x.weight_v`,
-    and what was wrong with those.
+    and their faults.
     """
     plain: dict[str, np.ndarray] = {}
     wrong = []

@@ -185,7 +185,7 @@ def _split(source: Mapping[str, np.ndarray]) -> Arrays:
 
 def _fold(arrays: Arrays) -> list[str]:
     """Fold every batch norm into its convolution: w' = w g / sqrt(var + 1e-5), b' = b - mean g /
-    sqrt(var + 1e-5). Returns what was wrong.
+    sqrt(var + 1e-5). Returns the faults.
     """
     wrong = []
     for name in sorted({key.split(".norm.")[0] for key in arrays if ".norm." in key}):
@@ -304,8 +304,8 @@ def _count(arrays: Arrays, pattern: str) -> int:
 
 
 def _side(positions: int) -> int:
-    """Side of the square grid of a table of positions, which has one row more; a wrong table is
-    reported by its shape later.
+    """Edge length of the square grid of a table of positions, which has one row more; a wrong table
+    is reported by its shape later.
     """
     return max(1, round((positions - 1) ** 0.5))
 

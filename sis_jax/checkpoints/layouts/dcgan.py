@@ -118,7 +118,7 @@ def _as_rgb(arrays: dict[str, np.ndarray], last: str) -> tuple[str, ...]:
 def _fold(
     source: Mapping[str, np.ndarray], at: int, n: int
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Scale and offset of the batch norm main.{at}, and what was wrong with it."""
+    """Scale and offset of the batch norm main.{at}, and its faults."""
     parts = {part: source.get(f"main.{at}.{part}") for part in _NORM}
     wrong = [
         f"missing: main.{at}.{part}, model has [{n}]"

@@ -100,7 +100,7 @@ def _config(arrays: Arrays, what: str) -> DINOv2Config:
 
 
 def _fold(arrays: Arrays, config: DINOv2Config) -> list[str]:
-    """Multiply each layer scale into its linear layer; returns what is missing or misshapen."""
+    """Multiply each layer scale into its linear layer; returns the missing and misshapen ones."""
     wrong = []
     for layer in range(config.layers):
         for part in ("out", "proj"):

@@ -1,5 +1,5 @@
-"""StyleGAN2 from arrays under our names: the architecture is read from their shapes, what old files
-lack is supplied and reported.
+"""StyleGAN2 from arrays under our names: the architecture is read from their shapes; settings that
+old files lack are supplied and reported.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Network:
 
 @dataclass(frozen=True)
 class Converted:
-    """One network under our names: float32 arrays, the fields of its config, and what had to be
-    supplied.
+    """One network under our names: float32 arrays, the fields of its config, and the
+    supplied settings.
 
     The arrays are views of the file where they can be, so that a conversion holds one array at a
     time and not a second network.
@@ -300,7 +300,7 @@ def _read_discriminator(
 
 def _as_rgb(arrays: Arrays) -> list[str]:
     """Three colours from the RGB layers of a generator that draws grey, grey with alpha or RGBA;
-    returns what was done. Other counts are reported as faults later.
+    returns notes on the changes. Other counts are reported as faults later.
     """
     layers = [
         k[: -len("weight")] for k in arrays if re.fullmatch(r"synthesis\.b\d+\.torgb\.weight", k)
@@ -321,7 +321,7 @@ def _as_rgb(arrays: Arrays) -> list[str]:
 
 def _from_rgb(arrays: Arrays) -> list[str]:
     """A first layer that takes three colours, for a discriminator of grey or RGBA images: three
-    equal channels, or opaque ones, get the score they had; returns what was done.
+    equal channels, or opaque ones, get the score they had; returns notes on the changes.
     """
     weight, bias = arrays.get("fromrgb.weight"), arrays.get("fromrgb.bias")
     if weight is None or bias is None or weight.ndim != 4 or bias.shape != weight.shape[3:]:
@@ -340,8 +340,8 @@ def _from_rgb(arrays: Arrays) -> list[str]:
 
 
 def _supply_noise(arrays: Arrays, source: Mapping[str, np.ndarray]) -> list[str]:
-    """Noise maps and strengths for networks that were saved without; returns what was done. A
-    network is one without noise only where nothing in its file has that name.
+    """Noise maps and strengths for networks that were saved without; returns notes on the changes.
+    A network is one without noise only where nothing in its file has that name.
     """
     layers = [
         m[1]

@@ -1,5 +1,5 @@
-"""What several formats share: the streams they take, classes with the background, images that must
-be there.
+"""Common parts of several formats: the streams they take, classes with the background, images that
+must be there.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
 
 
 def _card(folder: Path, card: str, licence: str, kind: str, note: str) -> str:
-    """README.md: the dataset's card, then what this copy is."""
+    """README.md: the dataset's card, then a description of this copy."""
     made = folder / "README.md"
     text = made.read_text(encoding="utf-8") if made.exists() else card
     parts = [text.rstrip()] if text.strip() else ["# Images and masks"]

@@ -1,4 +1,4 @@
-"""Outlines of a mask as polygons, simplified, and back: what formats without run lengths need.
+"""Outlines of a mask as polygons, simplified, and back, for formats without run lengths.
 
 Coordinates are continuous, x to the right and y down, (0, 0) the corner of the first pixel; a pixel
 is inside when its centre is.

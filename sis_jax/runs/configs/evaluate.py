@@ -49,7 +49,7 @@ class Measure:
     Args:
         protocol: native, sis, l4f, voynov, melas or selfmask: how the published method measures;
             native changes neither photos nor masks.
-        size: pixels of the shorter side of the photos the network sees, 0 for their own; by default
+        size: pixels of the shorter edge of the photos the network sees, 0 for their own; by default
             as the protocol defines.
         classes_map: {predicted name: name in the ground truth, or a list of them, or null}, as a
             JSON file or text; default: equal names.
