@@ -214,7 +214,7 @@ class Labels4Free(Labels4FreeSettings):
         seeds = sample_seeds(seed, PROBE)
         facts, verdict = selection.describe(self.label_seeds(arrays, gen, seeds), 2)
         agreement = checks.steadiness(gen, dict(arrays), seeds, self.truncation, self.threshold)
-        # which is which is what was learned, not a guess from the frame
+        # the training decides which is which, not a guess from the frame
         clusters = tuple(
             fact
             | {"id": i, "name": NAMES[i], "background": i == 0}
@@ -308,7 +308,7 @@ class _Run:
 
     @property
     def rows(self) -> list[dict[str, float]]:
-        """What was measured at every checkpoint so far."""
+        """The measurements of every checkpoint so far."""
         return self.run.curve
 
     def _checkpoints(self) -> Checkpoints:
@@ -382,7 +382,7 @@ class _Run:
         self.checkpoints.close()
 
     def _step_fn(self) -> Callable[..., Any]:
-        """(state, step, real images of each device) -> (next state, what was measured)."""
+        """(state, step, real images of each device) -> (next state, measurements)."""
         m = self.method
         background = nets.background_generator(self.gen, m.stage)
         frozen = on_devices((self.gen, background, self.scaling), self.devices)
@@ -449,7 +449,7 @@ class _Run:
         return min(self.kept()["score"], self.rows[-1]["score"])
 
     def warnings(self) -> tuple[str, ...]:
-        """What a user should know. Raises SisError where every checkpoint that could be kept has
+        """Warnings for the user. Raises SisError where every checkpoint that could be kept has
         collapsed.
         """
         m, row = self.method, self.kept()
@@ -469,5 +469,5 @@ class _Run:
         return (checks.WRONG,) * (self.verdict() < 0) + (own,) * (self.inputs.photos is None)
 
     def table(self) -> bytes:
-        """What was measured at every checkpoint, as CSV."""
+        """The measurements of every checkpoint, as CSV."""
         return as_csv(self.rows, list(self.rows[0]))

@@ -62,7 +62,7 @@ from sis_jax.ops.sampling import map_samples, sample_seeds
 from sis_jax.types import Generator, Samples, SisError, UsageError, to_uint8
 
 RECIPES: dict[str, dict[str, Any]] = {
-    # What the published code runs with, for the search of a direction and for making data.
+    # The settings of the published code, for the search of a direction and for making data.
     "code": {
         "mode": "both",
         "space": "z",
@@ -81,7 +81,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "max_area": 0.5,
         "min_peaks": 2,
     },
-    # The formulas of the paper, lambda = 5; what it leaves open as in the code.
+    # The formulas of the paper, lambda = 5; open settings as in the code.
     "paper": {
         "mode": "both",
         "space": "z",
@@ -302,7 +302,7 @@ class LatentDirection(LatentDirectionSettings):
         return tuple(clusters), background
 
     def _doubts(self, curve: np.ndarray, clusters: tuple[dict[str, Any], ...]) -> Iterator[str]:
-        """What a user should know before trusting the masks, with the cure."""
+        """Warnings before the masks are trusted, with the cure."""
         m, tail = len(SIGNS[self.mode]), max(1, len(curve) // 10)
         gain = np.abs(curve[-tail:, :m].mean(0) - curve[:tail, :m].mean(0))
         if len(curve) > 1 and gain.min() < 0.02:
@@ -432,7 +432,7 @@ def edge_strength(x: Float[Array, "n h w"]) -> Float[Array, "n h w"]:
 
 
 def prior_map(side: int, kind: str) -> Float[np.ndarray, "side side"]:
-    """What brightness is weighed with, positive where the object is expected; the corners of the
+    """The weights of brightness, positive where the object is expected; the corners of the
     image are at (+-1, +-1).
 
     "center": -4 (rho - mean rho), rho the distance from the centre (the published code). "linear":

@@ -14,8 +14,8 @@ Where we differ, and why:
   features at k / channels of the memory.
 * Every pixel up to a budget of points, then an even subset of each sample's pixels: memory does not
   grow with the number of samples.
-* Labels follow the image (`refine`): the nearest centre is evidence, weighed with what is usual
-  at that place in the samples themselves and with what neighbours of the same colour are
+* Labels follow the image (`refine`): the nearest centre is evidence, weighed with the usual
+  cluster at that place in the samples themselves and with neighbours of the same colour
   (`ops/cluster_labels.py`, `ops/crf.py`).
 * k and layer can be chosen by a sweep (`ops/sweep.py`), the background by a border rule instead of
   by eye, and one number, `position_weight`, adds the pixel's place to its features, which splits
@@ -94,8 +94,8 @@ class SegmentationInStyle(SegmentationInStyleSettings):
     def fit(self, gen: Generator, seed: int = 0) -> Fitted:
         """Learn parts from `n` samples of `gen`. The same seed gives the same parts.
 
-        Raises UsageError for settings that cannot work with this generator (the sentence lists what
-        can), SisError for NaN features.
+        Raises UsageError for settings that cannot work with this generator (the sentence lists
+        those that can), SisError for NaN features.
         """
         self._check(gen)
         seeds = sample_seeds(seed, self.n)
@@ -325,8 +325,8 @@ class SegmentationInStyle(SegmentationInStyleSettings):
 
 
 def candidate_layers(gen: Generator, single: bool = False) -> list[str]:
-    """Single taps from 8 x 8 to 64 x 64, and runs of two and three neighbours of them: what
-    `layer="auto"` tries.
+    """Single taps from 8 x 8 to 64 x 64, and runs of two and three neighbours of them, the
+    candidates of `layer="auto"`.
     """
     whole = [t for t in gen.taps if "/" not in t]
     sizes = [t for t in whole if 8 <= _side(t) <= 64] or whole  # a tiny generator has what it has

@@ -9,9 +9,9 @@ The algorithm of the paper, for one image with styles w:
 4. Clusters that belong to the border are the background. For single objects the same inside the
    boxes of a detector (`segment_boxes`), for photos with the w of a projection (`segment`).
 
-What the paper leaves open was chosen by IoU of person / background on 64 samples of the default
-generator (psi 0.7) against an independent people segmenter, per-image background rule (published
-for 1024-pixel faces: 0.87 / 0.73):
+Settings that the paper leaves open were chosen by IoU of person / background on 64 samples of the
+default generator (psi 0.7) against an independent people segmenter, per-image background rule
+(published for 1024-pixel faces: 0.87 / 0.73):
 
     layers kept      3: .867/.701   4: .887/.746   5: .861/.676   6: .877/.715   7: .850/.659
                      (of 10; 8 clusters)
@@ -54,7 +54,7 @@ DESCRIBED = 64  # samples that facts per cluster come from
 
 
 class Mixing(NamedTuple):
-    """What one image's clusters depend on; fixed at compile time."""
+    """The settings of one image's clusters; fixed at compile time."""
 
     slots: int
     clusters: int
@@ -77,7 +77,7 @@ class StyleMixing(StyleMixingSettings):
 
     @property
     def shaky_cure(self) -> str:
-        """What to do about clusters that change with the samples."""
+        """The remedy for clusters that change with the samples."""
         return (
             "merge them with a neighbour, lower k, or raise n"
             if self.labels == "parts"
@@ -138,7 +138,7 @@ class StyleMixing(StyleMixingSettings):
         UInt8[np.ndarray, "n h h 3"], UInt8[np.ndarray, "n h h"], Float[np.ndarray, "n h h"]
     ]:
         """Images, clusters and confidence of styles w, such as a projection of photos gives, by
-        what `fit` learned. The masks are those of the images that w draws.
+        the result of `fit`. The masks are those of the images that w draws.
         """
         learned = {name: jnp.asarray(a) for name, a in arrays.items()}
         run = _segmented if _plain(gen) else _segment

@@ -29,7 +29,7 @@ from sis_jax.types import UsageError
 
 
 def quick_gelu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """x sigmoid(1.702 x): what OpenAI's models were trained with."""
+    """x sigmoid(1.702 x): the activation of OpenAI's models."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
@@ -219,8 +219,8 @@ def resize_positions(positions: Float[Array, "n c"], grid: tuple[int, int]) -> F
 
 
 class Text(nnx.Module):
-    """Tokens through a transformer in which each sees those before it; what the end token holds is
-    the text's place.
+    """Tokens through a transformer in which each sees those before it; the end token's output is
+    the text's embedding.
     """
 
     def __init__(self, config: TextConfig, embed_dim: int):

@@ -276,7 +276,7 @@ class Synthesis(nnx.Module):
         return image, {tap: features[tap] for tap in taps}
 
     def begin(self, n: int, dtype: Any = jnp.float32) -> Stem:
-        """What every image starts from: the learnt constant, and no image yet."""
+        """The start of every image: the learnt constant, and no image yet."""
         const = getattr(self, "b4").const[...]  # noqa: B009  (the blocks are attributes by name, unknown to type checkers)
         return jnp.broadcast_to(const.astype(dtype), (n, *const.shape)), jnp.zeros((n, 2, 2, 3))
 

@@ -55,7 +55,7 @@ def augment(
     key: a JAX random key. images: in [-1, 1], h and w at least 4. p: 0..1, may be traced; at 0 the
         result is `images` bit for bit.
     first: index of `images[0]` in the global batch: image i is driven by (key, first + i) and by
-        nothing else, so the shards of a batch draw what the whole batch would. Returns values that
+        nothing else, so the shards of a batch draw the same as the whole batch. Returns values that
         may leave [-1, 1], as in the paper. Affine in `images`, hence differentiable any number of
         times; no gradient reaches `p`. Memory: 48 floats per pixel at the peak.
     """

@@ -23,7 +23,7 @@ RULE = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one region is: class number `best` with probability `score`, ahead of `second` by
+    """The class of one region: class number `best` with probability `score`, ahead of `second` by
     `margin`; `named` is False where that is too little.
     """
 

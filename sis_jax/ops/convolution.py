@@ -275,7 +275,7 @@ def _derived_kernel_gradient(x: Array, g: Array, size: int) -> Array:
 
 
 def _kernel_gradient(x: Array, g: Array, size: int) -> Array:
-    """One matrix product per kernel entry and sample: what a sample needs stays in the cache.
+    """One matrix product per kernel entry and sample: a sample's data stay in the cache.
 
     With rows padded to one width, a shift by (i, j) pixels is a shift by i * width + j entries of
     the flattened sample; where a row wraps, g is zero.

@@ -39,7 +39,7 @@ def foreground(
     """Which pixels are not background.
 
     ground: probability of background per pixel, the network's. mean_ground: its mean over all
-        photos, what is usual at that place; half of each decides. The prediction itself is returned
+        photos, the prior at that place; half of each decides. The prediction itself is returned
         where GrabCut has nothing to compare, as where it holds one class only.
     """
     cv2 = _opencv()

@@ -1,5 +1,6 @@
 """Linear boundaries between two groups of points: logistic regression, the support vector machine,
-projection onto what other boundaries leave free, and how well a score separates the groups.
+projection onto the space that other boundaries leave free, and how well a score separates the
+groups.
 
 Used on latent codes: w + a n, with n the unit normal of a boundary, changes the property that the
 boundary separates (Shen et al. 2020, "InterFaceGAN", arXiv 2005.09635, section 2).

@@ -158,7 +158,7 @@ def majority(counts: Integer[np.ndarray, "k p"]) -> Int64[np.ndarray, "p"]:
 
 def resampling_weights(n: int, resamples: int, seed: int) -> Int64[np.ndarray, "r n"]:
     """How often each of n images is drawn in each bootstrap resample (Efron 1979): images, not
-    pixels, are what a test set is a sample of.
+    pixels, are the units that a test set samples.
     """
     return np.random.default_rng([seed, n]).multinomial(n, np.full(n, 1 / n), size=resamples)
 

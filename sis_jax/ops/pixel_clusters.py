@@ -1,4 +1,4 @@
-"""Clusters of the pixels of one image: color spaces, vectors of what a pixel shows in many
+"""Clusters of the pixels of one image: color spaces, vectors of a pixel's colours in many
 variants, and a k-means that can be mapped over images.
 
 `ops/kmeans.py` clusters the rows of one large set on all devices; here thousands of small sets are

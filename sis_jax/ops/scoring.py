@@ -27,8 +27,8 @@ MATCHINGS = {"hungarian": metrics.hungarian, "majority": metrics.majority}
 
 @runtime_checkable
 class Segmenter(Protocol):
-    """What evaluation asks of a network: its classes ({"id", "name"}, 0 the background), and scores
-    per class id at each photo's own size.
+    """The interface of a network to evaluation: its classes ({"id", "name"}, 0 the background), and
+    scores per class id at each photo's own size.
     """
 
     @property
@@ -50,8 +50,8 @@ def measure(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Score predictions against true masks; a plain dictionary that JSON can hold (NaN for what is
-    not defined).
+    """Score predictions against true masks; a plain dictionary that JSON can hold (NaN for
+    undefined values).
 
     pairs: (name, prediction, ground truth); a prediction is class ids [h w] (resized by nearest
         where it is not of the ground truth's size) or scores float[h w c], channel = class id; a
@@ -180,7 +180,7 @@ def _plain(name: Any) -> str:
 
 
 class Tally:
-    """What is kept of each image: confusion over the image and over the border band, for the
+    """The counts of each image: confusion over the image and over the border band, for the
     classes and for the foreground; F curves.
     """
 
@@ -281,7 +281,7 @@ def _iou(found: Float[np.ndarray, "3 *n k"]) -> np.ndarray:
 
 
 def _mean(values: np.ndarray, axis: int | None = None) -> Any:
-    """The mean of what is defined, NaN where nothing is."""
+    """The mean of the defined values, NaN where nothing is."""
     known = ~np.isnan(values)
     return metrics.ratio(np.where(known, values, 0).sum(axis), known.sum(axis))
 

@@ -118,7 +118,7 @@ def choose(
 
 
 def criterion(layer: str, k: int | None) -> str:
-    """What `choose` went by, in words: only what was left to it."""
+    """The reasons of `choose`, in words: only for the values left to it."""
     why_layer = (
         "the layer has the highest mean consensus (adjusted Rand index with the clusterings of "
         f"all other layers) over k up to {FEW}"

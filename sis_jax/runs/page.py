@@ -115,8 +115,8 @@ def _context(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _facts(stages: Mapping[str, Any]) -> dict[str, Any]:
-    """k, layer and device of the run: those of `discover`, else of its first stage; None what that
-    stage does not have.
+    """k, layer and device of the run: those of `discover`, else of its first stage; None where that
+    stage has none.
     """
     record = stages.get("discover") or next(iter(stages.values()), {})
     config = record.get("config") or {}
@@ -170,7 +170,7 @@ def _gallery(path: Path) -> dict[str, Any] | None:
     try:
         with Image.open(path) as file:
             return reduced(file.convert("RGB"), 1600, 1_500_000)
-    except (OSError, ValueError):  # not there, or damaged: the page shows what there is
+    except (OSError, ValueError):  # not there, or damaged: the page shows the rest
         return None
 
 
@@ -328,7 +328,7 @@ def _sweep(sweep: Mapping[str, Any] | None) -> dict[str, Any] | None:
             )
         place = (layers.index(chosen["layer"]), counts.index(chosen["k"])) if chosen else None
         mean, titles = (sweep or {}).get("layers") or {}, [f"k={k}" for k in counts]
-        if mean:  # what decides between layers comes first
+        if mean:  # the number that decides between layers comes first
             table = np.column_stack([[mean.get(layer, math.nan) for layer in layers], table])
             titles, place = ["mean", *titles], place and (place[0], place[1] + 1)
         heat = charts.heatmap_svg(table, [str(v) for v in layers], titles, chosen=place)
@@ -416,7 +416,7 @@ def _metrics(content: Any) -> list[dict[str, Any]]:
 def _warnings(
     found: Mapping[str, Any], generator: Mapping[str, Any], stages: Mapping[str, Any], folder: Path
 ) -> list[str]:
-    """What a reader must know before using the result, each with what to do about it."""
+    """Warnings before the result is used, each with its remedy."""
     told = [str(w) for w in found.get("warnings", [])]
     background = found.get("background") or {}
     if background.get("found") is False:
@@ -464,7 +464,7 @@ def _provenance(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _arrays(path: Path) -> dict[str, Any] | None:
-    """What parts.safetensors holds, and its digest."""
+    """The contents of parts.safetensors, and its digest."""
     if not path.exists():
         return None
     with safe_open(path, framework="np") as file:

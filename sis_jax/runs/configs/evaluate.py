@@ -1,4 +1,4 @@
-"""What `sis_jax.evaluate` takes."""
+"""The configuration of `sis_jax.evaluate`."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class EvaluateConfig(Config):
             it) instead of the student's.
         batch: photos at once, from 1 on.
         out: also write the metrics to this JSON file.
-        overwrite: replace what another configuration measured under the same name.
+        overwrite: replace the numbers of another configuration under the same name.
     """
 
     verb: ClassVar[str] = "evaluate"

@@ -1,4 +1,4 @@
-"""What `sis_jax.label` takes, and the published setting."""
+"""The configuration of `sis_jax.label`, and the published setting."""
 
 from __future__ import annotations
 

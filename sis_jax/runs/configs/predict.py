@@ -1,4 +1,4 @@
-"""What `sis_jax.predict` takes."""
+"""The configuration of `sis_jax.predict`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ else:
 
 @dataclass(frozen=True)
 class PredictConfig(Config):
-    """Which student, which photos, and what to write.
+    """The student, the photos, and the files to write.
 
     Args:
         run: the run in which `distill` left a student, the student's folder, or "faces-student",
