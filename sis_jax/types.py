@@ -36,8 +36,8 @@ class UsageError(SisError, ValueError):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], cure: str = "") -> UsageError:
-    """The error for a name that does not exist: what was got, the nearest three that do exist, and
-    what to type.
+    """The error for a name that does not exist: the name, the nearest three that do exist, and
+    the valid input.
     """
     known = sorted(known)
     nearest = [k for k in known if k.lower() == name.lower()] or difflib.get_close_matches(
@@ -89,7 +89,7 @@ class Samples:
 
 @runtime_checkable
 class Generator(Protocol):
-    """What a method may ask of a generator. Any object with these members works, see
+    """The interface of a generator to methods. Any object with these members works, see
     `models/dcgan.py` for a second family.
 
     A tap is named by its resolution: `"32x32"` is the output of the last stage at that resolution.
@@ -146,8 +146,8 @@ def check_taps(taps: Sequence[str], available: Sequence[str]) -> tuple[str, ...]
 def latents_from_seeds(seeds: Iterable[int], z_dim: int) -> np.ndarray:
     """z ~ N(0, 1), Float32[n z_dim]: sample i depends on its own seed and nothing else.
 
-    The draw is `numpy.random.RandomState(seed).randn(1, z_dim)`, which is what the published tools
-    use, so a seed means the same face there and here.
+    The draw is `numpy.random.RandomState(seed).randn(1, z_dim)`, as in the published tools, so a
+    seed means the same face there and here.
     """
     seeds = [int(s) for s in seeds]
     for s in seeds:

@@ -358,6 +358,6 @@ def test_blanks_of_something_else_are_refused(generator, blanks):
         gather(DatasetGAN(masks=str(blanks), truncation=0.5), gen, generator, None)
     with pytest.raises(UsageError, match="16 pixels, tiny draws 32"):
         gather(method, fakes.tiny_stylegan2(32), None, None)
-    with pytest.raises(UsageError, match=r"is not what tiny draws for it"):
+    with pytest.raises(UsageError, match=r"is not the image that tiny draws for it"):
         gather(method, fakes.tiny_stylegan2(seed=5), None, None)  # a generator without a digest
     assert gather(DatasetGAN(), gen, generator, None)["inputs"].painted is None

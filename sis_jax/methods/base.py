@@ -60,7 +60,7 @@ class Method(Protocol):
     wants: names of fields of `Inputs`; a method that has some takes them as `fit(gen, seed,
         inputs=...)`. clusters_by_k: whether clusters were sought without knowing which are the
         background, so that the frame decides and another k may help. adds_clusters: whether
-        arrays["centers"] may get one more row (`discover --rare`). shaky_cure: what to do about
+        arrays["centers"] may get one more row (`discover --rare`). shaky_cure: the remedy for
         clusters of low agreement, where that is the settings' fault ("lower k"); "" otherwise.
     `arrays` holds the result of `fit`, by name, as in `Fitted`.
     """

@@ -59,11 +59,11 @@ class Direction:
 
     @property
     def move(self) -> Float[np.ndarray, "w"]:
-        """displacement times unit: what is added to w."""
+        """displacement times unit: the vector added to w."""
         return (self.displacement * self.unit).astype(np.float32)
 
     def without(self, *others: Direction) -> Direction:
-        """The part of this direction that leaves what the others measure as it is (InterFaceGAN's
+        """The part of this direction that leaves the scores of the others unchanged (InterFaceGAN's
         conditional manipulation).
         """
         return (
@@ -78,7 +78,7 @@ class Direction:
         return Path(path)
 
     def to_bytes(self) -> bytes:
-        """What `save` writes."""
+        """The files of `save`."""
         return save(
             {"unit": self.unit},
             {"direction": json.dumps({k: v for k, v in asdict(self).items() if k != "unit"})},
@@ -86,7 +86,7 @@ class Direction:
 
     @classmethod
     def load(cls, path: str | Path) -> Direction:
-        """Read what `save` wrote; UsageError where there is none."""
+        """Read the files of `save`; UsageError where there are none."""
         try:
             with safe_open(path, framework="np") as file:
                 return cls(
@@ -339,7 +339,7 @@ def optimise(
 
 @dataclass(frozen=True)
 class Relevance:
-    """How every style channel changes what CLIP sees: StyleCLIP's table (section 6.1).
+    """The effect of every style channel on CLIP's embedding: StyleCLIP's table (section 6.1).
 
     layers: name and number of channels, in order. rows: unit vectors in CLIP's space, one per
         channel. mean, deviation: of the channels over samples.
@@ -364,7 +364,7 @@ class Relevance:
         chunk: int = 32,
         seed: int = 5,
     ) -> Relevance:
-        """Measure it, `chunk` channels at a time; each chunk is kept in `folder`, and what is there
+        """Measure it, `chunk` channels at a time; each chunk is kept in `folder` and
         is not measured again.
 
         n: samples per channel. statistics: samples for means and deviations (the paper takes 100
@@ -419,7 +419,7 @@ class Relevance:
         threshold: float = 0.13,
         strength: float = 4.0,
     ) -> tuple[dict[str, Float[np.ndarray, "c"]], int]:
-        """(what to add to the style vectors of each layer, number of channels): section 6.2.
+        """(offset of the style vectors of each layer, number of channels): section 6.2.
 
         threshold: beta, channels that are less relevant stay as they are; strength: alpha, in
             deviations of the most relevant one. Raises UsageError that states the largest relevance
@@ -457,7 +457,7 @@ def _relevance(
 
 
 class _Chunks:
-    """Arrays kept in a folder, one file each, with a note of what they belong to."""
+    """Arrays kept in a folder, one file each, with a note of their origin."""
 
     def __init__(self, folder: Path, what: dict[str, Any]):
         note = folder / "table.json"

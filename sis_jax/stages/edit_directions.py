@@ -1,4 +1,4 @@
-"""What `edit --direction` can name: a principal component of w, a direction kept in a run or a
+"""The values of `edit --direction`: a principal component of w, a direction kept in a run or a
 file, or a text.
 
 Principal components need nothing but the generator: GANSpace (Härkönen et al. 2020, arXiv
@@ -55,8 +55,8 @@ def principal(gen: Generator, component: int) -> Direction:
 
 
 def stored(run: Path | None) -> dict[str, Path]:
-    """The directions that a run keeps, {name: file}: what `discover --rare` learned, what earlier
-    edits used, and RUN/directions/.
+    """The directions that a run keeps, {name: file}: that of `discover --rare`, those of earlier
+    edits, and RUN/directions/.
     """
     if run is None:
         return {}

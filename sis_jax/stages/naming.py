@@ -69,7 +69,7 @@ class Named:
 
 
 def load_text_model(clip: Any, gen_name: str) -> CLIP:
-    """A CLIP from what a user gave: one, a name or a path, None for the usual one. UsageError with
+    """A CLIP from a user's input: one, a name or a path, None for the usual one. UsageError with
     the ways to get one where it is not here.
     """
     if isinstance(clip, CLIP):
@@ -272,8 +272,8 @@ def _size(asked: int, shape: Sequence[int], clip: CLIP) -> tuple[int, int]:
 def _batches(
     teacher: Teacher, how: Naming
 ) -> Iterator[tuple[Float[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"]]]:
-    """Images in [-1, 1] with the cluster of every pixel, always `BATCH` of them: what fills the
-    last batch up belongs to no cluster.
+    """Images in [-1, 1] with the cluster of every pixel, always `BATCH` of them: the padding
+    of the last batch belongs to no cluster.
     """
     bar = progress(how.n, "names", "sample")
     for images, labels in _labelled(teacher, how):

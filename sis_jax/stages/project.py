@@ -42,8 +42,8 @@ class Projection:
 
     w: one per W+ layer, for `gen.synthesize`. photos, images: the photos as they were matched, and
         the generated images. noise: layer -> maps, where they were optimised
-        (`training.projection.with_noise` puts one set into a generator). distance: what was
-        minimised, at the end. skipped: (name, reason).
+        (`training.projection.with_noise` puts one set into a generator). distance: the
+        final loss. skipped: (name, reason).
     """
 
     names: tuple[str, ...]
@@ -65,7 +65,7 @@ class Projection:
         return np.array([psnr(a, b) for a, b in zip(self.photos, self.images)])
 
     def show(self, count: int = 8) -> Image.Image:
-        """Photos over what the generator draws, as one image."""
+        """Photos over the generated images, as one image."""
         n = min(count, len(self))
         zoom = max(1, 128 // self.photos.shape[1])
         cells = np.concatenate([self.photos[:n], self.images[:n]]).repeat(zoom, 1).repeat(zoom, 2)
@@ -233,7 +233,8 @@ def _known(known: np.ndarray, photos: np.ndarray) -> Float[np.ndarray, "n _ _ 1"
 
 
 def _comparer(gen: Generator, discriminator: Any, lpips: Any) -> Any:
-    """What sees features: LPIPS where it is given, otherwise a discriminator, or nothing."""
+    """The network of the feature distance: LPIPS where it is given, otherwise a discriminator, or
+    nothing."""
     if lpips is None:
         return _discriminator(gen, discriminator)
     if gen.resolution < 16:

@@ -7,7 +7,8 @@ moving, so that one set of labels covers both; and from then on the generator mo
 its samples, so that a student sees the class, and sees images without it.
 
 The paper recognises the cluster by its share, which grows most when samples are moved. But a
-direction also moves what goes with the class (hats are worn outdoors: the sky grows), so here the
+direction also moves things that go with the class (hats are worn outdoors: the sky grows), so here
+the
 text model is asked: the pixels of a cluster are put back as they were before the move, and the
 cluster that takes most of the score with it, and hardly shows in plain samples, is the class.
 """
@@ -65,7 +66,7 @@ class Rare:
         if self.evidence >= LEAST_EVIDENCE:
             return ()
         return (
-            f"Only {100 * max(self.evidence, 0):.0f} % of what {self.direction.prompt!r} scores "
+            f"Only {100 * max(self.evidence, 0):.0f} % of the score of {self.direction.prompt!r} "
             f"comes from the cluster called {self.name!r}: it may be "
             "something else that changes with it. Look at parts/rare.png; raise k, take a finer "
             "layer, or give other prompts.",
@@ -161,7 +162,7 @@ def _chosen(
 
 
 def class_name(prompt: str) -> str:
-    """What a prompt calls the rare thing: "a photo of a person with glasses" is "glasses"."""
+    """The name of the rare class in a prompt: "a photo of a person with glasses" is "glasses"."""
     for word in (" with ", " wearing ", " of "):
         if word in prompt:
             prompt = prompt.split(word)[-1]
@@ -234,8 +235,8 @@ def _joined(
     fitted: Fitted, arrays: dict[str, np.ndarray], agreement: float, gen: Generator,
     seeds: list[int],
 ) -> Fitted:  # fmt: skip
-    """`fitted` with one more cluster, described on samples of which some are moved; what was
-    background stays it.
+    """`fitted` with one more cluster, described on samples of which some are moved; the old
+    background stays background.
     """
     facts, _ = fitted.method.describe(arrays, gen, seeds)
     new = {"id": len(fitted.clusters), "agreement": float(agreement)}
@@ -266,7 +267,7 @@ def picture(rare: Rare, class_id: int) -> Image.Image:
 
 
 def described(rare: Rare) -> dict[str, Any]:
-    """What was done, as JSON holds it."""
+    """The facts of the search, as JSON."""
     d = rare.direction
     return {
         "prompt": d.prompt, "neutral": d.neutral, "name": rare.name, "cluster": rare.cluster,

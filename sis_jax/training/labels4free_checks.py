@@ -1,5 +1,5 @@
-"""What Labels4Free decides without labels: which stage makes backgrounds, and which checkpoint is
-best.
+"""The decisions of Labels4Free without labels: which stage makes backgrounds, and which checkpoint
+is best.
 """
 
 from __future__ import annotations

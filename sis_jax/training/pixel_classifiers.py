@@ -221,7 +221,7 @@ def label_maps(
     The first layer is applied to every map at its own size and its result enlarged: enlarging is
     linear, so this equals a hypercolumn's first layer at a fraction of the work. Images, and
     members (all at once without hidden layers), take turns: memory does not grow with their number,
-    and what one turn needs fits a processor's cache.
+    and the data of one turn fit a processor's cache.
 
     Class: the largest mean probability, or with `majority` the one most members vote for (the mean
         decides ties). Confidence: 1 minus the Jensen-Shannon divergence of the members'

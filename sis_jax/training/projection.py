@@ -54,7 +54,7 @@ RISE, FALL = 0.05, 0.25  # shares of the time in which the rate rises and falls
 THUMBNAIL = 16  # pixels at which samples to begin with are compared
 
 Noise = dict[str, Float[AnyArray, "n _ _"]]
-State = tuple[Any, Any]  # (what is optimised, Adam's moments)
+State = tuple[Any, Any]  # (optimised arrays, Adam's moments)
 Seen = Any  # (bands, features) of images
 
 
@@ -80,7 +80,7 @@ class Recipe:
 
 
 def laplacian(images: Float[Array, "n r r c"]) -> list[Float[Array, "n _ _ c"]]:
-    """Band-pass images, fine to coarse, and the 4 x 4 rest: what each halving loses (Burt and
+    """Band-pass images, fine to coarse, and the 4 x 4 rest: the loss of each halving (Burt and
     Adelson 1983).
     """
     bands = []
@@ -127,8 +127,8 @@ def feature_distance(
 def feature_maps(
     net: Discriminator | LPIPS, images: Float[Array, "n r r 3"]
 ) -> list[Float[Array, "n _ _ _"]]:
-    """What is compared: LPIPS, or the same on a discriminator without learnt gains, where every map
-    counts alike.
+    """The compared features: LPIPS, or the same on a discriminator without learnt gains, where
+    every map counts alike.
     """
     if isinstance(net, LPIPS):
         return lpips_maps(net, images)
@@ -214,7 +214,7 @@ def map_body(gen: Any, z: Array, truncation: Array) -> Float[Array, "b w"]:
 def begin(
     start: Float[np.ndarray, "n s w"], noise: dict[str, Float[np.ndarray, "_ _"]], recipe: Recipe
 ) -> State:
-    """What is optimised, and Adam's two moments, at the start."""
+    """The optimised arrays, and Adam's two moments, at the start."""
     w = start[:, :1] if recipe.space == "w" else start
     maps = (
         {
@@ -251,7 +251,7 @@ def steps_body(
 
     net: the discriminator or LPIPS, None without. length: |w|, root mean squared distance of w from
         its mean. known: 1 where the photo shall be matched, None for all of it; the rest is filled
-        with what the generator draws there, so that no distance sees it. seeds: of the exploration,
+        with the generated image there, so that no distance sees it. seeds: of the exploration,
         one per photo.
     """
     slots, width = gen.num_ws, state[0]["w"].shape[-1]
@@ -298,7 +298,8 @@ def steps_body(
 
 
 def seen(net: Any, images: Float[Array, "n r r 3"], recipe: Recipe) -> Seen:
-    """What the recipe's distances compare: (bands, features), each empty where it has no weight."""
+    """The inputs of the recipe's distances: (bands, features), each empty where it has no
+    weight."""
     bands = laplacian(images) if recipe.pyramid else []
     return bands, feature_maps(net, images) if recipe.features and net is not None else []
 

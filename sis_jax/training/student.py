@@ -59,7 +59,7 @@ class Recipe:
 
 
 def optimizer(recipe: Recipe) -> optax.GradientTransformation:
-    """The optimiser and schedule of a recipe; what a network calls its `backbone` learns slower."""
+    """The optimiser and schedule of a recipe; a network's `backbone` learns slower."""
 
     def one(rate: float) -> optax.GradientTransformation:
         if recipe.optimizer == "adam":
