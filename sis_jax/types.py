@@ -36,8 +36,8 @@ class UsageError(SisError, ValueError):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], cure: str = "") -> UsageError:
-    """The error for a name that does not exist: the name, the nearest three that do exist, and
-    the valid input.
+    """The error for a name that does not exist: the name, the nearest three that do exist, and the
+    valid input.
     """
     known = sorted(known)
     nearest = [k for k in known if k.lower() == name.lower()] or difflib.get_close_matches(

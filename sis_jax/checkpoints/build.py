@@ -24,8 +24,8 @@ def shapes_of(make: Callable[[], nnx.Module]) -> dict[str, tuple[int, ...]]:
 
 
 def faults(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """The faults that keep `arrays` from being the parameters of a module with these shapes;
-    empty if none.
+    """The faults that keep `arrays` from being the parameters of a module with these shapes; empty
+    if none.
     """
     found = [
         f"missing: {key}, model has {list(shapes[key])}"

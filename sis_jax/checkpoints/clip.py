@@ -90,8 +90,8 @@ class CLIP:
     def encode_image(
         self, pixels: Float[AnyArray, "b h w 3"], batch: int = 32
     ) -> Float[Array, "b d"]:
-        """Embeddings of images from `preprocess`, not normalised. UsageError for integers, and
-        for another size than the network's.
+        """Embeddings of images from `preprocess`, not normalised. UsageError for integers, and for
+        another size than the network's.
         """
         pixels = _array(pixels)
         self.network.check_pixels(pixels, native=True)

@@ -95,13 +95,13 @@ def _image(photo: Any) -> Image.Image:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Texts to ids. folder: that of vocab.json and merges.txt; None is CLIP's own vocabulary,
-    which ships here.
+    """Texts to ids. folder: that of vocab.json and merges.txt; None is CLIP's own vocabulary, which
+    ships here.
 
     context: tokens per text, start and end included. vocabulary: how many tokens the network knows.
         openai: as OpenAI's code, which undoes HTML escapes and pads with 0; otherwise as
-        transformers does, which pads with the end token. Neither changes the embedding of a
-        plain text.
+        transformers does, which pads with the end token. Neither changes the embedding of a plain
+        text.
     """
 
     context: int

@@ -142,8 +142,8 @@ def _write(source: Source, folder: Path, path: Path, wishes: _Wishes) -> None:
 def _prepared(
     source: Source, path: Path, wishes: _Wishes
 ) -> tuple[files.Folder, files.Arrays, files.Arrays | None]:
-    """The folder's config, without the digests of its files, and the arrays of the
-    generator and the discriminator.
+    """The folder's config, without the digests of its files, and the arrays of the generator and
+    the discriminator.
     """
     if source.backbone is not None:
         return *_prepared_backbone(source, path, wishes), None

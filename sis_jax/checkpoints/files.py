@@ -143,8 +143,8 @@ def digest_of(arrays: Arrays, dtype: str = "float32") -> str:
 
 
 def is_folder(path: Path) -> bool:
-    """True where a folder holds one of ours, judged by its config: a damaged one is ours,
-    that of a Hugging Face or timm model is not.
+    """True where a folder holds one of ours, judged by its config: a damaged one is ours, that of a
+    Hugging Face or timm model is not.
     """
     try:
         config = json.loads((path / CONFIG).read_text("utf-8"))

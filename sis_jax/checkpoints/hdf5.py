@@ -1,5 +1,5 @@
-"""A reader of HDF5 files that hold plain arrays in groups: the default of h5py.
-No library, no links to other files, no filters.
+"""A reader of HDF5 files that hold plain arrays in groups: the default of h5py. No library, no
+links to other files, no filters.
 
 libhdf5 follows links, opens other files, runs filters and plug-ins; none of that is needed for
 weights. Format: "HDF5 File Format Specification" version 3.0; here superblocks 0 and 1, object

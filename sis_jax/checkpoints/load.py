@@ -125,9 +125,9 @@ Read = Callable[[str], tuple[Mapping[str, np.ndarray], str]]
 
 
 def _open(name_or_path: str | os.PathLike | None) -> tuple[Path, files.Folder, Read]:
-    """The folder of a generator, its config, and a function from a file of its folder to
-    (arrays, sha256). A checkpoint file is converted once and kept, or each time where nothing can
-    be written.
+    """The folder of a generator, its config, and a function from a file of its folder to (arrays,
+    sha256). A checkpoint file is converted once and kept, or each time where nothing can be
+    written.
     """
     path = _place(name_or_path)
     if path.is_file():

@@ -1,6 +1,4 @@
-"""Contents of a checkpoint's tree: its layout, its networks, and the settings beside the
-arrays.
-"""
+"""Contents of a checkpoint's tree: its layout, its networks, and the settings beside the arrays."""
 
 from __future__ import annotations
 
@@ -86,8 +84,8 @@ class Source:
 
 
 class _Reader:
-    """Turns wrapped arrays into views, and keeps their sum within the file's size: many
-    tensors can show the same bytes.
+    """Turns wrapped arrays into views, and keeps their sum within the file's size: many tensors can
+    show the same bytes.
     """
 
     def __init__(self, size: int):

@@ -210,8 +210,8 @@ def saliency(
 
 
 def openeds(root: Path, split: str, grey_from: int) -> list[Entry]:
-    """OpenEDS: grey eye images 640 x 400 and integer label arrays. The test labels were not
-    always given out.
+    """OpenEDS: grey eye images 640 x 400 and integer label arrays. The test labels were not always
+    given out.
     """
     folder = find(root, "Semantic_Segmentation_Dataset") / split
     photos, labels = folder / "images", folder / "labels"

@@ -38,8 +38,8 @@ _AGAIN = "make the folder again with python -m sis_jax export RUN --format blank
 
 @dataclass(frozen=True)
 class Blanks:
-    """Annotated images. images: uint8[n r r 3], None where the images are gone. masks: uint8[n r
-    r] of class ids, 255 = not annotated.
+    """Annotated images. images: uint8[n r r 3], None where the images are gone. masks: uint8[n r r]
+    of class ids, 255 = not annotated.
 
     seeds, truncation: how the generator drew them; generator: its name and sha256. names: {class
         id: name}.

@@ -1,5 +1,4 @@
-"""Images of results with NumPy and Pillow only: class colours, overlays, labelled
-grids.
+"""Images of results with NumPy and Pillow only: class colours, overlays, labelled grids.
 
 Colours are fixed per class id. The first eight are those of Okabe and Ito; the others were chosen
 one after the other, each as far as possible from all before it for a normal, a protan, a deutan and
@@ -100,8 +99,8 @@ def grid(
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Images of one size in rows of `columns`, on white, each with its label below it.
 
-    pad: pixels between and around. labels: one per image; longer ones than the image is wide
-        are cut with an ellipsis.
+    pad: pixels between and around. labels: one per image; longer ones than the image is wide are
+        cut with an ellipsis.
     """
     images = [np.asarray(i) for i in images]
     if not images or columns < 1:

@@ -1,5 +1,5 @@
-"""Edited images with their background kept, and its PSNR: `Edit`; on disk `edit.png`,
-`edit.json`, `edit.safetensors` and the images.
+"""Edited images with their background kept, and its PSNR: `Edit`; on disk `edit.png`, `edit.json`,
+`edit.safetensors` and the images.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _ARRAYS = ("originals", "plain", "images", "backgrounds", "alphas", "edited_alph
 class Edit:
     """n images, each edited with s strengths.
 
-    originals: the images before (or photos). plain: the generated images of the moved
-        latent. images: the foreground of that on the original's own, completed background.
+    originals: the images before (or photos). plain: the generated images of the moved latent.
+        images: the foreground of that on the original's own, completed background.
         backgrounds: those. alphas, edited_alphas: foreground in 0..1, before and after. direction:
         the direction, in words.
     """
@@ -103,8 +103,8 @@ class Edit:
         ]
 
     def show(self, count: int = 8) -> Image.Image:
-        """Per image and strength one row: original, plain edit, edit with its background kept,
-        both masks, the completed background.
+        """Per image and strength one row: original, plain edit, edit with its background kept, both
+        masks, the completed background.
         """
         kept, plain_ = self.psnr, self.psnr_plain
         cells, labels = [], []

@@ -109,8 +109,8 @@ def open_pairs(
         (`mask_blob`/`mask_off`, or `masks`); None or the same .npz: the masks in it. classes: names
         of the mask's ids; default: classes.json beside the masks, `labels` of the .npz, or the ids
         found. values: "ids" are class ids, "grey" is foreground from `grey_from` on; "auto"
-        decides: palette images and small numbers are ids, images of 0 and 255 or with soft
-        edges are grey.
+        decides: palette images and small numbers are ids, images of 0 and 255 or with soft edges
+        are grey.
 
     Raises UsageError where nothing pairs, naming what is there. Files without a partner are listed
     in `skipped`.

@@ -1,6 +1,4 @@
-"""Items of an export: one image's name, pixels and mask, checked; and PNGs made a few at a
-time.
-"""
+"""Items of an export: one image's name, pixels and mask, checked; and PNGs made a few at a time."""
 
 from __future__ import annotations
 
@@ -24,9 +22,9 @@ _AHEAD = 8  # images being deflated at once, and so in memory
 
 @dataclass(frozen=True)
 class Item:
-    """One image of an export. name: that of its files here, without suffix. image: None where
-    only the mask is known. scores: one channel per class id, 0..1. place: the name as it was
-    given, a path below the folder of the photos.
+    """One image of an export. name: that of its files here, without suffix. image: None where only
+    the mask is known. scores: one channel per class id, 0..1. place: the name as it was given, a
+    path below the folder of the photos.
     """
 
     name: str

@@ -1,5 +1,5 @@
-"""One mask image to its values: class ids, or grey. An ambiguous image is refused by name,
-never guessed.
+"""One mask image to its values: class ids, or grey. An ambiguous image is refused by name, never
+guessed.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ _ASPECT = 0.02  # a photo and its mask may differ in size, not in shape
 
 
 def read_mask(source: bytes | Path | np.ndarray, name: str = "") -> UInt8[np.ndarray, "h w"]:
-    """A mask image as its values, upright: palette index, grey value, or alpha where one colour
-    is all over and the shape is in the alpha channel.
+    """A mask image as its values, upright: palette index, grey value, or alpha where one colour is
+    all over and the shape is in the alpha channel.
 
     Of several equal channels the first counts. 16-bit images count where they hold class ids or
     white is 65535, floating-point ones where they hold integers or 0..1. SisError, naming the mask,

@@ -63,8 +63,8 @@ class Pairs:
         return cls(*(np.stack(part) for part in zip(*rows)))
 
     def without_odd_ones(self, trim: float, channel: int = 0) -> Pairs:
-        """Without the share `trim` of images on whose frame the least of `channel` (the
-        background) was labelled.
+        """Without the share `trim` of images on whose frame the least of `channel` (the background)
+        was labelled.
 
         A mask in which the background is missing is the commonest large mistake of a teacher that
         clusters: dark background taken for dark hair.

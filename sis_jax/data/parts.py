@@ -33,8 +33,8 @@ class Parts:
     method, settings, arrays: the method, its resolved hyper-parameters and what it learned.
     classes: {"id", "name", "colour", "clusters", "prompts", "score", "margin", "runner_up",
         "guess", "unsure"}; id 0 is the background, absent where none was found. The last six are
-        the text model's (`named`): probability of the name, lead over the runner-up; guess is
-        the likeliest name where the score was too low (unsure).
+        the text model's (`named`): probability of the name, lead over the runner-up; guess is the
+        likeliest name where the score was too low (unsure).
     clusters: facts per cluster (share, confidence, agreement across seeds, share of the frame,
         class_id; scores: probability per class).
     samples: uint8[n h w 3] images to look at, masks: their clusters, seeds: theirs, confidence:
@@ -186,9 +186,7 @@ class Parts:
     # files
 
     def files(self) -> dict[str, bytes]:
-        """Everything `save` writes, by name: images of the samples, arrays, classes, the
-        sweep.
-        """
+        """Everything `save` writes, by name: images of the samples, arrays, classes, the sweep."""
         out: dict[str, bytes] = {}
         for i, (image, mask) in enumerate(zip(self.samples, self.classify(self.masks))):
             out[f"samples/{i:02d}_image.png"] = _png(image)

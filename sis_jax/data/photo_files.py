@@ -56,7 +56,8 @@ class Listing:
     names: of the images, sorted; each is a path below a folder. others: how often each other
         extension occurs. stamp: name -> a value that changes with the content. refused: (name,
         reason) of photos that are there and cannot be read.
-    read: the wanted names -> (name, image) in whatever order suits the container."""
+    read: the wanted names -> (name, image) in whatever order suits the container.
+    """
 
     path: Path
     names: tuple[str, ...]
@@ -144,8 +145,8 @@ def _list_folder(path: Path) -> Listing:
 
 
 def _walk(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
-    """Every file below a folder once, and the unreadable folders. Linked folders are
-    followed after the real ones, so a photo keeps its own name and a circle of links ends.
+    """Every file below a folder once, and the unreadable folders. Linked folders are followed after
+    the real ones, so a photo keeps its own name and a circle of links ends.
     """
     found: list[str] = []
     refused: list[tuple[str, str]] = []

@@ -1,8 +1,7 @@
 """Real photos as one array: a folder, an archive or an .npz in, uint8[n r r 3] out, and an endless
 shuffled stream of batches.
 
-Every image that could not be used is named with the reason; `photo_files.py` reads them one by
-one.
+Every image that could not be used is named with the reason; `photo_files.py` reads them one by one.
 """
 
 from __future__ import annotations
@@ -80,8 +79,8 @@ class Photos:
     ) -> Photos:
         """Read every photo of `source` at `resolution` x `resolution`, in the order of their names.
 
-        source: a folder (searched to the bottom), one image, a .zip, .tar, .tar.gz or .npz file,
-            or a list of these. An .npz holds `images` uint8[n h w 3], or encoded files end to end:
+        source: a folder (searched to the bottom), one image, a .zip, .tar, .tar.gz or .npz file, or
+            a list of these. An .npz holds `images` uint8[n h w 3], or encoded files end to end:
             `<k>_blob` uint8 and `<k>_off` int64[n + 1].
         rows, limit: which of the sorted photos, then how many of those. crop: "center" cuts the
             largest centred square; "none" squeezes the whole photo into the square. min_size: skip
@@ -90,8 +89,8 @@ class Photos:
             settings are the same. threads: decoders (default: cores, at least 2). progress: True
             for a bar on stderr, or a function (done, total). EXIF orientation is honoured,
             transparency is put on white, 16-bit grey is scaled, CMYK converted. Downscaling by an
-            integer averages blocks, otherwise Lanczos; a JPEG more than four times too large
-            is first reduced while decoding.
+            integer averages blocks, otherwise Lanczos; a JPEG more than four times too large is
+            first reduced while decoding.
         Raises UsageError when there is no photo to read, SisError when none can be read.
         """
         min_size = resolution // 2 if min_size is None else min_size
@@ -223,8 +222,8 @@ def _check_settings(
 def _jobs(
     listings: Sequence[Listing], entries: Sequence[tuple[int, str]]
 ) -> Iterator[tuple[int, Raw]]:
-    """(slot, image) for every entry; the slot is its place in the sorted order, whatever order
-    the container is read in.
+    """(slot, image) for every entry; the slot is its place in the sorted order, whatever order the
+    container is read in.
     """
     for number, listing in enumerate(listings):
         slots = {name: slot for slot, (owner, name) in enumerate(entries) if owner == number}

@@ -41,8 +41,7 @@ class Inputs:
         r r 3] -> Float[n 1].
     painted: UInt8[n r r], class ids annotated on the samples of `painted_seeds`, 255 = not
         annotated; painted_names: {class id: name}.
-    folder: where a long fit may keep its state to go on after an interruption; None keeps
-        nothing.
+    folder: where a long fit may keep its state to go on after an interruption; None keeps nothing.
     """
 
     photos: UInt8[np.ndarray, "n r r 3"] | None = None

@@ -86,8 +86,7 @@ class DatasetGAN(DatasetGANSettings):
     shaky_cure: ClassVar[str] = ""
 
     def fit(self, gen: Generator, seed: int = 0, inputs: Inputs | None = None) -> Fitted:
-        """Learn the annotated classes. The same seed and masks give
-        the same classifiers.
+        """Learn the annotated classes. The same seed and masks give the same classifiers.
 
         inputs: `painted` UInt8[m r r] of class ids (255 = not annotated) over the samples of
             `painted_seeds`, and their `painted_names`.

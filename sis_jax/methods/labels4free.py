@@ -14,17 +14,17 @@ weak to judge more than consistency. All ones would fool D perfectly: the last t
 background, and D decides where it hurts least.
 
 Where we differ, and why (each one a setting; `RECIPES` has the published values by data set):
-* The background has latents of its own (`same_latents`): with those of the image it has nearly
-  the same colour, and a leaking mask costs nothing.
+* The background has latents of its own (`same_latents`): with those of the image it has nearly the
+  same colour, and a leaking mask costs nothing.
 * The real images are the generator's own samples unless `photos` are given. D then has nothing to
-  learn but the composite; with photos it first learns to separate samples from photos, which
-  does not depend on the mask.
+  learn but the composite; with photos it first learns to separate samples from photos, which does
+  not depend on the mask.
 * D has a fraction of the generator's channels (`d_width`): it is to be weak, and most of the time
   is spent in it.
 * Features are standardised (`normalize`), and the mask starts as foreground (`start`), so that D
   begins with nothing to see.
-* Half of an image's frame is to be background (`least_frame`): else the first random weights
-  decide which side is, and 2 of 23 trainings were right.
+* Half of an image's frame is to be background (`least_frame`): else the first random weights decide
+  which side is, and 2 of 23 trainings were right.
 * `threshold` is in the middle. Default faces, 1,000 samples at psi 0.7, mean IoU of both sides with
   a people segmenter, seeds 0 to 4: 0.82, 0.77, 0.78, 0.79, 0.75 at 0.5; 0.83, 0.73, 0.75, 0.71,
   0.66 at 0.2.

@@ -24,9 +24,9 @@ plain JAX function plugs in like this:
     parts = sis_jax.discover(Mine(), method="latent_direction")
 
 Where we differ, and why (the published settings are `RECIPES["code"]` and `RECIPES["paper"]`):
-* Threshold: Otsu's between the two modes of each image's difference in place of 0. On portraits
-  the sign cuts out skin only: hair is as dark in both images, so its difference is a little below
-  0 while the background's is near -1. IoU of person / background against an independent people
+* Threshold: Otsu's between the two modes of each image's difference in place of 0. On portraits the
+  sign cuts out skin only: hair is as dark in both images, so its difference is a little below 0
+  while the background's is near -1. IoU of person / background against an independent people
   segmenter: default generator 0.81 / 0.63 with Otsu's, 0.57 / 0.45 with the sign; a DCGAN of faces
   0.71 / 0.46 and 0.64 / 0.43.
 * The direction lives in w (in a generator without a mapping network this is z): steps in z change
@@ -432,8 +432,8 @@ def edge_strength(x: Float[Array, "n h w"]) -> Float[Array, "n h w"]:
 
 
 def prior_map(side: int, kind: str) -> Float[np.ndarray, "side side"]:
-    """The weights of brightness, positive where the object is expected; the corners of the
-    image are at (+-1, +-1).
+    """The weights of brightness, positive where the object is expected; the corners of the image
+    are at (+-1, +-1).
 
     "center": -4 (rho - mean rho), rho the distance from the centre (the published code). "linear":
     1 - |p - c| / a with a a quarter of the diagonal (the paper), times 3, for its sum over
@@ -502,8 +502,8 @@ def _difference_body(
     shift: float,
     signs: tuple[float, ...],
 ) -> tuple[Float[Array, "b h w 3"], Float[Array, "b h w"], Float[Array, "b"], Float[Array, "b"]]:
-    """Image, difference (above the threshold: object), its standard deviation, and the fewest
-    peaks of a shifted image's histogram.
+    """Image, difference (above the threshold: object), its standard deviation, and the fewest peaks
+    of a shifted image's histogram.
     """
     image = gen.synthesize(gen.map(z, psi), "const", ())[0]
     move = jnp.broadcast_to(shift * arrays["directions"], (z.shape[0], *arrays["directions"].shape))

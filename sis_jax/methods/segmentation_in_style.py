@@ -2,8 +2,8 @@
 2107.12518).
 
 Equation of the paper: J = sum_n sum_k r_nk |x_n - mu_k|^2, r_nk = 1 for the nearest centre; x_n are
-the features of one pixel of one sample, pooled over about fifty samples. A new image is labelled
-by its nearest centres.
+the features of one pixel of one sample, pooled over about fifty samples. A new image is labelled by
+its nearest centres.
 
 Where we differ, and why:
 * Features may come from several taps at once, and are standardised per channel: raw, the few
@@ -14,8 +14,8 @@ Where we differ, and why:
   features at k / channels of the memory.
 * Every pixel up to a budget of points, then an even subset of each sample's pixels: memory does not
   grow with the number of samples.
-* Labels follow the image (`refine`): the nearest centre is evidence, weighed with the usual
-  cluster at that place in the samples themselves and with neighbours of the same colour
+* Labels follow the image (`refine`): the nearest centre is evidence, weighed with the usual cluster
+  at that place in the samples themselves and with neighbours of the same colour
   (`ops/cluster_labels.py`, `ops/crf.py`).
 * k and layer can be chosen by a sweep (`ops/sweep.py`), the background by a border rule instead of
   by eye, and one number, `position_weight`, adds the pixel's place to its features, which splits

@@ -20,10 +20,9 @@ default generator (psi 0.7) against an independent people segmenter, per-image b
     variants         8: .882/.729   16: .887/.746   32: .888/.744
     colors           RGB .887/.746   L*a*b* .886/.739   luma and differences .881/.730
 
-The default, parts matched over images: .907/.753 on 256 samples. With each cluster sent to the
-side that most of its pixels are on, 5 clusters reach .930/.826 and 20 reach .941/.853: what is
-missing is mostly the choice of the background. Matching: k-means on clusters' mean generator
-features.
+The default, parts matched over images: .907/.753 on 256 samples. With each cluster sent to the side
+that most of its pixels are on, 5 clusters reach .930/.826 and 20 reach .941/.853: what is missing
+is mostly the choice of the background. Matching: k-means on clusters' mean generator features.
 """
 
 from __future__ import annotations
@@ -125,7 +124,8 @@ class StyleMixing(StyleMixingSettings):
     ) -> Labelled:
         """Stream (images, clusters, confidence) for seeds, in batches. Confidence 1 - d1 / d2 of
         the squared distances of a pixel to the nearest cluster of its part and to the nearest one
-        of another part, 0..1; 0 for patches that were given to their neighbour."""
+        of another part, 0..1; 0 for patches that were given to their neighbour.
+        """
         psi = self.truncation if truncation is None else truncation
         for image, label, sure in map_samples(
             gen, list(seeds), _label_body, truncation=psi, shared=(dict(arrays),), **self._static()

@@ -4,9 +4,8 @@ generator of backgrounds. Pure functions.
 The alpha network reads activations that a frozen StyleGAN2 computes anyway, both convolutions of
 its last six resolutions (fewer in a small generator), through 1 x 1 convolutions only: it sees a
 pixel's features, and its neighbours' only through the bicubic doubling from one resolution to the
-next. The
-background generator is not trained at all: it is the same StyleGAN2 with its coarsest information
-set to zero.
+next. The background generator is not trained at all: it is the same StyleGAN2 with its coarsest
+information set to zero.
 """
 
 from __future__ import annotations
@@ -138,8 +137,8 @@ def stages(resolution: int) -> tuple[str, ...]:
 
 
 def background_generator(gen: StyleGAN2, stage: str) -> StyleGAN2:
-    """`gen` with the activations of one stage set to zero, and with them the image of the
-    coarser stages.
+    """`gen` with the activations of one stage set to zero, and with them the image of the coarser
+    stages.
 
     Done to the weights: a convolution without weight, bias and noise gives zeros. The zeroed
     stage's RGB layer then adds its bias only. Raises UsageError for a stage that the generator does

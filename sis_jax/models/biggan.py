@@ -305,8 +305,8 @@ class BigGAN(nnx.Module):
     def sample(
         self, seeds: Iterable[int], truncation: float = 1.0, taps: tuple[str, ...] = ()
     ) -> Samples:
-        """Images for seeds, as one batch: sample i, its class included, depends on its own seed
-        and nothing else.
+        """Images for seeds, as one batch: sample i, its class included, depends on its own seed and
+        nothing else.
         """
         seeds = tuple(int(s) for s in seeds)
         z = self.latents(seeds)

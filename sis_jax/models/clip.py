@@ -257,8 +257,8 @@ class CLIPNetwork(nnx.Module):
         self.config = config
 
     def check_pixels(self, pixels: Shaped[Array | np.ndarray, "..."], *, native: bool) -> None:
-        """UsageError unless these images can be read (traced or not); native: only at the size
-        the network was trained for.
+        """UsageError unless these images can be read (traced or not); native: only at the size the
+        network was trained for.
         """
         shape = pixels.shape
         side, stride = self.config.vision.image_size, self.visual.stride

@@ -1,5 +1,5 @@
-"""Cosines of generated images with a text, and directions that raise them: the parts of
-text directions that run on a device.
+"""Cosines of generated images with a text, and directions that raise them: the parts of text
+directions that run on a device.
 
 Scores: Segmentation in Style, section 3.4 (a CLIP tags samples with a prompt). Latent optimisation
     and global directions in style space: StyleCLIP (Patashnik et al. 2021, arXiv 2103.17249,
@@ -156,8 +156,8 @@ def relevance_body(
     layer: str,
     colours: Colours,
 ) -> Float[Array, "b c d"]:
-    """Per sample and channel of one layer, the unit vector from the image with the channel at
-    `low` to that with it at `high` (section 6.1).
+    """Per sample and channel of one layer, the unit vector from the image with the channel at `low`
+    to that with it at `high` (section 6.1).
     """
     styles = gen.styles(gen.map(z, truncation))
 

@@ -1,5 +1,5 @@
-"""LPIPS on VGG16: how different two images look to a network (Zhang et al. 2018, arXiv
-1801.03924, equation 1).
+"""LPIPS on VGG16: how different two images look to a network (Zhang et al. 2018, arXiv 1801.03924,
+equation 1).
 
 Features after the last ReLU of each of VGG16's five blocks (Simonyan and Zisserman 2015), unit
 length per pixel, squared difference weighted per channel with learnt gains, mean over pixels, sum

@@ -2,14 +2,14 @@
 its strength.
 
 Karras et al. 2020, "Training Generative Adversarial Networks with Limited Data" (arXiv 2006.06676),
-section 3 and appendix B. The discriminator never sees an image that did not pass through
-`augment`; while p stays below about 0.8 the generator does not learn the augmentations.
+section 3 and appendix B. The discriminator never sees an image that did not pass through `augment`;
+while p stays below about 0.8 the generator does not learn the augmentations.
 
 Where this differs from the paper:
 * The paper resamples at twice the resolution between two sym6 wavelet filters. Those are not
-  symmetric, so a mirrored or turned image comes out shifted by a fraction of a pixel. Here the
-  same scheme runs with a symmetric 12-tap quadrature-mirror low-pass: down(up(x)) equals x to 0.5
-  %, mirrored and turned images included, and aliases are damped a little more than by sym6.
+  symmetric, so a mirrored or turned image comes out shifted by a fraction of a pixel. Here the same
+  scheme runs with a symmetric 12-tap quadrature-mirror low-pass: down(up(x)) equals x to 0.5 %,
+  mirrored and turned images included, and aliases are damped a little more than by sym6.
 * The paper reflects the image once, as far as needed, and shows zeros beyond. Here the plane is
   tiled by reflections without end.
 * An image for which no operation was drawn is returned bit for bit.
@@ -89,8 +89,8 @@ def adjust_probability(
 
     sign_mean: r_t = E[sign D(real)] since the last call, -1..1; above `target` the discriminator
         overfits and p rises.
-    images_seen_since: real images shown since the last call; `speed_images` of them can take p
-        from 0 to 1.
+    images_seen_since: real images shown since the last call; `speed_images` of them can take p from
+        0 to 1.
     """
     step = jnp.sign(jnp.asarray(sign_mean, jnp.float32) - target) * (
         images_seen_since / speed_images
@@ -118,8 +118,8 @@ def _geometry(
     """The matrix from an output position to the input position it shows, and whether anything was
     drawn.
 
-    Positions are in pixels, x right, y down, origin in the centre of the image. The paper builds
-    G = op_k ... op_1. Its inverse is op_1^-1 ... op_k^-1, so each operation's inverse goes on the
+    Positions are in pixels, x right, y down, origin in the centre of the image. The paper builds G
+    = op_k ... op_1. Its inverse is op_1^-1 ... op_k^-1, so each operation's inverse goes on the
     right.
     """
     (

@@ -59,9 +59,10 @@ def learn_refinement(
 def with_centre(
     arrays: dict[str, np.ndarray], centre: Float[np.ndarray, "d"]
 ) -> dict[str, np.ndarray]:
-    """`arrays` with one more cluster. Its position is unknown: as likely at each place as
-    the cluster of the nearest centre, so that the features decide between these two, and a copy of
-    a cluster takes nothing from it."""
+    """`arrays` with one more cluster. Its position is unknown: as likely at each place as the
+    cluster of the nearest centre, so that the features decide between these two, and a copy of a
+    cluster takes nothing from it.
+    """
     more = dict(arrays, centers=np.concatenate([arrays["centers"], centre[None]]))
     if "log_prior" in arrays:
         nearest = int(np.square(arrays["centers"] - centre).sum(1).argmin())

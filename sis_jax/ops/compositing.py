@@ -56,8 +56,8 @@ def hole_of(alpha: Float[np.ndarray, "h w"], grow: int | None = None) -> Bool[np
 def inpaint(
     image: UInt8[np.ndarray, "h w 3"], hole: Bool[np.ndarray, "h w"]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The image with the hole filled from its surroundings by OpenCV (Telea 2004); unchanged
-    where there is no hole, or nothing but hole.
+    """The image with the hole filled from its surroundings by OpenCV (Telea 2004); unchanged where
+    there is no hole, or nothing but hole.
     """
     if not hole.any() or hole.all():
         return image

@@ -1,10 +1,10 @@
-"""Labels that follow the image: mean-field inference in a conditional random field whose pixels
-see their neighbourhood.
+"""Labels that follow the image: mean-field inference in a conditional random field whose pixels see
+their neighbourhood.
 
 Krähenbühl and Koltun 2011 (arXiv 1210.5644) with one bilateral kernel and the Potts model; windows
-instead of all pairs of pixels, as in Teichmann and Cipolla 2018 (arXiv 1805.04777). The
-iteration, from q = softmax(evidence): q_i = softmax(evidence_i + w sum_j k_ij q_j / sum_j k_ij),
-k_ij = exp(-|colour_i - colour_j|^2 / 2 s^2 - |place_i - place_j|^2 / 2 t^2).
+instead of all pairs of pixels, as in Teichmann and Cipolla 2018 (arXiv 1805.04777). The iteration,
+from q = softmax(evidence): q_i = softmax(evidence_i + w sum_j k_ij q_j / sum_j k_ij), k_ij =
+exp(-|colour_i - colour_j|^2 / 2 s^2 - |place_i - place_j|^2 / 2 t^2).
 
 The window is a fraction of the resolution. Images of more than 127 pixels are averaged down to 64
 to 127 for it, and the neighbours' evidence is enlarged again: evidence from features of 64 x 64

@@ -86,9 +86,9 @@ def boundary_band(
     """The trimap: pixels with a pixel of another class at most `radius` pixels away (Euclidean,
     between centres).
 
-    For two classes this is dilation minus erosion by a disk. Pixels outside the image count
-    for nothing, and neither do pixels of value `ignore`, which are in no band. A mask of one class
-    has an empty band.
+    For two classes this is dilation minus erosion by a disk. Pixels outside the image count for
+    nothing, and neither do pixels of value `ignore`, which are in no band. A mask of one class has
+    an empty band.
     """
     mask = np.asarray(mask)
     if mask.ndim != 2:

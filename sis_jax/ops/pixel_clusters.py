@@ -1,5 +1,5 @@
-"""Clusters of the pixels of one image: color spaces, vectors of a pixel's colours in many
-variants, and a k-means that can be mapped over images.
+"""Clusters of the pixels of one image: color spaces, vectors of a pixel's colours in many variants,
+and a k-means that can be mapped over images.
 
 `ops/kmeans.py` clusters the rows of one large set on all devices; here thousands of small sets are
 clustered one after another inside a compiled function, each on its own.

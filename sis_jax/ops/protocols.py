@@ -1,5 +1,5 @@
-"""How published papers measure masks on real photos, by name: the network's input, the mask
-that its prediction is compared with, how pixels are summed.
+"""How published papers measure masks on real photos, by name: the network's input, the mask that
+its prediction is compared with, how pixels are summed.
 
 The differences move numbers by whole percents, so a number means little without its protocol.
 `PROTOCOLS` lists them; all report all scores, each marks its own as the headline. NumPy and Pillow

@@ -180,8 +180,8 @@ def _plain(name: Any) -> str:
 
 
 class Tally:
-    """The counts of each image: confusion over the image and over the border band, for the
-    classes and for the foreground; F curves.
+    """The counts of each image: confusion over the image and over the border band, for the classes
+    and for the foreground; F curves.
     """
 
     def __init__(
@@ -388,7 +388,8 @@ def _foreground(
 
 def per_image_iou(found: Float[np.ndarray, "3 n 2"], empty: float) -> Float[np.ndarray, "n"]:
     """Foreground IoU of each image; `empty` where neither ground truth nor prediction has
-    foreground."""
+    foreground.
+    """
     iou = _iou(found)[:, 1]
     return np.where(np.isnan(iou), empty, iou)
 

@@ -126,10 +126,10 @@ def only_just(clusters: Iterable[Mapping[str, Any]]) -> list[int]:
     """Places of the clusters that are background by a narrow margin: their odds on the frame are
     below 2.2 times those in the image.
 
-    Odds, since a large background cannot be much more common on the frame than in the image. On
-    the default (k 3 to 25, up to three seeds, three layers) chosen clusters of at most 35 %
-    background came to 1.7 to 2.2, those that were mostly background to 2.4 and more, but for three
-    of some fifty.
+    Odds, since a large background cannot be much more common on the frame than in the image. On the
+    default (k 3 to 25, up to three seeds, three layers) chosen clusters of at most 35 % background
+    came to 1.7 to 2.2, those that were mostly background to 2.4 and more, but for three of some
+    fifty.
     """
 
     def odds(share: float) -> float:

@@ -1,7 +1,7 @@
 """Augmentation of an image with its mask: one random affine map, then colour, blur and noise.
 
-Every quantity is drawn per image from (key, i) alone. Strength 0 changes nothing. Images are
-floats in [-1, 1]; masks hold channel numbers, 255 = ignore.
+Every quantity is drawn per image from (key, i) alone. Strength 0 changes nothing. Images are floats
+in [-1, 1]; masks hold channel numbers, 255 = ignore.
 """
 
 from __future__ import annotations
@@ -26,10 +26,9 @@ class Augmentation:
         probability of mirroring, with `swap` the channel that each channel becomes (left hand to
         right hand). brightness, contrast, saturation: +- these, relative. hue: degrees. grey:
         probability of no colour.
-    blur: largest sigma, in pixels of a 128-pixel image. noise: largest sigma, of the range [-1,
-        1]. peaked: small changes of zoom and angle are likelier than large ones. background:
-        probability of another background behind the image's foreground, see
-        `other_backgrounds`.
+    blur: largest sigma, in pixels of a 128-pixel image. noise: largest sigma, of the range [-1, 1].
+        peaked: small changes of zoom and angle are likelier than large ones. background:
+        probability of another background behind the image's foreground, see `other_backgrounds`.
     """
 
     scale: float = 0.5

@@ -1,8 +1,7 @@
 """Sliced Wasserstein distance between two sets of images.
 
 Karras et al. 2018, "Progressive Growing of GANs" (arXiv 1710.10196), section 5. Lower is better, 0
-for two equal sets; two halves of one set give the noise floor, the reference for every
-number.
+for two equal sets; two halves of one set give the noise floor, the reference for every number.
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ def sliced_wasserstein(
     """Sliced Wasserstein distance x 1000 per level of a Laplacian pyramid ("64", "32", "16":
     resolution in pixels) and their "average".
 
-    a, b: images of one size; n and m may differ. The result depends on the arrays and `seed`
-        only. `SwdReference` describes how.
+    a, b: images of one size; n and m may differ. The result depends on the arrays and `seed` only.
+        `SwdReference` describes how.
     """
     return SwdReference(a, seed, descriptors=descriptors, projections=projections).distance(b)
 
@@ -150,8 +149,8 @@ def _sides(h: int, w: int) -> list[tuple[int, int]]:
 def _descriptors(
     images: np.ndarray, seed: int, total: int
 ) -> dict[str, Float32[np.ndarray, "d 147"]]:
-    """level -> patches, laid out [7 7 3], of as many images as the budget `total` allows;
-    `_CHUNK` images at a time.
+    """level -> patches, laid out [7 7 3], of as many images as the budget `total` allows; `_CHUNK`
+    images at a time.
     """
     n = len(images)
     each = int(np.clip(total // n, 1, PER_IMAGE))

@@ -56,10 +56,10 @@ def spelled(metavar: str, kind: Any = str, default: str = "") -> Any:
 class Config:
     """Base of the configurations.
 
-    `verb` names the door, `makes` its result, `unrecorded` the fields that do not change the
-    result and so are neither stored in run.json nor compared; `renamed` maps names in older records
-    to today's, or to None where the field is gone. `choice` names the field whose value decides
-    which `settings` the configuration has, see `Door.variants`.
+    `verb` names the door, `makes` its result, `unrecorded` the fields that do not change the result
+    and so are neither stored in run.json nor compared; `renamed` maps names in older records to
+    today's, or to None where the field is gone. `choice` names the field whose value decides which
+    `settings` the configuration has, see `Door.variants`.
     """
 
     verb: ClassVar[str]
@@ -217,8 +217,8 @@ class Door:
 
     config: its configuration. stage: the module with its optional hooks, `plan(config) -> dict` for
     `--dry-run`, `results(value, config) -> paths` for stdout, `problems(value) -> str` for skipped
-    items. needs: fields that a shell must give although Python can do without. variants: {value
-    of the field that `config.choice` names: dataclass of the settings that go with it}.
+    items. needs: fields that a shell must give although Python can do without. variants: {value of
+    the field that `config.choice` names: dataclass of the settings that go with it}.
     """
 
     config: type[Config]

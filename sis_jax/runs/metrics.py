@@ -1,5 +1,5 @@
-"""The scores of an evaluation: saved in the run, printed as a table, one row per number for
-the report.
+"""The scores of an evaluation: saved in the run, printed as a table, one row per number for the
+report.
 """
 
 from __future__ import annotations

@@ -214,8 +214,8 @@ def _edits(folder: Path) -> list[dict[str, Any]]:
 
 
 def _parts(found: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row per class, those of least confidence first; background and ignored pixels are
-    rows too.
+    """One row per class, those of least confidence first; background and ignored pixels are rows
+    too.
     """
     classes = {c["id"]: c for c in found.get("classes", [])}
     clusters = found.get("clusters", [])

@@ -130,8 +130,8 @@ class RunFolder:
     ) -> Iterator[Stage]:
         """Open a stage; leaving the block without an exception records it as done.
 
-        config: resolved, recipes and defaults filled in; its `record()` is stored and
-            compared. given: the configuration as it was asked for, which becomes the command line;
+        config: resolved, recipes and defaults filled in; its `record()` is stored and compared.
+            given: the configuration as it was asked for, which becomes the command line;
             default: config. name: default: the configuration's verb. inputs: digests of the files
             that the stage reads, compared like the configuration. generator: its name, sha256 and
             licence are recorded.
@@ -253,8 +253,8 @@ class RunFolder:
         return path
 
     def write_json(self, name: str, value: Any) -> Path:
-        """Like `write_bytes`, for JSON values; paths, tuples, dataclasses and NumPy values
-        are converted, NaN becomes null.
+        """Like `write_bytes`, for JSON values; paths, tuples, dataclasses and NumPy values are
+        converted, NaN becomes null.
         """
         return self.write_bytes(name, _json_bytes(value))
 
@@ -282,7 +282,8 @@ class RunFolder:
 
 def _without_old_names(record: Mapping[str, Any], config: Config) -> dict[str, Any]:
     """A record of an earlier version in today's names, without fields that are no longer
-    compared."""
+    compared.
+    """
     renamed = {config.renamed.get(name, name): value for name, value in record.items()}
     return {name: v for name, v in renamed.items() if name and name not in config.unrecorded}
 

@@ -152,10 +152,9 @@ def learn(
     A sample counts as fitting when its score is in the top `quantile`, and the regression is
     penalised so much (c = 1 / (n v), v the mean variance of w) that its normal is near the line
     between the means of the two groups. A weakly penalised one separates them along directions of
-    little
-    variance, and moving along those shows little: of eight texts on the default generator none
-    brought 90 % of 64 samples to pass within six deviations, with this all eight did (n 2000; seven
-    with n 3000 and another seed).
+    little variance, and moving along those shows little: of eight texts on the default generator
+    none brought 90 % of 64 samples to pass within six deviations, with this all eight did (n 2000;
+    seven with n 3000 and another seed).
     published: it counts when its cosine with the prompt is above 0.25, on images as the published
         code feeds them, and c is 1, as in the paper's code (which stops before it converged; this
         does not). truncation: of the samples learned from, by default 0.7; published: 1. Raises
@@ -364,8 +363,8 @@ class Relevance:
         chunk: int = 32,
         seed: int = 5,
     ) -> Relevance:
-        """Measure it, `chunk` channels at a time; each chunk is kept in `folder` and
-        is not measured again.
+        """Measure it, `chunk` channels at a time; each chunk is kept in `folder` and is not
+        measured again.
 
         n: samples per channel. statistics: samples for means and deviations (the paper takes 100
             000). limit: layers up to these pixels. Raises UsageError for a generator without style

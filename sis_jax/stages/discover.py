@@ -1,7 +1,7 @@
 """The work of `sis_jax.discover`.
 
-The method does the work (`methods/`); this file resolves the configuration, and turns the
-fitted method into `Parts`, a run folder and a report.
+The method does the work (`methods/`); this file resolves the configuration, and turns the fitted
+method into `Parts`, a run folder and a report.
 """
 
 from __future__ import annotations
@@ -167,8 +167,8 @@ def _discover(
 
 
 def _warnings(fitted: Fitted, rare: int | None = None) -> list[str]:
-    """Warnings before the parts are trusted, each with its cure. rare: the cluster of a
-    rare class, which has warnings of its own.
+    """Warnings before the parts are trusted, each with its cure. rare: the cluster of a rare class,
+    which has warnings of its own.
     """
     method, clusters = fitted.method, fitted.clusters
     found: list[str] = [*fitted.warnings]

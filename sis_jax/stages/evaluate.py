@@ -132,9 +132,7 @@ def _in_run(
     truth: Truth,
     rule: protocols.Protocol,
 ) -> Metrics:
-    """Measure as a stage of the run, or read the numbers of the same configuration and
-    student.
-    """
+    """Measure as a stage of the run, or read the numbers of the same configuration and student."""
     name = _name(config, truth)
     with RunFolder.open(run, config.overwrite) as folder:
         with folder.stage(

@@ -133,8 +133,8 @@ def name_parts(teacher: Teacher, clip: CLIP, ontology: Ontology, how: Naming) ->
 
 
 def check_words(clip: CLIP, texts: Sequence[str]) -> None:
-    """UsageError for words that a text model of few words never learned: its scores of them
-    would be wrong.
+    """UsageError for words that a text model of few words never learned: its scores of them would
+    be wrong.
     """
     strange = clip.tokenizer.strange(texts)
     if strange:
@@ -272,8 +272,8 @@ def _size(asked: int, shape: Sequence[int], clip: CLIP) -> tuple[int, int]:
 def _batches(
     teacher: Teacher, how: Naming
 ) -> Iterator[tuple[Float[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"]]]:
-    """Images in [-1, 1] with the cluster of every pixel, always `BATCH` of them: the padding
-    of the last batch belongs to no cluster.
+    """Images in [-1, 1] with the cluster of every pixel, always `BATCH` of them: the padding of the
+    last batch belongs to no cluster.
     """
     bar = progress(how.n, "names", "sample")
     for images, labels in _labelled(teacher, how):

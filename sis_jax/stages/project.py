@@ -42,8 +42,8 @@ class Projection:
 
     w: one per W+ layer, for `gen.synthesize`. photos, images: the photos as they were matched, and
         the generated images. noise: layer -> maps, where they were optimised
-        (`training.projection.with_noise` puts one set into a generator). distance: the
-        final loss. skipped: (name, reason).
+        (`training.projection.with_noise` puts one set into a generator). distance: the final loss.
+        skipped: (name, reason).
     """
 
     names: tuple[str, ...]
@@ -74,9 +74,7 @@ class Projection:
         )
 
     def save(self, folder: str | Path) -> Path:
-        """Write projection.safetensors (w, noise maps) and one image of all; returns the
-        folder.
-        """
+        """Write projection.safetensors (w, noise maps) and one image of all; returns the folder."""
         arrays = {"w": np.ascontiguousarray(self.w)} | {
             f"noise/{k}": np.ascontiguousarray(v) for k, v in self.noise.items()
         }
@@ -112,7 +110,7 @@ def project(
     photos: a photo, a folder, an archive, a list of these, or uint8[n r r 3] at the generator's
         size; files are cut to their centred square.
     space: "w+" has one w per layer and comes closer to the photo, "w" has one for all and stays
-        what the generator can draw.
+        within the generator's images.
     steps: of Adam; 200 is quick, 1000 the paper's.
     rate: Adam's peak, in spreads of w (the deviation of one of its numbers over samples).
     pyramid: weight of the Laplacian pyramid's L1. features: weight of the discriminator's features
@@ -121,8 +119,8 @@ def project(
     noise: also optimise the noise maps, as the paper does.
     starts: samples of which the nearest is where it begins; 0 begins at the mean.
     known: Bool[n r r], where the photos shall be matched; all by default.
-    discriminator: by default the one stored beside the generator's weights, if it is found by
-        the generator's name.
+    discriminator: by default the one stored beside the generator's weights, if it is found by the
+        generator's name.
     lpips: the paper's distance in place of the discriminator's features: the files of its weights,
         see `sis_jax.load_lpips`, which cannot be shipped.
     batch: photos per device at once.
@@ -234,7 +232,8 @@ def _known(known: np.ndarray, photos: np.ndarray) -> Float[np.ndarray, "n _ _ 1"
 
 def _comparer(gen: Generator, discriminator: Any, lpips: Any) -> Any:
     """The network of the feature distance: LPIPS where it is given, otherwise a discriminator, or
-    nothing."""
+    nothing.
+    """
     if lpips is None:
         return _discriminator(gen, discriminator)
     if gen.resolution < 16:

@@ -8,8 +8,7 @@ its samples, so that a student sees the class, and sees images without it.
 
 The paper recognises the cluster by its share, which grows most when samples are moved. But a
 direction also moves things that go with the class (hats are worn outdoors: the sky grows), so here
-the
-text model is asked: the pixels of a cluster are put back as they were before the move, and the
+the text model is asked: the pixels of a cluster are put back as they were before the move, and the
 cluster that takes most of the score with it, and hardly shows in plain samples, is the class.
 """
 

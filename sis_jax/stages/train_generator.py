@@ -160,8 +160,8 @@ def _card(name: str, training: GeneratorTraining, config: TrainGeneratorConfig) 
     return (
         f"---\nlibrary_name: sis_jax\ntags: [jax, flax, stylegan2]\n---\n# {name}\n\nA StyleGAN2 "
         f"generator of {config.network.resolution} x {config.network.resolution} pixels, with its "
-        f"discriminator, trained by `sis_jax`.\n\n| | |\n|---|---|\n{table}\n\nIt draws the "
-        "photos show, with their biases. Load it: `sis_jax.load_generator(PATH)`.\n"
+        f"discriminator, trained by `sis_jax`.\n\n| | |\n|---|---|\n{table}\n\nIts images "
+        "have the biases of its photos. Load it: `sis_jax.load_generator(PATH)`.\n"
     )
 
 

@@ -58,8 +58,7 @@ class Job:
 
     def identity(self) -> dict[str, Any]:
         """The settings that a checkpoint must share with this job, for JSON. The precision is not
-        part
-        of it: a training may move from a CPU to an accelerator.
+        part of it: a training may move from a CPU to an accelerator.
         """
         recipe = {k: v for k, v in asdict(self.recipe).items() if k != "dtype"}
         return {

@@ -118,7 +118,8 @@ def separated(
 ) -> tuple[jax.Array, ...]:
     """alpha [n r r], the share of the features' variance within each image that is between the
     mask's two sides, mean of the taps [n], and the same for a box that is an eighth of the edge
-    length away from top, left and right."""
+    length away from top, left and right.
+    """
     image, features = gen.synthesize(gen.map(z, truncation), "const", taps)
     alpha = mask(params, tuple(features[t] for t in taps))
     hard = (alpha > 0.5).astype(jnp.float32)[..., None]

@@ -251,8 +251,8 @@ def steps_body(
 
     net: the discriminator or LPIPS, None without. length: |w|, root mean squared distance of w from
         its mean. known: 1 where the photo shall be matched, None for all of it; the rest is filled
-        with the generated image there, so that no distance sees it. seeds: of the exploration,
-        one per photo.
+        with the generated image there, so that no distance sees it. seeds: of the exploration, one
+        per photo.
     """
     slots, width = gen.num_ws, state[0]["w"].shape[-1]
     spread = length / np.sqrt(width)
@@ -299,7 +299,8 @@ def steps_body(
 
 def seen(net: Any, images: Float[Array, "n r r 3"], recipe: Recipe) -> Seen:
     """The inputs of the recipe's distances: (bands, features), each empty where it has no
-    weight."""
+    weight.
+    """
     bands = laplacian(images) if recipe.pyramid else []
     return bands, feature_maps(net, images) if recipe.features and net is not None else []
 

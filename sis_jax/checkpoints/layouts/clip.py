@@ -50,8 +50,8 @@ class Facts:
 
 
 def _block(rest: str) -> Callable[[re.Match, int], str]:
-    """A name inside block `match[2]` of the tower named by `match[1]`; `rest` is expanded from
-    the match.
+    """A name inside block `match[2]` of the tower named by `match[1]`; `rest` is expanded from the
+    match.
     """
     return lambda match, _: (
         f"{'visual' if match[1] else 'text'}.transformer.block{match[2]}.{match.expand(rest)}"
@@ -220,8 +220,8 @@ def _fold(arrays: Arrays) -> list[str]:
 
 
 def _config(arrays: Arrays, facts: Facts, what: str, wrong: list[str]) -> CLIPConfig:
-    """The config that the arrays imply; raises with all faults so far where those that define
-    the shape are missing.
+    """The config that the arrays imply; raises with all faults so far where those that define the
+    shape are missing.
     """
     vit = "visual.patch" in arrays
     needed = {**_TELLING, **(_TELLING_VIT if vit else _TELLING_RESNET)}

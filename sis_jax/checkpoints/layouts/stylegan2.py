@@ -50,8 +50,8 @@ class Network:
 
 @dataclass(frozen=True)
 class Converted:
-    """One network under our names: float32 arrays, the fields of its config, and the
-    supplied settings.
+    """One network under our names: float32 arrays, the fields of its config, and the supplied
+    settings.
 
     The arrays are views of the file where they can be, so that a conversion holds one array at a
     time and not a second network.

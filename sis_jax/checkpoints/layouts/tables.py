@@ -215,8 +215,8 @@ TABLES: dict[tuple[str, str], tuple[Rule, ...]] = {
 def translate(
     source: Mapping[str, np.ndarray], rules: tuple[Rule, ...]
 ) -> tuple[Arrays, list[str]]:
-    """Arrays under our names, and the faults: names that no rule or several match, two names
-    for one place, wrong ranks.
+    """Arrays under our names, and the faults: names that no rule or several match, two names for
+    one place, wrong ranks.
     """
     depth = max(
         (int(m[1]) for key in source if (m := re.match(r"convs\.(\d\d?)\.", key))), default=0

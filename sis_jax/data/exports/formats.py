@@ -45,8 +45,8 @@ def write(
     split: str = "train",
     overwrite: bool = False,
 ) -> Path:
-    """Write images and masks to `folder` in another format; streamed, and the folder appears
-    whole or not at all.
+    """Write images and masks to `folder` in another format; streamed, and the folder appears whole
+    or not at all.
 
     format: coco, voc, yolo, hf, npz, tfds, or tfrecord. examples: objects with `.name`, `.image`
         uint8[h w 3] (or None), `.mask` uint8[h w] and, where known, `.seed`, `.confidence`,

@@ -1,5 +1,6 @@
 """The configuration of `sis_jax.discover`; the settings of the methods are in
-`methods/settings.py`."""
+`methods/settings.py`.
+"""
 
 from __future__ import annotations
 

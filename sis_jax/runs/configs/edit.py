@@ -30,9 +30,8 @@ class Move:
 
     Args:
         direction: "pca:0" is the strongest principal component of W, pca:1 the next; the name of a
-            direction stored in the run (that of `discover --rare`, earlier edits,
-            RUN/directions/); a .safetensors file; or a text, "a person with glasses", which needs a
-            text model.
+            direction stored in the run (that of `discover --rare`, earlier edits, RUN/directions/);
+            a .safetensors file; or a text, "a person with glasses", which needs a text model.
         strength: one number or several; negative goes the other way. 1 is the displacement that a
             direction was learned with, or one standard deviation of W along it.
         slots: which W+ layers are moved, "0-3" (shape) or "4-9" (colour); all by default.

@@ -64,8 +64,8 @@ class Naming:
     Args:
         mode: "dense" averages CLIP's features over the pixels of a part, "crop" shows it cut-out
             parts.
-        size: pixels of the shorter edge at which CLIP reads images in the mode "dense"; 0 is
-            its own choice, usually twice its training resolution.
+        size: pixels of the shorter edge at which CLIP reads images in the mode "dense"; 0 is its
+            own choice, usually twice its training resolution.
         n: samples to look at, from 1 on.
         margin: a name is given only where its probability is ahead of the next by this much, 0
             (always) to 1.
