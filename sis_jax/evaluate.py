@@ -20,7 +20,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
     intervals; no label is used unless a row states it.
 
     Returns `Metrics`; a run gets RUN/metrics/<name>.json and RUN/metrics.json. Raises UsageError
-    for what cannot be measured.
+    for inputs that cannot be measured.
     """
     from sis_jax.stages.evaluate import evaluate as work
 

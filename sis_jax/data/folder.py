@@ -9,8 +9,8 @@
     └── val/ …
 
 A split is whole once its `metadata.jsonl` is there: it goes last. Until then the rows wait in
-`.chunks/`, one file per finished chunk, which is what a resumed run, and several processes that
-write one dataset, go by. Hugging Face `datasets` loads the folder as it is (`imagefolder`).
+`.chunks/`, one file per finished chunk, the state of a resumed run and of several processes that
+write one dataset. Hugging Face `datasets` loads the folder as it is (`imagefolder`).
 """
 
 from __future__ import annotations

@@ -112,8 +112,8 @@ def open_pairs(
         decides: palette images and small numbers are ids, images of 0 and 255 or with soft edges
         are grey.
 
-    Raises UsageError where nothing pairs, naming what is there. Files without a partner are listed
-    in `skipped`.
+    Raises UsageError where nothing pairs, naming the files found. Files without a partner are
+    listed in `skipped`.
     """
     images, masks = Path(images), Path(images if masks is None else masks)
     if images == masks and images.suffix.lower() != ".npz":
@@ -279,7 +279,7 @@ def _kind(
     names: Sequence[str],
 ) -> tuple[str, Sequence[Mapping[str, Any]]]:
     """Whether masks hold ids or grey values, and the classes. Without names every mask is looked
-    at: the ids are what occurs.
+    at: the ids are those that occur.
     """
     if kind not in ("auto", "ids", "grey"):
         raise UsageError(f"unknown mask values {kind!r}: type 'auto', 'ids' or 'grey'")

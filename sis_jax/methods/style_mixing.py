@@ -15,7 +15,7 @@ default generator (psi 0.7) against an independent people segmenter, per-image b
 
     layers kept      3: .867/.701   4: .887/.746   5: .861/.676   6: .877/.715   7: .850/.659
                      (of 10; 8 clusters)
-    pixel vectors    raw .887/.746   correlation .858/.707 (with 6 slots .873/.724)
+    pixel vectors    raw .887/.746   correlation .858/.707 (6 layers kept .873/.724)
     clusters         2: .490/.370   5: .903/.778   8: .887/.746   12: .885/.732   20: .865/.692
     variants         8: .882/.729   16: .887/.746   32: .888/.744
     colors           RGB .887/.746   L*a*b* .886/.739   luma and differences .881/.730

@@ -106,7 +106,7 @@ def _chunks(
     centres: int = 1,
 ):
     """Folds `visit(carry, start, chunk - mean, weights)` over all rows, a chunk at a time; stacks
-    what it returns besides.
+    its further results.
 
     The last chunk is moved back to stay inside the array and rows seen before get weight 0: no
     padded copy of the data. Chunks are CHUNK rows, fewer where the table of scores [centres, rows]

@@ -5,8 +5,8 @@ on the number of samples or devices, nor on the memory of the machine, so that n
 of a result: the memory there is can only refuse.
 
 The memory of a function is counted on its jaxpr: the largest sum of arrays that live at one moment,
-without what no result depends on. XLA's own `memory_analysis()` agrees within a factor of two (a
-test compares them) and would cost a compilation for every number of samples tried.
+without those that no result depends on. XLA's own `memory_analysis()` agrees within a factor of two
+(a test compares them) and would cost a compilation for every number of samples tried.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """The command line of a door: its configuration through `tyro.cli`, exit codes, the dry run, and
-what must be set before JAX is imported.
+the settings before JAX is imported.
 
 A verb's module ends with
 

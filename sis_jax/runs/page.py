@@ -125,7 +125,7 @@ def _facts(stages: Mapping[str, Any]) -> dict[str, Any]:
 
 def _json(path: Path, kind: Any) -> Any:
     """The content of a JSON file, None when it is missing or holds something else: the page shows
-    what there is.
+    the rest.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -88,7 +88,7 @@ def _photos(settings: Any, gen: Generator, named: str | None) -> dict[str, Any]:
 
 def _discriminator(settings: Any, gen: Generator, named: str | None) -> dict[str, Any]:
     """The one beside the generator's weights, None where there is none: then the method reports
-    what it does without.
+    how it does without.
     """
     try:
         return {"discriminator": load_discriminator(named)}
