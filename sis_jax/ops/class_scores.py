@@ -24,7 +24,7 @@ RULE = (
 @dataclass(frozen=True)
 class Verdict:
     """The class of one region: class number `best` with probability `score`, ahead of `second` by
-    `margin`; `named` is False where that is too little.
+    `margin`; `named` is False where that is too small.
     """
 
     best: int
