@@ -27,7 +27,7 @@ Labelled = tuple[
 
 @dataclass(frozen=True)
 class Teacher:
-    """A generator, the parts found in it, and the network that labels its images."""
+    """A generator, the parts found in it, and the method that labels its images."""
 
     gen: Generator
     parts: Parts

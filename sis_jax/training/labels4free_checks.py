@@ -86,12 +86,11 @@ def judge(gen: StyleGAN2, params: Params, seeds: list[int], psi: float) -> dict[
     share: of pixels with alpha > 0.5. certain: 1 - 2 mean min(a, 1 - a). steady: the smaller IoU
         under another noise. separation: see `separated`. boxed: that of a fixed box in the middle.
         score: separation times stability (`steady`), -1 where nearly all pixels are on one side,
-            less 1 where D
-        found something else that may be replaced: where the background is not 1.5 times as common
-        on the frame as in the image (default faces: 2.5 where right, 1.0 to 1.3 where hair was
-        taken), or the masks separate less than the box does (0.090 there; right masks 0.13 to 0.14,
-        a wrong one at the frame 0.07). A drifting mask loses separation long before it collapses;
-        confidence only ever rises and chooses nothing.
+        less 1 where D found something else that may be replaced: where the background is not 1.5
+        times as common on the frame as in the image (default faces: 2.5 where right, 1.0 to 1.3
+        where hair was taken), or the masks separate less than the box does (0.090 there; right
+        masks 0.13 to 0.14, a wrong one at the frame 0.07). A drifting mask loses separation long
+        before it collapses; confidence only ever rises and chooses nothing.
     """
     alpha, separation, boxed = collect(
         gen, seeds, separated, truncation=psi, shared=(params,), taps=flat_taps(gen.resolution)

@@ -1,7 +1,7 @@
 """One training step of a student, as pure functions of one device's share of a batch.
 
 Loss: mean cross-entropy over pixels that are not ignored (section 3.3 of Segmentation in Style),
-    optionally with pixels weighted by the teacher's confidence, or with soft targets from it.
+    optionally with pixels weighted by the teacher's confidence, and with soft targets from it.
 """
 
 from __future__ import annotations

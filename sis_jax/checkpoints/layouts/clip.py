@@ -3,8 +3,8 @@ network read from the arrays.
 
 Layouts: "openai-clip" (OpenAI's state dicts and archives), "open_clip" (the same names, with a
     config beside them), "transformers-clip" (Hugging Face folders). Rules are as in
-    `layouts/tables.py`: every name in a file matches exactly one, and arrays not needed are
-    dropped by a rule of their own.
+    `layouts/tables.py`: every name in a file matches exactly one, and arrays not needed are dropped
+    by a rule of their own.
 """
 
 from __future__ import annotations
