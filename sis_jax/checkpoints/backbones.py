@@ -59,7 +59,9 @@ def load_backbone(name_or_path: str | os.PathLike | None = None) -> Any:
 
 
 def find(name_or_path: str | os.PathLike | None) -> Path:
-    """The weights folder or file of a name or path; UsageError with the remedy where there is none."""
+    """The weights folder or file of a name or path; UsageError with the remedy where there is
+    none.
+    """
     text = catalogue.DEFAULT_BACKBONE if name_or_path is None else catalogue.text_of(name_or_path)
     if clip_names.is_hub_name(text) and text not in catalogue.folders():
         return clip_files.weights_file(clip_names.hub(text, (files.CONFIG,)))

@@ -75,7 +75,9 @@ def _grey(photo: Path, mask: Path, grey_from: int) -> tuple[np.ndarray, np.ndarr
 
 
 def celebamask(root: Path, split: str, grey_from: int, table: Sequence[int]) -> list[Entry]:
-    """CelebAMask-HQ; photos come at the masks' 512 pixels. table: the new id of each of the 19 ids."""
+    """CelebAMask-HQ; photos come at the masks' 512 pixels. table: the new id of each of the 19
+    ids.
+    """
     photos, masks = find(root, "CelebA-HQ-img"), find(root, "CelebAMask-HQ-mask-anno")
     ids = sorted(int(p.stem) for p in photos.glob("*.jpg") if p.stem.isdigit())
     if split == "sis":

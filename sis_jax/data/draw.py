@@ -172,7 +172,9 @@ def sample_grid(
 
 
 def palette_png(mask: Integer[np.ndarray, "h w"]) -> Image.Image:
-    """The mask as an 8-bit palette image: the pixel is the class id, viewers show the class colour."""
+    """The mask as an 8-bit palette image: the pixel is the class id, viewers show the class
+    colour.
+    """
     mask = _as_mask(mask)
     if mask.ndim != 2:
         raise UsageError(f"a mask has height and width only, got shape {mask.shape}")

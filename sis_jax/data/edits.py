@@ -158,7 +158,9 @@ class Edit:
         }  # last: it marks the folder as complete
 
     def save(self, folder: str | Path) -> Path:
-        """Write images, masks, and the table of PSNRs into a folder; `Edit.load` reads them back."""
+        """Write images, masks, and the table of PSNRs into a folder; `Edit.load` reads them
+        back.
+        """
         for name, data in self.files().items():
             write_atomic(Path(folder) / name, data)
         return Path(folder)

@@ -130,7 +130,9 @@ def _input_gradient(g: Array, kernel: Array, size: tuple[int, int], stride: int)
 
 
 def _kernel_gradient(x: Array, g: Array, k: int, stride: int) -> Array:
-    """The adjoint in the kernel, one sample at a time: it fits the cache and is read k * k times."""
+    """The adjoint in the kernel, one sample at a time: it fits the cache and is read k * k
+    times.
+    """
     _, h, w, c = g.shape
     unrolled = h <= _UNROLLED
 

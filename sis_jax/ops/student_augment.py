@@ -202,7 +202,9 @@ def _colour_matrix(u: Float[Array, "7"], coin: Array, a: Augmentation) -> Float[
 
 
 def _blur(images: Float[Array, "n h w c"], sigma: Float[Array, "n"]) -> Float[Array, "n h w c"]:
-    """Gaussian of one sigma (pixels) per image, cut at 4 pixels, edges repeated; by shift and add."""
+    """Gaussian of one sigma (pixels) per image, cut at 4 pixels, edges repeated; by shift and
+    add.
+    """
     reach = jnp.arange(-_BLUR_REACH, _BLUR_REACH + 1)
     taps = jnp.exp(-0.5 * jnp.square(reach[None] / sigma[:, None]))
     taps = taps / taps.sum(1, keepdims=True)

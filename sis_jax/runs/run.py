@@ -281,7 +281,9 @@ class RunFolder:
 
 
 def _without_old_names(record: Mapping[str, Any], config: Config) -> dict[str, Any]:
-    """A record of an earlier version in today's names, without fields that are no longer compared."""
+    """A record of an earlier version in today's names, without fields that are no longer
+    compared.
+    """
     renamed = {config.renamed.get(name, name): value for name, value in record.items()}
     return {name: v for name, v in renamed.items() if name and name not in config.unrecorded}
 

@@ -298,7 +298,9 @@ def steps_body(
 
 
 def seen(net: Any, images: Float[Array, "n r r 3"], recipe: Recipe) -> Seen:
-    """The inputs of the recipe's distances: (bands, features), each empty where it has no weight."""
+    """The inputs of the recipe's distances: (bands, features), each empty where it has no
+    weight.
+    """
     bands = laplacian(images) if recipe.pyramid else []
     return bands, feature_maps(net, images) if recipe.features and net is not None else []
 
