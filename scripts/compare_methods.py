@@ -217,7 +217,7 @@ def given(name: str, job: Job) -> tuple[list[str], int]:
     values = dict(job.settings.get(name, {}))
     if "painted" in cls.wants:
         if job.blanks is None:
-            raise ValueError("it learns from painted samples, give --blanks")
+            raise ValueError("it learns from annotated samples, give --blanks")
         from sis_jax.data.blanks import read_blanks
 
         labels = int((read_blanks(job.blanks).masks != 255).any((1, 2)).sum())

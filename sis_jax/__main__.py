@@ -1,5 +1,5 @@
-"""`sis-jax VERB` and `python -m sis_jax VERB`; without a verb what is here, and what is missing or
-wrong with its cure.
+"""`sis-jax VERB` and `python -m sis_jax VERB`; without a verb a report of what is installed,
+missing or wrong, with its cure.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def discover(config: DiscoverConfig) -> Parts:
     """Find the parts of a generator's images, without labels.
 
-    Returns `Parts`. Raises UsageError for what cannot work (the sentence names what can), SisError
-    for damaged weights.
+    Returns `Parts`. Raises UsageError for settings that cannot work (the sentence names those that
+    can), SisError for damaged weights.
     """
     from sis_jax.stages.discover import discover as work
 

@@ -17,7 +17,7 @@ def distill(config: DistillConfig) -> Student:
     """Train a segmenter on generated images; stop it any time, the same command goes on where it
     stopped.
 
-    Returns the Student. Raises UsageError for what cannot work.
+    Returns the Student. Raises UsageError for settings that cannot work.
     """
     from sis_jax.stages.distill import distill as work
 

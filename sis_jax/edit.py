@@ -1,4 +1,4 @@
-"""Change what an image shows and keep its background: `python -m sis_jax.edit RUN --seed 3
+"""Change the foreground of an image and keep its background: `python -m sis_jax.edit RUN --seed 3
 --direction glasses`.
 """
 

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 @door(EvaluateConfig)
 def evaluate(config: EvaluateConfig) -> Metrics:
     """Compare a run's masks with the ground truth: IoU, F, accuracy, borders, confusion, with
-    intervals; no label is used unless a row says so.
+    intervals; no label is used unless a row states it.
 
     Returns `Metrics`; a run gets RUN/metrics/<name>.json and RUN/metrics.json. Raises UsageError
-    for what cannot be measured.
+    for inputs that cannot be measured.
     """
     from sis_jax.stages.evaluate import evaluate as work
 

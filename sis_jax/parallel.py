@@ -80,8 +80,8 @@ def device_key(key: Array) -> Array:
 
 
 def varying(tree: PyTree) -> PyTree:
-    """`tree`, typed as differing between devices: what the first carry of a `scan` over a device's
-    rows needs under a checked `shard_map`.
+    """`tree`, typed as differing between devices, as the first carry of a `scan` over a device's
+    rows must be under a checked `shard_map`.
 
     Does nothing under `map_devices` and outside any map.
     """
@@ -91,8 +91,8 @@ def varying(tree: PyTree) -> PyTree:
 
 
 def _cast_varying(a):
-    # How a type says that it varies already differs between jax versions; that casting it again is
-    # refused does not.
+    # How a type states that it varies already differs between jax versions; that casting it again
+    # is refused does not.
     try:
         return lax.pcast(a, AXIS, to="varying")
     except ValueError:
@@ -173,9 +173,7 @@ def place(tree: PyTree, devices: Devices = None) -> PyTree:
 
 
 def replicate(tree: PyTree, devices: Devices = None) -> PyTree:
-    """The same arrays on each device: what arguments with `in_axes=None` should be, when they are
-    large.
-    """
+    """The same arrays on each device, for large arguments with `in_axes=None`."""
     return jax.device_put(tree, NamedSharding(Mesh(np.array(local_devices(devices)), (AXIS,)), P()))
 
 
@@ -205,7 +203,7 @@ def map_devices(
         raise UsageError(f"unknown engine {engine!r}: use 'pmap' or 'shard_map'")
     if 0 not in in_axes:
         raise UsageError(
-            "map_devices needs at least one argument with in_axes 0: nothing says what differs "
+            "map_devices needs at least one argument with in_axes 0: no argument differs "
             "between devices"
         )
     if devices is None and jax.process_count() > 1:
@@ -290,7 +288,7 @@ def initialize(
     there is only one.
 
     coordinator: "host:port" of process 0, or "auto" on a cluster that JAX knows (Slurm, TPU pods,
-        ...). What is not given is read from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+        ...). Values that are not given are read from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
         JAX_PROCESS_ID; with none of them set, nothing happens. Call it before any other JAX call.
     """
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
@@ -323,4 +321,4 @@ def _whole(variable: str, given: int | None) -> int | None:
     try:
         return int(text)
     except ValueError:
-        raise UsageError(f"{variable} is {text!r}, expected a whole number") from None
+        raise UsageError(f"{variable} is {text!r}, expected an integer") from None

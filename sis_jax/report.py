@@ -1,4 +1,4 @@
-"""The report: one HTML file that shows what a run found, with what confidence, and how to repeat
+"""The report: one HTML file that shows the results of a run, their confidence, and how to repeat
 it: `python -m sis_jax.report RUN`.
 """
 

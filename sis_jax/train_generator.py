@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def train_generator(config: TrainGeneratorConfig) -> StyleGAN2:
     """Train a StyleGAN2 on photos; stop it any time, the same command goes on where it stopped.
 
-    Returns the averaged generator. Raises UsageError for what cannot work.
+    Returns the averaged generator. Raises UsageError for settings that cannot work.
     """
     from sis_jax.stages.train_generator import train_generator as work
 

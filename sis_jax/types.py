@@ -36,8 +36,8 @@ class UsageError(SisError, ValueError):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], cure: str = "") -> UsageError:
-    """The error for a name that does not exist: what was got, the nearest three that do exist, and
-    what to type.
+    """The error for a name that does not exist: the name, the nearest three that do exist, and the
+    valid input.
     """
     known = sorted(known)
     nearest = [k for k in known if k.lower() == name.lower()] or difflib.get_close_matches(
@@ -50,7 +50,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str], cure: str = "") -> 
 @dataclass(frozen=True)
 class Info:
     """Where a network comes from. Copied into everything made with it, because the licence follows
-    the pictures.
+    the images.
 
     `sha256` is the digest of the weights as stored (`model.safetensors`), `source` the file they
     were converted from.
@@ -65,7 +65,7 @@ class Info:
 
 @dataclass(frozen=True)
 class Samples:
-    """A batch of generated pictures with all that is needed to make them again.
+    """A batch of generated images with all that is needed to make them again.
 
     seeds: one per sample. z, w: latents. images: Float[n h w 3] in [-1, 1] (may go slightly
         beyond). features: tap name -> Float[n r r c].
@@ -81,7 +81,7 @@ class Samples:
         return len(self.seeds)
 
     def to_uint8(self) -> np.ndarray:
-        """The pictures as uint8[n h w 3], rounded as every StyleGAN2 does: clip(127.5 x + 128)
+        """The images as uint8[n h w 3], rounded as every StyleGAN2 does: clip(127.5 x + 128)
         truncated.
         """
         return to_uint8(self.images)
@@ -89,7 +89,7 @@ class Samples:
 
 @runtime_checkable
 class Generator(Protocol):
-    """What a method may ask of a generator. Any object with these members works, see
+    """The interface of a generator to methods. Any object with these members works, see
     `models/dcgan.py` for a second family.
 
     A tap is named by its resolution: `"32x32"` is the output of the last stage at that resolution.
@@ -129,7 +129,7 @@ class SkipGenerator(Protocol):
 
 
 def to_uint8(images: Float[Array, "*n h w 3"] | np.ndarray) -> np.ndarray:
-    """Pictures in [-1, 1] as uint8, by the rule of the StyleGAN2 code bases: clip(127.5 x + 128, 0,
+    """Images in [-1, 1] as uint8, by the rule of the StyleGAN2 code bases: clip(127.5 x + 128, 0,
     255), truncated.
     """
     return np.clip(np.asarray(images, np.float32) * 127.5 + 128, 0, 255).astype(np.uint8)
@@ -146,14 +146,12 @@ def check_taps(taps: Sequence[str], available: Sequence[str]) -> tuple[str, ...]
 def latents_from_seeds(seeds: Iterable[int], z_dim: int) -> np.ndarray:
     """z ~ N(0, 1), Float32[n z_dim]: sample i depends on its own seed and nothing else.
 
-    The draw is `numpy.random.RandomState(seed).randn(1, z_dim)`, which is what the published tools
-    use, so a seed means the same face there and here.
+    The draw is `numpy.random.RandomState(seed).randn(1, z_dim)`, as in the published tools, so a
+    seed means the same face there and here.
     """
     seeds = [int(s) for s in seeds]
     for s in seeds:
         if not 0 <= s < 2**32:
-            raise UsageError(
-                f"seed {s} is out of range: seeds are whole numbers from 0 to 4294967295"
-            )
+            raise UsageError(f"seed {s} is out of range: seeds are integers from 0 to 4294967295")
     rows = [np.random.RandomState(s).randn(1, z_dim) for s in seeds]
     return np.concatenate(rows).astype(np.float32) if rows else np.zeros((0, z_dim), np.float32)

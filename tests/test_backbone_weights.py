@@ -108,7 +108,7 @@ def test_faults_of_a_file_are_one_sentence_with_all_of_them(tmp_path, small):
     refused(lambda a: a.update({scale: np.ones(3, np.float32)}), "layer scale: .*block1.proj")
     refused(lambda a: a.update({fc: a[fc][:-1]}), r"shape: .*fc.weight, file has \[128, 511\]")
     refused(lambda a: a.update({fc: a[fc] * np.nan}), "numbers: transformer.block1.fc.weight")
-    refused(lambda a: a.pop("embeddings.position_embeddings"), "positions, which tells its shape")
+    refused(lambda a: a.pop("embeddings.position_embeddings"), "positions, which defines its shape")
     refused(lambda a: a.update({"more": np.ones(1, np.float32)}), "unknown: more")
     positions = "embeddings.position_embeddings"
     refused(lambda a: a.update({positions: a[positions][:, :-1]}), "is not built as DINOv2")

@@ -396,7 +396,7 @@ def test_pairs_that_cannot_be(tmp_path):
     with pytest.raises(SisError, match="photo a is 8x8, its mask 16x8"):
         open_pairs(tmp_path / "p", tmp_path / "m")[0]
     save(tmp_path / "m" / "a.png", photo((8, 8)))
-    with pytest.raises(SisError, match=r"a\.png is a colour picture"):
+    with pytest.raises(SisError, match=r"a\.png is a colour image"):
         open_pairs(tmp_path / "p", tmp_path / "m")
     (tmp_path / "m" / "a.png").write_bytes(b"no picture")
     with pytest.raises(SisError, match=r"the mask a\.png cannot be read"):

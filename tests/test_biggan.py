@@ -167,7 +167,7 @@ def test_published_folder(goldens, tmp_path):
     before = (folder / "config.json").read_bytes()
     for place in (folder, folder / "inside", tmp_path):
         with pytest.raises(
-            UsageError, match="is the folder of the checkpoint itself, or lies in it"
+            UsageError, match="is the folder of the checkpoint itself, or is inside it"
         ):
             convert.convert(folder, place, overwrite=True)
     assert (folder / "config.json").read_bytes() == before

@@ -116,8 +116,8 @@ def test_from_the_shell_and_what_it_refuses(run, blanks, tmp_path, capsys):
     )
     assert capsys.readouterr().out.strip() == str(tmp_path / "two")
     for words, told in (
-        (["--format", "blanks", "--n", "500"], "has 9 pictures in its split train, asked for 500"),
-        (["--format", "blanks", "--n", "0"], "expected at least 1 picture"),
+        (["--format", "blanks", "--n", "500"], "has 9 images in its split train, asked for 500"),
+        (["--format", "blanks", "--n", "0"], "expected at least 1 image"),
         (["--format", "npz", "--filled"], "belong to --format blanks"),
         (["--format", "blank"], "did you mean 'blanks'"),
         (["--format", "blanks", "--n", "2", "--out", str(blanks)], "is not empty"),
@@ -125,14 +125,14 @@ def test_from_the_shell_and_what_it_refuses(run, blanks, tmp_path, capsys):
         assert door.main(["export", str(run), *words]) == 2
         assert told in capsys.readouterr().err
     shutil.copytree(run / "data", tmp_path / "bare" / "data")
-    with pytest.raises(UsageError, match=r"no run\.json that says which generator"):
+    with pytest.raises(UsageError, match=r"no run\.json that states which generator"):
         export(tmp_path / "bare", format="blanks")
 
 
 def test_painted_masks_are_never_replaced(run, blanks):
     export(run, format="blanks", out=str(blanks), n=2, overwrite=True)  # nothing was painted yet
     paint(blanks)
-    with pytest.raises(UsageError, match="has been painted on"):
+    with pytest.raises(UsageError, match="has been annotated"):
         export(run, format="blanks", out=str(blanks), n=2, overwrite=True)
     assert read_blanks(blanks).masks.min() == 0
 
@@ -358,6 +358,6 @@ def test_blanks_of_something_else_are_refused(generator, blanks):
         gather(DatasetGAN(masks=str(blanks), truncation=0.5), gen, generator, None)
     with pytest.raises(UsageError, match="16 pixels, tiny draws 32"):
         gather(method, fakes.tiny_stylegan2(32), None, None)
-    with pytest.raises(UsageError, match=r"is not what tiny draws for it"):
+    with pytest.raises(UsageError, match=r"is not the image that tiny draws for it"):
         gather(method, fakes.tiny_stylegan2(seed=5), None, None)  # a generator without a digest
     assert gather(DatasetGAN(), gen, generator, None)["inputs"].painted is None

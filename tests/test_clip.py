@@ -151,7 +151,7 @@ def test_one_compilation_per_shape(folder):
     [
         (
             lambda c: c.encode_image(np.zeros((1, 24, 32, 3), np.float32)),
-            r"pictures of 32x32 pixels, got 24x32: use clip.preprocess",
+            r"images of 32x32 pixels, got 24x32: use clip.preprocess",
         ),
         (lambda c: c.encode_image(np.zeros((1, 40, 40, 3), np.float32)), "got 40x40"),
         (
@@ -168,7 +168,7 @@ def test_one_compilation_per_shape(folder):
         (lambda c: clip_model._texts(["hair", 3]), "a string or a list of strings, got list"),
         (
             lambda c: c.encode_image(np.zeros((1, 32, 32, 3), np.float32), batch=0),
-            "batch must be a whole number of at least 1, got 0",
+            "batch must be an integer of at least 1, got 0",
         ),
         (
             lambda c: c.preprocess(np.zeros((9, 9, 3), np.float32)),
@@ -308,8 +308,8 @@ for clip in (vit, resnet):
     refused(whole, lambda: clip.network.visual(jax.numpy.asarray(bytes_)))
     pixels = bytes_.astype(np.float32)
     assert np.array_equal(clip.encode_image(list(pixels)), clip.encode_image(pixels))
-    refused("got pictures of several sizes", lambda: clip.encode_image([pixels[0], pixels[0, 1:]]))
-    refused("batch must be a whole number", lambda: clip.encode_image(pixels, batch=1.5))
+    refused("got images of several sizes", lambda: clip.encode_image([pixels[0], pixels[0, 1:]]))
+    refused("batch must be an integer", lambda: clip.encode_image(pixels, batch=1.5))
     refused("surrogate", lambda: clip.encode_text([chr(0xD800)]))
 for load, wrong in (
     (sis_jax.load_clip, None), (sis_jax.load_clip, b"x"),

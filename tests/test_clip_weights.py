@@ -224,7 +224,7 @@ def test_open_clip_without_its_config(folder, tmp_path):
     (place / "open_clip_config.json").unlink()
     with pytest.raises(
         SisError,
-        match=r"open_clip_config\.json is not there, which tells the number of heads and the "
+        match=r"open_clip_config\.json is missing; it holds the number of heads and the "
         r"activation",
     ):
         sis_jax.load_clip(place)
@@ -340,9 +340,7 @@ def test_foreign_configs(folder, tmp_path, file, change, said):
 def test_a_folder_without_config(folder, tmp_path):
     (tmp_path / "bare").mkdir()
     shutil.copy(folder / "hf_tiny" / "model.safetensors", tmp_path / "bare")
-    with pytest.raises(
-        SisError, match=r"config.json is not there, which tells the number of heads"
-    ):
+    with pytest.raises(SisError, match=r"config.json is missing; it holds the number of heads"):
         sis_jax.load_clip(tmp_path / "bare")
 
 

@@ -84,7 +84,7 @@ def test_a_process_and_its_memory():
 def test_a_method_that_lacks_something_or_fails_keeps_a_row(script, tmp_path, monkeypatch):
     found = script.measure("datasetgan", job(script, tmp_path))
     assert (
-        found["note"] == "skipped: it learns from painted samples, give --blanks"
+        found["note"] == "skipped: it learns from annotated samples, give --blanks"
         and found["mean_iou"] is None
     )
     monkeypatch.setitem(

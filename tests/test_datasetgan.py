@@ -247,7 +247,8 @@ def test_finds_what_was_painted(blocks, fitted):
         and disc["confidence"] > 0.9
     )
     assert (
-        fitted.background == {"found": True, "why": "painted as class 0"} and fitted.warnings == ()
+        fitted.background == {"found": True, "why": "annotated as class 0"}
+        and fitted.warnings == ()
     )
     facts = json.loads(fitted.files["painted.json"])
     assert facts["seeds"] == [0, 1, 2, 3, 4] and [c["name"] for c in facts["classes"]] == [
@@ -352,11 +353,11 @@ def test_no_background_painted(blocks):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"painted": None}, "datasetgan learns from painted samples and got none"),
-        ({"painted_seeds": (0, 1)}, "3 painted masks and 2 seeds"),
+        ({"painted": None}, "datasetgan learns from annotated samples and got none"),
+        ({"painted_seeds": (0, 1)}, "3 annotated masks and 2 seeds"),
         ({"painted": np.zeros((3, 8, 8), np.uint8)}, "are 8x8, expected the generator's 16x16"),
-        ({"painted": np.full((3, 16, 16), 255, np.uint8)}, "no pixel of the masks is painted"),
-        ({"painted": np.zeros((3, 16, 16), np.uint8)}, "only one class, 0, is painted"),
+        ({"painted": np.full((3, 16, 16), 255, np.uint8)}, "no pixel of the masks is annotated"),
+        ({"painted": np.zeros((3, 16, 16), np.uint8)}, "only one class, 0, is annotated"),
     ],
 )
 def test_masks_that_cannot_be_learned(blocks, change, message):

@@ -104,9 +104,9 @@ def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(UsageError, match="size"):
         # Unwrapped: in tests the shape check would speak first.
         inspect.unwrap(draw.overlay)(np.zeros((4, 4, 3), np.uint8), np.zeros((5, 4), np.uint8))
-    with pytest.raises(UsageError, match="one label per picture"):
+    with pytest.raises(UsageError, match="one label per image"):
         draw.grid(np.zeros((2, 4, 4, 3), np.uint8), 2, labels=["a"])
-    with pytest.raises(UsageError, match="one picture"):
+    with pytest.raises(UsageError, match="one image"):
         draw.grid([], 2)
 
 

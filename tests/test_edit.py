@@ -188,8 +188,8 @@ def test_slots_and_strength_zero(room):
     np.testing.assert_array_equal(ways.in_slots(move, "3", 4)[:, 0], [0, 0, 0, 1])
     for slots, said in (
         ("a", "expected numbers such as"),
-        ("2-9", "slots 0 to 3"),
-        ("3-1", "slots 0 to 3"),
+        ("2-9", "layers 0 to 3"),
+        ("3-1", "layers 0 to 3"),
     ):
         with pytest.raises(UsageError, match=said):
             ways.in_slots(move, slots, 4)

@@ -251,7 +251,7 @@ def test_tfrecord_framing(written):
 def test_an_example_with_only_a_mask(tmp_path):
     only = [("a", None, example(0).mask)]
     for name in ("hf", "tfds"):
-        with pytest.raises(UsageError, match=f"the format {name} keeps pictures"):
+        with pytest.raises(UsageError, match=f"the format {name} keeps images"):
             formats.write(name, only, CLASSES, tmp_path / name)
         assert not list(tmp_path.iterdir())  # no half folder
     for name in ("voc", "yolo", "npz"):
@@ -293,8 +293,8 @@ def test_overwriting_replaces_exports_only(tmp_path):
             "a holds class id 2, which is not among the classes",
         ),
         ([("a", None, np.zeros((4, 4), np.int64))], r"mask of a is int64\[4, 4\], expected uint8"),
-        ([("a", np.zeros((4, 5, 3), np.uint8), np.zeros((4, 4), np.uint8))], "picture of a"),
-        ([("a", None, np.zeros((4, 4), np.uint8))] * 2, "two pictures are called 'a'"),
+        ([("a", np.zeros((4, 5, 3), np.uint8), np.zeros((4, 4), np.uint8))], "image of a"),
+        ([("a", None, np.zeros((4, 4), np.uint8))] * 2, "two images are called 'a'"),
         ([("../a", None, np.zeros((4, 4), np.uint8))], "cannot be called"),
     ],
 )

@@ -50,7 +50,7 @@ def test_both_sides_are_needed():
 
 
 def test_points_that_are_all_one():
-    with pytest.raises(UsageError, match="cannot be told apart"):
+    with pytest.raises(UsageError, match="cannot be separated"):
         logistic_regression(np.zeros((10, 3), np.float32), np.arange(10) < 5)
 
 

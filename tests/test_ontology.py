@@ -62,7 +62,7 @@ def test_templates():
         ({"hair": "hair"}, [], "the class 'hair' only, which every part would get"),
         ({"hair": "hair", "Hair ": "wig", "a": None}, [], "'Hair ' is there twice"),
         ({"hair": "hair"}, ["hair=wig"], "'hair' is there twice"),
-        ({"  ": "hair", "b": "c"}, [], "a prompt must be a text that says something"),
+        ({"  ": "hair", "b": "c"}, [], "a prompt must be a text that is not empty"),
         ({"hair": "", "b": "c"}, [], "the class of the prompt 'hair' must be a name, or null"),
         ({"hair": 3, "b": "c"}, [], "must be a name, or null for the background, got 3"),
         (None, ["hair"], "--prompt got 'hair', expected \"prompt=class\""),

@@ -179,7 +179,7 @@ def test_initialize_alone_does_nothing(monkeypatch):
     assert parallel.initialize() == (0, 1)
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
-    with pytest.raises(UsageError, match="whole number"):
+    with pytest.raises(UsageError, match="integer"):
         parallel.initialize()
 
 

@@ -141,7 +141,7 @@ def test_what_is_skipped_is_named_with_the_reason(folder, tmp_path):
     assert list(reasons) == ["broken.jpg", "c_tiny.png", "letter.png"]
     assert "truncated" in reasons["broken.jpg"].lower()
     assert reasons["c_tiny.png"] == "40x9 is smaller than 16"
-    assert reasons["letter.png"] == "not a picture that can be read; save it as JPEG or PNG"
+    assert reasons["letter.png"] == "not an image that can be read; save it as JPEG or PNG"
     assert "; skipped 3: broken.jpg (" in photos.summary()
     assert "\n" not in photos.summary()
     assert "c_tiny.png" in Photos.open(folder, 32, min_size=0).names
@@ -156,7 +156,7 @@ def test_nothing_to_read(tmp_path):
         Photos.open(tmp_path, 32)
     (tmp_path / "bad.jpg").write_text("nothing")
     with pytest.raises(
-        SisError, match=r"none of the 1 photos in .* could be used \(bad.jpg: not a picture"
+        SisError, match=r"none of the 1 photos in .* could be used \(bad.jpg: not an image"
     ) as caught:
         Photos.open(tmp_path, 32)
     assert not isinstance(caught.value, UsageError)

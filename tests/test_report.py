@@ -408,7 +408,7 @@ def test_edits_are_shown_side_by_side(tmp_path):
             f"background kept at no pixel changed, plain edit {20 * np.log10(255 / shift):.1f} dB"
             in text
         )
-    assert "2 pictures of glasses" in text and "9 pictures of hat" in text and "seed 8" in text
+    assert "2 images of glasses" in text and "9 images of hat" in text and "seed 8" in text
     assert "&lt;b&gt;hat&lt;/b&gt;" in html and "half" not in text
     wide, tall = (
         _size(uri) for uri in re.findall(r'<img class="gallery" src="([^"]+)" alt="edit ', html)

@@ -365,7 +365,7 @@ def test_convert_then_verify(goldens, tmp_path):
     changed = json.loads((tmp_path / "changed" / files.CONFIG).read_text())
     changed["digests"] = json.loads((folder / files.CONFIG).read_text())["digests"]
     (tmp_path / "changed" / files.CONFIG).write_text(json.dumps(changed))
-    with pytest.raises(SisError, match="draws other pictures"):
+    with pytest.raises(SisError, match="draws other images"):
         verify.verify(tmp_path / "changed")
 
 

@@ -59,7 +59,7 @@ def load_backbone(name_or_path: str | os.PathLike | None = None) -> Any:
 
 
 def find(name_or_path: str | os.PathLike | None) -> Path:
-    """The weights folder or file of a name or path; UsageError that says what to do where there is
+    """The weights folder or file of a name or path; UsageError with the remedy where there is
     none.
     """
     text = catalogue.DEFAULT_BACKBONE if name_or_path is None else catalogue.text_of(name_or_path)
@@ -72,7 +72,7 @@ def find(name_or_path: str | os.PathLike | None) -> Path:
 
 
 def _maker(table: Mapping[str, Any], path: Path) -> Callable[[], nnx.Module]:
-    """What makes the network of a folder's table; SisError where it is damaged."""
+    """The config of a folder's network; SisError where it is damaged."""
     rest = {key: value for key, value in table.items() if key != "arch"}
     arch = table.get("arch")
     if arch == "dinov2":

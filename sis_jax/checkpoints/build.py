@@ -1,5 +1,5 @@
 """Arrays to modules: shapes come from `nnx.eval_shape`, so that nothing is drawn or compiled, and
-all faults are told at once.
+all faults are reported at once.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def shapes_of(make: Callable[[], nnx.Module]) -> dict[str, tuple[int, ...]]:
 
 
 def faults(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """What keeps `arrays` from being the parameters of a module with these shapes; empty if
-    nothing.
+    """The faults that keep `arrays` from being the parameters of a module with these shapes; empty
+    if none.
     """
     found = [
         f"missing: {key}, model has {list(shapes[key])}"

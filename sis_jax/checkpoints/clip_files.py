@@ -28,7 +28,7 @@ from sis_jax.models.clip import CLIPConfig
 from sis_jax.types import Info, SisError, UsageError
 
 OPEN_CLIP_CONFIG, PREPROCESSOR = "open_clip_config.json", "preprocessor_config.json"
-# what a tower may say in open_clip's config without being another network than those here
+# values of a tower in open_clip's config that leave it a network supported here
 _KINDS_OF_OPEN_CLIP = {
     "vision_cfg": {
         "timm_model_name": None,
@@ -48,8 +48,8 @@ _KINDS_OF_OPEN_CLIP = {
 
 @dataclass(frozen=True)
 class Stored:
-    """A CLIP as it was read: its shape, arrays under our names as float32, what goes in, and where
-    it comes from.
+    """A CLIP as it was read: its shape, arrays under our names as float32, its inputs, and its
+    origin.
     """
 
     config: CLIPConfig
@@ -70,8 +70,8 @@ def weights_file(path: Path) -> Path:
 
 
 def name_of(path: Path) -> str:
-    """What to call the weights in a file: by its folder, or its name on the hub, where its own name
-    says nothing.
+    """The name of the weights in a file: that of its folder, or its name on the hub, where its own
+    name is generic.
     """
     if not shards.is_standard(path.name):
         return path.stem
@@ -84,11 +84,11 @@ def name_of(path: Path) -> str:
 def read_foreign(
     path: Path, source: Source | None = None, name: str | None = None, licence: str | None = None
 ) -> Stored:
-    """A CLIP from a file of OpenAI's, open_clip's or Hugging Face's layout, with what lies beside
+    """A CLIP from a file of OpenAI's, open_clip's or Hugging Face's layout, with the files beside
     it. Nothing in it is run.
 
-    source: what `recognise` found in the file, if that was done. Raises SisError that lists every
-        array which does not fit.
+    source: the result of `recognise` for the file, if that was called. Raises SisError that lists
+        every array which does not fit.
     """
     what = str(path)
     source = source or recognise(shards.read_tree(path), shards.size_of(path), what)
@@ -160,7 +160,7 @@ def kind_of(source: Source) -> str:
 
 
 def _vocabulary_notes(tokenizer: Tokenizer) -> tuple[str, ...]:
-    """What to say where texts cannot become tokens."""
+    """The note where texts cannot become tokens."""
     if tokenizer.has_vocabulary:
         return ()
     return (
@@ -171,7 +171,7 @@ def _vocabulary_notes(tokenizer: Tokenizer) -> tuple[str, ...]:
 
 def _json(path: Path, why: str) -> dict[str, Any]:
     if not path.is_file():
-        raise SisError(f"{path} is not there, which tells {why}: put it beside the weights")
+        raise SisError(f"{path} is missing; it holds {why}: put it beside the weights")
     try:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -304,7 +304,7 @@ def _preprocessing(folder: Path, layout: str, side: int) -> Preprocessing:
     return found
 
 
-# What a config may say of a step. Everything else would silently give other points than the
+# Supported values of a step. Any other would silently give other embeddings than the
 # network's authors get.
 _OPEN_CLIP_STEPS = {"resize_mode": ("shortest",), "interpolation": ("bicubic",), "mode": ("RGB",)}
 _TRANSFORMERS_STEPS = {

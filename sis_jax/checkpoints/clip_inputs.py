@@ -1,4 +1,4 @@
-"""What goes into CLIP: photos to pixels, texts to tokens, both as the published code does it."""
+"""Inputs of CLIP: photos to pixels, texts to tokens, both as the published code does it."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Photos to pixels: shorter side to `resize`, square of `size` from the middle, (x / 255 -
+    """Photos to pixels: shorter edge to `resize`, square of `size` from the middle, (x / 255 -
     mean) / std. Sizes in pixels; colours are RGB.
 
-    dense: shorter side at which dense features are read unless another is asked for; 0 is twice
+    dense: shorter edge at which dense features are read unless another is asked for; 0 is twice
         `size`.
     """
 
@@ -88,20 +88,20 @@ def _image(photo: Any) -> Image.Image:
         raise UsageError(
             "a photo must be uint8[h, w, 3] (RGB, 0 to 255) or a Pillow image, got "
             f"{array.dtype}{list(array.shape)}; "
-            f"pictures in [-1, 1] become photos by sis_jax.types.to_uint8"
+            f"images in [-1, 1] become photos by sis_jax.types.to_uint8"
         )
     return Image.fromarray(array)
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Texts to ids. folder: where vocab.json and merges.txt lie; None is CLIP's own vocabulary,
-    which ships here.
+    """Texts to ids. folder: that of vocab.json and merges.txt; None is CLIP's own vocabulary, which
+    ships here.
 
     context: tokens per text, start and end included. vocabulary: how many tokens the network knows.
         openai: as OpenAI's code, which undoes HTML escapes and pads with 0; otherwise as
-        transformers does, which pads with the end token. Neither changes what the network says of a
-        plain text.
+        transformers does, which pads with the end token. Neither changes the embedding of a plain
+        text.
     """
 
     context: int
@@ -183,17 +183,15 @@ class Tokenizer:
 @lru_cache(maxsize=4)
 def _tokenizer(folder: str | None) -> CLIPTokenizer:
     vocabulary, pairs = shipped_vocabulary() if folder is None else read_vocabulary(Path(folder))
-    merges: Any = pairs  # the library takes pairs, and says that it takes strings
+    merges: Any = pairs  # the library takes pairs, but declares strings
     quiet = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
     before = os.environ.get(quiet)
-    os.environ[quiet] = (
-        "1"  # else it says at import that torch is missing, which nobody here misses
-    )
+    os.environ[quiet] = "1"  # else it warns at import that torch is missing, which is not needed
     try:
         from transformers import CLIPTokenizer  # late: slow to import, only for text
     finally:
         os.environ.pop(quiet) if before is None else os.environ.__setitem__(quiet, before)
-    # Long texts are cut here, not there: the library would warn instead of telling which.
+    # Long texts are cut here, not there: the library would warn without naming them.
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=10**9)
 
 

@@ -1,4 +1,4 @@
-"""Where a CLIP is, by name: weights that lie here, OpenAI's published files, and models of the
+"""Where a CLIP is, by name: weights stored here, OpenAI's published files, and models of the
 Hugging Face hub.
 """
 
@@ -55,7 +55,7 @@ def is_hub_name(text: str) -> bool:
 
 
 def find(name_or_path: str | os.PathLike) -> Path:
-    """The folder or file of a name or path; UsageError that says what to do where there is none.
+    """The folder or file of a name or path; UsageError with the remedy where there is none.
 
     Names: folders in the search path, OpenAI's ("ViT-B/32", "RN50x64", or "clip-vit-b32" as the
         catalogue writes them), hub names ("owner/model").

@@ -252,7 +252,7 @@ def _zip_members(data: memoryview) -> dict[str, memoryview]:
             or total > len(data)
             or name in members
         ):
-            raise Refused("the zip archive is damaged: a member is not where its directory says")
+            raise Refused("the zip archive is damaged: a member is not where its directory states")
         members[name] = data[begin : begin + size]
     return members
 

@@ -46,7 +46,7 @@ def convert(
     """Convert a checkpoint file to a weights folder; returns the folder, ported_weights/<name>
     where `out` is not given.
 
-    kind: "auto", or what the file must hold: "stylegan2", "dcgan", "biggan", "clip" or
+    kind: "auto", or the kind that the file must hold: "stylegan2", "dcgan", "biggan", "clip" or
         "backbone". name: that of the file where not given. licence: that of the catalogue where the
         file has a known name, else unknown. classes: those that a conditional generator shall draw,
         all where not given. overwrite: replace a weights folder that was made of another
@@ -85,7 +85,7 @@ def convert(
 
 @dataclass(frozen=True)
 class _Wishes:
-    """What a folder shall be like. digest: sha256 of the checkpoint. keep_digests: those of
+    """The wanted properties of a folder. digest: sha256 of the checkpoint. keep_digests: those of
     `verify.py` in the folder that is replaced.
     """
 
@@ -106,7 +106,7 @@ def _check_out(folder: Path, given: Path, path: Path, digest: str, overwrite: bo
         or (given.is_dir() and given.resolve() in there.parents)
     ):
         raise UsageError(
-            f"{folder} is the folder of the checkpoint itself, or lies in it: give another --out"
+            f"{folder} is the folder of the checkpoint itself, or is inside it: give another --out"
         )
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file: give a folder as --out")
@@ -142,8 +142,8 @@ def _write(source: Source, folder: Path, path: Path, wishes: _Wishes) -> None:
 def _prepared(
     source: Source, path: Path, wishes: _Wishes
 ) -> tuple[files.Folder, files.Arrays, files.Arrays | None]:
-    """What the folder's config says, without the digests of its files, and the arrays of the
-    generator and the discriminator.
+    """The folder's config, without the digests of its files, and the arrays of the generator and
+    the discriminator.
     """
     if source.backbone is not None:
         return *_prepared_backbone(source, path, wishes), None
@@ -222,8 +222,8 @@ def _networks(
 
 
 def _keep_digests(old: Path, new: Path, wishes: _Wishes) -> None:
-    """What `verify.py` stored in the folder that `new` replaces, so that it compares: where
-    network, classes and number format are the same.
+    """The digests that `verify.py` stored in the folder that `new` replaces, so that it compares:
+    where network, classes and number format are the same.
     """
     if not (wishes.keep_digests and files.is_ours(old) and (old / files.MODEL).is_file()):
         return
@@ -294,7 +294,7 @@ def unkept(
 
 
 def _checked(path: Path, wanted: str, digest: str) -> Source:
-    """What a checkpoint file holds; UsageError where that is not what is wanted."""
+    """The contents of a checkpoint file; UsageError where its kind is not the wanted one."""
     source = recognise(shards.read_tree(path), shards.size_of(path), str(path))
     found = clip_files.kind_of(source)
     right = files.loader(found)

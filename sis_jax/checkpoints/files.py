@@ -1,5 +1,5 @@
 """Our own weights folders: `config.json` (shape and origin), `model.safetensors`, `README.md`; a
-discriminator lies beside the generator.
+discriminator is stored beside the generator.
 
 Every file is written under a temporary name and renamed. `config.json` goes last and holds the
 digests of the others, so a folder that was cut off while it was written, or changed afterwards, is
@@ -62,12 +62,13 @@ def loader(kind: str) -> str:
 
 @dataclass(frozen=True)
 class Folder:
-    """What `config.json` says. kind: "stylegan2", "dcgan", "clip", ... generator, discriminator,
+    """The content of `config.json`. kind: "stylegan2", "dcgan", "clip", ... generator,
+    discriminator,
     clip, backbone: the fields of the networks' configs.
 
     source: name of the file it was converted from, its sha256 and layout. sha256: digests of the
-        files of this folder. notes: what the converter had to supply. digests: those of pictures of
-        fixed seeds (`convert_weights.py --verify`).
+        files of this folder. notes: settings that the converter supplied. digests: those of images
+        of fixed seeds (`convert_weights.py --verify`).
     """
 
     kind: str
@@ -142,8 +143,8 @@ def digest_of(arrays: Arrays, dtype: str = "float32") -> str:
 
 
 def is_folder(path: Path) -> bool:
-    """True where a folder holds one of ours, as far as its config tells: a damaged one is ours,
-    that of a Hugging Face or timm model is not.
+    """True where a folder holds one of ours, judged by its config: a damaged one is ours, that of a
+    Hugging Face or timm model is not.
     """
     try:
         config = json.loads((path / CONFIG).read_text("utf-8"))
@@ -157,8 +158,8 @@ def is_folder(path: Path) -> bool:
 
 
 def is_ours(path: Path, kind: str = FORMAT) -> bool:
-    """True where `config.json` says so itself. Before a folder is written or listed by name this is
-    asked, not `is_folder`.
+    """True where `config.json` states it itself. Before a folder is written or listed by name this
+    is asked, not `is_folder`.
     """
     try:
         config = json.loads((path / CONFIG).read_text("utf-8"))
@@ -258,7 +259,7 @@ def write_folder(
     dtype: str = "float32",
     others: Mapping[str, bytes] = MappingProxyType({}),
 ) -> Folder:
-    """Write a weights folder; returns what its config says, digests included.
+    """Write a weights folder; returns its config, digests included.
 
     dtype: "float32", or "float16" for half the size (numbers beyond its range keep the array in
         float32). others: more files by name, such as a vocabulary.

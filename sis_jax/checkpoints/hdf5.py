@@ -1,5 +1,5 @@
-"""A reader of HDF5 files that hold plain arrays in groups: what h5py writes unless asked for more.
-No library, no links to other files, no filters.
+"""A reader of HDF5 files that hold plain arrays in groups: the default of h5py. No library, no
+links to other files, no filters.
 
 libhdf5 follows links, opens other files, runs filters and plug-ins; none of that is needed for
 weights. Format: "HDF5 File Format Specification" version 3.0; here superblocks 0 and 1, object
@@ -54,7 +54,7 @@ class _File:
         if self.steps > _MAX_STEPS:
             raise Refused("the HDF5 file has more parts than any checkpoint")
         if not 0 <= at <= at + n <= len(self.data):
-            raise Refused("the HDF5 file ends early or is damaged: a part lies beyond its end")
+            raise Refused("the HDF5 file ends early or is damaged: a part is beyond its end")
         return self.data[at : at + n]
 
     def fields(self, fmt: str, at: int) -> tuple[Any, ...]:
@@ -168,7 +168,7 @@ class _File:
             raise Refused(f"{what} lacks its shape, its type or its place")
         if table.keys() & {_EXTERNAL, _FILTERS}:
             raise Refused(
-                f"{what} is compressed or lies in another file, which is not supported: {_CURE}"
+                f"{what} is compressed or stored in another file, which is not supported: {_CURE}"
             )
         shape, kind = _shape(table[_DATASPACE], what), _dtype(table[_DATATYPE], what)
         need = math.prod(shape) * kind.itemsize

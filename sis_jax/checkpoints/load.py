@@ -58,9 +58,9 @@ def load_generator(
 
 
 def load_discriminator(name_or_path: str | os.PathLike | None = None) -> Discriminator:
-    """The discriminator that lies beside a generator; names and errors as in `load_generator`.
+    """The discriminator stored beside a generator; names and errors as in `load_generator`.
 
-    It maps images [n, r, r, 3] in [-1, 1] to scores [n, 1], higher for what it takes as real.
+    It maps images [n, r, r, 3] in [-1, 1] to scores [n, 1], higher for images it takes as real.
     """
     path, folder, read = _open(name_or_path)
     if folder.discriminator is None:
@@ -89,7 +89,7 @@ def save_generator(
     returns its path.
 
     Name, licence and source are those of `gen.info`. card: the README.md, written from them where
-    not given. dtype: "float32" or "float16" (half the size; pictures change by about 1 grey level).
+    not given. dtype: "float32" or "float16" (half the size; images change by about 1 grey level).
     """
     path = Path(path)
     folder = files.Folder(
@@ -125,9 +125,9 @@ Read = Callable[[str], tuple[Mapping[str, np.ndarray], str]]
 
 
 def _open(name_or_path: str | os.PathLike | None) -> tuple[Path, files.Folder, Read]:
-    """Where a generator is, what its config says, and a function from a file of its folder to
-    (arrays, sha256). A checkpoint file is converted once and kept, or each time where nothing can
-    be written.
+    """The folder of a generator, its config, and a function from a file of its folder to (arrays,
+    sha256). A checkpoint file is converted once and kept, or each time where nothing can be
+    written.
     """
     path = _place(name_or_path)
     if path.is_file():

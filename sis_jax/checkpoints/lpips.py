@@ -47,8 +47,8 @@ def load_lpips(*paths: str | Path) -> LPIPS:
     """The network from one file or several (.pth, .pt, .safetensors). Nothing is downloaded and
     nothing in the files is run.
 
-    Raises UsageError for no or missing files, SisError for files that hold something else; both say
-    which are expected.
+    Raises UsageError for no or missing files, SisError for files that hold something else; both
+    name the expected ones.
     """
     files = [Path(p).expanduser() for p in paths]
     for file in files:

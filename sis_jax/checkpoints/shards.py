@@ -15,7 +15,7 @@ from sis_jax.checkpoints.containers import read_tree as read_file
 from sis_jax.data.names import below
 from sis_jax.types import SisError
 
-# What a Hugging Face folder calls its weights, best first: what needs no pickle, then what does.
+# Names of the weights in a Hugging Face folder, best first: formats without pickle, then with.
 WEIGHTS = (
     "model.safetensors",
     "open_clip_model.safetensors",
@@ -30,7 +30,7 @@ _MAX_INDEX = 64 << 20  # bytes
 
 
 def is_standard(name: str) -> bool:
-    """True for a file whose name says nothing of the model: its folder is the model."""
+    """True for a file with a generic name: its folder is the model."""
     return name in WEIGHTS or bool(_INDEX.fullmatch(name) or _VARIANT.fullmatch(name))
 
 
@@ -89,7 +89,7 @@ def _weight_map(path: Path) -> dict[str, str]:
 
 def read_tree(path: Path) -> Any:
     """As `containers.read_tree`; the shards of an index become one table. SisError where a shard
-    lacks what the index promises, or is given alone.
+    lacks arrays of the index, or is given alone.
     """
     if not _INDEX.fullmatch(path.name):
         match = _SHARD.fullmatch(path.name)
@@ -106,7 +106,7 @@ def read_tree(path: Path) -> Any:
         lost = next((k for k, name in table.items() if name == shard.name and k not in tree), None)
         if twice is not None or lost is not None:
             what = f"holds {str(lost)[:80]!r} in no place" if twice is None else "repeats an array"
-            raise SisError(f"{shard} {what}, unlike {path.name} says: download it again")
+            raise SisError(f"{shard} {what}, contrary to {path.name}: download it again")
         whole |= tree
     return whole
 

@@ -1,6 +1,4 @@
-"""What a checkpoint's tree holds: which layout, which networks, and what is said beside the
-arrays.
-"""
+"""Contents of a checkpoint's tree: its layout, its networks, and the settings beside the arrays."""
 
 from __future__ import annotations
 
@@ -32,9 +30,10 @@ _OTHERS = (
     ),
 )
 _LABEL_LR = (
-    0.1  # of the label network in NVIDIA's TensorFlow discriminators, unless they say otherwise
+    0.1  # of the label network in NVIDIA's TensorFlow discriminators, unless stated otherwise
 )
-# What training code wraps a state dict in, and a network's names; several can be around each other.
+# Wrappers of a state dict in training code, and a network's names; several can be around each
+# other.
 _WRAPPERS = (
     "state_dict", "model_state_dict", "model", "module", "_orig_mod", "net", "params_ema", "params",
 )  # fmt: skip
@@ -67,7 +66,7 @@ _SIGNS = (
 class Source:
     """A foreign checkpoint: its layout, and its networks, None where absent: the (averaged, where
     it has one) generator, its discriminator; or a CLIP; or a backbone. activation: that of a CLIP,
-    where the file says so.
+    where the file states it.
     """
 
     layout: str
@@ -85,8 +84,8 @@ class Source:
 
 
 class _Reader:
-    """Turns wrapped arrays into views, and keeps their sum within what the file can hold: many
-    tensors can show the same bytes.
+    """Turns wrapped arrays into views, and keeps their sum within the file's size: many tensors can
+    show the same bytes.
     """
 
     def __init__(self, size: int):
@@ -101,7 +100,7 @@ class _Reader:
 
     def arrays(self, tree: Mapping[Any, Any], numbers: bool = False) -> dict[str, np.ndarray]:
         """The arrays of a table. numbers: bare integers too, so that one in a network's place is
-        told and not left out.
+        reported and not left out.
         """
         return {
             _short(key): self.array(value)
@@ -186,7 +185,7 @@ def _recognise(tree: Any, reader: _Reader) -> Source | None:
 
 
 def _unwrapped(tree: Any) -> list[Any]:
-    """A tree and what its wrappers hold, from the outside in; the last one is no wrapper."""
+    """A tree and the contents of its wrappers, from the outside in; the last one is no wrapper."""
     levels = [tree]
     while len(levels) < _MAX_WRAPPERS and isinstance(levels[-1], dict):
         outer = levels[-1]
@@ -239,7 +238,7 @@ def _state_dicts(tree: dict, reader: _Reader, levels: list[Any]) -> Source | Non
         ):
             arrays.setdefault("latent_avg", reader.array(average))
     notes = (
-        ("a state dict does not say whether activations were clamped (conv_clamp); taken as not",)
+        ("a state dict does not state whether activations were clamped (conv_clamp); taken as not",)
         if layout in ("ada", "flaxmodels")
         else ()
     )
@@ -267,7 +266,7 @@ def _refuse_others(arrays: Mapping[str, Any]) -> None:
 
 
 def _groups(tree: dict, reader: _Reader) -> Iterator[dict[str, np.ndarray]]:
-    """The state dicts of a tree: those under the usual names, those told apart by a prefix, or the
+    """The state dicts of a tree: those under the usual names, those with different prefixes, or the
     tree itself.
     """
     nested = [tree[name] for name in _PREFIXES if isinstance(tree.get(name), dict)]
@@ -292,7 +291,7 @@ def _groups(tree: dict, reader: _Reader) -> Iterator[dict[str, np.ndarray]]:
 
 
 def _plain_names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays without what wrappers put into their names; Refused where two become one."""
+    """The arrays without the wrappers' parts of their names; Refused where two become one."""
     made: dict[str, np.ndarray] = {}
     for key, value in arrays.items():
         name = _plain_name(key)

@@ -33,14 +33,14 @@ from sis_jax.types import Info, SisError, UsageError, unknown_name
 FORMAT, VERSION = files.STUDENT_FORMAT, files.STUDENT_VERSION
 TILE = 1024  # pixels: a photo that is larger, at the size the network works at, is cut
 _OVERLAP = 64
-_GRID = 16  # sides are rounded to this, so that photos of like shape share a compilation
+_GRID = 16  # edges are rounded to this, so that photos of like shape share a compilation
 _BATCH = 16
 
 
 @dataclass(frozen=True)
 class Student:
     """A trained segmenter. classes: as in classes.json, channel i is the class classes[i]. side:
-    shorter side of the pictures it was trained on.
+    shorter edge, in pixels, of the images it was trained on.
 
     facts: how it came about (generator, steps, licence), for its card.
     """
@@ -68,9 +68,9 @@ class Student:
         """Class probabilities at each photo's own size, channel = class id (a channel without a
         class is zero).
 
-        flip: mean of the photo and its mirror image. size: shorter side to which a photo is brought
-            before the network sees it; by default that of the training pictures. tile: a photo that
-            is then still larger than this is cut into overlapping tiles.
+        flip: mean of the photo and its mirror image. size: shorter edge, in pixels, to which a
+            photo is resized before the network sees it; by default that of the training images.
+            tile: a photo that is then still larger than this is cut into overlapping tiles.
         """
         out = []
         for small, image in zip(self._at_work(images, flip, size, tile), images):
@@ -246,7 +246,7 @@ def load_student(name_or_path: str | os.PathLike | None = None) -> Student:
         raise SisError(f"{place / files.CONFIG} cannot be read ({error}): distil again") from None
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise UsageError(
-            f'{place} holds no student: its {files.CONFIG} does not say "format": "{FORMAT}"'
+            f'{place} holds no student: its {files.CONFIG} does not state "format": "{FORMAT}"'
         )
     if raw.get("version") != VERSION:
         raise UsageError(
@@ -282,7 +282,7 @@ def find(name_or_path: str | os.PathLike | None) -> Path:
         return path
     if text in catalogue.folders():
         raise UsageError(
-            f"{text} holds no student, it draws or names pictures: give "
+            f"{text} holds no student, it draws or names images: give "
             f"{', '.join([*known, 'a run'])}"
         )
     raise unknown_name(
@@ -310,7 +310,7 @@ def _probabilities(params: Any, images: jax.Array, *, graph: Any, flip: bool) ->
 
 
 def _brought_to(image: np.ndarray, side: int) -> np.ndarray:
-    """The photo with its shorter side at about `side` pixels, both sides multiples of 16 (the
+    """The photo with its shorter edge at about `side` pixels, both edges multiples of 16 (the
     aspect changes by a few per cent at most).
     """
     h, w = image.shape[:2]

@@ -17,16 +17,16 @@ from sis_jax.data.files import write_atomic
 from sis_jax.models.students import to_float
 from sis_jax.types import UsageError
 
-OPSET = 18  # what runtimes of the last years read
+OPSET = 18  # read by the runtimes of the last years
 Network = Callable[[jax.Array], jax.Array]
 
 
 def write(network: nnx.Module, side: int, path: Path, *, flip: bool, facts: dict[str, str]) -> Path:
-    """The probabilities uint8[b side side 3] -> float32[b side side k] of any number of pictures,
-    in the format that the name ends in.
+    """The probabilities uint8[b side side 3] -> float32[b side side k] of any number of images, in
+    the format that the name ends in.
 
-    flip: mean with the mirror image. facts: what ONNX's metadata is to hold. Raises UsageError for
-        ONNX without the package jax2onnx, SisError where the file cannot be written.
+    flip: mean with the mirror image. facts: ONNX's metadata. Raises UsageError for ONNX without the
+        package jax2onnx, SisError where the file cannot be written.
     """
     (b,) = jax_export.symbolic_shape("b")
     shape, run = jax.ShapeDtypeStruct((b, side, side, 3), np.uint8), _probabilities(network, flip)

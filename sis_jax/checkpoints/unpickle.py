@@ -2,10 +2,10 @@
 data and arrays, and refuses all else by name.
 
 Python's own unpickler imports whatever a file names and calls it. This one never imports, never
-calls what a file names and never sets an attribute on anything but its own records: a name in the
-file is looked up in a table of builders written here. Byte strings are views of the file, not
-copies. Work is bounded: a limited number of instructions, keys that cannot be made slow to hash,
-numbers of limited length.
+calls a function that a file names and never sets an attribute on anything but its own records: a
+name in the file is looked up in a table of builders written here. Byte strings are views of the
+file, not copies. Work is bounded: a limited number of instructions, keys that cannot be made slow
+to hash, numbers of limited length.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Budget:
     copied: int = 1 << 34
 
     def charge(self, args: tuple) -> None:
-        """Take off what a builder may copy: else one list, recalled a million times, would be
-        copied a million times.
+        """Subtract the bytes that a builder may copy: else one list, recalled a million times,
+        would be copied a million times.
         """
         for value in args:
             if type(value) in (list, tuple, dict, set):
@@ -73,7 +73,7 @@ class Record:
 
 @dataclass(frozen=True, eq=False)
 class Name:
-    """A name that a file may use, and what this reader does in its place (None: it may be passed
+    """A name that a file may use, and this reader's function in its place (None: it may be passed
     around but not called).
     """
 
@@ -384,9 +384,7 @@ def _instructions() -> dict[int, Callable[[Machine], Any]]:
     # Left out on purpose: extension codes, INST and OBJ, NEWOBJ_EX, out-of-band buffers.
     table: dict[bytes, Callable[[Machine], Any]] = {
         b"\x80": Machine._protocol,
-        b"\x95": lambda m: m._number(
-            "<Q"
-        ),  # FRAME: its length says nothing that the bytes do not say
+        b"\x95": lambda m: m._number("<Q"),  # FRAME: its length adds nothing to the bytes
         b"(": lambda m: m._push(_MARK),
         b"0": lambda m: m.stack.pop(),
         b"1": lambda m: m._to_mark(),

@@ -1,5 +1,5 @@
-"""Does a weights folder still draw what it drew? Digests of fixed seeds, stored on the first call
-and compared on every later one.
+"""Does a weights folder still draw the same images? Digests of fixed seeds, stored on the first
+call and compared on every later one.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _POINTS = (
 
 def verify(path: str | os.PathLike) -> str:
     """Render four fixed seeds of a weights folder; store the digests in its config, or compare with
-    those stored. Returns what was found.
+    those stored. Returns the result as text.
 
-    Pictures may differ by rounding between devices, so small averages are kept beside the digest;
+    Images may differ by rounding between devices, so small averages are kept beside the digest;
     SisError where those differ too.
     """
     path = Path(path)
@@ -39,9 +39,9 @@ def verify(path: str | os.PathLike) -> str:
     before = folder.digests
     if before is None:
         files.write_config(path, replace(folder, digests=now))
-        return f"stored the digests of {len(_SEEDS)} pictures"
+        return f"stored the digests of {len(_SEEDS)} images"
     if before == now:
-        return f"the {len(_SEEDS)} pictures are the same to the byte"
+        return f"the {len(_SEEDS)} images are the same to the byte"
     try:
         old, new = (
             np.frombuffer(bytes.fromhex(d["averages"]), np.uint8).astype(int) for d in (before, now)
@@ -53,12 +53,11 @@ def verify(path: str | os.PathLike) -> str:
         ) from None
     if worst > _GREY_LEVELS:
         raise SisError(
-            f"{path} draws other pictures than when it was converted (averages differ by {worst} "
+            f"{path} draws other images than when it was converted (averages differ by {worst} "
             "grey levels): convert it again with --overwrite"
         )
     return (
-        f"the {len(_SEEDS)} pictures are the same up to rounding (averages within {worst} grey "
-        "level)"
+        f"the {len(_SEEDS)} images are the same up to rounding (averages within {worst} grey level)"
     )
 
 

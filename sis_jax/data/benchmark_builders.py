@@ -27,7 +27,7 @@ from sis_jax.types import UsageError, unknown_name
 
 
 class _Masks(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """What every benchmark shares; a subclass names its entry of `BENCHMARKS`."""
+    """The common part of all benchmarks; a subclass names its entry of `BENCHMARKS`."""
 
     VERSION = tfds.core.Version("1.0.0")
     BENCHMARK = ""
@@ -101,7 +101,7 @@ class Duts(_Masks):
 
 
 class Ecssd(_Masks):
-    """ECSSD: salient objects on busy grounds."""
+    """ECSSD: salient objects on busy backgrounds."""
 
     BENCHMARK = "ecssd"
     MANUAL_DOWNLOAD_INSTRUCTIONS = _layout("ecssd")

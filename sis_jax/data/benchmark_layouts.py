@@ -1,5 +1,5 @@
-"""How each benchmark lies on disk: (root, split, grey_from) -> entries. LookupError says what is
-missing; the caller adds the rest.
+"""How each benchmark is stored on disk: (root, split, grey_from) -> entries. LookupError names the
+missing part; the caller adds the rest.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def _grey(photo: Path, mask: Path, grey_from: int) -> tuple[np.ndarray, np.ndarr
 
 
 def celebamask(root: Path, split: str, grey_from: int, table: Sequence[int]) -> list[Entry]:
-    """CelebAMask-HQ; photos come at the masks' 512 pixels. table: what each of the 19 ids
-    becomes.
+    """CelebAMask-HQ; photos come at the masks' 512 pixels. table: the new id of each of the 19
+    ids.
     """
     photos, masks = find(root, "CelebA-HQ-img"), find(root, "CelebAMask-HQ-mask-anno")
     ids = sorted(int(p.stem) for p in photos.glob("*.jpg") if p.stem.isdigit())
@@ -118,8 +118,8 @@ def _face(
 
 
 def cub(root: Path, split: str, grey_from: int) -> list[Entry]:
-    """CUB-200-2011: grey levels say how many annotators agree; more than half is foreground (value
-    / 255 > 0.5 at grey_from 128).
+    """CUB-200-2011: grey levels count the annotators that agree; more than half is foreground
+    (value / 255 > 0.5 at grey_from 128).
     """
     index = find(root, "images.txt")
     photos, masks = index.parent / "images", find(root, "segmentations")
@@ -190,7 +190,7 @@ def _flower(photo: Path, painted: Path) -> tuple[np.ndarray, np.ndarray]:
 def saliency(
     root: Path, split: str, grey_from: int, folders: Mapping[str, tuple[str, str]]
 ) -> list[Entry]:
-    """Pictures and grey masks in two folders, paired by stem."""
+    """Images and grey masks in two folders, paired by stem."""
     photos, masks = (find(root, name) for name in folders[split])
     known = {
         p.stem: p
@@ -210,8 +210,8 @@ def saliency(
 
 
 def openeds(root: Path, split: str, grey_from: int) -> list[Entry]:
-    """OpenEDS: grey eye pictures 640 x 400 and integer label arrays. The test labels were not
-    always given out.
+    """OpenEDS: grey eye images 640 x 400 and integer label arrays. The test labels were not always
+    given out.
     """
     folder = find(root, "Semantic_Segmentation_Dataset") / split
     photos, labels = folder / "images", folder / "labels"

@@ -1,5 +1,5 @@
-"""Published test sets as they lie on disk after their own download: CelebAMask-HQ, CUB, DUTS,
-ECSSD, DUT-OMRON, Flowers, OpenEDS, Pets.
+"""Published test sets as they are stored on disk after their own download: CelebAMask-HQ, CUB,
+DUTS, ECSSD, DUT-OMRON, Flowers, OpenEDS, Pets.
 
 `open_benchmark(name, root)` gives a `Truth`. Nothing is downloaded; several of these sets may not
 be redistributed. The same sets as TFDS builders: `benchmark_builders.py`. Prepared TFDS folders of
@@ -42,7 +42,7 @@ _FACE_SPLITS = ("test", "val", "train", "sis", "all")
 @dataclass(frozen=True)
 class Spec:
     """One benchmark. splits: the first is the default. read: (root, split, grey_from) -> entries.
-    layout: what the folder must hold.
+    layout: the expected contents of the folder.
     """
 
     title: str
@@ -170,7 +170,7 @@ BENCHMARKS: dict[str, Spec] = {
     ),
 }
 
-# What papers report, by (benchmark, protocol): where the number stands in the result, and the
+# Published numbers, by (benchmark, protocol): where the number stands in the result, and the
 # number.
 PAPER: dict[tuple[str, str], dict[str, float]] = {
     ("celebamask-hq-fg", "sis"): {
@@ -226,11 +226,11 @@ def open_benchmark(
     """A benchmark's split, ready to iterate.
 
     name: see `BENCHMARKS`. root: the folder it was unpacked to, or one above. split: default the
-        one papers test on. grey_from: grey truth values from here on are foreground; protocols
-        differ. limit: the first so many images.
+        one papers test on. grey_from: grey ground-truth values from here on are foreground;
+        protocols differ. limit: the first so many images.
 
-    Raises UsageError for an unknown name, split or folder (the sentence says what it must hold),
-    SisError for damaged files.
+    Raises UsageError for an unknown name, split or folder (the sentence states the expected
+    contents), SisError for damaged files.
     """
     name = canonical(name)
     spec, root = BENCHMARKS[name], Path(root).expanduser()

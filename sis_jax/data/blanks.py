@@ -1,11 +1,11 @@
-"""Blanks: generated pictures to be painted by hand, and the masks read back.
+"""Blanks: generated images to be annotated by hand, and the masks read back.
 
 blanks/
-├── images/100000.png    the picture of seed 100000
-├── masks/100000.png     8-bit palette picture to paint on, pixel = class id, 255 = not painted
+├── images/100000.png    the image of seed 100000
+├── masks/100000.png     8-bit palette image to paint on, pixel = class id, 255 = not annotated
 ├── classes.json         [{"id": 0, "name": "background", "colour": "#7a7a7a"}, ...], to be edited
 ├── classes.gpl          the same colours, for editors that read GIMP palettes
-├── blanks.json          whose pictures these are: generator with sha256, psi, size, seeds
+├── blanks.json          whose images these are: generator with sha256, psi, size, seeds
 └── README.md            how to paint
 """
 
@@ -38,8 +38,8 @@ _AGAIN = "make the folder again with python -m sis_jax export RUN --format blank
 
 @dataclass(frozen=True)
 class Blanks:
-    """Painted pictures. images: uint8[n r r 3], None where the pictures are gone. masks: uint8[n r
-    r] of class ids, 255 = not painted.
+    """Annotated images. images: uint8[n r r 3], None where the images are gone. masks: uint8[n r r]
+    of class ids, 255 = not annotated.
 
     seeds, truncation: how the generator drew them; generator: its name and sha256. names: {class
         id: name}.
@@ -65,20 +65,20 @@ def write_blanks(
     filled: bool = False,
     overwrite: bool = False,
 ) -> Path:
-    """Write the first `n` pictures of a run's dataset to be painted. filled: start from the run's
+    """Write the first `n` images of a run's dataset for annotation. filled: start from the run's
     masks, to be corrected, not from empty ones.
 
     Returns the folder. Raises UsageError for a run without a dataset, or a folder that holds other
-    things or painted masks.
+    things or annotated masks.
     """
     if n < 1:
-        raise UsageError(f"n is {n}, expected at least 1 picture to paint (16 is the paper's)")
+        raise UsageError(f"n is {n}, expected at least 1 image to annotate (16 is the paper's)")
     dataset = Dataset.open(run)
     generator, truncation = _origin(dataset)
     split = dataset.split("train")
     if n > len(split):
         raise UsageError(
-            f"{dataset.path} has {len(split)} pictures in its split train, asked for {n}: give a "
+            f"{dataset.path} has {len(split)} images in its split train, asked for {n}: give a "
             "smaller --n"
         )
     _refuse_painted(Path(folder))
@@ -106,14 +106,14 @@ def write_blanks(
 
 
 def _origin(dataset: Dataset) -> tuple[dict[str, str], float]:
-    """Whose pictures these are: the generator on record, and psi."""
+    """Whose images these are: the generator on record, and psi."""
     home = dataset.path.parent
     try:
         record = read_run(home)["stages"]["synthesize"]
         return dict(record["generator"]), float(record["config"]["truncation"])
     except (UsageError, KeyError, TypeError):
         raise UsageError(
-            f"{home} has no run.json that says which generator drew its pictures: give a RUN that "
+            f"{home} has no run.json that states which generator drew its images: give a RUN that "
             "python -m sis_jax.synthesize wrote"
         ) from None
 
@@ -121,7 +121,7 @@ def _origin(dataset: Dataset) -> tuple[dict[str, str], float]:
 def _write_one(place: Path, example: Any, filled: bool) -> dict[str, Any]:
     if example.seed is None:
         raise UsageError(
-            f"the picture {example.name} has no seed on record, so its features cannot be made "
+            f"the image {example.name} has no seed on record, so its features cannot be made "
             "again: write the dataset anew"
         )
     name = f"{example.seed}.png"
@@ -145,13 +145,13 @@ def _refuse_painted(folder: Path) -> None:
         mask = folder / row["mask"]
         if mask.is_file() and hashlib.sha256(mask.read_bytes()).hexdigest() != row["mask_sha256"]:
             raise UsageError(
-                f"{mask} has been painted on, so {folder} is not replaced: move it away, or give "
+                f"{mask} has been annotated, so {folder} is not replaced: move it away, or give "
                 "another --out"
             )
 
 
 def _gimp_palette(classes: Sequence[Mapping[str, Any]]) -> str:
-    rows = [(c["colour"], c["name"]) for c in classes] + [(draw.colour(IGNORE), "not painted")]
+    rows = [(c["colour"], c["name"]) for c in classes] + [(draw.colour(IGNORE), "not annotated")]
     colours = [
         f"{' '.join(str(v).rjust(3) for v in bytes.fromhex(c.removeprefix('#')))}  {name}"
         for c, name in rows
@@ -162,26 +162,26 @@ def _gimp_palette(classes: Sequence[Mapping[str, Any]]) -> str:
 def _readme(dataset: Dataset, classes: Sequence[Mapping[str, Any]], n: int, filled: bool) -> str:
     table = "\n".join(f"| {c['id']} | {c['name']} | `{c['colour']}` |" for c in classes)
     start = (
-        "The masks hold what the run found. Correct them, and delete the mask files you did not "
+        "The masks hold the run's parts. Correct them, and delete the mask files you did not "
         "check: only masks that are here are learned."
         if filled
-        else "The masks are empty. Paint as many pictures as you like, 5 to 16 go far; what stays "
-        "unpainted is not learned."
+        else "The masks are empty. Paint as many images as you like, 5 to 16 go far; what stays "
+        "unannotated is not learned."
     )
     return (
-        f"# {n} generated pictures to paint\n\nEvery `masks/SEED.png` belongs to "
+        f"# {n} generated images to annotate\n\nEvery `masks/SEED.png` belongs to "
         f"`images/SEED.png` and has its size. {start}\n\n"
         "1. Edit `classes.json`: the names you want, one line per class, any ids from 0 to 254; "
         "0 is the background. A class without a colour "
         f"gets the one of its id.\n"
-        "2. Open a mask, put its picture on a layer below, and paint with a hard pencil (no soft "
+        "2. Open a mask, put its image on a layer below, and paint with a hard pencil (no soft "
         "edges, no resizing, no JPEG) in the colours "
-        "of the classes. Save as PNG: palette, RGB and grey pictures of class ids are all read. "
+        "of the classes. Save as PNG: palette, RGB and grey images of class ids are all read. "
         f"`{draw.colour(IGNORE)}` and transparent pixels are not "
-        f"painted.\n"
+        f"annotated.\n"
         "3. `python -m sis_jax.discover GEN --method datasetgan --masks THIS_FOLDER --out RUN`, "
-        "with the generator that drew the pictures.\n\n"
-        f"| id | class | colour |\n|---|---|---|\n{table}\n\nThe background must be painted too, "
+        "with the generator that drew the images.\n\n"
+        f"| id | class | colour |\n|---|---|---|\n{table}\n\nThe background must be annotated too, "
         "roughly is enough. `blanks.json` ties the masks to the "
         f"generator and must stay.\n\nLicence: {dataset.licence}\n"
     )
@@ -195,10 +195,10 @@ def _json(value: Any) -> str:
 
 
 def read_blanks(folder: str | Path) -> Blanks:
-    """Painted pictures, masks checked. A missing mask file counts as not painted.
+    """Annotated images, masks checked. A missing mask file counts as not annotated.
 
     Raises UsageError, naming the file, for a folder that is none, a mask of another size or with a
-    colour that is no class's, and where nothing or one class only was painted.
+    colour that is no class's, and where nothing or one class only was annotated.
     """
     folder = Path(folder).expanduser()
     facts = _facts(folder)
@@ -211,12 +211,12 @@ def read_blanks(folder: str | Path) -> Blanks:
     used = np.unique(masks[masks != IGNORE])
     if not used.size:
         raise UsageError(
-            f"no pixel of the masks in {folder / 'masks'} is painted: paint at least two classes, "
-            "see README.md there"
+            f"no pixel of the masks in {folder / 'masks'} is annotated: paint at least two "
+            "classes, see README.md there"
         )
     if used.size == 1:
         raise UsageError(
-            f"only the class {classes[int(used[0])][0]!r} is painted in {folder}: paint at least "
+            f"only the class {classes[int(used[0])][0]!r} is annotated in {folder}: paint at least "
             "two, the background among them"
         )
     files = [folder / row["image"] for row in facts["pictures"]]
@@ -244,7 +244,7 @@ def _facts(folder: Path) -> dict[str, Any]:
             below(folder, row["image"], folder / FACTS)
             below(folder, row["mask"], folder / FACTS)
         if not rows or kept["resolution"] < 1:
-            raise ValueError(f"{len(rows)} pictures of {kept['resolution']} pixels")
+            raise ValueError(f"{len(rows)} images of {kept['resolution']} pixels")
         return kept | {"pictures": rows}
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(
@@ -283,7 +283,7 @@ def _classes(folder: Path) -> dict[int, tuple[str, int]]:
             if not 0 <= colour <= 0xFFFFFF or colour == NOT_PAINTED:
                 raise UsageError(
                     f"{file} gives {name!r} the colour {entry['colour']}, expected #rrggbb and "
-                    f"not {draw.colour(IGNORE)}, not painted"
+                    f"not {draw.colour(IGNORE)}, not annotated"
                 )
             if (
                 number in found
@@ -326,7 +326,7 @@ def _mask(
     ids[(codes == NOT_PAINTED) | (pixels[..., 3] < 128)] = IGNORE
     if (ids >= 0).all():
         return ids.astype(np.uint8)
-    if picture.mode == "P" and known[values].all():  # painted with a palette of its own
+    if picture.mode == "P" and known[values].all():  # saved with a palette of its own
         return np.asarray(values, np.uint8)
     row, column = np.argwhere(ids < 0)[0]
     shown = (
@@ -355,9 +355,9 @@ def _open(path: Path, side: int) -> Image.Image:
             width, height = picture.size
     except Exception as error:  # decoders fail in many ways on damaged files
         raise SisError(
-            f"{path} cannot be read as a PNG picture: {' '.join(str(error).split())[:120]}"
+            f"{path} cannot be read as a PNG image: {' '.join(str(error).split())[:120]}"
         ) from None
     raise UsageError(
-        f"{path} is {width}x{height}, expected {side}x{side} like its picture: paint without "
+        f"{path} is {width}x{height}, expected {side}x{side} like its image: paint without "
         "resizing or cropping"
     )

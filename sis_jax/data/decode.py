@@ -1,4 +1,4 @@
-"""One encoded picture to pixels: the only place where photos and masks are decoded."""
+"""One encoded image to pixels: the only place where photos and masks are decoded."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-MAX_BYTES = 256 * 2**20  # one encoded picture; what claims or yields more is refused
-MAX_PIXELS = 200_000_000  # one decoded picture
+MAX_BYTES = 256 * 2**20  # one encoded image; larger ones are refused
+MAX_PIXELS = 200_000_000  # one decoded image
 # Pillow's other readers can start Ghostscript or read vector and document formats: a photo is none
 # of those.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
@@ -24,16 +24,16 @@ Crop = Literal["center", "none"]
 
 
 class Unusable(Exception):
-    """Why one picture is skipped, in a few words."""
+    """Why one image is skipped, in a few words."""
 
 
 def too_large(size: int) -> Unusable:
-    """Of an encoded picture, in bytes."""
+    """Of an encoded image, in bytes."""
     return Unusable(f"{size / 2**20:,.0f} MB, more than {MAX_BYTES // 2**20} MB")
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a picture's file; `Unusable` with the reason where there are none, too many, or
+    """The bytes of an image's file; `Unusable` with the reason where there are none, too many, or
     it is no plain file (a pipe would never end).
     """
     try:
@@ -50,7 +50,7 @@ def read_file(path: Path) -> bytes:
 
 
 def open_image(data: bytes | UInt8[np.ndarray, "_ _ _"]) -> Image.Image:
-    """A picture whose header was read and whose size is bounded; `Unusable` with the reason."""
+    """An image whose header was read and whose size is bounded; `Unusable` with the reason."""
     try:
         image = (
             Image.fromarray(data)
@@ -58,7 +58,7 @@ def open_image(data: bytes | UInt8[np.ndarray, "_ _ _"]) -> Image.Image:
             else Image.open(io.BytesIO(data), formats=FORMATS)
         )
     except Image.UnidentifiedImageError:
-        raise Unusable("not a picture that can be read; save it as JPEG or PNG") from None
+        raise Unusable("not an image that can be read; save it as JPEG or PNG") from None
     except Exception as error:
         raise because(error) from None
     if image.width * image.height > MAX_PIXELS:
@@ -67,7 +67,7 @@ def open_image(data: bytes | UInt8[np.ndarray, "_ _ _"]) -> Image.Image:
 
 
 def because(error: Exception) -> Unusable:
-    """What a decoder raised, in one line: hostile files break decoders in many ways, and one of
+    """The error of a decoder, in one line: hostile files break decoders in many ways, and one of
     them must not end the run.
     """
     return Unusable(" ".join(str(error).split())[:120] or type(error).__name__)
@@ -82,10 +82,10 @@ def orientation(image: Image.Image) -> int:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The picture as EXIF says it is to be seen."""
+    """The image turned as its EXIF block states."""
     with suppress(OSError, ValueError, TypeError, KeyError, SyntaxError, ArithmeticError):
         return ImageOps.exif_transpose(image)
-    return image  # a broken EXIF block says nothing about orientation; the pixels are fine
+    return image  # a broken EXIF block has no orientation; the pixels are fine
 
 
 def decode(
@@ -95,7 +95,7 @@ def decode(
     crop: Crop = "center",
     min_size: int = 0,
 ) -> UInt8[np.ndarray, "_ _ 3"]:
-    """One encoded picture (or one array) as uint8[r r 3], or at its own size for resolution None;
+    """One encoded image (or one array) as uint8[r r 3], or at its own size for resolution None;
     raises `Unusable` with the reason.
 
     See `Photos.open` for the rules.

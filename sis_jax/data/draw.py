@@ -1,5 +1,4 @@
-"""Pictures of results with NumPy and Pillow only: class colours, overlays, labelled
-grids.
+"""Images of results with NumPy and Pillow only: class colours, overlays, labelled grids.
 
 Colours are fixed per class id. The first eight are those of Okabe and Ito; the others were chosen
 one after the other, each as far as possible from all before it for a normal, a protan, a deutan and
@@ -53,7 +52,7 @@ def colour(class_id: int) -> str:
 
 
 def colour_mask(mask: Integer[np.ndarray, "*n h w"]) -> UInt8[np.ndarray, "*n h w 3"]:
-    """A mask (values 0 to 255) painted in its class colours."""
+    """A mask (values 0 to 255) drawn in its class colours."""
     return palette()[_as_mask(mask)]
 
 
@@ -98,25 +97,24 @@ def grid(
     labels: Sequence[str] | None = None,
     font_size: int = 14,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Pictures of one size in rows of `columns`, on white, each with its label below it.
+    """Images of one size in rows of `columns`, on white, each with its label below it.
 
-    pad: pixels between and around. labels: one per picture; longer ones than the picture is wide
-        are cut with an ellipsis.
+    pad: pixels between and around. labels: one per image; longer ones than the image is wide are
+        cut with an ellipsis.
     """
     images = [np.asarray(i) for i in images]
     if not images or columns < 1:
         raise UsageError(
-            f"a grid needs one picture and one column at least, got {len(images)} pictures and "
+            f"a grid needs one image and one column at least, got {len(images)} images and "
             f"{columns} columns"
         )
     if len({i.shape for i in images}) > 1:
         raise UsageError(
-            f"a grid needs pictures of one size, got {sorted({i.shape for i in images})}"
+            f"a grid needs images of one size, got {sorted({i.shape for i in images})}"
         )
     if labels is not None and len(labels) != len(images):
         raise UsageError(
-            f"a grid needs one label per picture, got {len(labels)} labels for {len(images)} "
-            "pictures"
+            f"a grid needs one label per image, got {len(labels)} labels for {len(images)} images"
         )
     h, w = images[0].shape[:2]
     columns, text = min(columns, len(images)), 0 if labels is None else font_size + 8
@@ -174,7 +172,7 @@ def sample_grid(
 
 
 def palette_png(mask: Integer[np.ndarray, "h w"]) -> Image.Image:
-    """The mask as an 8-bit palette picture: the pixel is the class id, viewers show the class
+    """The mask as an 8-bit palette image: the pixel is the class id, viewers show the class
     colour.
     """
     mask = _as_mask(mask)
@@ -183,7 +181,7 @@ def palette_png(mask: Integer[np.ndarray, "h w"]) -> Image.Image:
     picture = Image.fromarray(mask)
     picture.putpalette(
         palette().ravel().tolist()
-    )  # turns the grey picture into a palette one, pixels unchanged
+    )  # turns the grey image into a palette one, pixels unchanged
     return picture
 
 
@@ -193,7 +191,7 @@ def _as_mask(mask: Any) -> np.ndarray:
         return mask
     if mask.dtype.kind not in "iub" or (mask.size and not (mask.min() >= 0 and mask.max() <= 255)):
         raise UsageError(
-            f"a mask holds whole numbers from 0 to 255, got {mask.dtype} from {mask.min()} to "
+            f"a mask holds integers from 0 to 255, got {mask.dtype} from {mask.min()} to "
             f"{mask.max()}"
         )
     return mask.astype(np.uint8)

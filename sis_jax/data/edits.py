@@ -1,5 +1,5 @@
-"""Edited pictures with their background kept, and what that kept: `Edit`; on disk `edit.png`,
-`edit.json`, `edit.safetensors` and the pictures.
+"""Edited images with their background kept, and its PSNR: `Edit`; on disk `edit.png`, `edit.json`,
+`edit.safetensors` and the images.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _ARRAYS = ("originals", "plain", "images", "backgrounds", "alphas", "edited_alph
 
 @dataclass(frozen=True)
 class Edit:
-    """n pictures, each edited with s strengths.
+    """n images, each edited with s strengths.
 
-    originals: the pictures before (or photos). plain: what the generator draws for the moved
-        latent. images: the foreground of that on the original's own, completed background.
+    originals: the images before (or photos). plain: the generated images of the moved latent.
+        images: the foreground of that on the original's own, completed background.
         backgrounds: those. alphas, edited_alphas: foreground in 0..1, before and after. direction:
-        what was moved along, in words.
+        the direction, in words.
     """
 
     names: tuple[str, ...]
@@ -75,7 +75,7 @@ class Edit:
         return np.array(rows)
 
     def summary(self) -> dict[str, Any]:
-        """Background PSNR over all pixels outside both masks of all pictures together, kept and
+        """Background PSNR over all pixels outside both masks of all images together, kept and
         plain, and the gain in dB.
         """
         there = np.broadcast_to(self.originals[:, None], self.images.shape)[self.outside]
@@ -88,7 +88,7 @@ class Edit:
         }
 
     def table(self) -> list[dict[str, Any]]:
-        """One row per picture and strength."""
+        """One row per image and strength."""
         return [
             {
                 "name": name,
@@ -103,8 +103,8 @@ class Edit:
         ]
 
     def show(self, count: int = 8) -> Image.Image:
-        """Per picture and strength one row: original, plain edit, edit with its background kept,
-        both masks, the completed background.
+        """Per image and strength one row: original, plain edit, edit with its background kept, both
+        masks, the completed background.
         """
         kept, plain_ = self.psnr, self.psnr_plain
         cells, labels = [], []
@@ -155,10 +155,10 @@ class Edit:
                 out[f"{stem}_{strength:+g}_plain.png"] = _png(self.plain[i, j])
         return out | {
             "edit.json": (json.dumps(plain(facts), indent=1, ensure_ascii=False) + "\n").encode()
-        }  # last: it says that all is there
+        }  # last: it marks the folder as complete
 
     def save(self, folder: str | Path) -> Path:
-        """Write pictures, masks, and the table of PSNRs into a folder; `Edit.load` reads them
+        """Write images, masks, and the table of PSNRs into a folder; `Edit.load` reads them
         back.
         """
         for name, data in self.files().items():
@@ -167,7 +167,7 @@ class Edit:
 
     @classmethod
     def load(cls, folder: str | Path) -> Edit:
-        """Read what `save` wrote. UsageError where there is nothing that can be read."""
+        """Read the files of `save`. UsageError where none can be read."""
         try:
             facts = json.loads((Path(folder) / "edit.json").read_text("utf-8"))
             arrays = load_file(Path(folder) / "edit.safetensors")
@@ -190,7 +190,7 @@ class Edit:
 
 
 def _check(edit: Edit) -> None:
-    """ValueError where names, numbers or shapes are not what `Edit` says."""
+    """ValueError where names, numbers or shapes do not fit `Edit`."""
     n, s, (h, w) = len(edit.names), len(edit.strengths), edit.originals.shape[1:3]
     each, moved = (n, h, w), (n, s, h, w)
     shapes = {
@@ -220,7 +220,7 @@ def _check(edit: Edit) -> None:
 
 
 def _stems(names: tuple[str, ...], strengths: tuple[float, ...]) -> list[str]:
-    """File names for pictures; numbered where two would be the same."""
+    """File names for images; numbered where two would be the same."""
     stems = [
         flat(
             re.sub(r"[^\w.-]+", "-", Path(n).with_suffix("").as_posix() if "." in n else n).strip(
@@ -237,7 +237,7 @@ def _stems(names: tuple[str, ...], strengths: tuple[float, ...]) -> list[str]:
 
 
 def _endings(strengths: tuple[float, ...]) -> list[str]:
-    """What follows a picture's stem in the names of its edits, kept and plain."""
+    """The suffixes of an image's stem in the names of its edits, kept and plain."""
     return [f"_{s:+g}{kind}" for s in dict.fromkeys(strengths) for kind in ("", "_plain")]
 
 
@@ -263,7 +263,7 @@ def keep_background(
     recipe).
     """
     if not len(originals):
-        raise SisError("there is nothing to edit: no picture was given")
+        raise SisError("there is nothing to edit: no image was given")
     backgrounds = np.stack(
         [compositing.complete(o, a, inpainter) for o, a in zip(originals, alphas)]
     )

@@ -39,7 +39,7 @@ def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON holds it, so that what was written and what is asked again compare equal."""
+    """`value` as JSON holds it, so that a stored and a new request compare equal."""
     if isinstance(value, type):
         raise TypeError(f"a class cannot be kept in a JSON file: {value!r}")
     if dataclasses.is_dataclass(value):
@@ -60,7 +60,7 @@ def plain(value: Any) -> Any:
 
 
 def json_text(value: Any, indent: int | None = 1) -> str:
-    """`value` as JSON for a UTF-8 file: letters as they are, what UTF-8 cannot hold escaped."""
+    """`value` as JSON for a UTF-8 file: letters as they are, those outside UTF-8 escaped."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
@@ -116,7 +116,7 @@ def replacing(folder: Path, mine: Collection[str] | None = None, last: str = "")
     """A new folder to fill, which takes the place of `folder` when the block ends without an error.
 
     mine: names of the files that are replaced or go; others stay. None: everything goes. last: the
-    file that says that the folder is whole. A kill leaves the old folder or the new one, whole; in
+    file that marks the folder as complete. A kill leaves the old folder or the new one, whole; in
     the instant between two renames the old one is called .NAME.*.old. Raises CannotWrite.
     """
     folder = folder.resolve()
@@ -153,7 +153,7 @@ def _swap(new: Path, folder: Path, mine: Collection[str] | None, last: str) -> N
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what the system says about a full or closed disk into one sentence."""
+    """Turn the system's error about a full or closed disk into one sentence."""
     try:
         yield
     except OSError as error:

@@ -9,8 +9,8 @@
     └── val/ …
 
 A split is whole once its `metadata.jsonl` is there: it goes last. Until then the rows wait in
-`.chunks/`, one file per finished chunk, which is what a resumed run, and several processes that
-write one dataset, go by. Hugging Face `datasets` loads the folder as it lies (`imagefolder`).
+`.chunks/`, one file per finished chunk, the state of a resumed run and of several processes that
+write one dataset. Hugging Face `datasets` loads the folder as it is (`imagefolder`).
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ _MAKE = "make one with python -m sis_jax.synthesize RUN"
 
 @dataclass(frozen=True)
 class Example:
-    """One picture with its mask: image uint8[h w 3], mask uint8[h w] of class ids, 255 = ignore.
+    """One image with its mask: image uint8[h w 3], mask uint8[h w] of class ids, 255 = ignore.
 
-    certainty: float32[h w] in 0..1, how sure the labelled class is at each pixel, where it was
-        kept. confidence: its mean over the picture.
+    certainty: float32[h w] in 0..1, confidence in the labelled class at each pixel, where it was
+        kept. confidence: its mean over the image.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Example:
 @dataclass(frozen=True)
 class Split(
     Sequence
-):  # not Sequence[Example]: a checker of types would read a picture to see whether it is one
+):  # not Sequence[Example]: a checker of types would read an image to see whether it is one
     """The examples of one split, read when asked for: `split[3]`, `len(split)`, `for example in
     split`.
     """
@@ -75,7 +75,7 @@ class Split(
         mask = np.asarray(_open(self._place(row, "mask_file_name")))
         if mask.ndim != 2 or mask.shape != image.shape[:2]:
             raise SisError(
-                f"{self.path / row['mask_file_name']} has the shape {mask.shape}, its picture "
+                f"{self.path / row['mask_file_name']} has the shape {mask.shape}, its image "
                 f"{image.shape}: {_MAKE} --overwrite"
             )
         certainty = None
@@ -106,7 +106,7 @@ def _open(path: Path) -> Image.Image:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset of pictures and masks. classes: as in classes.json, id 0 is the background. splits:
+    """A dataset of images and masks. classes: as in classes.json, id 0 is the background. splits:
     those that are whole.
     """
 
@@ -141,7 +141,7 @@ class Dataset:
 
     @property
     def licence(self) -> str:
-        """The terms of the pictures, from the card."""
+        """The terms of the images, from the card."""
         return next(
             (
                 line.split(":", 1)[1].strip()
@@ -177,7 +177,7 @@ class Dataset:
         return sum(len(self.split(name)) for name in self.splits)
 
     def show(self, count: int = 8, split: str = "train") -> Image.Image:
-        """Pictures over their masks over both, as one picture; a notebook draws it."""
+        """Images over their masks over both, as one image; a notebook draws it."""
         shown = self.split(split)[: max(1, count)]
         images, masks = np.stack([e.image for e in shown]), np.stack([e.mask for e in shown])
         return Image.fromarray(draw.sample_grid(images, masks, [e.name for e in shown]))
@@ -242,7 +242,7 @@ class SplitWriter:
         rows = []
         with (
             ThreadPoolExecutor(4) as pool
-        ):  # deflating PNGs takes longer than drawing small pictures, and lets other threads run
+        ):  # deflating PNGs takes longer than drawing small images, and lets other threads run
             jobs = [
                 pool.submit(self._write_one, number, example)
                 for number, example in zip(chunk, examples, strict=True)

@@ -32,7 +32,7 @@ class Truth:
     uint8[h w]), both of one size.
 
     classes: {"id", "name"}; id 0 is the background. skipped: (name, reason) of files without a
-        partner. note: what a reader should know.
+        partner. note: a remark for the reader.
     """
 
     name: str
@@ -62,8 +62,8 @@ class Truth:
 def fit_photo(
     name: str, image: UInt8[np.ndarray, "H W 3"], mask: UInt8[np.ndarray, "h w"]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The photo at the mask's size (Pillow, bilinear): the truth is not resampled. SisError where
-    they differ in shape.
+    """The photo at the mask's size (Pillow, bilinear): the ground truth is not resampled. SisError
+    where they differ in shape.
     """
     (height, width), (h, w) = image.shape[:2], mask.shape
     if (height, width) == (h, w):
@@ -71,7 +71,7 @@ def fit_photo(
     if not alike(mask.shape, image.shape[:2]):
         raise SisError(
             f"the photo {name} is {width}x{height}, its mask {w}x{h}: they are not of the same "
-            "picture"
+            "photo"
         )
     return np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR))
 
@@ -108,12 +108,12 @@ def open_pairs(
     images: a folder, a .zip, or an .npz (`img_blob`/`img_off`, or `images`). masks: likewise
         (`mask_blob`/`mask_off`, or `masks`); None or the same .npz: the masks in it. classes: names
         of the mask's ids; default: classes.json beside the masks, `labels` of the .npz, or the ids
-        found. values: "ids" are class ids, "grey" is foreground from `grey_from` on; "auto" tells
-        them apart: palette pictures and small numbers are ids, pictures of 0 and 255 or with soft
-        edges are grey.
+        found. values: "ids" are class ids, "grey" is foreground from `grey_from` on; "auto"
+        decides: palette images and small numbers are ids, images of 0 and 255 or with soft edges
+        are grey.
 
-    Raises UsageError where nothing pairs, naming what is there. Files without a partner are listed
-    in `skipped`.
+    Raises UsageError where nothing pairs, naming the files found. Files without a partner are
+    listed in `skipped`.
     """
     images, masks = Path(images), Path(images if masks is None else masks)
     if images == masks and images.suffix.lower() != ".npz":
@@ -164,7 +164,7 @@ def _of_alpha(
     ids = [c["id"] for c in classes if c["id"]]
     if len(ids) != 1:
         raise SisError(
-            f"the mask {name} has its shape in the alpha channel, which cannot say which of "
+            f"the mask {name} has its shape in the alpha channel, which does not show which of "
             f"{len(ids)} classes it is; expected class ids in a palette or grey PNG"
         )
     return np.where(alpha >= grey_from, ids[0], 0).astype(np.uint8)
@@ -179,7 +179,7 @@ Read = Callable[[], bytes | np.ndarray]
 def _files(
     path: Path, blobs: tuple[str, ...]
 ) -> tuple[dict[str, Read], tuple[tuple[str, str], ...]]:
-    """Name -> a function that reads it; and (name, reason) of what cannot be read."""
+    """Name -> a function that reads it; and (name, reason) of unreadable files."""
     suffix = path.suffix.lower()
     if suffix == ".npz":
         return _npz(path, blobs), ()
@@ -246,7 +246,7 @@ def _stem(name: str) -> str:
 
 
 def _named_classes(masks: Path) -> list[dict[str, Any]] | None:
-    """What the masks' ids are called: `labels` of an .npz, classes.json in or above the folder."""
+    """The names of the masks' ids: `labels` of an .npz, classes.json in or above the folder."""
     if masks.suffix.lower() == ".npz":
         arrays = load_npz(masks, {"labels", "label_ids"})
         labels, ids = arrays.get("labels"), arrays.get("label_ids")
@@ -279,7 +279,7 @@ def _kind(
     names: Sequence[str],
 ) -> tuple[str, Sequence[Mapping[str, Any]]]:
     """Whether masks hold ids or grey values, and the classes. Without names every mask is looked
-    at: the ids are what occurs.
+    at: the ids are those that occur.
     """
     if kind not in ("auto", "ids", "grey"):
         raise UsageError(f"unknown mask values {kind!r}: type 'auto', 'ids' or 'grey'")

@@ -1,6 +1,4 @@
-"""What an export writes: one picture's name, pixels and mask, checked; and PNGs made a few at a
-time.
-"""
+"""Items of an export: one image's name, pixels and mask, checked; and PNGs made a few at a time."""
 
 from __future__ import annotations
 
@@ -19,14 +17,14 @@ from sis_jax.data import draw
 from sis_jax.data import names as file_names
 from sis_jax.types import SisError
 
-_AHEAD = 8  # pictures being deflated at once: what an export holds in memory
+_AHEAD = 8  # images being deflated at once, and so in memory
 
 
 @dataclass(frozen=True)
 class Item:
-    """One picture of an export. name: that of its files here, without suffix. image: None where
-    only the mask is known. scores: one channel per class id, 0..1. place: the name as it was
-    given, a path below the folder of the photos.
+    """One image of an export. name: that of its files here, without suffix. image: None where only
+    the mask is known. scores: one channel per class id, 0..1. place: the name as it was given, a
+    path below the folder of the photos.
     """
 
     name: str
@@ -42,7 +40,7 @@ def items(examples: Iterable[Any], classes: Sequence[Mapping[str, Any]]) -> Iter
     """Examples, or tuples (name, image or None, mask[, scores or None]), as checked `Item`s; a
     stream stays a stream.
 
-    Raises SisError, naming the picture, for a shape or class id that does not fit, and for a name
+    Raises SisError, naming the image, for a shape or class id that does not fit, and for a name
     that occurs twice.
     """
     known = np.zeros(256, bool)
@@ -53,7 +51,7 @@ def items(examples: Iterable[Any], classes: Sequence[Mapping[str, Any]]) -> Iter
         key = file_names.key(item.name)
         if key in seen:
             raise SisError(
-                f"two pictures are called {item.name!r} ({seen[key]} and {item.place}); rename one "
+                f"two images are called {item.name!r} ({seen[key]} and {item.place}); rename one "
                 "of them"
             )
         seen[key] = item.place
@@ -75,7 +73,7 @@ def _item(example: Any, known: np.ndarray) -> Item:
     flat, place = file_names.flat(str(name)), str(name).replace("\\", "/").strip("/")
     why = file_names.problem(place)
     if why and image is None:
-        raise SisError(f"a picture cannot be called {str(name)[:80]!a}: {why}")
+        raise SisError(f"an image cannot be called {str(name)[:80]!a}: {why}")
     image, scores = (None if x is None else np.asarray(x) for x in (image, scores))
     mask = np.asarray(mask)
     _check(flat, image, mask, scores, known)
@@ -90,12 +88,12 @@ def _check(
     known: np.ndarray,
 ) -> None:
     if not name or name.startswith("."):
-        raise SisError(f"a picture cannot be called {name!r}")
+        raise SisError(f"an image cannot be called {name!r}")
     if mask.dtype != np.uint8 or mask.ndim != 2 or not mask.size:
         raise SisError(f"the mask of {name} is {mask.dtype}{list(mask.shape)}, expected uint8[h w]")
     if image is not None and (image.dtype != np.uint8 or image.shape != (*mask.shape, 3)):
         raise SisError(
-            f"the picture of {name} is {image.dtype}{list(image.shape)}, expected "
+            f"the image of {name} is {image.dtype}{list(image.shape)}, expected "
             f"uint8{[*mask.shape, 3]} like its mask"
         )
     if scores is not None and (scores.ndim != 3 or scores.shape[:2] != mask.shape):
@@ -125,24 +123,24 @@ def ahead(work: Callable[[Item], Any], stream: Iterable[Item]) -> Iterator[tuple
 
 
 def pngs(item: Item) -> tuple[bytes | None, bytes]:
-    """(picture, mask) as PNG files; the mask is an 8-bit palette picture, pixel = class id."""
+    """(image, mask) as PNG files; the mask is an 8-bit palette image, pixel = class id."""
     return picture_png(item), png(draw.palette_png(item.mask))
 
 
 def grey_pngs(item: Item) -> tuple[bytes | None, bytes]:
-    """Like `pngs`, the mask as a grey picture: TFDS decodes with OpenCV where that is installed,
+    """Like `pngs`, the mask as a grey image: TFDS decodes with OpenCV where that is installed,
     which turns a palette into its colours.
     """
     return picture_png(item), png(Image.fromarray(item.mask))
 
 
 def picture_png(item: Item) -> bytes | None:
-    """The picture alone as a PNG file, for formats that keep the mask in another way."""
+    """The image alone as a PNG file, for formats that keep the mask in another way."""
     return None if item.image is None else png(Image.fromarray(item.image))
 
 
 def png(picture: Image.Image) -> bytes:
-    """One picture as a PNG file."""
+    """One image as a PNG file."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()

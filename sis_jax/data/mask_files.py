@@ -1,5 +1,5 @@
-"""One mask picture to its values: class ids, or grey. What a picture cannot say is refused by name,
-never guessed.
+"""One mask image to its values: class ids, or grey. An ambiguous image is refused by name, never
+guessed.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _ASPECT = 0.02  # a photo and its mask may differ in size, not in shape
 
 
 def read_mask(source: bytes | Path | np.ndarray, name: str = "") -> UInt8[np.ndarray, "h w"]:
-    """A mask picture as its values, upright: palette index, grey value, or alpha where one colour
-    is all over and the shape is in the alpha channel.
+    """A mask image as its values, upright: palette index, grey value, or alpha where one colour is
+    all over and the shape is in the alpha channel.
 
-    Of several equal channels the first counts. 16-bit pictures count where they hold class ids or
+    Of several equal channels the first counts. 16-bit images count where they hold class ids or
     white is 65535, floating-point ones where they hold integers or 0..1. SisError, naming the mask,
     for colours and everything else.
     """
@@ -78,7 +78,7 @@ def _one_channel(values: np.ndarray, name: str) -> UInt8[np.ndarray, "h w"]:
     colours = values.astype(np.int16)
     if np.ptp(colours, axis=2).max(initial=0) > _JPEG:
         raise SisError(
-            f"the mask {name} is a colour picture; expected class ids in a palette or grey PNG, or "
+            f"the mask {name} is a colour image; expected class ids in a palette or grey PNG, or "
             "black and white"
         )
     return _bytes(values[..., 0], name)
@@ -111,7 +111,7 @@ def turned_like(
     mask: UInt8[np.ndarray, "h w"], photo: bytes | Path | np.ndarray, shape: tuple[int, int]
 ) -> UInt8[np.ndarray, "_ _"]:
     """The mask as its photo is seen: one that was made of the pixels as they are stored is turned
-    with them. shape: of the photo as it is seen; only a photo on its side can be told.
+    with them. shape: of the photo as it is seen; only a photo turned by 90 degrees is recognised.
     """
     if isinstance(photo, np.ndarray) or alike(mask.shape, shape):
         return mask
@@ -123,7 +123,7 @@ def turned_like(
 
 
 def alike(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    """Whether two pictures of these (height, width) can be of one shape, whatever their sizes."""
+    """Whether two images of these (height, width) can be of one shape, whatever their sizes."""
     return abs(a[1] * b[0] / (a[0] * b[1]) - 1) <= _ASPECT
 
 

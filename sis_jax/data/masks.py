@@ -1,5 +1,5 @@
-"""Masks of photos: what `predict` gives. In memory, or in the folder they were written to and read
-from there one at a time.
+"""Masks of photos, the result of `predict`. In memory, or in the folder they were written to and
+read from there one at a time.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Masks(Sequence):
     """Predicted masks, in the order of the photos; `masks[0].mask` is uint8[h w] of class ids.
 
     classes: as in classes.json. skipped: (name, reason) of photos that could not be read. folder:
-        where they lie, where they were written to disk.
+        that of the masks, where they were written to disk.
     """
 
     classes: tuple[dict[str, Any], ...]
@@ -69,7 +69,7 @@ class Masks(Sequence):
         return (self[i] for i in range(len(self)))
 
     def save(self, folder: str | Path, format: str = "png", overwrite: bool = False) -> Path:  # noqa: A002
-        """Write the masks. format: "png", palette pictures <stem>.png beside classes.json; or coco,
+        """Write the masks. format: "png", palette images <stem>.png beside classes.json; or coco,
         voc, yolo, hf, npz, tfds. Returns the folder.
         """
         folder = Path(folder)
@@ -102,7 +102,7 @@ class Masks(Sequence):
         return sorted(rows, key=lambda r: -int(r["mask"].sum()))
 
     def cutout(self, index: int, image: UInt8[np.ndarray, "h w 3"] | None = None) -> Image.Image:
-        """The photo's foreground as an RGBA picture: alpha is the probability of not being
+        """The photo's foreground as an RGBA image: alpha is the probability of not being
         background, or 0 and 255 without scores.
         """
         found = self[index]
@@ -114,7 +114,7 @@ class Masks(Sequence):
         return cutout(picture, found.mask, found.scores)
 
     def show(self, count: int = 8) -> Image.Image:
-        """Photos over their masks over both, 128 pixels high, as one picture."""
+        """Photos over their masks over both, 128 pixels high, as one image."""
         shown = [p for p in self[:count] if p.image is not None]
         if not shown:
             raise UsageError(
@@ -152,7 +152,7 @@ def write_mask(folder: Path, prediction: Prediction) -> Path:
 
 
 def write_classes(folder: Path, classes: Sequence[dict[str, Any]]) -> None:
-    """Write classes.json: what the masks' values mean."""
+    """Write classes.json, the names of the masks' values."""
     write_atomic(folder / CLASSES, (json_text(list(classes)) + "\n").encode())
 
 
@@ -173,7 +173,7 @@ def cutout(
 def _thumbnail(
     image: np.ndarray, mask: np.ndarray, side: int = 128
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The largest centred square at `side` pixels."""
+    """The largest centred square, resized to `side` pixels."""
     h, w = mask.shape
     s = min(h, w)
     box = ((w - s) // 2, (h - s) // 2, (w - s) // 2 + s, (h - s) // 2 + s)

@@ -17,7 +17,7 @@ MAX_PART = 255  # bytes of one part of a path, on every common file system
 _MAX_PATH = 4095  # bytes, on Linux
 _MAX_FLAT = 200  # bytes of a file name made here: prefixes and suffixes are still to come
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])\s*(\..*)?")
-# Control characters, and what some reader of a list takes for the end of a line.
+# Control characters, and those that some reader of a list takes for the end of a line.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -61,7 +61,7 @@ def below(folder: Path, name: object, whose: str | os.PathLike[str]) -> Path:
 
 
 def check_parents(folder: Path, path: Path) -> None:
-    """SisError where a link inside `folder` would lead what is written at `path` out of it."""
+    """SisError where a link inside `folder` would lead a file written at `path` out of it."""
     if not path.parent.resolve().is_relative_to(folder.resolve()):
         raise SisError(
             f"{path.parent} is a link that leads out of {folder}: remove it, or give another --out"
@@ -98,7 +98,8 @@ def flat(name: str) -> str:
     """One file name for a name of any kind: folders are joined by "_", bytes that are no UTF-8 are
     written as %E9, line ends and control characters as "_".
 
-    A long name is cut and gets a digest; what Windows reserves gets a "_". Two names may become
+    A long name is cut and gets a digest; a name that Windows reserves gets a "_". Two names may
+    become
     one: see `twins`.
     """
     joined = name.replace("\\", "/").strip("/").replace("/", "_")

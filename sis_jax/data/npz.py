@@ -1,4 +1,4 @@
-"""Pictures in an .npz: one array `NAMEs` uint8[n h w 3], or encoded files end to end in `NAME_blob`
+"""Images in an .npz: one array `NAMEs` uint8[n h w 3], or encoded files end to end in `NAME_blob`
 (uint8), cut by `NAME_off` (int64[n + 1]). The one reader of both.
 """
 
@@ -49,9 +49,9 @@ def load_npz(path: Path, wanted: Collection[str] | None = None) -> dict[str, np.
 def open_pictures(
     path: Path, names: Sequence[str], lone: bool = False
 ) -> list[Callable[[], Picture]]:
-    """A function per picture of an .npz that gives it.
+    """A function per image of an .npz that gives it.
 
-    names: what the array may be called, the best first ("img", "image", "images"); a blob goes
+    names: possible names of the array, the best first ("img", "image", "images"); a blob goes
         before an array. lone: take the only blob of a file whatever its name. UsageError where none
         of these is there, SisError where the offsets do not cut the blob.
     """
@@ -89,7 +89,7 @@ def _check_cut(path: Path, blob: str, data: np.ndarray, off: np.ndarray) -> None
         fits = bool(off[0] >= 0 and off[-1] <= len(data) and (steps >= 0).all())
     if not fits or not len(off):
         raise SisError(
-            f"`{blob}_off` in {path} does not cut `{blob}_blob` ({data.size:,} bytes) into pictures"
+            f"`{blob}_off` in {path} does not cut `{blob}_blob` ({data.size:,} bytes) into images"
         )
 
 

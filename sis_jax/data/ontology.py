@@ -19,7 +19,7 @@ from sis_jax.types import UsageError
 
 NEUTRAL = "(neutral)"
 _FORM = 'expected {"a photo of hair": "hair", "the background": null}'
-# What ships, by name. "faces": the parts that the text model "faces-clip" was seen to tell apart
+# What ships, by name. "faces": the parts that the text model "faces-clip" was seen to distinguish
 # (smaller ones it does not).
 SHIPPED: dict[str, dict[str, Any]] = {
     "faces": {
@@ -88,13 +88,13 @@ def ontology_of(
     neutral: Sequence[str] = (),
     templates: Sequence[str] = (),
 ) -> Ontology:
-    """An ontology from what a user gave.
+    """An ontology from a user's input.
 
     source: an Ontology, {prompt: class or None}, a name in `SHIPPED`, or the path of a JSON file
         that holds one; the file may also hold {"classes": {name: [prompts]}, "background":
         [prompts], "neutral": [words], "templates": [...]}. prompts: further "prompt=class",
-        "prompt=" for the background. neutral, templates: further ones. Raises UsageError that says
-        what is wrong.
+        "prompt=" for the background. neutral, templates: further ones. Raises UsageError that names
+        the fault.
     """
     if source is None and not prompts:
         raise UsageError(
@@ -198,8 +198,7 @@ def _check_pairs(pairs: Iterable[tuple[Any, Any]]) -> None:
     for prompt, name in pairs:
         if not isinstance(prompt, str) or not prompt.strip():
             raise UsageError(
-                f"a prompt must be a text that says something, got {prompt!r} for the class "
-                f"{name!r}"
+                f"a prompt must be a text that is not empty, got {prompt!r} for the class {name!r}"
             )
         if name is not None and (not isinstance(name, str) or not name.strip()):
             raise UsageError(

@@ -1,5 +1,5 @@
-"""Pictures with masks in memory, and an endless shuffled stream of batches: what a student is
-trained on.
+"""Images with masks in memory, and an endless shuffled stream of batches: a student's training
+data.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ IGNORE = draw.IGNORE
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Pictures uint8[n h w 3], masks uint8[n h w] of channel numbers (255 = ignore), and how sure
-    each pixel's label is, uint8[n h w], 255 = sure.
+    """Images uint8[n h w 3], masks uint8[n h w] of channel numbers (255 = ignore), and the
+    confidence of each pixel's label, uint8[n h w], 255 = 1.
     """
 
     images: UInt8[np.ndarray, "n h w 3"]
@@ -57,17 +57,17 @@ class Pairs:
         bar.close()
         if len({r[0].shape for r in rows}) != 1:
             raise SisError(
-                f"the pictures in {source} differ in size or there are none: a student is trained "
-                "on pictures of one size"
+                f"the images in {source} differ in size or there are none: a student is trained "
+                "on images of one size"
             )
         return cls(*(np.stack(part) for part in zip(*rows)))
 
     def without_odd_ones(self, trim: float, channel: int = 0) -> Pairs:
-        """Without the share `trim` of pictures on whose frame the least of `channel` (the
-        background) was labelled.
+        """Without the share `trim` of images on whose frame the least of `channel` (the background)
+        was labelled.
 
         A mask in which the background is missing is the commonest large mistake of a teacher that
-        clusters: dark ground taken for dark hair.
+        clusters: dark background taken for dark hair.
         """
         if not 0 < trim < 1 or not (self.masks == channel).any():
             return self
@@ -101,7 +101,7 @@ def shuffled(n: int, batch: int, seed: int, start: int = 0) -> Iterator[tuple[in
 def labelled(
     stream: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], ids: Sequence[int]
 ) -> Pairs:
-    """From batches (images uint8, masks of class ids, certainty 0..1), as a teacher gives them."""
+    """From batches (images uint8, masks of class ids, confidence 0..1), as a teacher gives them."""
     table = channel_table(ids)
     images, masks, sure = (np.concatenate(parts) for parts in zip(*stream))
     return Pairs(images, table[masks], _grey(sure))
@@ -119,7 +119,7 @@ def _grey(certainty: Float[np.ndarray, "*n h w"]) -> UInt8[np.ndarray, "*n h w"]
 
 
 def _reduced(example: Any, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(image, mask, certainty) with the shorter side at most `side`."""
+    """(image, mask, confidence) with the shorter edge at most `side` pixels."""
     image, mask = example.image, example.mask
     sure = (
         np.full(mask.shape, 255, np.uint8)

@@ -72,8 +72,8 @@ def _ids(
 
 
 def _facts(members: Iterable[int], said: _Said, share: Mapping[int, float]) -> dict[str, Any]:
-    """What the text model said of a class: the mean over its clusters, by their share of the
-    pixels; the runner-up is that of the largest.
+    """The text model's scores of a class: the mean over its clusters, by their share of the pixels;
+    the runner-up is that of the largest.
     """
     told = [c for c in members if c in said]
     if not told:

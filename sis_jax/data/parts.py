@@ -1,4 +1,4 @@
-"""Parts: what a method found in a generator, with names, colours and facts per cluster; on disk
+"""Parts that a method found in a generator, with names, colours and facts per cluster; on disk
 `parts/parts.safetensors` and `classes.json`.
 """
 
@@ -28,17 +28,17 @@ BACKGROUND = 0
 
 @dataclass(frozen=True)
 class Parts:
-    """Parts of what a generator draws.
+    """Parts of a generator's images.
 
-    method, settings, arrays: which method, with which resolved hyper-parameters, learned what.
+    method, settings, arrays: the method, its resolved hyper-parameters and what it learned.
     classes: {"id", "name", "colour", "clusters", "prompts", "score", "margin", "runner_up",
         "guess", "unsure"}; id 0 is the background, absent where none was found. The last six are
-        what a text model said (`named`): probability of the name, lead over the runner-up; guess is
-        what it would have been called where that was too little (unsure).
+        the text model's (`named`): probability of the name, lead over the runner-up; guess is the
+        likeliest name where the score was too low (unsure).
     clusters: facts per cluster (share, confidence, agreement across seeds, share of the frame,
         class_id; scores: probability per class).
-    samples: uint8[n h w 3] pictures to look at, masks: their clusters, seeds: theirs, confidence:
-        per picture, 0..1.
+    samples: uint8[n h w 3] images to look at, masks: their clusters, seeds: theirs, confidence:
+        per image, 0..1.
     """
 
     method: str
@@ -80,9 +80,9 @@ class Parts:
         """Give parts names: {3: "hair", 7: "hair", 11: None} merges two under one name and sends
         one to the background.
 
-        Keys are class ids; a merged class keeps its smallest id. A name given by hand is sure: what
-        a text model said of the part is forgotten. Raises UsageError for an id that does not exist,
-        or a name that is no text.
+        Keys are class ids; a merged class keeps its smallest id. A name given by hand is final:
+        the text model's scores of the part are dropped. Raises UsageError for an id that does not
+        exist, or a name that is no text.
         """
         self._known(names)
         for key, name in names.items():
@@ -159,8 +159,8 @@ class Parts:
         return replace(self, classes=classes, clusters=clusters)
 
     def digest(self) -> str:
-        """SHA-256 of what masks depend on besides the generator: the learned arrays, and which
-        cluster belongs to which class.
+        """SHA-256 of everything that masks depend on besides the generator: the learned arrays, and
+        which cluster belongs to which class.
         """
         digest = hashlib.sha256(
             repr(sorted((c["id"], tuple(c["clusters"])) for c in self.classes)).encode()
@@ -170,7 +170,7 @@ class Parts:
         return digest.hexdigest()
 
     def show(self, count: int = 8) -> Image.Image:
-        """Samples over their parts over both, as one picture; a notebook draws it."""
+        """Samples over their parts over both, as one image; a notebook draws it."""
         n = min(count, len(self.samples))
         if n == 0:
             raise SisError("these parts carry no samples to show: they were made without a gallery")
@@ -186,9 +186,7 @@ class Parts:
     # files
 
     def files(self) -> dict[str, bytes]:
-        """Everything `save` writes, by name: pictures of the samples, arrays, classes, the
-        sweep.
-        """
+        """Everything `save` writes, by name: images of the samples, arrays, classes, the sweep."""
         out: dict[str, bytes] = {}
         for i, (image, mask) in enumerate(zip(self.samples, self.classify(self.masks))):
             out[f"samples/{i:02d}_image.png"] = _png(image)

@@ -1,8 +1,8 @@
-"""Where photos come from: what lies in a folder, an archive or an .npz.
+"""Where photos come from: the files in a folder, an archive or an .npz.
 
 `photos.py` puts it together with `decode.py`. Archives are read in memory and never extracted;
 nothing is unpickled; no external program is started. A name in an archive is a name only where it
-could be a file below a folder (`names.py`); what cannot be read is named, with the reason.
+could be a file below a folder (`names.py`); files that cannot be read are named, with the reason.
 """
 
 from __future__ import annotations
@@ -46,17 +46,18 @@ _DAMAGED = (
 
 Raw = (
     bytes | np.ndarray | Path | Unusable
-)  # an encoded picture, a decoded one, where to read it, or why not
+)  # an encoded image, a decoded one, where to read it, or why not
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What one source holds.
+    """The contents of one source.
 
-    names: of the pictures, sorted; each is a path below a folder. others: how often each other
-        extension occurs. stamp: name -> what changes with the content. refused: (name, reason) of
-        photos that are there and cannot be read.
-    read: the wanted names -> (name, picture) in whatever order suits the container."""
+    names: of the images, sorted; each is a path below a folder. others: how often each other
+        extension occurs. stamp: name -> a value that changes with the content. refused: (name,
+        reason) of photos that are there and cannot be read.
+    read: the wanted names -> (name, image) in whatever order suits the container.
+    """
 
     path: Path
     names: tuple[str, ...]
@@ -89,7 +90,7 @@ def list_source(path: Path) -> Listing:
             refused,
         )
     raise UsageError(
-        f"{path} is neither a folder, a picture ({' '.join(EXTENSIONS)}) nor an archive "
+        f"{path} is neither a folder, an image ({' '.join(EXTENSIONS)}) nor an archive "
         f"({' '.join(ARCHIVES)})"
     )
 
@@ -108,7 +109,7 @@ def _hidden(name: str) -> bool:
 def _sort_out(
     names: Iterable[str], refused: Iterable[tuple[str, str]] = ()
 ) -> tuple[tuple[str, ...], Counter, tuple[tuple[str, str], ...]]:
-    """Picture names in order, the extensions of the rest, and what cannot be read."""
+    """Image names in order, the extensions of the rest, and the unreadable ones."""
     photos, others = [], Counter()
     known = [(name, why) for name, why in refused if not _hidden(name)]
     for name in names:
@@ -117,7 +118,7 @@ def _sort_out(
         if _is_photo(name):
             photos.append(name)
         elif name.lower().endswith(_NOT_READ):
-            known.append((name, "not a kind of picture that is read here; save it as JPEG or PNG"))
+            known.append((name, "not a kind of image that is read here; save it as JPEG or PNG"))
         else:
             others[Path(name).suffix.lower() or "(none)"] += 1
     return tuple(sorted(photos)), others, tuple(sorted(known))
@@ -144,8 +145,8 @@ def _list_folder(path: Path) -> Listing:
 
 
 def _walk(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
-    """Every file below a folder once, and what could not be looked into. Linked folders are
-    followed after the real ones, so a photo keeps its own name and a circle of links ends.
+    """Every file below a folder once, and the unreadable folders. Linked folders are followed after
+    the real ones, so a photo keeps its own name and a circle of links ends.
     """
     found: list[str] = []
     refused: list[tuple[str, str]] = []
@@ -245,7 +246,7 @@ def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes | Unus
         return too_large(member.file_size)
     try:
         with archive.open(member) as file:
-            data = file.read(MAX_BYTES + 1)  # the announced size can lie
+            data = file.read(MAX_BYTES + 1)  # the announced size can be wrong
     except Exception as error:  # encrypted, damaged, or packed in an unknown way
         return Unusable(f"cannot be unpacked: {because(error)}")
     return data if len(data) <= MAX_BYTES else too_large(len(data))
@@ -326,14 +327,14 @@ def _list_npz(path: Path) -> Listing:
 
 
 def pixels_of(raw: Raw, decoded: Callable[[bytes | np.ndarray], np.ndarray]) -> np.ndarray:
-    """What `decoded` makes of a picture, wherever it is; raises `Unusable` with the reason."""
+    """The result of `decoded` for an image, wherever it is; raises `Unusable` with the reason."""
     if isinstance(raw, Unusable):
         raise raw
     return decoded(read_file(raw) if isinstance(raw, Path) else raw)
 
 
 def readable(listing: Listing, wanted: set[str]) -> Iterator[tuple[str, np.ndarray | str]]:
-    """The wanted pictures of a source at their own size, one at a time: (name, uint8[h w 3]), or
+    """The wanted images of a source at their own size, one at a time: (name, uint8[h w 3]), or
     (name, why it cannot be used).
     """
     for name, raw in listing.read(wanted):
@@ -355,6 +356,6 @@ def nothing_found(label: str, listings: Sequence[Listing]) -> str:
 
 
 def left_out(rows: Sequence[tuple[str, str]]) -> str:
-    """The first few of what was left out, for a sentence."""
+    """The first few skipped ones, for a sentence."""
     shown = ", ".join(f"{name} ({reason})" for name, reason in rows[:3])
     return shown + (", ..." if len(rows) > 3 else "")

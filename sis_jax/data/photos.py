@@ -1,8 +1,7 @@
 """Real photos as one array: a folder, an archive or an .npz in, uint8[n r r 3] out, and an endless
 shuffled stream of batches.
 
-Every picture that could not be used is named with the reason; `photo_files.py` reads them one by
-one.
+Every image that could not be used is named with the reason; `photo_files.py` reads them one by one.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class Photos:
     """Photos of one size in memory (or memory-mapped), in a fixed order.
 
     images: uint8[n r r 3] RGB. names: one per photo, path inside the source. skipped: (name,
-        reason) of what could not be used.
+        reason) of unusable ones.
     mirror: whether `batches` flips each item with probability 1/2.
     """
 
@@ -80,18 +79,18 @@ class Photos:
     ) -> Photos:
         """Read every photo of `source` at `resolution` x `resolution`, in the order of their names.
 
-        source: a folder (searched to the bottom), one picture, a .zip, .tar, .tar.gz or .npz file,
-            or a list of these. An .npz holds `images` uint8[n h w 3], or encoded files end to end:
+        source: a folder (searched to the bottom), one image, a .zip, .tar, .tar.gz or .npz file, or
+            a list of these. An .npz holds `images` uint8[n h w 3], or encoded files end to end:
             `<k>_blob` uint8 and `<k>_off` int64[n + 1].
         rows, limit: which of the sorted photos, then how many of those. crop: "center" cuts the
             largest centred square; "none" squeezes the whole photo into the square. min_size: skip
-            photos whose shorter side is below this many pixels (default resolution // 2).
+            photos whose shorter edge is below this many pixels (default resolution // 2).
         cache: folder that keeps the result; it is found again while names, sizes, times and
             settings are the same. threads: decoders (default: cores, at least 2). progress: True
             for a bar on stderr, or a function (done, total). EXIF orientation is honoured,
-            transparency lies on white, 16-bit grey is scaled, CMYK converted. Downscaling by a
-            whole number averages blocks, otherwise Lanczos; a JPEG more than four times too large
-            is first reduced while decoding.
+            transparency is put on white, 16-bit grey is scaled, CMYK converted. Downscaling by an
+            integer averages blocks, otherwise Lanczos; a JPEG more than four times too large is
+            first reduced while decoding.
         Raises UsageError when there is no photo to read, SisError when none can be read.
         """
         min_size = resolution // 2 if min_size is None else min_size
@@ -132,7 +131,7 @@ class Photos:
         return cls(images, names, skipped, label, mirror)
 
     def summary(self) -> str:
-        """One line: how many, how large, from where, and what was left out."""
+        """One line: how many, how large, from where, and the skipped ones."""
         line = f"{len(self):,} photos at {self.resolution}x{self.resolution} from {self.source}" + (
             ", mirrored" if self.mirror else ""
         )
@@ -144,7 +143,7 @@ class Photos:
         self, batch: int, seed: int = 0, start_step: int = 0
     ) -> Iterator[UInt8[np.ndarray, "b r r 3"]]:
         """An endless stream of batches; batch t depends on (seed, t) alone, so a run resumed at
-        `start_step` sees what it would have seen.
+        `start_step` sees the same batches.
 
         Each epoch is a fresh permutation of all photos. A batch may span epochs: nothing is
         dropped, and it may be larger than the set.
@@ -190,7 +189,7 @@ class Photos:
 
 
 def own_side(source: str | os.PathLike, looked_at: int = 8) -> int:
-    """Median shorter side, in pixels, of the first few photos of a source; 0 where none can be
+    """Median shorter edge, in pixels, of the first few photos of a source; 0 where none can be
     read.
     """
     listing = list_source(Path(source))
@@ -223,8 +222,8 @@ def _check_settings(
 def _jobs(
     listings: Sequence[Listing], entries: Sequence[tuple[int, str]]
 ) -> Iterator[tuple[int, Raw]]:
-    """(slot, picture) for every entry; the slot is its place in the sorted order, whatever order
-    the container is read in.
+    """(slot, image) for every entry; the slot is its place in the sorted order, whatever order the
+    container is read in.
     """
     for number, listing in enumerate(listings):
         slots = {name: slot for slot, (owner, name) in enumerate(entries) if owner == number}
@@ -242,7 +241,7 @@ def _decode_all(
     progress: Progress,
 ) -> Found:
     """(images, names, skipped) of all jobs, in slot order. With a cache (folder, key) the array
-    lies there and not in memory.
+    is stored there and not in memory.
     """
     raw_file = None if cache is None else cache[0] / f".{cache[1]}.{os.getpid()}.tmp"
     shape = (len(names), resolution, resolution, 3)
@@ -305,7 +304,7 @@ def _fill(
     ):
         warnings.simplefilter(
             "ignore"
-        )  # Pillow warns about odd metadata and large photos; what matters is reported as skipped
+        )  # Pillow warns about odd metadata; unusable photos are reported as skipped
         for slot, raw in jobs:
             window.append((slot, pool.submit(pixels_of, raw, shape_up)))
             if len(window) >= 4 * threads:
@@ -347,7 +346,7 @@ def _write_cache(
     for suffix, write in (
         (".npy", lambda f: np.save(f, images)),
         (".json", lambda f: f.write(about)),
-    ):  # the .json last: it says the pair is whole
+    ):  # the .json last: it marks the pair as complete
         temporary = folder / f".{key}.{os.getpid()}{suffix}.tmp"
         try:
             with temporary.open("wb") as file:

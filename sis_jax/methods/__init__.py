@@ -1,4 +1,4 @@
-"""The methods, one paper per file; what they have in common is in `base`."""
+"""The methods, one paper per file; their common parts are in `base`."""
 
 from sis_jax.methods.base import METHODS as METHODS
 from sis_jax.methods.base import Fitted as Fitted

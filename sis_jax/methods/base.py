@@ -1,4 +1,4 @@
-"""The methods, one paper per file, and what they have in common.
+"""The methods, one paper per file, and their common parts.
 
 A method is a frozen dataclass of hyper-parameters: the constructor stores, `fit(gen, seed)` returns
 a `Fitted`, a value that predicts. `METHODS` maps the name a user types to the class;
@@ -34,15 +34,14 @@ METHODS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a method needs beside the generator: methods open no files, so the verb reads them
+    """The inputs of a method beside the generator: methods open no files, so the verb reads them
     (`sis_jax/stages/inputs.py`).
 
     photos: UInt8[n r r 3], real photos at the generator's resolution. discriminator: images Float[n
         r r 3] -> Float[n 1].
-    painted: UInt8[n r r], class ids somebody painted over the samples of `painted_seeds`, 255 = not
-        painted; painted_names: {class id: name}.
-    folder: where a long fit may keep what it needs to go on after an interruption; None keeps
-        nothing.
+    painted: UInt8[n r r], class ids annotated on the samples of `painted_seeds`, 255 = not
+        annotated; painted_names: {class id: name}.
+    folder: where a long fit may keep its state to go on after an interruption; None keeps nothing.
     """
 
     photos: UInt8[np.ndarray, "n r r 3"] | None = None
@@ -54,14 +53,15 @@ class Inputs:
 
 
 class Method(Protocol):
-    """What the stages ask of a method: hyper-parameters, and functions of what was learned.
+    """The interface of a method to the stages: hyper-parameters, and functions of the learned
+    arrays.
 
     wants: names of fields of `Inputs`; a method that has some takes them as `fit(gen, seed,
         inputs=...)`. clusters_by_k: whether clusters were sought without knowing which are the
         background, so that the frame decides and another k may help. adds_clusters: whether
-        arrays["centers"] may get one more row (`discover --rare`). shaky_cure: what to do about
+        arrays["centers"] may get one more row (`discover --rare`). shaky_cure: the remedy for
         clusters of low agreement, where that is the settings' fault ("lower k"); "" otherwise.
-    `arrays` is what `fit` learned, by name, as in `Fitted`.
+    `arrays` holds the result of `fit`, by name, as in `Fitted`.
     """
 
     wants: ClassVar[tuple[str, ...]]
@@ -83,7 +83,7 @@ class Method(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """What a method learned of a generator: a value that labels its samples.
+    """The parts that a method learned of a generator: a value that labels its samples.
 
     method: with the settings it ended up with. arrays: everything learned, by name; with `method`
         enough to label. clusters: facts per cluster, {"id", "share", "border_share", "background",
@@ -102,7 +102,7 @@ class Fitted:
 
     @property
     def taps(self) -> tuple[str, ...]:
-        """What `gen.sample(seeds, taps=...)` must be given for samples that `predict` takes."""
+        """The taps for `gen.sample(seeds, taps=...)`, whose samples `predict` takes."""
         return self.method.taps(self.arrays)
 
     def predict(self, samples: Samples, gen: Generator | None = None) -> UInt8[np.ndarray, "n h w"]:

@@ -1,11 +1,11 @@
-"""DatasetGAN: a handful of painted samples teach small classifiers to label every picture the
+"""DatasetGAN: a handful of annotated samples teach small classifiers to label every image the
 generator draws (Zhang et al., CVPR 2021).
 
 Section 3.2 of the paper: the feature vector of a pixel is its hypercolumn, the maps of all layers
-enlarged to the picture's size and concatenated. An ensemble of ten networks D-128-32-K (D-256-128-K
-from 32 classes on), each layer linear, ReLU, batch normalisation, learns the class from the painted
-pixels; the label is their vote. Uncertainty is the Jensen-Shannon divergence of the members'
-distributions p_e,
+enlarged to the image's size and concatenated. An ensemble of ten networks D-128-32-K (D-256-128-K
+from 32 classes on), each layer linear, ReLU, batch normalisation, learns the class from the
+annotated pixels; the label is their vote. Uncertainty is the Jensen-Shannon divergence of the
+members' distributions p_e,
 
     JS = H(mean_e p_e) - mean_e H(p_e),
 
@@ -16,21 +16,21 @@ release.
 same features, the cheapest variant.
 
 Where we differ, and why:
-* A hypercolumn is never made for a whole picture: the original holds those of all painted pixels,
+* A hypercolumn is never made for a whole image: the original holds those of all annotated pixels,
   160 to 200 GB. Features are read at `max_points` pixels, rare classes first; weights make the loss
-  an estimate of that over all painted pixels. Whole pictures are labelled with the first layer
+  an estimate of that over all annotated pixels. Whole images are labelled with the first layer
   applied at each map's own size and then enlarged, which is equal because enlarging is linear.
 * Features are standardised per channel, members share their minibatches (one large product instead
   of ten small ones), and the number of steps is fixed, the rate falling as a cosine, instead of
   stopping by the loss of single minibatches.
-* Members see bootstrap draws of the painted samples (Breiman 1996), not all of them. On 16 painted
-  faces the labels are better (mean IoU 0.861 against 0.843), and the divergence finds errors:
-  networks that differ only by their start are wrong together, linear ones would be equal.
+* Members see bootstrap draws of the annotated samples (Breiman 1996), not all of them. On 16
+  annotated faces the labels are better (mean IoU 0.861 against 0.843), and the divergence finds
+  errors: networks that differ only by their start are wrong together, linear ones would be equal.
 * StyleGAN2 instead of StyleGAN1: maps are the results of all convolutions, after noise, bias and
   activation.
-* The most uncertain tenth of the pictures is not left out here: the confidence 1 - JS / max JS is
+* The most uncertain tenth of the images is not left out here: the confidence 1 - JS / max JS is
   written with each, and weighs pixels in `distill`. `RECIPES["paper"]` is the published setting as
-  far as it carries over; it holds the features of all painted pixels.
+  far as it carries over; it holds the features of all annotated pixels.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from sis_jax.training import pixel_classifiers as pixels
 from sis_jax.types import Generator, Samples, SisError, UsageError, check_taps, to_uint8
 
 RECIPES: dict[str, dict[str, Any]] = {
-    # All painted pixels, minibatches of 64, plain Adam at 1e-3, ten networks that vote.
+    # All annotated pixels, minibatches of 64, plain Adam at 1e-3, ten networks that vote.
     "paper": {
         "members": 10,
         "bootstrap": False,
@@ -67,14 +67,15 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 IGNORE = 255
-# further members, each shown one half of the samples: they say how well the other half is labelled
+# further members, each trained on one half of the samples: they measure how well the other half is
+# labelled
 HELD = 2
 UNSURE = 0.5
 
 
 @dataclass(frozen=True)
 class DatasetGAN(DatasetGANSettings):
-    """Parts from painted samples.
+    """Parts from annotated samples.
 
     The settings are the fields of `DatasetGANSettings`.
     """
@@ -85,14 +86,13 @@ class DatasetGAN(DatasetGANSettings):
     shaky_cure: ClassVar[str] = ""
 
     def fit(self, gen: Generator, seed: int = 0, inputs: Inputs | None = None) -> Fitted:
-        """Learn the classes somebody painted. The same seed and masks give
-        the same classifiers.
+        """Learn the annotated classes. The same seed and masks give the same classifiers.
 
-        inputs: `painted` UInt8[m r r] of class ids (255 = not painted) over the samples of
+        inputs: `painted` UInt8[m r r] of class ids (255 = not annotated) over the samples of
             `painted_seeds`, and their `painted_names`.
 
-        Raises UsageError for settings or masks that cannot work (the sentence says what can),
-        SisError for NaN features.
+        Raises UsageError for settings or masks that cannot work (the sentence names those that
+        can), SisError for NaN features.
         """
         self._check(gen)
         painted, seeds, ids = _painted(inputs, gen.resolution)
@@ -181,15 +181,15 @@ class DatasetGAN(DatasetGANSettings):
     def _features(
         self, gen: Generator, seeds: list[int], taps: tuple[str, ...], at: Int[np.ndarray, "n p"]
     ) -> Float[np.ndarray, "n p d"]:
-        """Hypercolumns of the chosen pixels of every painted sample."""
+        """Hypercolumns of the chosen pixels of every annotated sample."""
         x = collect(
             gen, seeds, _collect_body, truncation=self.truncation, per_sample=(at,),
             shown="features of annotated pixels", taps=taps, side=gen.resolution,
         )  # fmt: skip
         if not np.isfinite(x).all():
             raise SisError(
-                "the features of painted samples are NaN or infinite: the generator's weights are "
-                "damaged"
+                "the features of annotated samples are NaN or infinite: the generator's weights "
+                "are damaged"
             )
         return x
 
@@ -239,7 +239,7 @@ class DatasetGAN(DatasetGANSettings):
         names: dict[int, str],
         held: np.ndarray,
     ) -> Fitted:
-        """Facts per class from the painted pictures, labelled whole; names and background are the
+        """Facts per class from the annotated images, labelled whole; names and background are the
         painter's.
         """
         facts, _ = selection.describe(self.label_seeds(arrays, gen, seeds), len(ids))
@@ -251,7 +251,9 @@ class DatasetGAN(DatasetGANSettings):
             for i, c in enumerate(ids)
         ]
         found = bool(ids[0] == 0)
-        why = "painted as class 0" if found else "no pixel was painted as class 0, the background"
+        why = (
+            "annotated as class 0" if found else "no pixel is annotated as class 0, the background"
+        )
         table = [
             {"name": c["name"], "painted_pixels": int(n), "held_out_iou": float(h)}
             for c, n, h in zip(clusters, counts, held)
@@ -269,9 +271,9 @@ def choose_pixels(
     """Pixels to learn from: (row * r + column, class id, weight), equally many per sample; filling
     has weight 0.
 
-    Where a sample has more painted pixels than its share of `most`, its smallest classes are kept
-    whole first and the others evenly cut. The weights, 1 on average, are painted pixels per chosen
-    one, so that a weighted mean over the points estimates that over all painted pixels.
+    Where a sample has more annotated pixels than its share of `most`, its smallest classes are kept
+    whole first and the others evenly cut. The weights, 1 on average, are annotated pixels per
+    chosen one, so that a weighted mean over the points estimates that over all annotated pixels.
     """
     flat = painted.reshape(len(painted), -1)
     share = int(min((flat != IGNORE).sum(1).max(), max(1, most // len(flat))))
@@ -294,37 +296,39 @@ def choose_pixels(
 def _painted(
     inputs: Inputs | None, side: int
 ) -> tuple[UInt8[np.ndarray, "n r r"], list[int], Int[np.ndarray, "k"]]:
-    """Masks with at least one painted pixel, their seeds, and the class ids in them."""
+    """Masks with at least one annotated pixel, their seeds, and the class ids in them."""
     if inputs is None or inputs.painted is None:
         raise UsageError(
-            "datasetgan learns from painted samples and got none: python -m sis_jax export RUN "
+            "datasetgan learns from annotated samples and got none: python -m sis_jax export RUN "
             "--format blanks --n 16, paint the masks, "
             "then give their folder as --masks"
         )
     masks, seeds = inputs.painted, inputs.painted_seeds
     if len(masks) != len(seeds):
         raise UsageError(
-            f"there are {len(masks)} painted masks and {len(seeds)} seeds: each mask belongs to "
+            f"there are {len(masks)} annotated masks and {len(seeds)} seeds: each mask belongs to "
             "the sample of one seed"
         )
     if masks.shape[1:] != (side, side):
         raise UsageError(
-            f"the painted masks are {masks.shape[2]}x{masks.shape[1]}, expected the generator's "
+            f"the annotated masks are {masks.shape[2]}x{masks.shape[1]}, expected the generator's "
             f"{side}x{side}"
         )
     used = (masks != IGNORE).any((1, 2))
     if not used.any():
         raise UsageError(
-            "no pixel of the masks is painted (all are 255): paint at least two classes"
+            "no pixel of the masks is annotated (all are 255): paint at least two classes"
         )
     ids = np.unique(masks[masks != IGNORE]).astype(np.int64)
     if len(ids) < 2:
         raise UsageError(
-            f"only one class, {int(ids[0])}, is painted: paint at least two, one of them the "
+            f"only one class, {int(ids[0])}, is annotated: paint at least two, one of them the "
             "background (0)"
         )
     if not used.all():
-        say(f"{int((~used).sum())} of {len(masks)} samples have nothing painted and are left out")
+        say(
+            f"{int((~used).sum())} of {len(masks)} samples have no annotated pixel and are left out"
+        )
     return masks[used], [int(s) for s, u in zip(seeds, used) if u], ids
 
 
@@ -333,7 +337,7 @@ def _warnings(table: list[dict[str, Any]]) -> Iterator[str]:
         if row["held_out_iou"] < UNSURE:
             yield (
                 f"The class {row['name']} ({row['painted_pixels']:,} pixels) is not yet learned: "
-                "classifiers that saw one half of the painted "
+                "classifiers that saw one half of the annotated "
                 f"samples reach an IoU of {row['held_out_iou']:.2f} on the other half. Paint it "
                 "in more samples."
             )
@@ -359,7 +363,7 @@ def _held_out(
     seen: np.ndarray,
     classes: int,
 ) -> Float[np.ndarray, "k"]:
-    """IoU per class of the labels that each half's classifier gives to the painted pixels of the
+    """IoU per class of the labels that each half's classifier gives to the annotated pixels of the
     other half.
     """
     last = [tuple(a[-HELD:] for a in pair) for pair in layers]

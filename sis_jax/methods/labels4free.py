@@ -1,7 +1,7 @@
 """Labels4Free: what may be replaced by background without anybody noticing is background (Abdal et
 al. 2021, arXiv 2103.14968).
 
-Equations of the paper, a = the alpha network's mask of a picture G(w), read from the features that
+Equations of the paper, a = the alpha network's mask of an image G(w), read from the features that
 made it:
 
     x   = a G(w) + (1 - a) G_bg(w')
@@ -14,24 +14,24 @@ weak to judge more than consistency. All ones would fool D perfectly: the last t
 background, and D decides where it hurts least.
 
 Where we differ, and why (each one a setting; `RECIPES` has the published values by data set):
-* The background has latents of its own (`same_latents`): with those of the picture it has nearly
-  the same colour, and a leaking mask costs nothing.
-* The real pictures are the generator's own samples unless `photos` are given. D then has nothing to
-  learn but the composite; with photos it first learns to tell samples from photos, which says
-  nothing about the mask.
+* The background has latents of its own (`same_latents`): with those of the image it has nearly the
+  same colour, and a leaking mask costs nothing.
+* The real images are the generator's own samples unless `photos` are given. D then has nothing to
+  learn but the composite; with photos it first learns to separate samples from photos, which does
+  not depend on the mask.
 * D has a fraction of the generator's channels (`d_width`): it is to be weak, and most of the time
   is spent in it.
 * Features are standardised (`normalize`), and the mask starts as foreground (`start`), so that D
   begins with nothing to see.
-* Half of a picture's frame is to be background (`least_frame`): else the first random weights
-  decide which side is, and 2 of 23 trainings were right.
+* Half of an image's frame is to be background (`least_frame`): else the first random weights decide
+  which side is, and 2 of 23 trainings were right.
 * `threshold` is in the middle. Default faces, 1,000 samples at psi 0.7, mean IoU of both sides with
   a people segmenter, seeds 0 to 4: 0.82, 0.77, 0.78, 0.79, 0.75 at 0.5; 0.83, 0.73, 0.75, 0.71,
   0.66 at 0.2.
 * Training is short and its rates fall to 0 (`decay`): the longer the weak D goes on, the more dark
-  hair and clothes it gives to the ground.
+  hair and clothes it gives to the background.
 * A checkpoint is chosen without labels (`pick`): the published runs stop at a step chosen by eye,
-  between 50 and 1,200. `training/labels4free_checks.py` says how.
+  between 50 and 1,200. `training/labels4free_checks.py` describes how.
 * The averaged weights are used; the published "ema" is a copy of the last ones. The R1 step's stray
   + D(real) is left out (`quirk`).
 * Any size. A run whose masks are wrong, as far as that shows, is left at half its steps and
@@ -102,7 +102,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 
-POOL = 2048  # generated pictures that stand for real ones
+POOL = 2048  # generated images that stand for real ones
 PROBE = 64  # samples on which checkpoints are compared
 NAMES = ("background", "foreground")
 
@@ -124,7 +124,7 @@ class Labels4Free(Labels4FreeSettings):
         """Train the alpha network of `gen`, a StyleGAN2. The same seed gives the same numbers on
         the same machine.
 
-        inputs: photos (real pictures for D), discriminator (for discriminator="own"), folder (where
+        inputs: photos (real images for D), discriminator (for discriminator="own"), folder (where
             an interrupted training goes on).
         Raises UsageError for settings or generators that cannot work, SisError where the mask
         collapsed; the sentence has the cure.
@@ -173,7 +173,7 @@ class Labels4Free(Labels4FreeSettings):
     def alpha_seeds(
         self, arrays: Arrays, gen: Generator, seeds: Sequence[int], truncation: float | None = None
     ) -> Iterator[tuple[UInt8[np.ndarray, "b h w 3"], Float[np.ndarray, "b h w"]]]:
-        """Stream (pictures, soft masks alpha in 0..1) of seeds, in batches."""
+        """Stream (images, soft masks alpha in 0..1) of seeds, in batches."""
         psi = self.truncation if truncation is None else truncation
         for image, alpha in map_samples(
             gen,
@@ -188,7 +188,7 @@ class Labels4Free(Labels4FreeSettings):
     def label_seeds(
         self, arrays: Arrays, gen: Generator, seeds: Sequence[int], truncation: float | None = None
     ) -> Labelled:
-        """Stream (pictures, 1 = foreground or 0, confidence) of seeds, in batches.
+        """Stream (images, 1 = foreground or 0, confidence) of seeds, in batches.
 
         Confidence: how far alpha is from the threshold t, over how far it could be: (alpha - t) /
             (1 - t) above, (t - alpha) / t below; |2 alpha - 1| where t is 0.5. So alpha can be had
@@ -214,7 +214,7 @@ class Labels4Free(Labels4FreeSettings):
         seeds = sample_seeds(seed, PROBE)
         facts, verdict = selection.describe(self.label_seeds(arrays, gen, seeds), 2)
         agreement = checks.steadiness(gen, dict(arrays), seeds, self.truncation, self.threshold)
-        # which is which is what was learned, not a guess from the frame
+        # the training decides which is which, not a guess from the frame
         clusters = tuple(
             fact
             | {"id": i, "name": NAMES[i], "background": i == 0}
@@ -237,7 +237,7 @@ class Labels4Free(Labels4FreeSettings):
             )
         if self.batch < 1 or (self.batch > 4 and self.batch % 4):
             raise UsageError(
-                f"batch is {self.batch}, expected a multiple of 4 (D compares pictures in fours)"
+                f"batch is {self.batch}, expected a multiple of 4 (D compares images in fours)"
             )
         for name in ("threshold", "least_foreground", "least_background", "least_frame", "ema"):
             if not 0 <= getattr(self, name) <= 1:
@@ -308,7 +308,7 @@ class _Run:
 
     @property
     def rows(self) -> list[dict[str, float]]:
-        """What was measured at every checkpoint so far."""
+        """The measurements of every checkpoint so far."""
         return self.run.curve
 
     def _checkpoints(self) -> Checkpoints:
@@ -382,7 +382,7 @@ class _Run:
         self.checkpoints.close()
 
     def _step_fn(self) -> Callable[..., Any]:
-        """(state, step, real images of each device) -> (next state, what was measured)."""
+        """(state, step, real images of each device) -> (next state, measurements)."""
         m = self.method
         background = nets.background_generator(self.gen, m.stage)
         frozen = on_devices((self.gen, background, self.scaling), self.devices)
@@ -402,7 +402,7 @@ class _Run:
 
     def _hopeless(self) -> bool:
         """Past half of the steps and still failed, where another try is left: a mask that will be
-        right lies at the frame before that.
+        right is at the frame before that.
         """
         late = bool(self.rows) and self.rows[-1]["step"] > self.method.steps / 2
         return late and self.attempt + 1 < self.method.tries and self.verdict() < 0
@@ -444,12 +444,12 @@ class _Run:
 
     def verdict(self) -> float:
         """The score to compare runs by, below 0 = failed. The last line counts too: a wrong mask
-        may lie at the frame while it is still forming.
+        may be at the frame while it is still forming.
         """
         return min(self.kept()["score"], self.rows[-1]["score"])
 
     def warnings(self) -> tuple[str, ...]:
-        """What a user should know. Raises SisError where every checkpoint that could be kept has
+        """Warnings for the user. Raises SisError where every checkpoint that could be kept has
         collapsed.
         """
         m, row = self.method, self.kept()
@@ -463,11 +463,11 @@ class _Run:
                 f"{row['step']:.0f} steps; give {cure}, or another --seed"
             )
         own = (
-            "The real pictures of the discriminator were samples of the generator itself; give "
+            "The real images of the discriminator were samples of the generator itself; give "
             "--photos to compare with real ones."
         )
         return (checks.WRONG,) * (self.verdict() < 0) + (own,) * (self.inputs.photos is None)
 
     def table(self) -> bytes:
-        """What was measured at every checkpoint, as CSV."""
+        """The measurements of every checkpoint, as CSV."""
         return as_csv(self.rows, list(self.rows[0]))

@@ -1,5 +1,5 @@
-"""Latent direction: the object gets lighter, the ground darker (Melas-Kyriazi et al., ICLR 2022,
-arXiv 2105.08127; after Voynov et al., ICML 2021).
+"""Latent direction: the object gets lighter, the background darker (Melas-Kyriazi et al., ICLR
+2022, arXiv 2105.08127; after Voynov et al., ICML 2021).
 
 One unit vector v for all samples. With x = G(z), x' = G(z + e v), S the Sobel edge strength and r a
 map that is positive near the centre and negative near the border (section 3 of the paper):
@@ -8,7 +8,7 @@ map that is positive near the centre and negative near the border (section 3 of 
     the sign of lambda gives v_light or v_dark;    |v| = 1 after every step
     mask = [G(z + e v_light) - G(z + e v_dark) > 0], or either direction against G(z), in luminance
 
-Nothing but pictures is asked of the generator: no features, no styles, no weights. A GAN that is a
+Nothing but images is asked of the generator: no features, no styles, no weights. A GAN that is a
 plain JAX function plugs in like this:
 
     class Mine:
@@ -24,14 +24,14 @@ plain JAX function plugs in like this:
     parts = sis_jax.discover(Mine(), method="latent_direction")
 
 Where we differ, and why (the published settings are `RECIPES["code"]` and `RECIPES["paper"]`):
-* Threshold: Otsu's between the two modes of each picture's difference in place of 0. On portraits
-  the sign cuts out skin only: hair is as dark in both pictures, so its difference is a little below
-  0 while the ground's is near -1. IoU of person / ground against an independent people segmenter:
-  default generator 0.81 / 0.63 with Otsu's, 0.57 / 0.45 with the sign; a DCGAN of faces 0.71 / 0.46
-  and 0.64 / 0.43.
+* Threshold: Otsu's between the two modes of each image's difference in place of 0. On portraits the
+  sign cuts out skin only: hair is as dark in both images, so its difference is a little below 0
+  while the background's is near -1. IoU of person / background against an independent people
+  segmenter: default generator 0.81 / 0.63 with Otsu's, 0.57 / 0.45 with the sign; a DCGAN of faces
+  0.71 / 0.46 and 0.64 / 0.43.
 * The direction lives in w (in a generator without a mapping network this is z): steps in z change
   the person, and cut 0.77 / 0.58 where w cut 0.81 / 0.64.
-* The prior does not fall off towards the bottom ("portrait"), where people leave the picture; there
+* The prior does not fall off towards the bottom ("portrait"), where people leave the image; there
   is no upper limit of one half on the area.
 * 60 steps of 16 samples in place of 300 of 32, at twice the rate; `agreement` compares the masks
   with those of half as many steps.
@@ -62,7 +62,7 @@ from sis_jax.ops.sampling import map_samples, sample_seeds
 from sis_jax.types import Generator, Samples, SisError, UsageError, to_uint8
 
 RECIPES: dict[str, dict[str, Any]] = {
-    # What the published code runs with, for the search of a direction and for making data.
+    # The settings of the published code, for the search of a direction and for making data.
     "code": {
         "mode": "both",
         "space": "z",
@@ -81,7 +81,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "max_area": 0.5,
         "min_peaks": 2,
     },
-    # The formulas of the paper, lambda = 5; what it leaves open as in the code.
+    # The formulas of the paper, lambda = 5; open settings as in the code.
     "paper": {
         "mode": "both",
         "space": "z",
@@ -110,7 +110,8 @@ DESCRIBED = 128  # samples to learn the facts per cluster from
 
 @dataclass(frozen=True)
 class LatentDirection(LatentDirectionSettings):
-    """Object and ground from directions in latent space: cluster 0 is the ground, 1 the object.
+    """Object and background from directions in latent space: cluster 0 is the background, 1 the
+    object.
 
     The settings are the fields of `LatentDirectionSettings`.
     """
@@ -160,8 +161,8 @@ class LatentDirection(LatentDirectionSettings):
         """Stream (images, clusters, confidence) for seeds, in batches.
 
         Confidence: distance of the difference from the threshold, 1 where it is that of the
-            picture's average pixel on that side; 0 for patches that were removed, and for whole
-            pictures that a filter does not trust.
+            image's average pixel on that side; 0 for patches that were removed, and for whole
+            images that a filter does not trust.
         """
         psi = self.truncation if truncation is None else truncation
         for image, difference, spread, peaks in self._differences(arrays, gen, seeds, psi):
@@ -301,7 +302,7 @@ class LatentDirection(LatentDirectionSettings):
         return tuple(clusters), background
 
     def _doubts(self, curve: np.ndarray, clusters: tuple[dict[str, Any], ...]) -> Iterator[str]:
-        """What a user should know before trusting the masks, with the cure."""
+        """Warnings before the masks are trusted, with the cure."""
         m, tail = len(SIGNS[self.mode]), max(1, len(curve) // 10)
         gain = np.abs(curve[-tail:, :m].mean(0) - curve[:tail, :m].mean(0))
         if len(curve) > 1 and gain.min() < 0.02:
@@ -311,7 +312,7 @@ class LatentDirection(LatentDirectionSettings):
             )
         if not 0.02 < clusters[1]["share"] < 0.98:
             yield (
-                f"The object covers {clusters[1]['share']:.0%} of the pictures: try another "
+                f"The object covers {clusters[1]['share']:.0%} of the images: try another "
                 "prior, shift or mode."
             )
 
@@ -336,7 +337,7 @@ class LatentDirection(LatentDirectionSettings):
         """
         if not np.isfinite(difference).all():
             raise SisError(
-                "the shifted pictures hold NaN: the generator's weights are damaged, or shift is "
+                "the shifted images hold NaN: the generator's weights are damaged, or shift is "
                 "far too large"
             )
         chosen = {
@@ -383,7 +384,7 @@ def _dimension(gen: Generator, space: str) -> int:
 
 def _spread(gen: Generator, truncation: float, space: str) -> float:
     """Standard deviation of w (root mean square over channels) of 256 samples; a w+ vector of norm
-    1 has a share of it in each slot.
+    1 has a share of it in each W+ layer.
     """
     w = np.asarray(gen.map(gen.latents(range(256)), truncation))
     deviation = float(np.sqrt(w[:, 0].var(0).mean()))
@@ -421,7 +422,7 @@ def luminance(images: Float[Array, "*n 3"]) -> Float[Array, "*n"]:
 
 def edge_strength(x: Float[Array, "n h w"]) -> Float[Array, "n h w"]:
     """Sobel: sqrt(gx^2 + gy^2 + 1e-6), kernels over 8, edges repeated. The 1e-6 keeps the gradient
-    finite where the picture is flat.
+    finite where the image is flat.
     """
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1)), mode="edge")
     rows = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
@@ -431,8 +432,8 @@ def edge_strength(x: Float[Array, "n h w"]) -> Float[Array, "n h w"]:
 
 
 def prior_map(side: int, kind: str) -> Float[np.ndarray, "side side"]:
-    """What brightness is weighed with, positive where the object is expected; the corners of the
-    picture are at (+-1, +-1).
+    """The weights of brightness, positive where the object is expected; the corners of the image
+    are at (+-1, +-1).
 
     "center": -4 (rho - mean rho), rho the distance from the centre (the published code). "linear":
     1 - |p - c| / a with a a quarter of the diagonal (the paper), times 3, for its sum over
@@ -501,8 +502,8 @@ def _difference_body(
     shift: float,
     signs: tuple[float, ...],
 ) -> tuple[Float[Array, "b h w 3"], Float[Array, "b h w"], Float[Array, "b"], Float[Array, "b"]]:
-    """Picture, difference (above the threshold: object), its standard deviation, and the fewest
-    peaks of a shifted picture's histogram.
+    """Image, difference (above the threshold: object), its standard deviation, and the fewest peaks
+    of a shifted image's histogram.
     """
     image = gen.synthesize(gen.map(z, psi), "const", ())[0]
     move = jnp.broadcast_to(shift * arrays["directions"], (z.shape[0], *arrays["directions"].shape))

@@ -2,8 +2,8 @@
 2107.12518).
 
 Equation of the paper: J = sum_n sum_k r_nk |x_n - mu_k|^2, r_nk = 1 for the nearest centre; x_n are
-the features of one pixel of one sample, pooled over about fifty samples. A new picture is labelled
-by its nearest centres.
+the features of one pixel of one sample, pooled over about fifty samples. A new image is labelled by
+its nearest centres.
 
 Where we differ, and why:
 * Features may come from several taps at once, and are standardised per channel: raw, the few
@@ -14,8 +14,8 @@ Where we differ, and why:
   features at k / channels of the memory.
 * Every pixel up to a budget of points, then an even subset of each sample's pixels: memory does not
   grow with the number of samples.
-* Labels follow the picture (`refine`): the nearest centre is evidence, weighed with what is usual
-  at that place in the samples themselves and with what neighbours of the same colour are
+* Labels follow the image (`refine`): the nearest centre is evidence, weighed with the usual cluster
+  at that place in the samples themselves and with neighbours of the same colour
   (`ops/cluster_labels.py`, `ops/crf.py`).
 * k and layer can be chosen by a sweep (`ops/sweep.py`), the background by a border rule instead of
   by eye, and one number, `position_weight`, adds the pixel's place to its features, which splits
@@ -74,8 +74,8 @@ SWEEP_POINTS = 10_000
 # in the default, 0.11 to 0.39 in a DCGAN.
 CHECKERBOARD = 0.05
 _LOOKED_AT = 32_768  # points at a time, where all are gone through
-# Pixels along a side of the image that labels follow, and of the labels that facts per cluster come
-# from, in generators that draw more.
+# Pixels along an edge of the image that labels follow, and of the labels that facts per cluster
+# come from, in generators that draw more.
 OUTLINE = 128
 
 
@@ -94,8 +94,8 @@ class SegmentationInStyle(SegmentationInStyleSettings):
     def fit(self, gen: Generator, seed: int = 0) -> Fitted:
         """Learn parts from `n` samples of `gen`. The same seed gives the same parts.
 
-        Raises UsageError for settings that cannot work with this generator (the sentence lists what
-        can), SisError for NaN features.
+        Raises UsageError for settings that cannot work with this generator (the sentence lists
+        those that can), SisError for NaN features.
         """
         self._check(gen)
         seeds = sample_seeds(seed, self.n)
@@ -290,7 +290,7 @@ class SegmentationInStyle(SegmentationInStyleSettings):
     def _swept(
         self, gen: Generator, seeds: list[int], seed: int
     ) -> tuple[SegmentationInStyle, dict[str, Any]]:
-        """This method with k and layer chosen, and the table that says why (criterion:
+        """This method with k and layer chosen, and the table behind the choice (criterion:
         `ops/sweep.py`).
         """
         layers = candidate_layers(gen)
@@ -325,8 +325,8 @@ class SegmentationInStyle(SegmentationInStyleSettings):
 
 
 def candidate_layers(gen: Generator, single: bool = False) -> list[str]:
-    """Single taps from 8 x 8 to 64 x 64, and runs of two and three neighbours of them: what
-    `layer="auto"` tries.
+    """Single taps from 8 x 8 to 64 x 64, and runs of two and three neighbours of them, the
+    candidates of `layer="auto"`.
     """
     whole = [t for t in gen.taps if "/" not in t]
     sizes = [t for t in whole if 8 <= _side(t) <= 64] or whole  # a tiny generator has what it has

@@ -1,4 +1,4 @@
-"""The settings of the methods, which their classes inherit: what `discover` shows as flags without
+"""The settings of the methods, which their classes inherit and `discover` shows as flags without
 importing JAX.
 """
 

@@ -1,28 +1,28 @@
 """Style mixing: pixels that change colour together belong together (Feng, Gadde, Liao, Ramon,
 Martinez, CVPR 2023). No training, no network.
 
-The algorithm of the paper, for one picture with styles w:
+The algorithm of the paper, for one image with styles w:
 1. N variants: the coarse styles of w, the fine ones of N other samples. Shape and pose stay,
    colours change.
 2. The style summary tensor, N x C x H x W: all variants on top of each other.
 3. Its pixels, vectors of N C numbers, are clustered into k groups.
-4. Clusters that belong to the border are the ground. For single objects the same inside the boxes
-   of a detector (`segment_boxes`), for photos with the w of a projection (`segment`).
+4. Clusters that belong to the border are the background. For single objects the same inside the
+   boxes of a detector (`segment_boxes`), for photos with the w of a projection (`segment`).
 
-What the paper leaves open was chosen by IoU of person / ground on 64 samples of the default
-generator (psi 0.7) against an independent people segmenter, per-picture ground rule (published for
-1024-pixel faces: 0.87 / 0.73):
+Settings that the paper leaves open were chosen by IoU of person / background on 64 samples of the
+default generator (psi 0.7) against an independent people segmenter, per-image background rule
+(published for 1024-pixel faces: 0.87 / 0.73):
 
-    slots kept       3: .867/.701   4: .887/.746   5: .861/.676   6: .877/.715   7: .850/.659
+    layers kept      3: .867/.701   4: .887/.746   5: .861/.676   6: .877/.715   7: .850/.659
                      (of 10; 8 clusters)
-    pixel vectors    raw .887/.746   correlation .858/.707 (with 6 slots .873/.724)
+    pixel vectors    raw .887/.746   correlation .858/.707 (6 layers kept .873/.724)
     clusters         2: .490/.370   5: .903/.778   8: .887/.746   12: .885/.732   20: .865/.692
     variants         8: .882/.729   16: .887/.746   32: .888/.744
     colors           RGB .887/.746   L*a*b* .886/.739   luma and differences .881/.730
 
-The default, parts matched over pictures: .907/.753 on 256 samples. With each cluster sent to the
-side that most of its pixels are on, 5 clusters reach .930/.826 and 20 reach .941/.853: what is
-missing is mostly the choice of the ground. Matching: k-means on clusters' mean generator features.
+The default, parts matched over images: .907/.753 on 256 samples. With each cluster sent to the side
+that most of its pixels are on, 5 clusters reach .930/.826 and 20 reach .941/.853: what is missing
+is mostly the choice of the background. Matching: k-means on clusters' mean generator features.
 """
 
 from __future__ import annotations
@@ -47,15 +47,13 @@ from sis_jax.ops.sampling import collect, map_samples, sample_seeds
 from sis_jax.types import Generator, Samples, SisError, UsageError, check_taps, to_uint8
 
 PIXELS = 128 * 64 * 64  # of the variants that are drawn in one pass
-SLOTS = (
-    0.4  # of the slots of w keep the picture's own styles: 4 of 10 at 64 pixels, 7 of 18 at 1024
-)
-LAYER = 32  # finest side of the tap that matches clusters
+SLOTS = 0.4  # of the W+ layers keep the image's own styles: 4 of 10 at 64 pixels, 7 of 18 at 1024
+LAYER = 32  # finest resolution of the tap that matches clusters
 DESCRIBED = 64  # samples that facts per cluster come from
 
 
 class Mixing(NamedTuple):
-    """What one picture's clusters depend on; fixed at compile time."""
+    """The settings of one image's clusters; fixed at compile time."""
 
     slots: int
     clusters: int
@@ -78,7 +76,7 @@ class StyleMixing(StyleMixingSettings):
 
     @property
     def shaky_cure(self) -> str:
-        """What to do about clusters that change with the samples."""
+        """The remedy for clusters that change with the samples."""
         return (
             "merge them with a neighbour, lower k, or raise n"
             if self.labels == "parts"
@@ -90,7 +88,7 @@ class StyleMixing(StyleMixingSettings):
 
         `arrays`: donors [variants w], the styles; centers [k c], mean [c] and scale [c] of
             standardised features. Raises UsageError for settings that cannot work, and for a
-            generator whose picture is not drawn from styles in slots (only a StyleGAN2's is).
+            generator whose image is not drawn from styles in W+ layers (only a StyleGAN2's is).
         """
         method = self._checked(gen)
         donors = np.asarray(
@@ -126,7 +124,8 @@ class StyleMixing(StyleMixingSettings):
     ) -> Labelled:
         """Stream (images, clusters, confidence) for seeds, in batches. Confidence 1 - d1 / d2 of
         the squared distances of a pixel to the nearest cluster of its part and to the nearest one
-        of another part, 0..1; 0 for patches that were given to their neighbour."""
+        of another part, 0..1; 0 for patches that were given to their neighbour.
+        """
         psi = self.truncation if truncation is None else truncation
         for image, label, sure in map_samples(
             gen, list(seeds), _label_body, truncation=psi, shared=(dict(arrays),), **self._static()
@@ -139,7 +138,7 @@ class StyleMixing(StyleMixingSettings):
         UInt8[np.ndarray, "n h h 3"], UInt8[np.ndarray, "n h h"], Float[np.ndarray, "n h h"]
     ]:
         """Images, clusters and confidence of styles w, such as a projection of photos gives, by
-        what `fit` learned. The masks are those of the images that w draws.
+        the result of `fit`. The masks are those of the images that w draws.
         """
         learned = {name: jnp.asarray(a) for name, a in arrays.items()}
         run = _segmented if _plain(gen) else _segment
@@ -173,8 +172,8 @@ class StyleMixing(StyleMixingSettings):
         network = _styled(gen)
         if not hasattr(network, "synthesize_from"):
             raise UsageError(
-                f"{gen.info.name} takes no styles in slots that could be mixed: use a StyleGAN2, "
-                "or --method latent_direction"
+                f"{gen.info.name} takes no styles in W+ layers that could be mixed: use a "
+                "StyleGAN2, or --method latent_direction"
             )
         choices = {
             "labels": ("parts", "ground"),
@@ -260,7 +259,7 @@ class StyleMixing(StyleMixingSettings):
         return Fitted(self, arrays, tuple(clusters), background)
 
     def _cleaned(self, label: np.ndarray, sure: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Small patches given to their neighbour, and no longer sure."""
+        """Small patches given to their neighbour, with confidence 0."""
         if not self.min_patch:
             return label, sure
         cleaned = np.stack([without_specks(a, self.min_patch) for a in label])
@@ -274,9 +273,9 @@ def segment_boxes(
     """The object in each box: the paper's instance mode, clustering and border rule inside the box
     only.
 
-    w: styles of n pictures. boxes: Int[n m 4], from any detector, as (top, left, bottom, right) in
-        pixels; made wider by `expand` of their size on every side, so that their frame is ground.
-        Raises UsageError for a box without pixels.
+    w: styles of n images. boxes: Int[n m 4], from any detector, as (top, left, bottom, right) in
+        pixels; made wider by `expand` of their size on every side, so that their frame is
+        background. Raises UsageError for a box without pixels.
     """
     boxes = np.asarray(boxes)
     if boxes.ndim != 3 or boxes.shape[0] != len(w) or boxes.shape[2] != 4:
@@ -332,8 +331,8 @@ def summary(
     grid: int,
     color: str,
 ) -> Float[Array, "n g g d 3"]:
-    """The style summary tensor: colors of all variants at every pixel. What the slots below `slots`
-    draw is drawn once.
+    """The style summary tensor: colors of all variants at every pixel. The W+ layers below `slots`
+    are drawn once.
     """
     n, d, gen = w.shape[0], donors.shape[0], _styled(gen)
     stem = gen.stem(w, slots)
@@ -356,7 +355,7 @@ def summary(
 def _clustered(
     gen: Any, w: Float[Array, "n s w"], donors: Float[Array, "d w"], mixing: Mixing
 ) -> Float[Array, "n g g k"]:
-    """Squared distance of every pixel to every cluster of its own picture."""
+    """Squared distance of every pixel to every cluster of its own image."""
     tensors = summary(gen, w, donors, mixing.slots, mixing.grid, mixing.color)
 
     def one(tensor: Array) -> Array:
@@ -372,7 +371,7 @@ def _clustered(
 def _mean_features(
     distance: Float[Array, "n g g k"], features: Float[Array, "n r r c"]
 ) -> tuple[Float[Array, "n k c"], Float[Array, "n k"]]:
-    """Mean feature of each cluster, and its share of the picture."""
+    """Mean feature of each cluster, and its share of the image."""
     member = jax.nn.one_hot(jnp.argmin(distance, -1), distance.shape[-1])
     small = resize_bilinear(member, (features.shape[1], features.shape[2]))
     total = jnp.einsum("nhwk,nhwc->nkc", small, features.astype(jnp.float32))
@@ -403,7 +402,7 @@ def _segmented(
     layer: str,
     mixing: Mixing,
 ) -> tuple[Float[Array, "n h h 3"], UInt8[Array, "n h h"], Float[Array, "n h h"]]:
-    """Picture, part of every pixel, confidence."""
+    """Image, part of every pixel, confidence."""
     image, features = gen.synthesize(w, "const", (layer,))
     distance = _clustered(gen, w, arrays["donors"], mixing)
     if labels == "ground":
@@ -431,10 +430,10 @@ def _segmented(
 def _inside(
     side: int, box: Float[Array, "4"]
 ) -> tuple[Bool[Array, "side side"], Bool[Array, "side side"]]:
-    """Pixels of a box (top, left, bottom, right as shares of the picture), and of its frame: 5 % of
+    """Pixels of a box (top, left, bottom, right as shares of the image), and of its frame: 5 % of
     it at top, left and right.
     """
-    box = jnp.clip(box, 0, 1)  # a box beyond the picture has its frame at the picture's edge
+    box = jnp.clip(box, 0, 1)  # a box beyond the image has its frame at the image's edge
     at = (jnp.arange(side) + 0.5) / side
     row, column = at[:, None], at[None]
     inside = (row >= box[0]) & (row < box[2]) & (column >= box[1]) & (column < box[3])
@@ -452,7 +451,7 @@ def _inside(
 def _ground(
     distance: Float[Array, "g g k"], inside: Bool[Array, "g g"], edge: Bool[Array, "g g"]
 ) -> Bool[Array, "k"]:
-    """Which clusters are ground, by the rule of `selection.background` inside one box."""
+    """Which clusters are background, by the rule of `selection.background` inside one box."""
     member = jax.nn.one_hot(jnp.argmin(distance, -1), distance.shape[-1])
     share, frame = (
         jnp.sum(member * m[..., None], (0, 1)) / jnp.maximum(m.sum(), 1) for m in (inside, edge)
@@ -469,7 +468,7 @@ def _boxes(
     boxes: Float[Array, "m 4"],
     mixing: Mixing,
 ) -> Bool[Array, "m h h"]:
-    """The object in each box of one picture."""
+    """The object in each box of one image."""
     x = vectors(summary(gen, w, donors, mixing.slots, mixing.grid, mixing.color)[0], mixing.mode)
 
     def one(box: Array) -> Array:

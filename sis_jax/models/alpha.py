@@ -1,11 +1,11 @@
 """The two networks of Labels4Free (Abdal et al. 2021, arXiv 2103.14968): the alpha network, and the
 generator of backgrounds. Pure functions.
 
-The alpha network reads what a frozen StyleGAN2 computes anyway, both convolutions of its last six
-resolutions (fewer in a small generator), through 1 x 1 convolutions only: it sees a pixel's
-features, and its neighbours' only through the bicubic doubling from one resolution to the next. The
-background generator is not trained at all: it is the same StyleGAN2 with its coarsest information
-set to zero.
+The alpha network reads activations that a frozen StyleGAN2 computes anyway, both convolutions of
+its last six resolutions (fewer in a small generator), through 1 x 1 convolutions only: it sees a
+pixel's features, and its neighbours' only through the bicubic doubling from one resolution to the
+next. The background generator is not trained at all: it is the same StyleGAN2 with its coarsest
+information set to zero.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def alpha_logits(
 
 
 def standardised(params: Params, scaling: tuple[Float[Array, "2 _"], ...]) -> Params:
-    """The parameters that do on raw features what `params` do on features scaled to mean 0 and
+    """The parameters for raw features that equal `params` on features scaled to mean 0 and
     deviation 1. scaling: per tap.
     """
     out = dict(params)
@@ -129,16 +129,16 @@ def composite(
 
 
 def stages(resolution: int) -> tuple[str, ...]:
-    """What can be zeroed, coarse to fine: "const" (the learnt 4 x 4 constant), "4x4", then
-    "RxR/conv0" and "RxR" up to a quarter of the picture's side.
+    """The stages that can be zeroed, coarse to fine: "const" (the learnt 4 x 4 constant), "4x4",
+    then "RxR/conv0" and "RxR" up to a quarter of the resolution.
     """
     sizes = [r for r in resolutions(resolution) if 8 <= r <= max(resolution // 4, 8)]
     return ("const", "4x4", *(f"{r}x{r}{conv}" for r in sizes for conv in ("/conv0", "")))
 
 
 def background_generator(gen: StyleGAN2, stage: str) -> StyleGAN2:
-    """`gen` with the activations of one stage set to zero, and what coarser stages put into the
-    picture with them.
+    """`gen` with the activations of one stage set to zero, and with them the image of the coarser
+    stages.
 
     Done to the weights: a convolution without weight, bias and noise gives zeros. The zeroed
     stage's RGB layer then adds its bias only. Raises UsageError for a stage that the generator does

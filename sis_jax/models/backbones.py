@@ -149,7 +149,7 @@ def lite_channels(size: int) -> list[int]:
 
 
 def _round_channels(channels: float) -> int:
-    """To a multiple of 8, half up, never below 90 % of what was asked."""
+    """To a multiple of 8, half up, never below 90 % of the requested number."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded
 

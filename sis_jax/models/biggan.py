@@ -29,7 +29,7 @@ from sis_jax.types import Info, Noise, Samples, UsageError, check_taps, latents_
 
 Condition = tuple[
     jax.Array, jax.Array
-]  # [z, class embedding] and the place in the table of statistics, one row per picture
+]  # [z, class embedding] and the place in the table of statistics, one row per image
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class BigGANConfig:
 
     @property
     def resolution(self) -> int:
-        """Side of the picture in pixels."""
+        """Edge length of an image in pixels."""
         return 4 * 2 ** sum(self.ups)
 
 
@@ -111,10 +111,10 @@ def interpolate(table: Float[Array, "s c"], position: Float[Array, "n"]) -> Floa
 
 
 def stats_position(truncation: float | Float[Array, ""], n_stats: int) -> Float[Array, ""]:
-    """Where a truncation in [0, 1] lies in the table of statistics.
+    """Position of a truncation in [0, 1] in the table of statistics.
 
     Between two rows the published code gives each row the share of the other (at row 3.2, row 4
-    counts 0.8); followed here, because the pictures should be those of the published network.
+    counts 0.8); followed here, because the images should be those of the published network.
     Multiples of 1 / (n_stats - 1), such as 0.4 or 0.7, and places half way between do not notice.
     """
     exact = jnp.clip(jnp.asarray(truncation, jnp.float32), 0, 1) * (n_stats - 1)
@@ -153,7 +153,7 @@ class Block(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Self-attention over the picture; keys and values are pooled to half the size."""
+    """Self-attention over the image; keys and values are pooled to half the size."""
 
     def __init__(self, channels: int):
         self.theta, self.phi = (
@@ -190,7 +190,7 @@ class BigGAN(nnx.Module):
     picks the class (see `models/conditional.py`; choose with `with_classes`). w is [n, 1, w_dim]:
     truncated latent, class embedding, and the place in the batch norms' table that belongs to the
     truncation.
-    Taps: "4x4", "8x8", ..., the picture's own size: the residual stream after the last block at
+    Taps: "4x4", "8x8", ..., the image's own size: the residual stream after the last block at
         that resolution.
     """
 
@@ -243,7 +243,7 @@ class BigGAN(nnx.Module):
         return other
 
     def latents(self, seeds: Iterable[int]) -> Float[Array, "n z"]:
-        """z for seeds: truncated normal as the published tools draw it for one picture,
+        """z for seeds: truncated normal as the published tools draw it for one image,
         `truncnorm(-2, 2)` of RandomState(seed); then the class's number.
         """
         seeds = tuple(int(s) for s in seeds)
@@ -305,8 +305,8 @@ class BigGAN(nnx.Module):
     def sample(
         self, seeds: Iterable[int], truncation: float = 1.0, taps: tuple[str, ...] = ()
     ) -> Samples:
-        """Pictures for seeds, as one batch: sample i, its class included, depends on its own seed
-        and nothing else.
+        """Images for seeds, as one batch: sample i, its class included, depends on its own seed and
+        nothing else.
         """
         seeds = tuple(int(s) for s in seeds)
         z = self.latents(seeds)

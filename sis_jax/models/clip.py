@@ -1,5 +1,5 @@
 """CLIP (Radford et al. 2021, "Learning Transferable Visual Models From Natural Language
-Supervision", arXiv 2103.00020): pictures and text in one space.
+Supervision", arXiv 2103.00020): images and text in one space.
 
 Here: the text transformer, the vision transformer (section 2.4; Dosovitskiy et al. 2020) and the
     network that holds both towers. The ResNet tower is in `clip_resnet.py`. Modules only hold
@@ -29,7 +29,7 @@ from sis_jax.types import UsageError
 
 
 def quick_gelu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """x sigmoid(1.702 x): what OpenAI's models were trained with."""
+    """x sigmoid(1.702 x): the activation of OpenAI's models."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
@@ -145,7 +145,7 @@ class Transformer(nnx.Module):
 
 class ViT(nnx.Module):
     """Patches and a class token through a transformer; the class token, normed and projected, is
-    the picture's place.
+    the image's place.
     """
 
     def __init__(self, config: ViTConfig, embed_dim: int):
@@ -166,7 +166,7 @@ class ViT(nnx.Module):
 
     def tokens(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b n c"]:
         """Input of the first block: the class token, then the patches row by row. Positions are
-        resized where the picture is not of native size.
+        resized where the image is not of native size.
         """
         check_floating(pixels)
         b, h, w, _ = pixels.shape
@@ -219,8 +219,8 @@ def resize_positions(positions: Float[Array, "n c"], grid: tuple[int, int]) -> F
 
 
 class Text(nnx.Module):
-    """Tokens through a transformer in which each sees those before it; what the end token holds is
-    the text's place.
+    """Tokens through a transformer in which each sees those before it; the end token's output is
+    the text's embedding.
     """
 
     def __init__(self, config: TextConfig, embed_dim: int):
@@ -257,8 +257,8 @@ class CLIPNetwork(nnx.Module):
         self.config = config
 
     def check_pixels(self, pixels: Shaped[Array | np.ndarray, "..."], *, native: bool) -> None:
-        """UsageError unless these pictures can be read (traced or not); native: only at the size
-        the network was trained for.
+        """UsageError unless these images can be read (traced or not); native: only at the size the
+        network was trained for.
         """
         shape = pixels.shape
         side, stride = self.config.vision.image_size, self.visual.stride
@@ -271,11 +271,11 @@ class CLIPNetwork(nnx.Module):
         check_floating(pixels)
         if native and shape[1:3] != (side, side):
             raise UsageError(
-                f"this CLIP reads pictures of {square} pixels, got {shape[1]}x{shape[2]}: use "
+                f"this CLIP reads images of {square} pixels, got {shape[1]}x{shape[2]}: use "
                 "clip.preprocess(photos)"
             )
         if shape[1] % stride or shape[2] % stride or 0 in shape[1:3]:
             raise UsageError(
-                f"dense features need sides that are multiples of {stride} pixels, got "
+                f"dense features need edges that are multiples of {stride} pixels, got "
                 f"{shape[1]}x{shape[2]}; native is {square}"
             )

@@ -1,5 +1,5 @@
-"""What a text says of generated pictures, and which way to go so that it says more: the parts of
-text directions that run on a device.
+"""Cosines of generated images with a text, and directions that raise them: the parts of text
+directions that run on a device.
 
 Scores: Segmentation in Style, section 3.4 (a CLIP tags samples with a prompt). Latent optimisation
     and global directions in style space: StyleCLIP (Patashnik et al. 2021, arXiv 2103.17249,
@@ -32,7 +32,7 @@ def published_pixels(images: Float[Array, "b h w 3"], side: int) -> Float[Array,
     """How StyleCLIP and Segmentation in Style feed CLIP: enlarged seven times (nearest) and
     averaged down to 224, no mean or deviation applied.
 
-    The two steps are one average over areas, here two small matrices and not a picture of 7168
+    The two steps are one average over areas, here two small matrices and not an image of 7168
     pixels.
     """
     rows, columns = (jnp.asarray(area_matrix(size, side)) for size in images.shape[1:3])
@@ -44,7 +44,7 @@ def published_pixels(images: Float[Array, "b h w 3"], side: int) -> Float[Array,
 def embed(
     network: CLIPNetwork, images: Float[Array, "b h w 3"], colours: Colours, published: bool = False
 ) -> Float[Array, "b d"]:
-    """Unit vectors of pictures in [-1, 1], prepared as CLIP was trained, or as the published code
+    """Unit vectors of images in [-1, 1], prepared as CLIP was trained, or as the published code
     does it. Differentiable.
     """
     side = network.config.vision.image_size
@@ -70,8 +70,8 @@ def score_body(
     colours: Colours,
     published: bool,
 ) -> tuple[Float[Array, "b t"], Float[Array, "b w"]]:
-    """(cosines with the texts [t d], w of the first slot) of samples that were moved by `move` [w]
-    in every slot after truncation.
+    """(cosines with the texts [t d], w of the first W+ layer) of samples that were moved by `move`
+    [w] in every W+ layer after truncation.
     """
     w = gen.map(z, truncation)
     images = gen.synthesize(w + move, "const", ())[0]
@@ -94,7 +94,7 @@ def optimise_body(
     rate: float,
     pull: float,
 ) -> tuple[Float[Array, "b s w"], Float[Array, "b steps"]]:
-    """w in W+ that minimises 1 - cos(picture, text) + pull |w - w_start|^2 per sample (equation 1
+    """w in W+ that minimises 1 - cos(image, text) + pull |w - w_start|^2 per sample (equation 1
     without its last term), and the loss at each step.
 
     Adam, the rate raised over the first twentieth and lowered by a cosine over the last quarter.
@@ -156,8 +156,8 @@ def relevance_body(
     layer: str,
     colours: Colours,
 ) -> Float[Array, "b c d"]:
-    """Per sample and channel of one layer, the unit vector from the picture with the channel at
-    `low` to that with it at `high` (section 6.1).
+    """Per sample and channel of one layer, the unit vector from the image with the channel at `low`
+    to that with it at `high` (section 6.1).
     """
     styles = gen.styles(gen.map(z, truncation))
 

@@ -1,8 +1,8 @@
-"""Regions of pictures in CLIP's space: pixels at any size, dense features pooled per cluster, and
+"""Regions of images in CLIP's space: pixels at any size, dense features pooled per cluster, and
 crops.
 
 Segmentation in Style reads a CLIP per position and averages the positions of a cluster over all
-pictures (section 3.2). Bilinear upsampling to the grid of the labels is linear, so it is the labels
+images (section 3.2). Bilinear upsampling to the grid of the labels is linear, so it is the labels
 that are brought to the grid of the features here, by the transposed weights: the same sums at a
 small part of the memory.
 """
@@ -25,7 +25,7 @@ def to_pixels(
     colours: Colours,
     align_corners: bool = False,
 ) -> Float[Array, "b h2 w2 3"]:
-    """Pictures in [-1, 1] as CLIP's pixels: bicubic with antialiasing to `size`, clipped to the
+    """Images in [-1, 1] as CLIP's pixels: bicubic with antialiasing to `size`, clipped to the
     range, (x - mean) / std. Differentiable.
 
     align_corners: bilinear by that rule instead, as the Segmentation in Style code does.
@@ -83,5 +83,5 @@ def dense_map(
     colours: Colours,
     align_corners: bool,
 ) -> Array:
-    """Dense features [b, h2, w2, d] of pictures in [-1, 1] that are read at `size` pixels."""
+    """Dense features [b, h2, w2, d] of images in [-1, 1] that are read at `size` pixels."""
     return network.visual.dense(to_pixels(images, size, colours, align_corners))

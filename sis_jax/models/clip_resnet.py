@@ -40,7 +40,7 @@ class ResNetConfig:
 
 
 def check_floating(pixels: Shaped[Array | np.ndarray, "b h w 3"]) -> None:
-    """UsageError for whole numbers: the layers take over the type of their input, and their weights
+    """UsageError for integers: the layers take over the type of their input, and their weights
     would be cut to 0 and 1.
     """
     if not jnp.issubdtype(pixels.dtype, jnp.floating):
@@ -80,7 +80,7 @@ def attend(
 
 
 def pool(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b h2 w2 c"]:
-    """Mean over size x size pixels; sides must be multiples of it."""
+    """Mean over size x size pixels; height and width must be multiples of it."""
     b, h, w, c = x.shape
     return x.reshape(b, h // size, size, w // size, size, c).mean(axis=(2, 4)) if size > 1 else x
 

@@ -2,7 +2,7 @@
 
 A conditional generator's z has one number more than its network takes. That last number is N(0, 1)
 like the others; its quantile picks the class, so whoever draws z ~ N(0, 1) of `gen.z_dim` numbers
-gets every class equally often, and a seed stands for one picture of one class, without any method
+gets every class equally often, and a seed stands for one image of one class, without any method
 having to know about classes. `gen.with_classes(...)` narrows the choice.
 """
 
@@ -41,13 +41,11 @@ def check_classes(classes: int | Iterable[int] | None, count: int) -> tuple[int,
     for c in chosen:
         if isinstance(c, bool) or not isinstance(c, int) or not 0 <= c < count:
             raise UsageError(
-                f"there is no class {c!r}: this generator has {count}, give whole numbers from 0 "
+                f"there is no class {c!r}: this generator has {count}, give integers from 0 "
                 f"to {count - 1}"
             )
     if not chosen:
-        raise UsageError(
-            f"classes is empty: give whole numbers from 0 to {count - 1}, or None for all"
-        )
+        raise UsageError(f"classes is empty: give integers from 0 to {count - 1}, or None for all")
     return chosen
 
 

@@ -37,7 +37,7 @@ class DCGANConfig:
 
     @property
     def resolution(self) -> int:
-        """Side of the picture in pixels."""
+        """Edge length of an image in pixels."""
         return 4 * 2 ** len(self.channels)
 
 
@@ -95,7 +95,7 @@ class DCGAN(nnx.Module):
     """A DCGAN generator behind the protocol of `types.Generator`. Its methods are compiled; it is a
     pytree.
 
-    Taps: "4x4", "8x8", ... below the picture's own size: the output of each stage after batch norm
+    Taps: "4x4", "8x8", ... below the image's own size: the output of each stage after batch norm
         and ReLU. There is no mapping network: w is z, as [n, 1, z_dim].
     """
 
@@ -169,7 +169,7 @@ class DCGAN(nnx.Module):
     def sample(
         self, seeds: Iterable[int], truncation: float = 1.0, taps: tuple[str, ...] = ()
     ) -> Samples:
-        """Pictures for seeds, as one batch: sample i depends on its own seed and nothing else."""
+        """Images for seeds, as one batch: sample i depends on its own seed and nothing else."""
         seeds = tuple(int(s) for s in seeds)
         z = self.latents(seeds)
         w = self.map(z, truncation)

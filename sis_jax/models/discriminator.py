@@ -106,7 +106,7 @@ def minibatch_stddev(x: Float[Array, "n h w c"], group: int) -> Float[Array, "n 
     """x with one more channel: the standard deviation over a group of images, averaged over pixels
     and channels.
 
-    Members of a group lie n / group apart, as in the published code. n must be a multiple of the
+    Members of a group are n / group apart, as in the published code. n must be a multiple of the
     group (or smaller than it).
     """
     n = x.shape[0]
@@ -144,7 +144,7 @@ class LabelMapping(nnx.Module):
 
 class Discriminator(nnx.Module):
     """Residual discriminator with minibatch standard deviation: disc(images) -> one score per
-    image, higher for what it takes as real.
+    image, higher for images it takes as real.
     """
 
     def __init__(self, config: DiscriminatorConfig, rng: Rng = None, info: Info | None = None):

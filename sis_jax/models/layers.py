@@ -24,7 +24,7 @@ class Statistic(nnx.Variable):
 class Conv(nnx.Module):
     """Convolution with He initialisation; `bias` where no normalisation follows.
 
-    padding: zeros on every side, by default what keeps the size at stride 1; or "SAME",
+    padding: zeros on every side, by default as many as keep the size at stride 1; or "SAME",
         TensorFlow's rule, which differs at stride 2.
     """
 
@@ -80,7 +80,8 @@ class GroupNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
         n, _, _, c = x.shape
-        # Moments per channel first, then per group: sums over the two large axes are what costs.
+        # Moments per channel first, then per group: the sums over the two large axes dominate the
+        # cost.
         y = x.astype(jnp.float32)
         mean, square = (
             m.reshape(n, c // 8, 8).mean(-1) for m in (y.mean((1, 2)), jnp.square(y).mean((1, 2)))

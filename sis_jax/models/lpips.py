@@ -1,5 +1,5 @@
-"""LPIPS on VGG16: how different two pictures look to a network (Zhang et al. 2018, arXiv
-1801.03924, equation 1).
+"""LPIPS on VGG16: how different two images look to a network (Zhang et al. 2018, arXiv 1801.03924,
+equation 1).
 
 Features after the last ReLU of each of VGG16's five blocks (Simonyan and Zisserman 2015), unit
 length per pixel, squared difference weighted per channel with learnt gains, mean over pixels, sum
@@ -23,7 +23,7 @@ BLOCKS = (
     (256, 512, 512, 512),
     (512, 512, 512, 512),
 )  # channels in, then out of each convolution
-LARGEST = 256  # pixels: larger pictures are averaged down first, as StyleGAN2's projector does
+LARGEST = 256  # pixels: larger images are averaged down first, as StyleGAN2's projector does
 _SHIFT, _SCALE = (
     np.array([-0.030, -0.088, -0.188], np.float32),
     np.array([0.458, 0.448, 0.450], np.float32),
@@ -43,7 +43,7 @@ class LPIPS:
 
 
 def lpips_maps(net: LPIPS, images: Float[Array, "n r r 3"]) -> list[Float[Array, "n _ _ _"]]:
-    """Features of pictures in [-1, 1], scaled so that LPIPS is the sum over maps of the mean over
+    """Features of images in [-1, 1], scaled so that LPIPS is the sum over maps of the mean over
     pixels of the squared difference. r is at least 16.
     """
     factor = max(1, images.shape[1] // LARGEST)

@@ -22,8 +22,8 @@ class Moved:
     """`gen`, with w + `move` for a share of all latents; made by `moved`. Whether a sample is moved
     depends on its own z and nothing else.
 
-    move: Float[w], displacement in W, added to every slot after truncation. share: 0..1. A sample
-        moved at one share is moved at every larger one.
+    move: Float[w], displacement in W, added to every W+ layer after truncation. share: 0..1. A
+        sample moved at one share is moved at every larger one.
     """
 
     gen: Any
@@ -75,7 +75,7 @@ class Moved:
     def sample(
         self, seeds: Iterable[int], truncation: float = 1.0, taps: tuple[str, ...] = ()
     ) -> Samples:
-        """Pictures for seeds, as one batch."""
+        """Images for seeds, as one batch."""
         seeds = tuple(int(s) for s in seeds)
         z = self.latents(seeds)
         w = self.map(z, truncation)

@@ -50,8 +50,8 @@ from sis_jax.types import UsageError, unknown_name
 @dataclass(frozen=True)
 class StudentConfig:
     """arch: see the module. classes: number of output channels. width: channels of the first level
-    of "unet-small". block: side of the blocks of pixels that it sees and predicts at once, 2 or 4.
-    imagenet: whether a ResNet trunk normalises its images as pretrained ones do.
+    of "unet-small". block: edge length of the blocks of pixels that it sees and predicts at once, 2
+    or 4. imagenet: whether a ResNet trunk normalises its images as pretrained ones do.
     """
 
     arch: str = "unet-small"

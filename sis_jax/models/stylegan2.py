@@ -88,7 +88,7 @@ class GeneratorConfig:
 
     @property
     def num_ws(self) -> int:
-        """Slots of w: 2 log2(resolution) - 2. The RGB layer of a block shares its slot with the
+        """W+ layers: 2 log2(resolution) - 2. The RGB layer of a block shares its W+ layer with the
         next block's first convolution.
         """
         return 2 * len(self.channels)
@@ -164,7 +164,7 @@ class Mapping(nnx.Module):
     def truncate(
         self, w: Float[Array, "n s w"], psi: float | Float[Array, ""], cutoff: int | None = None
     ) -> Float[Array, "n s w"]:
-        """w_avg + psi (w - w_avg), on the slots below `cutoff` only if one is given."""
+        """w_avg + psi (w - w_avg), on the W+ layers below `cutoff` only if one is given."""
         shifted = self.w_avg[...] + psi * (w - self.w_avg[...])
         if cutoff is None:
             return shifted
@@ -247,10 +247,10 @@ class Synthesis(nnx.Module):
         self.config = config
 
     def layers(self) -> list[tuple[str, int]]:
-        """(name, slot of w) of every layer in the order they run."""
+        """(name, W+ layer) of every layer in the order they run."""
         found = []
         for r in resolutions(self.config.resolution):
-            first = 2 * (r.bit_length() - 1) - 5  # slot of conv0; 4x4 has none
+            first = 2 * (r.bit_length() - 1) - 5  # W+ layer of conv0; 4x4 has none
             found += [(f"b{r}.conv0", first)] if r > 4 else []
             found += [(f"b{r}.conv1", first + 1), (f"b{r}.torgb", first + 2)]
         return found
@@ -276,7 +276,7 @@ class Synthesis(nnx.Module):
         return image, {tap: features[tap] for tap in taps}
 
     def begin(self, n: int, dtype: Any = jnp.float32) -> Stem:
-        """What every picture starts from: the learnt constant, and no image yet."""
+        """The start of every image: the learnt constant, and no image yet."""
         const = getattr(self, "b4").const[...]  # noqa: B009  (the blocks are attributes by name, unknown to type checkers)
         return jnp.broadcast_to(const.astype(dtype), (n, *const.shape)), jnp.zeros((n, 2, 2, 3))
 
@@ -284,10 +284,10 @@ class Synthesis(nnx.Module):
         self, stem: Stem, styles: dict[str, Float[Array, "n _"]], noise: Noise = "const",
         key: jax.Array | None = None, first: int = 0, stop: int | None = None,
     ) -> tuple[Stem, dict[str, Float[Array, "n ..."]]]:  # fmt: skip
-        """Run the layers of the slots first, ..., stop - 1 (None: to the end); the activations and
-        image so far, and the features on the way.
+        """Run the layers with the W+ layers first, ..., stop - 1 (None: to the end); the
+        activations and image so far, and the features on the way.
 
-        Layers run in the order of their slots, so running to a slot and from it on is the whole
+        Layers run in the order of their W+ layers, so running up to one and from it on is the whole
         network, also with random noise of one key.
         """
         if noise == "random" and key is None:
@@ -376,8 +376,8 @@ class StyleGAN2(nnx.Module):
         cutoff: int | None = None,
         labels: Float[AnyArray, "n c"] | None = None,
     ) -> Float[Array, "n s w"]:
-        """z -> w in every slot, drawn towards the average by `truncation` (psi; 1 = not at all), on
-        slots < `cutoff` if given.
+        """z -> w in every W+ layer, drawn towards the average by `truncation` (psi; 1 = not at
+        all), on W+ layers < `cutoff` if given.
 
         labels: one-hot rows for a conditional generator, in place of the classes that z stands for;
             z may then lack its last number.
@@ -407,7 +407,7 @@ class StyleGAN2(nnx.Module):
         """Image in about [-1, 1] and the features named in `taps`; also images at lower
         resolution, named in `skips`.
 
-        w: one vector per image, one per slot (W+), or a dict of style vectors (style space, see
+        w: one vector per image, one per layer (W+), or a dict of style vectors (style space, see
             `styles`). noise: "const" (the stored maps), "random" (needs `key`) or "none". dtype:
             "float32", or "bfloat16" for the convolutions.
         """
@@ -433,8 +433,8 @@ class StyleGAN2(nnx.Module):
         noise: Noise = "const",
         dtype: str = "float32",
     ) -> Stem:
-        """What the first `slots` slots of w draw (1 to num_ws - 1): shared by all pictures that
-        differ in later slots only, see `synthesize_from`.
+        """The part drawn by the first `slots` W+ layers (1 to num_ws - 1): shared by all images
+        that differ in later layers only, see `synthesize_from`.
         """
         self._check_slots(w, slots)
         return _stem(self, jnp.asarray(w), slots, noise, dtype)
@@ -447,11 +447,11 @@ class StyleGAN2(nnx.Module):
         noise: Noise = "const",
         taps: tuple[str, ...] = (),
     ) -> tuple[Float[Array, "n r r 3"], dict[str, Float[Array, "n ..."]]]:
-        """The rest of `synthesize` after `stem(..., slots)`, with the styles of w from that slot
-        on; slots below are not looked at.
+        """The rest of `synthesize` after `stem(..., slots)`, with the styles of w from that W+
+        layer on; layers below are not read.
 
         taps: of layers that run here. `noise` is "const" or "none", as in `stem`: random noise
-            needs one key for the whole picture.
+            needs one key for the whole image.
         """
         self._check_slots(w, slots)
         return _synthesize_from(
@@ -474,7 +474,7 @@ class StyleGAN2(nnx.Module):
         if not 1 <= slots < self.num_ws:
             raise UsageError(
                 f"slots is {slots}, expected 1 to {self.num_ws - 1}: this generator has "
-                f"{self.num_ws} slots of w"
+                f"{self.num_ws} W+ layers"
             )
         if np.ndim(w) != 3 or np.shape(w)[1:] != (self.num_ws, self.config.w_dim):
             raise UsageError(
@@ -489,7 +489,7 @@ class StyleGAN2(nnx.Module):
     def sample(
         self, seeds: Iterable[int], truncation: float = 1.0, taps: tuple[str, ...] = ()
     ) -> Samples:
-        """Pictures for seeds, as one batch: sample i depends on its own seed and nothing else."""
+        """Images for seeds, as one batch: sample i depends on its own seed and nothing else."""
         seeds = tuple(int(s) for s in seeds)
         z = self.latents(seeds)
         w = self.map(z, truncation)

@@ -2,17 +2,17 @@
 its strength.
 
 Karras et al. 2020, "Training Generative Adversarial Networks with Limited Data" (arXiv 2006.06676),
-section 3 and appendix B. The discriminator never sees a picture that did not pass through
-`augment`; while p stays below about 0.8 the generator does not learn the augmentations.
+section 3 and appendix B. The discriminator never sees an image that did not pass through `augment`;
+while p stays below about 0.8 the generator does not learn the augmentations.
 
 Where this differs from the paper:
 * The paper resamples at twice the resolution between two sym6 wavelet filters. Those are not
-  symmetric, so a mirrored or turned picture comes out shifted by a fraction of a pixel. Here the
-  same scheme runs with a symmetric 12-tap quadrature-mirror low-pass: down(up(x)) equals x to 0.5
-  %, mirrored and turned pictures included, and aliases are damped a little more than by sym6.
-* The paper reflects the picture once, as far as needed, and shows zeros beyond. Here the plane is
+  symmetric, so a mirrored or turned image comes out shifted by a fraction of a pixel. Here the same
+  scheme runs with a symmetric 12-tap quadrature-mirror low-pass: down(up(x)) equals x to 0.5 %,
+  mirrored and turned images included, and aliases are damped a little more than by sym6.
+* The paper reflects the image once, as far as needed, and shows zeros beyond. Here the plane is
   tiled by reflections without end.
-* A picture for which no operation was drawn is returned bit for bit.
+* An image for which no operation was drawn is returned bit for bit.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _HALF = (-0.0063288439, 0.0300188219, -0.0060613761, -0.1231322120, 0.1292442989
 LOW_PASS = _HALF + _HALF[::-1]
 _REACH = (
     len(LOW_PASS) // 2 - 1
-)  # supersampled pixels the filter needs beyond the picture, on each side
+)  # supersampled pixels the filter needs beyond the image, on each side
 
 # Appendix B. A scale of 2 ** N(0, std^2) is the paper's Lognormal(0, (std ln 2)^2).
-BLIT_SHIFT = 0.125  # of the side, uniform within plus or minus this, whole pixels
+BLIT_SHIFT = 0.125  # of the edge length, uniform within plus or minus this, whole pixels
 SCALE_STD = 0.2  # octaves, isotropic and anisotropic
-SHIFT_STD = 0.125  # of the side, normal
+SHIFT_STD = 0.125  # of the edge length, normal
 BRIGHTNESS_STD = 0.2  # where the whole range is 2
 CONTRAST_STD = 0.5  # octaves
 SATURATION_STD = 1.0  # octaves
@@ -50,20 +50,19 @@ def augment(
     p: Float[Array, ""] | float,
     first: Int[Array, ""] | int = 0,
 ) -> Float[Array, "b h w 3"]:
-    """Augmented pictures, every operation drawn with probability `p`, for every picture on its own.
+    """Augmented images, every operation drawn with probability `p`, for every image on its own.
 
     key: a JAX random key. images: in [-1, 1], h and w at least 4. p: 0..1, may be traced; at 0 the
         result is `images` bit for bit.
-    first: index of `images[0]` in the global batch: picture i is driven by (key, first + i) and by
-        nothing else, so the shards of a batch draw what the whole batch would. Returns values that
+    first: index of `images[0]` in the global batch: image i is driven by (key, first + i) and by
+        nothing else, so the shards of a batch draw the same as the whole batch. Returns values that
         may leave [-1, 1], as in the paper. Affine in `images`, hence differentiable any number of
         times; no gradient reaches `p`. Memory: 48 floats per pixel at the peak.
     """
     b, h, w, channels = images.shape
     if channels != 3 or min(h, w) < 4:
         raise ValueError(
-            "augment takes RGB pictures of at least 4x4 pixels, shape [b h w 3]; got "
-            f"{images.shape}"
+            f"augment takes RGB images of at least 4x4 pixels, shape [b h w 3]; got {images.shape}"
         )
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(b))
     (gu, gn), (cu, cn) = jax.vmap(_draws)(keys)
@@ -90,8 +89,8 @@ def adjust_probability(
 
     sign_mean: r_t = E[sign D(real)] since the last call, -1..1; above `target` the discriminator
         overfits and p rises.
-    images_seen_since: real pictures shown since the last call; `speed_images` of them can take p
-        from 0 to 1.
+    images_seen_since: real images shown since the last call; `speed_images` of them can take p from
+        0 to 1.
     """
     step = jnp.sign(jnp.asarray(sign_mean, jnp.float32) - target) * (
         images_seen_since / speed_images
@@ -119,8 +118,8 @@ def _geometry(
     """The matrix from an output position to the input position it shows, and whether anything was
     drawn.
 
-    Positions are in pixels, x right, y down, origin in the centre of the picture. The paper builds
-    G = op_k ... op_1. Its inverse is op_1^-1 ... op_k^-1, so each operation's inverse goes on the
+    Positions are in pixels, x right, y down, origin in the centre of the image. The paper builds G
+    = op_k ... op_1. Its inverse is op_1^-1 ... op_k^-1, so each operation's inverse goes on the
     right.
     """
     (
@@ -209,7 +208,7 @@ def _translate(x: Array, y: Array) -> Float[Array, "3 3"]:
 def resample(
     images: Float[Array, "b h w c"], inverse: Float[Array, "b 3 3"]
 ) -> Float[Array, "b h w c"]:
-    """The pictures seen through one affine map each, reflected at their borders.
+    """The images seen through one affine map each, reflected at their borders.
 
     inverse: output position to input position, pixels, origin in the centre. Supersampled twice on
         both sides of the one bilinear look-up.
@@ -239,7 +238,7 @@ def _reflect(position: Array, size: int) -> Array:
 def _bilinear(
     fine: Float[Array, "b H W c"], x: Float[Array, "b i j"], y: Float[Array, "b i j"]
 ) -> Float[Array, "b i j c"]:
-    """Values between the four nearest pixels. The four lie side by side in the channels, so that
+    """Values between the four nearest pixels. The four are side by side in the channels, so that
     one row is gathered instead of four.
     """
     b, height, width, c = fine.shape
@@ -258,7 +257,7 @@ def _bilinear(
 
 
 def _up(x: Array, axis: int) -> Array:
-    """Twice the samples along `axis`; sample j lies at (j - 0.5) / 2. By shift and add: depthwise
+    """Twice the samples along `axis`; sample j is at (j - 0.5) / 2. By shift and add: depthwise
     convolutions are slow on CPUs.
     """
     size, reach = x.shape[axis], (_REACH + 1) // 2
@@ -266,7 +265,7 @@ def _up(x: Array, axis: int) -> Array:
     padded = jnp.take(x, _fold(index, size), axis=axis)
     phases = []
     for phase in (0, 1):
-        # Output 2 i + phase lies half a fine pixel from input i, so it meets input i + k through
+        # Output 2 i + phase is half a fine pixel from input i, so it meets input i + k through
         # the tap 2 k fine pixels away.
         taps = [
             (k, LOW_PASS[_REACH + phase - 2 * k])
@@ -290,7 +289,7 @@ def _fold(index: Array, size: int) -> Array:
 
 
 def _down(x: Array, axis: int) -> Array:
-    """Half of what lies inside the margin of REACH samples along `axis`: the transpose of `_up`,
+    """Half of the samples inside the margin of REACH samples along `axis`: the transpose of `_up`,
     scaled to keep the mean.
     """
     size = (x.shape[axis] - 2 * _REACH) // 2
@@ -307,7 +306,7 @@ def _down(x: Array, axis: int) -> Array:
 def _colour(
     u: Float[Array, "7"], n: Float[Array, "3"], p: Array
 ) -> tuple[Float[Array, "3 4"], Bool[Array, ""]]:
-    """The affine map of RGB for one picture, and whether any was drawn. Hue turns around the grey
+    """The affine map of RGB for one image, and whether any was drawn. Hue turns around the grey
     axis v = (1, 1, 1) / sqrt(3).
     """
     on_bright, on_contrast, on_luma, luma, on_hue, hue, on_saturation = u

@@ -2,7 +2,7 @@
 when a name is not given.
 
 Segmentation in Style, section 3.2: each cluster takes the class with the largest dot product. Ours
-also says how far ahead of the second it was.
+also reports its lead over the second.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ RULE = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one region is: class number `best` with probability `score`, ahead of `second` by
-    `margin`; `named` is False where that is not sure.
+    """The class of one region: class number `best` with probability `score`, ahead of `second` by
+    `margin`; `named` is False where that is too small.
     """
 
     best: int
@@ -75,7 +75,7 @@ def softmax(x: Float[np.ndarray, "*n c"]) -> Float[np.ndarray, "*n c"]:
 def decide(
     probability: Float[np.ndarray, "k c"], margin: float = MARGIN, neutral: Sequence[int] = ()
 ) -> list[Verdict]:
-    """A verdict per region, by `RULE`. neutral: class numbers that are no name."""
+    """A decision per region, by `RULE`. neutral: class numbers that are no name."""
     verdicts = []
     for row in probability:
         order = np.argsort(-row, kind="stable")

@@ -1,13 +1,13 @@
-"""Labels of a picture's pixels from cluster centres in feature space.
+"""Labels of an image's pixels from cluster centres in feature space.
 
 `arrays`: centers [k d + 2] (the last two columns are the place), mean and scale [d + 2] that
-    standardise features, and, where labels are to follow the picture, what `learn_refinement`
+    standardise features, and, where labels are to follow the image, what `learn_refinement`
     found: Bayes' rule with features as evidence, log p(k | pixel) = -NATS d_k / gap + log p(k |
     place) with squared distances d, and then the neighbours of the same colour (`ops/crf.py`).
 
 Measured with an independent segmenter of people, mean IoU of foreground / background over five sets
 of 256 samples, k 3: on the default generator nearest centre 0.916 / 0.781, with neighbours 0.920 /
-0.790, with the place as well 0.923 / 0.794; on another of poorer pictures 0.906 / 0.760, 0.909 /
+0.790, with the place as well 0.923 / 0.794; on another of poorer images 0.906 / 0.760, 0.909 /
 0.767 and 0.916 / 0.781. Neighbours whatever their colour make it worse (0.915 / 0.777). From 4 to 9
 nats the mean moves by 0.003 at most.
 """
@@ -23,7 +23,7 @@ from sis_jax.ops import crf, kmeans
 from sis_jax.ops.resize import resize_bilinear
 
 NATS = 6.0  # that the mean distance between nearest and second nearest centre counts for
-CELLS = 32  # places that are told apart along a side, at most
+CELLS = 32  # places per edge, at most
 _LOOKED_AT = 20_000
 
 
@@ -35,7 +35,7 @@ def learn_refinement(
     grid: int,
 ) -> dict[str, np.ndarray]:
     """{"gap": [1], "log_prior": [s s k]} from the points that were clustered; places: (column, row)
-    in [-1, 1], of a grid with so many along a side.
+    in [-1, 1], of a grid with so many along an edge.
 
     gap: mean difference of the two smallest squared distances. log_prior: share of each cluster at
         each place, by Laplace's rule of succession; no finer than the grid, and coarse enough that
@@ -59,9 +59,10 @@ def learn_refinement(
 def with_centre(
     arrays: dict[str, np.ndarray], centre: Float[np.ndarray, "d"]
 ) -> dict[str, np.ndarray]:
-    """`arrays` with one more cluster. Of where it lies nothing is known: as likely at each place as
-    the cluster of the nearest centre, so that the features decide between these two, and a copy of
-    a cluster takes nothing from it."""
+    """`arrays` with one more cluster. Its position is unknown: as likely at each place as the
+    cluster of the nearest centre, so that the features decide between these two, and a copy of a
+    cluster takes nothing from it.
+    """
     more = dict(arrays, centers=np.concatenate([arrays["centers"], centre[None]]))
     if "log_prior" in arrays:
         nearest = int(np.square(arrays["centers"] - centre).sum(1).argmin())
@@ -84,8 +85,8 @@ def label_maps(
 
     image: in [-1, 1], only its outlines are used. resolution: of the labels; None takes the
         image's.
-    Where labels follow the picture, d2 is as far behind d1 as the odds against the second class
-    say: the same number where place and neighbours say nothing, larger where they agree with the
+    Where labels follow the image, d2 is as far behind d1 as the odds against the second class
+    are: the same number where place and neighbours are neutral, larger where they agree with the
     features, and not 0 where they decide against the nearest centre.
     """
     resolution = resolution or image.shape[1]

@@ -1,7 +1,7 @@
-"""Cutting a foreground out of one picture and putting it on another: soft masks, completed
+"""Cutting a foreground out of one image and putting it on another: soft masks, completed
 backgrounds, alpha compositing.
 
-NumPy only, on single pictures; OpenCV is loaded where a background is completed.
+NumPy only, on single images; OpenCV is loaded where a background is completed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from scipy.ndimage import binary_dilation, gaussian_filter, generate_binary_stru
 
 from sis_jax.types import UsageError
 
-# (picture, hole) -> the picture with the hole filled
+# (image, hole) -> the image with the hole filled
 Inpainter = Callable[
     [UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]], UInt8[np.ndarray, "h w 3"]
 ]
@@ -28,11 +28,12 @@ def soft_alpha(
     confidence: Float[np.ndarray, "*n h w"],
     width: float | None = None,
 ) -> Float[np.ndarray, "*n h w"]:
-    """How much of each pixel is foreground, 0..1, from a hard mask and how sure it is.
+    """How much of each pixel is foreground, 0..1, from a hard mask and its confidence.
 
-    Every pixel votes for its own side with its confidence, and votes are averaged over a Gaussian
-    of `width` pixels (1/100 of the side by default). Inside a part all votes agree, whatever two
-    parts of the foreground do to the confidence; at the edge the surer side wins.
+    Every pixel votes for its own label with its confidence, and votes are averaged over a Gaussian
+    of `width` pixels (1/100 of the resolution by default). Inside a part all votes agree, whatever
+    two parts of the foreground do to the confidence; at the edge the label of higher confidence
+    wins.
     """
     width = inside.shape[-1] / 100 if width is None else width
     votes = np.clip(confidence, 0, 1).astype(np.float32) + LEAST_VOTE
@@ -44,8 +45,8 @@ def soft_alpha(
 
 
 def hole_of(alpha: Float[np.ndarray, "h w"], grow: int | None = None) -> Bool[np.ndarray, "h w"]:
-    """Where any foreground shows, grown by `grow` pixels (1/64 of the side by default), because
-    edges bleed.
+    """Where any foreground shows, grown by `grow` pixels (1/64 of the resolution by default),
+    because edges bleed.
     """
     grow = max(1, round(alpha.shape[1] / 64)) if grow is None else grow
     hole = alpha > 0
@@ -55,8 +56,8 @@ def hole_of(alpha: Float[np.ndarray, "h w"], grow: int | None = None) -> Bool[np
 def inpaint(
     image: UInt8[np.ndarray, "h w 3"], hole: Bool[np.ndarray, "h w"]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture with the hole filled from its surroundings by OpenCV (Telea 2004); unchanged
-    where there is no hole, or nothing but hole.
+    """The image with the hole filled from its surroundings by OpenCV (Telea 2004); unchanged where
+    there is no hole, or nothing but hole.
     """
     if not hole.any() or hole.all():
         return image
@@ -76,7 +77,7 @@ def complete(
     image: UInt8[np.ndarray, "h w 3"], alpha: Float[np.ndarray, "h w"], inpainter: Inpainter | None
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The background behind a foreground. UsageError where a foreign inpainter returns something
-    else than a picture of that size.
+    else than an image of that size.
     """
     hole = hole_of(alpha)
     filled = np.asarray((inpainter or inpaint)(image, hole))
@@ -94,10 +95,10 @@ def behind(
     alpha: Float[np.ndarray, "h w"],
     edited_alpha: Float[np.ndarray, "h w"],
 ) -> Float[np.ndarray, "h w 3"]:
-    """What lies behind an edited foreground, 0..255: the completed `background` where the old
-    foreground was, the picture itself elsewhere.
+    """The background behind an edited foreground, 0..255: the completed `background` where the old
+    foreground was, the image itself elsewhere.
 
-    The rim of the old foreground, between the two, is the picture's own, as long as the new
+    The rim of the old foreground, between the two, is the image's own, as long as the new
     foreground still covers what the rim belonged to; where that was vacated, the rim would stand
     there as a thin outline, so it is completed too.
     """
@@ -112,7 +113,7 @@ def foreground_colours(
     image: UInt8[np.ndarray, "h w 3"], alpha: Float[np.ndarray, "h w"]
 ) -> Float[np.ndarray, "h w 3"]:
     """The foreground's own colours, 0..255: at its soft edge those of its inside nearby, without
-    what lay behind it.
+    its old background.
     """
     width = alpha.shape[1] / 48
     weight = np.where(alpha > 0.9, 1.0, 1e-4 * alpha).astype(
@@ -131,7 +132,7 @@ def composite(
     alpha: Float[np.ndarray, "h w"],
     background: UInt8[np.ndarray, "h w 3"] | Float[np.ndarray, "h w 3"],
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """alpha F + (1 - alpha) B, with F the picture's own foreground colours."""
+    """alpha F + (1 - alpha) B, with F the image's own foreground colours."""
     mixed = (
         alpha[..., None] * foreground_colours(image, alpha) + (1 - alpha[..., None]) * background
     )

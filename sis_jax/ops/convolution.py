@@ -71,7 +71,7 @@ def pixel_norm(z: Float[Array, "*n c"]) -> Float[Array, "*n c"]:
     return z * lax.rsqrt(jnp.mean(jnp.square(z), axis=-1, keepdims=True) + 1e-8)
 
 
-# The filter's transpose is the filter, that of doubling is halving: said outright, because XLA's
+# The filter's transpose is the filter, that of doubling is halving: stated outright, because XLA's
 # own transpose of shift-and-add is slower.
 
 
@@ -275,7 +275,7 @@ def _derived_kernel_gradient(x: Array, g: Array, size: int) -> Array:
 
 
 def _kernel_gradient(x: Array, g: Array, size: int) -> Array:
-    """One matrix product per kernel entry and sample: what a sample needs stays in the cache.
+    """One matrix product per kernel entry and sample: a sample's data stay in the cache.
 
     With rows padded to one width, a shift by (i, j) pixels is a shift by i * width + j entries of
     the flattened sample; where a row wraps, g is zero.

@@ -1,14 +1,14 @@
-"""Labels that follow the picture: mean-field inference in a conditional random field whose pixels
-see their neighbourhood.
+"""Labels that follow the image: mean-field inference in a conditional random field whose pixels see
+their neighbourhood.
 
 Krähenbühl and Koltun 2011 (arXiv 1210.5644) with one bilateral kernel and the Potts model; windows
-instead of all pairs of pixels, as in Teichmann and Cipolla 2018 (arXiv 1805.04777). What is
-repeated, from q = softmax(evidence): q_i = softmax(evidence_i + w sum_j k_ij q_j / sum_j k_ij),
-k_ij = exp(-|colour_i - colour_j|^2 / 2 s^2 - |place_i - place_j|^2 / 2 t^2).
+instead of all pairs of pixels, as in Teichmann and Cipolla 2018 (arXiv 1805.04777). The iteration,
+from q = softmax(evidence): q_i = softmax(evidence_i + w sum_j k_ij q_j / sum_j k_ij), k_ij =
+exp(-|colour_i - colour_j|^2 / 2 s^2 - |place_i - place_j|^2 / 2 t^2).
 
-The window is a fraction of the side. Pictures of more than 127 pixels are averaged down to 64 to
-127 for it, and what neighbours say is enlarged again: evidence from features of 64 x 64 knows of
-nothing finer, and a picture and its enlargement are treated alike.
+The window is a fraction of the resolution. Images of more than 127 pixels are averaged down to 64
+to 127 for it, and the neighbours' evidence is enlarged again: evidence from features of 64 x 64
+knows of nothing finer, and an image and its enlargement are treated alike.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, UInt8
 
 from sis_jax.ops.resize import resize_bilinear
 
-SIDE = 64  # pixels at least, of the picture that the window moves over
+SIDE = 64  # pixels at least, of the image that the window moves over
 RADIUS = 3
 PLACE = 0.75 * RADIUS  # standard deviation t, in pixels
 COLOUR = 0.2  # standard deviation s, of colours in [-1, 1]
@@ -93,7 +93,7 @@ def _said_by_neighbours(
 
     colour = jnp.moveaxis(
         image, -1, 0
-    )  # channels and classes first: a picture of each lies together, however many there are
+    )  # channels and classes first: the pixels of each are contiguous, whatever their number
     around, inside = padded(colour), padded(jnp.ones((1, height, width)))
 
     def kernel_of(offset: Array) -> Array:

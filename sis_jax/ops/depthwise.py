@@ -26,7 +26,7 @@ _UNROLLED = 16  # rows up to which the kernel gradient is one expression
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     """Zeros before and after an axis, so that the output has ceil(size / stride) entries.
 
-    TensorFlow's rule "SAME": what is odd goes after.
+    TensorFlow's rule "SAME": an odd one goes after.
     """
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
@@ -130,7 +130,9 @@ def _input_gradient(g: Array, kernel: Array, size: tuple[int, int], stride: int)
 
 
 def _kernel_gradient(x: Array, g: Array, k: int, stride: int) -> Array:
-    """The adjoint in the kernel, one sample at a time: what fits the cache is read k * k times."""
+    """The adjoint in the kernel, one sample at a time: it fits the cache and is read k * k
+    times.
+    """
     _, h, w, c = g.shape
     unrolled = h <= _UNROLLED
 

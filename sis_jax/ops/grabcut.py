@@ -1,14 +1,14 @@
 """A mask made to follow its own photo: GrabCut (Rother, Kolmogorov, Blake 2004) started from a
-network's opinion.
+network's prediction.
 
 A network that learned from one generator makes the same mistake on every photo of a kind. The
-colours of one photo know nothing of that: two colour models, one of what is likely ground and one
-of what is not, and a cut along the photo's edges, correct much of it without a label.
+colours of one photo know nothing of that: two colour models, one of the likely background and one
+of the rest, and a cut along the photo's edges, correct much of it without a label.
 
 The bounds leave the colours much to decide. Bounds of (0.8, 0.5, 0.2), which keep more of the
-network's own opinion, make masks that are nearer to people's (mean IoU 0.807 instead of 0.786 for a
-student of 0.785, 0.836 instead of 0.806 for one of 0.834), but the student learns no more from them
-(0.810 after 1000 steps, with these bounds 0.813): its own mistakes, told to it again, do not
+network's own prediction, make masks that are nearer to people's (mean IoU 0.807 instead of 0.786
+for a student of 0.785, 0.836 instead of 0.806 for one of 0.834), but the student learns no more
+from them (0.810 after 1000 steps, with these bounds 0.813): its own mistakes, fed back, do not
 average out as those of the colours do.
 """
 
@@ -27,7 +27,7 @@ SURE_GROUND, GROUND, SURE_OBJECT = (
     0.8,
     0.4,
     0.03,
-)  # of the opinion, mixed with the mean opinion of all photos: certain, likelier than not, certain
+)  # of the prediction, mixed with the mean of all photos: certain, likelier than not, certain
 _ROUNDS = 4
 
 
@@ -39,7 +39,7 @@ def foreground(
     """Which pixels are not background.
 
     ground: probability of background per pixel, the network's. mean_ground: its mean over all
-        photos, what is usual at that place; half of each decides. The opinion itself is returned
+        photos, the prior at that place; half of each decides. The prediction itself is returned
         where GrabCut has nothing to compare, as where it holds one class only.
     """
     cv2 = _opencv()
@@ -72,7 +72,7 @@ def foregrounds(
     threads: int,
     report: Callable[[int], Any] = lambda _: None,
 ) -> Bool[np.ndarray, "n h w"]:
-    """`foreground` of many photos in threads; ground: the opinion of photo i. The order of work
+    """`foreground` of many photos in threads; ground: the prediction of photo i. The order of work
     changes nothing.
     """
     _opencv().setNumThreads(1)

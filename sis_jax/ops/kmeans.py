@@ -3,7 +3,7 @@
 Lloyd's algorithm (Lloyd 1982) from greedy k-means++ starts, with scikit-learn's conventions for
 `tol`, `max_iter` and empty clusters: given the same initial centres it gives scikit-learn's labels.
 Where there are many rows the restarts first run to convergence on a sample; those that found the
-same centres, or lie more than 1 % behind, are not carried on over all the data. The passes
+same centres, or are more than 1 % behind, are not carried on over all the data. The passes
 themselves are in `kmeans_steps.py`.
 
 Measured on 2 CPU cores, float32, time of one pass for 10 restarts of k = 9 in d = 512 relative to
@@ -153,7 +153,7 @@ def kmeans(
     sample, sample_weights = np.asarray(x[rows]), None if weights is None else weights[rows]
     with np.errstate(
         invalid="ignore", over="ignore"
-    ):  # what is not finite is found, and said, by _tolerance
+    ):  # _tolerance finds and reports non-finite values
         origin = sample.mean(0, dtype=np.float64).astype(np.float32)
     data = _Data.place(x, weights, origin, parallel.local_devices(devices))
     limit = _tolerance(data, x, tol)
@@ -419,7 +419,7 @@ def _check_finite(x) -> None:
 
 
 def _checked(x, k, seed, n_init, max_iter, tol, weights):
-    """x as float32 and weights, or the sentence that says what is wrong with them."""
+    """x as float32 and weights, or UsageError that names the fault."""
     x = x if isinstance(x, np.ndarray | jax.Array) else np.asarray(x)
     if x.ndim != 2:
         raise UsageError(
@@ -431,7 +431,7 @@ def _checked(x, k, seed, n_init, max_iter, tol, weights):
             f"k-means got no data (shape {x.shape}): give at least k rows with one column"
         )
     if not 2 <= k <= n:
-        raise UsageError(f"k is {k}, expected a whole number from 2 to the number of points, {n}")
+        raise UsageError(f"k is {k}, expected an integer from 2 to the number of points, {n}")
     if n_init < 1 or max_iter < 1 or not tol >= 0 or seed < 0:
         raise UsageError(
             f"n_init and max_iter must be at least 1, tol and seed at least 0; got {n_init}, "

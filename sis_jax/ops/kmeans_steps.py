@@ -1,4 +1,4 @@
-"""What k-means runs on a device: one pass over the rows for all restarts, Lloyd's loop, k-means++
+"""The device code of k-means: one pass over the rows for all restarts, Lloyd's loop, k-means++
 starts.
 
 Bodies for `parallel.map_devices`: x [m d] and w [m] are one device's rows and weights (0 =
@@ -106,7 +106,7 @@ def _chunks(
     centres: int = 1,
 ):
     """Folds `visit(carry, start, chunk - mean, weights)` over all rows, a chunk at a time; stacks
-    what it returns besides.
+    its further results.
 
     The last chunk is moved back to stay inside the array and rows seen before get weight 0: no
     padded copy of the data. Chunks are CHUNK rows, fewer where the table of scores [centres, rows]
@@ -144,8 +144,8 @@ def _scores_by_row(
 
 
 def moments(x: Float[Array, "m d"], w: Float[Array, " m"], mean: Float[Array, " d"]):
-    """Weighted sums of (x - mean) [d] and of its square [d], and the weight: what the tolerance and
-    the check for NaN need.
+    """Weighted sums of (x - mean) [d] and of its square [d], and the weight, for the tolerance and
+    the check for NaN.
     """
 
     def visit(carry, _, xb, wb):

@@ -1,8 +1,9 @@
 """Linear boundaries between two groups of points: logistic regression, the support vector machine,
-projection onto what other boundaries leave free, and how well a score tells the groups apart.
+projection onto the space that other boundaries leave free, and how well a score separates the
+groups.
 
-Used on latent codes: w + a n, with n the unit normal of a boundary, changes what the boundary tells
-apart (Shen et al. 2020, "InterFaceGAN", arXiv 2005.09635, section 2).
+Used on latent codes: w + a n, with n the unit normal of a boundary, changes the property that the
+boundary separates (Shen et al. 2020, "InterFaceGAN", arXiv 2005.09635, section 2).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Boundary:
         return x @ self.normal + self.offset
 
     def accuracy(self, x: Float[np.ndarray, "n d"], y: Bool[np.ndarray, "n"]) -> float:
-        """Share of points on the right side."""
+        """Share of points that are classified correctly."""
         return float(((self.distance(x) > 0) == y).mean())
 
 
@@ -38,7 +39,7 @@ def _boundary(weights: np.ndarray, bias: float) -> Boundary:
     size = float(np.linalg.norm(weights))
     if not size > 0:
         raise UsageError(
-            "the two groups of points cannot be told apart: nothing was learned; give more "
+            "the two groups of points cannot be separated: nothing was learned; give more "
             "samples or another prompt"
         )
     return Boundary((weights / size).astype(np.float32), float(bias / size), size)
@@ -153,14 +154,14 @@ def project_out(
     size = float(np.linalg.norm(rest))
     if size < 1e-6 * float(np.linalg.norm(normal)):
         raise UsageError(
-            "the direction lies in the span of those it should leave alone: nothing is left of "
+            "the direction is in the span of those it should leave alone: nothing is left of "
             "it; give fewer conditions"
         )
     return (rest / size).astype(np.float32)
 
 
 def roc_area(score: Float[np.ndarray, "n"], true: Bool[np.ndarray, "n"]) -> float:
-    """Area under the ROC curve, 0..1; 0.5 where all pictures are of one kind. Equal scores share
+    """Area under the ROC curve, 0..1; 0.5 where all images are of one kind. Equal scores share
     their ranks.
     """
     from scipy.stats import rankdata  # late: slow to import

@@ -1,5 +1,5 @@
-"""The counts behind every segmentation score: a confusion matrix (rows = truth), so that a data
-set streams through in any order. NumPy and SciPy only.
+"""The counts behind every segmentation score: a confusion matrix (rows = ground truth), so that a
+data set streams through in any order. NumPy and SciPy only.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ def confusion(
     n_classes: int,
     ignore: int | None = 255,
 ) -> Int64[np.ndarray, "k k"]:
-    """Pixel counts [truth, prediction]; add them up over pictures.
+    """Pixel counts [ground truth, prediction]; add them up over images.
 
-    gt, pred: class ids 0..n_classes - 1 of one shape (bool counts as 0 and 1). Pixels whose truth
-        is `ignore` are left out; everywhere else a prediction must name a class. Raises UsageError
-        for other shapes or ids.
+    gt, pred: class ids 0..n_classes - 1 of one shape (bool counts as 0 and 1). Pixels whose ground
+        truth is `ignore` are left out; everywhere else a prediction must name a class. Raises
+        UsageError for other shapes or ids.
     """
     gt, pred = np.asarray(gt), np.asarray(pred)
     if gt.shape != pred.shape:
         raise UsageError(
-            f"truth and prediction differ in shape: {gt.shape} and {pred.shape}; resize one of "
-            "them first"
+            f"ground truth and prediction differ in shape: {gt.shape} and {pred.shape}; resize "
+            "one of them first"
         )
     keep = np.ones(gt.shape, bool) if ignore is None else gt != ignore
     gt, pred = gt[keep].astype(np.int64), pred[keep].astype(np.int64)
@@ -42,7 +42,7 @@ def confusion(
 
 
 def iou(counts: Integer[np.ndarray, "k k"]) -> Float[np.ndarray, "k"]:
-    """Intersection over union per class, 0..1; NaN for a class that is in neither truth nor
+    """Intersection over union per class, 0..1; NaN for a class that is in neither ground truth nor
     prediction.
     """
     hit = np.diagonal(counts)
@@ -50,7 +50,7 @@ def iou(counts: Integer[np.ndarray, "k k"]) -> Float[np.ndarray, "k"]:
 
 
 def mean_iou(counts: Integer[np.ndarray, "k k"]) -> float:
-    """Mean of `iou` over the classes that occur in truth or prediction; NaN when nothing was
+    """Mean of `iou` over the classes that occur in ground truth or prediction; NaN when nothing was
     counted.
     """
     return _mean(iou(counts))
@@ -65,13 +65,13 @@ def precision(counts: Integer[np.ndarray, "k k"]) -> Float[np.ndarray, "k"]:
 
 def recall(counts: Integer[np.ndarray, "k k"]) -> Float[np.ndarray, "k"]:
     """Share of the pixels of each class that were found; NaN for a class that is not in the
-    truth.
+    ground truth.
     """
     return ratio(np.diagonal(counts), counts.sum(1))
 
 
 def f1(counts: Integer[np.ndarray, "k k"]) -> Float[np.ndarray, "k"]:
-    """2 hits / (truth + prediction) per class (Dice); NaN for a class that is in neither."""
+    """2 hits / (ground truth + prediction) per class (Dice); NaN for a class that is in neither."""
     return ratio(2 * np.diagonal(counts), counts.sum(0) + counts.sum(1))
 
 
@@ -86,9 +86,9 @@ def boundary_band(
     """The trimap: pixels with a pixel of another class at most `radius` pixels away (Euclidean,
     between centres).
 
-    For two classes this is dilation minus erosion by a disk. What lies outside the picture counts
-    for nothing, and neither do pixels of value `ignore`, which are in no band. A mask of one class
-    has an empty band.
+    For two classes this is dilation minus erosion by a disk. Pixels outside the image count for
+    nothing, and neither do pixels of value `ignore`, which are in no band. A mask of one class has
+    an empty band.
     """
     mask = np.asarray(mask)
     if mask.ndim != 2:
@@ -137,7 +137,7 @@ def hungarian(counts: Integer[np.ndarray, "k p"]) -> Int64[np.ndarray, "p"]:
     """The one-to-one matching of predicted to true classes that agrees on most pixels (Kuhn 1955):
     a true class per predicted one, or -1.
 
-    It looks at the truth, so that a score after it is no zero-label score.
+    It uses the ground truth, so that a score after it is no zero-label score.
     """
     from scipy.optimize import linear_sum_assignment  # late: slow to import
 
@@ -151,14 +151,14 @@ def majority(counts: Integer[np.ndarray, "k p"]) -> Int64[np.ndarray, "p"]:
     """Each predicted class goes to the true class it shares most pixels with, many to one; -1 for a
     class never predicted.
 
-    It looks at the truth, and rewards many small classes.
+    It uses the ground truth, and rewards many small classes.
     """
     return np.where(counts.sum(0) > 0, counts.argmax(0), -1).astype(np.int64)
 
 
 def resampling_weights(n: int, resamples: int, seed: int) -> Int64[np.ndarray, "r n"]:
     """How often each of n images is drawn in each bootstrap resample (Efron 1979): images, not
-    pixels, are what a test set is a sample of.
+    pixels, are the units that a test set samples.
     """
     return np.random.default_rng([seed, n]).multinomial(n, np.full(n, 1 / n), size=resamples)
 

@@ -12,8 +12,8 @@ from scipy import ndimage
 
 
 def without_specks(label: UInt8[np.ndarray, "h w"], share: float) -> UInt8[np.ndarray, "h w"]:
-    """Connected patches below `share` of the picture take the label of the nearest pixel of a
-    larger patch.
+    """Connected patches below `share` of the image take the label of the nearest pixel of a larger
+    patch.
     """
     small = np.zeros(label.shape, bool)
     for value in np.unique(label):

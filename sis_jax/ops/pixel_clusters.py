@@ -1,5 +1,5 @@
-"""Clusters of the pixels of one picture: color spaces, vectors of what a pixel shows in many
-variants, and a k-means that can be mapped over pictures.
+"""Clusters of the pixels of one image: color spaces, vectors of a pixel's colours in many variants,
+and a k-means that can be mapped over images.
 
 `ops/kmeans.py` clusters the rows of one large set on all devices; here thousands of small sets are
 clustered one after another inside a compiled function, each on its own.
@@ -57,8 +57,8 @@ def vectors(tensor: Float[Array, "h w d 3"], mode: str) -> Float[Array, "p v"]:
 def cluster(
     x: Float[Array, "p v"], weight: Float[Array, "p"], k: int, n_init: int
 ) -> Float[Array, "k v"]:
-    """k-means of one picture's pixels: the best of n_init k-means++ starts after ITERATIONS steps.
-    The draws are the same for every picture.
+    """k-means of one image's pixels: the best of n_init k-means++ starts after ITERATIONS steps.
+    The draws are the same for every image.
     """
     own = jnp.sum(x * x, -1)
 
@@ -90,7 +90,7 @@ def cluster(
 
 
 def distinct(centers: Float[Array, "k v"]) -> Bool[Array, "k"]:
-    """False for a centre that an earlier one equals, as where a picture shows fewer kinds of pixels
+    """False for a centre that an earlier one equals, as where an image shows fewer kinds of pixels
     than there are clusters.
     """
     apart = jnp.sum((centers[:, None] - centers[None]) ** 2, -1)

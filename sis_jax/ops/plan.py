@@ -4,9 +4,9 @@ The answer follows from the function, the shapes of its arguments and the platfo
 on the number of samples or devices, nor on the memory of the machine, so that neither do the bytes
 of a result: the memory there is can only refuse.
 
-What a function needs is counted on its jaxpr: the largest sum of arrays that live at one moment,
-without what no result depends on. XLA's own `memory_analysis()` agrees within a factor of two (a
-test compares them) and would cost a compilation for every number of samples tried.
+The memory of a function is counted on its jaxpr: the largest sum of arrays that live at one moment,
+without those that no result depends on. XLA's own `memory_analysis()` agrees within a factor of two
+(a test compares them) and would cost a compilation for every number of samples tried.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from sis_jax.types import SisError
 
 CPU_ROWS = 16
 ACCELERATOR_ROWS = 256
-# What one device's block may hold beside the weights. The programs of the default generator stay
-# below it at 16 samples; on a CPU larger blocks are not faster, they only leave the caches.
+# Bytes that one device's block may hold beside the weights. The programs of the default generator
+# stay below it at 16 samples; on a CPU larger blocks are not faster, they only leave the caches.
 CPU_BYTES = 512 * 2**20
 ACCELERATOR_BYTES = 4 * 2**30
 SLACK = 1.25  # of the refusal: the allocator's own share
 _LOOPS = ("scan", "while")
-_FREE = ("broadcast_in_dim", "iota", "reshape")  # XLA never stores what these give
+_FREE = ("broadcast_in_dim", "iota", "reshape")  # XLA never stores the results of these
 
 
 def rows_at_once(

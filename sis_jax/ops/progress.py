@@ -47,8 +47,8 @@ def progress(
     """A tqdm bar on stderr with rate and time left; iterate over it, or `.update(n)` one made from
     a total, and close it.
 
-    iterable_or_total: what to iterate over, or how many units there will be. desc: what is being
-        done. unit: of what. hidden: no bar whatever else was chosen.
+    iterable_or_total: the items to iterate over, or the number of units. desc: name of the work.
+        unit: name of one unit. hidden: no bar whatever else was chosen.
     """
 
     # A log file wants a line now and then, a terminal wants a moving bar.

@@ -1,7 +1,7 @@
-"""How published papers measure masks on real photos, by name: what the network sees, what its
-answer is compared with, how pixels are summed.
+"""How published papers measure masks on real photos, by name: the network's input, the mask that
+its prediction is compared with, how pixels are summed.
 
-The differences move numbers by whole points, so a number means little without its protocol.
+The differences move numbers by whole percents, so a number means little without its protocol.
 `PROTOCOLS` lists them; all report all scores, each marks its own as the headline. NumPy and Pillow
 only.
 """
@@ -26,16 +26,16 @@ class Protocol:
     """One way to measure.
 
     side, fit: the photo's size for the network: "native" as it is, "square" squeezed to side x
-        side, "short" the shorter edge at `side`.
+        side, "short" the shorter edge at `side` pixels.
     through: a square the photo is squeezed to before that (0: none). scores: how soft masks return
-        to the truth's size: "logits" (bilinear), "aligned" (bilinear, corners aligned), "8-bit"
-        (the foreground's score as a grey picture). grey_from: grey values of a truth picture from
-        here on are foreground. binary: foreground is a score above one half, rather than any class
-        but the background being the likeliest. thresholds, beta2, f_order: of max-F over scores >
-        k/255: thresholds are the first k and one past the last; "mean-max" is the largest mean over
-        images, "max-mean" the mean of each image's largest. empty: foreground IoU of an image
-        without foreground in truth and prediction (NaN: left out). square: benchmarks cut to their
-        centred square first. headline: the score its papers report.
+        to the ground truth's size: "logits" (bilinear), "aligned" (bilinear, corners aligned),
+        "8-bit" (the foreground's score as a grey image). grey_from: grey values of a ground-truth
+        image from here on are foreground. binary: foreground is a score above one half, rather than
+        any class but the background being the likeliest. thresholds, beta2, f_order: of max-F over
+        scores > k/255: thresholds are the first k and one past the last; "mean-max" is the largest
+        mean over images, "max-mean" the mean of each image's largest. empty: foreground IoU of an
+        image without foreground in ground truth and prediction (NaN: left out). square: benchmarks
+        cut to their centred square first. headline: the score its papers report.
     """
 
     name: str
@@ -89,8 +89,8 @@ class Protocol:
     def masks(
         self, scores: Float[np.ndarray, "h w c"], height: int, width: int
     ) -> tuple[UInt8[np.ndarray, "H W"], Float32[np.ndarray, "H W"]]:
-        """Scores (probabilities per class id) at the truth's size: the likeliest class ids, and the
-        foreground's score in 0..1.
+        """Scores (probabilities per class id) at the ground truth's size: the likeliest class ids,
+        and the foreground's score in 0..1.
         """
         # Log-probabilities are logits up to a constant per pixel, which neither argmax nor softmax
         # sees.
@@ -139,7 +139,7 @@ PROTOCOLS = {
         ),
         Protocol(
             "voynov",
-            "Voynov et al. 2021: shorter edge 128, soft masks as 8-bit pictures, "
+            "Voynov et al. 2021: shorter edge 128, soft masks as 8-bit images, "
             "foreground "
             "IoU per image",
             _FOREGROUND,
@@ -201,8 +201,8 @@ def f_curve(
 ) -> Float32[np.ndarray, "255"]:
     """F-measure of one image for foreground = score > k/255, k = 0..254, on the pixels to `keep`.
 
-    (1 + beta2) P R / (beta2 P + R); an empty prediction has precision 1, an empty truth recall 1,
-    and 0/0 counts 0.
+    (1 + beta2) P R / (beta2 P + R); an empty prediction has precision 1, an empty ground truth
+    recall 1, and 0/0 counts 0.
     """
     # Scores that are multiples of 1/255 must not slip over their own threshold by rounding.
     level = np.clip(np.ceil(np.round(np.asarray(score, np.float64)[keep] * 255, 4)), 0, 255).astype(

@@ -63,7 +63,7 @@ def linear_matrix(n: int, m: int, aligned: bool = False) -> Float[np.ndarray, "m
 
 @lru_cache(maxsize=128)
 def cubic_matrix(n: int, m: int, aligned: bool = False) -> Float[np.ndarray, "m n"]:
-    """Cubic convolution (Keys 1981) from n values to m; what is outside reads the edge."""
+    """Cubic convolution (Keys 1981) from n values to m; positions outside read the edge."""
     at = _places(n, m, aligned)
     low = np.floor(at).astype(int)
     matrix = np.zeros((m, n))

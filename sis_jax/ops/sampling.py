@@ -55,7 +55,7 @@ def map_samples(
         (`body(gen, z, truncation, *per_sample, *shared)`).
     batch: samples per device at a time, at most; None leaves it to `ops/plan.py`, which also
         lowers a number that needs too much memory.
-    shown: what a progress bar calls the work; without it there is none.
+    shown: name of the work in a progress bar; without it there is none.
     static: keyword arguments fixed at compile time.
 
     Every block has the same number of rows, whatever the number of samples and devices: one

@@ -1,9 +1,9 @@
 """From pairs of predicted and true masks to every score: zero-label, matched, foreground, borders,
 with bootstrap intervals.
 
-All of it follows from one confusion matrix per image, truth by prediction, so nothing else is kept.
-What needs no look at the truth (classes of one name, background against the rest) is kept apart
-from what does (Hungarian and majority matching).
+All of it follows from one confusion matrix per image, ground truth by prediction, so nothing else
+is kept. Scores that use no ground truth (classes of one name, background against the rest) are
+separate from those that do (Hungarian and majority matching).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ MATCHINGS = {"hungarian": metrics.hungarian, "majority": metrics.majority}
 
 @runtime_checkable
 class Segmenter(Protocol):
-    """What evaluation asks of a network: its classes ({"id", "name"}, 0 the background), and scores
-    per class id at each photo's own size.
+    """The interface of a network to evaluation: its classes ({"id", "name"}, 0 the background), and
+    scores per class id at each photo's own size.
     """
 
     @property
@@ -50,15 +50,16 @@ def measure(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Score predictions against true masks; a plain dictionary that JSON can hold (NaN for what is
-    not defined).
+    """Score predictions against true masks; a plain dictionary that JSON can hold (NaN for
+    undefined values).
 
-    pairs: (name, prediction, truth); a prediction is class ids [h w] (resized by nearest where it
-        is not of the truth's size) or scores float[h w c], channel = class id; a truth is uint8[h
-        w] of class ids, 255 = ignore. classes_pred, classes_true: {"id", "name"}, id 0 is the
-        background. protocol: a name of `PROTOCOLS`. classes_map: predicted name -> true name, list
-        of true names (merged into one class), or None (no true class); without it, classes of one
-        name belong together. matching: "hungarian", "majority", both or none.
+    pairs: (name, prediction, ground truth); a prediction is class ids [h w] (resized by nearest
+        where it is not of the ground truth's size) or scores float[h w c], channel = class id; a
+        ground truth is uint8[h w] of class ids, 255 = ignore. classes_pred, classes_true: {"id",
+        "name"}, id 0 is the background. protocol: a name of `PROTOCOLS`. classes_map: predicted
+        name -> true name, list of true names (merged into one class), or None (no true class);
+        without it, classes of one name belong together. matching: "hungarian", "majority", both or
+        none.
     radius: of the border band, pixels. resamples, seed: of the 95 % bootstrap intervals over
         images; 0 for none.
 
@@ -179,8 +180,8 @@ def _plain(name: Any) -> str:
 
 
 class Tally:
-    """What is kept of each image: confusion over the picture and over the border band, for the
-    classes and for the foreground; F curves.
+    """The counts of each image: confusion over the image and over the border band, for the classes
+    and for the foreground; F curves.
     """
 
     def __init__(
@@ -266,8 +267,8 @@ class Tally:
 def regions(
     counts: Integer[np.ndarray, "n k p"], to: Integer[np.ndarray, "p"]
 ) -> Float[np.ndarray, "3 n k"]:
-    """(hits, predicted, truth) per image and true class, once predicted class p counts as true
-    class to[p] (-1: as none).
+    """(hits, predicted, true) pixels per image and true class, once predicted class p counts as
+    true class to[p] (-1: as none).
     """
     member = (to[:, None] == np.arange(counts.shape[1])).astype(np.float64)
     hits = np.einsum("nkp,pk->nk", counts, member)
@@ -280,7 +281,7 @@ def _iou(found: Float[np.ndarray, "3 *n k"]) -> np.ndarray:
 
 
 def _mean(values: np.ndarray, axis: int | None = None) -> Any:
-    """The mean of what is defined, NaN where nothing is."""
+    """The mean of the defined values, NaN where nothing is."""
     known = ~np.isnan(values)
     return metrics.ratio(np.where(known, values, 0).sum(axis), known.sum(axis))
 
@@ -386,7 +387,9 @@ def _foreground(
 
 
 def per_image_iou(found: Float[np.ndarray, "3 n 2"], empty: float) -> Float[np.ndarray, "n"]:
-    """Foreground IoU of each image; `empty` where neither truth nor prediction has foreground."""
+    """Foreground IoU of each image; `empty` where neither ground truth nor prediction has
+    foreground.
+    """
     iou = _iou(found)[:, 1]
     return np.where(np.isnan(iou), empty, iou)
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-BORDER = 0.05  # width of the frame (top, left, right), as a fraction of the side
-BORDER_RATIO = 1.5  # a background cluster covers the frame this much more than the picture
+BORDER = 0.05  # width of the frame (top, left, right), as a fraction of the edge length
+BORDER_RATIO = 1.5  # a background cluster covers the frame this much more than the image
 BORDER_ODDS = 2.2  # see `only_just`
 
 
@@ -77,8 +77,8 @@ def silhouette(x: Float[np.ndarray, "n d"], labels: Int[np.ndarray, "n"]) -> flo
 
 
 def frame(height: int, width: int) -> Bool[np.ndarray, "h w"]:
-    """The picture's frame: 5 % of the side at top, left and right. Not the bottom, where portraits
-    and standing figures leave the picture.
+    """The image's frame: 5 % of the resolution at top, left and right. Not the bottom, where
+    portraits and standing figures leave the image.
     """
     mask = np.zeros((height, width), bool)
     rows, columns = max(1, round(BORDER * height)), max(1, round(BORDER * width))
@@ -91,11 +91,11 @@ def frame(height: int, width: int) -> Bool[np.ndarray, "h w"]:
 def background(
     share: Float[np.ndarray, "k"], frame_share: Float[np.ndarray, "k"]
 ) -> tuple[Bool[np.ndarray, "k"], bool, str]:
-    """Which clusters are the background, whether the rule was sure, and why.
+    """Which clusters are the background, whether the rule decided clearly, and why.
 
-    Rule: a cluster that covers the frame at least 1.5 times as much as the picture. With none (or
+    Rule: a cluster that covers the frame at least 1.5 times as much as the image. With none (or
         all), or with less than a quarter of the frame covered, the cluster that gains most from
-        picture to frame, and unsure.
+        image to frame, and unsure.
     """
     chosen = (frame_share >= BORDER_RATIO * share) & (share > 0)
     covered = float(frame_share[chosen].sum())
@@ -106,29 +106,30 @@ def background(
             chosen,
             True,
             f"{plural} {names}: {covered:.0%} of the frame, {float(share[chosen].sum()):.0%} of "
-            "the picture",
+            "the image",
         )
     best = np.arange(len(share)) == int(np.argmax(frame_share - share))
     i = int(np.argmax(best))
     why = (
-        f"no group of clusters is {BORDER_RATIO} times as common on the frame as in the picture "
+        f"no group of clusters is {BORDER_RATIO} times as common on the frame as in the image "
         "and holds a quarter of the frame"
     )
     return (
         best,
         False,
         f"{why}; cluster {i} comes closest ({float(frame_share[i]):.0%} of the frame, "
-        f"{float(share[i]):.0%} of the picture)",
+        f"{float(share[i]):.0%} of the image)",
     )
 
 
 def only_just(clusters: Iterable[Mapping[str, Any]]) -> list[int]:
     """Places of the clusters that are background by a narrow margin: their odds on the frame are
-    below 2.2 times those in the picture.
+    below 2.2 times those in the image.
 
-    Odds, since a large background cannot be much more common on the frame than in the picture. On
-    the default (k 3 to 25, up to three seeds, three layers) chosen clusters of at most 35 % ground
-    came to 1.7 to 2.2, those that were mostly ground to 2.4 and more, but for three of some fifty.
+    Odds, since a large background cannot be much more common on the frame than in the image. On the
+    default (k 3 to 25, up to three seeds, three layers) chosen clusters of at most 35 % background
+    came to 1.7 to 2.2, those that were mostly background to 2.4 and more, but for three of some
+    fifty.
     """
 
     def odds(share: float) -> float:
@@ -144,7 +145,7 @@ def only_just(clusters: Iterable[Mapping[str, Any]]) -> list[int]:
 def describe(
     labelled: Iterable[tuple[Any, np.ndarray, np.ndarray]], k: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Facts per cluster, and the verdict on the background, from a stream of (images, clusters
+    """Facts per cluster, and the decision on the background, from a stream of (images, clusters
     UInt8[b h w], confidence Float[b h w]).
 
     Returns ([{"share", "border_share", "background", "confidence"}] per cluster, {"found", "why"}).

@@ -1,7 +1,7 @@
-"""Augmentation of a picture with its mask: one random affine map, then colour, blur and noise.
+"""Augmentation of an image with its mask: one random affine map, then colour, blur and noise.
 
-Every quantity is drawn per picture from (key, i) alone. Strength 0 changes nothing. Pictures are
-floats in [-1, 1]; masks hold channel numbers, 255 = ignore.
+Every quantity is drawn per image from (key, i) alone. Strength 0 changes nothing. Images are floats
+in [-1, 1]; masks hold channel numbers, 255 = ignore.
 """
 
 from __future__ import annotations
@@ -20,16 +20,15 @@ _GREY = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far pictures are varied. Hashable: it is fixed at compile time.
+    """How far images are varied. Hashable: it is fixed at compile time.
 
-    scale: log2 of the zoom, drawn from +- this. shift: of the side. turn: degrees. flip:
+    scale: log2 of the zoom, drawn from +- this. shift: of the edge length. turn: degrees. flip:
         probability of mirroring, with `swap` the channel that each channel becomes (left hand to
         right hand). brightness, contrast, saturation: +- these, relative. hue: degrees. grey:
         probability of no colour.
-    blur: largest sigma, in pixels of a 128-pixel picture. noise: largest sigma, of the range [-1,
-        1]. peaked: small changes of zoom and angle are likelier than large ones. background:
-        probability of another background behind the picture's foreground, see
-        `other_backgrounds`.
+    blur: largest sigma, in pixels of a 128-pixel image. noise: largest sigma, of the range [-1, 1].
+        peaked: small changes of zoom and angle are likelier than large ones. background:
+        probability of another background behind the image's foreground, see `other_backgrounds`.
     """
 
     scale: float = 0.5
@@ -48,10 +47,10 @@ class Augmentation:
     peaked: bool = False
 
 
-# For pictures in which the object always has the same size and place, as those of a generator.
-# Faces, 600 steps on generated pictures at 64 pixels, mean IoU with 300 human masks: 0.785, against
-# 0.754 with the ranges above (one run each; the better one also had other grounds behind half of
-# the pictures instead of 0.6 of them, so not all of the difference is due to the ranges).
+# For images in which the object always has the same size and place, as those of a generator.
+# Faces, 600 steps on generated images at 64 pixels, mean IoU with 300 human masks: 0.785, against
+# 0.754 with the ranges above (one run each; the better one also had other backgrounds behind half
+# of the images instead of 0.6 of them, so not all of the difference is due to the ranges).
 ALIGNED = Augmentation(scale=0.15, shift=0.03, turn=5.0)
 WEAK = Augmentation(
     scale=0.1,
@@ -83,7 +82,7 @@ NONE = Augmentation(
 def geometry(
     key: Array, n: int, a: Augmentation
 ) -> tuple[Float[Array, "n 2 3"], Float[Array, "n"]]:
-    """(maps from output to input positions in [-1, 1], which are mirrored) for n pictures."""
+    """(maps from output to input positions in [-1, 1], which are mirrored) for n images."""
 
     def one(k: Array) -> tuple[Array, Array]:
         u = jax.random.uniform(k, (5,), minval=-1.0)
@@ -112,7 +111,7 @@ def warp(
     side: int,
     swap: tuple[int, ...] = (),
 ) -> tuple[Float[Array, "n side side c"], UInt8[Array, "n side side"], Float[Array, "n side side"]]:
-    """Pictures (bilinear), masks and certainty (nearest) seen through the maps, reflected at the
+    """Images (bilinear), masks and confidence (nearest) seen through the maps, reflected at the
     border, at side x side pixels.
     """
     source_x, source_y = _sources(maps, images.shape[1:3], side)
@@ -170,7 +169,7 @@ def _bilinear(
 def appearance(
     key: Array, images: Float[Array, "n h w 3"], a: Augmentation
 ) -> Float[Array, "n h w 3"]:
-    """Pictures with changed colour, blur and noise; geometry untouched."""
+    """Images with changed colour, blur and noise; geometry untouched."""
     n, h, w, _ = images.shape
     keys = keys_of(key, n)
     u = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 0), (7,)))(keys)
@@ -183,7 +182,7 @@ def appearance(
         + (a.brightness * centred[:, 0])[:, None, None, None]
     )
     if a.blur:
-        sigma = (a.blur * u[:, 5] ** 2) * (min(h, w) / 128)  # most pictures stay nearly sharp
+        sigma = (a.blur * u[:, 5] ** 2) * (min(h, w) / 128)  # most images stay nearly sharp
         images = _blur(images, jnp.maximum(sigma, 0.05))
     if a.noise:
         grain = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 1), (h, w, 3)))(keys)
@@ -203,7 +202,7 @@ def _colour_matrix(u: Float[Array, "7"], coin: Array, a: Augmentation) -> Float[
 
 
 def _blur(images: Float[Array, "n h w c"], sigma: Float[Array, "n"]) -> Float[Array, "n h w c"]:
-    """Gaussian of one sigma (pixels) per picture, cut at 4 pixels, edges repeated; by shift and
+    """Gaussian of one sigma (pixels) per image, cut at 4 pixels, edges repeated; by shift and
     add.
     """
     reach = jnp.arange(-_BLUR_REACH, _BLUR_REACH + 1)
@@ -230,12 +229,12 @@ def other_backgrounds(
     foreground: Float[Array, "n h w"],
     probability: float,
 ) -> Float[Array, "n h w 3"]:
-    """Some pictures with another background behind them: a colour, a gradient, smooth noise, or an
-    enlarged piece of the next picture, often dark.
+    """Some images with another background behind them: a colour, a gradient, smooth noise, or an
+    enlarged piece of the next image, often dark.
 
     foreground: 0..1, soft at the edges. A teacher that reads features confuses parts of like colour
-        (dark ground and dark hair); where its mask of one picture is right, this shows the student
-        that the ground may have any colour.
+        (dark background and dark hair); where its mask of one image is right, this shows the
+        student that the background may have any colour.
     """
     n, h, w, _ = images.shape
     keys = keys_of(key, n)
@@ -280,7 +279,7 @@ def other_backgrounds(
 
 
 def soften(foreground: Float[Array, "n h w"], sigma: float = 0.7) -> Float[Array, "n h w"]:
-    """A hard mask with an edge as soft as that of a picture: blurred by `sigma` pixels."""
+    """A hard mask with an edge as soft as that of an image: blurred by `sigma` pixels."""
     return _blur(foreground[..., None], jnp.full(len(foreground), sigma))[..., 0]
 
 

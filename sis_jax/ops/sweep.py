@@ -6,8 +6,8 @@ Criterion: the layer with the highest mean consensus at few clusters, and there 
 consensus: mean adjusted Rand index with the clusterings of every *other* layer into few clusters.
     Real parts show at several depths of a generator, while texture (fine layers) and position
     (coarse layers) show at one; a layer of several taps agrees with those that share one, so this
-    leans to taps in the middle. A mean over several k is steadier than one fit; many clusters of
-    any layer mostly follow position, so they have no say in it.
+    leans to taps in the middle. A mean over several k is more stable than one fit; many clusters of
+    any layer mostly follow position, so they do not count.
 agreement: adjusted Rand index between clusterings of two halves of the samples. Parts that another
     draw of samples would not find are none. A silhouette estimate is kept in the table but does not
     decide: it is computed in each layer's own space and grows towards the fine layers, whose
@@ -46,7 +46,7 @@ def sweep(
 
     columns: for each layer the standardised features of the same p pixels of n samples. The first
         half of the samples is clustered against the second.
-    given: one more k that is wanted whatever the table says; it changes no other row.
+    given: one more k that is wanted whatever the table shows; it changes no other row.
     """
     more = [given] if given is not None and given not in ks else []
     rng = np.random.default_rng(seed)
@@ -118,7 +118,7 @@ def choose(
 
 
 def criterion(layer: str, k: int | None) -> str:
-    """What `choose` went by, in words: only what was left to it."""
+    """The reasons of `choose`, in words: only for the values left to it."""
     why_layer = (
         "the layer has the highest mean consensus (adjusted Rand index with the clusterings of "
         f"all other layers) over k up to {FEW}"

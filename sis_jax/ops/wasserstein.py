@@ -1,8 +1,7 @@
 """Sliced Wasserstein distance between two sets of images.
 
 Karras et al. 2018, "Progressive Growing of GANs" (arXiv 1710.10196), section 5. Lower is better, 0
-for two equal sets; two halves of one set give the noise floor, which is what a number should be
-compared with.
+for two equal sets; two halves of one set give the noise floor, the reference for every number.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from jaxtyping import Float, Float32, UInt8
 
 from sis_jax.types import Array, UsageError
 
-PATCH = 7  # side of a descriptor
-PER_IMAGE = 128  # descriptors of one picture at one level, at most
-SMALLEST = 16  # side of the coarsest level
-_CHUNK = 128  # pictures whose pyramids are alive at once
+PATCH = 7  # edge length of a descriptor
+PER_IMAGE = 128  # descriptors of one image at one level, at most
+SMALLEST = 16  # resolution of the coarsest level
+_CHUNK = 128  # images whose pyramids are alive at once
 _BLOCK = 128  # projections drawn and sorted at once
 
 
@@ -34,31 +33,31 @@ def sliced_wasserstein(
     descriptors: int = 2**14,
     projections: int = 512,
 ) -> dict[str, float]:
-    """Sliced Wasserstein distance x 1000 per level of a Laplacian pyramid ("64", "32", "16": side
-    in pixels) and their "average".
+    """Sliced Wasserstein distance x 1000 per level of a Laplacian pyramid ("64", "32", "16":
+    resolution in pixels) and their "average".
 
-    a, b: pictures of one size; n and m may differ. The result depends on the arrays and `seed`
-        only. `SwdReference` says how.
+    a, b: images of one size; n and m may differ. The result depends on the arrays and `seed` only.
+        `SwdReference` describes how.
     """
     return SwdReference(a, seed, descriptors=descriptors, projections=projections).distance(b)
 
 
 class SwdReference:
-    """One set of pictures with its sorted projections, so that many other sets can be compared with
+    """One set of images with its sorted projections, so that many other sets can be compared with
     it at half the cost.
 
     As in the paper: 7x7x3 descriptors at random positions of every level of a Laplacian pyramid
     (5-tap binomial filter [1 4 6 4 1] / 16, mirrored borders) down to 16 pixels, each set
     normalised to mean 0 and deviation 1 per channel, 512 random directions, mean absolute
     difference of sorted projections, x 1000. Differences:
-    * The paper takes 16,384 pictures x 128 descriptors = 2^21 per level; here `descriptors` in all
-      (default 2^14, spread evenly over the pictures, at most 128 from each). The noise floor falls
+    * The paper takes 16,384 images x 128 descriptors = 2^21 per level; here `descriptors` in all
+      (default 2^14, spread evenly over the images, at most 128 from each). The noise floor falls
       with their number: two halves of 4,000 aligned faces at 64 pixels average 16 at 2^14 and 11 at
       2^15. So numbers are comparable among themselves at one setting, not with published ones.
-    * Picture i is read at the same positions in both sets, so equal sets give exactly 0, and
+    * Image i is read at the same positions in both sets, so equal sets give exactly 0, and
       alignment within the sets adds no noise.
     * Sets of different size are compared at common quantiles.
-    * A level whose side is odd ends the pyramid; pictures smaller than 16 pixels have one level.
+    * A level of odd resolution ends the pyramid; images smaller than 16 pixels have one level.
 
     Memory: descriptors x (147 + projections) floats per level, the latter kept (about 40 MB per
         level as set). Sorting runs in NumPy when JAX has only CPUs (10 times faster there), else on
@@ -91,7 +90,7 @@ class SwdReference:
         """
         if _check_images(fake) != self.shape:
             raise UsageError(
-                f"pictures of {fake.shape[1]}x{fake.shape[2]} cannot be compared with a reference "
+                f"images of {fake.shape[1]}x{fake.shape[2]} cannot be compared with a reference "
                 f"of {self.shape[0]}x{self.shape[1]}"
             )
         result = {}
@@ -130,10 +129,10 @@ def _check_images(images: np.ndarray) -> tuple[int, int]:
         got = (
             f"{getattr(images, 'dtype', type(images).__name__)}{list(getattr(images, 'shape', []))}"
         )
-        raise UsageError(f"SWD compares pictures as uint8[n h w 3] with n at least 1, got {got}")
+        raise UsageError(f"SWD compares images as uint8[n h w 3] with n at least 1, got {got}")
     if min(images.shape[1:3]) < PATCH:
         raise UsageError(
-            f"SWD needs pictures of at least {PATCH}x{PATCH} pixels, got "
+            f"SWD needs images of at least {PATCH}x{PATCH} pixels, got "
             f"{images.shape[1]}x{images.shape[2]}"
         )
     return images.shape[1], images.shape[2]
@@ -150,8 +149,8 @@ def _sides(h: int, w: int) -> list[tuple[int, int]]:
 def _descriptors(
     images: np.ndarray, seed: int, total: int
 ) -> dict[str, Float32[np.ndarray, "d 147"]]:
-    """level -> patches, laid out [7 7 3], of as many pictures as the budget `total` allows;
-    `_CHUNK` pictures at a time.
+    """level -> patches, laid out [7 7 3], of as many images as the budget `total` allows; `_CHUNK`
+    images at a time.
     """
     n = len(images)
     each = int(np.clip(total // n, 1, PER_IMAGE))
@@ -182,7 +181,7 @@ def _descriptors(
 
 def _normalise(patches: Float32[np.ndarray, "d 147"]) -> Float32[np.ndarray, "d 147"]:
     by_channel = patches.reshape(-1, 3)
-    # A channel without any variation (black pictures) is all zeros after the mean is taken off:
+    # A channel without any variation (black images) is all zeros after the mean is taken off:
     # leave it there.
     deviation = by_channel.std(0, dtype=np.float64)
     scaled = (by_channel - by_channel.mean(0, dtype=np.float64)) / np.where(

@@ -96,7 +96,7 @@ def line_chart_svg(
 
 
 def _marker(i: int, x: Real, y: Real) -> str:
-    """Circle, square, triangle, diamond in turn: lines are told apart without colour too."""
+    """Circle, square, triangle, diamond in turn: lines differ without colour too."""
     shapes = (
         "M-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0-7 0",
         "M-3-3h6v6h-6z",

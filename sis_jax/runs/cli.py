@@ -1,5 +1,5 @@
 """The command line of a door: its configuration through `tyro.cli`, exit codes, the dry run, and
-what must be set before JAX is imported.
+the settings before JAX is imported.
 
 A verb's module ends with
 
@@ -36,7 +36,7 @@ C = TypeVar("C")
 
 @dataclass(frozen=True)
 class CommandLine(Generic[C]):
-    """A configuration, and what only the shell knows.
+    """A configuration, and the shell's own options.
 
     Args:
         dry_run: print the configuration, the planned files and an estimate, and stop.
@@ -104,7 +104,7 @@ def _fail(message: str, code: int) -> int:
 
 def parse(verb: Callable[..., Any], argv: Sequence[str], prog: str = "") -> CommandLine[Any]:
     """The command line as values. Raises UsageError for an unknown method or a missing flag,
-    SystemExit, after a message of tyro, for what tyro refuses.
+    SystemExit, after a message of tyro, for arguments that tyro refuses.
     """
     door: Door = vars(verb)["door"]
     config = door.config_for(_choice(door.config.choice, argv))
@@ -117,7 +117,7 @@ def parse(verb: Callable[..., Any], argv: Sequence[str], prog: str = "") -> Comm
     )
     for name in door.needs:  # what Python can do without: there the result is returned
         if parsed.config.flat()[name] is None:
-            raise UsageError(f"--{name} is missing; --help lists what to type")
+            raise UsageError(f"--{name} is missing; --help lists the flags")
     return parsed
 
 
@@ -132,7 +132,7 @@ def _choice(name: str, argv: Sequence[str]) -> str | None:
 
 
 def print_plan(verb: Callable[..., Any], config: Config) -> None:
-    """What `--dry-run` shows: the configuration, the files, the time and the memory."""
+    """The output of `--dry-run`: the configuration, the files, the time and the memory."""
     print(f"would run {verb.__name__} with")
     marks = markers(type(config))
     shown = {k: v for k, v in config.flat().items() if Suppress not in marks[k]}

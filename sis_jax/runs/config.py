@@ -1,4 +1,4 @@
-"""What every door's configuration is: a frozen dataclass, whose groups (`train`, `adapt`) are
+"""The base of every door's configuration: a frozen dataclass, whose groups (`train`, `adapt`) are
 dataclasses too.
 
 A group is a field whose default factory is a dataclass. Groups order the code and the help page;
@@ -44,7 +44,7 @@ RESOLVED = {"resolved": True}  # metadata of a field that recipes or stages fill
 
 
 def spelled(metavar: str, kind: Any = str, default: str = "") -> Any:
-    """How a shell spells a field that also takes what only Python has: as `kind`.
+    """The shell's spelling of a field that also takes Python objects: as `kind`.
 
     metavar, default: as the help page shows them.
     """
@@ -56,10 +56,10 @@ def spelled(metavar: str, kind: Any = str, default: str = "") -> Any:
 class Config:
     """Base of the configurations.
 
-    `verb` names the door, `makes` its result, `unrecorded` the fields that do not decide what is
-    made and so are neither stored in run.json nor compared; `renamed` maps names in older records
-    to today's, or to None where the field is gone. `choice` names the field whose value decides
-    which `settings` the configuration has, see `Door.variants`.
+    `verb` names the door, `makes` its result, `unrecorded` the fields that do not change the result
+    and so are neither stored in run.json nor compared; `renamed` maps names in older records to
+    today's, or to None where the field is gone. `choice` names the field whose value decides which
+    `settings` the configuration has, see `Door.variants`.
     """
 
     verb: ClassVar[str]
@@ -73,7 +73,7 @@ class Config:
         return _flat(self)
 
     def record(self) -> dict[str, Any]:
-        """What run.json keeps of the configuration, and what a later call is compared with."""
+        """The part of the configuration that run.json keeps and a later call is compared with."""
         return without(self.flat(), self.unrecorded)
 
     def changed(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class Config:
         return {k: v for k, v in self.flat().items() if k in usual and not _same(v, usual[k])}
 
     def command(self) -> str:
-        """The shell line that repeats the call, without what is at its default and `--overwrite`:
+        """The shell line that repeats the call, without defaults and `--overwrite`:
         `python -m sis_jax.discover --k 10 --out runs/faces`.
         """
         return shlex.join(["python", "-m", f"sis_jax.{self.verb}", *_words(self)])
@@ -129,7 +129,7 @@ def default(field: dataclasses.Field[Any]) -> Any:
 
 
 def build(cls: type[C], values: Mapping[str, Any]) -> C:
-    """A configuration from fields by name; what is not given takes its default."""
+    """A configuration from fields by name; the others take their defaults."""
     chosen: dict[str, Any] = {}
     for f in dataclasses.fields(cls):
         if is_group(f):
@@ -168,7 +168,7 @@ def hints(cls: type, include_extras: bool = False) -> dict[str, Any]:
 
 
 def markers(cls: type) -> dict[str, tuple[Any, ...]]:
-    """{field: what `Annotated` attaches to it}, groups opened."""
+    """{field: its metadata from `Annotated`}, groups opened."""
     return {k: getattr(t, "__metadata__", ()) for k, t in hints(cls, True).items()}
 
 
@@ -216,9 +216,9 @@ class Door:
     """How a verb is called.
 
     config: its configuration. stage: the module with its optional hooks, `plan(config) -> dict` for
-    `--dry-run`, `results(value, config) -> paths` for stdout, `problems(value) -> str` for what was
-    left out. needs: fields that a shell must give although Python can do without. variants: {value
-    of the field that `config.choice` names: dataclass of the settings that go with it}.
+    `--dry-run`, `results(value, config) -> paths` for stdout, `problems(value) -> str` for skipped
+    items. needs: fields that a shell must give although Python can do without. variants: {value of
+    the field that `config.choice` names: dataclass of the settings that go with it}.
     """
 
     config: type[Config]

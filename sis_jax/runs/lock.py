@@ -63,7 +63,7 @@ def _acquire(path: str) -> FileLock | SoftFileLock:
 
 
 def _acquire_soft(path: str) -> SoftFileLock:
-    """Beside the file of the system's lock, whose leftover says nothing here."""
+    """Beside the file of the system's lock, whose leftover means nothing here."""
     lock = SoftFileLock(f"{path}.soft", timeout=0, thread_local=False)
     try:
         lock.acquire()

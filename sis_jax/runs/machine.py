@@ -1,4 +1,4 @@
-"""What must be set before JAX is imported: CPU cores as devices, and memory that stays.
+"""Settings before JAX is imported: CPU cores as devices, and memory that stays.
 
 The command line and the first use of `sis_jax` in Python do the same, so both are equally fast.
 """
@@ -9,7 +9,7 @@ import ctypes
 import os
 import sys
 
-# glibc's mallopt: (parameter, value). Large buffers come from the heap, which keeps what is freed:
+# glibc's mallopt: (parameter, value). Large buffers come from the heap, which keeps freed memory:
 # XLA otherwise returns every buffer to the system and faults it in again, a tenth to a third of the
 # time on CPUs. Few arenas keep that memory in one place.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8

@@ -1,5 +1,5 @@
-"""What an evaluation found, as a noun: saved in the run, printed as a table, one row per number for
-the report.
+"""The scores of an evaluation: saved in the run, printed as a table, one row per number for the
+report.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sis_jax.data.files import plain, write_atomic
 from sis_jax.types import SisError, UsageError
 
 FOLDER, FILE = "metrics", "metrics.json"
-# What the table and the report show of the foreground, in this order.
+# The foreground's numbers in the table and the report, in this order.
 _FOREGROUND = {
     "mean_iou": "mean IoU of foreground and background", "iou_foreground": "foreground IoU",
     "iou_background": "background IoU", "iou_image_mean": "foreground IoU, mean of images",
@@ -33,7 +33,7 @@ _WAYS = {
 
 @dataclass(frozen=True)
 class Metrics:
-    """The scores of one evaluation. name: what was measured and how. values: as
+    """The scores of one evaluation. name: the measurement and its protocol. values: as
     `ops.scoring.measure` gives them; paper: published numbers.
 
     `metrics["foreground.mean_iou"]` is one number, NaN where it is not defined.
@@ -129,7 +129,7 @@ class Metrics:
                     f"{_n(v[way]['accuracy'])}",
                     "  " + ", ".join(pairs),
                 ]
-        lines += ["", "confusion, rows are the truth", *_confusion(v)]
+        lines += ["", "confusion, rows are the ground truth", *_confusion(v)]
         lines += [f"note: {text}" for text in v.get("warnings", [])]
         return "\n".join(lines)
 

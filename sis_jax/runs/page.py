@@ -28,8 +28,8 @@ from sis_jax.types import UsageError
 _UNSURE = 0.7  # agreement or confidence below this is marked
 _SHOWN = 256  # pixels: larger samples are reduced, so that the page stays small
 _LIMIT = 5 * 1024 * 1024
-_EDITED = 6  # rows of an edit's picture
-_EDITS_BUDGET = 1_200_000  # bytes of all edits' pictures together
+_EDITED = 6  # rows of an edit's image
+_EDITS_BUDGET = 1_200_000  # bytes of all edits' images together
 
 
 def write_page(run: str | Path) -> Path:
@@ -46,7 +46,7 @@ def write_page(run: str | Path) -> Path:
     folder = Path(run).expanduser()
     context = _context(folder, read_run(folder))
     page = _render(context).encode()
-    if len(page) > _LIMIT:  # only pictures can be that large; the gallery is also a file of its own
+    if len(page) > _LIMIT:  # only images can be that large; the gallery is also a file of its own
         page = _render({**context, "gallery": None}).encode()
     write_atomic(folder / "report.html", page)
     return folder / "report.html"
@@ -115,8 +115,8 @@ def _context(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _facts(stages: Mapping[str, Any]) -> dict[str, Any]:
-    """k, layer and device of the run: those of `discover`, else of its first stage; None what that
-    stage does not have.
+    """k, layer and device of the run: those of `discover`, else of its first stage; None where that
+    stage has none.
     """
     record = stages.get("discover") or next(iter(stages.values()), {})
     config = record.get("config") or {}
@@ -125,7 +125,7 @@ def _facts(stages: Mapping[str, Any]) -> dict[str, Any]:
 
 def _json(path: Path, kind: Any) -> Any:
     """The content of a JSON file, None when it is missing or holds something else: the page shows
-    what there is.
+    the rest.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -170,7 +170,7 @@ def _gallery(path: Path) -> dict[str, Any] | None:
     try:
         with Image.open(path) as file:
             return reduced(file.convert("RGB"), 1600, 1_500_000)
-    except (OSError, ValueError):  # not there, or damaged: the page shows what there is
+    except (OSError, ValueError):  # not there, or damaged: the page shows the rest
         return None
 
 
@@ -189,7 +189,7 @@ def _rare(folder: Path) -> dict[str, Any] | None:
 
 
 def _edits(folder: Path) -> list[dict[str, Any]]:
-    """Every edit of the run: its first pictures side by side, and how well the background was kept.
+    """Every edit of the run: its first images side by side, and how well the background was kept.
     One that cannot be read is left out.
     """
     found, paths = [], sorted(folder.glob("*/edit.json"))
@@ -214,8 +214,8 @@ def _edits(folder: Path) -> list[dict[str, Any]]:
 
 
 def _parts(found: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row per class, those the run is least sure of first; background and ignored pixels are
-    rows too.
+    """One row per class, those of least confidence first; background and ignored pixels are rows
+    too.
     """
     classes = {c["id"]: c for c in found.get("classes", [])}
     clusters = found.get("clusters", [])
@@ -328,7 +328,7 @@ def _sweep(sweep: Mapping[str, Any] | None) -> dict[str, Any] | None:
             )
         place = (layers.index(chosen["layer"]), counts.index(chosen["k"])) if chosen else None
         mean, titles = (sweep or {}).get("layers") or {}, [f"k={k}" for k in counts]
-        if mean:  # what decides between layers comes first
+        if mean:  # the number that decides between layers comes first
             table = np.column_stack([[mean.get(layer, math.nan) for layer in layers], table])
             titles, place = ["mean", *titles], place and (place[0], place[1] + 1)
         heat = charts.heatmap_svg(table, [str(v) for v in layers], titles, chosen=place)
@@ -416,7 +416,7 @@ def _metrics(content: Any) -> list[dict[str, Any]]:
 def _warnings(
     found: Mapping[str, Any], generator: Mapping[str, Any], stages: Mapping[str, Any], folder: Path
 ) -> list[str]:
-    """What a reader must know before using the result, each with what to do about it."""
+    """Warnings before the result is used, each with its remedy."""
     told = [str(w) for w in found.get("warnings", [])]
     background = found.get("background") or {}
     if background.get("found") is False:
@@ -440,7 +440,7 @@ def _warnings(
 
 
 def _again(stage: str, folder: Path) -> str:
-    """The command of a stage: its name is its verb, for some with a word that tells several apart
+    """The command of a stage: its name is its verb, for some with a word that distinguishes several
     ("evaluate celebamask-hq"), or "edits/NAME".
     """
     verb = "edit" if stage.startswith("edits/") else stage.split(" ")[0]
@@ -464,7 +464,7 @@ def _provenance(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _arrays(path: Path) -> dict[str, Any] | None:
-    """What parts.safetensors holds, and its digest."""
+    """The contents of parts.safetensors, and its digest."""
     if not path.exists():
         return None
     with safe_open(path, framework="np") as file:

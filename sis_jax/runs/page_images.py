@@ -1,4 +1,4 @@
-"""Pictures as data URIs, small enough for a page that is one file."""
+"""Images as data URIs, small enough for a page that is one file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def data_uri(picture: Any, kind: str, **options: Any) -> str:
-    """A PIL picture as "data:image/KIND;base64,..."; options as its `save` takes them."""
+    """A PIL image as "data:image/KIND;base64,..."; options as its `save` takes them."""
     buffer = io.BytesIO()
     picture.save(buffer, format=kind, **options)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
@@ -25,7 +25,7 @@ def jpeg_uri(pixels: np.ndarray, quality: int = 88) -> str:
 
 
 def reduced(picture: Any, width: int, budget: float) -> dict[str, Any]:
-    """{"uri", "width"} of a PIL picture, reduced to a width and until it fits `budget` bytes, its
+    """{"uri", "width"} of a PIL image, reduced to a width and until it fits `budget` bytes, its
     share of the page.
     """
     width = min(picture.width, width)

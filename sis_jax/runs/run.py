@@ -1,4 +1,4 @@
-"""The run folder: what was asked, what it was made with, and files that are whole or not there.
+"""The run folder: the request, its environment, and files that are whole or not there.
 
     with RunFolder.open("runs/faces") as run:
         with run.stage(config, generator=gen.info) as stage:
@@ -130,14 +130,14 @@ class RunFolder:
     ) -> Iterator[Stage]:
         """Open a stage; leaving the block without an exception records it as done.
 
-        config: resolved, with what recipes and defaults stand for; its `record()` is stored and
-            compared. given: the configuration as it was asked for, which becomes the command line;
-            default: config. name: default: the configuration's verb. inputs: digests of what the
-            stage reads, compared like the configuration. generator: its name, sha256 and licence
-            are recorded.
+        config: resolved, recipes and defaults filled in; its `record()` is stored and compared.
+            given: the configuration as it was asked for, which becomes the command line;
+            default: config. name: default: the configuration's verb. inputs: digests of the files
+            that the stage reads, compared like the configuration. generator: its name, sha256 and
+            licence are recorded.
         again: a stage that can go on after it finished (a training asked for more images) is opened
-            as resumed, never as done. late: what `overwrite` replaces stays until the first file is
-            written, so that a request that turns out to be impossible loses nothing.
+            as resumed, never as done. late: files that `overwrite` replaces stay until the first
+            file is written, so that a request that turns out to be impossible loses nothing.
 
         Raises UsageError when the record has another configuration and the folder was not opened
         with `overwrite`; the sentence names the first field that differs.
@@ -203,7 +203,7 @@ class RunFolder:
             raise UsageError(
                 f"{self.path} already has {name} with {key}={_show(old)}, now asked for "
                 f"{_show(new)}; "
-                f"give another --out, or --overwrite to replace what is there"
+                f"give another --out, or --overwrite to replace the old files"
             )
         if (
             not again
@@ -214,7 +214,7 @@ class RunFolder:
         return Stage(name, resumed=True)
 
     def _start(self, stage: Stage) -> None:
-        """Put the open stage on record, and remove what it replaces."""
+        """Put the open stage on record, and remove the files it replaces."""
         for file in stage.replaces:
             self._inside(file).unlink(missing_ok=True)
         stage.replaces, stage.begun = [], True
@@ -235,7 +235,7 @@ class RunFolder:
         """A path of this run, however it was spelled; never one outside it."""
         path = self.path / name
         if ".." in Path(name).parts or not path.absolute().is_relative_to(self.path.absolute()):
-            raise UsageError(f"{os.fspath(name)!r} lies outside the run folder {self.path}")
+            raise UsageError(f"{os.fspath(name)!r} is outside the run folder {self.path}")
         return path
 
     def write_bytes(self, name: str, data: bytes) -> Path:
@@ -253,8 +253,8 @@ class RunFolder:
         return path
 
     def write_json(self, name: str, value: Any) -> Path:
-        """Like `write_bytes`, for what JSON can hold; paths, tuples, dataclasses and NumPy values
-        are converted, NaN becomes null.
+        """Like `write_bytes`, for JSON values; paths, tuples, dataclasses and NumPy values are
+        converted, NaN becomes null.
         """
         return self.write_bytes(name, _json_bytes(value))
 
@@ -281,7 +281,9 @@ class RunFolder:
 
 
 def _without_old_names(record: Mapping[str, Any], config: Config) -> dict[str, Any]:
-    """A record of an earlier version in today's names, without what is no longer compared."""
+    """A record of an earlier version in today's names, without fields that are no longer
+    compared.
+    """
     renamed = {config.renamed.get(name, name): value for name, value in record.items()}
     return {name: v for name, v in renamed.items() if name and name not in config.unrecorded}
 
@@ -313,7 +315,7 @@ def versions() -> dict[str, str]:
 
 
 def _device() -> str:
-    """What JAX computes on, if the process uses JAX at all; this module does not import it."""
+    """The devices of JAX, if the process uses JAX at all; this module does not import it."""
     jax = sys.modules.get("jax")
     if jax is None:
         return f"{platform.machine()} CPU, without JAX"

@@ -1,4 +1,4 @@
-"""Directions in latent space from text: which way to move w so that a CLIP says more of a prompt.
+"""Directions in latent space from text: moving w along one raises CLIP's score of a prompt.
 
     # Segmentation in Style, section 3.4
     glasses = directions.learn(gen, clip, "a person with glasses", neutral="a person")
@@ -9,7 +9,7 @@
     table = directions.Relevance.measure(gen, clip, folder="relevance/")
     styles = table.edit(...)
 
-A direction is a unit vector; how far to go is kept apart, as `displacement`.
+A direction is a unit vector; how far to go is kept separately, as `displacement`.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ class Direction:
 
     @property
     def move(self) -> Float[np.ndarray, "w"]:
-        """displacement times unit: what is added to w."""
+        """displacement times unit: the vector added to w."""
         return (self.displacement * self.unit).astype(np.float32)
 
     def without(self, *others: Direction) -> Direction:
-        """The part of this direction that leaves what the others measure as it is (InterFaceGAN's
+        """The part of this direction that leaves the scores of the others unchanged (InterFaceGAN's
         conditional manipulation).
         """
         return (
@@ -78,7 +78,7 @@ class Direction:
         return Path(path)
 
     def to_bytes(self) -> bytes:
-        """What `save` writes."""
+        """The files of `save`."""
         return save(
             {"unit": self.unit},
             {"direction": json.dumps({k: v for k, v in asdict(self).items() if k != "unit"})},
@@ -86,7 +86,7 @@ class Direction:
 
     @classmethod
     def load(cls, path: str | Path) -> Direction:
-        """Read what `save` wrote; UsageError where there is none."""
+        """Read the files of `save`; UsageError where there are none."""
         try:
             with safe_open(path, framework="np") as file:
                 return cls(
@@ -111,9 +111,9 @@ def scores(
     published: bool = False,
 ) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n w"]]:
     """(score, w) of samples: the cosine with the prompt minus that with the neutral prompt; w of
-    the first slot, before `move` was added to all slots.
+    the first W+ layer, before `move` was added to all layers.
 
-    published: the raw cosine with the prompt alone, and pictures as the published code feeds them.
+    published: the raw cosine with the prompt alone, and images as the published code feeds them.
     """
     texts = class_scores.unit(np.asarray(clip.encode_text([prompt, neutral])))
     shift = np.zeros((), np.float32) if move is None else np.asarray(move, np.float32)
@@ -150,12 +150,12 @@ def learn(
     weighted alike (Segmentation in Style, section 3.4).
 
     A sample counts as fitting when its score is in the top `quantile`, and the regression is
-    penalised so much (c = 1 / (n v), v the mean variance of w) that its normal lies near the line
-    between the means of the two groups. A weakly penalised one tells them apart by what hardly
-    varies, and moving along that shows little: of eight texts on the default generator none brought
-    90 % of 64 samples to pass within six deviations, with this all eight did (n 2000; seven with n
-    3000 and another seed).
-    published: it counts when its cosine with the prompt is above 0.25, on pictures as the published
+    penalised so much (c = 1 / (n v), v the mean variance of w) that its normal is near the line
+    between the means of the two groups. A weakly penalised one separates them along directions of
+    little variance, and moving along those shows little: of eight texts on the default generator
+    none brought 90 % of 64 samples to pass within six deviations, with this all eight did (n 2000;
+    seven with n 3000 and another seed).
+    published: it counts when its cosine with the prompt is above 0.25, on images as the published
         code feeds them, and c is 1, as in the paper's code (which stops before it converged; this
         does not). truncation: of the samples learned from, by default 0.7; published: 1. Raises
         UsageError where no sample fits, or all do.
@@ -338,7 +338,7 @@ def optimise(
 
 @dataclass(frozen=True)
 class Relevance:
-    """How every style channel changes what CLIP sees: StyleCLIP's table (section 6.1).
+    """The effect of every style channel on CLIP's embedding: StyleCLIP's table (section 6.1).
 
     layers: name and number of channels, in order. rows: unit vectors in CLIP's space, one per
         channel. mean, deviation: of the channels over samples.
@@ -363,8 +363,8 @@ class Relevance:
         chunk: int = 32,
         seed: int = 5,
     ) -> Relevance:
-        """Measure it, `chunk` channels at a time; each chunk is kept in `folder`, and what is there
-        is not measured again.
+        """Measure it, `chunk` channels at a time; each chunk is kept in `folder` and is not
+        measured again.
 
         n: samples per channel. statistics: samples for means and deviations (the paper takes 100
             000). limit: layers up to these pixels. Raises UsageError for a generator without style
@@ -418,10 +418,10 @@ class Relevance:
         threshold: float = 0.13,
         strength: float = 4.0,
     ) -> tuple[dict[str, Float[np.ndarray, "c"]], int]:
-        """(what to add to the style vectors of each layer, number of channels): section 6.2.
+        """(offset of the style vectors of each layer, number of channels): section 6.2.
 
         threshold: beta, channels that are less relevant stay as they are; strength: alpha, in
-            deviations of the most relevant one. Raises UsageError that says the largest relevance
+            deviations of the most relevant one. Raises UsageError that states the largest relevance
             where no channel reaches the threshold.
         """
         target, plain = class_scores.ensemble(
@@ -456,7 +456,7 @@ def _relevance(
 
 
 class _Chunks:
-    """Arrays kept in a folder, one file each, with a note of what they belong to."""
+    """Arrays kept in a folder, one file each, with a note of their origin."""
 
     def __init__(self, folder: Path, what: dict[str, Any]):
         note = folder / "table.json"

@@ -1,7 +1,7 @@
 """The work of `sis_jax.discover`.
 
-The method does the work (`methods/`); this file resolves the configuration, and turns what was
-fitted into `Parts`, a run folder and a report.
+The method does the work (`methods/`); this file resolves the configuration, and turns the fitted
+method into `Parts`, a run folder and a report.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _texts(gen: Generator, method: Any, config: DiscoverConfig) -> Texts | None:
 
 
 def _check_texts(config: DiscoverConfig) -> None:
-    """UsageError for what would be ignored."""
+    """UsageError for options that would be ignored."""
     rare, usual = config.rare_class, RareClass()
     unused = [
         f"--{f.name.replace('_', '-')}"
@@ -167,8 +167,8 @@ def _discover(
 
 
 def _warnings(fitted: Fitted, rare: int | None = None) -> list[str]:
-    """What a user should know before trusting the parts, each with its cure. rare: the cluster of a
-    rare class, which has warnings of its own.
+    """Warnings before the parts are trusted, each with its cure. rare: the cluster of a rare class,
+    which has warnings of its own.
     """
     method, clusters = fitted.method, fitted.clusters
     found: list[str] = [*fitted.warnings]
@@ -209,8 +209,8 @@ def _warnings(fitted: Fitted, rare: int | None = None) -> list[str]:
 
 
 def plan(config: DiscoverConfig) -> dict[str, Any]:
-    """Files, and what the method expects to need. Samples are scored at about 100 a second; a rare
-    class is clustered once more.
+    """Files, and the method's estimate of its time and memory. Samples are scored at about 100 a
+    second; a rare class is clustered once more.
     """
     settings, rare = resolve(config), config.rare_class
     names = [

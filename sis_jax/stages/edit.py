@@ -6,9 +6,9 @@ complete the background behind it once, move the latent, cut the foreground out 
 then (its outline has changed), and put that on the completed background. Real photos are projected
 into the generator first; their own pixels are the background.
 
-What is measured: the background's PSNR against the original, over the pixels outside both masks,
-for the edit with its background kept and for the plain one. The first is high by construction,
-short of what soft edges and the completed rim change; the gain says how much the plain edit spoils.
+The measure: the background's PSNR against the original, over the pixels outside both masks, for the
+edit with its background kept and for the plain one. The first is high by construction, except for
+changes by soft edges and the completed rim; the gain shows how much the plain edit spoils.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What `edit --direction` can name: a principal component of w, a direction kept in a run or a
+"""The values of `edit --direction`: a principal component of w, a direction kept in a run or a
 file, or a text.
 
 Principal components need nothing but the generator: GANSpace (Härkönen et al. 2020, arXiv
@@ -55,8 +55,8 @@ def principal(gen: Generator, component: int) -> Direction:
 
 
 def stored(run: Path | None) -> dict[str, Path]:
-    """The directions that a run keeps, {name: file}: what `discover --rare` learned, what earlier
-    edits used, and RUN/directions/.
+    """The directions that a run keeps, {name: file}: that of `discover --rare`, those of earlier
+    edits, and RUN/directions/.
     """
     if run is None:
         return {}
@@ -154,21 +154,21 @@ def amount(direction: Direction) -> float:
 def in_slots(
     move: Float[np.ndarray, "w"], slots: str | None, total: int
 ) -> Float[np.ndarray, "s w"]:
-    """`move` in the slots of w that are asked for, "0-3", "5" or None for all; 0 elsewhere.
-    UsageError for slots that are not there.
+    """`move` in the W+ layers that are asked for, "0-3", "5" or None for all; 0 elsewhere.
+    UsageError for layers that do not exist.
     """
     first, last = 0, total - 1
     if slots is not None:
         a, dash, b = slots.partition("-")
         if not (a.strip().isdigit() and (b.strip().isdigit() if dash else True)):
             raise UsageError(
-                f"slots is {slots!r}, expected numbers such as 0-3 or 5; w has slots 0 to "
+                f"slots is {slots!r}, expected numbers such as 0-3 or 5; w has layers 0 to "
                 f"{total - 1}"
             )
         first, last = int(a), int(b) if dash else int(a)
         if not first <= last < total:
             raise UsageError(
-                f"slots is {slots!r}, but w has slots 0 to {total - 1}, coarse to fine"
+                f"slots is {slots!r}, but w has layers 0 to {total - 1}, coarse to fine"
             )
     inside = (np.arange(total) >= first) & (np.arange(total) <= last)
     return (inside[:, None] * move).astype(np.float32)

@@ -50,7 +50,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
 
 
 def _name(config: EvaluateConfig, truth: Truth) -> str:
-    """Of the file of metrics: what was measured, and how."""
+    """The name of the file of metrics: the measurement and its settings."""
     size, limit = config.measure.size, config.truth.limit
     return "-".join(
         [
@@ -132,9 +132,7 @@ def _in_run(
     truth: Truth,
     rule: protocols.Protocol,
 ) -> Metrics:
-    """Measure as a stage of the run, or read what the same configuration measured before on the
-    same student.
-    """
+    """Measure as a stage of the run, or read the numbers of the same configuration and student."""
     name = _name(config, truth)
     with RunFolder.open(run, config.overwrite) as folder:
         with folder.stage(

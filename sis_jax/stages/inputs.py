@@ -1,5 +1,5 @@
-"""What a method needs beside the generator, read from the paths in its settings: `photos`, `masks`,
-and the discriminator beside the weights.
+"""The inputs of a method beside the generator, read from the paths in its settings: `photos`,
+`masks`, and the discriminator beside the weights.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def gather(settings: Any, gen: Generator, named: str | None, folder: Path | None
 
 
 def digests(settings: Any, gen: Generator, clip: str | None = None) -> dict[str, str] | str:
-    """What the parts depend on beside the settings: the generator's digest, the text model's, and
-    the files in the folders that `masks` and `photos` name.
+    """Everything the parts depend on beside the settings: the generator's digest, the text model's,
+    and the files in the folders that `masks` and `photos` name.
 
     Raises UsageError for masks or photos that cannot be read.
     """
@@ -88,7 +88,7 @@ def _photos(settings: Any, gen: Generator, named: str | None) -> dict[str, Any]:
 
 def _discriminator(settings: Any, gen: Generator, named: str | None) -> dict[str, Any]:
     """The one beside the generator's weights, None where there is none: then the method reports
-    what it does without.
+    how it does without.
     """
     try:
         return {"discriminator": load_discriminator(named)}
@@ -97,7 +97,7 @@ def _discriminator(settings: Any, gen: Generator, named: str | None) -> dict[str
 
 
 def _painted(settings: Any, gen: Generator, named: str | None) -> dict[str, Any]:
-    """Annotated blanks, after making sure that they are images of this very generator."""
+    """Annotated blanks, after a check that they are images of this generator."""
     if not settings.masks:
         return {"painted": None}
     blanks = read_blanks(settings.masks)
@@ -132,8 +132,8 @@ def _same_pictures(blanks: Any, gen: Generator) -> None:
     far = np.abs(drawn - blanks.images[:4]).mean(axis=(1, 2, 3))
     if far.max() > 4:  # grey values; another processor rounds differently by a fraction of one
         raise UsageError(
-            f"the image of seed {blanks.seeds[int(far.argmax())]} in {blanks.path} is not what "
-            f"{gen.info.name} draws for it (mean difference "
+            f"the image of seed {blanks.seeds[int(far.argmax())]} in {blanks.path} is not the "
+            f"image that {gen.info.name} draws for it (mean difference "
             f"{far.max():.0f} of 255): use the generator that drew the blanks, without --rare, "
             "and leave images/ as it is"
         )

@@ -94,7 +94,7 @@ def _teacher(run: str | Path | Parts, gen: Generator | None) -> Teacher:
 
 
 def _digest(parts: Parts) -> str:
-    """Which clusters there are, whatever they are called: the names are what this stage writes."""
+    """The clusters, whatever their names, which this stage writes."""
     digest = hashlib.sha256()
     for name in sorted(parts.arrays):
         digest.update(parts.arrays[name].tobytes())

@@ -28,7 +28,7 @@ from sis_jax.runs.configs.label import Naming
 from sis_jax.stages.teacher import Teacher
 from sis_jax.types import SisError, UsageError
 
-BATCH = 8  # pictures in the CLIP at a time: an RN50x64 at 2048 pixels needs about 2 GB for each
+BATCH = 8  # images in the CLIP at a time: an RN50x64 at 2048 pixels needs about 2 GB for each
 CROPS = 16  # crops per cluster in the mode "crop"
 _PAD = 255  # no cluster has this number
 
@@ -69,7 +69,7 @@ class Named:
 
 
 def load_text_model(clip: Any, gen_name: str) -> CLIP:
-    """A CLIP from what a user gave: one, a name or a path, None for the usual one. UsageError with
+    """A CLIP from a user's input: one, a name or a path, None for the usual one. UsageError with
     the ways to get one where it is not here.
     """
     if isinstance(clip, CLIP):
@@ -92,7 +92,7 @@ def load_text_model(clip: Any, gen_name: str) -> CLIP:
 
 
 def default_clip(gen_name: str) -> str:
-    """The text model made for this generator ("faces-clip" for "faces64") where it lies among the
+    """The text model made for this generator ("faces-clip" for "faces64") where it is among the
     weights; else the usual one.
     """
     small = f"{gen_name.rstrip('0123456789')}-clip"
@@ -133,8 +133,8 @@ def name_parts(teacher: Teacher, clip: CLIP, ontology: Ontology, how: Naming) ->
 
 
 def check_words(clip: CLIP, texts: Sequence[str]) -> None:
-    """UsageError for words that a text model of few words never learned: whatever it said of them
-    would be wrong.
+    """UsageError for words that a text model of few words never learned: its scores of them would
+    be wrong.
     """
     strange = clip.tokenizer.strange(texts)
     if strange:
@@ -226,7 +226,7 @@ def _described(
     if parts.classes and [c["id"] for c in parts.classes] == [BACKGROUND]:
         raise SisError(
             "every part was named background: give the background other words, a larger --margin, "
-            "or classes that fit the pictures"
+            "or classes that fit the images"
         )
     return replace(parts, warnings=tuple(dict.fromkeys(warnings)), background=background)
 
@@ -260,8 +260,8 @@ _pool = jax.jit(pool_regions, static_argnames=("k", "align_corners"))
 
 
 def _size(asked: int, shape: Sequence[int], clip: CLIP) -> tuple[int, int]:
-    """Rows and columns at which pictures are read: `asked` (0: as the text model says, twice native
-    where it says nothing), in whole steps of the network.
+    """Rows and columns at which images are read: `asked` (0: the text model's own choice, twice
+    native where it has none), in whole steps of the network.
     """
     stride, native = clip.network.visual.stride, clip.config.vision.image_size
     short = asked or clip.preprocessing.dense or 2 * native
@@ -272,8 +272,8 @@ def _size(asked: int, shape: Sequence[int], clip: CLIP) -> tuple[int, int]:
 def _batches(
     teacher: Teacher, how: Naming
 ) -> Iterator[tuple[Float[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"]]]:
-    """Pictures in [-1, 1] with the cluster of every pixel, always `BATCH` of them: what fills the
-    last batch up belongs to no cluster.
+    """Images in [-1, 1] with the cluster of every pixel, always `BATCH` of them: the padding of the
+    last batch belongs to no cluster.
     """
     bar = progress(how.n, "names", "sample")
     for images, labels in _labelled(teacher, how):
@@ -329,8 +329,8 @@ def _crop_regions(
 def masked_crop(
     image: UInt8[np.ndarray, "h w 3"], inside: np.ndarray, border: float = 0.1
 ) -> UInt8[np.ndarray, "s s 3"]:
-    """A square around a region, with a border of that share of its side on each; what is outside of
-    the region is grey.
+    """A square around a region, with a border of that share of its edge length on each side; pixels
+    outside the region are grey.
 
     image: uint8[h w 3]; inside: bool[h w], true somewhere.
     """

@@ -20,7 +20,7 @@ def run(config: RunConfig) -> Path:
     """From a generator, or a folder of photos, to a segmenter: train (photos only), discover,
     synthesize, distill, report.
 
-    Returns the path of the report. Raises UsageError for what a stage cannot work with.
+    Returns the path of the report. Raises UsageError for inputs that a stage cannot work with.
     """
     gen, photos, overwrite, seed = config.source, config.photos, config.overwrite, config.seed
     if gen is not None and _is_photos(Path(gen)):

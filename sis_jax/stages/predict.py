@@ -84,7 +84,9 @@ def predict(config: PredictConfig) -> Masks:
 
 
 def _record(config: PredictConfig, student: Student) -> dict[str, Any]:
-    """What decides the masks; the folder keeps it, so that another configuration is noticed."""
+    """The settings that decide the masks; the folder keeps them to recognise another
+    configuration.
+    """
     names = ("flip", "size", "tile", "soft", "cutouts")
     return {"student": student.info.sha256, **{name: getattr(config, name) for name in names}}
 

@@ -40,10 +40,10 @@ STARTS_SEED = 123
 class Projection:
     """Photos and the latents that draw them again.
 
-    w: one per slot, for `gen.synthesize`. photos, images: the photos as they were matched, and what
-        the generator draws. noise: layer -> maps, where they were optimised
-        (`training.projection.with_noise` puts one set into a generator). distance: what was
-        minimised, at the end. skipped: (name, reason).
+    w: one per W+ layer, for `gen.synthesize`. photos, images: the photos as they were matched, and
+        the generated images. noise: layer -> maps, where they were optimised
+        (`training.projection.with_noise` puts one set into a generator). distance: the final loss.
+        skipped: (name, reason).
     """
 
     names: tuple[str, ...]
@@ -59,13 +59,13 @@ class Projection:
 
     @property
     def psnr(self) -> Float[np.ndarray, "n"]:
-        """Peak signal-to-noise ratio of each picture against its photo, in dB: 20 is a likeness, 30
-        is hard to tell apart.
+        """Peak signal-to-noise ratio of each image against its photo, in dB: 20 is a likeness, 30
+        is hard to distinguish.
         """
         return np.array([psnr(a, b) for a, b in zip(self.photos, self.images)])
 
     def show(self, count: int = 8) -> Image.Image:
-        """Photos over what the generator draws, as one picture."""
+        """Photos over the generated images, as one image."""
         n = min(count, len(self))
         zoom = max(1, 128 // self.photos.shape[1])
         cells = np.concatenate([self.photos[:n], self.images[:n]]).repeat(zoom, 1).repeat(zoom, 2)
@@ -74,9 +74,7 @@ class Projection:
         )
 
     def save(self, folder: str | Path) -> Path:
-        """Write projection.safetensors (w, noise maps) and one picture of all; returns the
-        folder.
-        """
+        """Write projection.safetensors (w, noise maps) and one image of all; returns the folder."""
         arrays = {"w": np.ascontiguousarray(self.w)} | {
             f"noise/{k}": np.ascontiguousarray(v) for k, v in self.noise.items()
         }
@@ -111,18 +109,18 @@ def project(
     gen: any generator; noise maps need a StyleGAN2.
     photos: a photo, a folder, an archive, a list of these, or uint8[n r r 3] at the generator's
         size; files are cut to their centred square.
-    space: "w+" has one w per slot and comes closer to the photo, "w" has one for all and stays what
-        the generator can draw.
+    space: "w+" has one w per layer and comes closer to the photo, "w" has one for all and stays
+        within the generator's images.
     steps: of Adam; 200 is quick, 1000 the paper's.
     rate: Adam's peak, in spreads of w (the deviation of one of its numbers over samples).
     pyramid: weight of the Laplacian pyramid's L1. features: weight of the discriminator's features
         or of LPIPS, 0 where there is neither.
-    pull: keeps the slots of W+ together; 0 lets them go.
+    pull: keeps the W+ layers together; 0 lets them go.
     noise: also optimise the noise maps, as the paper does.
     starts: samples of which the nearest is where it begins; 0 begins at the mean.
     known: Bool[n r r], where the photos shall be matched; all by default.
-    discriminator: by default the one that lies beside the generator's weights, if it is found by
-        the generator's name.
+    discriminator: by default the one stored beside the generator's weights, if it is found by the
+        generator's name.
     lpips: the paper's distance in place of the discriminator's features: the files of its weights,
         see `sis_jax.load_lpips`, which cannot be shipped.
     batch: photos per device at once.
@@ -207,7 +205,7 @@ def _check(recipe: Any, gen: Generator, steps: int, starts: int, batch: int) -> 
 def _read(
     photos: Any, side: int
 ) -> tuple[np.ndarray, tuple[str, ...], tuple[tuple[str, str], ...]]:
-    """(photos at `side` pixels, names, those skipped with the reason)."""
+    """(photos of `side` x `side` pixels, names, those skipped with the reason)."""
     if isinstance(photos, np.ndarray):
         photos = photos[None] if photos.ndim == 3 else photos
         if photos.dtype != np.uint8 or photos.shape[1:] != (side, side, 3) or not len(photos):
@@ -233,12 +231,14 @@ def _known(known: np.ndarray, photos: np.ndarray) -> Float[np.ndarray, "n _ _ 1"
 
 
 def _comparer(gen: Generator, discriminator: Any, lpips: Any) -> Any:
-    """What sees features: LPIPS where it is given, otherwise a discriminator, or nothing."""
+    """The network of the feature distance: LPIPS where it is given, otherwise a discriminator, or
+    nothing.
+    """
     if lpips is None:
         return _discriminator(gen, discriminator)
     if gen.resolution < 16:
         raise UsageError(
-            f"LPIPS needs pictures of at least 16 pixels, the generator draws {gen.resolution}"
+            f"LPIPS needs images of at least 16 pixels, the generator draws {gen.resolution}"
         )
     if not isinstance(lpips, str | tuple | list):
         return lpips
@@ -268,7 +268,7 @@ def _discriminator(gen: Generator, given: Any) -> Any:
 
 
 def _statistics(gen: Generator) -> tuple[Float[np.ndarray, "s w"], np.float32]:
-    """(mean of w in every slot, root mean squared distance of w from it)."""
+    """(mean of w in every W+ layer, root mean squared distance of w from it)."""
     w = collect(gen, sample_seeds(STARTS_SEED, STATISTICS), nn.map_body, batch=256)
     slots = np.asarray(gen.map(gen.latents([0]))).shape[1]
     mean = w.mean(0)
@@ -297,7 +297,7 @@ def _block(
     gen: Any, net: Any, length: np.float32, photos: np.ndarray, known: np.ndarray | None,
     start: np.ndarray, maps: dict[str, np.ndarray], recipe: Any, seed: int, steps: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:  # fmt: skip
-    """(w, pictures, distances, noise maps) of as many photos as fit the devices at once."""
+    """(w, images, distances, noise maps) of as many photos as fit the devices at once."""
     devices = parallel.local_devices()[: len(photos)]
     n, rows = len(photos), -(-len(photos) // len(devices))
     seeds = np.arange(seed, seed + n, dtype=np.int32)
@@ -319,7 +319,7 @@ def _block(
     for first in range(0, steps, BLOCK):
         last = min(first + BLOCK, steps)
         state, each = run(gen, net, length, state, *data, np.array([first, last, steps], np.int32))
-        each.block_until_ready()  # so that the bar tells the truth
+        each.block_until_ready()  # so that the bar counts finished work
         bar.update(last - first)
     bar.close()
     values, distance = jax.tree.map(lambda a: parallel.unshard(np.asarray(a), n), (state[0], each))

@@ -4,11 +4,11 @@ section 3.4).
 Samples are moved along the direction of a prompt until nearly all show the class, and clustered
 once more. One of the new clusters is the class: its centre is put beside those found without
 moving, so that one set of labels covers both; and from then on the generator moves only a share of
-its samples, so that a student sees the class, and sees pictures without it.
+its samples, so that a student sees the class, and sees images without it.
 
-Which cluster it is the paper tells by its share, which grows most when samples are moved. But a
-direction also moves what goes with the class (hats are worn outdoors: the sky grows), so here the
-text model is asked: the pixels of a cluster are put back as they were before the move, and the
+The paper recognises the cluster by its share, which grows most when samples are moved. But a
+direction also moves things that go with the class (hats are worn outdoors: the sky grows), so here
+the text model is asked: the pixels of a cluster are put back as they were before the move, and the
 cluster that takes most of the score with it, and hardly shows in plain samples, is the class.
 """
 
@@ -61,11 +61,11 @@ class Rare:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What to say where the text model hardly sees the class in its cluster."""
+        """The warning where the text model hardly sees the class in its cluster."""
         if self.evidence >= LEAST_EVIDENCE:
             return ()
         return (
-            f"Only {100 * max(self.evidence, 0):.0f} % of what {self.direction.prompt!r} scores "
+            f"Only {100 * max(self.evidence, 0):.0f} % of the score of {self.direction.prompt!r} "
             f"comes from the cluster called {self.name!r}: it may be "
             "something else that changes with it. Look at parts/rare.png; raise k, take a finer "
             "layer, or give other prompts.",
@@ -83,8 +83,8 @@ def add_rare(
     share: float,
     seed: int,
 ) -> Rare:
-    """One more cluster for what `prompt` says, in parts that `fitted` found in `gen`, by a method
-    to which clusters can be added.
+    """One more cluster for the class that `prompt` names, in parts that `fitted` found in `gen`, by
+    a method to which clusters can be added.
 
     n: samples to learn the direction from. share: of the samples that are moved later on. Raises
         SisError where the direction leads nowhere or no cluster grows.
@@ -161,7 +161,7 @@ def _chosen(
 
 
 def class_name(prompt: str) -> str:
-    """What a prompt calls the rare thing: "a photo of a person with glasses" is "glasses"."""
+    """The name of the rare class in a prompt: "a photo of a person with glasses" is "glasses"."""
     for word in (" with ", " wearing ", " of "):
         if word in prompt:
             prompt = prompt.split(word)[-1]
@@ -234,8 +234,8 @@ def _joined(
     fitted: Fitted, arrays: dict[str, np.ndarray], agreement: float, gen: Generator,
     seeds: list[int],
 ) -> Fitted:  # fmt: skip
-    """`fitted` with one more cluster, described on samples of which some are moved; what was
-    background stays it.
+    """`fitted` with one more cluster, described on samples of which some are moved; the old
+    background stays background.
     """
     facts, _ = fitted.method.describe(arrays, gen, seeds)
     new = {"id": len(fitted.clusters), "agreement": float(agreement)}
@@ -247,8 +247,8 @@ def _joined(
 
 
 def picture(rare: Rare, class_id: int) -> Image.Image:
-    """Samples before and after the move, and where the class is then: whether the direction does
-    what the prompt says is for people to see.
+    """Samples before and after the move, and the class after it, so that people can judge whether
+    the direction follows the prompt.
     """
     plain: Any = rare.gen.gen
     everywhere: Any = moved(rare.gen.gen, rare.direction.move)
@@ -266,7 +266,7 @@ def picture(rare: Rare, class_id: int) -> Image.Image:
 
 
 def described(rare: Rare) -> dict[str, Any]:
-    """What was done, as JSON holds it."""
+    """The facts of the search, as JSON."""
     d = rare.direction
     return {
         "prompt": d.prompt, "neutral": d.neutral, "name": rare.name, "cluster": rare.cluster,

@@ -47,7 +47,7 @@ def synthesize(config: SynthesizeConfig) -> Dataset:
 
 
 def _teacher(config: SynthesizeConfig) -> tuple[Teacher, Path]:
-    """What draws and labels, and the run folder to write to."""
+    """The generator with its labels, and the run folder to write to."""
     run, out = config.run, config.out
     if isinstance(run, str | Path):
         teacher, place = Teacher.from_run(run), Path(run if out is None else out)

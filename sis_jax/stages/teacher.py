@@ -1,5 +1,5 @@
 """The teacher: a generator and the parts found in it, which together label any number of
-pictures.
+images.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Labelled = tuple[
 
 @dataclass(frozen=True)
 class Teacher:
-    """A generator, the parts found in it, and what labels its images."""
+    """A generator, the parts found in it, and the method that labels its images."""
 
     gen: Generator
     parts: Parts
@@ -75,7 +75,7 @@ class Teacher:
         return float(self.parts.settings.get("truncation", 0.7))
 
     def label(self, seeds: Sequence[int], truncation: float | None = None) -> Iterator[Labelled]:
-        """Stream (pictures, masks of class ids, certainty in 0..1) of seeds, in batches; a seed
+        """Stream (images, masks of class ids, confidence in 0..1) of seeds, in batches; a seed
         gives the same bytes in any company.
         """
         for images, clusters, sure in self.fitted.label_seeds(self.gen, seeds, truncation):

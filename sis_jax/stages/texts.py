@@ -34,7 +34,7 @@ class Texts:
 
     @classmethod
     def of(cls, gen: Generator, method: Any, config: DiscoverConfig) -> Texts:
-        """UsageError for what cannot work, before anything is computed."""
+        """UsageError for texts that cannot work, before anything is computed."""
         words = ontology_of(config.ontology) if config.ontology is not None else None
         asked = config.rare_class
         if asked.rare is not None:
@@ -89,7 +89,7 @@ class Texts:
 
 
 def check_rare(method: Any, asked: RareClass) -> None:
-    """UsageError for a rare class that cannot be looked for, by what was typed alone."""
+    """UsageError for a rare class that cannot be looked for, by its settings alone."""
     rare, neutral, n, share = asked.rare, asked.neutral, asked.rare_n, asked.rare_share
     if not method.adds_clusters:
         raise UsageError(

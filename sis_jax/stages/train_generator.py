@@ -8,7 +8,7 @@ and all reading and writing of files.
     ├── run.json · curves.csv
     ├── samples/000123456.png    64 samples of the averaged generator, the same seeds every time
     ├── checkpoints/             Orbax; resuming is the default
-    └── generator/               a weights folder: what `discover` and `load_generator` take
+    └── generator/               a weights folder for `discover` and `load_generator`
 """
 
 from __future__ import annotations
@@ -160,8 +160,8 @@ def _card(name: str, training: GeneratorTraining, config: TrainGeneratorConfig) 
     return (
         f"---\nlibrary_name: sis_jax\ntags: [jax, flax, stylegan2]\n---\n# {name}\n\nA StyleGAN2 "
         f"generator of {config.network.resolution} x {config.network.resolution} pixels, with its "
-        f"discriminator, trained by `sis_jax`.\n\n| | |\n|---|---|\n{table}\n\nIt draws what its "
-        "photos show, with their biases. Load it: `sis_jax.load_generator(PATH)`.\n"
+        f"discriminator, trained by `sis_jax`.\n\n| | |\n|---|---|\n{table}\n\nIts images "
+        "have the biases of its photos. Load it: `sis_jax.load_generator(PATH)`.\n"
     )
 
 

@@ -34,7 +34,7 @@ ADA_EVERY = 4  # steps between two corrections of the augmentation probability
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be trained.
+    """The training job.
 
     gen, disc: the networks to begin with, of one resolution.
     photos, held_out: to train on, and to measure quality on.
@@ -57,8 +57,8 @@ class Job:
     seed: int
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must have in common with this job, for JSON. The precision is not part
-        of it: a training may move from a CPU to an accelerator.
+        """The settings that a checkpoint must share with this job, for JSON. The precision is not
+        part of it: a training may move from a CPU to an accelerator.
         """
         recipe = {k: v for k, v in asdict(self.recipe).items() if k != "dtype"}
         return {
@@ -177,7 +177,7 @@ class GeneratorTraining:
         return gan.join(self.d_graph, self.run.state["d"], {})
 
     def facts(self) -> dict[str, Any]:
-        """What record and card report of the training."""
+        """The facts of the training in the record and the card."""
         job, device = self.job, jax.devices()[0]
         return {
             "images": self.images_seen, "training_seconds": round(self.run.seconds, 1),

@@ -98,7 +98,7 @@ def new_state(alpha: Params, disc: Discriminator, recipe: Recipe) -> tuple[Any, 
 
 def order(batch: int, devices: int, group: int = 4) -> np.ndarray:
     """int32[devices, batch / devices]: numbers of the samples of each device. Members of a group of
-    D's statistics lie batch / group apart.
+    D's statistics are batch / group apart.
     """
     group = min(group, batch)
     return (

@@ -1,5 +1,5 @@
-"""What Labels4Free decides without labels: which stage makes backgrounds, and which checkpoint is
-best.
+"""The decisions of Labels4Free without labels: which stage makes backgrounds, and which checkpoint
+is best.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from sis_jax.ops.sampling import collect, map_samples, sample_seeds
 from sis_jax.ops.selection import BORDER_RATIO, frame
 from sis_jax.training.labels4free import draw, mask, masked
 
-# taken off the score of masks whose background is not the ground: below 0 then, as separation and
-# steadiness are at most 1
+# taken off the score of masks with a wrong background: below 0 then, as separation and
+# stability are at most 1
 WRONG_SIDE = 1.0
 WRONG = (
-    "The background is not at the frame of the pictures, or the masks tell features apart less "
+    "The background is not at the frame of the images, or the masks separate features less "
     "than a box in the middle would: "
     "they are probably wrong; give another --seed."
 )
-COLLAPSED = 0.02  # masks with less than this on one side have nothing to say
+COLLAPSED = 0.02  # masks with less than this share in one class do not count
 
 
 def find_stage(gen: StyleGAN2, truncation: float, n: int = 64) -> str:
     """The stage whose zeroing leaves the background and removes the object, without labels: frame
     concordance minus layout correlation.
 
-    Frame: over samples, between the mean colour of a picture's frame and that of its background
-        made of the same latents; Lin's concordance, as a plain correlation is also high for grounds
-        that are all nearly black. Layout: within a picture, between the pixels of the two, colour
-        means taken out (its size, whatever the sign).
+    Frame: over samples, between the mean colour of an image's frame and that of its background
+        made of the same latents; Lin's concordance, as a plain correlation is also high for
+        backgrounds that are all nearly black. Layout: within an image, between the pixels of the
+        two, colour means taken out (its size, whatever the sign).
     """
     scores = {}
     for stage in stages(gen.resolution):
@@ -80,17 +80,17 @@ def steadiness(
 
 
 def judge(gen: StyleGAN2, params: Params, seeds: list[int], psi: float) -> dict[str, float]:
-    """How good the masks of these samples are, as far as that can be said without labels. params:
+    """How good the masks of these samples are, as far as that shows without labels. params:
     for raw features.
 
     share: of pixels with alpha > 0.5. certain: 1 - 2 mean min(a, 1 - a). steady: the smaller IoU
         under another noise. separation: see `separated`. boxed: that of a fixed box in the middle.
-        score: separation times steady, -1 where nearly all pixels are on one side, less 1 where D
-        found something else that may be replaced: where the background is not 1.5 times as common
-        on the frame as in the picture (default faces: 2.5 where right, 1.0 to 1.3 where hair was
-        taken), or the masks separate less than the box does (0.090 there; right masks 0.13 to 0.14,
-        a wrong one at the frame 0.07). A drifting mask loses separation long before it collapses;
-        certainty only ever rises and chooses nothing.
+        score: separation times stability (`steady`), -1 where nearly all pixels are on one side,
+        less 1 where D found something else that may be replaced: where the background is not 1.5
+        times as common on the frame as in the image (default faces: 2.5 where right, 1.0 to 1.3
+        where hair was taken), or the masks separate less than the box does (0.090 there; right
+        masks 0.13 to 0.14, a wrong one at the frame 0.07). A drifting mask loses separation long
+        before it collapses; confidence only ever rises and chooses nothing.
     """
     alpha, separation, boxed = collect(
         gen, seeds, separated, truncation=psi, shared=(params,), taps=flat_taps(gen.resolution)
@@ -115,9 +115,10 @@ def judge(gen: StyleGAN2, params: Params, seeds: list[int], psi: float) -> dict[
 def separated(
     gen: Any, z: jax.Array, truncation: jax.Array, params: Params, *, taps: tuple[str, ...]
 ) -> tuple[jax.Array, ...]:
-    """alpha [n r r], the share of the features' variance within each picture that lies between the
-    mask's two sides, mean of the taps [n], and the same for a box that is an eighth of the side
-    away from top, left and right."""
+    """alpha [n r r], the share of the features' variance within each image that is between the
+    mask's two sides, mean of the taps [n], and the same for a box that is an eighth of the edge
+    length away from top, left and right.
+    """
     image, features = gen.synthesize(gen.map(z, truncation), "const", taps)
     alpha = mask(params, tuple(features[t] for t in taps))
     hard = (alpha > 0.5).astype(jnp.float32)[..., None]
@@ -162,7 +163,7 @@ def two_noises(
 def ground_facts(
     gen: Any, z: jax.Array, truncation: jax.Array, ground: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Mean colours of the frames of a picture and of its background [n 3], and the absolute
+    """Mean colours of the frames of an image and of its background [n 3], and the absolute
     correlation of the two layouts [n].
     """
     w = gen.map(z, truncation)

@@ -69,7 +69,7 @@ class Training:
         return self.offset + self.step
 
     def next_phase(self, state: PyTree) -> None:
-        """Begin again at step 0 from `state`; curve, facts and what is kept stay."""
+        """Begin again at step 0 from `state`; curve, facts and kept states stay."""
         self.offset, self.step, self.state = self.number + 1, 0, state
 
 
@@ -78,7 +78,7 @@ class Checkpoints:
     old one or the new one.
 
     folder: where Orbax writes, None keeps nothing.
-    config: what must be equal for a checkpoint to belong to this training, for JSON; its digest is
+    config: the settings that a checkpoint of this training must share, for JSON; its digest is
         stored.
     discard: remove the checkpoint of another configuration instead of raising UsageError.
     """

@@ -3,7 +3,7 @@ without ever holding a whole hypercolumn map.
 
 The networks of DatasetGAN (Zhang et al. 2021, section 3.2): linear, ReLU, batch normalisation,
 twice; then linear. Without hidden layers it is the linear read-out of LinearGAN (Xu and Zheng
-2021). A hypercolumn is the concatenation of all feature maps, each enlarged to the picture's size.
+2021). A hypercolumn is the concatenation of all feature maps, each enlarged to the image's size.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def hypercolumns(
     """Hypercolumns of single pixels: every map read at the pixel's place by bilinear interpolation
     (half-pixel centres).
 
-    at: row * side + column of each pixel in the picture, which has side x side of them. Equal to
+    at: row * side + column of each pixel in the image, which has side x side of them. Equal to
         enlarging all maps and picking pixels.
     """
     return jnp.concatenate([_read(x.astype(jnp.float32), at, side) for x in features], axis=-1)
@@ -219,9 +219,9 @@ def label_maps(
     training, square, `side` pixels at most.
 
     The first layer is applied to every map at its own size and its result enlarged: enlarging is
-    linear, so this equals a hypercolumn's first layer at a fraction of the work. Pictures, and
+    linear, so this equals a hypercolumn's first layer at a fraction of the work. Images, and
     members (all at once without hidden layers), take turns: memory does not grow with their number,
-    and what one turn needs fits a processor's cache.
+    and the data of one turn fit a processor's cache.
 
     Class: the largest mean probability, or with `majority` the one most members vote for (the mean
         decides ties). Confidence: 1 minus the Jensen-Shannon divergence of the members'
@@ -307,7 +307,7 @@ def _enlarged(
 def _verdict(
     p: Array, entropy: Array, votes: Array, members: int, side: int
 ) -> tuple[Array, Array]:
-    """Label and confidence of one picture from the mean probability, the mean entropy and the votes
+    """Label and confidence of one image from the mean probability, the mean entropy and the votes
     of its pixels, column by column.
     """
     divergence = -(p * jnp.log(jnp.maximum(p, 1e-30))).sum(-1) - entropy

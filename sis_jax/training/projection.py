@@ -6,7 +6,7 @@ Per photo x, Adam on w and, if asked, on the noise maps n:
     minimise  distance(G(w + e, n), x)
               + 1e5 * sum over maps and their halvings down to 8 x 8
                 of mean(n . roll_x n)^2 + mean(n . roll_y n)^2
-              + pull * mean over slots of |w_slot - mean slot|^2 / spread^2
+              + pull * mean over layers of |w_layer - mean layer|^2 / spread^2
 
 e ~ N(0, (0.05 |w| max(0, 1 - t / 0.75)^2)^2) explores at first, t = 0..1 is the time, |w| the root
 mean squared distance of w from its mean. The rate rises over the first twentieth and falls by a
@@ -25,8 +25,8 @@ Where we differ, and why:
 * The rate is a multiple of the spread of w, because latents of another network are larger or
   smaller.
 * It begins at the nearest of some hundred samples, not at the mean.
-* W+ (one w per slot; Abdal et al. 2019, arXiv 1904.03189) as well as W, with `pull` to keep the
-  slots together: what lies far from W is edited badly.
+* W+ (one w per layer; Abdal et al. 2019, arXiv 1904.03189) as well as W, with `pull` to keep the
+  layers together: a w far from W is edited badly.
 * A photo's result depends on that photo alone: any number may share a batch.
 """
 
@@ -54,17 +54,17 @@ RISE, FALL = 0.05, 0.25  # shares of the time in which the rate rises and falls
 THUMBNAIL = 16  # pixels at which samples to begin with are compared
 
 Noise = dict[str, Float[AnyArray, "n _ _"]]
-State = tuple[Any, Any]  # (what is optimised, Adam's moments)
-Seen = Any  # (bands, features) of pictures
+State = tuple[Any, Any]  # (optimised arrays, Adam's moments)
+Seen = Any  # (bands, features) of images
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How to project; fixed at compile time.
 
-    space: "w+" has one w per slot, "w" one for all. rate: Adam's peak, in spreads of w. pyramid,
-        features: weights of the two distances. pull: of the distance between slots. noise: whether
-        the noise maps are optimised too. explore: deviation of the noise on w, in |w|.
+    space: "w+" has one w per layer, "w" one for all. rate: Adam's peak, in spreads of w. pyramid,
+        features: weights of the two distances. pull: of the distance between W+ layers. noise:
+        whether the noise maps are optimised too. explore: deviation of the noise on w, in |w|.
     """
 
     space: Literal["w", "w+"] = "w+"
@@ -76,11 +76,11 @@ class Recipe:
     explore: float = EXPLORE
 
 
-# Distances: one number per picture
+# Distances: one number per image
 
 
 def laplacian(images: Float[Array, "n r r c"]) -> list[Float[Array, "n _ _ c"]]:
-    """Band-pass pictures, fine to coarse, and the 4 x 4 rest: what each halving loses (Burt and
+    """Band-pass images, fine to coarse, and the 4 x 4 rest: the loss of each halving (Burt and
     Adelson 1983).
     """
     bands = []
@@ -102,7 +102,7 @@ def discriminator_maps(
     disc: Discriminator, images: Float[Array, "n r r 3"]
 ) -> list[Float[Array, "n _ _ _"]]:
     """The discriminator's features after its first layer and every block above 4 x 4; nothing in
-    them depends on other pictures of the batch.
+    them depends on other images of the batch.
     """
     x = disc.fromrgb(images, disc.config.conv_clamp)
     maps, r = [x], disc.config.resolution
@@ -127,8 +127,8 @@ def feature_distance(
 def feature_maps(
     net: Discriminator | LPIPS, images: Float[Array, "n r r 3"]
 ) -> list[Float[Array, "n _ _ _"]]:
-    """What is compared: LPIPS, or the same on a discriminator without learnt gains, where every map
-    counts alike.
+    """The compared features: LPIPS, or the same on a discriminator without learnt gains, where
+    every map counts alike.
     """
     if isinstance(net, LPIPS):
         return lpips_maps(net, images)
@@ -140,7 +140,7 @@ def feature_maps(
 
 def noise_penalty(noise: Noise) -> Float[Array, "n"]:
     """How much neighbours in the noise maps resemble each other, at every scale down to 8 pixels:
-    noise shall not draw the picture.
+    noise shall not draw the image.
     """
     total: Any = 0.0
     for x in noise.values():
@@ -177,7 +177,7 @@ def with_noise(gen: StyleGAN2, noise: dict[str, Float[AnyArray, "_ _"]]) -> Styl
 
 
 def drawn(gen: Any, w: Float[AnyArray, "n s w"], noise: Noise) -> Float[Array, "n r r 3"]:
-    """Pictures of latents, each with its own noise maps; with the generator's own where `noise` is
+    """Images of latents, each with its own noise maps; with the generator's own where `noise` is
     empty.
     """
     if not noise:
@@ -191,20 +191,20 @@ def drawn(gen: Any, w: Float[AnyArray, "n s w"], noise: Noise) -> Float[Array, "
 def sample_body(
     gen: Any, z: Array, truncation: Array
 ) -> tuple[Float[Array, "b s w"], Float[AnyArray, "b t t 3"]]:
-    """(w, small picture) of samples; a body as in `ops/sampling.py`."""
+    """(w, small image) of samples; a body as in `ops/sampling.py`."""
     w = gen.map(z, truncation)
     return w, thumbnails(gen.synthesize(w)[0])
 
 
 def thumbnails(images: Float[AnyArray, "n r r c"]) -> Float[AnyArray, "n t t c"]:
-    """Pictures at 16 pixels (or their own size, if smaller), averaged."""
+    """Images at 16 pixels (or their own size, if smaller), averaged."""
     n, r, _, c = images.shape
     k = max(r // THUMBNAIL, 1)
     return images.reshape(n, r // k, k, r // k, k, c).mean(axis=(2, 4))
 
 
 def map_body(gen: Any, z: Array, truncation: Array) -> Float[Array, "b w"]:
-    """w of the first slot of samples."""
+    """w of the first W+ layer of samples."""
     return gen.map(z, truncation)[:, 0]
 
 
@@ -214,7 +214,7 @@ def map_body(gen: Any, z: Array, truncation: Array) -> Float[Array, "b w"]:
 def begin(
     start: Float[np.ndarray, "n s w"], noise: dict[str, Float[np.ndarray, "_ _"]], recipe: Recipe
 ) -> State:
-    """What is optimised, and Adam's two moments, at the start."""
+    """The optimised arrays, and Adam's two moments, at the start."""
     w = start[:, :1] if recipe.space == "w" else start
     maps = (
         {
@@ -251,8 +251,8 @@ def steps_body(
 
     net: the discriminator or LPIPS, None without. length: |w|, root mean squared distance of w from
         its mean. known: 1 where the photo shall be matched, None for all of it; the rest is filled
-        with what the generator draws there, so that no distance sees it. seeds: of the exploration,
-        one per photo.
+        with the generated image there, so that no distance sees it. seeds: of the exploration, one
+        per photo.
     """
     slots, width = gen.num_ws, state[0]["w"].shape[-1]
     spread = length / np.sqrt(width)
@@ -298,13 +298,15 @@ def steps_body(
 
 
 def seen(net: Any, images: Float[Array, "n r r 3"], recipe: Recipe) -> Seen:
-    """What the recipe's distances compare: (bands, features), each empty where it has no weight."""
+    """The inputs of the recipe's distances: (bands, features), each empty where it has no
+    weight.
+    """
     bands = laplacian(images) if recipe.pyramid else []
     return bands, feature_maps(net, images) if recipe.features and net is not None else []
 
 
 def distance(a: Seen, b: Seen, recipe: Recipe) -> Float[Array, "n"]:
-    """The recipe's distance between pictures in [-1, 1]: weights times the two distances."""
+    """The recipe's distance between images in [-1, 1]: weights times the two distances."""
     total: Any = 0.0
     if a[0]:
         total = total + recipe.pyramid * band_distance(a[0], b[0])

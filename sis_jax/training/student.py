@@ -1,7 +1,7 @@
 """One training step of a student, as pure functions of one device's share of a batch.
 
 Loss: mean cross-entropy over pixels that are not ignored (section 3.3 of Segmentation in Style),
-    optionally with pixels weighted by how sure the teacher was, and with its doubt as soft targets.
+    optionally with pixels weighted by the teacher's confidence, and with soft targets from it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Recipe:
 
     optimizer: "adam" adds weight_decay to the gradient (L2, as the paper's), "adamw" decouples it.
         schedule: "poly" (1 - t / T)^0.9, or "cosine" after a linear warm-up over one twentieth.
-        weighting: exponent of the certainty as weight, 0 = none. soft: certainty makes soft
+        weighting: exponent of the confidence as weight, 0 = none. soft: confidence makes soft
         targets.
     ema: decay of the averaged network, 0 = none. side: resolution trained at, in pixels.
         backbone_rate: learning rate of a pretrained backbone, as a share of `learning_rate`.
@@ -59,7 +59,7 @@ class Recipe:
 
 
 def optimizer(recipe: Recipe) -> optax.GradientTransformation:
-    """The optimiser and schedule of a recipe; what a network calls its `backbone` learns slower."""
+    """The optimiser and schedule of a recipe; a network's `backbone` learns slower."""
 
     def one(rate: float) -> optax.GradientTransformation:
         if recipe.optimizer == "adam":
@@ -124,7 +124,7 @@ def cross_entropy(
     valid = (masks != IGNORE).astype(jnp.float32)
     k = logits.shape[-1]
     target = jax.nn.one_hot(jnp.where(masks == IGNORE, 0, masks), k)
-    if recipe.soft:  # certainty 1 is a hard label, 0 says nothing about it
+    if recipe.soft:  # confidence 1 is a hard label, 0 a uniform one
         target = certainty[..., None] * target + (1 - certainty[..., None]) / k
     weight = valid * (jnp.maximum(certainty, 1e-3) ** recipe.weighting if recipe.weighting else 1.0)
     loss = -(target * jax.nn.log_softmax(logits.astype(jnp.float32))).sum(-1)
@@ -166,7 +166,7 @@ def updated(state: State, grads: Any, statistics: dict, recipe: Recipe) -> State
 def _shown(
     key: Array, images: Array, masks: Array, certainty: Array, recipe: Recipe
 ) -> tuple[Array, Array, Array]:
-    """(varied pictures, masks, certainty 0..1) of a labelled batch at the recipe's size."""
+    """(varied images, masks, confidence 0..1) of a labelled batch at the recipe's size."""
     a, n = recipe.augmentation, len(images)
     maps, mirrored = geometry(jax.random.fold_in(key, 0), n, a)
     x, y, sure = warp(
@@ -188,7 +188,7 @@ def _shown(
 def _labelled_loss(
     graph: Any, params: dict, statistics: dict, batch: tuple, recipe: Recipe
 ) -> tuple[Array, dict, Array]:
-    """(mean loss, statistics after it, share of pixels labelled as the mask says)."""
+    """(mean loss, statistics after it, share of pixels labelled as in the mask)."""
     x, y, sure = batch
     logits, statistics = forward(graph, params, statistics, x, recipe)
     total, weight = cross_entropy(logits, y, sure, recipe)
@@ -208,8 +208,8 @@ def train_step(
     graph: Any,
     recipe: Recipe,
 ) -> tuple[State, dict[str, Array]]:
-    """One step on labelled pictures. images: uint8[n h w 3]; masks: uint8[n h w] of channels;
-    certainty: uint8[n h w], 255 = sure.
+    """One step on labelled images. images: uint8[n h w 3]; masks: uint8[n h w] of channels;
+    certainty: uint8[n h w], 255 = full confidence.
     """
     batch = _shown(device_key(key), images, masks, certainty, recipe)
 

@@ -45,7 +45,7 @@ def config_of(given: Mapping[str, Any]) -> BigGANConfig:
         if not all(type(v) is int and 0 < v <= _MAX_SIZE for v in whole) or not all(
             type(up) is bool for up in lists["ups"]
         ):
-            raise TypeError("a size is not a whole number, or an up is neither true nor false")
+            raise TypeError("a size is not an integer, or an up is neither true nor false")
         if (
             not 0 < blocks == len(lists["bottlenecks"]) == len(lists["channels"]) - 1 <= _MAX_BLOCKS
             or sum(lists["ups"]) > _MAX_DOUBLINGS
@@ -113,8 +113,8 @@ def checkpoint_in(path: Path) -> Path:
 
 
 def convert_generator(source: Arrays, settings: Mapping[str, Any] | None, what: str) -> Converted:
-    """A state dict under our names. settings: the published config.json, which alone says where the
-    size doubles; without it, at every other block.
+    """A state dict under our names. settings: the published config.json, which alone states where
+    the size doubles; without it, at every other block.
     """
     plain, wrong = _without_spectral_norm(source)
     attention = next(
@@ -141,10 +141,10 @@ def convert_generator(source: Arrays, settings: Mapping[str, Any] | None, what: 
     return Converted(arrays, asdict(config), notes)
 
 
-@np.errstate(all="ignore")  # numbers beyond all bounds are told as faults
+@np.errstate(all="ignore")  # overflow is reported as a fault
 def _without_spectral_norm(source: Arrays) -> tuple[dict[str, np.ndarray], list[str]]:
     """The state dict with `x.weight` in place of `x.weight_orig`, `x.weight_u` and `x.weight_v`,
-    and what was wrong with those.
+    and their faults.
     """
     plain: dict[str, np.ndarray] = {}
     wrong = []

@@ -3,8 +3,8 @@ network read from the arrays.
 
 Layouts: "openai-clip" (OpenAI's state dicts and archives), "open_clip" (the same names, with a
     config beside them), "transformers-clip" (Hugging Face folders). Rules are as in
-    `layouts/tables.py`: every name in a file matches exactly one, and what we do not need is
-    dropped by a rule of its own.
+    `layouts/tables.py`: every name in a file matches exactly one, and arrays not needed are dropped
+    by a rule of their own.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from sis_jax.models.clip_resnet import ResNetConfig
 from sis_jax.types import Info, SisError
 
 _EPSILON = 1e-5  # torch's BatchNorm2d
-_HEAD = 64  # width of a head wherever nothing else is said: all of OpenAI's models
+_HEAD = 64  # width of a head unless stated otherwise: all of OpenAI's models
 _NORM = ("weight", "bias", "mean", "var")
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the arrays do not tell. heads: None is width / 64. end: id of the end token; None where
-    the largest id of a text is its end.
+    """Settings that the arrays do not show. heads: None is width / 64. end: id of the end token;
+    None where the largest id of a text is its end.
     """
 
     vision_heads: int | None = None
@@ -50,8 +50,8 @@ class Facts:
 
 
 def _block(rest: str) -> Callable[[re.Match, int], str]:
-    """A name inside block `match[2]` of the tower that `match[1]` tells; `rest` is expanded from
-    the match.
+    """A name inside block `match[2]` of the tower named by `match[1]`; `rest` is expanded from the
+    match.
     """
     return lambda match, _: (
         f"{'visual' if match[1] else 'text'}.transformer.block{match[2]}.{match.expand(rest)}"
@@ -185,14 +185,14 @@ def _split(source: Mapping[str, np.ndarray]) -> Arrays:
 
 def _fold(arrays: Arrays) -> list[str]:
     """Fold every batch norm into its convolution: w' = w g / sqrt(var + 1e-5), b' = b - mean g /
-    sqrt(var + 1e-5). Returns what was wrong.
+    sqrt(var + 1e-5). Returns the faults.
     """
     wrong = []
     for name in sorted({key.split(".norm.")[0] for key in arrays if ".norm." in key}):
         parts = {part: arrays.pop(f"{name}.norm.{part}", None) for part in _NORM}
         kernel = arrays.get(f"{name}.weight")
         if kernel is None:
-            continue  # told as missing later, together with all else
+            continue  # reported as missing later, with all other faults
         shape = kernel.shape[-1:]
         bad = [
             f"missing: batch norm of {name}, {part}"
@@ -220,8 +220,8 @@ def _fold(arrays: Arrays) -> list[str]:
 
 
 def _config(arrays: Arrays, facts: Facts, what: str, wrong: list[str]) -> CLIPConfig:
-    """The config that the arrays imply; raises with all faults so far where those that tell the
-    shape are not there.
+    """The config that the arrays imply; raises with all faults so far where those that define the
+    shape are missing.
     """
     vit = "visual.patch" in arrays
     needed = {**_TELLING, **(_TELLING_VIT if vit else _TELLING_RESNET)}
@@ -250,7 +250,7 @@ def _config(arrays: Arrays, facts: Facts, what: str, wrong: list[str]) -> CLIPCo
     return config
 
 
-# Arrays that tell the network's shape, and their number of axes.
+# Arrays that define the network's shape, and their number of axes.
 _TELLING = {
     "text.token_embedding": 2,
     "text.positions": 2,
@@ -304,14 +304,14 @@ def _count(arrays: Arrays, pattern: str) -> int:
 
 
 def _side(positions: int) -> int:
-    """Side of the square grid of a table of positions, which has one row more; a wrong table is
-    told by its shape later.
+    """Edge length of the square grid of a table of positions, which has one row more; a wrong table
+    is reported by its shape later.
     """
     return max(1, round((positions - 1) ** 0.5))
 
 
 def _sizes(config: CLIPConfig) -> list[str]:
-    """What is wrong with the numbers that the arrays do not tell."""
+    """Faults in the numbers that the arrays do not show."""
     text = config.text
     wrong = (
         [f"end: token {text.end}, but there are {text.vocabulary} tokens"]

@@ -44,7 +44,7 @@ def build_generator(
     return build(lambda: DCGAN(config), arrays, what, info)
 
 
-@np.errstate(all="ignore")  # numbers beyond all bounds are told as faults
+@np.errstate(all="ignore")  # overflow is reported as a fault
 def convert_generator(source: Mapping[str, np.ndarray], what: str) -> Converted:
     """A state dict (in, out, kh, kw) under our names, batch norm folded: scale = g / sqrt(var +
     1e-5), offset = b - mean scale.
@@ -118,7 +118,7 @@ def _as_rgb(arrays: dict[str, np.ndarray], last: str) -> tuple[str, ...]:
 def _fold(
     source: Mapping[str, np.ndarray], at: int, n: int
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Scale and offset of the batch norm main.{at}, and what was wrong with it."""
+    """Scale and offset of the batch norm main.{at}, and its faults."""
     parts = {part: source.get(f"main.{at}.{part}") for part in _NORM}
     wrong = [
         f"missing: main.{at}.{part}, model has [{n}]"

@@ -84,7 +84,7 @@ def _config(arrays: Arrays, what: str) -> DINOv2Config:
     for key, axes in shapes.items():
         if key not in arrays or arrays[key].ndim != axes or not arrays[key].size:
             raise SisError(
-                f"{what} does not fit the network: {key}, which tells its shape, is "
+                f"{what} does not fit the network: {key}, which defines its shape, is "
                 "missing or has other axes than DINOv2's"
             )
     patch, _, _, width = arrays["patch"].shape
@@ -100,7 +100,7 @@ def _config(arrays: Arrays, what: str) -> DINOv2Config:
 
 
 def _fold(arrays: Arrays, config: DINOv2Config) -> list[str]:
-    """Multiply each layer scale into its linear layer; returns what is missing or misshapen."""
+    """Multiply each layer scale into its linear layer; returns the missing and misshapen ones."""
     wrong = []
     for layer in range(config.layers):
         for part in ("out", "proj"):

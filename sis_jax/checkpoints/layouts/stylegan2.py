@@ -1,5 +1,5 @@
-"""StyleGAN2 from arrays under our names: the architecture is read from their shapes, what old files
-lack is supplied and said.
+"""StyleGAN2 from arrays under our names: the architecture is read from their shapes; settings that
+old files lack are supplied and reported.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ _W_SAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Facts:
-    """What a checkpoint says beside its arrays. Defaults are those of the published networks.
+    """Settings that a checkpoint states beside its arrays. Defaults are those of the published
+    networks.
 
-    architecture: "skip" or "resnet", "" where the file does not say. mapping_lr: learning rate
+    architecture: "skip" or "resnet", "" where the file does not state it. mapping_lr: learning rate
         multiplier of the mapping network.
     """
 
@@ -41,7 +42,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Network:
-    """One network of a foreign checkpoint, as it lies there."""
+    """One network of a foreign checkpoint, as it is stored."""
 
     arrays: Mapping[str, np.ndarray]
     facts: Facts = field(default_factory=Facts)
@@ -49,8 +50,8 @@ class Network:
 
 @dataclass(frozen=True)
 class Converted:
-    """One network under our names: float32 arrays, the fields of its config, and what had to be
-    supplied.
+    """One network under our names: float32 arrays, the fields of its config, and the supplied
+    settings.
 
     The arrays are views of the file where they can be, so that a conversion holds one array at a
     time and not a second network.
@@ -79,10 +80,10 @@ def _config(kind, fields: Mapping[str, Any], what: str):
             if k not in ("channels", "conv_clamp", "label_concat", "classes")
         }
         if not all(type(v) is int and 0 <= v <= 65536 for v in whole.values()):
-            raise TypeError("a size is not a whole number up to 65536")
+            raise TypeError("a size is not an integer up to 65536")
         channels = tuple(fields["channels"])
         if not all(type(c) is int and 0 < c <= 65536 for c in channels):
-            raise TypeError("a channel count is not a whole number up to 65536")
+            raise TypeError("a channel count is not an integer up to 65536")
         clamp = fields.get("conv_clamp")
         more: dict[str, Any] = {"conv_clamp": None if clamp is None else float(clamp)}
         if "classes" in fields:
@@ -181,7 +182,7 @@ def _check_facts(facts: Facts, architecture: str, what: str) -> None:
         )
 
 
-@np.errstate(over="ignore")  # numbers that grow out of float32 are told as faults
+@np.errstate(over="ignore")  # overflow is reported as a fault
 def float32(arrays: Arrays, mapping_lr: float = LR_MULTIPLIER) -> Arrays:
     """The same arrays, floating-point ones as float32; another learning rate multiplier of the
     mapping network is folded in.
@@ -299,7 +300,7 @@ def _read_discriminator(
 
 def _as_rgb(arrays: Arrays) -> list[str]:
     """Three colours from the RGB layers of a generator that draws grey, grey with alpha or RGBA;
-    returns what was done. Other counts are left to be told as faults.
+    returns notes on the changes. Other counts are reported as faults later.
     """
     layers = [
         k[: -len("weight")] for k in arrays if re.fullmatch(r"synthesis\.b\d+\.torgb\.weight", k)
@@ -320,7 +321,7 @@ def _as_rgb(arrays: Arrays) -> list[str]:
 
 def _from_rgb(arrays: Arrays) -> list[str]:
     """A first layer that takes three colours, for a discriminator of grey or RGBA images: three
-    equal channels, or opaque ones, get the score they had; returns what was done.
+    equal channels, or opaque ones, get the score they had; returns notes on the changes.
     """
     weight, bias = arrays.get("fromrgb.weight"), arrays.get("fromrgb.bias")
     if weight is None or bias is None or weight.ndim != 4 or bias.shape != weight.shape[3:]:
@@ -339,8 +340,8 @@ def _from_rgb(arrays: Arrays) -> list[str]:
 
 
 def _supply_noise(arrays: Arrays, source: Mapping[str, np.ndarray]) -> list[str]:
-    """Noise maps and strengths for networks that were saved without; returns what was done. A
-    network is one without noise only where nothing in its file has that name.
+    """Noise maps and strengths for networks that were saved without; returns notes on the changes.
+    A network is one without noise only where nothing in its file has that name.
     """
     layers = [
         m[1]

@@ -4,7 +4,8 @@ Layouts: "ada" (NVIDIA's PyTorch networks: ADA, and StyleGAN2 saved by the Style
     (NVIDIA's TensorFlow networks), "rosinality" (the widespread PyTorch port), "flaxmodels" (HDF5
     files of that library; its orientation is TensorFlow's). A rule is (pattern, our name,
     transform); our name may be a function of the match. Every name in a file must match exactly one
-    rule of its table; what we do not need (filters, counters) is dropped by a rule of its own.
+    rule of its table; arrays that are not needed (filters, counters) are dropped by a rule of their
+    own.
 """
 
 from __future__ import annotations
@@ -214,8 +215,8 @@ TABLES: dict[tuple[str, str], tuple[Rule, ...]] = {
 def translate(
     source: Mapping[str, np.ndarray], rules: tuple[Rule, ...]
 ) -> tuple[Arrays, list[str]]:
-    """Arrays under our names, and what was wrong: names that no rule or several match, two names
-    for one place, wrong ranks.
+    """Arrays under our names, and the faults: names that no rule or several match, two names for
+    one place, wrong ranks.
     """
     depth = max(
         (int(m[1]) for key in source if (m := re.match(r"convs\.(\d\d?)\.", key))), default=0

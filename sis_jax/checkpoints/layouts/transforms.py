@@ -87,7 +87,7 @@ def apply(name: str, value: np.ndarray) -> np.ndarray | None:
     if rank is not None and value.ndim != rank:
         raise SisError(f"it has {value.ndim} axes, expected {rank}")
     try:
-        with np.errstate(all="ignore"):  # numbers beyond all bounds are told as faults
+        with np.errstate(all="ignore"):  # overflow is reported as a fault
             return function(value)
     except (IndexError, ValueError):  # an axis of no length
         raise SisError("it cannot be brought into our orientation") from None

@@ -1,8 +1,8 @@
-"""COCO export: annotations/instances_<split>.json with run-length masks by pycocotools, pictures in
+"""COCO export: annotations/instances_<split>.json with run-length masks by pycocotools, images in
 <split>/.
 
-One annotation per class and picture, not per connected piece: a mask says what a pixel is, not how
-many things there are. The background is no category, and neither is ignore (255): both are simply
+One annotation per class and image, not per connected piece: a mask gives the class of a pixel, not
+the number of objects. The background is no category, and neither is ignore (255): both are simply
 not covered, which is all that this format loses. Lists are streamed.
 """
 
@@ -44,7 +44,7 @@ def save(
         }
         _save_split(folder, split, stream, head)
     return (
-        "One run-length annotation per class and picture; background and ignored pixels are in "
+        "One run-length annotation per class and image; background and ignored pixels are in "
         "none, so an ignored pixel reads as background."
     )
 

@@ -1,5 +1,5 @@
-"""What several formats share: the streams they take, classes with the background, images that must
-be there.
+"""Common parts of several formats: the streams they take, classes with the background, images that
+must be there.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def yaml_text(text: str) -> str:
 
 
 def need_image(item: Item, kind: str) -> None:
-    """Raise UsageError where the format cannot do without the picture."""
+    """Raise UsageError where the format cannot do without the image."""
     if item.image is None:
         raise UsageError(
-            f"the format {kind} keeps pictures with their masks, and {item.name} has only a mask; "
+            f"the format {kind} keeps images with their masks, and {item.name} has only a mask; "
             "use coco, voc, yolo or npz"
         )

@@ -1,6 +1,6 @@
 """Datasets in other people's formats: COCO, VOC, YOLO, Hugging Face, npz, TFDS.
 
-`write` takes a stream of pictures and masks, so that a dataset and the masks predicted for a folder
+`write` takes a stream of images and masks, so that a dataset and the masks predicted for a folder
 of photos go through one door. A new format is one function `save(splits, classes, folder, card) ->
 note` and one line in `FORMATS`.
 """
@@ -20,7 +20,7 @@ from sis_jax.data.items import items
 from sis_jax.ops.progress import progress, say
 from sis_jax.types import UsageError, unknown_name
 
-# name -> the function that writes it; each one's docstring says what it loses.
+# name -> the function that writes it; each one's docstring states its losses.
 FORMATS = {
     "coco": "sis_jax.data.exports.coco:save",
     "voc": "sis_jax.data.exports.voc:save",
@@ -30,7 +30,7 @@ FORMATS = {
     "tfds": "sis_jax.data.exports.tfds:save",
     "tfrecord": "sis_jax.data.exports.tfds:save_tfrecord",
 }
-_MARK = ".sis-export.json"  # what tells a folder we wrote from one we must not touch
+_MARK = ".sis-export.json"  # marks a folder we wrote; others must not be touched
 _CLASSES = "classes.json"
 
 
@@ -45,8 +45,8 @@ def write(
     split: str = "train",
     overwrite: bool = False,
 ) -> Path:
-    """Write pictures and masks to `folder` in another format; streamed, and the folder appears
-    whole or not at all.
+    """Write images and masks to `folder` in another format; streamed, and the folder appears whole
+    or not at all.
 
     format: coco, voc, yolo, hf, npz, tfds, or tfrecord. examples: objects with `.name`, `.image`
         uint8[h w 3] (or None), `.mask` uint8[h w] and, where known, `.seed`, `.confidence`,
@@ -147,7 +147,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
 
 
 def _card(folder: Path, card: str, licence: str, kind: str, note: str) -> str:
-    """README.md: the dataset's card, then what this copy is."""
+    """README.md: the dataset's card, then a description of this copy."""
     made = folder / "README.md"
     text = made.read_text(encoding="utf-8") if made.exists() else card
     parts = [text.rstrip()] if text.strip() else ["# Images and masks"]

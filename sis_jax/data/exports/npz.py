@@ -21,7 +21,7 @@ def save(splits: Splits, classes: Classes, folder: Path, card: str) -> str:
     for split, stream in splits.items():
         _save_split(split, stream, with_background(classes), folder)
     return (
-        "Picture i is `img_blob[img_off[i]:img_off[i + 1]]`, a PNG file; its mask likewise. "
+        "Image i is `img_blob[img_off[i]:img_off[i + 1]]`, a PNG file; its mask likewise. "
         "Nothing is lost."
     )
 

@@ -1,4 +1,4 @@
-"""Outlines of a mask as polygons, simplified, and back: what formats without run lengths need.
+"""Outlines of a mask as polygons, simplified, and back, for formats without run lengths.
 
 Coordinates are continuous, x to the right and y down, (0, 0) the corner of the first pixel; a pixel
 is inside when its centre is.
@@ -32,7 +32,7 @@ def polygons(region: Bool[np.ndarray, "h w"], tolerance: float = 0.4) -> list[Po
 
 
 def fill(shapes: list[Polygon], height: int, width: int) -> Bool[np.ndarray, "h w"]:
-    """The pixels whose centre lies inside one of the polygons (even-odd rule within each)."""
+    """The pixels whose centre is inside one of the polygons (even-odd rule within each)."""
     inside = np.zeros((height, width), bool)
     for shape in shapes:
         flips = np.zeros((height, width + 1), bool)

@@ -5,7 +5,7 @@
     source = tfds.builder_from_directory(folder).as_data_source("train")     # no TensorFlow needed
     source[0]["image"], source[0]["mask"]
 
-Pictures reach TFDS as PNG bytes: it would need TensorFlow to encode arrays itself.
+Images reach TFDS as PNG bytes: it would need TensorFlow to encode arrays itself.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _builder_class() -> Any:
     import tensorflow_datasets as tfds  # late: slow to import, only for this format
 
     class SisMasks(tfds.core.GeneratorBasedBuilder):
-        """Pictures with class masks, written by sis_jax."""
+        """Images with class masks, written by sis_jax."""
 
         VERSION = tfds.core.Version(VERSION)
         code_path = NO_CODE_PATH
@@ -137,7 +137,7 @@ def _builder_class() -> Any:
             return tfds.core.DatasetInfo(
                 builder=self,
                 features=features,
-                description=self._card or "Pictures and masks.",
+                description=self._card or "Images and masks.",
                 disable_shuffling=True,
             )
 

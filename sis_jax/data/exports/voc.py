@@ -1,4 +1,4 @@
-"""PASCAL VOC: files as they lie, with palette masks."""
+"""PASCAL VOC: files as they are stored, with palette masks."""
 
 from __future__ import annotations
 
@@ -38,4 +38,4 @@ def save(splits: Splits, classes: Classes, folder: Path, card: str) -> str:
     )
     changed = [f"{known[i]!a} is {name!a}" for i, name in zip(known, labels) if known[i] != name]
     lost = f"In labelmap.txt {', '.join(changed)}." if changed else "Nothing is lost."
-    return f"Pictures are PNG, although the folder is called JPEGImages. {lost}"
+    return f"Images are PNG, although the folder is called JPEGImages. {lost}"

@@ -1,8 +1,8 @@
 """YOLO segmentation export: images/<split>, labels/<split>/<name>.txt with one polygon a line,
 data.yaml.
 
-Polygons cannot say what a mask says. How much they lose is measured while writing, by filling every
-polygon again, and told.
+Polygons cannot express every mask. Their loss is measured while writing, by filling every polygon
+again, and reported.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def save(
 ) -> str:
     """Write every split: `class x1 y1 x2 y2 ...` per connected piece, coordinates over width and
     height. Classes count from 0, without background; ignored pixels are in no polygon. Returns the
-    sentence that says how much was lost.
+    sentence that reports the loss.
     """
     order = sorted((c for c in classes if c["id"]), key=lambda c: c["id"])
     number = {c["id"]: i for i, c in enumerate(order)}

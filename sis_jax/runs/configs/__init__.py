@@ -1,1 +1,1 @@
-"""The configurations, one door per file: what the Python call, the flags and run.json share."""
+"""The configurations, one door per file, shared by the Python call, the flags and run.json."""

@@ -1,4 +1,6 @@
-"""What `sis_jax.discover` takes; the settings of the methods are in `methods/settings.py`."""
+"""The configuration of `sis_jax.discover`; the settings of the methods are in
+`methods/settings.py`.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ class RareClass:
             becomes a part.
         neutral: the same text without it, "a person".
         rare_n: samples to learn its direction from, from 20 on.
-        rare_share: share of the samples, above 0 up to 1, that are moved in what is made from the
+        rare_share: share of the samples, above 0 up to 1, that are moved in data made from the
             parts.
     """
 
@@ -52,7 +54,7 @@ class DiscoverConfig(Config):
             sis_jax.label` has more options.
         clip: text model for names and rare classes, a name or a path; by default as in `label`.
         seed: of samples and clustering, from 0 on.
-        overwrite: replace what another configuration left in `out`.
+        overwrite: replace the results of another configuration in `out`.
         settings: of the method.
     """
 

@@ -1,4 +1,4 @@
-"""What `sis_jax.edit` takes."""
+"""The configuration of `sis_jax.edit`."""
 
 from __future__ import annotations
 
@@ -30,14 +30,13 @@ class Move:
 
     Args:
         direction: "pca:0" is the strongest principal component of W, pca:1 the next; the name of a
-            direction stored in the run (what `discover --rare` learned, earlier edits,
-            RUN/directions/); a .safetensors file; or a text, "a person with glasses", which needs a
-            text model.
+            direction stored in the run (that of `discover --rare`, earlier edits, RUN/directions/);
+            a .safetensors file; or a text, "a person with glasses", which needs a text model.
         strength: one number or several; negative goes the other way. 1 is the displacement that a
             direction was learned with, or one standard deviation of W along it.
         slots: which W+ layers are moved, "0-3" (shape) or "4-9" (colour); all by default.
         clip: text model for a text, a name or a path; by default as in `label`.
-        neutral: the text without what is wanted, "a person".
+        neutral: the text without the wanted property, "a person".
         n: samples from which a text's direction is learned, from 20 on.
     """
 

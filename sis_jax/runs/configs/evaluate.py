@@ -1,4 +1,4 @@
-"""What `sis_jax.evaluate` takes."""
+"""The configuration of `sis_jax.evaluate`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Measure:
     Args:
         protocol: native, sis, l4f, voynov, melas or selfmask: how the published method measures;
             native changes neither photos nor masks.
-        size: pixels of the shorter side of the photos the network sees, 0 for their own; by default
+        size: pixels of the shorter edge of the photos the network sees, 0 for their own; by default
             as the protocol defines.
         classes_map: {predicted name: name in the ground truth, or a list of them, or null}, as a
             JSON file or text; default: equal names.
@@ -78,7 +78,7 @@ class EvaluateConfig(Config):
             it) instead of the student's.
         batch: photos at once, from 1 on.
         out: also write the metrics to this JSON file.
-        overwrite: replace what another configuration measured under the same name.
+        overwrite: replace the numbers of another configuration under the same name.
     """
 
     verb: ClassVar[str] = "evaluate"

@@ -1,4 +1,4 @@
-"""What `sis_jax.export.export` takes."""
+"""The configuration of `sis_jax.export.export`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `sis_jax.label` takes, and the published setting."""
+"""The configuration of `sis_jax.label`, and the published setting."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ class Naming:
     Args:
         mode: "dense" averages CLIP's features over the pixels of a part, "crop" shows it cut-out
             parts.
-        size: pixels of the shorter side at which CLIP reads images in the mode "dense"; 0 is what
-            it prefers, usually twice what it was trained on.
+        size: pixels of the shorter edge at which CLIP reads images in the mode "dense"; 0 is its
+            own choice, usually twice its training resolution.
         n: samples to look at, from 1 on.
         margin: a name is given only where its probability is ahead of the next by this much, 0
             (always) to 1.
@@ -84,7 +84,7 @@ class Naming:
             raise UsageError(f"n is {self.n}, expected at least 1 sample (50 is the default)")
         if self.size < 0:
             raise UsageError(
-                f"size is {self.size}, expected pixels, or 0 for what the text model prefers, "
+                f"size is {self.size}, expected pixels, or 0 for the text model's own choice, "
                 "usually twice its own size"
             )
         if not 0 <= self.margin <= 1:

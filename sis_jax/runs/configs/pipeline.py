@@ -1,4 +1,4 @@
-"""What `python -m sis_jax run` takes."""
+"""The configuration of `python -m sis_jax run`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class RunConfig(Config):
         n: generated images with masks.
         steps: of the student's training.
         seed: of every stage.
-        overwrite: discard what other settings left in `out`.
+        overwrite: discard the results of other settings in `out`.
     """
 
     verb: ClassVar[str] = "run"

@@ -1,4 +1,4 @@
-"""What `sis_jax.predict` takes."""
+"""The configuration of `sis_jax.predict`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ else:
 
 @dataclass(frozen=True)
 class PredictConfig(Config):
-    """Which student, which photos, and what to write.
+    """The student, the photos, and the files to write.
 
     Args:
         run: the run in which `distill` left a student, the student's folder, or "faces-student",
@@ -37,7 +37,7 @@ class PredictConfig(Config):
             `.scores` in memory.
         cutouts: also write <stem>-cutout.png, the foreground with transparency.
         flip: average with the mirror image: a little better, twice the time.
-        size: pixels of the shorter side at which the network sees a photo; by default that of its
+        size: pixels of the shorter edge at which the network sees a photo; by default that of its
             training.
         tile: pixels; a photo that is larger at that size is cut into overlapping tiles.
         batch: photos at once, from 1 on.

@@ -1,4 +1,4 @@
-"""What `sis_jax.report` takes."""
+"""The configuration of `sis_jax.report`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `sis_jax.synthesize` takes."""
+"""The configuration of `sis_jax.synthesize`."""
 
 from __future__ import annotations
 

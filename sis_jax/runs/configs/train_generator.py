@@ -1,4 +1,4 @@
-"""What `sis_jax.train_generator` takes."""
+"""The configuration of `sis_jax.train_generator`."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Photos:
     """How the photos are used.
 
     Args:
-        augment: "ada" augments what the discriminator sees as soon as it overfits, "none" never.
+        augment: "ada" augments the discriminator's inputs as soon as it overfits, "none" never.
         mirror: also show every photo flipped.
         rows: use only the first so many photos, in the order of their names.
         holdout: photos held out to measure quality on.
@@ -87,7 +87,7 @@ class TrainGeneratorConfig(Config):
         photos: a folder, a .zip, .tar or .npz of photos; each is cut to its largest centred square.
         out: folder for everything that is made.
         licence: terms of the weights; they follow from the photos.
-        overwrite: discard what another configuration left in `out`.
+        overwrite: discard the results of another configuration in `out`.
     """
 
     verb: ClassVar[str] = "train_generator"
