@@ -105,7 +105,7 @@ class StudentTraining:
         ours, theirs = ([c["id"] for c in of.classes] for of in (job, job.start))
         if (job.start.config, theirs) != (job.network, ours):
             raise UsageError(
-                f"the student to start from is {job.start.config} for classes {theirs}, this one "
+                f"{job.start.info.name} is {job.start.config} for classes {theirs}, this one "
                 f"is {job.network} for classes {ours}: they cannot share weights"
             )
         return job.start.network
