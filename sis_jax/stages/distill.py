@@ -252,7 +252,11 @@ def _job(config: DistillConfig, source: Path | None) -> Job:
             2 if own_side(config.adapt.photos) >= 2 * side else 1
         )  # smaller photos have no colours to add at twice the size
         photos = Photos.open(
-            config.adapt.photos, finer * side, rows=rows, min_size=side, progress=progress_shown()
+            config.adapt.photos,
+            finer * side,
+            rows=rows,
+            progress=progress_shown(),
+            min_size=min(side, *train.masks.shape[1:]),  # no finer than what was learned first
         )
         say(photos.summary())
     recipe = _recipe(config, side, classes)
