@@ -24,6 +24,7 @@ from PIL import Image
 import sis_jax as sis
 from sis_jax.data.exports import formats
 from sis_jax.methods.base import METHODS
+from sis_jax.methods.settings import SETTINGS
 from sis_jax.models import students
 
 ROOT = Path(__file__).parents[1]
@@ -42,7 +43,7 @@ SMALL = {
 SMALL_SWEEP = {"k": 6, "layer": "16x16+32x32"}
 SMALL_METHODS = {"datasetgan": {"members": 2, "steps": 20}}
 
-REGISTRIES: list[dict] = [METHODS, students.NETWORKS, formats.FORMATS]
+REGISTRIES: list[dict] = [METHODS, SETTINGS, students.NETWORKS, formats.FORMATS]
 
 
 @dataclass(frozen=True)
