@@ -269,8 +269,8 @@ def test_agreement_is_of_masks_that_follow_the_photo(student, monkeypatch):
     def says(ground):
         monkeypatch.setattr(
             adapt,
-            "_opinions",
-            lambda student, photos: np.stack([ground, 1 - ground], -1).astype(np.float32),
+            "predicted",
+            lambda student, photos, mirrored: np.stack([ground, 1 - ground], -1).astype(np.float32),
         )
         return adapt.agreement(student, photos, True)
 
