@@ -482,6 +482,7 @@ def test_one_bad_folder_does_not_hide_the_others(tmp_path, monkeypatch, capsys):
         "faces-clip",
         "faces64",
         "faces-student",
+        "faces-student-small",
     }
     assert "foreign" not in catalogue.folders()
     assert runpy.run_path(str(SCRIPT))["main"](["--list"]) == 0
