@@ -17,7 +17,10 @@ def quick(monkeypatch):
 
     for verb, settings in (
         ("discover", {"k": 3, "layer": "16x16", "n": 6, "n_init": 1, "max_points": 1536}),
-        ("distill", {"width": 8, "batch": 8, "snapshot": 2, "adapt_steps": 2, "trim": 0.0}),
+        (
+            "distill",
+            {"student": "unet-small", "width": 8, "batch": 8, "snapshot": 2, "adapt_steps": 2},
+        ),
         (
             "train_generator",
             {
