@@ -1,5 +1,5 @@
-"""Name the parts of a run from text: `python -m sis_jax.label RUN --ontology FILE`, or `--prompt "a
-photo of hair=hair"`.
+"""Name the parts of a run from text, `python -m sis_jax.label RUN --ontology FILE` or `--prompt "a
+photo of hair=hair"`, or by hand, with the `--edits edits.json` that its report downloads.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @door(LabelConfig)
 def label(config: LabelConfig) -> Parts:
-    """Name parts from text; parts that get one name become one, and those that no text fits keep
-    theirs, marked unsure.
+    """Name parts from text, or by hand with `edits`; parts that get one name become one, and those
+    that no text fits keep theirs, marked unsure.
 
     Returns the named Parts; the table of all scores is in RUN/parts/names.json. Raises UsageError
-    for an ontology that cannot work, parts without a generator, or a text model that is not here;
-    SisError for damaged weights.
+    for an ontology or edits that cannot work, parts without a generator, or a text model that is
+    not here; SisError for damaged weights.
     """
     from sis_jax.stages.label import label as work
 

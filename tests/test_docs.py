@@ -123,7 +123,7 @@ def photos():
 
 @pytest.fixture
 def folder(photos, tmp_path, monkeypatch) -> Path:
-    """A working folder with the photos and masks that the pages name."""
+    """A working folder with the photos, masks and edits that the pages name."""
     inside = np.hypot(*np.mgrid[-1:1:64j, -1:1:64j]) < 0.7
     for name in ("my_photos", "photos", "truth"):
         (tmp_path / name).mkdir()
@@ -132,6 +132,7 @@ def folder(photos, tmp_path, monkeypatch) -> Path:
         Image.fromarray(photo).save(tmp_path / "photos" / f"{i}.png")
         Image.fromarray(inside.astype(np.uint8) * 255).save(tmp_path / "truth" / f"{i}.png")
     Image.fromarray(photos[0]).save(tmp_path / "me.jpg")
+    (tmp_path / "edits.json").write_text('{"format": 1, "levels": {"0": {"1": "hair"}}}')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", sys.argv)
     return tmp_path

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from sis_jax.checkpoints import load_generator
+from sis_jax.data.files import read_run, write_atomic
 from sis_jax.data.ontology import ontology_of
+from sis_jax.data.part_edits import PartEdits, fingerprint, read_edits
 from sis_jax.data.parts import Parts
+from sis_jax.ops.progress import say
 from sis_jax.runs.config import without
 from sis_jax.runs.configs.label import RECIPES, LabelConfig
 from sis_jax.runs.page import write_page
@@ -24,6 +27,8 @@ from sis_jax.types import Generator, UsageError, unknown_name
 
 def label(config: LabelConfig) -> Parts:
     """As `sis_jax.label`, which explains the configuration."""
+    if config.edits is not None:
+        return _by_hand(config)
     asked, config = config, resolve(config)
     words = ontology_of(
         config.words.ontology, config.words.prompt, config.words.neutral, config.words.templates
@@ -42,7 +47,9 @@ def label(config: LabelConfig) -> Parts:
     }
     # `discover` may have written its parts again since: then they have no scores, and are named
     # again although this stage is done.
-    named = any(c["score"] is not None for c in teacher.parts.classes)
+    named = any(c["score"] is not None for c in teacher.parts.classes) or _edited(
+        Path(config.run), teacher.parts
+    )
     with RunFolder.open(config.run, config.overwrite) as run:
         with run.stage(
             resolved,
@@ -61,6 +68,57 @@ def label(config: LabelConfig) -> Parts:
                 stage.files[:] = ["parts/names.json"]
         write_page(run.path)
         return Parts.load(run.path)
+
+
+_EDITS, _FILE = "label edits ", "parts/edits.json"
+
+
+def _by_hand(config: LabelConfig) -> Parts:
+    """Parts with the names of an edits.json. Each application is a stage of its own, "label edits
+    2" after "label edits 1": it names the parts that the earlier ones left.
+    """
+    others = [name for name in config.changed() if name not in ("run", "edits", "overwrite")]
+    if others:
+        flag = others[0].replace("_", "-")
+        raise UsageError(f"--edits gives the names, and takes no --{flag}: leave one of them out")
+    edits = read_edits(config.edits)
+    if not isinstance(config.run, str | Path):
+        return edits.apply(config.run)
+    run = Path(config.run)
+    stages, parts = read_run(run)["stages"], Parts.load(run)
+    records = [record for name, record in stages.items() if name.startswith(_EDITS)]
+    done = sum(record.get("state") == "done" for record in records)
+    applied = _edited(run, parts) and _stored(run).levels == edits.levels
+    if applied and done == len(records):
+        say(f"{run} already has the names of {config.edits}")
+        return parts
+    return _written(config, edits, parts if applied else edits.apply(parts), f"{_EDITS}{done + 1}")
+
+
+def _written(config: LabelConfig, edits: PartEdits, parts: Parts, name: str) -> Parts:
+    """Write edited parts into their run as the stage `name`; its record, left by a killed process,
+    is replaced.
+    """
+    resolved = replace(config, edits=edits.content())
+    with RunFolder.open(config.run, overwrite=True) as run:
+        with run.stage(resolved, given=config, name=name, generator=parts.generator):
+            result = fingerprint(parts.classes)
+            run.write_bytes(_FILE, replace(edits, result=result).dump())
+            # The other files are those of `discover`; classes.json, the last, completes them.
+            for file, data in parts.files().items():
+                write_atomic(run.path / "parts" / file, data)
+        write_page(run.path)
+        return Parts.load(run.path)
+
+
+def _stored(run: Path) -> PartEdits:
+    """The edits that were applied last; none where there is no such file."""
+    return read_edits(run / _FILE) if (run / _FILE).exists() else PartEdits({})
+
+
+def _edited(run: Path, parts: Parts) -> bool:
+    """Whether the parts have the names that edits gave them."""
+    return _stored(run).result == fingerprint(parts.classes)
 
 
 def resolve(config: LabelConfig) -> LabelConfig:
@@ -103,11 +161,15 @@ def _digest(parts: Parts) -> str:
 
 def plan(config: LabelConfig) -> dict[str, Any]:
     """Files, and figures for a ViT-B/32 at twice its native size on two processor cores."""
-    names = ("parts/classes.json", "parts/names.json", "parts/gallery.png", "report.html")
+    record = _FILE if config.edits is not None else "parts/names.json"
+    names = ("parts/classes.json", record, "parts/gallery.png", "report.html")
     files = [f"{config.run}/{n}" for n in names]
+    if config.edits is not None:
+        return {"files": files, "seconds": 1, "memory_bytes": 0.3e9}
     return {"files": files, "seconds": 8 + 0.6 * config.naming.n, "memory_bytes": 2.0e9}
 
 
 def results(parts: Parts, config: LabelConfig) -> list[Path]:
     run = Path(str(config.run))
-    return [run / "parts" / "classes.json", run / "parts" / "names.json", run / "report.html"]
+    record = _FILE if config.edits is not None else "parts/names.json"
+    return [run / "parts" / "classes.json", run / record, run / "report.html"]

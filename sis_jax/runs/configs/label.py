@@ -105,6 +105,8 @@ class LabelConfig(Config):
         clip: text model, a name or a path. By default one made for the generator (faces64:
             "faces-clip") where ported_weights has it, else openai/clip-vit-base-patch32.
         gen: the generator of the parts, in Python; found by its name otherwise.
+        edits: names by hand in place of text: the edits.json that the report downloads, in Python
+            also its content; needs no text model, and takes no other option.
         recipe: "paper" is the setting of Segmentation in Style: RN50x64 on images of 2048 pixels.
             Settings given beside it win.
         overwrite: discard the names that another configuration gave.
@@ -121,6 +123,10 @@ class LabelConfig(Config):
     _: KW_ONLY
     clip: Annotated[str | CLIP | None, spelled("NAME|PATH")] = None
     gen: PythonOnly[Generator | None] = None
+    edits: Annotated[str | Path | Mapping[str, Any] | None, spelled("FILE")] = None
     recipe: str | None = None
     naming: Naming = field(default_factory=Naming)
     overwrite: bool = False
+
+    def record(self) -> dict[str, Any]:
+        return {"edits": self.edits} if self.edits is not None else super().record()
