@@ -221,6 +221,14 @@ def test_other_ratios_use_lanczos():
     )
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_padding_repeats_the_border_of_the_whole_photo(turned):
+    wide, square = _pixels(0, 16, 32), np.empty((32, 32, 3), np.uint8)
+    square[:8], square[8:24], square[24:] = wide[:1], wide, wide[-1:]
+    given, expected = (np.swapaxes(a, 0, 1) if turned else a for a in (wide, square))
+    np.testing.assert_array_equal(_first(_encoded(given), 32, crop="pad"), expected)
+
+
 def test_without_crop_the_whole_photo_is_squeezed():
     wide = np.repeat(_pixels(0, 16, 16), 2, axis=1)
     np.testing.assert_array_equal(_first(_encoded(wide), 16, crop="none"), _pixels(0, 16, 16))

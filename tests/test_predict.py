@@ -6,10 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 import sis_jax
@@ -105,9 +108,32 @@ def test_scores_are_probabilities_and_masks_their_winners(student):
     assert (student.masks([image])[0] == scores.argmax(-1)).mean() > 0.999
 
 
-def test_channels_are_class_ids_where_the_background_is_missing(student):
-    from dataclasses import replace
+class Bright(nnx.Module):
+    """Foreground where a photo is light."""
 
+    def __call__(self, x, tape=None):
+        light = 20 * x.mean(-1, keepdims=True)
+        return jnp.concatenate([-light, light], -1)
+
+
+@pytest.mark.parametrize("shape", [(64, 32), (32, 64), (48, 48)])
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_photos_that_are_not_square(fit, shape, tmp_path):
+    """Padding is not part of the mask, stretching is undone: light pixels are found in place."""
+    image = np.full((*shape, 3), 20, np.uint8)
+    image[: shape[0] // 2, 8:24] = 240
+    config = students.StudentConfig("unet-small", 2, 8)
+    student = Student(Bright(), config, CLASSES[:2], 32, fit=fit)
+    (mask,) = student.masks([image], flip=False)
+    assert (mask == (image[..., 0] > 128)).mean() > 0.95 and mask.shape == shape
+    (scores,) = student.scores([image], flip=False)
+    assert (mask == scores.argmax(-1)).mean() > 0.99
+    net = students.build(config, np.random.default_rng(0))
+    kept = sis_jax.load_student(replace(student, network=net).save(tmp_path / "s"))
+    assert kept.fit == fit
+
+
+def test_channels_are_class_ids_where_the_background_is_missing(student):
     without = replace(student, classes=tuple(c | {"id": c["id"] + 1} for c in CLASSES))
     image = photo(32, 32)
     scores = without.scores([image])[0]

@@ -25,6 +25,7 @@ from sis_jax import parallel
 from sis_jax.checkpoints import catalogue, files
 from sis_jax.checkpoints.build import arrays_of, build
 from sis_jax.checkpoints.student_export import write
+from sis_jax.data.decode import CROPS, Fit, pad_before, padded
 from sis_jax.data.files import write_atomic
 from sis_jax.models import students
 from sis_jax.models.students import to_float
@@ -43,6 +44,8 @@ class Student:
     shorter edge, in pixels, of the images it was trained on.
 
     facts: how it came about (generator, steps, licence), for its card.
+    fit: how a photo that is not square is shown to the network. crop: as it is, for a network that
+        learned from centred squares; pad, stretch: as the square it learned from.
     """
 
     network: nnx.Module
@@ -51,6 +54,7 @@ class Student:
     side: int
     info: Info = field(default_factory=Info)
     facts: dict[str, Any] = field(default_factory=dict)
+    fit: Fit = "crop"
 
     @property
     def ids(self) -> UInt8[np.ndarray, "k"]:
@@ -69,13 +73,14 @@ class Student:
         class is zero).
 
         flip: mean of the photo and its mirror image. size: shorter edge, in pixels, to which a
-            photo is resized before the network sees it; by default that of the training images.
-            tile: a photo that is then still larger than this is cut into overlapping tiles.
+            photo, or edge of the square of `fit`, is resized before the network sees it; by
+            default that of the training images. tile: a photo that is then still larger than this
+            is cut into overlapping tiles.
         """
         out = []
         for small, image in zip(self._at_work(images, flip, size, tile), images):
             full = np.zeros((*image.shape[:2], int(self.ids.max()) + 1), np.float32)
-            full[..., self.ids] = _enlarged(small, image.shape[:2])
+            full[..., self.ids] = self._at_own_size(small, image.shape[:2])
             out.append(full)
         return out
 
@@ -116,6 +121,7 @@ class Student:
             "classes": list(self.classes), "name": self.info.name, "licence": self.info.licence,
             "sha256": {files.MODEL: digest}, "facts": self.facts,
         }  # fmt: skip
+        content |= {} if self.fit == "crop" else {"fit": self.fit}
         write_atomic(
             folder / files.CONFIG,
             (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode(),
@@ -157,7 +163,7 @@ class Student:
         """
         self.check(size, tile)
         side = self.side if size is None else size
-        small = [_brought_to(np.asarray(image), side) for image in images]
+        small = [_brought_to(np.asarray(image), side, self.fit) for image in images]
         out: list[Any] = [None] * len(small)
         shapes: dict[tuple[int, ...], list[int]] = {}
         for i, image in enumerate(small):
@@ -201,10 +207,18 @@ class Student:
     def _winner(self, scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         best, ids = np.full(size, -1, np.float32), np.zeros(size, np.uint8)
         for channel, class_id in enumerate(self.ids):
-            score = _enlarged(scores[..., channel : channel + 1], size)[..., 0]
+            score = self._at_own_size(scores[..., channel : channel + 1], size)[..., 0]
             better = score > best
             best[better], ids[better] = score[better], class_id
         return ids
+
+    def _at_own_size(self, scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """Scores of the network at a photo's own size [h w]; those of the padding are left out."""
+        if self.fit != "pad":
+            return _enlarged(scores, size)
+        scale, (top, left) = scores.shape[0] / max(size), pad_before(size)
+        box = (left, top, left + size[1], top + size[0])
+        return _enlarged(scores, size, tuple(scale * edge for edge in box))
 
     def _card(self) -> str:
         rows = {
@@ -265,7 +279,10 @@ def load_student(name_or_path: str | os.PathLike | None = None) -> Student:
     arrays, digest = files.read_arrays(place, header)
     info = Info(raw["name"], raw["licence"], "distilled by sis_jax", digest)
     network = build(lambda: students.build(config), arrays, str(place), info)
-    return Student(network, config, classes, side, info, dict(raw.get("facts", {})))
+    fit = raw.get("fit", "crop")
+    if fit not in CROPS:
+        raise unknown_name("fit of the student", str(fit), CROPS)
+    return Student(network, config, classes, side, info, dict(raw.get("facts", {})), fit)
 
 
 def find(name_or_path: str | os.PathLike | None) -> Path:
@@ -309,12 +326,14 @@ def _probabilities(params: Any, images: jax.Array, *, graph: Any, flip: bool) ->
     return (out + jax.nn.softmax(network(x[:, :, ::-1]))[:, :, ::-1]) / 2 if flip else out
 
 
-def _brought_to(image: np.ndarray, side: int) -> np.ndarray:
+def _brought_to(image: np.ndarray, side: int, fit: Fit) -> np.ndarray:
     """The photo with its shorter edge at about `side` pixels, both edges multiples of 16 (the
-    aspect changes by a few per cent at most).
+    aspect changes by a few per cent at most); padded or stretched, a square.
     """
+    image = padded(image) if fit == "pad" else image
     h, w = image.shape[:2]
-    new_h, new_w = (max(_GRID, _GRID * round(s * side / min(h, w) / _GRID)) for s in (h, w))
+    edges = (side, side) if fit == "stretch" else (s * side / min(h, w) for s in (h, w))
+    new_h, new_w = (max(_GRID, _GRID * round(edge / _GRID)) for edge in edges)
     if (new_h, new_w) == (h, w):
         return image
     whole = h % new_h == 0 and w % new_w == 0
@@ -329,17 +348,17 @@ def _brought_to(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def _enlarged(
-    scores: Float[np.ndarray, "h w k"], size: tuple[int, int]
+    scores: Float[np.ndarray, "h w k"], size: tuple[int, int], box: Any = None
 ) -> Float[np.ndarray, "_ _ k"]:
-    """Bilinear, channel by channel."""
-    if scores.shape[:2] == size:
+    """Bilinear, channel by channel; of the part `box` (left, top, right, bottom) alone."""
+    if scores.shape[:2] == size and box is None:
         return np.asarray(scores, np.float32)
     planes = (
         Image.fromarray(np.ascontiguousarray(scores[..., i], np.float32))
         for i in range(scores.shape[-1])
     )
     return np.stack(
-        [np.asarray(p.resize((size[1], size[0]), Image.Resampling.BILINEAR)) for p in planes], -1
+        [np.asarray(p.resize(size[::-1], Image.Resampling.BILINEAR, box)) for p in planes], -1
     )
 
 

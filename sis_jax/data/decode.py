@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -20,7 +21,9 @@ MAX_PIXELS = 200_000_000  # one decoded image
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 _ORIENTATION = 0x0112  # the tag of EXIF
 
-Crop = Literal["center", "none"]
+Crop = Literal["center", "pad", "none"]
+Fit = Literal["crop", "pad", "stretch"]  # the same in the words of a command line
+CROPS: dict[Fit, Crop] = {"crop": "center", "pad": "pad", "stretch": "none"}
 
 
 class Unusable(Exception):
@@ -136,7 +139,24 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def padded(photo: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "s s 3"]:
+    """The photo in the middle of a square, its border pixels repeated outwards: a constant colour
+    would be an object of its own.
+    """
+    (top, left), (h, w) = pad_before(photo.shape[:2]), photo.shape[:2]
+    s = max(h, w)
+    return np.pad(photo, ((top, s - h - top), (left, s - w - left), (0, 0)), mode="edge")
+
+
+def pad_before(shape: Sequence[int]) -> tuple[int, int]:
+    """Rows above and columns left of a photo [h w] in its padded square."""
+    h, w = shape
+    return (max(h, w) - h) // 2, (max(h, w) - w) // 2
+
+
 def _fit(image: Image.Image, resolution: int, crop: str) -> UInt8[np.ndarray, "r r 3"]:
+    if crop == "pad":
+        image = Image.fromarray(padded(np.asarray(image)))
     if crop == "center":
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2

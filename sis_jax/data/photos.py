@@ -83,8 +83,9 @@ class Photos:
             a list of these. An .npz holds `images` uint8[n h w 3], or encoded files end to end:
             `<k>_blob` uint8 and `<k>_off` int64[n + 1].
         rows, limit: which of the sorted photos, then how many of those. crop: "center" cuts the
-            largest centred square; "none" squeezes the whole photo into the square. min_size: skip
-            photos whose shorter edge is below this many pixels (default resolution // 2).
+            largest centred square; "pad" repeats the border of the whole photo up to a square;
+            "none" squeezes the whole photo into the square. min_size: skip photos whose shorter
+            edge is below this many pixels (default resolution // 2).
         cache: folder that keeps the result; it is found again while names, sizes, times and
             settings are the same. threads: decoders (default: cores, at least 2). progress: True
             for a bar on stderr, or a function (done, total). EXIF orientation is honoured,
@@ -204,8 +205,8 @@ def own_side(source: str | os.PathLike, looked_at: int = 8) -> int:
 def _check_settings(
     resolution: int, crop: str, min_size: int, limit: int | None, threads: int | None
 ) -> None:
-    if crop not in ("center", "none"):
-        raise UsageError(f"unknown crop {crop!r}: type 'center' or 'none'")
+    if crop not in ("center", "pad", "none"):
+        raise UsageError(f"unknown crop {crop!r}: type 'center', 'pad' or 'none'")
     for name, value, least in (
         ("resolution", resolution, 1),
         ("min_size", min_size, 0),

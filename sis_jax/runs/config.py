@@ -58,14 +58,16 @@ class Config:
 
     `verb` names the door, `makes` its result, `unrecorded` the fields that do not change the result
     and so are neither stored in run.json nor compared; `renamed` maps names in older records to
-    today's, or to None where the field is gone. `choice` names the field whose value decides which
-    `settings` the configuration has, see `Door.variants`.
+    today's, or to None where the field is gone. `later` holds fields that older records lack, with
+    the value that they mean by that; it is not recorded. `choice` names the field whose value
+    decides which `settings` the configuration has, see `Door.variants`.
     """
 
     verb: ClassVar[str]
     makes: ClassVar[str] = "this result"
     unrecorded: ClassVar[tuple[str, ...]] = ("out", "overwrite")
     renamed: ClassVar[Mapping[str, str | None]] = {}
+    later: ClassVar[Mapping[str, Any]] = {}
     choice: ClassVar[str] = ""
 
     def flat(self) -> dict[str, Any]:
@@ -74,7 +76,12 @@ class Config:
 
     def record(self) -> dict[str, Any]:
         """The part of the configuration that run.json keeps and a later call is compared with."""
-        return without(self.flat(), self.unrecorded)
+        return without(self.settled(), self.unrecorded)
+
+    def settled(self) -> dict[str, Any]:
+        """`flat`, without the fields that hold what older records mean by their absence."""
+        flat = self.flat()
+        return without(flat, {k for k, v in self.later.items() if flat[k] == v})
 
     def changed(self) -> dict[str, Any]:
         """The fields that differ from their defaults."""

@@ -34,6 +34,7 @@ from flax import nnx
 from sis_jax.checkpoints.backbones import load_backbone
 from sis_jax.checkpoints.student import Student, load_student
 from sis_jax.data import draw
+from sis_jax.data.decode import CROPS
 from sis_jax.data.files import read_run
 from sis_jax.data.folder import Dataset, Example
 from sis_jax.data.ground_truth import open_pairs
@@ -255,6 +256,7 @@ def _job(config: DistillConfig, source: Path | None) -> Job:
             config.adapt.photos,
             finer * side,
             rows=rows,
+            crop=CROPS[config.adapt.fit],
             progress=progress_shown(),
             min_size=min(side, *train.masks.shape[1:]),  # no finer than what was learned first
         )
@@ -268,7 +270,7 @@ def _job(config: DistillConfig, source: Path | None) -> Job:
         adaptation=_adaptation(config, recipe),
         rounds=config.adapt.rounds or 0,
         pasted=recipe.augmentation.background,
-        config=config.flat(),
+        config=config.settled(),
         classes=classes,
         train=kept,
         val=val,
@@ -280,6 +282,7 @@ def _job(config: DistillConfig, source: Path | None) -> Job:
         start=start,
         backbone=backbone,
         teacher=teacher,
+        fit=config.adapt.fit,
     )
 
 

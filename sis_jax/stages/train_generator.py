@@ -23,6 +23,7 @@ import numpy as np
 
 from sis_jax.checkpoints import load_discriminator, load_generator, save_generator
 from sis_jax.data import draw
+from sis_jax.data.decode import CROPS
 from sis_jax.data.photos import Photos
 from sis_jax.models import stylegan2
 from sis_jax.models.discriminator import Discriminator, DiscriminatorConfig
@@ -89,7 +90,8 @@ def _photos(config: TrainGeneratorConfig, cache: Path) -> tuple[Photos, Photos]:
     data, batch = config.data, config.train.batch
     photos = Photos.open(
         config.photos, config.network.resolution, mirror=data.mirror,
-        rows=slice(0, data.rows) if data.rows else None, cache=cache, progress=progress_shown(),
+        rows=slice(0, data.rows) if data.rows else None, crop=CROPS[data.fit], cache=cache,
+        progress=progress_shown(),
     )  # fmt: skip
     say(photos.summary())
     if len(photos) < 2 * batch:

@@ -20,6 +20,7 @@ from flax import nnx
 
 from sis_jax import parallel
 from sis_jax.checkpoints.student import Student
+from sis_jax.data.decode import Fit
 from sis_jax.data.files import write_atomic
 from sis_jax.data.pairs import Pairs
 from sis_jax.data.photos import Photos
@@ -46,7 +47,7 @@ class Job:
     train, val: pairs to learn from and to validate with; empty where only photos are learned from.
     start: the student to begin with. backbone: pretrained weights to begin with.
     teacher: a student whose masks of the photos are learned in the first round.
-    origin: a few words on the images.
+    origin: a few words on the images. fit: of the student, see `Student`.
     """
 
     network: students.StudentConfig
@@ -66,6 +67,7 @@ class Job:
     start: Student | None = None
     backbone: Any = None
     teacher: Student | None = None
+    fit: Fit = "crop"
 
 
 class StudentTraining:
@@ -264,7 +266,7 @@ class StudentTraining:
             f"{self.folder.resolve().parent.name}-student", job.licence, "distilled by sis_jax"
         )
         network = join(self.graph, weights["params"], weights["statistics"])
-        return Student(network, job.network, job.classes, side, info, facts)
+        return Student(network, job.network, job.classes, side, info, facts, job.fit)
 
     def facts(self) -> dict[str, Any]:
         """What run.json records."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -164,6 +165,7 @@ class Adapt:
             first round; then no RUN is needed, and --steps 0 learns from nothing else.
         adapt_steps: of each round of adaptation, after the training (200).
         rounds: of adaptation: the student labels the photos, and learns from them (4).
+        fit: as in `train_generator`, of these photos and of all that the student is given later.
     """
 
     photos: str | None = None
@@ -171,6 +173,7 @@ class Adapt:
     teacher: str | None = None
     adapt_steps: OfRecipe[int] = OF_RECIPE
     rounds: OfRecipe[int] = OF_RECIPE
+    fit: Literal["crop", "pad", "stretch"] = "crop"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +214,7 @@ class DistillConfig(Config):
     verb: ClassVar[str] = "distill"
     makes: ClassVar[str] = "this student"
     unrecorded: ClassVar[tuple[str, ...]] = ("data", "recipe", "out", "overwrite")
+    later: ClassVar[Mapping[str, Any]] = {"fit": "crop"}
 
     data: Annotated[str | Dataset | None, Positional, spelled("[RUN]")] = None
     _: KW_ONLY

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from tyro.conf import Positional
 
@@ -71,12 +72,15 @@ class Photos:
         mirror: also show every photo flipped.
         rows: use only the first so many photos, in the order of their names.
         holdout: photos held out to measure quality on.
+        fit: photos that are not square: "crop" cuts the largest centred square, "pad" repeats
+            their border up to a square, "stretch" squeezes them into one.
     """
 
     augment: Literal["ada", "none"] = "ada"
     mirror: bool = True
     rows: int | None = None
     holdout: int = 500
+    fit: Literal["crop", "pad", "stretch"] = "crop"
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class TrainGeneratorConfig(Config):
     """Photos in, a generator out.
 
     Args:
-        photos: a folder, a .zip, .tar or .npz of photos; each is cut to its largest centred square.
+        photos: a folder, a .zip, .tar or .npz of photos.
         out: folder for everything that is made.
         licence: terms of the weights; they follow from the photos.
         overwrite: discard the results of another configuration in `out`.
@@ -92,6 +96,7 @@ class TrainGeneratorConfig(Config):
 
     verb: ClassVar[str] = "train_generator"
     unrecorded: ClassVar[tuple[str, ...]] = ("images", "minutes", "out", "overwrite")
+    later: ClassVar[Mapping[str, Any]] = {"fit": "crop"}
 
     photos: Annotated[str, Positional, spelled("PHOTOS")]
     _: KW_ONLY
