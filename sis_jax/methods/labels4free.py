@@ -58,11 +58,11 @@ from sis_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from sis_jax.models.stylegan2 import StyleGAN2
 from sis_jax.ops import selection
 from sis_jax.ops.progress import say
-from sis_jax.ops.sampling import collect, map_samples, sample_seeds
+from sis_jax.ops.sampling import collect, map_samples, picture, sample_seeds
 from sis_jax.training import labels4free as training
 from sis_jax.training import labels4free_checks as checks
 from sis_jax.training.loop import Checkpoints, Training, as_csv, loop, on_devices
-from sis_jax.types import Generator, Samples, SisError, UsageError, to_uint8
+from sis_jax.types import Generator, Samples, SisError, UsageError
 
 _PUBLISHED: dict[str, Any] = {
     "same_latents": True, "d_width": 1.0, "normalize": False, "decay": False, "start": 0.0,
@@ -175,15 +175,14 @@ class Labels4Free(Labels4FreeSettings):
     ) -> Iterator[tuple[UInt8[np.ndarray, "b h w 3"], Float[np.ndarray, "b h w"]]]:
         """Stream (images, soft masks alpha in 0..1) of seeds, in batches."""
         psi = self.truncation if truncation is None else truncation
-        for image, alpha in map_samples(
+        yield from map_samples(
             gen,
             list(seeds),
             training.masked,
             truncation=psi,
             shared=(dict(arrays),),
             taps=self.taps(arrays),
-        ):
-            yield to_uint8(image), alpha
+        )
 
     def label_seeds(
         self, arrays: Arrays, gen: Generator, seeds: Sequence[int], truncation: float | None = None
@@ -360,11 +359,10 @@ class _Run:
         if self.inputs.photos is not None:
             return self.inputs.photos
         seeds = [(2**31 + s) % 2**32 for s in sample_seeds(self.seed, POOL)]
-        images = map_samples(
-            self.gen, seeds, training.picture, truncation=self.method.truncation,
+        return collect(
+            self.gen, seeds, picture, truncation=self.method.truncation,
             shown="images for the discriminator",
         )  # fmt: skip
-        return np.concatenate([to_uint8(x) for x in images])
 
     def train(self) -> None:
         """From where the last checkpoint is to the last step, or until nothing gets better."""

@@ -58,8 +58,8 @@ from sis_jax.methods.settings import LatentDirectionSettings
 from sis_jax.ops import selection
 from sis_jax.ops.patches import large_patches
 from sis_jax.ops.progress import progress
-from sis_jax.ops.sampling import map_samples, sample_seeds
-from sis_jax.types import Generator, Samples, SisError, UsageError, to_uint8
+from sis_jax.ops.sampling import map_samples, quantised, sample_seeds
+from sis_jax.types import Generator, Samples, SisError, UsageError
 
 RECIPES: dict[str, dict[str, Any]] = {
     # The settings of the published code, for the search of a direction and for making data.
@@ -166,7 +166,7 @@ class LatentDirection(LatentDirectionSettings):
         """
         psi = self.truncation if truncation is None else truncation
         for image, difference, spread, peaks in self._differences(arrays, gen, seeds, psi):
-            yield to_uint8(image), *self._masks(difference, spread, peaks)
+            yield image, *self._masks(difference, spread, peaks)
 
     def predict(
         self, arrays: Arrays, samples: Samples, gen: Generator | None = None
@@ -501,7 +501,7 @@ def _difference_body(
     space: str,
     shift: float,
     signs: tuple[float, ...],
-) -> tuple[Float[Array, "b h w 3"], Float[Array, "b h w"], Float[Array, "b"], Float[Array, "b"]]:
+) -> tuple[UInt8[Array, "b h w 3"], Float[Array, "b h w"], Float[Array, "b"], Float[Array, "b"]]:
     """Image, difference (above the threshold: object), its standard deviation, and the fewest peaks
     of a shifted image's histogram.
     """
@@ -510,7 +510,7 @@ def _difference_body(
     y = jnp.clip(_shifted(gen, z, psi, move, arrays["scale"], space), -1, 1)
     other = y[:, 1] if len(signs) == 2 else jnp.clip(luminance(image), -1, 1)
     difference = signs[0] * (y[:, 0] - other)
-    return image, difference, difference.std((1, 2)), histogram_peaks(y).min(1)
+    return quantised(image), difference, difference.std((1, 2)), histogram_peaks(y).min(1)
 
 
 def histogram_peaks(y: Float[Array, "b m h w"]) -> Float[Array, "b m"]:

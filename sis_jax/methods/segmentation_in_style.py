@@ -38,7 +38,7 @@ from sis_jax.methods.settings import SegmentationInStyleSettings
 from sis_jax.ops import kmeans, selection, sweep
 from sis_jax.ops.cluster_labels import filtered, label_maps, learn_refinement, place_of
 from sis_jax.ops.resize import resize_bilinear
-from sis_jax.ops.sampling import collect, map_samples, sample_seeds
+from sis_jax.ops.sampling import collect, map_samples, quantised, sample_seeds
 from sis_jax.types import (
     Generator,
     Noise,
@@ -47,7 +47,6 @@ from sis_jax.types import (
     SkipGenerator,
     UsageError,
     check_taps,
-    to_uint8,
 )
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -140,11 +139,10 @@ class SegmentationInStyle(SegmentationInStyleSettings):
         `ops/cluster_labels.py`, 0..1.
         """
         psi = self.truncation if truncation is None else truncation
-        for image, label, sure in map_samples(
+        yield from map_samples(
             gen, list(seeds), _label_body, truncation=psi, shared=(dict(arrays),),
             outline=_outline_tap(gen), **self._static(),
-        ):  # fmt: skip
-            yield to_uint8(image), label, sure
+        )  # fmt: skip
 
     def _small_labels(
         self, arrays: Arrays, gen: Generator, seeds: Sequence[int]
@@ -510,7 +508,7 @@ def _label_body(
         tuple(features[t] for t in taps), features[outline] if outline else image, arrays,
         align_corners, smooth, image.shape[1],
     )  # fmt: skip
-    return image, labels, sure
+    return quantised(image), labels, sure
 
 
 def _small_label_body(

@@ -67,8 +67,7 @@ class Projection:
     def show(self, count: int = 8) -> Image.Image:
         """Photos over the generated images, as one image."""
         n = min(count, len(self))
-        zoom = max(1, 128 // self.photos.shape[1])
-        cells = np.concatenate([self.photos[:n], self.images[:n]]).repeat(zoom, 1).repeat(zoom, 2)
+        cells = draw.cells(np.concatenate([self.photos[:n], self.images[:n]]))
         return Image.fromarray(
             draw.grid(cells, n, labels=[*self.names[:n], *(f"{x:.1f} dB" for x in self.psnr[:n])])
         )

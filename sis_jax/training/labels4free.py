@@ -32,6 +32,7 @@ from jaxtyping import Array, Float
 from sis_jax.models.alpha import Params, alpha_logits, composite, flat_taps
 from sis_jax.models.discriminator import Discriminator
 from sis_jax.models.stylegan2 import StyleGAN2
+from sis_jax.ops.sampling import quantised
 from sis_jax.ops.selection import frame
 from sis_jax.parallel import pmean
 from sis_jax.training.gan import join, r1_penalty, split
@@ -255,7 +256,7 @@ def masked(
 ) -> tuple[jax.Array, jax.Array]:
     """(images, alpha), with the stored noise."""
     image, features = gen.synthesize(gen.map(z, truncation), "const", taps)
-    return image, mask(params, tuple(features[t] for t in taps))
+    return quantised(image), mask(params, tuple(features[t] for t in taps))
 
 
 def moments(
@@ -267,8 +268,3 @@ def moments(
         jnp.stack([features[t].mean((1, 2)), jnp.square(features[t]).mean((1, 2))], axis=1)
         for t in taps
     )
-
-
-def picture(gen: Any, z: jax.Array, truncation: jax.Array) -> jax.Array:
-    """The images alone."""
-    return gen.synthesize(gen.map(z, truncation), "const", ())[0]
