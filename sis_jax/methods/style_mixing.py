@@ -37,7 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from sis_jax.methods.base import Arrays, Fitted, Labelled, generator_of
+from sis_jax.methods.base import Arrays, Fitted, Labelled, generator_of, small_image
 from sis_jax.methods.settings import StyleMixingSettings
 from sis_jax.ops import kmeans, plan, selection
 from sis_jax.ops.patches import without_specks
@@ -332,17 +332,20 @@ def summary(
     color: str,
 ) -> Float[Array, "n g g d 3"]:
     """The style summary tensor: colors of all variants at every pixel. The W+ layers below `slots`
-    are drawn once.
+    are drawn once, and those above twice the grid's size not at all.
     """
     n, d, gen = w.shape[0], donors.shape[0], _styled(gen)
-    stem = gen.stem(w, slots)
-    group = max(1, min(n * d, PIXELS // gen.resolution**2))
+    stem, small = gen.stem(w, slots), small_image(gen, 2 * grid)
+    if small not in gen.skips_from(slots):
+        small = None
+    group = max(1, min(n * d, PIXELS // (2 * grid if small else gen.resolution) ** 2))
     pairs = jnp.arange(-(-n * d // group) * group).reshape(-1, group) % (n * d)
 
     def draw(pair: Int[Array, "m"]) -> Float[Array, "m g g 3"]:
         own = jax.tree.map(lambda a: a[pair // d], stem)
         styles = jnp.broadcast_to(donors[pair % d][:, None], (group, *w.shape[1:]))
-        image = gen.synthesize_from(own, styles, slots)[0]
+        image, features = gen.synthesize_from(own, styles, slots, taps=(small,) if small else ())
+        image = features[small] if small else image
         side = image.shape[1] // grid
         return converted(
             jnp.clip(image, -1, 1).reshape(group, grid, side, grid, side, 3).mean((2, 4)), color

@@ -76,7 +76,7 @@ def map_samples(
         function, in_axes, (0 if plain else gen, first[0], psi, *first[1:], *shared),
         here[0].platform, batch, **static,
     )  # fmt: skip
-    here = here[: max(1, -(-len(seeds) // rows))]
+    here = plan.devices_at_once(needed, here[: max(1, -(-len(seeds) // rows))])
     used = len(here)
     plan.check_room(needed, here, f"drawing {rows} samples of {gen.resolution} pixels")
     everywhere = 0 if plain else parallel.replicate(gen, here)
