@@ -9,7 +9,8 @@ from scipy.optimize import linear_sum_assignment
 
 import sis_jax
 from sis_jax.checkpoints.build import arrays_of
-from sis_jax.methods.segmentation_in_style import OUTLINE, SegmentationInStyle
+from sis_jax.methods.base import OUTLINE
+from sis_jax.methods.segmentation_in_style import SegmentationInStyle
 from sis_jax.ops import plan
 from sis_jax.ops.sampling import collect
 from sis_jax.ops.selection import overlap

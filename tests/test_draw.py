@@ -187,3 +187,12 @@ def test_charts_are_well_formed():
 )
 def test_numbers_are_short(value, text):
     assert charts.number(value) == text
+
+
+@pytest.mark.parametrize("side, shown", [(16, 128), (100, 100), (256, 256), (1024, 256)])
+def test_cells_of_a_sheet_are_neither_tiny_nor_huge(side, shown):
+    mask = np.arange(side * side, dtype=np.uint8).reshape(1, side, side) % 7
+    image = np.repeat(mask[..., None], 3, -1)
+    assert draw.cells(image).shape == (1, shown, shown, 3)
+    assert draw.cells(mask).shape == (1, shown, shown)
+    assert set(np.unique(draw.cells(mask))) <= set(range(7))  # classes are never mixed

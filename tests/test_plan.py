@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from sis_jax.ops import plan
-from sis_jax.ops.sampling import collect, map_samples
-from sis_jax.types import SisError
+from sis_jax.ops.sampling import collect, map_samples, quantised
+from sis_jax.types import SisError, to_uint8
 
 
 def draw(gen, z, truncation, *, taps=()):
@@ -95,3 +95,17 @@ def test_a_seed_has_the_same_bits_in_any_company(gen, devices):
     alone = collect(gen, [7], draw, devices=1)
     among = collect(gen, list(range(19)), draw, devices=devices)
     assert np.array_equal(alone[0], among[7])
+
+
+def test_images_are_quantised_on_the_device_to_the_bit():
+    """Also where a compiler could join the product and the sum: just below and above each step."""
+    step = ((np.arange(-20, 280) - 128) / 127.5).astype(np.float32)
+    near = [step, np.nextafter(step, np.float32(9)), np.nextafter(step, np.float32(-9))]
+    images = np.concatenate([*near, np.random.default_rng(0).normal(size=4200)], dtype=np.float32)
+    images = images.reshape(-1, 1, 1, 3)
+    assert np.array_equal(jax.jit(quantised)(images), to_uint8(images))
+
+
+def test_what_is_collected_is_not_copied_to_a_cpu(gen):
+    found = collect(gen, list(range(3)), draw)
+    assert jax.device_put(found).unsafe_buffer_pointer() == found.ctypes.data

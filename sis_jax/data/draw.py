@@ -25,6 +25,7 @@ _COLOURS = (
     "87003c a5d269 ff78d2 875a87 3c5aff 4b1e5a c3f0e1 ffb4d2 c31e3c f0783c 960f78"
 )
 _HEX = _COLOURS.split()
+CELL = 256  # pixels of the longer edge of an image in a sheet, at most
 DISTINCT = len(_HEX) - 1  # classes before colours repeat in a lighter or darker shade
 
 
@@ -88,6 +89,29 @@ def edges(mask: Integer[np.ndarray, "*n h w"]) -> np.ndarray:
     found[..., :, :-1] |= mask[..., :, :-1] != mask[..., :, 1:]
     found[..., :-1, :] |= mask[..., :-1, :] != mask[..., 1:, :]
     return found
+
+
+def cells(images: UInt8[np.ndarray, "n h w *c"]) -> UInt8[np.ndarray, "n H W *c"]:
+    """Images or masks as a sheet shows them: as `reduced`, and small ones enlarged by repetition to
+    128 pixels or a little less.
+    """
+    images = reduced(images)
+    zoom = max(1, 128 // images.shape[1])
+    return images.repeat(zoom, 1).repeat(zoom, 2)
+
+
+def reduced(images: UInt8[np.ndarray, "n h w *c"]) -> UInt8[np.ndarray, "n H W *c"]:
+    """Images or masks with a longer edge of at most `CELL` pixels: eight side by side stay below
+    2,400.
+    """
+    side = max(images.shape[1:3])
+    if side <= CELL:
+        return images
+    height, width = (max(1, round(s * CELL / side)) for s in images.shape[1:3])
+    rule = Image.Resampling.NEAREST if images.ndim == 3 else Image.Resampling.BOX
+    return np.stack(
+        [np.asarray(Image.fromarray(image).resize((width, height), rule)) for image in images]
+    )
 
 
 def grid(

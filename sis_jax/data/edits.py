@@ -124,12 +124,8 @@ class Edit:
                     f"kept: {kept[i, j]:.1f} dB",
                 ]
                 labels += ["mask before", "mask after", "background"]
-        zoom = max(1, 128 // self.originals.shape[2])
-        return Image.fromarray(
-            draw.grid(
-                [c.repeat(zoom, 0).repeat(zoom, 1) for c in cells], 6, labels=labels, font_size=11
-            )
-        )
+        small = [draw.cells(cell[None])[0] for cell in cells]
+        return Image.fromarray(draw.grid(small, 6, labels=labels, font_size=11))
 
     # files
 

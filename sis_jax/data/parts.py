@@ -174,13 +174,9 @@ class Parts:
         n = min(count, len(self.samples))
         if n == 0:
             raise SisError("these parts carry no samples to show: they were made without a gallery")
-        zoom = max(1, 128 // self.samples.shape[1])
-        grow = [
-            np.repeat(np.repeat(a[:n], zoom, 1), zoom, 2)
-            for a in (self.samples, self.classify(self.masks))
-        ]
+        shown, masks = draw.cells(self.samples[:n]), draw.cells(self.classify(self.masks[:n]))
         return Image.fromarray(
-            draw.sample_grid(grow[0], grow[1], [f"seed {s}" for s in self.seeds[:n]])
+            draw.sample_grid(shown, masks, [f"seed {s}" for s in self.seeds[:n]])
         )
 
     # files

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from sis_jax.types import Generator, Samples, UsageError, unknown_name
+from sis_jax.types import Generator, Samples, SkipGenerator, UsageError, unknown_name
 
 Arrays = Mapping[str, Any]
 Labelled = Iterator[
@@ -32,13 +32,28 @@ METHODS: dict[str, str] = {
 }
 
 
+# Pixels along an edge of the image that labels follow, and of the images that a method compares
+# with each other, in generators that draw more.
+OUTLINE = 128
+
+
+def small_image(gen: Generator, side: int = OUTLINE) -> str | None:
+    """The name of the generator's image of `side` pixels, for `synthesize`, where it draws a larger
+    one and has this one on the way: the layers above need not run.
+    """
+    name = f"{side}x{side}/rgb"
+    if isinstance(gen, SkipGenerator) and gen.resolution > side and name in gen.skips:
+        return name
+    return None
+
+
 @dataclass(frozen=True)
 class Inputs:
     """The inputs of a method beside the generator: methods open no files, so the verb reads them
     (`sis_jax/stages/inputs.py`).
 
-    photos: UInt8[n r r 3], real photos at the generator's resolution. discriminator: images Float[n
-        r r 3] -> Float[n 1].
+    photos: UInt8[n r r 3], real photos at the resolution that the method asks for. discriminator:
+        images Float[n r r 3] -> Float[n 1].
     painted: UInt8[n r r], class ids annotated on the samples of `painted_seeds`, 255 = not
         annotated; painted_names: {class id: name}.
     folder: where a long fit may keep its state to go on after an interruption; None keeps nothing.

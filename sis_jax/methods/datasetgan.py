@@ -48,9 +48,9 @@ from sis_jax.methods.base import Arrays, Fitted, Inputs, Labelled, features_of
 from sis_jax.methods.settings import DatasetGANSettings
 from sis_jax.ops import selection
 from sis_jax.ops.progress import progress, say
-from sis_jax.ops.sampling import collect, map_samples
+from sis_jax.ops.sampling import collect, map_samples, quantised
 from sis_jax.training import pixel_classifiers as pixels
-from sis_jax.types import Generator, Samples, SisError, UsageError, check_taps, to_uint8
+from sis_jax.types import Generator, Samples, SisError, UsageError, check_taps
 
 RECIPES: dict[str, dict[str, Any]] = {
     # All annotated pixels, minibatches of 64, plain Adam at 1e-3, ten networks that vote.
@@ -141,11 +141,10 @@ class DatasetGAN(DatasetGANSettings):
         the members' distributions, 0..1.
         """
         psi = self.truncation if truncation is None else truncation
-        for image, label, sure in map_samples(
+        yield from map_samples(
             gen, list(seeds), _label_body, truncation=psi, shared=(_layers(arrays),),
             taps=self.taps(), majority=self.vote == "majority",
-        ):  # fmt: skip
-            yield to_uint8(image), label, sure
+        )  # fmt: skip
 
     def estimate(self) -> dict[str, float]:
         """Seconds and bytes of `fit`, roughly, for the default network on two processor cores."""
@@ -422,7 +421,7 @@ def _label_body(
     label, sure = pixels.label_maps(
         layers, tuple(features[t] for t in taps), image.shape[1], majority
     )
-    return image, label, sure
+    return quantised(image), label, sure
 
 
 _label = jax.jit(pixels.label_maps, static_argnames=("side", "majority"))

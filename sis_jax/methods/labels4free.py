@@ -34,8 +34,10 @@ Where we differ, and why (each one a setting; `RECIPES` has the published values
   between 50 and 1,200. `training/labels4free_checks.py` describes how.
 * The averaged weights are used; the published "ema" is a copy of the last ones. The R1 step's stray
   + D(real) is left out (`quirk`).
-* Any size. A run whose masks are wrong, as far as that shows, is left at half its steps and
-  repeated from other weights (`tries`).
+* Any size: above 128 pixels the network learns from the layers and the image up to there, unless D
+  is the generator's own, and masks are enlarged.
+* A run whose masks are wrong, as far as that shows, is left at half its steps and repeated from
+  other weights (`tries`).
 """
 
 from __future__ import annotations
@@ -58,11 +60,11 @@ from sis_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from sis_jax.models.stylegan2 import StyleGAN2
 from sis_jax.ops import selection
 from sis_jax.ops.progress import say
-from sis_jax.ops.sampling import collect, map_samples, sample_seeds
+from sis_jax.ops.sampling import collect, map_samples, picture, sample_seeds
 from sis_jax.training import labels4free as training
 from sis_jax.training import labels4free_checks as checks
 from sis_jax.training.loop import Checkpoints, Training, as_csv, loop, on_devices
-from sis_jax.types import Generator, Samples, SisError, UsageError, to_uint8
+from sis_jax.types import Generator, Samples, SisError, UsageError
 
 _PUBLISHED: dict[str, Any] = {
     "same_latents": True, "d_width": 1.0, "normalize": False, "decay": False, "start": 0.0,
@@ -103,6 +105,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 POOL = 2048  # generated images that stand for real ones
+TRAINED = 128  # pixels of the images to learn from, at most
 PROBE = 64  # samples on which checkpoints are compared
 NAMES = ("background", "foreground")
 
@@ -124,12 +127,12 @@ class Labels4Free(Labels4FreeSettings):
         """Train the alpha network of `gen`, a StyleGAN2. The same seed gives the same numbers on
         the same machine.
 
-        inputs: photos (real images for D), discriminator (for discriminator="own"), folder (where
-            an interrupted training goes on).
+        inputs: photos (real images for D, of `trains_at` pixels), discriminator (for
+            discriminator="own"), folder (where an interrupted training goes on).
         Raises UsageError for settings or generators that cannot work, SisError where the mask
         collapsed; the sentence has the cure.
         """
-        gen = self._check(gen)
+        gen = self._check(gen).up_to(self.trains_at(gen))
         inputs = inputs or Inputs()
         method = replace(
             self,
@@ -154,6 +157,10 @@ class Labels4Free(Labels4FreeSettings):
         files = {"labels4free.csv": run.table()}
         return Fitted(method, arrays, clusters, background, None, run.warnings(), files)
 
+    def trains_at(self, gen: Generator) -> int:
+        """Pixels of the images that D and the alpha network see."""
+        return gen.resolution if self.discriminator == "own" else min(gen.resolution, TRAINED)
+
     def predict(
         self, arrays: Arrays, samples: Samples, gen: Generator | None = None
     ) -> UInt8[np.ndarray, "n h w"]:
@@ -161,7 +168,9 @@ class Labels4Free(Labels4FreeSettings):
         at.
         """
         features = features_of(samples, self.taps(arrays))
-        alpha = training.mask(dict(arrays), tuple(map(jnp.asarray, features)))
+        alpha = training.mask(
+            dict(arrays), tuple(map(jnp.asarray, features)), samples.images.shape[1]
+        )
         return (np.asarray(alpha) > self.threshold).astype(np.uint8)
 
     def taps(self, arrays: Arrays) -> tuple[str, ...]:
@@ -175,15 +184,14 @@ class Labels4Free(Labels4FreeSettings):
     ) -> Iterator[tuple[UInt8[np.ndarray, "b h w 3"], Float[np.ndarray, "b h w"]]]:
         """Stream (images, soft masks alpha in 0..1) of seeds, in batches."""
         psi = self.truncation if truncation is None else truncation
-        for image, alpha in map_samples(
+        yield from map_samples(
             gen,
             list(seeds),
             training.masked,
             truncation=psi,
             shared=(dict(arrays),),
             taps=self.taps(arrays),
-        ):
-            yield to_uint8(image), alpha
+        )
 
     def label_seeds(
         self, arrays: Arrays, gen: Generator, seeds: Sequence[int], truncation: float | None = None
@@ -230,10 +238,10 @@ class Labels4Free(Labels4FreeSettings):
                 "Labels4Free makes backgrounds with a StyleGAN2, this generator is a "
                 f"{type(gen).__name__}: use --method segmentation_in_style"
             )
-        if self.stage != "auto" and self.stage not in nets.stages(gen.resolution):
+        known = nets.stages(self.trains_at(gen))
+        if self.stage != "auto" and self.stage not in known:
             raise UsageError(
-                f"stage is {self.stage!r}, expected auto, or one of "
-                f"{', '.join(nets.stages(gen.resolution))}"
+                f"stage is {self.stage!r}, expected auto, or one of {', '.join(known)}"
             )
         if self.batch < 1 or (self.batch > 4 and self.batch % 4):
             raise UsageError(
@@ -360,11 +368,10 @@ class _Run:
         if self.inputs.photos is not None:
             return self.inputs.photos
         seeds = [(2**31 + s) % 2**32 for s in sample_seeds(self.seed, POOL)]
-        images = map_samples(
-            self.gen, seeds, training.picture, truncation=self.method.truncation,
+        return collect(
+            self.gen, seeds, picture, truncation=self.method.truncation,
             shown="images for the discriminator",
         )  # fmt: skip
-        return np.concatenate([to_uint8(x) for x in images])
 
     def train(self) -> None:
         """From where the last checkpoint is to the last step, or until nothing gets better."""

@@ -53,13 +53,13 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, UInt8
 
-from sis_jax.methods.base import Arrays, Fitted, Labelled, generator_of
+from sis_jax.methods.base import Arrays, Fitted, Labelled, generator_of, small_image
 from sis_jax.methods.settings import LatentDirectionSettings
 from sis_jax.ops import selection
 from sis_jax.ops.patches import large_patches
 from sis_jax.ops.progress import progress
-from sis_jax.ops.sampling import map_samples, sample_seeds
-from sis_jax.types import Generator, Samples, SisError, UsageError, to_uint8
+from sis_jax.ops.sampling import map_samples, quantised, sample_seeds
+from sis_jax.types import Generator, Samples, SisError, UsageError
 
 RECIPES: dict[str, dict[str, Any]] = {
     # The settings of the published code, for the search of a direction and for making data.
@@ -166,7 +166,7 @@ class LatentDirection(LatentDirectionSettings):
         """
         psi = self.truncation if truncation is None else truncation
         for image, difference, spread, peaks in self._differences(arrays, gen, seeds, psi):
-            yield to_uint8(image), *self._masks(difference, spread, peaks)
+            yield image, *self._masks(difference, spread, peaks)
 
     def predict(
         self, arrays: Arrays, samples: Samples, gen: Generator | None = None
@@ -258,6 +258,7 @@ class LatentDirection(LatentDirectionSettings):
                 truncation=self.truncation, per_sample=(length,), shared=(v, scale),
                 batch=self.batch, signs=SIGNS[self.mode], space=self.space,
                 prior=self.prior, weights=(self.center_weight, self.structure_weight),
+                small=small_image(gen),
             )  # fmt: skip
             # Gradients are kept per sample and added here, in one order: the number of devices
             # changes no bit.
@@ -452,6 +453,7 @@ def _shifted(
     move: Float[Array, "b m d"],
     scale: Float[Array, "1"],
     space: str,
+    small: str | None = None,
 ) -> Float[Array, "b m h w"]:
     """Luminance of G(latent + move), all directions of all samples in one pass."""
     b, m, d = move.shape
@@ -462,21 +464,27 @@ def _shifted(
         w = (w[:, None] + scale[0] * move.reshape(b, m, -1, w.shape[-1])).reshape(
             b * m, *w.shape[1:]
         )
-    y = luminance(gen.synthesize(w, "const", ())[0])
+    y = luminance(_image(gen, w, small))
     return y.reshape(b, m, *y.shape[1:])
+
+
+def _image(gen: Generator, w: Array, small: str | None) -> Float[Array, "b h w 3"]:
+    """The image, or the smaller one on the way to it that has this name."""
+    image, features = gen.synthesize(w, "const", (small,) if small else ())
+    return features[small] if small else image
 
 
 def _gradient_body(
     gen: Generator, z: Float[Array, "b z"], psi: Array, length: Float[Array, "b d"],
     v: Float[Array, "m d"], scale: Float[Array, "1"], *, signs: tuple[float, ...], space: str,
-    prior: str, weights: tuple[float, float],
+    prior: str, weights: tuple[float, float], small: str | None,
 ) -> tuple[Float[Array, "b m d"], Float[Array, "b m"], Float[Array, "b m"]]:  # fmt: skip
     """Per sample: the gradient of the loss with respect to the directions, and its two terms."""
-    x = luminance(gen.synthesize(gen.map(z, psi), "const", ())[0])
+    x = luminance(_image(gen, gen.map(z, psi), small))
     edges, weight = edge_strength(x), jnp.asarray(prior_map(x.shape[1], prior), jnp.float32)
 
     def loss(own: Float[Array, "b m d"]) -> tuple[Array, tuple[Array, Array]]:
-        y = _shifted(gen, z, psi, length[:, None] * own, scale, space)
+        y = _shifted(gen, z, psi, length[:, None] * own, scale, space, small)
         brightness = (y * weight).mean((2, 3))
         structure = (
             (edge_strength(y.reshape(-1, *x.shape[1:])).reshape(y.shape) - edges[:, None]) ** 2
@@ -501,7 +509,7 @@ def _difference_body(
     space: str,
     shift: float,
     signs: tuple[float, ...],
-) -> tuple[Float[Array, "b h w 3"], Float[Array, "b h w"], Float[Array, "b"], Float[Array, "b"]]:
+) -> tuple[UInt8[Array, "b h w 3"], Float[Array, "b h w"], Float[Array, "b"], Float[Array, "b"]]:
     """Image, difference (above the threshold: object), its standard deviation, and the fewest peaks
     of a shifted image's histogram.
     """
@@ -510,7 +518,7 @@ def _difference_body(
     y = jnp.clip(_shifted(gen, z, psi, move, arrays["scale"], space), -1, 1)
     other = y[:, 1] if len(signs) == 2 else jnp.clip(luminance(image), -1, 1)
     difference = signs[0] * (y[:, 0] - other)
-    return image, difference, difference.std((1, 2)), histogram_peaks(y).min(1)
+    return quantised(image), difference, difference.std((1, 2)), histogram_peaks(y).min(1)
 
 
 def histogram_peaks(y: Float[Array, "b m h w"]) -> Float[Array, "b m"]:

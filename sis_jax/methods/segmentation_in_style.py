@@ -33,21 +33,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from sis_jax.methods.base import Arrays, Fitted, Labelled, features_of
+from sis_jax.methods.base import OUTLINE, Arrays, Fitted, Labelled, features_of, small_image
 from sis_jax.methods.settings import SegmentationInStyleSettings
 from sis_jax.ops import kmeans, selection, sweep
 from sis_jax.ops.cluster_labels import filtered, label_maps, learn_refinement, place_of
 from sis_jax.ops.resize import resize_bilinear
-from sis_jax.ops.sampling import collect, map_samples, sample_seeds
+from sis_jax.ops.sampling import collect, map_samples, quantised, sample_seeds
 from sis_jax.types import (
     Generator,
     Noise,
     Samples,
     SisError,
-    SkipGenerator,
     UsageError,
     check_taps,
-    to_uint8,
 )
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -74,9 +72,6 @@ SWEEP_POINTS = 10_000
 # in the default, 0.11 to 0.39 in a DCGAN.
 CHECKERBOARD = 0.05
 _LOOKED_AT = 32_768  # points at a time, where all are gone through
-# Pixels along an edge of the image that labels follow, and of the labels that facts per cluster
-# come from, in generators that draw more.
-OUTLINE = 128
 
 
 @dataclass(frozen=True)
@@ -140,11 +135,10 @@ class SegmentationInStyle(SegmentationInStyleSettings):
         `ops/cluster_labels.py`, 0..1.
         """
         psi = self.truncation if truncation is None else truncation
-        for image, label, sure in map_samples(
+        yield from map_samples(
             gen, list(seeds), _label_body, truncation=psi, shared=(dict(arrays),),
-            outline=_outline_tap(gen), **self._static(),
-        ):  # fmt: skip
-            yield to_uint8(image), label, sure
+            outline=small_image(gen), **self._static(),
+        )  # fmt: skip
 
     def _small_labels(
         self, arrays: Arrays, gen: Generator, seeds: Sequence[int]
@@ -152,7 +146,7 @@ class SegmentationInStyle(SegmentationInStyleSettings):
         """Stream (None, clusters, confidence) at `OUTLINE` pixels, for a generator that draws more:
         only the layers that labels depend on run.
         """
-        outline = _outline_tap(gen)
+        outline = small_image(gen)
         for label, sure in map_samples(
             gen, list(seeds), _small_label_body, truncation=self.truncation,
             shared=(dict(arrays),), outline=outline, **self._static(),
@@ -338,16 +332,6 @@ def candidate_layers(gen: Generator, single: bool = False) -> list[str]:
     return ["+".join(r) for r in runs]
 
 
-def _outline_tap(gen: Generator) -> str | None:
-    """The image of `OUTLINE` pixels that labels may follow in place of a larger one, where the
-    generator has it.
-    """
-    name = f"{OUTLINE}x{OUTLINE}/rgb"
-    if isinstance(gen, SkipGenerator) and gen.resolution > OUTLINE and name in gen.skips:
-        return name
-    return None
-
-
 def _side(tap: str) -> int:
     return int(tap.split("/")[0].split("x")[0])
 
@@ -510,7 +494,7 @@ def _label_body(
         tuple(features[t] for t in taps), features[outline] if outline else image, arrays,
         align_corners, smooth, image.shape[1],
     )  # fmt: skip
-    return image, labels, sure
+    return quantised(image), labels, sure
 
 
 def _small_label_body(

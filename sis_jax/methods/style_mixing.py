@@ -37,14 +37,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from sis_jax.methods.base import Arrays, Fitted, Labelled, generator_of
+from sis_jax.methods.base import Arrays, Fitted, Labelled, generator_of, small_image
 from sis_jax.methods.settings import StyleMixingSettings
 from sis_jax.ops import kmeans, plan, selection
 from sis_jax.ops.patches import without_specks
 from sis_jax.ops.pixel_clusters import cluster, converted, distinct, vectors
 from sis_jax.ops.resize import resize_bilinear
-from sis_jax.ops.sampling import collect, map_samples, sample_seeds
-from sis_jax.types import Generator, Samples, SisError, UsageError, check_taps, to_uint8
+from sis_jax.ops.sampling import collect, map_samples, quantised, sample_seeds
+from sis_jax.types import Generator, Samples, SisError, UsageError, check_taps
 
 PIXELS = 128 * 64 * 64  # of the variants that are drawn in one pass
 SLOTS = 0.4  # of the W+ layers keep the image's own styles: 4 of 10 at 64 pixels, 7 of 18 at 1024
@@ -130,7 +130,7 @@ class StyleMixing(StyleMixingSettings):
         for image, label, sure in map_samples(
             gen, list(seeds), _label_body, truncation=psi, shared=(dict(arrays),), **self._static()
         ):
-            yield to_uint8(image), *self._cleaned(label, sure)
+            yield image, *self._cleaned(label, sure)
 
     def segment(
         self, arrays: Arrays, gen: Generator, w: Float[np.ndarray, "n s w"] | Float[Array, "n s w"]
@@ -149,7 +149,7 @@ class StyleMixing(StyleMixingSettings):
             image, label, sure = run(
                 gen, jnp.asarray(w[start : start + rows]), learned, **self._static()
             )
-            parts.append((to_uint8(image), *self._cleaned(np.asarray(label), np.asarray(sure))))
+            parts.append((np.asarray(image), *self._cleaned(np.asarray(label), np.asarray(sure))))
         return tuple(np.concatenate(x) for x in zip(*parts))  # type: ignore[return-value]
 
     def predict(
@@ -332,17 +332,20 @@ def summary(
     color: str,
 ) -> Float[Array, "n g g d 3"]:
     """The style summary tensor: colors of all variants at every pixel. The W+ layers below `slots`
-    are drawn once.
+    are drawn once, and those above twice the grid's size not at all.
     """
     n, d, gen = w.shape[0], donors.shape[0], _styled(gen)
-    stem = gen.stem(w, slots)
-    group = max(1, min(n * d, PIXELS // gen.resolution**2))
+    stem, small = gen.stem(w, slots), small_image(gen, 2 * grid)
+    if small not in gen.skips_from(slots):
+        small = None
+    group = max(1, min(n * d, PIXELS // (2 * grid if small else gen.resolution) ** 2))
     pairs = jnp.arange(-(-n * d // group) * group).reshape(-1, group) % (n * d)
 
     def draw(pair: Int[Array, "m"]) -> Float[Array, "m g g 3"]:
         own = jax.tree.map(lambda a: a[pair // d], stem)
         styles = jnp.broadcast_to(donors[pair % d][:, None], (group, *w.shape[1:]))
-        image = gen.synthesize_from(own, styles, slots)[0]
+        image, features = gen.synthesize_from(own, styles, slots, taps=(small,) if small else ())
+        image = features[small] if small else image
         side = image.shape[1] // grid
         return converted(
             jnp.clip(image, -1, 1).reshape(group, grid, side, grid, side, 3).mean((2, 4)), color
@@ -401,7 +404,7 @@ def _segmented(
     labels: str,
     layer: str,
     mixing: Mixing,
-) -> tuple[Float[Array, "n h h 3"], UInt8[Array, "n h h"], Float[Array, "n h h"]]:
+) -> tuple[UInt8[Array, "n h h 3"], UInt8[Array, "n h h"], Float[Array, "n h h"]]:
     """Image, part of every pixel, confidence."""
     image, features = gen.synthesize(w, "const", (layer,))
     distance = _clustered(gen, w, arrays["donors"], mixing)
@@ -424,7 +427,7 @@ def _segmented(
     parts = resize_bilinear(parts, (image.shape[1], image.shape[2]), antialias=False)
     nearest = -jax.lax.top_k(-parts, 2)[0]
     sure = 1 - nearest[..., 0] / jnp.maximum(nearest[..., 1], 1e-12)
-    return image, jnp.argmin(parts, -1).astype(jnp.uint8), jnp.clip(sure, 0, 1)
+    return quantised(image), jnp.argmin(parts, -1).astype(jnp.uint8), jnp.clip(sure, 0, 1)
 
 
 def _inside(

@@ -365,6 +365,20 @@ class StyleGAN2(nnx.Module):
         other.config = replace(self.config, classes=check_classes(classes, self.config.c_dim))
         return other
 
+    def up_to(self, resolution: int) -> StyleGAN2:
+        """The layers up to a resolution, as a generator of the image at it; itself where it draws
+        no more.
+        """
+        if self.resolution <= resolution:
+            return self
+        other = nnx.merge(*nnx.split(self))
+        for r in resolutions(self.resolution)[len(resolutions(resolution)) :]:
+            delattr(other.synthesis, f"b{r}")
+        channels = self.config.channels[: len(resolutions(resolution))]
+        other.config = replace(self.config, resolution=resolution, channels=channels)
+        other.synthesis.config = other.config
+        return other
+
     def latents(self, seeds: Iterable[int]) -> Float[Array, "n z"]:
         """z ~ N(0, 1), one row per seed, the same face for a seed as in the published tools."""
         return jnp.asarray(latents_from_seeds(seeds, self.z_dim))
@@ -450,13 +464,13 @@ class StyleGAN2(nnx.Module):
         """The rest of `synthesize` after `stem(..., slots)`, with the styles of w from that W+
         layer on; layers below are not read.
 
-        taps: of layers that run here. `noise` is "const" or "none", as in `stem`: random noise
-            needs one key for the whole image.
+        taps: of layers that run here, or names of `skips_from`. `noise` is "const" or "none", as in
+            `stem`: random noise needs one key for the whole image.
         """
         self._check_slots(w, slots)
-        return _synthesize_from(
-            self, stem, jnp.asarray(w), slots, noise, check_taps(taps, self.taps_from(slots))
-        )
+        if not set(taps) <= set(self.skips_from(slots)):
+            taps = check_taps(taps, self.taps_from(slots))
+        return _synthesize_from(self, stem, jnp.asarray(w), slots, noise, taps)
 
     def taps_from(self, slots: int) -> tuple[str, ...]:
         """Taps of the layers that `synthesize_from` runs."""
@@ -469,6 +483,12 @@ class StyleGAN2(nnx.Module):
             f"{r}x{r}" for r, conv in convs if conv == "conv1"
         }
         return tuple(tap for tap in self.taps if tap in names)
+
+    def skips_from(self, slots: int) -> tuple[str, ...]:
+        """Images on the way that `synthesize_from` passes, named as in `skips`."""
+        layers = dict(self.synthesis.layers())
+        sizes = resolutions(self.resolution)
+        return tuple(f"{r}x{r}/rgb" for r in sizes if layers[f"b{r}.torgb"] >= slots)
 
     def _check_slots(self, w: AnyArray, slots: int) -> None:
         if not 1 <= slots < self.num_ws:

@@ -69,6 +69,17 @@ def _planned(body, in_axes, structure, shapes, rows, room, static) -> tuple[int,
     return fitting, -(-needed * fitting // rows)
 
 
+def devices_at_once(needed: int, devices: Sequence[Any]) -> Sequence[Any]:
+    """The first of `devices`, as many as may work at a time where a block needs `needed` bytes.
+
+    Those of a CPU share its memory and its cores: where one sample is far above the bound, fewer
+    of them work, each on more cores. How many does not change a byte.
+    """
+    if devices[0].platform != "cpu":
+        return devices
+    return devices[: max(1, 2 * CPU_BYTES * len(devices) // max(needed, 1))]
+
+
 def bytes_of(body: Callable[..., Any], *arguments: Any) -> int:
     """Bytes that `body(*arguments)` needs beside its arguments, results included."""
     closed = jax.make_jaxpr(body)(*arguments)

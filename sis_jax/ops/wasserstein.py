@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
+from sis_jax.ops import plan
 from sis_jax.types import Array, UsageError
 
 PATCH = 7  # edge length of a descriptor
 PER_IMAGE = 128  # descriptors of one image at one level, at most
 SMALLEST = 16  # resolution of the coarsest level
-_CHUNK = 128  # images whose pyramids are alive at once
+_CHUNK = 128  # images whose positions are drawn together
 _BLOCK = 128  # projections drawn and sorted at once
 
 
@@ -174,8 +175,13 @@ def _descriptors(
             )
             for side in sides
         ]
-        for level, patches in zip(out, _patch_reader(len(sides))(batch, tops)):
-            out[level].append(np.asarray(patches)[: len(chosen)].reshape(-1, PATCH * PATCH * 3))
+        read = _patch_reader(len(sides))
+        together = plan.rows_at_once(read, (0, 0), (batch, tops), jax.default_backend(), _CHUNK)[0]
+        for i in range(0, len(chosen), together):
+            part = [a[i : i + together] for a in (batch, *tops)]
+            for level, patches in zip(out, read(part[0], part[1:])):
+                found = np.asarray(patches)[: len(chosen) - i]
+                out[level].append(found.reshape(-1, PATCH * PATCH * 3))
     return {level: np.concatenate(parts) for level, parts in out.items()}
 
 

@@ -20,7 +20,6 @@ the default faces, 300 human masks:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -34,6 +33,7 @@ from sis_jax import parallel
 from sis_jax.checkpoints.student import Student
 from sis_jax.data.composites import Layers
 from sis_jax.data.pairs import shuffled
+from sis_jax.data.threads import cores
 from sis_jax.models import students
 from sis_jax.ops import grabcut, metrics
 from sis_jax.ops.progress import progress
@@ -136,7 +136,7 @@ class Round:
                 bar.update(len(scores))
         if not (pasted and _has_background(teacher)):
             return cls(photos, target, None)
-        return cls(photos, target, Layers.of(photos, target[..., 0], _threads()))
+        return cls(photos, target, Layers.of(photos, target[..., 0], cores()))
 
     def batches(
         self, batch: int, seed: int, start: int, pasted: float
@@ -199,10 +199,6 @@ def agreement(
     )
 
 
-def _threads() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _has_background(student: Student) -> bool:
     return bool(student.classes[0]["id"] == 0)
 
@@ -239,7 +235,7 @@ def _corrected(
             photos,
             lambda i: enlarged(ground[i], size),
             enlarged(mean, size),
-            _threads(),
+            cores(),
             bar.update,
         )
 

@@ -21,6 +21,8 @@ from sis_jax.checkpoints import load_discriminator, load_lpips
 from sis_jax.data import draw
 from sis_jax.data.files import write_atomic
 from sis_jax.data.photos import Photos
+from sis_jax.methods.base import small_image
+from sis_jax.ops import plan
 from sis_jax.ops.compositing import psnr
 from sis_jax.ops.progress import progress, say
 from sis_jax.ops.sampling import collect, sample_seeds
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 BLOCK = 25  # steps between two updates of the progress bar
 STATISTICS = 2000  # samples for the mean and spread of w
 STARTS_SEED = 123
+_AXES = (None, None, None, 0, 0, 0, 0, None)  # of `steps_body`
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,7 @@ class Projection:
     def show(self, count: int = 8) -> Image.Image:
         """Photos over the generated images, as one image."""
         n = min(count, len(self))
-        zoom = max(1, 128 // self.photos.shape[1])
-        cells = np.concatenate([self.photos[:n], self.images[:n]]).repeat(zoom, 1).repeat(zoom, 2)
+        cells = draw.cells(np.concatenate([self.photos[:n], self.images[:n]]))
         return Image.fromarray(
             draw.grid(cells, n, labels=[*self.names[:n], *(f"{x:.1f} dB" for x in self.psnr[:n])])
         )
@@ -145,6 +147,7 @@ def project(
         else np.broadcast_to(mean, (len(pictures), *mean.shape))
     )
     maps = {name: np.asarray(value) for name, value in nn.noise_maps(gen).items()} if noise else {}  # type: ignore[arg-type]
+    step, devices = _planned(gen, net, pictures, mask, start, maps, recipe, batch)
     found = [
         _block(
             gen,
@@ -157,8 +160,8 @@ def project(
             recipe,
             seed + at,
             steps,
+            devices,
         )
-        for step in [batch * parallel.device_count()]
         for at in range(0, len(pictures), step)
     ]
     blocks_w, blocks_images, blocks_distance, blocks_noise = zip(*found)
@@ -281,7 +284,7 @@ def _nearest(
     """w of the sample that looks most like each photo at 16 pixels."""
     w, small = collect(
         gen, sample_seeds(STARTS_SEED, n), nn.sample_body, truncation=0.7,
-        shown="samples to begin with",
+        shown="samples to begin with", small=small_image(gen),
     )  # fmt: skip
     known = np.ones((*photos.shape[:3], 1), np.float32) if known is None else known
     wanted, weight = (np.asarray(nn.thumbnails(a)) for a in (photos / np.float32(127.5) - 1, known))
@@ -293,12 +296,31 @@ def _nearest(
     )
 
 
+def _planned(
+    gen: Any, net: Any, photos: np.ndarray, known: np.ndarray | None, start: np.ndarray,
+    maps: dict[str, np.ndarray], recipe: Any, batch: int,
+) -> tuple[int, Sequence[Any]]:  # fmt: skip
+    """(photos at once, at most `batch` per device; the devices). SisError where the memory there is
+    cannot hold them.
+    """
+    data = np.empty((1, *photos.shape[1:]), np.float32), known, np.zeros(1, np.int32)
+    given = (gen, net, np.float32(0), nn.begin(start[:1], maps, recipe), *data, np.zeros(3, int))
+    devices = parallel.local_devices()
+    rows, needed = plan.rows_at_once(
+        nn.steps_body, _AXES, given, devices[0].platform, batch, recipe=recipe
+    )
+    devices = plan.devices_at_once(needed, devices)
+    plan.check_room(needed, devices, f"projecting {rows} photos of {photos.shape[1]} pixels")
+    return rows * len(devices), devices
+
+
 def _block(
     gen: Any, net: Any, length: np.float32, photos: np.ndarray, known: np.ndarray | None,
     start: np.ndarray, maps: dict[str, np.ndarray], recipe: Any, seed: int, steps: int,
+    devices: Sequence[Any],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:  # fmt: skip
     """(w, images, distances, noise maps) of as many photos as fit the devices at once."""
-    devices = parallel.local_devices()[: len(photos)]
+    devices = devices[: len(photos)]
     n, rows = len(photos), -(-len(photos) // len(devices))
     seeds = np.arange(seed, seed + n, dtype=np.int32)
 
@@ -310,7 +332,7 @@ def _block(
     bar = progress(steps, f"projection of {n} photos", "step")
     run = parallel.map_devices(
         nn.steps_body,
-        (None, None, None, 0, 0, 0, 0, None),
+        _AXES,
         0,
         devices=devices,
         donate=(3,),

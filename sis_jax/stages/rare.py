@@ -259,10 +259,8 @@ def picture(rare: Rare, class_id: int) -> Image.Image:
         for x in zip(*[(i, c) for i, c, _ in rare.fitted.label_seeds(everywhere, seeds)])
     )
     shown = draw.overlay(after, np.where(labels == rare.cluster, class_id, 0))
-    zoom = max(1, 128 // after.shape[1])
-    return Image.fromarray(
-        draw.grid(np.concatenate([before, after, shown]).repeat(zoom, 1).repeat(zoom, 2), PICTURED)
-    )
+    cells = draw.cells(np.concatenate([before, after, shown]))
+    return Image.fromarray(draw.grid(cells, PICTURED))
 
 
 def described(rare: Rare) -> dict[str, Any]:

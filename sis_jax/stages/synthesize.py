@@ -16,7 +16,16 @@ from typing import Any
 from jax.experimental import multihost_utils
 
 from sis_jax import parallel
-from sis_jax.data.folder import CARD, CLASSES, METADATA, Dataset, Example, SplitWriter, classes_json
+from sis_jax.data.folder import (
+    CARD,
+    CLASSES,
+    METADATA,
+    Dataset,
+    Example,
+    SplitWriter,
+    classes_json,
+    write_chunks,
+)
 from sis_jax.ops.progress import progress, say
 from sis_jax.runs.configs.synthesize import SynthesizeConfig
 from sis_jax.runs.run import RunFolder
@@ -122,9 +131,8 @@ def _write_share(
         ]
     bar = progress(sum(map(len, splits.values())), "images", "img")
     bar.update(bar.total - sum(len(chunk) for _, chunk, _ in todo))
-    for writer, chunk, seeds in todo:
-        writer.write(chunk, _examples(teacher, [seeds[i] for i in chunk], config))
-        bar.update(len(chunk))
+    drawn = _examples(teacher, [seeds[i] for _, chunk, seeds in todo for i in chunk], config)
+    write_chunks([(writer, chunk) for writer, chunk, _ in todo], drawn, bar.update)
     bar.close()
     _wait_for_all(processes, "images")
 

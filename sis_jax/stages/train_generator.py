@@ -31,7 +31,7 @@ from sis_jax.models.stylegan2 import StyleGAN2
 from sis_jax.ops.progress import progress_shown, say
 from sis_jax.runs.configs.train_generator import Network, TrainGeneratorConfig
 from sis_jax.runs.run import RunFolder
-from sis_jax.training import gan, generator_loop
+from sis_jax.training import gan
 from sis_jax.training.generator_loop import GeneratorTraining, Job
 from sis_jax.training.loop import Checkpoints, as_csv
 from sis_jax.types import Info, SisError, UsageError
@@ -133,7 +133,7 @@ def _write(
     """The files of a snapshot: a grid of samples, the curve, and the weights folder in half
     precision.
     """
-    grid = draw.grid(fakes[:GRID_SEEDS], GRID_COLUMNS)
+    grid = draw.grid(draw.reduced(fakes[:GRID_SEEDS]), GRID_COLUMNS)
     run.write_image(f"samples/{training.images_seen:09d}.png", grid)
     run.write_bytes("curves.csv", as_csv(training.run.curve, COLUMNS))
     gen, name = training.generator(), run.path.resolve().name
@@ -155,7 +155,7 @@ def _card(name: str, training: GeneratorTraining, config: TrainGeneratorConfig) 
         "images seen": f"{facts['images']:,}{before}",
         "training": f"{facts['training_seconds']:,.0f} s on {facts['device']}",
         "sliced Wasserstein distance": f"{facts['swd']:.2f} (x 1000) between "
-        f"{generator_loop.SWD_IMAGES:,} samples at psi 1 and {facts['held_out']:,} held-out photos",
+        f"{training.judged:,} samples at psi 1 and {facts['held_out']:,} held-out photos",
         "recipe": ", ".join(f"{k} {v}" for k, v in facts["recipe"].items()),
     }
     table = "\n".join(f"| {k} | {v} |" for k, v in rows.items())

@@ -23,12 +23,12 @@ from sis_jax.models.discriminator import Discriminator
 from sis_jax.models.stylegan2 import StyleGAN2
 from sis_jax.ops.augment import adjust_probability
 from sis_jax.ops.progress import say
+from sis_jax.ops.sampling import collect, picture
 from sis_jax.ops.wasserstein import SwdReference
 from sis_jax.training import gan
 from sis_jax.training.loop import Checkpoints, Training, loop, on_devices
-from sis_jax.types import to_uint8
 
-SWD_IMAGES = 2000
+SWD_IMAGES = 2000  # of up to 256 pixels; of larger ones as many as have the same memory
 ADA_EVERY = 4  # steps between two corrections of the augmentation probability
 
 
@@ -89,8 +89,13 @@ class GeneratorTraining:
         """Photos shown to the discriminator so far."""
         return self.run.step * self.job.batch
 
+    @property
+    def judged(self) -> int:
+        """Samples of a snapshot."""
+        return max(min(SWD_IMAGES, SWD_IMAGES * 256**2 // self.job.gen.resolution**2), 64)
+
     def snapshots(self) -> Iterator[UInt8[np.ndarray, "n r r 3"]]:
-        """Train until `images` or `minutes` is reached. Yields `SWD_IMAGES` samples of the averaged
+        """Train until `images` or `minutes` is reached. Yields `judged` samples of the averaged
         generator at every snapshot and at the end, with a row of the curve; then the checkpoint is
         written.
         """
@@ -116,9 +121,7 @@ class GeneratorTraining:
             yield fakes
 
     def _samples(self) -> UInt8[np.ndarray, "n r r 3"]:
-        gen = self.generator()
-        rows = [to_uint8(gen.sample(range(i, i + 100)).images) for i in range(0, SWD_IMAGES, 100)]
-        return np.concatenate(rows)
+        return collect(self.generator(), range(self.judged), picture)
 
     def _step(
         self, state: gan.State, step: int, real: UInt8[np.ndarray, "b r r 3"]

@@ -32,6 +32,8 @@ from jaxtyping import Array, Float
 from sis_jax.models.alpha import Params, alpha_logits, composite, flat_taps
 from sis_jax.models.discriminator import Discriminator
 from sis_jax.models.stylegan2 import StyleGAN2
+from sis_jax.ops.resize import resize_bilinear
+from sis_jax.ops.sampling import quantised
 from sis_jax.ops.selection import frame
 from sis_jax.parallel import pmean
 from sis_jax.training.gan import join, r1_penalty, split
@@ -245,9 +247,13 @@ def to_float(real: jax.Array) -> Float[Array, "n r r 3"]:
 # functions of samples, each a body for `ops.sampling.map_samples`
 
 
-def mask(params: Params, features: tuple[jax.Array, ...]) -> Float[Array, "n r r"]:
-    """alpha, 0..1."""
-    return jax.nn.sigmoid(alpha_logits(params, features))[..., 0]
+def mask(
+    params: Params, features: tuple[jax.Array, ...], side: int | None = None
+) -> Float[Array, "n r r"]:
+    """alpha, 0..1, at the finest features' size or enlarged to `side` pixels."""
+    alpha = jax.nn.sigmoid(alpha_logits(params, features))
+    size = (side or alpha.shape[1],) * 2
+    return resize_bilinear(alpha, size, antialias=False)[..., 0]
 
 
 def masked(
@@ -255,7 +261,8 @@ def masked(
 ) -> tuple[jax.Array, jax.Array]:
     """(images, alpha), with the stored noise."""
     image, features = gen.synthesize(gen.map(z, truncation), "const", taps)
-    return image, mask(params, tuple(features[t] for t in taps))
+    found = tuple(features[t] for t in taps)
+    return quantised(image), mask(params, found, image.shape[1])
 
 
 def moments(
@@ -267,8 +274,3 @@ def moments(
         jnp.stack([features[t].mean((1, 2)), jnp.square(features[t]).mean((1, 2))], axis=1)
         for t in taps
     )
-
-
-def picture(gen: Any, z: jax.Array, truncation: jax.Array) -> jax.Array:
-    """The images alone."""
-    return gen.synthesize(gen.map(z, truncation), "const", ())[0]

@@ -189,11 +189,14 @@ def drawn(gen: Any, w: Float[AnyArray, "n s w"], noise: Noise) -> Float[Array, "
 
 
 def sample_body(
-    gen: Any, z: Array, truncation: Array
+    gen: Any, z: Array, truncation: Array, *, small: str | None = None
 ) -> tuple[Float[Array, "b s w"], Float[AnyArray, "b t t 3"]]:
-    """(w, small image) of samples; a body as in `ops/sampling.py`."""
+    """(w, small image) of samples; a body as in `ops/sampling.py`. small: the name of an image on
+    the way to the whole one, to be looked at in its place.
+    """
     w = gen.map(z, truncation)
-    return w, thumbnails(gen.synthesize(w)[0])
+    image, features = gen.synthesize(w, "const", (small,) if small else ())
+    return w, thumbnails(features[small] if small else image)
 
 
 def thumbnails(images: Float[AnyArray, "n r r c"]) -> Float[AnyArray, "n t t c"]:

@@ -1,0 +1,41 @@
+"""A function of many things on all cores, for work that lets go of the interpreter: decoding,
+resizing, deflating.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_threads(
+    function: Callable[[T], R], items: Iterable[T], waiting: int | None = None
+) -> Iterator[R]:
+    """`function` of every item, in the items' order, worked on by one thread per core.
+
+    waiting: results and items held at a time, by default two per core, so that memory is flat
+        however fast the items come. The first error stops the work.
+    """
+    threads, window = cores(), deque[Future[R]]()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in items:
+                window.append(pool.submit(function, item))
+                if len(window) >= (waiting or 2 * threads):
+                    yield window.popleft().result()
+            while window:
+                yield window.popleft().result()
+        finally:
+            for job in window:
+                job.cancel()
