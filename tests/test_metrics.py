@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from scipy.linalg import sqrtm
 from scipy.ndimage import correlate1d
 
 from sis_jax.ops import metrics, wasserstein
@@ -113,6 +114,73 @@ def test_boundary_band_of_many_classes_by_brute_force():
 
 
 # ------------------------------------------------------------------------------- sliced Wasserstein
+
+
+def _exactly(n, covariance, mean, seed):
+    """n rows whose sample covariance and mean are exactly these."""
+    x = np.random.default_rng(seed).normal(size=(n, len(mean)))
+    x = (x - x.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(x, rowvar=False))).T
+    return x @ np.linalg.cholesky(covariance).T + mean
+
+
+def test_frechet_distance_in_closed_form():
+    """Commuting covariances: |mu|^2 + sum (s - t)^2 of their deviations; others by the root."""
+    one, two = np.array([1.0, 4.0, 9.0]), np.array([4.0, 1.0, 0.25])
+    a = _exactly(50, np.diag(one), np.zeros(3), 0)
+    b = _exactly(70, np.diag(two), np.array([1.0, 2.0, 2.0]), 1)
+    expected = 9 + np.square(np.sqrt(one) - np.sqrt(two)).sum()
+    assert metrics.frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
+    turned = np.linalg.qr(np.random.default_rng(2).normal(size=(3, 3)))[0]
+    other = turned @ np.diag(two) @ turned.T
+    c = _exactly(70, other, np.zeros(3), 3)
+    trace = 14 + two.sum() - 2 * np.trace(sqrtm(np.diag(one) @ other).real)
+    assert metrics.frechet_distance(a, c) == pytest.approx(trace, rel=1e-9)
+    assert metrics.frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+
+
+def test_frechet_distance_of_few_samples_has_the_known_bias():
+    """Two samples of N(0, I): d (d + 5) / 4 (1 / n + 1 / m). Few rows are no fault."""
+    rng = np.random.default_rng(0)
+    found = [metrics.frechet_distance(*rng.normal(size=(2, 500, 64))) for _ in range(4)]
+    assert np.mean(found) == pytest.approx(64 * 69 / 4 * (2 / 500), rel=0.05)
+    assert np.isfinite(metrics.frechet_distance(*rng.normal(size=(2, 10, 64))))
+
+
+def test_kernel_distance_equals_its_definition_and_has_no_bias():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(5, 3)), rng.normal(1, 2, size=(4, 3))
+
+    def kernel(x, y):
+        return (x @ y / 3 + 1) ** 3
+
+    def inside(x):
+        n = len(x)
+        return sum(kernel(x[i], x[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+
+    between = np.mean([[kernel(x, y) for y in b] for x in a])
+    expected = inside(a) + inside(b) - 2 * between
+    assert metrics.kernel_distance(a, b) == pytest.approx(expected, rel=1e-9)
+    null = [metrics.kernel_distance(*rng.normal(size=(2, 40, 8))) for _ in range(300)]
+    assert abs(np.mean(null)) < 4 * np.std(null) / np.sqrt(300)
+
+
+def test_manifold_overlap_by_brute_force():
+    rng = np.random.default_rng(0)
+    real, fake = rng.normal(size=(30, 2)), rng.normal(1.5, 0.5, size=(20, 2))
+
+    def covered(point, of):
+        reach = [sorted(np.linalg.norm(of - x, axis=1))[3] for x in of]
+        return any(np.linalg.norm(point - x) <= r for x, r in zip(of, reach))
+
+    precision = np.mean([covered(x, real) for x in fake])
+    recall = np.mean([covered(x, fake) for x in real])
+    assert metrics.manifold_overlap(real, fake) == (precision, recall) and recall < precision < 1
+
+
+def test_sets_of_features_that_are_too_small():
+    for compare in (metrics.frechet_distance, metrics.kernel_distance, metrics.manifold_overlap):
+        with pytest.raises(UsageError, match=r"sets of 9 and 1 .*at least"):
+            compare(np.zeros((9, 3)), np.zeros((1, 3)))
 
 
 def _pictures(n: int, seed: int, side: int = 32) -> np.ndarray:

@@ -351,6 +351,7 @@ def _enlarged(
     scores: Float[np.ndarray, "h w k"], size: tuple[int, int], box: Any = None
 ) -> Float[np.ndarray, "_ _ k"]:
     """Bilinear, channel by channel; of the part `box` (left, top, right, bottom) alone."""
+    h, w = size
     if scores.shape[:2] == size and box is None:
         return np.asarray(scores, np.float32)
     planes = (
@@ -358,7 +359,7 @@ def _enlarged(
         for i in range(scores.shape[-1])
     )
     return np.stack(
-        [np.asarray(p.resize(size[::-1], Image.Resampling.BILINEAR, box)) for p in planes], -1
+        [np.asarray(p.resize((w, h), Image.Resampling.BILINEAR, box)) for p in planes], -1
     )
 
 
