@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import hashlib
 import io
 import json
 import re
@@ -15,11 +16,12 @@ from PIL import Image
 
 from sis_jax.data import draw
 from sis_jax.data.edits import keep_background
+from sis_jax.data.part_edits import fingerprint
 from sis_jax.report import report
 from sis_jax.runs.run import RunFolder
 from sis_jax.types import Info, UsageError
 
-_VOID = {"meta", "img", "br", "line", "rect", "polyline", "path", "circle"}
+_VOID = {"meta", "img", "br", "line", "rect", "polyline", "path", "circle", "input"}
 
 
 class _Page(HTMLParser):
@@ -177,7 +179,7 @@ def test_the_page_opens_offline(tmp_path):
     assert page.open == []
     assert len(page.loads) >= 24
     assert all(value.startswith("data:image/") for value in page.loads)
-    assert "http" not in html.replace("http://www.w3.org/2000/svg", "")
+    assert "://" not in html.replace("http://www.w3.org/2000/svg", "")
     assert "@import" not in html
     assert "url(" not in html
     assert path.stat().st_size < 5 * 1024 * 1024
@@ -203,14 +205,14 @@ def test_the_heat_map_shows_what_decided_the_layer(tmp_path):
 def test_every_section_with_data_is_there(tmp_path):
     page = _Page(report(_make_run(tmp_path / "faces")).read_text(encoding="utf-8"))
     assert page.ids == [
-        "samples",
+        *("samples", "tool", "levels", "chips", "edit", "name", "rename", "into", "merge", "drop"),
+        *("undo", "download", "count", "status", "next"),
         "parts",
-        "gallery",
         "sweep",
-        "worst",
         "student",
         "metrics",
         "provenance",
+        "run",
     ]
     text = " ".join(page.text)
     for part in (
@@ -231,16 +233,56 @@ def test_sections_without_data_are_left_out(tmp_path):
     assert page.loads == []
 
 
-def test_unsure_parts_come_first_and_names_are_escaped(tmp_path):
+def test_unstable_parts_come_first_and_names_are_escaped(tmp_path):
     html = report(_make_run(tmp_path / "faces")).read_text(encoding="utf-8")
-    assert "<script" not in html
+    assert "<script>spot" not in html
     table = html[html.index('<section id="parts">') :]
     assert (
         table.index("&lt;script&gt;spot")
-        < table.index("disc</td>")
-        < table.index("background</td>")
+        < table.index("disc</span>")
+        < table.index("background</span>")
     )
-    assert len(re.findall(r'class="tag unsure"', table)) == 1
+    assert re.findall(r'class="tag warn">([^<]+)<', table) == ["unstable"]
+
+
+def test_no_image_is_there_twice(tmp_path):
+    loads = _Page(_page_of(_make_run(tmp_path / "faces"))).loads
+    assert len(loads) == len(set(loads)) == 3 * 8 + 3 * 4
+
+
+def test_samples_of_lowest_confidence_come_first(tmp_path):
+    html = _page_of(_make_run(tmp_path / "faces"))
+    shown = re.findall(r'class="number">([0-9.]+)<small>seed (\d+)', html)
+    assert shown == [(f"{0.9 - 0.1 * i:.2f}", str(i)) for i in reversed(range(8))]
+
+
+def test_only_the_pages_own_script_may_run(tmp_path):
+    """A name that closes the script's data, and one with a handler, stay text."""
+    folder = _make_run(tmp_path / "faces")
+    file = folder / "parts" / "classes.json"
+    found = json.loads(file.read_text())
+    found["classes"][0]["name"] = "</script><img src=x onerror=alert(1)>"
+    file.write_text(json.dumps(found))
+    html = _page_of(folder)
+    assert "<img src=x" not in html
+    data, script = re.findall(r"<script[^>]*>(.*?)</script>", html, re.S)
+    names = [c["name"] for c in json.loads(data)["levels"][0]["classes"]]
+    assert names == ["</script><img src=x onerror=alert(1)>", "<script>spot</script>"]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'; " in html
+    assert f"script-src 'sha256-{digest}'\">" in html
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", script)
+
+
+def test_the_script_gets_the_masks_and_the_parts(tmp_path):
+    folder = _make_run(tmp_path / "faces", size=64)
+    data = json.loads(re.findall(r'id="run">(.*?)</script>', _page_of(folder), re.S)[0])
+    found = json.loads((folder / "parts" / "classes.json").read_text())
+    assert data["parts"] == fingerprint(found["classes"])
+    _, masks = _faces(8, 64)
+    for i, runs in enumerate(data["masks"][0]):  # lowest confidence first: the last sample
+        ids = np.repeat(runs[::2], runs[1::2]).reshape(data["height"], data["width"])
+        np.testing.assert_array_equal(ids, masks[7 - i])
 
 
 def test_what_went_wrong_is_told(tmp_path):
@@ -265,7 +307,6 @@ def test_large_pictures_are_reduced(tmp_path):
     folder = _make_run(tmp_path / "faces", size=64)
     noise = np.random.default_rng(0).integers(0, 256, (3000, 2600, 3), np.uint8)
     with RunFolder.open(folder) as run:
-        run.write_image("parts/gallery.png", noise, compress_level=1)
         run.write_image("parts/samples/00_image.png", noise[:1024, :1024], compress_level=1)
         run.write_image(
             "parts/samples/00_mask.png",
@@ -328,7 +369,7 @@ def test_names_from_text_are_shown(tmp_path):
 
 def test_without_scores_there_is_no_such_column(tmp_path):
     page = _page_of(_make_run(tmp_path / "run"))
-    assert "Runner-up" not in page and "unnamed" not in page
+    assert "Runner-up" not in page and "unnamed:" not in page
 
 
 def test_a_run_whose_first_stage_knows_no_layer_and_no_generator(tmp_path):
@@ -427,7 +468,7 @@ def test_many_edits_keep_the_page_small(tmp_path):
         ).save(folder / "edits" / str(i))
     html = _page_of(folder)
     sheets = re.findall(r'<img class="gallery" src="([^"]+)" alt="edit ', html)
-    assert len(sheets) == 6 and sum(map(len, sheets)) <= 1_200_000 and 'id="gallery"' in html
+    assert len(sheets) == 6 and sum(map(len, sheets)) <= 1_200_000
 
 
 def _size(uri: str) -> tuple[int, int]:

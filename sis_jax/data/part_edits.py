@@ -75,9 +75,14 @@ class PartEdits:
         return (json_text(self.content()) + "\n").encode()
 
 
-def fingerprint(classes: Iterable[Mapping[str, Any]]) -> str:
-    """16 hexadecimal digits that change with the ids, names or clusters of the classes."""
-    known = sorted((c["id"], c["name"], sorted(c.get("clusters", ()))) for c in classes)
+def fingerprint(*levels: Iterable[Mapping[str, Any]]) -> str:
+    """16 hexadecimal digits that change with the ids, names or clusters of the classes of any
+    level.
+    """
+    known = [
+        sorted((c["id"], c["name"], sorted(c.get("clusters", ()))) for c in classes)
+        for classes in levels
+    ]
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
 
 

@@ -39,7 +39,8 @@ def line_chart_svg(
     if not every:
         return ""
     left, right, top, bottom = 52, 12, 12, 40
-    legend = 20 * (-(-len(series) // 4)) if len(series) > 1 else 0
+    per_row = max(1, min(4, (width - left) // (20 + 7 * max(map(len, series)))))
+    legend = 20 * (-(-len(series) // per_row)) if len(series) > 1 else 0
     xs, ys = _ticks(*_range([p[0] for p in every]), 6), _ticks(*_range([p[1] for p in every]), 5)
     x0, x1 = min([xs[0], *(p[0] for p in every)]), max([xs[-1], *(p[0] for p in every)])
     y0, y1 = min([ys[0], *(p[1] for p in every)]), max([ys[-1], *(p[1] for p in every)])
@@ -84,7 +85,8 @@ def line_chart_svg(
         )
         parts += [_marker(i, x, y) for x, y in dots] if len(dots) <= 60 else []
         if legend:
-            x, y = left + (i % 4) * (width - left) / 4, height + 12 + 20 * (i // 4)
+            row, column = divmod(i, per_row)
+            x, y = left + column * (width - left) / per_row, height + 12 + 20 * row
             parts.append(
                 f'{_marker(i, x + 5, y - 4)}<text x="{x + 14}" y="{y}">{escape(name)}</text>'
             )

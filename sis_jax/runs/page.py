@@ -4,11 +4,14 @@ the verb `report` at any time.
 
 from __future__ import annotations
 
+import base64
 import csv
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +21,12 @@ from markupsafe import Markup
 from PIL import Image
 from safetensors import safe_open
 
-from sis_jax.data import draw
 from sis_jax.data.edits import Edit
 from sis_jax.data.files import read_run, write_atomic
-from sis_jax.runs import charts, cli
-from sis_jax.runs.page_images import data_uri, jpeg_uri, reduced
+from sis_jax.runs import charts, cli, page_parts
+from sis_jax.runs.page_images import reduced
 from sis_jax.types import UsageError
 
-_UNSURE = 0.7  # agreement or confidence below this is marked
-_SHOWN = 256  # pixels: larger samples are reduced, so that the page stays small
 _LIMIT = 5 * 1024 * 1024
 _EDITED = 6  # rows of an edit's image
 _EDITS_BUDGET = 1_200_000  # bytes of all edits' images together
@@ -46,8 +46,8 @@ def write_page(run: str | Path) -> Path:
     folder = Path(run).expanduser()
     context = _context(folder, read_run(folder))
     page = _render(context).encode()
-    if len(page) > _LIMIT:  # only images can be that large; the gallery is also a file of its own
-        page = _render({**context, "gallery": None}).encode()
+    if len(page) > _LIMIT:  # masks of noise: they are shown, but cannot be edited
+        page = _render({**context, "script_data": None}).encode()
     write_atomic(folder / "report.html", page)
     return folder / "report.html"
 
@@ -65,7 +65,11 @@ def _render(context: Mapping[str, Any]) -> str:
         fixed=lambda v: "–" if v is None else f"{v:.2f}",
     )
     engine.filters.update(percent=_percent, duration=cli.duration, decibel=_decibel)
-    engine.globals.update(swatch=lambda i: Markup(charts.swatch(i)))
+    script = files("sis_jax.runs").joinpath("page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    engine.globals.update(
+        swatch=lambda i: Markup(charts.swatch(i)), script=Markup(script), script_digest=digest
+    )
     return engine.get_template("page.html.jinja").render(context)
 
 
@@ -86,7 +90,8 @@ def _context(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     """Everything the template shows, each entry None or empty where the run has no data for it."""
     stages = run["stages"]
     found = _json(folder / "parts" / "classes.json", dict) or {}
-    samples = _samples(folder / "parts" / "samples")
+    levels = page_parts.levels_of(found)
+    samples = page_parts.samples_of(folder / "parts" / "samples", found)
     generator = next((s["generator"] for s in stages.values() if s.get("generator")), {})
     finished = [s["finished"] for s in stages.values() if s.get("finished")]
     return {
@@ -96,15 +101,17 @@ def _context(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
         "commands": [s["command"] for s in stages.values() if s.get("command")],
         "seconds": sum(s.get("seconds") or 0 for s in stages.values()),
         "finished": max(finished, default=""),
-        "samples": [
-            {key: s[key] for key in ("number", "image", "parts", "overlay")} for s in samples
+        "samples": [sample.shown() for sample in samples],
+        "levels": [
+            {"title": level.title, "rows": page_parts.rows_of(level, number, samples)}
+            for number, level in enumerate(levels)
         ],
-        "parts": _parts(found, samples),
-        "unsure_below": _UNSURE,
-        "gallery": _gallery(folder / "parts" / "gallery.png"),
+        "unstable_below": page_parts.UNSTABLE,
+        "script_data": page_parts.script_data(levels, samples),
+        "apply": f"python -m sis_jax.label {shlex.quote(str(folder))} --edits edits.json",
+        "gallery": None if samples else _gallery(folder / "parts" / "gallery.png"),
         "rare": _rare(folder / "parts"),
         "sweep": _sweep(_json(folder / "parts" / "sweep.json", dict)),
-        "worst": _worst(found, samples),
         "edits": _edits(folder / "edits"),
         "curves": _curves(folder / "student" / "curves.csv"),
         "metrics": _metrics(_json(folder / "metrics.json", (dict, list))),
@@ -132,38 +139,6 @@ def _json(path: Path, kind: Any) -> Any:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, kind) else None
-
-
-def _samples(folder: Path) -> list[dict[str, Any]]:
-    """Up to eight samples as arrays and data URIs."""
-    samples = []
-    for image_path in sorted(folder.glob("*_image.png"))[:8]:
-        mask_path = image_path.with_name(image_path.name.replace("_image", "_mask"))
-        if not mask_path.exists():
-            continue
-        image, mask = Image.open(image_path).convert("RGB"), Image.open(mask_path)
-        if max(image.size) > _SHOWN:
-            image = image.resize(
-                [max(1, round(side * _SHOWN / max(image.size))) for side in image.size],
-                Image.Resampling.LANCZOS,
-            )
-        pixels, ids = (
-            np.asarray(image),
-            np.asarray(mask.resize(image.size, Image.Resampling.NEAREST)),
-        )
-        samples.append(
-            {
-                "number": int(image_path.name.split("_")[0])
-                if image_path.name.split("_")[0].isdigit()
-                else len(samples),
-                "pixels": pixels,
-                "ids": ids,
-                "image": jpeg_uri(pixels),
-                "parts": data_uri(draw.palette_png(ids), "PNG", optimize=True),
-                "overlay": jpeg_uri(draw.overlay(pixels, ids)),
-            }
-        )
-    return samples
 
 
 def _gallery(path: Path) -> dict[str, Any] | None:
@@ -211,82 +186,6 @@ def _edits(folder: Path) -> list[dict[str, Any]]:
             }
         )
     return found
-
-
-def _parts(found: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row per class, those of least confidence first; background and ignored pixels are rows
-    too.
-    """
-    classes = {c["id"]: c for c in found.get("classes", [])}
-    clusters = found.get("clusters", [])
-    for cluster in clusters:
-        owner = cluster.get("class_id", cluster["id"])
-        if owner not in classes and (owner == 0 or not found.get("classes")):
-            classes[owner] = {"id": owner, "name": "background" if owner == 0 else f"part {owner}"}
-    rows = []
-    for id_, entry in classes.items():
-        mine = [
-            c
-            for c in clusters
-            if c.get("class_id", c["id"]) == id_ or c["id"] in entry.get("clusters", ())
-        ]
-        row = {
-            "id": id_,
-            "name": entry.get("name") or f"part {id_}",
-            "clusters": [c["id"] for c in mine],
-            "share": sum(c.get("share") or 0 for c in mine) if mine else None,
-            "background": id_ == 0 or any(c.get("background") for c in mine),
-            "score": entry.get("score"),
-            "margin": entry.get("margin"),
-            "runner_up": entry.get("runner_up"),
-            "guess": entry.get("guess"),
-            "crops": _crops(samples, id_),
-            **{key: _weighted(mine, key) for key in ("confidence", "agreement", "border_share")},
-        }
-        sure = [v for v in (row["confidence"], row["agreement"]) if v is not None]
-        row["sureness"] = min(sure, default=None)
-        row["unnamed"] = bool(entry.get("unsure"))
-        row["unsure"] = bool(sure) and min(sure) < _UNSURE
-        rows.append(row)
-    return sorted(
-        rows,
-        key=lambda r: (
-            not (r["unsure"] or r["unnamed"]),
-            r["sureness"] is None,
-            r["sureness"] or 0,
-            r["id"],
-        ),
-    )
-
-
-def _weighted(clusters: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    """The mean of a cluster statistic over a class, each cluster by its share of the pixels."""
-    known = [(c[key], c.get("share") or 1e-9) for c in clusters if c.get(key) is not None]
-    return sum(v * w for v, w in known) / sum(w for _, w in known) if known else None
-
-
-def _crops(
-    samples: Sequence[Mapping[str, Any]], id_: int, count: int = 4, side: int = 72
-) -> list[str]:
-    """Where the class is largest: a square around it, everything else faded."""
-    crops = []
-    for sample in sorted(samples, key=lambda s: -int((s["ids"] == id_).sum()))[:count]:
-        inside = sample["ids"] == id_
-        if inside.sum() < 4:
-            break
-        rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
-        height, width = inside.shape
-        size = min(int(max(rows[-1] - rows[0], columns[-1] - columns[0]) * 1.2) + 3, height, width)
-        top = int(np.clip((rows[0] + rows[-1] - size) // 2, 0, height - size))
-        left = int(np.clip((columns[0] + columns[-1] - size) // 2, 0, width - size))
-        faded = np.where(
-            inside[..., None], sample["pixels"], 0.25 * sample["pixels"] + 0.75 * 235
-        ).astype(np.uint8)
-        crop = Image.fromarray(faded[top : top + size, left : left + size]).resize(
-            (side, side), Image.Resampling.BICUBIC
-        )
-        crops.append(data_uri(crop, "JPEG", quality=85))
-    return crops
 
 
 def _sweep(sweep: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -341,19 +240,8 @@ def _sweep(sweep: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {
         "criterion": criterion, "rows": rows, "columns": columns, "chosen": chosen,
         "chart": Markup(chart), "heat": Markup(heat), "heated": heated,
+        "finer": (sweep or {}).get("finer"),
     }  # fmt: skip
-
-
-def _worst(found: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The samples with the lowest confidence first, where the run recorded one per sample."""
-    notes = [s for s in found.get("samples", []) if s.get("confidence") is not None]
-    if len(notes) < len(samples):
-        return []
-    ranked = sorted(zip(notes, samples), key=lambda pair: pair[0]["confidence"])
-    return [
-        {"confidence": n["confidence"], "seed": n.get("seed"), "overlay": s["overlay"]}
-        for n, s in ranked[:4]
-    ]
 
 
 def _curves(path: Path) -> list[Any]:
@@ -417,7 +305,8 @@ def _warnings(
     found: Mapping[str, Any], generator: Mapping[str, Any], stages: Mapping[str, Any], folder: Path
 ) -> list[str]:
     """Warnings before the result is used, each with its remedy."""
-    told = [str(w) for w in found.get("warnings", [])]
+    finer = found.get("finer") or {}
+    told = [str(w) for w in (*found.get("warnings", []), *finer.get("warnings", []))]
     background = found.get("background") or {}
     if background.get("found") is False:
         why = str(background.get("why", "")).rstrip(".")
