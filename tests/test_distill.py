@@ -393,16 +393,30 @@ def test_colours_correct_a_mask_that_leaks():
     ground = np.where(truth, 0.05, 0.9).astype(np.float32)
     ground[24:, 36:] = 0.2
     wrong = (ground < 0.5) != truth
-    found = grabcut.foreground(photo, ground, np.where(truth, 0.05, 0.9).astype(np.float32))
+    prior = np.where(truth, 0.05, 0.9)
+    found = grabcut.foreground(photo, (ground + prior) / 2, grabcut.LOOSE)
     assert wrong.mean() > 0.1 and (found != truth).mean() < 0.02
-    many = grabcut.foregrounds(np.stack([photo] * 3), lambda i: ground, ground, threads=2)
+    many = grabcut.in_threads(lambda i: grabcut.corrected(photo, ground), 3, threads=2)
     np.testing.assert_array_equal(many[0], many[2])
+    assert ((many[0] < 0.5) != truth).mean() < wrong.mean()
 
 
-def test_nothing_to_compare_keeps_the_opinion():
+def test_a_guided_filter_moves_a_boundary_to_the_edge():
+    """The mask ends two pixels beside the edge, and its values stay in [0, 1]."""
+    at = np.arange(128)
+    photo = np.where(at[None, :, None] < 64, (200, 180, 160), (30, 40, 50))
+    photo = np.broadcast_to(photo, (128, 128, 3)).astype(np.uint8)
+    mask = np.broadcast_to((at[None] < 66).astype(np.float32), (128, 128))
+    found = grabcut.guided(photo, mask)
+    assert found.min() >= 0 and found.max() <= 1
+    edge = (found > 0.5).sum(1)
+    assert (np.abs(edge - 64) <= 1).all()
+
+
+def test_nothing_to_compare_keeps_the_prediction():
     photo = np.zeros((16, 16, 3), np.uint8)
-    sure = np.full((16, 16), 0.99, np.float32)
-    assert not grabcut.foreground(photo, sure, sure).any()
+    certain = np.full((16, 16), 0.99, np.float32)
+    assert not grabcut.foreground(photo, certain, grabcut.LOOSE).any()
 
 
 @pytest.mark.parametrize(

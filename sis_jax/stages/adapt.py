@@ -1,8 +1,10 @@
 """Self-training on photos without labels: what is learned in a round, and whether it helped.
 
 A round: the student labels its share of the photos (the mean with their mirror images, as
-probabilities), and goes on learning from varied views of them, many before other photos'
-backgrounds (`training/self_training.py`). The next round's labels are the better for it.
+probabilities; foreground against background, the mean with what GrabCut and a guided filter make
+of that from the photo's own colours), and goes on learning from varied views of them, many before
+other photos' backgrounds (`training/self_training.py`). The next round's labels are the better for
+it.
 
 The criterion, without labels, on held-out photos: how stable the masks are under other colours, how
 far they agree with what GrabCut makes of them from each photo's own colours, and whether the masks
@@ -26,7 +28,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from sis_jax import parallel
@@ -131,8 +133,10 @@ class Round:
         with progress(len(photos), note, "photo") as bar:
             for i in range(0, len(photos), _BLOCK):
                 scores = predicted(teacher, seen[i : i + _BLOCK], mirrored)
-                small = [_resized(score, side) for score in scores]
-                target[i : i + _BLOCK] = np.round(255 * np.stack(small))
+                scores = np.stack([_resized(score, side) for score in scores])
+                if _has_background(teacher):
+                    scores = _corrected(photos[i : i + _BLOCK], scores)
+                target[i : i + _BLOCK] = np.round(255 * scores)
                 bar.update(len(scores))
         if not (pasted and _has_background(teacher)):
             return cls(photos, target, None)
@@ -186,17 +190,18 @@ def agreement(
     """
     if not _has_background(student):
         return None
-    ground = predicted(student, reduced(photos, student.side), mirrored)[..., 0]
-    corrected = _corrected(photos, ground, mirrored, "masks of held-out photos")
-    own = (enlarged(g, photos.shape[1:3]) < 0.5 for g in ground)
-    return float(
-        np.mean(
-            [
-                metrics.mean_iou(metrics.confusion(a.astype(int), b.astype(int), 2))
-                for a, b in zip(own, corrected)
-            ]
-        )
-    )
+    background = predicted(student, reduced(photos, student.side), mirrored)[..., 0]
+    prior = background.mean(0)
+    prior = (prior + prior[:, ::-1]) / 2 if mirrored else prior
+    size = photos.shape[1:3]
+
+    def one(i: int) -> float:
+        half = enlarged((background[i] + prior) / 2, size)
+        cut = grabcut.foreground(photos[i], half, grabcut.LOOSE)
+        own = enlarged(background[i], size) < 0.5
+        return metrics.mean_iou(metrics.confusion(own.astype(int), cut.astype(int), 2))
+
+    return float(np.mean(grabcut.in_threads(one, len(photos), cores())))
 
 
 def _has_background(student: Student) -> bool:
@@ -221,23 +226,18 @@ def _resized(scores: Float[np.ndarray, "r r k"], side: int) -> Float[np.ndarray,
 
 
 def _corrected(
-    photos: UInt8[np.ndarray, "n r r 3"],
-    ground: Float[np.ndarray, "n s s"],
-    mirrored: bool,
-    note: str,
-) -> Bool[np.ndarray, "n r r"]:
-    """What is foreground, at the photos' own size, after their own colours were asked."""
-    mean = ground.mean(0)
-    mean = (mean + mean[:, ::-1]) / 2 if mirrored else mean
-    size = photos.shape[1:3]
-    with progress(len(photos), note, "photo") as bar:
-        return grabcut.foregrounds(
-            photos,
-            lambda i: enlarged(ground[i], size),
-            enlarged(mean, size),
-            cores(),
-            bar.update,
-        )
+    photos: UInt8[np.ndarray, "n s s 3"], scores: Float[np.ndarray, "n s s k"]
+) -> Float[np.ndarray, "n s s k"]:
+    """Probabilities whose background, channel 0, follows the photos' colours; the other classes
+    share the rest as before.
+    """
+
+    def one(i: int) -> np.ndarray:
+        return grabcut.corrected(photos[i], scores[i, ..., 0])
+
+    background = np.stack(grabcut.in_threads(one, len(photos), cores()))[..., None]
+    rest = scores[..., 1:] / np.maximum(1 - scores[..., :1], 1e-6)
+    return np.concatenate([background, rest * (1 - background)], -1)
 
 
 def _two_views(
