@@ -183,12 +183,16 @@ def sample_grid(
     masks: Integer[np.ndarray, "n h w"],
     labels: Sequence[str] | None = None,
     pad: int = 4,
+    finer: Integer[np.ndarray, "n h w"] | None = None,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Three rows for n samples, one column each: image, parts, overlay. labels: one per sample,
-    below the last row.
+    """Three rows for n samples, one column each: image, parts, overlay; with `finer` masks: image,
+    overlay, overlay of the finer ones. labels: one per sample, below the last row.
     """
     images, masks = np.asarray(images), np.asarray(masks)
-    cells = [*images, *colour_mask(masks), *overlay(images, masks)]
+    if finer is None:
+        cells = [*images, *colour_mask(masks), *overlay(images, masks)]
+    else:
+        cells = [*images, *overlay(images, masks), *overlay(images, finer)]
     if labels is None:
         return grid(cells, len(images), pad)
     top = grid(cells[: 2 * len(images)], len(images), pad)

@@ -9,6 +9,22 @@ from sis_jax.data import draw
 
 BACKGROUND = 0
 _Said = Mapping[int, Mapping[str, Any]]
+_Classes = Sequence[Mapping[str, Any]]
+
+UNSAID: dict[str, Any] = {
+    "prompts": [],
+    "score": None,
+    "margin": None,
+    "runner_up": None,
+    "guess": None,
+    "unsure": False,
+}
+
+
+def new_class(class_id: int, name: str, clusters: list[int]) -> dict[str, Any]:
+    """A class that no text model has named."""
+    colour = draw.colour(class_id)
+    return {"id": class_id, "name": name, "colour": colour, "clusters": clusters, **UNSAID}
 
 
 def grouped(
@@ -77,14 +93,7 @@ def _facts(members: Iterable[int], said: _Said, share: Mapping[int, float]) -> d
     """
     told = [c for c in members if c in said]
     if not told:
-        return {
-            "prompts": [],
-            "score": None,
-            "margin": None,
-            "runner_up": None,
-            "guess": None,
-            "unsure": False,
-        }
+        return dict(UNSAID)
     largest = said[max(told, key=lambda c: share[c])]
     total = sum(share[c] for c in told)
     mean = {key: sum(said[c][key] * share[c] for c in told) / total for key in ("score", "margin")}
@@ -98,3 +107,99 @@ def _facts(members: Iterable[int], said: _Said, share: Mapping[int, float]) -> d
         "guess": guess,
         "unsure": unsure,
     }
+
+
+# The finer of two levels: its clusters name the coarse cluster they lie in, {"id", "parent"}
+
+
+def finer_classes(classes: _Classes, clusters: _Classes) -> tuple[dict[str, Any], ...]:
+    """One class per finer cluster, in the order of the coarse classes and the largest first; those
+    of the background are the background.
+    """
+    children: dict[int, list[Mapping[str, Any]]] = {}
+    for cluster in sorted(clusters, key=lambda c: -c["share"]):
+        children.setdefault(cluster["parent"], []).append(cluster)
+    made: list[dict[str, Any]] = []
+    ordered = sorted(classes, key=lambda c: c["id"])
+    for entry in ordered:
+        own = [c["id"] for parent in entry["clusters"] for c in children.get(parent, ())]
+        if entry["id"] == BACKGROUND:
+            made.append(new_class(BACKGROUND, entry["name"], sorted(own)))
+        else:
+            first = 1 + sum(c["id"] != BACKGROUND for c in made)
+            made += [new_class(i, "", [cluster]) for i, cluster in enumerate(own, first)]
+    return _with_names(classes, made, clusters, {})
+
+
+def followed(
+    before: _Classes, after: _Classes, finer: _Classes, clusters: _Classes
+) -> tuple[dict[str, Any], ...]:
+    """The finer classes when the coarse ones change: what lies in the background goes there, and
+    names that came from a coarse class change with it. Other names stay.
+    """
+    owner, parent = _owners(after), {c["id"]: c["parent"] for c in clusters}
+    hidden = [c for c, p in parent.items() if owner[p]["id"] == BACKGROUND]
+    usual = inherited(before, finer, clusters, {})
+    made, own = [], {}
+    if hidden:
+        name = next(c["name"] for c in after if c["id"] == BACKGROUND)
+        made.append(new_class(BACKGROUND, name, sorted(hidden)))
+    fresh = 1 + max(entry["id"] for entry in finer)
+    for entry in finer:
+        kept = [c for c in entry["clusters"] if c not in hidden]
+        if entry["id"] == BACKGROUND:  # no longer, for these
+            made += [new_class(i, "", [c]) for i, c in enumerate(kept, fresh)]
+        elif kept:
+            made.append(dict(entry, clusters=kept))
+            if entry["name"] != usual[entry["id"]]:
+                own[entry["id"]] = entry["name"]
+    return _with_names(after, made, clusters, own)
+
+
+def finer_named(
+    classes: _Classes, finer: _Classes, clusters: _Classes, said: _Said
+) -> tuple[dict[str, Any], ...]:
+    """The finer classes with the names that a text model gave their clusters, `said` as in
+    `Parts.named`. The outline is the coarse level's, so no part becomes background by text; a part
+    without a name of its own goes by that of the coarse class.
+    """
+    share = {c["id"]: c.get("share") or 1e-9 for c in clusters}
+    said = {c: dict(v, named=v["named"] and v["name"] is not None) for c, v in said.items()}
+    own, made = {}, []
+    for entry in finer:
+        made.append(dict(entry) | _facts(entry["clusters"], said, share))
+        largest = said.get(max(entry["clusters"], key=lambda c: share[c]))
+        if entry["id"] != BACKGROUND and largest is not None and largest["named"]:
+            own[entry["id"]] = largest["name"]
+    return _with_names(classes, made, clusters, own)
+
+
+def inherited(
+    classes: _Classes, finer: _Classes, clusters: _Classes, own: Mapping[int, str]
+) -> dict[int, str]:
+    """Names of the finer classes by id: own[id], or else that of the coarse class they lie in; with
+    a number where several share a name, "face 2", or "part 1.2" in "part 1".
+    """
+    owner, parent = _owners(classes), {c["id"]: c["parent"] for c in clusters}
+    groups: dict[str, list[int]] = {}
+    for entry in finer:
+        if entry["id"] != BACKGROUND:
+            coarse = owner[parent[entry["clusters"][0]]]["name"]
+            groups.setdefault(own.get(entry["id"], coarse), []).append(entry["id"])
+    names = {}
+    for name, ids in groups.items():
+        mark = "." if name.startswith("part ") else " "
+        for number, class_id in enumerate(ids, start=1):
+            names[class_id] = f"{name}{mark}{number}" if len(ids) > 1 else name
+    return names
+
+
+def _with_names(
+    classes: _Classes, finer: _Classes, clusters: _Classes, own: Mapping[int, str]
+) -> tuple[dict[str, Any], ...]:
+    names = inherited(classes, finer, clusters, own)
+    return tuple(dict(entry, name=names.get(entry["id"], entry["name"])) for entry in finer)
+
+
+def _owners(classes: _Classes) -> dict[int, Mapping[str, Any]]:
+    return {cluster: entry for entry in classes for cluster in entry["clusters"]}

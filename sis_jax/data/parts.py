@@ -20,10 +20,17 @@ from safetensors.numpy import load_file, save
 
 from sis_jax.data import draw
 from sis_jax.data.files import plain, write_atomic
-from sis_jax.data.part_names import grouped
+from sis_jax.data.part_names import (
+    BACKGROUND,
+    UNSAID,
+    finer_named,
+    followed,
+    grouped,
+    new_class,
+)
 from sis_jax.types import Info, SisError, UsageError
 
-BACKGROUND = 0
+FINER = "finer/"  # names of arrays of the finer level begin so
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,8 @@ class Parts:
         class_id; scores: probability per class).
     samples: uint8[n h w 3] images to look at, masks: their clusters, seeds: theirs, confidence:
         per image, 0..1.
+    finer: the same foreground in finer parts, None where there is one level; see `level`. Its
+        clusters have one more fact, "parent": the cluster here that holds all their pixels.
     """
 
     method: str
@@ -59,6 +68,17 @@ class Parts:
     )
     seeds: tuple[int, ...] = ()
     confidence: tuple[float, ...] = ()
+    finer: Parts | None = None
+
+    def level(self, level: int) -> Parts:
+        """One level alone: 0 is the background and the coarse parts, 1 splits the foreground into
+        finer parts behind the same outline. UsageError where there is no such level.
+        """
+        levels = (self,) if self.finer is None else (self, self.finer)
+        if level not in range(len(levels)):
+            known = "0 or 1" if self.finer else "0, the only one; discover without k finds two"
+            raise UsageError(f"level is {level!r}, expected {known}")
+        return replace(levels[level], finer=None)
 
     @property
     def names(self) -> dict[int, str]:
@@ -81,7 +101,8 @@ class Parts:
         one to the background.
 
         Keys are class ids; a merged class keeps its smallest id. A name given by hand is final:
-        the text model's scores of the part are dropped. Raises UsageError for an id that does not
+        the text model's scores of the part are dropped. The finer level follows: "hair 1", "hair
+        2"; its own parts are renamed in `level(1)`. Raises UsageError for an id that does not
         exist, or a name that is no text.
         """
         self._known(names)
@@ -102,8 +123,8 @@ class Parts:
                 groups[name]["clusters"] = sorted(groups[name]["clusters"] + entry["clusters"])
             else:
                 by_hand = entry["id"] in names and name != entry["name"]
-                groups[name] = entry | {"name": name} | (_UNSAID if by_hand else {})
-        first = [_class(BACKGROUND, label, sorted(background))] if background else []
+                groups[name] = entry | {"name": name} | (UNSAID if by_hand else {})
+        first = [new_class(BACKGROUND, label, sorted(background))] if background else []
         return self._with_classes((*first, *groups.values()))
 
     def merge(self, ids: Iterable[int], name: str | None = None) -> Parts:
@@ -127,7 +148,11 @@ class Parts:
         """Send parts to the background, by id: parts.drop([3, 7]). UsageError for unknown ids."""
         return self.rename(dict.fromkeys([ids] if isinstance(ids, int) else list(ids)))
 
-    def named(self, said: Mapping[int, Mapping[str, Any]]) -> Parts:
+    def named(
+        self,
+        said: Mapping[int, Mapping[str, Any]],
+        finer: Mapping[int, Mapping[str, Any]] | None = None,
+    ) -> Parts:
         """Parts with the names that a text model gave their clusters; clusters of one name become
         one part.
 
@@ -135,12 +160,22 @@ class Parts:
             "prompts", "scores"}. A cluster that is not `named` stays in the part it was in, which
             is marked unsure; if that part had its name from a text model before, it is called by
             its number again.
+        finer: the same of the finer level, whose parts stay apart, "clothes", "face 1", "face 2".
         """
+        parts = self._scored(said)
+        parts = parts._with_classes(grouped(parts.classes, parts.clusters, said))
+        if parts.finer is None or finer is None:
+            return parts
+        below = parts.finer._scored(finer)
+        classes = finer_named(parts.classes, below.classes, below.clusters, finer)
+        return replace(parts, finer=below._with_classes(classes))
+
+    def _scored(self, said: Mapping[int, Mapping[str, Any]]) -> Parts:
         clusters = tuple(
             c | {"scores": dict(said[c["id"]]["scores"])} if c["id"] in said else c
             for c in self.clusters
         )
-        return replace(self, clusters=clusters)._with_classes(grouped(self.classes, clusters, said))
+        return replace(self, clusters=clusters)
 
     def _known(self, ids: Iterable[int]) -> None:
         for key in ids:
@@ -156,7 +191,12 @@ class Parts:
             c | {"class_id": owner[c["id"]], "background": owner[c["id"]] == BACKGROUND}
             for c in self.clusters
         )
-        return replace(self, classes=classes, clusters=clusters)
+        finer = self.finer
+        if finer is not None:
+            finer = finer._with_classes(
+                followed(self.classes, classes, finer.classes, finer.clusters)
+            )
+        return replace(self, classes=classes, clusters=clusters, finer=finer)
 
     def digest(self) -> str:
         """SHA-256 of everything that masks depend on besides the generator: the learned arrays, and
@@ -170,14 +210,16 @@ class Parts:
         return digest.hexdigest()
 
     def show(self, count: int = 8) -> Image.Image:
-        """Samples over their parts over both, as one image; a notebook draws it."""
+        """Samples over their parts over both, as one image; in two levels samples,
+        coarse and finer parts. A notebook draws it.
+        """
         n = min(count, len(self.samples))
         if n == 0:
             raise SisError("these parts carry no samples to show: they were made without a gallery")
         shown, masks = draw.cells(self.samples[:n]), draw.cells(self.classify(self.masks[:n]))
-        return Image.fromarray(
-            draw.sample_grid(shown, masks, [f"seed {s}" for s in self.seeds[:n]])
-        )
+        finer = self.finer and draw.cells(self.finer.classify(self.finer.masks[:n]))
+        labels = [f"seed {s}" for s in self.seeds[:n]]
+        return Image.fromarray(draw.sample_grid(shown, masks, labels, finer=finer))
 
     # files
 
@@ -193,17 +235,40 @@ class Parts:
             out["gallery.png"] = gallery.getvalue()
         if self.sweep:
             out["sweep.json"] = _json(self.sweep)
-        arrays = {k: np.ascontiguousarray(v) for k, v in self.arrays.items()} | {
-            "samples/clusters": np.ascontiguousarray(self.masks)
+        arrays = dict(self.arrays) | {"samples/clusters": self.masks}
+        facts = self._facts_of_level() | {
+            "method": self.method,
+            "settings": self.settings,
+            "seed": self.seed,
+            "samples": self._shown(),
+            "generator": asdict(self.generator),
         }
-        out["parts.safetensors"] = save(arrays)
-        facts = {
-            k: getattr(self, k)
-            for k in ("classes", "clusters", "background", "warnings", "method", "settings", "seed")
-        }
-        shown = [{"seed": s, "confidence": c} for s, c in zip(self.seeds, self.confidence)]
-        out["classes.json"] = _json(facts | {"samples": shown, "generator": asdict(self.generator)})
+        if self.finer is not None:
+            for i, mask in enumerate(self.finer.classify(self.finer.masks)):
+                out[f"samples/{i:02d}_finer.png"] = _png(mask)
+            arrays |= dict(self.finer.arrays) | {f"{FINER}samples/clusters": self.finer.masks}
+            facts["finer"] = self.finer._facts_of_level() | {"samples": self.finer._shown()}
+        out["parts.safetensors"] = save({k: np.ascontiguousarray(v) for k, v in arrays.items()})
+        out["classes.json"] = _json(facts)
         return out
+
+    def _facts_of_level(self) -> dict[str, Any]:
+        """What classes.json holds of each level, beside the samples."""
+        return {k: getattr(self, k) for k in ("classes", "clusters", "background", "warnings")}
+
+    def _shown(self) -> list[dict[str, Any]]:
+        return [{"seed": s, "confidence": c} for s, c in zip(self.seeds, self.confidence)]
+
+    def _with_level(
+        self, facts: Mapping[str, Any], arrays: dict[str, np.ndarray], masks: np.ndarray
+    ) -> Parts:
+        """The same with one level as classes.json holds it."""
+        return replace(
+            self, arrays=arrays, masks=masks, background=facts["background"],
+            **{k: tuple(facts[k]) for k in ("classes", "clusters", "warnings")},
+            seeds=tuple(s["seed"] for s in facts["samples"]),
+            confidence=tuple(s["confidence"] for s in facts["samples"]),
+        )  # fmt: skip
 
     def save(self, folder: str | Path) -> Path:
         """Write the parts into a folder; `Parts.load` reads them back."""
@@ -219,22 +284,27 @@ class Parts:
         try:
             facts = json.loads((place / "classes.json").read_text(encoding="utf-8"))
             arrays = load_file(place / "parts.safetensors")
-            masks = arrays.pop("samples/clusters")
             images = [
                 np.asarray(Image.open(place / f"samples/{i:02d}_image.png").convert("RGB"))
-                for i in range(len(masks))
+                for i in range(len(facts["samples"]))
             ]
             table = place / "sweep.json"
-            return cls(
-                method=facts["method"], settings=facts["settings"], arrays=arrays,
-                classes=tuple(facts["classes"]), clusters=tuple(facts["clusters"]),
-                background=facts["background"], generator=Info(**facts["generator"]),
-                seed=facts["seed"], warnings=tuple(facts["warnings"]),
+            whole = cls(
+                method=facts["method"], settings=facts["settings"], arrays={},
+                classes=(), clusters=(), background={}, generator=Info(**facts["generator"]),
+                seed=facts["seed"],
                 sweep=json.loads(table.read_text(encoding="utf-8")) if table.exists() else None,
                 samples=np.stack(images) if images else np.zeros((0, 1, 1, 3), np.uint8),
-                masks=masks, seeds=tuple(s["seed"] for s in facts["samples"]),
-                confidence=tuple(s["confidence"] for s in facts["samples"]),
             )  # fmt: skip
+            finer = arrays.pop(f"{FINER}samples/clusters", None)
+            masks = arrays.pop("samples/clusters")
+            if finer is None:
+                return whole._with_level(facts, arrays, masks)
+            coarse = {k: v for k, v in arrays.items() if not k.startswith(FINER)}
+            return replace(
+                whole._with_level(facts, coarse, masks),
+                finer=replace(whole._with_level(facts["finer"], arrays, finer), sweep=None),
+            )
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             why = (
                 f"{Path(error.filename).name} is not there"
@@ -247,26 +317,6 @@ class Parts:
             ) from None
 
 
-_UNSAID: dict[str, Any] = {
-    "prompts": [],
-    "score": None,
-    "margin": None,
-    "runner_up": None,
-    "guess": None,
-    "unsure": False,
-}
-
-
-def _class(class_id: int, name: str, clusters: list[int]) -> dict[str, Any]:
-    return {
-        "id": class_id,
-        "name": name,
-        "colour": draw.colour(class_id),
-        "clusters": clusters,
-        **_UNSAID,
-    }
-
-
 def classes_from(clusters: list[dict[str, Any]], found: bool) -> tuple[dict[str, Any], ...]:
     """One class per cluster, largest first; the background's clusters together as class 0, if it
     was found at all.
@@ -275,10 +325,13 @@ def classes_from(clusters: list[dict[str, Any]], found: bool) -> tuple[dict[str,
     """
     back = [c["id"] for c in clusters if c["background"]] if found else []
     rest = sorted((c for c in clusters if c["id"] not in back), key=lambda c: -c["share"])
-    first = [_class(BACKGROUND, "background", back)] if back else []
+    first = [new_class(BACKGROUND, "background", back)] if back else []
     return (
         *first,
-        *(_class(i, c.get("name") or f"part {i}", [c["id"]]) for i, c in enumerate(rest, start=1)),
+        *(
+            new_class(i, c.get("name") or f"part {i}", [c["id"]])
+            for i, c in enumerate(rest, start=1)
+        ),
     )
 
 
