@@ -8,6 +8,7 @@ import browser_kit
 import numpy as np
 import pytest
 from fakes import configured
+from PIL import Image
 
 from sis_jax.data import draw
 from sis_jax.data.part_edits import read_edits
@@ -59,6 +60,28 @@ def run(tmp_path):
             made.write_bytes(f"parts/{name}", data)
     report(folder)
     return folder
+
+
+def add_finer(run):
+    """A finer level of the same run: part 1 becomes parts 1 and 2, split in the middle; parts 2, 3
+    and 4 become 3, 4 and 5.
+    """
+    file = run / "parts" / "classes.json"
+    found = json.loads(file.read_text())
+    parents = [0, 1, 1, 2, 3, 4]
+    clusters = [
+        found["clusters"][parent] | {"id": i, "class_id": i, "parent": parent}
+        for i, parent in enumerate(parents)
+    ]
+    classes = [{"id": i, "name": f"fine {i}", "clusters": [i]} for i in range(1, 6)]
+    classes = [{"id": 0, "name": "background", "clusters": [0]}, *classes]
+    found["finer"] = {"classes": classes, "clusters": clusters, "warnings": ["Mind the gap."]}
+    file.write_text(json.dumps(found))
+    for path in (run / "parts" / "samples").glob("*_mask.png"):
+        coarse = np.asarray(Image.open(path))
+        fine = np.array([0, 1, 3, 4, 5], np.uint8)[coarse]
+        fine[(coarse == 1) & (np.arange(32) > 9)] = 2
+        draw.palette_png(fine).save(path.with_name(path.name.replace("_mask", "_finer")))
 
 
 def chips(browser):
@@ -171,3 +194,35 @@ def test_sizes_and_colours(run, browser, width, dark):
     )
     assert (max(ink) < 60 and min(paper) > 200) != dark
     assert (min(ink) > 200 and max(paper) < 60) == dark
+
+
+def test_up_and_down_between_levels(run, browser):
+    """One file holds the edits of both; a coarse part takes its finer ones to the background."""
+    add_finer(run)
+    report(run)
+    browser.show()
+    browser.open(run / "report.html")
+    titles = "[...document.querySelectorAll('#levels button')].map((b) => b.textContent)"
+    assert browser.run(titles) == ["Coarse: 4 parts", "Fine: 5 parts"]
+    assert (
+        browser.run("getComputedStyle(document.querySelector('[data-table=\"1\"]')).display")
+        == "none"
+    )
+    click(browser, "#levels button:last-child")
+    assert chips(browser) == ["background", *(f"fine {i}" for i in range(1, 6))]
+    assert pixel(browser, 0, 0.4, 0.3)[:3] == draw.palette()[2].tolist()
+    choose(browser, "fine 2")
+    click(browser, "#levels button:first-child")
+    assert browser.run("document.querySelector('#status').textContent") == "Shows part 1 alone."
+    click(browser, "#drop")
+    click(browser, "#levels button:last-child")
+    assert chips(browser) == ["background", "fine 3", "fine 4", "fine 5"]
+    choose(browser, "fine 4")
+    browser.run("document.querySelector('#into').value = '5'")
+    click(browser, "#merge")
+    (browser.downloads / "edits.json").unlink(missing_ok=True)
+    click(browser, "#download")
+    assert read_edits(browser.downloaded("edits.json")).levels == {
+        0: {1: None}, 1: {1: None, 2: None, 4: "fine 5"}
+    }  # fmt: skip
+    assert (browser.dialogs, browser.errors) == ([], [])

@@ -122,7 +122,7 @@ def heatmap_svg(
     values = np.asarray(values, np.float64)
     known = values[np.isfinite(values)]
     low, high = (known.min(), known.max()) if known.size else (0.0, 1.0)
-    left, top, tall = 16 + 7 * max((len(r) for r in rows), default=0), 24, 30
+    left, top, tall = 16 + 8 * max((len(r) for r in rows), default=0), 24, 30
     out = [
         f'<svg class="chart heat" width="{left + cell * len(columns) + 2}" viewBox="0 0 '
         f"{left + cell * len(columns) + 2} "
