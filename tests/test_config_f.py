@@ -9,7 +9,9 @@ from scipy.optimize import linear_sum_assignment
 
 import sis_jax
 from sis_jax.checkpoints.build import arrays_of
-from sis_jax.methods.base import OUTLINE
+from sis_jax.methods import latent_direction
+from sis_jax.methods.base import OUTLINE, small_image
+from sis_jax.methods.labels4free import Labels4Free
 from sis_jax.methods.segmentation_in_style import SegmentationInStyle
 from sis_jax.ops import plan
 from sis_jax.ops.sampling import collect
@@ -113,3 +115,34 @@ def test_the_image_at_a_resolution(small):
     assert np.array_equal(image, own)
     gen = config_f.embedded(128, small)
     np.testing.assert_allclose(collect(gen, [0, 1], body)[1], image, atol=2e-4)
+
+
+def test_the_layers_up_to_a_resolution_are_a_generator(small):
+    """Its image is the one at that resolution; what is learned from it counts for the whole."""
+    half, w = small.up_to(32), small.map(small.latents([3]))
+    image, features = half.synthesize(w[:, : half.num_ws], taps=("16x16",))
+    whole = small.synthesize(w, taps=("16x16", "32x32/rgb"))[1]
+    assert half.resolution == 32 and small.up_to(64) is small
+    np.testing.assert_allclose(image, whole["32x32/rgb"], atol=1e-5)
+    np.testing.assert_allclose(features["16x16"], whole["16x16"], atol=1e-5)
+
+
+def test_methods_learn_from_images_of_an_outline(small):
+    """Counted on shapes: a search in 1024 pixels needs the memory of the layers it looks at."""
+    gen, z, psi = config_f.embedded(1024, small), np.zeros((1, small.z_dim), np.float32), 1.0
+    v = np.zeros((1, gen.z_dim), np.float32)
+    static = {"signs": (1.0,), "space": "z", "prior": "center", "weights": (1.0, 1.0)}
+    needed = [
+        plan.rows_at_once(
+            latent_direction._gradient_body,
+            (None, 0, None, 0, None, None),
+            (gen, z, psi, v, v, np.ones(1, np.float32)),
+            "cpu",
+            **static,
+            small=name,
+        )
+        for name in (None, small_image(gen))
+    ]
+    assert needed[1][1] < needed[0][1] / 4
+    assert Labels4Free().trains_at(gen) == 128
+    assert Labels4Free(discriminator="own").trains_at(gen) == 1024

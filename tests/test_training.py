@@ -9,8 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from sis_jax import parallel
+from sis_jax.models.discriminator import Discriminator, DiscriminatorConfig
+from sis_jax.models.stylegan2 import GeneratorConfig, StyleGAN2, channel_table
+from sis_jax.ops import plan
 from sis_jax.training import gan as training
 
 pytestmark = pytest.mark.integration
@@ -287,3 +291,43 @@ def test_nan_gradients_do_not_enter_the_weights(start, step):
     assert np.isnan(measured["loss_g"]) and all(
         np.isfinite(leaf).all() for leaf in jax.tree.leaves(after["g"])
     )
+
+
+def test_large_layers_one_image_after_another_change_nothing(monkeypatch):
+    """Images, scores and the gradients through both are those of all images together."""
+    gen, disc = fakes.tiny_stylegan2(16, 4, 4), fakes.tiny_discriminator(16, 4)
+    ws = gen.map(gen.latents(range(4)))
+    g_graph, g, rest = training.split(gen)
+
+    def score(params, ws):
+        images = training.rendered(training.join(g_graph, params, rest), ws)
+        return disc.score(images).sum() + jnp.square(images).mean()
+
+    together = jax.jit(jax.value_and_grad(score, (0, 1)))(g, ws)
+    for module in ("training.gan", "models.discriminator"):
+        monkeypatch.setattr(f"sis_jax.{module}.ONE_BY_ONE", 8)
+    jax.clear_caches()
+    apart = jax.jit(jax.value_and_grad(score, (0, 1)))(g, ws)
+    for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * float(jnp.abs(a).max()) + 1e-7)
+    noisy = training.rendered(gen, ws, "random", jax.random.key(0))
+    assert noisy.shape == (4, 16, 16, 3) and len(np.unique(noisy[:, 0, 0, 0])) == 4
+
+
+def test_a_step_at_1024_pixels_fits_into_a_laptop():
+    """Counted on shapes alone: four images, config-F."""
+    channels = channel_table(1024, 32768, 512)
+    shape = GeneratorConfig(1024, channels)
+    gen, disc = (
+        nnx.eval_shape(lambda: StyleGAN2(shape)),
+        nnx.eval_shape(lambda: Discriminator(DiscriminatorConfig(1024, channels))),
+    )
+    g_graph, g, rest = training.split(gen)
+    d_graph, d, _ = training.split(disc)
+
+    def loss(both, rest, ws):
+        images = training.rendered(training.join(g_graph, both[0], rest), ws)
+        return training.join(d_graph, both[1], {}).score(images).sum()
+
+    ws = jax.ShapeDtypeStruct((4, 18, 512), jnp.float32)
+    assert plan.bytes_of(jax.grad(loss), (g, d), rest, ws) < 4e9

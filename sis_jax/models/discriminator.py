@@ -7,6 +7,7 @@ the orientation of `models/stylegan2.py`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,10 @@ from sis_jax.models.conditional import check_labels
 from sis_jax.models.stylegan2 import LR_MULTIPLIER, AnyArray, Linear, Rng, normal, resolutions
 from sis_jax.ops import convolution
 from sis_jax.types import Info, UsageError
+
+# Pixels from which on layers run for one image after another where they are differentiated, and
+# again on the way back: those of four images of 1024 pixels would take 10 GB.
+ONE_BY_ONE = 512
 
 
 @dataclass(frozen=True)
@@ -164,9 +169,13 @@ class Discriminator(nnx.Module):
         """The pure forward pass, for losses: everything above 4x4 in `dtype`, the end in
         float32.
         """
-        x = self.fromrgb(images.astype(dtype), self.config.conv_clamp)
-        for r in resolutions(self.config.resolution)[:0:-1]:
-            x = getattr(self, f"b{r}")(x)
+        sizes = resolutions(self.config.resolution)[:0:-1]
+        fine = [r for r in sizes if r >= ONE_BY_ONE]
+        x = images.astype(dtype)
+        if fine:
+            one = jax.checkpoint(lambda image: self._down(image[None], fine, True)[0])
+            x = jax.lax.map(one, x)
+        x = self._down(x, sizes[len(fine) :], not fine)
         if not self.config.c_dim:
             return self.b4(x.astype(jnp.float32), None)
         if labels is None:
@@ -177,6 +186,14 @@ class Discriminator(nnx.Module):
         return self.b4(
             x.astype(jnp.float32), labels if self.mapping is None else self.mapping(labels)
         )
+
+    def _down(self, x: jax.Array, sizes: Sequence[int], images: bool) -> jax.Array:
+        """The blocks of some resolutions, fine to coarse. images: whether x is images yet."""
+        if images:
+            x = self.fromrgb(x, self.config.conv_clamp)
+        for r in sizes:
+            x = getattr(self, f"b{r}")(x)
+        return x
 
     def __call__(
         self, images: Float[AnyArray, "n r r 3"], labels: Float[AnyArray, "n c"] | None = None

@@ -124,7 +124,7 @@ def quantised(images: Float[Array, "*n h w 3"]) -> UInt8[Array, "*n h w 3"]:
 
 
 def picture(gen: Generator, z: Array, truncation: Array) -> UInt8[Array, "b h w 3"]:
-    """The images alone; a body."""
+    """The images alone: a body."""
     return quantised(gen.synthesize(gen.map(z, truncation), "const", ())[0])
 
 

@@ -23,10 +23,11 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from sis_jax.models.discriminator import Discriminator
+from sis_jax.models.discriminator import ONE_BY_ONE, Discriminator
 from sis_jax.models.stylegan2 import StyleGAN2
 from sis_jax.ops.augment import augment
 from sis_jax.parallel import AXIS, is_mapped, pmean
+from sis_jax.types import Noise
 
 State = dict[str, Any]  # a pytree of arrays, Optax state included
 W_AVG_DECAY = 0.995
@@ -152,7 +153,27 @@ def _map_mixed(
 
 def _render(gen: StyleGAN2, ws: jax.Array, key: jax.Array, dtype: str) -> jax.Array:
     key = jax.random.fold_in(key, _indices(1)[0])
-    return gen.synthesis(gen.synthesis.styles(ws), "random", (), key, jnp.dtype(dtype))[0]
+    return rendered(gen, ws, "random", key, jnp.dtype(dtype))
+
+
+def rendered(
+    gen: StyleGAN2, ws: Float[Array, "n s w"], noise: Noise = "const",
+    key: jax.Array | None = None, dtype: Any = jnp.float32,
+) -> Float[Array, "n r r 3"]:  # fmt: skip
+    """Images to differentiate; the layers from `ONE_BY_ONE` pixels on for one after another."""
+    synthesis, styles = gen.synthesis, gen.synthesis.styles(ws)
+    if gen.resolution < ONE_BY_ONE:
+        return synthesis(styles, noise, (), key, dtype)[0]
+    first = dict(synthesis.layers())[f"b{ONE_BY_ONE}.conv0"]
+    stem, _ = synthesis.advance(synthesis.begin(len(ws), dtype), styles, noise, key, stop=first)
+
+    def one(given: tuple) -> jax.Array:
+        i, *rest = given
+        own = None if key is None else jax.random.fold_in(key, i)
+        begun, own_styles = jax.tree.map(lambda a: a[None], rest)
+        return synthesis.advance(begun, own_styles, noise, own, first=first)[0][1][0]
+
+    return jax.lax.map(jax.checkpoint(one), (jnp.arange(len(ws)), stem, styles))
 
 
 def _score(
@@ -209,7 +230,7 @@ def path_lengths(
     """
 
     def projected(w):
-        return jnp.sum(gen.synthesis(gen.synthesis.styles(w), **render)[0] * y)
+        return jnp.sum(rendered(gen, w, **render) * y)
 
     return jnp.sqrt(jnp.square(jax.grad(projected)(ws)).sum(2).mean(1))
 

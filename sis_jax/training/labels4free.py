@@ -252,8 +252,8 @@ def mask(
 ) -> Float[Array, "n r r"]:
     """alpha, 0..1, at the finest features' size or enlarged to `side` pixels."""
     alpha = jax.nn.sigmoid(alpha_logits(params, features))
-    size = (side or alpha.shape[1],) * 2
-    return resize_bilinear(alpha, size, antialias=False)[..., 0]
+    side = side or alpha.shape[1]
+    return resize_bilinear(alpha, (side, side), antialias=False)[..., 0]
 
 
 def masked(
