@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from sis_jax.checkpoints import catalogue, clip_files, clip_names, files, shards
+from sis_jax.checkpoints import catalogue, clip_files, files, hub, shards
 from sis_jax.checkpoints.build import build
 from sis_jax.checkpoints.convert import cached, unkept
 from sis_jax.checkpoints.layouts import dinov2
@@ -63,8 +63,8 @@ def find(name_or_path: str | os.PathLike | None) -> Path:
     none.
     """
     text = catalogue.DEFAULT_BACKBONE if name_or_path is None else catalogue.text_of(name_or_path)
-    if clip_names.is_hub_name(text) and text not in catalogue.folders():
-        return clip_files.weights_file(clip_names.hub(text, (files.CONFIG,)))
+    if hub.is_name(text) and text not in catalogue.folders():
+        return clip_files.weights_file(hub.fetch(text, (files.CONFIG,)))
     path = clip_files.weights_file(catalogue.find(text))
     if path.is_dir() and not files.is_folder(path):
         raise UsageError(f"{path} holds no weights: looked for {', '.join(shards.WEIGHTS)} in it")

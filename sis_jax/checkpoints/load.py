@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sis_jax.checkpoints import catalogue, clip_files, files
+from sis_jax.checkpoints import catalogue, clip_files, files, hub
 from sis_jax.checkpoints.build import arrays_of
 from sis_jax.checkpoints.convert import cached, unkept
 from sis_jax.checkpoints.layouts import biggan, dcgan, stylegan2
@@ -32,7 +32,8 @@ def load_generator(
     """A generator by name, from a weights folder, or straight from a foreign checkpoint (converted
     once, then kept in the cache).
 
-    None is the default that ships, "faces64". Names: `shipped()`. classes: those that a conditional
+    None is the default that ships, "faces64". Names: `shipped()`, and "owner/model" on the Hugging
+    Face hub, downloaded once. classes: those that a conditional
     generator draws from, by number (default: those it was converted for, else all); every seed
     stands for one of them. Raises UsageError for an unknown name or a folder without a generator,
     SisError where the weights are damaged; NaN and infinite numbers are refused.
@@ -150,7 +151,8 @@ def _place(name_or_path: str | os.PathLike | None) -> Path:
         raise UsageError(f"{text} is a CLIP, not a generator: use sis.load_clip")
     if text in catalogue.BACKBONES and not Path(text).exists():
         raise UsageError(f"{text} is a backbone, not a generator: use sis.load_backbone")
-    path = biggan.checkpoint_in(catalogue.find(name_or_path))
+    hosted = None if text in catalogue.folders() else hub.folder_of(text)
+    path = biggan.checkpoint_in(hosted or catalogue.find(name_or_path))
     foreign = clip_files.weights_file(path)
     if (
         path.is_dir()

@@ -22,7 +22,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from sis_jax import parallel
-from sis_jax.checkpoints import catalogue, files
+from sis_jax.checkpoints import catalogue, files, hub
 from sis_jax.checkpoints.build import arrays_of, build
 from sis_jax.checkpoints.student_export import write
 from sis_jax.data.decode import CROPS, Fit, pad_before, padded
@@ -238,8 +238,8 @@ class Student:
 
 
 def load_student(name_or_path: str | os.PathLike | None = None) -> Student:
-    """The student in a run folder, in a folder that `Student.save` wrote, or one in ported_weights/
-    by its name; None is the one that ships, for faces.
+    """The student in a run folder, in a folder that `Student.save` wrote, one in ported_weights/ by
+    its name, or one on the Hugging Face hub ("owner/model"); None is the one that ships, for faces.
 
     A folder of that name here comes first. Raises UsageError where there is none, SisError where it
     is damaged.
@@ -295,6 +295,8 @@ def find(name_or_path: str | os.PathLike | None) -> Path:
         (place / files.CONFIG).is_file() for place in (path, path / "student")
     ):
         return known[text]
+    if hosted := hub.folder_of(text):
+        return hosted
     if text and (path.exists() or os.sep in text):
         return path
     if text in catalogue.folders():

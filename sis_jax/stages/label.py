@@ -28,7 +28,7 @@ from sis_jax.types import Generator, UsageError, unknown_name
 def label(config: LabelConfig) -> Parts:
     """As `sis_jax.label`, which explains the configuration."""
     if config.edits is not None:
-        return _by_hand(config)
+        return _by_hand(config, read_edits(config.edits))
     asked, config = config, resolve(config)
     words = ontology_of(
         config.words.ontology, config.words.prompt, config.words.neutral, config.words.templates
@@ -73,7 +73,7 @@ def label(config: LabelConfig) -> Parts:
 _EDITS, _FILE = "label edits ", "parts/edits.json"
 
 
-def _by_hand(config: LabelConfig) -> Parts:
+def _by_hand(config: LabelConfig, edits: PartEdits) -> Parts:
     """Parts with the names of an edits.json. Each application is a stage of its own, "label edits
     2" after "label edits 1": it names the parts that the earlier ones left.
     """
@@ -81,7 +81,6 @@ def _by_hand(config: LabelConfig) -> Parts:
     if others:
         flag = others[0].replace("_", "-")
         raise UsageError(f"--edits gives the names, and takes no --{flag}: leave one of them out")
-    edits = read_edits(config.edits)
     if not isinstance(config.run, str | Path):
         return edits.apply(config.run)
     run = Path(config.run)
@@ -92,23 +91,18 @@ def _by_hand(config: LabelConfig) -> Parts:
     if applied and done == len(records):
         say(f"{run} already has the names of {config.edits}")
         return parts
-    return _written(config, edits, parts if applied else edits.apply(parts), f"{_EDITS}{done + 1}")
-
-
-def _written(config: LabelConfig, edits: PartEdits, parts: Parts, name: str) -> Parts:
-    """Write edited parts into their run as the stage `name`; its record, left by a killed process,
-    is replaced.
-    """
-    resolved = replace(config, edits=edits.content())
-    with RunFolder.open(config.run, overwrite=True) as run:
-        with run.stage(resolved, given=config, name=name, generator=parts.generator):
-            result = fingerprint(parts.classes)
-            run.write_bytes(_FILE, replace(edits, result=result).dump())
+    parts = parts if applied else edits.apply(parts)
+    resolved, name = replace(config, edits=edits.content()), f"{_EDITS}{done + 1}"
+    # A record that a killed process left is replaced.
+    with RunFolder.open(run, overwrite=True) as folder:
+        with folder.stage(resolved, given=config, name=name, generator=parts.generator):
+            made = replace(edits, result=fingerprint(parts.classes))
+            folder.write_bytes(_FILE, made.dump())
             # The other files are those of `discover`; classes.json, the last, completes them.
             for file, data in parts.files().items():
-                write_atomic(run.path / "parts" / file, data)
-        write_page(run.path)
-        return Parts.load(run.path)
+                write_atomic(folder.path / "parts" / file, data)
+        write_page(folder.path)
+        return Parts.load(folder.path)
 
 
 def _stored(run: Path) -> PartEdits:
