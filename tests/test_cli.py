@@ -510,6 +510,23 @@ def test_compiled_programs_are_kept_between_processes(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_a_compilation_cache_of_the_users_own_is_not_bounded(tmp_path):
+    """A bounded cache cannot read entries that other programs wrote without access times."""
+    (tmp_path / "jit_f-0-cache").write_bytes(b"written by another program")
+    code = (
+        "from sis_jax.runs import cli\ncli.enable_compilation_cache()\n"
+        "import jax\nprint(jax.config.jax_compilation_cache_max_size)\n"
+        "jax.jit(lambda x: x * 2 + 1)(3.0).block_until_ready()"
+    )
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    env["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, env=env
+    )
+    assert done.stdout == "-1\n", done.stderr
+    assert len(list(tmp_path.glob("*-cache"))) > 1
+
+
 def test_the_doctor_lists_what_is_here():
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "sis_jax"], capture_output=True, text=True

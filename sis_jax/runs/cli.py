@@ -206,7 +206,7 @@ def enable_compilation_cache() -> Path | None:
     thresholds are lowered because most programs here are small. Call it before JAX compiles
     anything; it does not import JAX.
     """
-    folder = cache_folder()
+    folder, ours = cache_folder(), not os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if folder is None:
         return None
     try:
@@ -220,7 +220,7 @@ def enable_compilation_cache() -> Path | None:
         "jax_persistent_cache_min_compile_time_secs": 0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
-    if _has_filelock():
+    if ours and _has_filelock():  # a cache of other programs too has entries without access times
         settings["jax_compilation_cache_max_size"] = _CACHE_BYTES
     for name, value in settings.items():
         if name.upper() not in os.environ or name == "jax_compilation_cache_dir":
