@@ -183,14 +183,6 @@ def test_arrays_lists_and_pillow_images(student):
         sis_jax.predict(student, np.zeros((4, 4, 3)))
 
 
-def test_segments_as_pipelines_give_them(student):
-    masks = sis_jax.predict(student, photo(32, 32), soft=True)
-    rows = masks.segments(0)
-    assert sum(r["mask"].sum() for r in rows) == 32 * 32 and all(0 < r["score"] <= 1 for r in rows)
-    assert {r["label"] for r in rows} <= {"background", "skin", "hair"}
-    assert masks.cutout(0).mode == "RGBA"
-
-
 def test_soft_scores_and_cutouts_on_disk(student, photos, tmp_path):
     sis_jax.predict(
         student, str(photos / "clear.png"), out=str(tmp_path / "o"), soft=True, cutouts=True

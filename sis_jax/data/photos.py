@@ -1,12 +1,9 @@
-"""Real photos as one array: a folder, an archive or an .npz in, uint8[n r r 3] out, and an endless
-shuffled stream of batches.
-
-Every image that could not be used is named with the reason; `photo_files.py` reads them one by one.
-"""
+"""Real photos as one array uint8[n r r 3], and an endless shuffled stream of batches."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import warnings
@@ -25,6 +22,7 @@ from PIL import __version__ as pillow
 from tqdm.auto import tqdm
 
 from sis_jax.data.decode import Crop, Unusable, decode
+from sis_jax.data.files import CannotWrite, write_atomic, write_parts
 from sis_jax.data.photo_files import (
     Listing,
     Raw,
@@ -44,9 +42,8 @@ Found = tuple[np.ndarray, tuple[str, ...], tuple[tuple[str, str], ...]]  # image
 class Photos:
     """Photos of one size in memory (or memory-mapped), in a fixed order.
 
-    images: uint8[n r r 3] RGB. names: one per photo, path inside the source. skipped: (name,
-        reason) of unusable ones.
-    mirror: whether `batches` flips each item with probability 1/2.
+    images: uint8[n r r 3]. names: paths inside the source. skipped: (name, reason). mirror: whether
+        `batches` flips each item with probability 1/2.
     """
 
     images: UInt8[np.ndarray, "n r r 3"]
@@ -143,11 +140,9 @@ class Photos:
     def batches(
         self, batch: int, seed: int = 0, start_step: int = 0
     ) -> Iterator[UInt8[np.ndarray, "b r r 3"]]:
-        """An endless stream of batches; batch t depends on (seed, t) alone, so a run resumed at
-        `start_step` sees the same batches.
+        """An endless stream of batches; batch t depends on (seed, t) alone, from `start_step` on.
 
-        Each epoch is a fresh permutation of all photos. A batch may span epochs: nothing is
-        dropped, and it may be larger than the set.
+        Each epoch is a fresh permutation; a batch may span epochs.
         """
         if batch < 1 or start_step < 0 or seed < 0:
             raise UsageError(
@@ -174,9 +169,7 @@ class Photos:
             step += 1
 
     def holdout(self, n: int, seed: int = 0) -> tuple[Photos, Photos]:
-        """(training photos, n held-out photos): a random split by `seed`, both in the original
-        order.
-        """
+        """(training photos, n held-out photos): a random split by `seed`, in the original order."""
         if not 0 < n < len(self):
             raise UsageError(
                 f"cannot hold out {n} of {len(self)} photos: give a number from 1 to "
@@ -190,9 +183,7 @@ class Photos:
 
 
 def own_side(source: str | os.PathLike, looked_at: int = 8) -> int:
-    """Median shorter edge, in pixels, of the first few photos of a source; 0 where none can be
-    read.
-    """
+    """Median shorter edge in pixels of the first few photos; 0 where none can be read."""
     listing = list_source(Path(source))
     found = [
         min(p.shape[:2])
@@ -223,9 +214,7 @@ def _check_settings(
 def _jobs(
     listings: Sequence[Listing], entries: Sequence[tuple[int, str]]
 ) -> Iterator[tuple[int, Raw]]:
-    """(slot, image) for every entry; the slot is its place in the sorted order, whatever order the
-    container is read in.
-    """
+    """(slot, image) for every entry; the slot is its place in the sorted order."""
     for number, listing in enumerate(listings):
         slots = {name: slot for slot, (owner, name) in enumerate(entries) if owner == number}
         for name, raw in listing.read(set(slots)) if slots else ():
@@ -241,9 +230,7 @@ def _decode_all(
     threads: int | None,
     progress: Progress,
 ) -> Found:
-    """(images, names, skipped) of all jobs, in slot order. With a cache (folder, key) the array
-    is stored there and not in memory.
-    """
+    """(images, names, skipped) in slot order; cache: (folder, key) that stores the array."""
     raw_file = None if cache is None else cache[0] / f".{cache[1]}.{os.getpid()}.tmp"
     shape = (len(names), resolution, resolution, 3)
     try:
@@ -263,12 +250,12 @@ def _decode_all(
             return np.asarray(images[: len(good)]), kept, skipped
         _write_cache(*cache, images[: len(good)], kept, skipped)
         return _read_cache(*cache) or (np.array(images[: len(good)]), kept, skipped)
-    except OSError as error:
+    except (OSError, CannotWrite) as error:
         if cache is None:
             raise
+        why = getattr(error, "strerror", None) or error
         raise SisError(
-            f"the photos cannot be kept in {cache[0]}: {error.strerror or error}; choose another "
-            "cache folder"
+            f"the photos cannot be kept in {cache[0]}: {why}; choose another cache folder"
         ) from None
     finally:
         if raw_file is not None and raw_file.parent.is_dir():
@@ -282,9 +269,7 @@ def _fill(
     threads: int,
     progress: Progress,
 ) -> dict[int, str]:
-    """Decode into `images`; slot -> reason for those that failed. A bounded window of work keeps
-    memory flat.
-    """
+    """Decode into `images`, a bounded number at a time; slot -> reason for those that failed."""
     failed = dict.fromkeys(range(len(images)), "was there when listed and is gone now")
     window: deque[tuple[int, Future]] = deque()
     total = len(images)
@@ -343,18 +328,12 @@ def _write_cache(
     names: tuple[str, ...],
     skipped: tuple[tuple[str, str], ...],
 ) -> None:
-    about = json.dumps({"names": names, "skipped": skipped}).encode()
-    for suffix, write in (
-        (".npy", lambda f: np.save(f, images)),
-        (".json", lambda f: f.write(about)),
-    ):  # the .json last: it marks the pair as complete
-        temporary = folder / f".{key}.{os.getpid()}{suffix}.tmp"
-        try:
-            with temporary.open("wb") as file:
-                write(file)
-            temporary.replace(folder / (key + suffix))
-        finally:
-            temporary.unlink(missing_ok=True)
+    """The array as .npy, then the .json, which marks the pair as complete."""
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(images))
+    write_parts(folder / f"{key}.npy", [head.getvalue(), images.data.cast("B")])
+    about = json.dumps({"names": names, "skipped": skipped})
+    write_atomic(folder / f"{key}.json", about.encode())
 
 
 def _read_cache(folder: Path, key: str) -> Found | None:

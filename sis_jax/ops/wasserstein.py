@@ -26,23 +26,6 @@ _CHUNK = 128  # images whose positions are drawn together
 _BLOCK = 128  # projections drawn and sorted at once
 
 
-def sliced_wasserstein(
-    a: UInt8[np.ndarray, "n h w 3"],
-    b: UInt8[np.ndarray, "m h w 3"],
-    *,
-    seed: int = 0,
-    descriptors: int = 2**14,
-    projections: int = 512,
-) -> dict[str, float]:
-    """Sliced Wasserstein distance x 1000 per level of a Laplacian pyramid ("64", "32", "16":
-    resolution in pixels) and their "average".
-
-    a, b: images of one size; n and m may differ. The result depends on the arrays and `seed` only.
-        `SwdReference` describes how.
-    """
-    return SwdReference(a, seed, descriptors=descriptors, projections=projections).distance(b)
-
-
 class SwdReference:
     """One set of images with its sorted projections, so that many other sets can be compared with
     it at half the cost.
@@ -86,9 +69,7 @@ class SwdReference:
         self._sorted = {level: list(blocks) for level, blocks in self._levels(real)}
 
     def distance(self, fake: UInt8[np.ndarray, "m h w 3"]) -> dict[str, float]:
-        """SWD x 1000 between the reference and `fake`: level -> distance, and "average" over the
-        levels.
-        """
+        """SWD x 1000 between reference and `fake`, per level and as "average"."""
         if _check_images(fake) != self.shape:
             raise UsageError(
                 f"images of {fake.shape[1]}x{fake.shape[2]} cannot be compared with a reference "
@@ -150,9 +131,7 @@ def _sides(h: int, w: int) -> list[tuple[int, int]]:
 def _descriptors(
     images: np.ndarray, seed: int, total: int
 ) -> dict[str, Float32[np.ndarray, "d 147"]]:
-    """level -> patches, laid out [7 7 3], of as many images as the budget `total` allows; `_CHUNK`
-    images at a time.
-    """
+    """level -> patches [7 7 3] of as many images as the budget `total` allows."""
     n = len(images)
     each = int(np.clip(total // n, 1, PER_IMAGE))
     rows = (
@@ -197,9 +176,7 @@ def _normalise(patches: Float32[np.ndarray, "d 147"]) -> Float32[np.ndarray, "d 
 
 
 def _gap(a: Float32[np.ndarray, "p d"], b: Float32[np.ndarray, "p e"]) -> float:
-    """Mean absolute difference of sorted rows; rows of different length are first read at the
-    quantiles of the longer.
-    """
+    """Mean absolute difference of sorted rows, at common quantiles where lengths differ."""
     if a.shape[1] != b.shape[1]:
         length = max(a.shape[1], b.shape[1])
         a, b = _quantiles(a, length), _quantiles(b, length)
@@ -239,9 +216,7 @@ def _patch_reader(levels: int) -> Callable:
 
 
 def binomial_down(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-    """Blur by [1 4 6 4 1] / 16 along both axes with mirrored borders (the border pixel is not
-    repeated), then every second pixel.
-    """
+    """Blur by [1 4 6 4 1] / 16 along both axes with mirrored borders, then every second pixel."""
     for axis in (1, 2):
         x = _binomial(x, axis, 1.0, x.shape[axis])
         x = x[:, ::2] if axis == 1 else x[:, :, ::2]
