@@ -1,6 +1,4 @@
-"""Arrays inside pickles: NumPy's and torch's, as records that are turned into views of the file
-only after every number in them was checked.
-"""
+"""NumPy's and torch's arrays inside pickles, turned into views of the file after every check."""
 
 from __future__ import annotations
 
@@ -43,9 +41,7 @@ def _sizes(values: Any, what: str) -> tuple[int, ...]:
 def _strided(
     data: memoryview, dtype: np.dtype, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]
 ) -> np.ndarray:
-    """A view of `data`; offset and strides in elements. Refused where it would leave the bytes or
-    show any of them twice.
-    """
+    """A view of `data`, strides in elements; Refused beyond its bytes or for overlaps."""
     count = math.prod(shape)
     have = len(data) // dtype.itemsize
     last = offset + sum((n - 1) * s for n, s in zip(shape, strides)) if count else offset
@@ -141,9 +137,7 @@ def numpy_scalar(kind: Any, data: Any) -> Any:
 
 @dataclass(eq=False)
 class Storage:
-    """A torch storage: `numel` numbers of one type. `data` may come later: the old format lays it
-    behind the pickles.
-    """
+    """A torch storage of `numel` numbers; the old format gives its `data` behind the pickles."""
 
     code: str
     numel: int
@@ -170,9 +164,7 @@ class Tensor:
     strides: Any
 
     def array(self) -> np.ndarray:
-        """A view of the file (bfloat16: a float32 copy). Refused where the window does not fit the
-        storage.
-        """
+        """A view of the file (bfloat16: a float32 copy); Refused where it does not fit."""
         shape, strides, storage = (
             _sizes(self.shape, "shape"),
             _sizes(self.strides, "stride"),
@@ -206,9 +198,7 @@ def _parameter(data: Any, *_: Any) -> Any:
 
 
 def _reconstruct_module(meta: Any, *_: Any) -> Record:
-    """NVIDIA's persistence hook: it would run the source inside the file. Here its description is
-    kept, and the source is never looked at.
-    """
+    """NVIDIA's persistence hook: keeps the description, never runs the source in the file."""
     return Record("module", (), meta)
 
 

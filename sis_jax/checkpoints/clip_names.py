@@ -1,6 +1,4 @@
-"""Where a CLIP is, by name: weights stored here, OpenAI's published files, and models of the
-Hugging Face hub.
-"""
+"""Where a CLIP of a name is: weights here, OpenAI's published files, the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -55,10 +53,10 @@ def is_hub_name(text: str) -> bool:
 
 
 def find(name_or_path: str | os.PathLike) -> Path:
-    """The folder or file of a name or path; UsageError with the remedy where there is none.
+    """The folder or file of a name or path; UsageError with the remedy.
 
-    Names: folders in the search path, OpenAI's ("ViT-B/32", "RN50x64", or "clip-vit-b32" as the
-        catalogue writes them), hub names ("owner/model").
+    Names: folders in the search path, OpenAI's ("ViT-B/32" or "clip-vit-b32"), hub names
+        ("owner/model").
     """
     text = catalogue.text_of(name_or_path)
     known, path = catalogue.folders(), Path(text)
@@ -87,9 +85,7 @@ def find(name_or_path: str | os.PathLike) -> Path:
 
 
 def hub(name: str, beside: tuple[str, ...] = BESIDE) -> Path:
-    """A model of the hub: from a folder here, the hub's own cache, or the network, in this order;
-    beside: the files that belong to its weights.
-    """
+    """A model of the hub: a folder here, the hub's cache, or the network; with the files beside."""
     model = name.split("/")[1]
     for place in catalogue.search_folders():
         if _complete(place / model):

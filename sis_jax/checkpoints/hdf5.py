@@ -1,9 +1,8 @@
-"""A reader of HDF5 files that hold plain arrays in groups: the default of h5py. No library, no
-links to other files, no filters.
+"""A reader of HDF5 files of plain arrays in groups, h5py's default. No links, no filters.
 
-libhdf5 follows links, opens other files, runs filters and plug-ins; none of that is needed for
-weights. Format: "HDF5 File Format Specification" version 3.0; here superblocks 0 and 1, object
-headers 1, groups with symbol tables, arrays in one piece. Everything else is refused by name.
+libhdf5 follows links, opens other files, runs filters and plug-ins: not on files from the internet.
+Format: "HDF5 File Format Specification" version 3.0; here superblocks 0 and 1, object headers 1,
+groups with symbol tables, arrays in one piece. Everything else is refused by name.
 """
 
 from __future__ import annotations
@@ -37,9 +36,7 @@ _EXPONENT_BITS = {2: 5, 4: 8, 8: 11}
 
 
 def read(data: memoryview) -> dict[str, np.ndarray]:
-    """Path -> array, as views of the file. Refused with the reason for everything that is not
-    plain, damaged or too much.
-    """
+    """Path -> array, as views of the file; Refused for what is not plain, or damaged."""
     return _File(data).arrays()
 
 

@@ -1,6 +1,4 @@
-"""LPIPS from the files that are published: torchvision's VGG16 and the gains of the LPIPS
-repository, or one state dict that holds both.
-"""
+"""LPIPS from its published files: torchvision's VGG16 and the gains, or one file with both."""
 
 from __future__ import annotations
 
@@ -44,11 +42,9 @@ _FILES = (
 
 
 def load_lpips(*paths: str | Path) -> LPIPS:
-    """The network from one file or several (.pth, .pt, .safetensors). Nothing is downloaded and
-    nothing in the files is run.
+    """The network from one file or several (.pth, .pt, .safetensors); nothing in them is run.
 
-    Raises UsageError for no or missing files, SisError for files that hold something else; both
-    name the expected ones.
+    Raises UsageError for missing files, SisError for others; both name the expected ones.
     """
     files = [Path(p).expanduser() for p in paths]
     for file in files:

@@ -22,8 +22,7 @@ Network = Callable[[jax.Array], jax.Array]
 
 
 def write(network: nnx.Module, side: int, path: Path, *, flip: bool, facts: dict[str, str]) -> Path:
-    """The probabilities uint8[b side side 3] -> float32[b side side k] of any number of images, in
-    the format that the name ends in.
+    """The probabilities uint8[b side side 3] -> float32[b side side k] in the format of the suffix.
 
     flip: mean with the mirror image. facts: ONNX's metadata. Raises UsageError for ONNX without the
         package jax2onnx, SisError where the file cannot be written.

@@ -38,8 +38,8 @@ _AGAIN = "make the folder again with python -m sis_jax export RUN --format blank
 
 @dataclass(frozen=True)
 class Blanks:
-    """Annotated images. images: uint8[n r r 3], None where the images are gone. masks: uint8[n r r]
-    of class ids, 255 = not annotated.
+    """Annotated images uint8[n r r 3] (None where they are gone), masks uint8[n r r] of class ids,
+    255 = not annotated.
 
     seeds, truncation: how the generator drew them; generator: its name and sha256. names: {class
         id: name}.
@@ -65,11 +65,10 @@ def write_blanks(
     filled: bool = False,
     overwrite: bool = False,
 ) -> Path:
-    """Write the first `n` images of a run's dataset for annotation. filled: start from the run's
-    masks, to be corrected, not from empty ones.
+    """Write the first `n` images of a run's dataset for annotation; returns the folder.
 
-    Returns the folder. Raises UsageError for a run without a dataset, or a folder that holds other
-    things or annotated masks.
+    filled: start from the run's masks, not from empty ones. Raises UsageError for a run without a
+        dataset, or a folder that holds other things or annotated masks.
     """
     if n < 1:
         raise UsageError(f"n is {n}, expected at least 1 image to annotate (16 is the paper's)")
@@ -195,10 +194,10 @@ def _json(value: Any) -> str:
 
 
 def read_blanks(folder: str | Path) -> Blanks:
-    """Annotated images, masks checked. A missing mask file counts as not annotated.
+    """Annotated images, masks checked; a missing mask file counts as not annotated.
 
-    Raises UsageError, naming the file, for a folder that is none, a mask of another size or with a
-    colour that is no class's, and where nothing or one class only was annotated.
+    Raises UsageError, naming the file, for a foreign folder, a mask of another size or with unknown
+    colours, and where at most one class was annotated.
     """
     folder = Path(folder).expanduser()
     facts = _facts(folder)
@@ -309,9 +308,7 @@ def _classes(folder: Path) -> dict[int, tuple[str, int]]:
 def _mask(
     path: Path, side: int, classes: Mapping[int, tuple[str, int]]
 ) -> UInt8[np.ndarray, "r r"]:
-    """Class ids of one mask: by colour, since editors reorder palettes when they save; else by
-    value.
-    """
+    """Class ids of a mask: by colour, since editors reorder palettes, else by value."""
     picture = _open(path, side)
     known = np.zeros(256, bool)
     known[[IGNORE, *classes]] = True

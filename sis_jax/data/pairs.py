@@ -1,6 +1,4 @@
-"""Images with masks in memory, and an endless shuffled stream of batches: a student's training
-data.
-"""
+"""Images with masks in memory, and an endless shuffled stream of batches."""
 
 from __future__ import annotations
 
@@ -24,8 +22,8 @@ IGNORE = draw.IGNORE
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Images uint8[n h w 3], masks uint8[n h w] of channel numbers (255 = ignore), and the
-    confidence of each pixel's label, uint8[n h w], 255 = 1.
+    """Images uint8[n h w 3], masks uint8[n h w] of channels (255 = ignore), confidence uint8[n h
+    w], 255 = 1.
     """
 
     images: UInt8[np.ndarray, "n h w 3"]
@@ -37,8 +35,8 @@ class Pairs:
 
     @classmethod
     def read(cls, examples: Sequence[Any], ids: Sequence[int], side: int, source: str) -> Pairs:
-        """Examples of one size, at most `side` pixels; ids: the class id of each channel. Raises
-        SisError for an id that is not among them.
+        """Examples of one size, at most `side` pixels; ids: the class id of each channel, or
+        SisError.
         """
         table = channel_table(ids)
         bar = progress(len(examples), f"reading {source}", "img")
@@ -63,11 +61,9 @@ class Pairs:
         return cls(*(np.stack(part) for part in zip(*rows)))
 
     def without_odd_ones(self, trim: float, channel: int = 0) -> Pairs:
-        """Without the share `trim` of images on whose frame the least of `channel` (the background)
-        was labelled.
+        """Without the share `trim` of images on whose frame the least of `channel` (background) is.
 
-        A mask in which the background is missing is the commonest large mistake of a teacher that
-        clusters: dark background taken for dark hair.
+        A mask without background is the commonest large mistake of a teacher that clusters.
         """
         if not 0 < trim < 1 or not (self.masks == channel).any():
             return self
@@ -80,9 +76,7 @@ class Pairs:
     def batches(
         self, batch: int, seed: int = 0, start: int = 0
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """An endless stream; batch t depends on (seed, t) alone. Each epoch is a fresh permutation,
-        and a batch may span two.
-        """
+        """An endless stream of permutations; batch t depends on (seed, t) alone."""
         for _, chosen in shuffled(len(self), batch, seed, start):
             yield self.images[chosen], self.masks[chosen], self.certainty[chosen]
 

@@ -1,9 +1,8 @@
-"""LPIPS on VGG16: how different two images look to a network (Zhang et al. 2018, arXiv 1801.03924,
-equation 1).
+"""LPIPS on VGG16 (Zhang et al. 2018, arXiv 1801.03924, equation 1): how unlike two images look.
 
-Features after the last ReLU of each of VGG16's five blocks (Simonyan and Zisserman 2015), unit
-length per pixel, squared difference weighted per channel with learnt gains, mean over pixels, sum
-over blocks. The weights are not part of this library: see `checkpoints/lpips.py`.
+Features after the last ReLU of each of VGG16's five blocks, unit length per pixel, squared
+difference weighted per channel by learnt gains, mean over pixels, sum over blocks. The weights are
+not part of this library: `checkpoints/lpips.py`.
 """
 
 from __future__ import annotations
@@ -33,9 +32,7 @@ _SHIFT, _SCALE = (
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LPIPS:
-    """kernels, biases: of the thirteen convolutions. gains: of the channels of the five blocks, not
-    negative.
-    """
+    """kernels, biases: of the thirteen convolutions. gains >= 0: per channel of the five blocks."""
 
     kernels: tuple[Float[Array, "3 3 _ _"], ...]
     biases: tuple[Float[Array, "_"], ...]
@@ -43,8 +40,8 @@ class LPIPS:
 
 
 def lpips_maps(net: LPIPS, images: Float[Array, "n r r 3"]) -> list[Float[Array, "n _ _ _"]]:
-    """Features of images in [-1, 1], scaled so that LPIPS is the sum over maps of the mean over
-    pixels of the squared difference. r is at least 16.
+    """Features of images in [-1, 1], scaled so that LPIPS is the sum over maps of the mean squared
+    difference; r is at least 16.
     """
     factor = max(1, images.shape[1] // LARGEST)
     if factor > 1:

@@ -1,17 +1,12 @@
-"""Choosing layer and k without labels: many small k-means on the same pixels, compared with each
-other.
+"""Choosing layer and k without labels, by many small k-means on the same pixels.
 
 Criterion: the layer with the highest mean consensus at few clusters, and there the k with the
     highest agreement x consensus.
-consensus: mean adjusted Rand index with the clusterings of every *other* layer into few clusters.
-    Real parts show at several depths of a generator, while texture (fine layers) and position
-    (coarse layers) show at one; a layer of several taps agrees with those that share one, so this
-    leans to taps in the middle. A mean over several k is more stable than one fit; many clusters of
-    any layer mostly follow position, so they do not count.
-agreement: adjusted Rand index between clusterings of two halves of the samples. Parts that another
-    draw of samples would not find are none. A silhouette estimate is kept in the table but does not
-    decide: it is computed in each layer's own space and grows towards the fine layers, whose
-    clusters are compact and meaningless.
+consensus: mean adjusted Rand index with the clusterings of every other layer into few clusters.
+    Real parts show at several depths of a generator, texture and position at one; a mean over
+    several k is more stable than one fit.
+agreement: adjusted Rand index between clusterings of two halves of the samples. A silhouette
+    estimate is kept in the table but does not decide: it grows towards fine, meaningless layers.
 """
 
 from __future__ import annotations
@@ -93,9 +88,7 @@ def sweep(
 
 
 def consensus_of_layers(rows: Sequence[dict[str, Any]], ks: Sequence[int]) -> dict[str, float]:
-    """Mean consensus of each layer at those of `ks` that are few clusters, which decides between
-    layers.
-    """
+    """Mean consensus of each layer at those of `ks` that are few, which decides between layers."""
     found: dict[str, list[float]] = {}
     for row in rows:
         if row["k"] <= FEW and row["k"] in ks:
@@ -106,9 +99,7 @@ def consensus_of_layers(rows: Sequence[dict[str, Any]], ks: Sequence[int]) -> di
 def choose(
     rows: Sequence[dict[str, Any]], layers: Mapping[str, float], layer: str, k: int | None
 ) -> dict[str, Any]:
-    """The row of the sweep to go on with, marked as chosen; `layers` by `consensus_of_layers`,
-    `layer` may be "auto", k None.
-    """
+    """The row of the sweep to go on with; `layer` may be "auto", k None."""
     best = max(layers, key=lambda name: layers[name]) if layer == "auto" else layer
     chosen = max(
         (r for r in rows if r["layer"] == best and k in (None, r["k"])), key=lambda r: r["score"]

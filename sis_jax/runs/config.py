@@ -89,9 +89,7 @@ class Config:
         return {k: v for k, v in self.flat().items() if k in usual and not _same(v, usual[k])}
 
     def command(self) -> str:
-        """The shell line that repeats the call, without defaults and `--overwrite`:
-        `python -m sis_jax.discover --k 10 --out runs/faces`.
-        """
+        """The shell line that repeats the call, without defaults and `--overwrite`."""
         return shlex.join(["python", "-m", f"sis_jax.{self.verb}", *_words(self)])
 
 
@@ -234,8 +232,8 @@ class Door:
     variants: Mapping[str, type] = dataclasses.field(default_factory=dict)
 
     def config_for(self, choice: str | None = None) -> type[Config]:
-        """The configuration that goes with a value of the field `config.choice`, by default with
-        its default. Raises UsageError for an unknown value.
+        """The configuration for a value of the field `config.choice`; UsageError for an unknown
+        one.
         """
         if not self.config.choice:
             return self.config
@@ -273,8 +271,7 @@ def door(
 ) -> Callable[[Callable[[C], R]], Callable[..., R]]:
     """Make `verb(config)` callable with the configuration's fields as arguments, too.
 
-    The wrapped function keeps its name; its signature and docstring list the fields. Arguments as
-    in `Door`; `stage` is `sis_jax.stages.<verb>` by default.
+    The signature and docstring list the fields. `stage` is `sis_jax.stages.<verb>` by default.
     """
 
     def wrap(work: Callable[[C], R]) -> Callable[..., R]:

@@ -1,6 +1,4 @@
-"""Real photos as latents of a generator: `sis.project(gen, "photos/")`. The optimisation is in
-`training/projection.py`.
-"""
+"""Real photos as latents of a generator: `sis.project(gen, "photos/")`."""
 
 from __future__ import annotations
 
@@ -43,10 +41,9 @@ _AXES = (None, None, None, 0, 0, 0, 0, None)  # of `steps_body`
 class Projection:
     """Photos and the latents that draw them again.
 
-    w: one per W+ layer, for `gen.synthesize`. photos, images: the photos as they were matched, and
-        the generated images. noise: layer -> maps, where they were optimised
-        (`training.projection.with_noise` puts one set into a generator). distance: the final loss.
-        skipped: (name, reason).
+    w: one per W+ layer. photos, images: as matched, and generated. noise: layer -> maps, where
+        optimised (`training.projection.with_noise`). distance: the final loss. skipped: (name,
+        reason).
     """
 
     names: tuple[str, ...]
@@ -62,9 +59,7 @@ class Projection:
 
     @property
     def psnr(self) -> Float[np.ndarray, "n"]:
-        """Peak signal-to-noise ratio of each image against its photo, in dB: 20 is a likeness, 30
-        is hard to distinguish.
-        """
+        """Peak signal-to-noise ratio of each image against its photo, in dB: 20 is a likeness."""
         return np.array([psnr(a, b) for a, b in zip(self.photos, self.images)])
 
     def show(self, count: int = 8) -> Image.Image:
@@ -105,31 +100,20 @@ def project(
     batch: int = 16,
     seed: int = 0,
 ) -> Projection:
-    """Find the latents of which `gen` draws real photos (appendix D of StyleGAN2; where we differ:
+    """Find the latents of which `gen` draws real photos (appendix D of StyleGAN2; see
     `training/projection.py`).
 
-    gen: any generator; noise maps need a StyleGAN2.
-    photos: a photo, a folder, an archive, a list of these, or uint8[n r r 3] at the generator's
-        size; files are cut to their centred square.
-    space: "w+" has one w per layer and comes closer to the photo, "w" has one for all and stays
-        within the generator's images.
-    steps: of Adam; 200 is quick, 1000 the paper's.
-    rate: Adam's peak, in spreads of w (the deviation of one of its numbers over samples).
-    pyramid: weight of the Laplacian pyramid's L1. features: weight of the discriminator's features
-        or of LPIPS, 0 where there is neither.
-    pull: keeps the W+ layers together; 0 lets them go.
-    noise: also optimise the noise maps, as the paper does.
-    starts: samples of which the nearest is where it begins; 0 begins at the mean.
-    known: Bool[n r r], where the photos shall be matched; all by default.
-    discriminator: by default the one stored beside the generator's weights, if it is found by the
-        generator's name.
-    lpips: the paper's distance in place of the discriminator's features: the files of its weights,
-        see `sis_jax.load_lpips`, which cannot be shipped.
-    batch: photos per device at once.
-    seed: of the exploration.
-
-    Returns a Projection. Raises UsageError for photos that are not there or of another size,
-    SisError where none can be read.
+    gen: any generator; noise maps need a StyleGAN2. photos: a photo, a folder, an archive, a list,
+        or uint8[n r r 3]; files are cut to their centred square. space: "w+" has one w per layer,
+        "w" one for all. steps: of Adam; 200 is quick, 1000 the paper's. rate: Adam's peak, in
+        spreads of w. pyramid, features: weights of the Laplacian pyramid's L1, and of the
+        discriminator's features or LPIPS. pull: keeps the W+ layers together. noise: also optimise
+        the noise maps. starts: samples of which the nearest is the start; 0 begins at the mean.
+        known: Bool[n r r], where the photos shall be matched. discriminator: by default the one
+        beside the generator's weights. lpips: files of its weights, in place of the discriminator's
+        features. batch: photos per device at once. seed: of the exploration.
+    Raises UsageError for photos that are not there or of another size, SisError where none can be
+    read.
     """
     recipe = nn.Recipe(space, rate, pyramid, features, pull, noise)
     _check(recipe, gen, steps, starts, batch)
@@ -234,9 +218,7 @@ def _known(known: np.ndarray, photos: np.ndarray) -> Float[np.ndarray, "n _ _ 1"
 
 
 def _comparer(gen: Generator, discriminator: Any, lpips: Any) -> Any:
-    """The network of the feature distance: LPIPS where it is given, otherwise a discriminator, or
-    nothing.
-    """
+    """The network of the feature distance: LPIPS, a discriminator, or None."""
     if lpips is None:
         return _discriminator(gen, discriminator)
     if gen.resolution < 16:
@@ -250,9 +232,7 @@ def _comparer(gen: Generator, discriminator: Any, lpips: Any) -> Any:
 
 
 def _discriminator(gen: Generator, given: Any) -> Any:
-    """The one given, or the one beside the generator's own weights; None where there is none of its
-    size.
-    """
+    """The one given, or of this size beside the generator's own weights, or None."""
     if given is None:
         try:
             given = load_discriminator(gen.info.name)

@@ -1,7 +1,7 @@
 """One training step of a student, as pure functions of one device's share of a batch.
 
-Loss: mean cross-entropy over pixels that are not ignored (section 3.3 of Segmentation in Style),
-    optionally with pixels weighted by the teacher's confidence, and with soft targets from it.
+Loss: mean cross-entropy over pixels that are not ignored, optionally weighted by the teacher's
+    confidence, and with soft targets from it.
 """
 
 from __future__ import annotations
@@ -33,14 +33,12 @@ State = dict[str, Any]  # a pytree of arrays only
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyper-parameters of a run. Hashable: it is fixed at compile time.
+    """Hyper-parameters of a run, fixed at compile time.
 
-    optimizer: "adam" adds weight_decay to the gradient (L2, as the paper's), "adamw" decouples it.
-        schedule: "poly" (1 - t / T)^0.9, or "cosine" after a linear warm-up over one twentieth.
-        weighting: exponent of the confidence as weight, 0 = none. soft: confidence makes soft
-        targets.
-    ema: decay of the averaged network, 0 = none. side: resolution trained at, in pixels.
-        backbone_rate: learning rate of a pretrained backbone, as a share of `learning_rate`.
+    optimizer: "adam" adds weight_decay to the gradient, "adamw" decouples it. schedule: "poly" (1 -
+        t / T)^0.9, or "cosine" after a warm-up. weighting: exponent of the confidence, 0 = none.
+        soft: soft targets. ema: decay of the averaged network, 0 = none. side: resolution in
+        pixels. backbone_rate: of a pretrained backbone, as a share of `learning_rate`.
     """
 
     steps: int = 2000
@@ -208,8 +206,8 @@ def train_step(
     graph: Any,
     recipe: Recipe,
 ) -> tuple[State, dict[str, Array]]:
-    """One step on labelled images. images: uint8[n h w 3]; masks: uint8[n h w] of channels;
-    certainty: uint8[n h w], 255 = full confidence.
+    """One step on images uint8[n h w 3] with masks of channels and certainty, uint8[n h w], 255 =
+    1.
     """
     batch = _shown(device_key(key), images, masks, certainty, recipe)
 

@@ -1,9 +1,7 @@
-"""COCO export: annotations/instances_<split>.json with run-length masks by pycocotools, images in
-<split>/.
+"""COCO export: annotations/instances_<split>.json with run-length masks, images in <split>/.
 
-One annotation per class and image, not per connected piece: a mask gives the class of a pixel, not
-the number of objects. The background is no category, and neither is ignore (255): both are simply
-not covered, which is all that this format loses. Lists are streamed.
+One annotation per class and image, not per piece. Background and ignore (255) are not covered,
+which is all that this format loses. Lists are streamed.
 """
 
 from __future__ import annotations
@@ -27,9 +25,7 @@ def save(
     folder: Path,
     card: str,
 ) -> str:
-    """Write every split. With `scores`, each annotation carries `score`, the mean score of its
-    class over its pixels.
-    """
+    """Write every split; with `scores`, each annotation carries the mean score of its class."""
     (folder / "annotations").mkdir()
     categories = [
         {"id": c["id"], "name": c["name"], "supercategory": "part"}

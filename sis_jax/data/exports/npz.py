@@ -29,9 +29,7 @@ def save(splits: Splits, classes: Classes, folder: Path, card: str) -> str:
 def _save_split(
     split: str, stream: Iterable[Item], labels: Mapping[int, str], folder: Path
 ) -> None:
-    """The blobs grow on disk first: an .npz member needs its length ahead of its bytes, and a
-    dataset need not fit into memory.
-    """
+    """The blobs grow on disk first: an .npz member needs its length ahead of its bytes."""
     raw = {key: folder / f".{split}.{key}" for key in ("img", "mask")}
     offsets: dict[str, list[int]] = {key: [0] for key in raw}
     rows: list[tuple[str, int, float]] = []

@@ -1,8 +1,6 @@
-"""YOLO segmentation export: images/<split>, labels/<split>/<name>.txt with one polygon a line,
-data.yaml.
+"""YOLO export: images/<split>, labels/<split>/<name>.txt with one polygon a line, data.yaml.
 
-Polygons cannot express every mask. Their loss is measured while writing, by filling every polygon
-again, and reported.
+The loss is measured while writing, by filling every polygon again, and reported.
 """
 
 from __future__ import annotations
@@ -27,9 +25,8 @@ def save(
     folder: Path,
     card: str,
 ) -> str:
-    """Write every split: `class x1 y1 x2 y2 ...` per connected piece, coordinates over width and
-    height. Classes count from 0, without background; ignored pixels are in no polygon. Returns the
-    sentence that reports the loss.
+    """Write every split: `class x1 y1 x2 y2 ...` per piece, over width and height; returns the
+    loss.
     """
     order = sorted((c for c in classes if c["id"]), key=lambda c: c["id"])
     number = {c["id"]: i for i, c in enumerate(order)}
