@@ -18,8 +18,9 @@ from PIL import Image
 import sis_jax
 from sis_jax import __main__ as door
 from sis_jax.checkpoints import catalogue
-from sis_jax.checkpoints.student import Student, _starts
+from sis_jax.checkpoints.student import _starts
 from sis_jax.models import students
+from sis_jax.stages.student import Student
 from sis_jax.types import Info, SisError, UsageError
 
 pytestmark = pytest.mark.integration

@@ -15,17 +15,10 @@ _MAX_AXES = 32
 _DTYPES = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}
 BFLOAT16 = "bfloat16"
 STORAGES = {
-    "FloatStorage": "f4",
-    "DoubleStorage": "f8",
-    "HalfStorage": "f2",
-    "BFloat16Storage": BFLOAT16,
-    "LongStorage": "i8",
-    "IntStorage": "i4",
-    "ShortStorage": "i2",
-    "CharStorage": "i1",
-    "ByteStorage": "u1",
-    "BoolStorage": "b1",
-}
+    "FloatStorage": "f4", "DoubleStorage": "f8", "HalfStorage": "f2", "BFloat16Storage": BFLOAT16,
+    "LongStorage": "i8", "IntStorage": "i4", "ShortStorage": "i2", "CharStorage": "i1",
+    "ByteStorage": "u1", "BoolStorage": "b1",
+}  # fmt: skip
 
 
 def _sizes(values: Any, what: str) -> tuple[int, ...]:
@@ -165,11 +158,9 @@ class Tensor:
 
     def array(self) -> np.ndarray:
         """A view of the file (bfloat16: a float32 copy); Refused where it does not fit."""
-        shape, strides, storage = (
-            _sizes(self.shape, "shape"),
-            _sizes(self.strides, "stride"),
-            self.storage,
-        )
+        shape = _sizes(self.shape, "shape")
+        strides = _sizes(self.strides, "stride")
+        storage = self.storage
         (offset,) = _sizes((self.offset,), "offset")
         if not isinstance(storage, Storage) or len(strides) != len(shape):
             raise Refused("a tensor without a storage, or with as many strides as it has no axes")

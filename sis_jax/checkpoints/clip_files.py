@@ -368,10 +368,8 @@ def read_folder(path: Path) -> Stored:
     tokenizer = Tokenizer(
         config.text.context, config.text.vocabulary, str(path) if len(texts) == 2 else None, openai
     )
-    info, preprocessing = (
-        replace(folder.info(), sha256=digest),
-        preprocessing_of(_table(folder.clip, "preprocessing")),
-    )
+    info = replace(folder.info(), sha256=digest)
+    preprocessing = preprocessing_of(_table(folder.clip, "preprocessing"))
     if preprocessing.size != config.vision.image_size:
         raise SisError(
             f"{path / files.CONFIG} cuts photos to {preprocessing.size} pixels, but the network "

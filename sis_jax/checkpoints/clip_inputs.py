@@ -65,9 +65,8 @@ class Preprocessing:
         size = tuple(
             self.resize if side == short else int(self.resize * side / short) for side in image.size
         )
-        left, top = (
-            round((side - self.size) / 2) for side in size
-        )  # torchvision's rule, half to even
+        # Torchvision's rule, half to even
+        left, top = (round((side - self.size) / 2) for side in size)
         image = image.resize((size[0], size[1]), Image.Resampling.BICUBIC).crop(
             (left, top, left + self.size, top + self.size)
         )

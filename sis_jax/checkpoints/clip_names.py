@@ -13,19 +13,9 @@ from sis_jax.types import UsageError, unknown_name
 
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _SUFFIXES = (
-    ".pt",
-    ".pth",
-    ".pkl",
-    ".bin",
-    ".safetensors",
-    ".h5",
-    ".npz",
-    ".zip",
-    ".onnx",
-    ".tar",
-    ".ckpt",
+    ".pt", ".pth", ".pkl", ".bin", ".safetensors", ".h5", ".npz", ".zip", ".onnx", ".tar", ".ckpt",
     ".json",
-)
+)  # fmt: skip
 _SHARDED = ("model.safetensors.index.json", "model-*-of-*.safetensors")
 BESIDE = (
     "config.json",

@@ -34,17 +34,9 @@ _TORCH_PROTOCOL = 1001
 _MAX_MEMBERS = 1 << 16
 _MAX_HEADER = 100 << 20
 _SAFE = {
-    "F64": "<f8",
-    "F32": "<f4",
-    "F16": "<f2",
-    "BF16": "<u2",
-    "I64": "<i8",
-    "I32": "<i4",
-    "I16": "<i2",
-    "I8": "i1",
-    "U8": "u1",
-    "BOOL": "?",
-}
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4",
+    "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?",
+}  # fmt: skip
 _SAFE |= {"U16": "<u2", "U32": "<u4", "U64": "<u8"}
 
 
@@ -305,11 +297,9 @@ def safetensors(data: memoryview) -> dict[str, np.ndarray]:
         if key == "__metadata__":
             continue
         try:
-            kind, shape, (begin, end) = (
-                np.dtype(_SAFE[entry["dtype"]]),
-                entry["shape"],
-                entry["data_offsets"],
-            )
+            kind = np.dtype(_SAFE[entry["dtype"]])
+            shape = entry["shape"]
+            (begin, end) = entry["data_offsets"]
             whole = [*shape, begin, end]
             total += end - begin
             if (

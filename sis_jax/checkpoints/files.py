@@ -26,12 +26,10 @@ from sis_jax.data.files import write_atomic, write_parts
 from sis_jax.data.names import below
 from sis_jax.types import Info, SisError, UsageError
 
-CONFIG, MODEL, DISCRIMINATOR, CARD = (
-    "config.json",
-    "model.safetensors",
-    "discriminator.safetensors",
-    "README.md",
-)
+CONFIG = "config.json"
+MODEL = "model.safetensors"
+DISCRIMINATOR = "discriminator.safetensors"
+CARD = "README.md"
 FORMAT = "sis_jax weights"
 STUDENT_FORMAT = "sis_jax student"
 VERSION = STUDENT_VERSION = 1

@@ -23,15 +23,13 @@ _CURE = (
     "open it with h5py and save its arrays as .safetensors, or rewrite it with `h5repack -l CONTI "
     "-f NONE`"
 )
-_DATASPACE, _DATATYPE, _EXTERNAL, _LAYOUT, _FILTERS, _CONTINUATION, _SYMBOLS = (
-    0x01,
-    0x03,
-    0x07,
-    0x08,
-    0x0B,
-    0x10,
-    0x11,
-)
+_DATASPACE = 0x01
+_DATATYPE = 0x03
+_EXTERNAL = 0x07
+_LAYOUT = 0x08
+_FILTERS = 0x0B
+_CONTINUATION = 0x10
+_SYMBOLS = 0x11
 _EXPONENT_BITS = {2: 5, 4: 8, 8: 11}
 
 
@@ -79,9 +77,8 @@ class _File:
                 "the HDF5 file starts somewhere inside of another file, which is not supported"
             )
         found: dict[str, np.ndarray] = {}
-        waiting = [
-            ("", self.fields("<Q", base + 40)[0], 0)
-        ]  # after four addresses and the offset of the root's name
+        # After four addresses and the offset of the root's name
+        waiting = [("", self.fields("<Q", base + 40)[0], 0)]
         while waiting:
             path, header, depth = waiting.pop()
             messages = list(self.messages(header))
@@ -139,9 +136,8 @@ class _File:
             kind, level, used = self.fields("<BBH", node + 4)
             if kind != 0:
                 raise Refused("the HDF5 file is damaged: a group whose index is none")
-            inner = [
-                self.fields("<Q", node + 32 + 16 * i)[0] for i in range(used)
-            ]  # key, child, key, child, ... from byte 24
+            # Key, child, key, child, ... from byte 24
+            inner = [self.fields("<Q", node + 32 + 16 * i)[0] for i in range(used)]
             if level:
                 waiting += inner
             else:

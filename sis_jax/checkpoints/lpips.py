@@ -20,21 +20,10 @@ from sis_jax.types import SisError, UsageError
 # "lin4.model.1.weight" (both of its files)
 _CONVOLUTION = re.compile(r"(?:.*\.)?(?:features|slice[1-5])\.(\d+)\.(weight|bias)")
 _GAIN = re.compile(r"(?:.*\.)?lin([0-4])\.model\.1\.weight")
+# Of the convolutions among VGG16's layers
 _PLACES = (
-    0,
-    2,
-    5,
-    7,
-    10,
-    12,
-    14,
-    17,
-    19,
-    21,
-    24,
-    26,
-    28,
-)  # of the convolutions among VGG16's layers
+    0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28,
+)  # fmt: skip
 _FILES = (
     "torchvision's vgg16-397923af.pth together with vgg.pth of the LPIPS repository "
     "(lpips/weights/v0.1), or one file that holds both"

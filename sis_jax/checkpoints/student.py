@@ -90,13 +90,53 @@ class Student:
             for s, image in zip(self._at_work(images, flip, size, tile), images)
         ]
 
-    def predict(self, photos: Any, **options: Any) -> Any:
-        """`sis_jax.predict` with this student: an array, a list, a path, a folder or an archive ->
-        Masks.
-        """
-        import sis_jax
+    @classmethod
+    def load(cls, name_or_path: str | os.PathLike | None = None) -> Any:
+        """The student in a run or a folder, or one in ported_weights/ by name; None is the one that
+        ships.
 
-        return sis_jax.predict(self, photos, **options)
+        Raises UsageError where there is none, SisError where it is damaged.
+        """
+        path = find(name_or_path)
+        place = path / "student" if (path / "student" / files.CONFIG).is_file() else path
+        try:
+            raw = json.loads((place / files.CONFIG).read_text("utf-8"))
+        except FileNotFoundError:
+            raise UsageError(
+                f"{path} holds no student: train one with python -m sis_jax.distill {path}"
+            ) from None
+        except NotADirectoryError:
+            raise UsageError(
+                f"{path} is a file: give the run of a student, or the folder that "
+                "Student.save wrote"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise SisError(
+                f"{place / files.CONFIG} cannot be read ({error}): distil again"
+            ) from None
+        if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+            raise UsageError(
+                f'{place} holds no student: its {files.CONFIG} does not state "format": "{FORMAT}"'
+            )
+        if raw.get("version") != VERSION:
+            raise UsageError(
+                f"{place / files.CONFIG} has version {raw.get('version')}, this sis_jax reads "
+                f"version {VERSION}: update sis_jax, or distil again"
+            )
+        try:
+            config = students.StudentConfig(**raw["network"])
+            classes = tuple(raw["classes"])
+            side = int(raw["side"])
+            header = files.Folder("student", raw["name"], raw["licence"], {}, sha256=raw["sha256"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise SisError(f"{place / files.CONFIG} is damaged ({error}): distil again") from None
+        arrays, digest = files.read_arrays(place, header)
+        info = Info(raw["name"], raw["licence"], "distilled by sis_jax", digest)
+        network = build(lambda: students.build(config), arrays, str(place), info)
+        fit = raw.get("fit", "crop")
+        if fit not in CROPS:
+            raise unknown_name("fit of the student", str(fit), CROPS)
+        return cls(network, config, classes, side, info, dict(raw.get("facts", {})), fit)
 
     def save(self, folder: str | Path, dtype: str = "float32") -> Path:
         """Write config.json, model.safetensors ("float16": half the size) and README.md."""
@@ -175,10 +215,8 @@ class Student:
     def _tiled(self, image: np.ndarray, flip: bool, tile: int) -> np.ndarray:
         """Overlapping tiles, each fading out towards its border."""
         h, w = image.shape[:2]
-        total, weight = (
-            np.zeros((h, w, len(self.classes)), np.float32),
-            np.zeros((h, w, 1), np.float32),
-        )
+        total = np.zeros((h, w, len(self.classes)), np.float32)
+        weight = np.zeros((h, w, 1), np.float32)
         for top in _starts(h, tile):
             for left in _starts(w, tile):
                 piece = image[top : top + tile, left : left + tile]
@@ -222,50 +260,8 @@ class Student:
 
 
 def load_student(name_or_path: str | os.PathLike | None = None) -> Student:
-    """The student in a run or a folder, or one in ported_weights/ by name; None is the one that
-    ships.
-
-    Raises UsageError where there is none, SisError where it is damaged.
-    """
-    path = find(name_or_path)
-    place = path / "student" if (path / "student" / files.CONFIG).is_file() else path
-    try:
-        raw = json.loads((place / files.CONFIG).read_text("utf-8"))
-    except FileNotFoundError:
-        raise UsageError(
-            f"{path} holds no student: train one with python -m sis_jax.distill {path}"
-        ) from None
-    except NotADirectoryError:
-        raise UsageError(
-            f"{path} is a file: give the run of a student, or the folder that Student.save wrote"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise SisError(f"{place / files.CONFIG} cannot be read ({error}): distil again") from None
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        raise UsageError(
-            f'{place} holds no student: its {files.CONFIG} does not state "format": "{FORMAT}"'
-        )
-    if raw.get("version") != VERSION:
-        raise UsageError(
-            f"{place / files.CONFIG} has version {raw.get('version')}, this sis_jax reads version "
-            f"{VERSION}: update sis_jax, or distil again"
-        )
-    try:
-        config, classes, side = (
-            students.StudentConfig(**raw["network"]),
-            tuple(raw["classes"]),
-            int(raw["side"]),
-        )
-        header = files.Folder("student", raw["name"], raw["licence"], {}, sha256=raw["sha256"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise SisError(f"{place / files.CONFIG} is damaged ({error}): distil again") from None
-    arrays, digest = files.read_arrays(place, header)
-    info = Info(raw["name"], raw["licence"], "distilled by sis_jax", digest)
-    network = build(lambda: students.build(config), arrays, str(place), info)
-    fit = raw.get("fit", "crop")
-    if fit not in CROPS:
-        raise unknown_name("fit of the student", str(fit), CROPS)
-    return Student(network, config, classes, side, info, dict(raw.get("facts", {})), fit)
+    """As `Student.load`."""
+    return Student.load(name_or_path)
 
 
 def find(name_or_path: str | os.PathLike | None) -> Path:

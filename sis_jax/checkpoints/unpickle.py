@@ -22,9 +22,8 @@ _MAX_WORK = (
 )
 _MAX_TEXT = 1 << 24
 _MAX_INTEGER = 64  # bytes
-_RAW_UNICODE = codecs.lookup(
-    "raw_unicode_escape"
-)  # now: Python would import it when a file first uses it
+# Now: Python would import it when a file first uses it
+_RAW_UNICODE = codecs.lookup("raw_unicode_escape")
 _MARK = object()
 _NOT_THERE = object()
 

@@ -207,9 +207,8 @@ def palette_png(mask: Integer[np.ndarray, "h w"]) -> Image.Image:
     if mask.ndim != 2:
         raise UsageError(f"a mask has height and width only, got shape {mask.shape}")
     picture = Image.fromarray(mask)
-    picture.putpalette(
-        palette().ravel().tolist()
-    )  # turns the grey image into a palette one, pixels unchanged
+    # Turns the grey image into a palette one, pixels unchanged
+    picture.putpalette(palette().ravel().tolist())
     return picture
 
 

@@ -149,9 +149,10 @@ class Edit:
             for j, strength in enumerate(self.strengths):
                 out[f"{stem}_{strength:+g}.png"] = _png(self.images[i, j])
                 out[f"{stem}_{strength:+g}_plain.png"] = _png(self.plain[i, j])
+        # Last: it marks the folder as complete
         return out | {
             "edit.json": (json.dumps(plain(facts), indent=1, ensure_ascii=False) + "\n").encode()
-        }  # last: it marks the folder as complete
+        }
 
     def save(self, folder: str | Path) -> Path:
         """Write images, masks, and the table of PSNRs into a folder; `Edit.load` reads them

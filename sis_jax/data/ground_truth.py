@@ -111,10 +111,8 @@ def open_pairs(
             f"{images} is no .npz that holds photos and masks; give --masks with the folder of "
             "the masks"
         )
-    (photos, bad_photos), (truths, bad_masks) = (
-        _files(images, ("img", "image", "images")),
-        _files(masks, ("mask", "masks", "segmentation", "masks")),
-    )
+    (photos, bad_photos) = _files(images, ("img", "image", "images"))
+    (truths, bad_masks) = _files(masks, ("mask", "masks", "segmentation", "masks"))
     found, skipped = _partners(photos, truths)
     skipped += [*bad_photos, *bad_masks]
     if not found:

@@ -61,12 +61,10 @@ def _item(example: Any, known: np.ndarray) -> Item:
         name, image, mask, scores = (*example, None)[:4]
         seed = confidence = None
     else:
-        name, image, mask, scores = (
-            example.name,
-            example.image,
-            example.mask,
-            getattr(example, "scores", None),
-        )
+        name = example.name
+        image = example.image
+        mask = example.mask
+        scores = getattr(example, "scores", None)
         seed, confidence = getattr(example, "seed", None), getattr(example, "confidence", None)
     flat, place = file_names.flat(str(name)), str(name).replace("\\", "/").strip("/")
     why = file_names.problem(place)

@@ -43,9 +43,8 @@ _DAMAGED = (
 
 # ------------------------------------------------------------------------------------------ sources
 
-Raw = (
-    bytes | np.ndarray | Path | Unusable
-)  # an encoded image, a decoded one, where to read it, or why not
+# An encoded image, a decoded one, where to read it, or why not
+Raw = bytes | np.ndarray | Path | Unusable
 
 
 @dataclass(frozen=True)

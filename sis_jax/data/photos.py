@@ -288,9 +288,8 @@ def _fill(
         _reporter(progress, total) as report,
         ThreadPoolExecutor(threads) as pool,
     ):
-        warnings.simplefilter(
-            "ignore"
-        )  # Pillow warns about odd metadata; unusable photos are reported as skipped
+        # Pillow warns about odd metadata; unusable photos are reported as skipped
+        warnings.simplefilter("ignore")
         for slot, raw in jobs:
             window.append((slot, pool.submit(pixels_of, raw, shape_up)))
             if len(window) >= 4 * threads:

@@ -39,16 +39,10 @@ from sis_jax.types import Generator, Samples, SisError, UsageError, check_taps
 RECIPES: dict[str, dict[str, Any]] = {
     # All annotated pixels, minibatches of 64, plain Adam at 1e-3, ten networks that vote.
     "paper": {
-        "members": 10,
-        "bootstrap": False,
-        "vote": "majority",
-        "max_points": 2**31 - 1,
-        "batch": 64,
-        "steps": 20_000,
-        "weight_decay": 0.0,
-        "truncation": 0.7,
+        "members": 10, "bootstrap": False, "vote": "majority", "max_points": 2**31 - 1, "batch": 64,
+        "steps": 20_000, "weight_decay": 0.0, "truncation": 0.7,
     },
-}
+}  # fmt: skip
 
 IGNORE = 255
 # further members, each trained on one half of the samples: they measure how well the other half is

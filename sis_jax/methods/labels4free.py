@@ -159,9 +159,8 @@ class Labels4Free(Labels4FreeSettings):
 
     def taps(self, arrays: Arrays) -> tuple[str, ...]:
         """The features that are read."""
-        return nets.flat_taps(
-            int(np.ravel(arrays["resolution"])[0])
-        )  # a stored number comes back as an array of one
+        # A stored number comes back as an array of one
+        return nets.flat_taps(int(np.ravel(arrays["resolution"])[0]))
 
     def alpha_seeds(
         self, arrays: Arrays, gen: Generator, seeds: Sequence[int], truncation: float | None = None
@@ -270,17 +269,15 @@ class _Run:
 
     def __post_init__(self) -> None:
         m = self.method
-        self.draws = (
-            self.seed + 1000 * self.attempt
-        )  # of weights and batches; samples that judge are those of `seed`
+        # Of weights and batches; samples that judge are those of `seed`
+        self.draws = self.seed + 1000 * self.attempt
         whole = [
             d
             for d in range(1, parallel.device_count() + 1)
             if m.batch % d == 0 and (d == 1 or m.batch // d % 4 == 0)
         ]
-        self.devices = max(
-            whole
-        )  # each device needs whole groups of 4 for the minibatch standard deviation
+        # Each device needs whole groups of 4 for the minibatch standard deviation
+        self.devices = max(whole)
         given = {
             f.name: getattr(m, f.name) for f in fields(training.Recipe) if f.name != "decay_steps"
         }

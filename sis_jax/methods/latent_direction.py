@@ -45,43 +45,17 @@ from sis_jax.types import Generator, Samples, SisError, UsageError
 RECIPES: dict[str, dict[str, Any]] = {
     # The settings of the published code, for the search of a direction and for making data.
     "code": {
-        "mode": "both",
-        "space": "z",
-        "prior": "center",
-        "center_weight": 2.0,
-        "structure_weight": 10.0,
-        "fit_shift": 2.0,
-        "fit_shift_std": 0.5,
-        "shift": 5.0,
-        "steps": 300,
-        "batch": 32,
-        "learning_rate": 5e-3,
-        "truncation": 1.0,
-        "threshold": "zero",
-        "min_component": 0.2,
-        "max_area": 0.5,
-        "min_peaks": 2,
+        "mode": "both", "space": "z", "prior": "center", "center_weight": 2.0,
+        "structure_weight": 10.0, "fit_shift": 2.0, "fit_shift_std": 0.5, "shift": 5.0,
+        "steps": 300, "batch": 32, "learning_rate": 5e-3, "truncation": 1.0, "threshold": "zero",
+        "min_component": 0.2, "max_area": 0.5, "min_peaks": 2,
     },
-    # The formulas of the paper, lambda = 5; open settings as in the code.
-    "paper": {
-        "mode": "both",
-        "space": "z",
-        "prior": "linear",
-        "center_weight": 5.0,
-        "structure_weight": 1.0,
-        "fit_shift": 2.0,
-        "fit_shift_std": 0.5,
-        "shift": 5.0,
-        "steps": 300,
-        "batch": 32,
-        "learning_rate": 5e-3,
-        "truncation": 1.0,
-        "threshold": "zero",
-        "min_component": 0.2,
-        "max_area": 0.5,
-        "min_peaks": 2,
-    },
-}
+}  # fmt: skip
+# The formulas of the paper, lambda = 5; open settings as in the code.
+RECIPES["paper"] = RECIPES["code"] | {
+    "prior": "linear", "center_weight": 5.0, "structure_weight": 1.0,
+}  # fmt: skip
+
 
 SIGNS = {"light": (1.0,), "dark": (-1.0,), "both": (1.0, -1.0)}
 GRAY = (0.299, 0.587, 0.114)

@@ -46,19 +46,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     # The notebook that trains the published face model: 50 samples, psi 0.7, "layer 7", 128 x 128
     # grid, K = 9, ten restarts, raw features.
     "paper": {
-        "k": 9,
-        "layer": "64x64",
-        "n": 50,
-        "truncation": 0.7,
-        "grid": 128,
-        "normalize": "none",
-        "n_init": 10,
-        "max_points": 819_200,
-        "align_corners": True,
-        "smooth": "off",
+        "k": 9, "layer": "64x64", "n": 50, "truncation": 0.7, "grid": 128, "normalize": "none",
+        "n_init": 10, "max_points": 819_200, "align_corners": True, "smooth": "off",
         "refine": "none",
     },
-}
+}  # fmt: skip
 
 SWEEP_KS = (3, 4, 5, 6, 8, 10)
 SWEEP_POINTS = 10_000
@@ -207,9 +199,8 @@ class SegmentationInStyle(SegmentationInStyleSettings):
         found = kmeans.kmeans(x, self.k, seed=seed, n_init=self.n_init)
         centers = np.zeros((self.k, d), np.float32)
         centers[:, :columns] = np.asarray(found.centers)
-        order = np.argsort(
-            -np.bincount(np.asarray(found.labels), minlength=self.k), kind="stable"
-        )  # cluster 0 is the largest
+        # Cluster 0 is the largest
+        order = np.argsort(-np.bincount(np.asarray(found.labels), minlength=self.k), kind="stable")
         arrays = {
             "centers": centers[order],
             "mean": mean,

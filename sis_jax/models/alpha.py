@@ -142,9 +142,8 @@ def background_generator(gen: StyleGAN2, stage: str) -> StyleGAN2:
             f"cannot zero stage {stage!r} of this generator; it has "
             f"{', '.join(stages(gen.resolution))}"
         )
-    other = jax.tree.map(
-        lambda a: a, gen
-    )  # variables of its own: `nnx.split` and `merge` would hand over the same ones
+    # Variables of its own: `nnx.split` and `merge` would hand over the same ones
+    other = jax.tree.map(lambda a: a, gen)
     synthesis = other.synthesis
     if stage == "const":
         _clear(synthesis.b4.const)

@@ -33,9 +33,8 @@ from sis_jax.types import (
     latents_from_seeds,
 )
 
-Condition = tuple[
-    jax.Array, jax.Array
-]  # [z, class embedding] and the place in the table of statistics, one row per image
+# [z, class embedding] and the place in the table of statistics, one row per image
+Condition = tuple[jax.Array, jax.Array]
 
 
 @dataclass(frozen=True)
@@ -156,14 +155,10 @@ class Attention(nnx.Module):
     """Self-attention over the image; keys and values are pooled to half the size."""
 
     def __init__(self, channels: int):
-        self.theta, self.phi = (
-            Conv(channels, channels // 8, 1, False),
-            Conv(channels, channels // 8, 1, False),
-        )
-        self.g, self.out = (
-            Conv(channels, channels // 2, 1, False),
-            Conv(channels // 2, channels, 1, False),
-        )
+        self.theta = Conv(channels, channels // 8, 1, False)
+        self.phi = Conv(channels, channels // 8, 1, False)
+        self.g = Conv(channels, channels // 2, 1, False)
+        self.out = Conv(channels // 2, channels, 1, False)
         self.gamma = nnx.Param(jnp.zeros(()))
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:

@@ -101,11 +101,9 @@ class Bottleneck(nnx.Module):
     """1x1, 3x3, (pooling,) 1x1 convolutions, added to the input, pooled and widened as needed."""
 
     def __init__(self, n_in: int, width: int, stride: int):
-        self.conv1, self.conv2, self.conv3 = (
-            Conv(1, n_in, width),
-            Conv(3, width, width),
-            Conv(1, width, 4 * width),
-        )
+        self.conv1 = Conv(1, n_in, width)
+        self.conv2 = Conv(3, width, width)
+        self.conv3 = Conv(1, width, 4 * width)
         self.downsample = Conv(1, n_in, 4 * width) if stride > 1 or n_in != 4 * width else None
         self.stride = stride
 
@@ -123,12 +121,10 @@ class AttentionPool(nnx.Module):
     def __init__(self, config: ResNetConfig, embed_dim: int):
         c = config.trunk
         self.positions = nnx.Param(jnp.zeros((1 + (config.image_size // 32) ** 2, c)))
-        self.q, self.k, self.v, self.out = (
-            Dense(c, c),
-            Dense(c, c),
-            Dense(c, c),
-            Dense(c, embed_dim),
-        )
+        self.q = Dense(c, c)
+        self.k = Dense(c, c)
+        self.v = Dense(c, c)
+        self.out = Dense(c, embed_dim)
         self.heads = config.heads
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
@@ -149,11 +145,9 @@ class ResNet(nnx.Module):
 
     def __init__(self, config: ResNetConfig, embed_dim: int):
         width = config.width
-        self.conv1, self.conv2, self.conv3 = (
-            Conv(3, 3, width // 2, stride=2),
-            Conv(3, width // 2, width // 2),
-            Conv(3, width // 2, width),
-        )
+        self.conv1 = Conv(3, 3, width // 2, stride=2)
+        self.conv2 = Conv(3, width // 2, width // 2)
+        self.conv3 = Conv(3, width // 2, width)
         n_in = width
         for layer, blocks in enumerate(config.layers, start=1):
             for i in range(blocks):

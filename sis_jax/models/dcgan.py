@@ -67,9 +67,8 @@ def conv_transpose(
     out = kernel.shape[-1]
     # Tap 0 reaches x[m-1] for the even phase and x[m] for the odd one, tap 1 x[m] and x[m+1]; the
     # odd phase is thus read one sample later.
-    taps = jnp.stack(
-        [jnp.stack([kernel[3], kernel[2]]), jnp.stack([kernel[1], kernel[0]])]
-    )  # [tap_h, phase_h, kw, i, o]
+    # [tap_h, phase_h, kw, i, o]
+    taps = jnp.stack([jnp.stack([kernel[3], kernel[2]]), jnp.stack([kernel[1], kernel[0]])])
     taps = jnp.stack(
         [
             jnp.stack([taps[:, :, 3], taps[:, :, 2]], 2),
@@ -77,14 +76,12 @@ def conv_transpose(
         ],
         1,
     )
-    dense = jnp.transpose(taps, (0, 1, 4, 2, 3, 5)).reshape(
-        2, 2, c, 4 * out
-    )  # [tap_h, tap_w, i, (phase_h phase_w o)]
+    # [tap_h, tap_w, i, (phase_h phase_w o)]
+    dense = jnp.transpose(taps, (0, 1, 4, 2, 3, 5)).reshape(2, 2, c, 4 * out)
     y = conv2d(x, dense, padding=1).reshape(n, h + 1, w + 1, 2, 2, out)
     rows = jnp.stack([y[:, :h, :, 0], y[:, 1:, :, 1]], axis=2)  # [n, h, phase_h, w + 1, phase_w, o]
-    both = jnp.stack(
-        [rows[:, :, :, :w, 0], rows[:, :, :, 1:, 1]], axis=4
-    )  # [n, h, phase_h, w, phase_w, o]
+    # [n, h, phase_h, w, phase_w, o]
+    both = jnp.stack([rows[:, :, :, :w, 0], rows[:, :, :, 1:, 1]], axis=4)
     return both.reshape(n, 2 * h, 2 * w, out)
 
 

@@ -15,18 +15,17 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+# Channels in, then out of each convolution
 BLOCKS = (
     (3, 64, 64),
     (64, 128, 128),
     (128, 256, 256, 256),
     (256, 512, 512, 512),
     (512, 512, 512, 512),
-)  # channels in, then out of each convolution
-LARGEST = 256  # pixels: larger images are averaged down first, as StyleGAN2's projector does
-_SHIFT, _SCALE = (
-    np.array([-0.030, -0.088, -0.188], np.float32),
-    np.array([0.458, 0.448, 0.450], np.float32),
 )
+LARGEST = 256  # pixels: larger images are averaged down first, as StyleGAN2's projector does
+_SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
+_SCALE = np.array([0.458, 0.448, 0.450], np.float32)
 
 
 @jax.tree_util.register_dataclass
@@ -55,9 +54,8 @@ def lpips_maps(net: LPIPS, images: Float[Array, "n r r 3"]) -> list[Float[Array,
                 x, net.kernels[at], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
             )
             x, at = jax.nn.relu(x + net.biases[at]), at + 1
-        length = lax.rsqrt(
-            jnp.sum(x * x, axis=-1, keepdims=True) + 1e-20
-        )  # the published + 1e-10 beside the root has no gradient at 0
+        # The published + 1e-10 beside the root has no gradient at 0
+        length = lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-20)
         maps.append(x * length * jnp.sqrt(gain))
     return maps
 

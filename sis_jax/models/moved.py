@@ -54,9 +54,8 @@ class Moved(Sampling):
     def chosen(self, z: Float[Array, "n z"]) -> Float[Array, "n"]:
         """1 for latents that are moved, 0 for others, by a projection of z that is N(0, 1)."""
         z = jnp.asarray(z)
-        signs = jnp.where(
-            jnp.arange(z.shape[1]) * 7 % 13 % 2 == 0, 1.0, -1.0
-        )  # any fixed direction that is no axis
+        # Any fixed direction that is no axis
+        signs = jnp.where(jnp.arange(z.shape[1]) * 7 % 13 % 2 == 0, 1.0, -1.0)
         return (ndtr((z * signs).sum(1) / jnp.sqrt(z.shape[1])) <= self.share).astype(jnp.float32)
 
     def map(self, z: Float[Array, "n z"], truncation: float | Any = 1.0) -> Float[Array, "n s w"]:

@@ -157,10 +157,8 @@ class DoubleConv(nnx.Module):
 
     def __init__(self, n_in: int, n_mid: int, n_out: int, rng: Rng, name: str):
         self.conv0, self.conv1 = Conv(n_in, n_mid, rng), Conv(n_mid, n_out, rng)
-        self.norm0, self.norm1 = (
-            BatchNorm(n_mid, f"{name}.norm0"),
-            BatchNorm(n_out, f"{name}.norm1"),
-        )
+        self.norm0 = BatchNorm(n_mid, f"{name}.norm0")
+        self.norm1 = BatchNorm(n_out, f"{name}.norm1")
 
     def __call__(self, x: Float[Array, "n h w i"], tape: Tape | None) -> Float[Array, "n h w o"]:
         x = jax.nn.relu(self.norm0(self.conv0(x), tape))

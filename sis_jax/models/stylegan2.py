@@ -35,9 +35,8 @@ from sis_jax.types import (
 )
 
 AnyArray = jax.Array | np.ndarray
-Stem = tuple[
-    Float[Array, "_n _r _r _c"], Float[Array, "_n _s _s 3"]
-]  # activations and image after some of the layers
+# Activations and image after some of the layers
+Stem = tuple[Float[Array, "_n _r _r _c"], Float[Array, "_n _s _s 3"]]
 LR_MULTIPLIER = 0.01  # of the mapping network
 
 
@@ -295,9 +294,8 @@ class Synthesis(nnx.Module):
         for name, slot in self.layers():
             layer, used = self.layer(name), None
             if noise == "random" and key is not None and isinstance(layer, StyledConv):
-                key, used = jax.random.split(
-                    key
-                )  # also for layers that are passed over: each keeps its own noise
+                # Also for layers that are passed over: each keeps its own noise
+                key, used = jax.random.split(key)
             if slot < first or (stop is not None and slot >= stop):
                 continue
             if isinstance(layer, StyledConv):

@@ -21,9 +21,8 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 # [0.75 pi, pi]: nearly its own inverse.
 _HALF = (-0.0063288439, 0.0300188219, -0.0060613761, -0.1231322120, 0.1292442989, 0.6833660924)
 LOW_PASS = _HALF + _HALF[::-1]
-_REACH = (
-    len(LOW_PASS) // 2 - 1
-)  # supersampled pixels the filter needs beyond the image, on each side
+# Supersampled pixels the filter needs beyond the image, on each side
+_REACH = len(LOW_PASS) // 2 - 1
 
 # Appendix B. A scale of 2 ** N(0, std^2) is the paper's Lognormal(0, (std ln 2)^2).
 BLIT_SHIFT = 0.125  # of the edge length, uniform within plus or minus this, whole pixels

@@ -89,11 +89,9 @@ def label_maps(
     distances = squared_distances(features, resolution, arrays, align_corners, smooth)
     if "log_prior" not in arrays:
         nearest = -jax.lax.top_k(-distances, 2)[0]
-        labels, least, apart = (
-            jnp.argmin(distances, axis=-1).astype(jnp.uint8),
-            nearest[..., 0],
-            nearest[..., 1] - nearest[..., 0],
-        )
+        labels = jnp.argmin(distances, axis=-1).astype(jnp.uint8)
+        least = nearest[..., 0]
+        apart = nearest[..., 1] - nearest[..., 0]
     else:
         least = distances.min(-1)
         nat = jnp.maximum(arrays["gap"], 1e-12) / NATS

@@ -103,9 +103,8 @@ def foreground_colours(
 ) -> Float[np.ndarray, "h w 3"]:
     """The foreground's own colours, 0..255: at its soft edge those of its inside nearby."""
     width = alpha.shape[1] / 48
-    weight = np.where(alpha > 0.9, 1.0, 1e-4 * alpha).astype(
-        np.float32
-    )  # far from any inside, a pixel keeps its own colour
+    # Far from any inside, a pixel keeps its own colour
+    weight = np.where(alpha > 0.9, 1.0, 1e-4 * alpha).astype(np.float32)
     blurred = (
         gaussian_filter(image * weight[..., None], (width, width, 0))
         / np.maximum(gaussian_filter(weight, width), 1e-8)[..., None]

@@ -92,10 +92,8 @@ def upsample2d(x: Float[Array, "n h w c"]) -> Float[Array, "n 2*h 2*w c"]:
     for axis in (1, 2):
         n = x.shape[axis]
         padded = jnp.pad(x, [(1, 1) if a == axis else (0, 0) for a in range(4)])
-        before, after = (
-            lax.slice_in_dim(padded, 0, n, axis=axis),
-            lax.slice_in_dim(padded, 2, n + 2, axis=axis),
-        )
+        before = lax.slice_in_dim(padded, 0, n, axis=axis)
+        after = lax.slice_in_dim(padded, 2, n + 2, axis=axis)
         both = jnp.stack([0.25 * before + 0.75 * x, 0.75 * x + 0.25 * after], axis=axis + 1)
         x = both.reshape(*x.shape[:axis], 2 * n, *x.shape[axis + 1 :])
     return x
@@ -104,9 +102,8 @@ def upsample2d(x: Float[Array, "n h w c"]) -> Float[Array, "n 2*h 2*w c"]:
 @jax.custom_vjp
 def downsample2d(x: Float[Array, "n h w c"]) -> Float[Array, "n h//2 w//2 c"]:
     """Half the (even) size: the filter [1,3,3,1]^2 / 64 (pad 1,1), then every second sample."""
-    y = jnp.pad(
-        blur(x, 1), ((0, 0), (0, 1), (0, 1), (0, 0))
-    )  # to an even size, so that taking phases is a reshape
+    # To an even size, so that taking phases is a reshape
+    y = jnp.pad(blur(x, 1), ((0, 0), (0, 1), (0, 1), (0, 0)))
     n, h, w, c = y.shape
     return y.reshape(n, h // 2, 2, w // 2, 2, c)[:, :, 0, :, 0]
 

@@ -38,9 +38,8 @@ def best(
     """
     b, h, w, k = evidence.shape
     h, w = _window_size(h, w)
-    evidence = jnp.nan_to_num(
-        evidence
-    )  # a damaged pixel stays one: NaN would spread over its neighbours
+    # A damaged pixel stays one: NaN would spread over its neighbours
+    evidence = jnp.nan_to_num(evidence)
     most = max(1, _VALUES // (h * w * (len(_OFFSETS) + 3 * k)))
     together = max(d for d in range(1, b + 1) if b % d == 0 and d <= most) if b else 1
 
@@ -87,9 +86,8 @@ def _said_by_neighbours(
             x, (0, RADIUS + offset[0], RADIUS + offset[1]), (x.shape[0], height, width)
         )
 
-    colour = jnp.moveaxis(
-        image, -1, 0
-    )  # channels and classes first: the pixels of each are contiguous, whatever their number
+    # Channels and classes first: the pixels of each are contiguous, whatever their number
+    colour = jnp.moveaxis(image, -1, 0)
     around, inside = padded(colour), padded(jnp.ones((1, height, width)))
 
     def kernel_of(offset: Array) -> Array:

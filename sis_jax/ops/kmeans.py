@@ -101,9 +101,8 @@ def predict(
         raise UsageError(f"chunk is {chunk}, expected at least 1 row")
     out, size = np.empty(shape[0], np.int32), min(chunk, shape[0])
     for i in range(0, shape[0], max(size, 1)):
-        start = min(
-            i, shape[0] - size
-        )  # the last chunk overlaps the one before: one shape, one compilation
+        # The last chunk overlaps the one before: one shape, one compilation
+        start = min(i, shape[0] - size)
         block = np.asarray(x[start : start + size], np.float32)
         _check_finite(block)
         out[start : start + size] = _assign(block, jnp.asarray(centers))
@@ -279,9 +278,8 @@ def _iterate(
 def _relocate(data: _Data, out: dict[str, np.ndarray], restarts) -> np.ndarray:
     """New centres: every empty cluster takes one of the farthest points, as in scikit-learn."""
     far = data.map(steps.farthest, out["old"], out_axes=0)
-    value, rows, weight, label = (
-        np.concatenate(list(np.asarray(a)), axis=1) for a in far
-    )  # devices side by side
+    # Devices side by side
+    value, rows, weight, label = (np.concatenate(list(np.asarray(a)), axis=1) for a in far)
     new = out["new"].copy()
     for r in restarts:
         empty = np.flatnonzero(out["counts"][r] == 0)

@@ -135,10 +135,8 @@ def moments(x: Float[Array, "m d"], w: Float[Array, " m"], mean: Float[Array, " 
     """Weighted sums of (x - mean) [d] and of its square [d], and the weight."""
 
     def visit(carry, _, xb, wb):
-        first, second = (
-            jnp.matmul(wb, xb, precision="highest"),
-            jnp.matmul(wb, xb * xb, precision="highest"),
-        )
+        first = jnp.matmul(wb, xb, precision="highest")
+        second = jnp.matmul(wb, xb * xb, precision="highest")
         return (carry[0] + first, carry[1] + second, carry[2] + wb.sum()), None
 
     zero = jnp.zeros(x.shape[1])

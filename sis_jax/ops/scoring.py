@@ -136,9 +136,8 @@ def match_names(
         merged[i][0] if i in merged else "background" if i == 0 else str(true[i]["name"])
         for i in kept
     ]
-    lookup = np.full(
-        256, 254, np.uint8
-    )  # 254: an id that is not among the true classes; `Tally` names it
+    # 254: an id that is not among the true classes; `Tally` names it
+    lookup = np.full(256, 254, np.uint8)
     lookup[255] = 255
     for i in true:
         lookup[i] = kept.index(merged[i][1] if i in merged else i)
@@ -177,13 +176,11 @@ class Tally:
     def __init__(
         self, n_true: int, n_pred: int, rule: Rule, radius: float, lookup: UInt8[np.ndarray, "256"]
     ) -> None:
-        self.n_true, self.n_pred, self.rule, self.radius, self.lookup = (
-            n_true,
-            n_pred,
-            rule,
-            radius,
-            lookup,
-        )
+        self.n_true = n_true
+        self.n_pred = n_pred
+        self.rule = rule
+        self.radius = radius
+        self.lookup = lookup
         self.names: list[str] = []
         self.counts: list[np.ndarray] = []
         self.band: list[np.ndarray] = []

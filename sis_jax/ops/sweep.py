@@ -142,9 +142,10 @@ def cluster_many(
     """For every k the labels of `look` by the best of a few k-means on either half."""
     rng = np.random.default_rng(seed)
     most = max(ks)
+    # [2, K, R, most, d]
     starts = np.stack(
         [[[_plus_plus(h, k, most, rng) for _ in range(RESTARTS)] for k in ks] for h in halves]
-    )  # [2, K, R, most, d]
+    )
     alive = np.arange(most)[None] < np.asarray(ks)[:, None]
     out = np.asarray(_lloyd_all(halves, starts, alive, look))
     return [(out[0, i], out[1, i]) for i in range(len(ks))]
@@ -196,8 +197,7 @@ def _lloyd_all(
 
     restarts = jax.vmap(one, in_axes=(None, 0, None))
     every_k = jax.vmap(restarts, in_axes=(None, 0, 0))
-    labels, inertia = jax.lax.map(
-        lambda h: every_k(h[0], h[1], alive), (halves, starts)
-    )  # [2, K, R, j], [2, K, R]
+    # [2, K, R, j], [2, K, R]
+    labels, inertia = jax.lax.map(lambda h: every_k(h[0], h[1], alive), (halves, starts))
     best = jnp.argmin(inertia, axis=2)
     return jnp.take_along_axis(labels, best[:, :, None, None], axis=2)[:, :, 0]

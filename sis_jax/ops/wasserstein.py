@@ -60,11 +60,9 @@ class SwdReference:
             raise UsageError(
                 f"descriptors and projections are at least 1, got {descriptors} and {projections}"
             )
-        self.seed, self.descriptors, self.projections = (
-            int(seed),
-            int(descriptors),
-            int(projections),
-        )
+        self.seed = int(seed)
+        self.descriptors = int(descriptors)
+        self.projections = int(projections)
         self.shape = _check_images(real)
         self._sorted = {level: list(blocks) for level, blocks in self._levels(real)}
 

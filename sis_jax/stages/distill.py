@@ -32,7 +32,6 @@ import numpy as np
 from flax import nnx
 
 from sis_jax.checkpoints.backbones import load_backbone
-from sis_jax.checkpoints.student import Student, load_student
 from sis_jax.data import draw
 from sis_jax.data.decode import CROPS
 from sis_jax.data.files import read_run
@@ -47,6 +46,7 @@ from sis_jax.ops.sampling import sample_seeds
 from sis_jax.ops.student_augment import ALIGNED, NONE, WEAK, Augmentation
 from sis_jax.runs.configs.distill import RECIPES, DistillConfig
 from sis_jax.runs.run import RunFolder, Stage
+from sis_jax.stages.student import Student, load_student
 from sis_jax.stages.teacher import Teacher
 from sis_jax.stages.train_student import Job, StudentTraining
 from sis_jax.training.self_training import VIEWS

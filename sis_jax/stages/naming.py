@@ -140,10 +140,8 @@ def encode_prompts(clip: CLIP, ontology: Ontology) -> tuple[Float[np.ndarray, "p
     check_words(clip, flat)
     for text in clip.cut(flat):
         read = _readable(clip, text)
-        lost, reads = (
-            text[len(read) :].strip(),
-            f"the {clip.config.text.context} tokens that {clip.info.name} reads",
-        )
+        lost = text[len(read) :].strip()
+        reads = f"the {clip.config.text.context} tokens that {clip.info.name} reads"
         cut.append(f"The text {text!r} is longer than {reads}: cut off was {lost!r}. Shorten it.")
         flat = [read if t == text else t for t in flat]
     points = np.asarray(clip.encode_text(flat))
@@ -272,9 +270,8 @@ def _labelled(
     teacher: Teacher, how: Naming
 ) -> Iterator[tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"]]]:
     seeds = sample_seeds(how.seed, how.n)
-    gen = mixed(
-        teacher.gen, teacher.parts.arrays
-    )  # a rare class shows in the samples that it is drawn into only
+    # A rare class shows in the samples that it is drawn into only
+    gen = mixed(teacher.gen, teacher.parts.arrays)
     for images, labels, _ in teacher.fitted.label_seeds(gen, seeds, teacher.truncation):
         yield np.asarray(images), np.asarray(labels)
 

@@ -75,9 +75,8 @@ def optimizers(recipe: Recipe) -> tuple[optax.GradientTransformation, optax.Grad
             optax.cosine_decay_schedule(rate * c, steps) if steps else rate * c, b1=0.0, b2=0.99**c
         )
 
-    regularised = recipe.decay_steps + -(
-        -recipe.decay_steps // recipe.r1_interval
-    )  # D's optimiser also counts the penalty's steps
+    # D's optimiser also counts the penalty's steps
+    regularised = recipe.decay_steps + -(-recipe.decay_steps // recipe.r1_interval)
     return adam(recipe.learning_rate, a, recipe.decay_steps), adam(
         recipe.d_learning_rate, d, regularised if recipe.r1_gamma else recipe.decay_steps
     )

@@ -134,9 +134,8 @@ def _steps(
         losses = jax.vmap(_loss, (0, None, None, None, 0))(
             layers, x[rows], y[rows], weight[rows], seen[:, rows]
         )
-        return (
-            losses.sum()
-        )  # members do not share weights: the gradient of the sum is every member's own
+        # Members do not share weights: the gradient of the sum is every member's own
+        return losses.sum()
 
     def step(state: Any, rows: Array) -> tuple[Any, Array]:
         layers, moments = state

@@ -281,9 +281,8 @@ def steps_body(
         noise = jax.tree.map(lambda x, c: _normalised(x - c), values["noise"], change["noise"])
         return ({"w": w, "noise": noise}, (mean, square)), each
 
-    return jax.lax.fori_loop(
-        span[0], span[1], step, (state, jnp.zeros(len(photos)))
-    )  # one program for any number of steps
+    # One program for any number of steps
+    return jax.lax.fori_loop(span[0], span[1], step, (state, jnp.zeros(len(photos))))
 
 
 def seen(net: Any, images: Float[Array, "n r r 3"], recipe: Recipe) -> Seen:

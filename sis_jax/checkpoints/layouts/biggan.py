@@ -269,11 +269,9 @@ def _doublings(
     settings: Mapping[str, Any], channels: tuple[int, ...], what: str
 ) -> tuple[tuple[bool, ...], float]:
     """Which blocks double the size, and epsilon, from the settings, which must fit the arrays."""
-    layers, eps, width = (
-        settings.get("layers"),
-        settings.get("eps", BigGANConfig.eps),
-        settings.get("channel_width"),
-    )
+    layers = settings.get("layers")
+    eps = settings.get("eps", BigGANConfig.eps)
+    width = settings.get("channel_width")
     rows = (
         [
             row

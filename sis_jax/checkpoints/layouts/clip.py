@@ -222,10 +222,8 @@ def _config(arrays: Arrays, facts: Facts, what: str, wrong: list[str]) -> CLIPCo
         if key in arrays and (len(s) != needed[key] or 0 in s)
     ]
     refuse(what, wrong + silent if silent else [])
-    (vocabulary, width), hidden = (
-        found["text.token_embedding"],
-        found["text.transformer.block0.fc.bias"][0],
-    )
+    (vocabulary, width) = found["text.token_embedding"]
+    hidden = found["text.transformer.block0.fc.bias"][0]
     text = _transformer(
         "text", width, hidden, arrays, facts.text_heads, facts.text_activation, facts.text_epsilon
     )

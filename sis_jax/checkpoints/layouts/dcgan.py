@@ -76,10 +76,8 @@ def convert_generator(source: Mapping[str, np.ndarray], what: str) -> Converted:
         if bias is not None and bias.shape != (n_out,):
             wrong.append(f"shape: main.{at}.bias, file has {list(bias.shape)}, model has [{n_out}]")
             bias = None
-        arrays[f"stage{stage}.scale"], arrays[f"stage{stage}.offset"] = (
-            scale,
-            offset if bias is None else offset + bias * scale,
-        )
+        arrays[f"stage{stage}.scale"] = scale
+        arrays[f"stage{stage}.offset"] = offset if bias is None else offset + bias * scale
         used |= {f"main.{at}.{part}" for part in ("weight", "bias")} | {
             f"main.{at + 1}.{part}" for part in (*_NORM, "num_batches_tracked") if not last
         }
