@@ -76,20 +76,16 @@ class Photos:
     ) -> Photos:
         """Read every photo of `source` at `resolution` x `resolution`, in the order of their names.
 
-        source: a folder (searched to the bottom), one image, a .zip, .tar, .tar.gz or .npz file, or
-            a list of these. An .npz holds `images` uint8[n h w 3], or encoded files end to end:
-            `<k>_blob` uint8 and `<k>_off` int64[n + 1].
-        rows, limit: which of the sorted photos, then how many of those. crop: "center" cuts the
-            largest centred square; "pad" repeats the border of the whole photo up to a square;
-            "none" squeezes the whole photo into the square. min_size: skip photos whose shorter
-            edge is below this many pixels (default resolution // 2).
-        cache: folder that keeps the result; it is found again while names, sizes, times and
-            settings are the same. threads: decoders (default: cores, at least 2). progress: True
-            for a bar on stderr, or a function (done, total). EXIF orientation is honoured,
-            transparency is put on white, 16-bit grey is scaled, CMYK converted. Downscaling by an
-            integer averages blocks, otherwise Lanczos; a JPEG more than four times too large is
-            first reduced while decoding.
-        Raises UsageError when there is no photo to read, SisError when none can be read.
+        source: a folder (searched to the bottom), an image, a .zip, .tar, .tar.gz or .npz
+            (`npz.py`), or a list of these. rows, limit: which of the sorted photos, then how many.
+            crop: "center" cuts the largest centred square; "pad" repeats the border up to a square;
+            "none" squeezes. min_size: skip photos with a shorter edge below (default resolution //
+            2). cache: folder that keeps the result for the same names, sizes, times and settings.
+            threads: decoders. progress: True for a bar, or a function (done, total).
+        EXIF orientation is honoured, transparency put on white, 16-bit grey scaled, CMYK converted.
+        Downscaling by an integer averages blocks, otherwise Lanczos; a JPEG more than four times
+        too large is first reduced while decoding. Raises UsageError when there is no photo to read,
+        SisError when none can be read.
         """
         min_size = resolution // 2 if min_size is None else min_size
         _check_settings(resolution, crop, min_size, limit, threads)

@@ -27,25 +27,19 @@ _BLOCK = 128  # projections drawn and sorted at once
 
 
 class SwdReference:
-    """One set of images with its sorted projections, so that many other sets can be compared with
-    it at half the cost.
+    """One set of images with its sorted projections, to compare other sets with.
 
     As in the paper: 7x7x3 descriptors at random positions of every level of a Laplacian pyramid
-    (5-tap binomial filter [1 4 6 4 1] / 16, mirrored borders) down to 16 pixels, each set
-    normalised to mean 0 and deviation 1 per channel, 512 random directions, mean absolute
+    down to 16 pixels, each set normalised per channel, 512 random directions, mean absolute
     difference of sorted projections, x 1000. Differences:
-    * The paper takes 16,384 images x 128 descriptors = 2^21 per level; here `descriptors` in all
-      (default 2^14, spread evenly over the images, at most 128 from each). The noise floor falls
-      with their number: two halves of 4,000 aligned faces at 64 pixels average 16 at 2^14 and 11 at
-      2^15. So numbers are comparable among themselves at one setting, not with published ones.
-    * Image i is read at the same positions in both sets, so equal sets give exactly 0, and
-      alignment within the sets adds no noise.
+    * `descriptors` in all (default 2^14, at most 128 per image) instead of 2^21 per level: two
+      halves of 4,000 faces at 64 pixels average 16 at 2^14 and 11 at 2^15. Numbers are comparable
+      at one setting, not with published ones.
+    * Image i is read at the same positions in both sets, so equal sets give exactly 0.
     * Sets of different size are compared at common quantiles.
     * A level of odd resolution ends the pyramid; images smaller than 16 pixels have one level.
 
-    Memory: descriptors x (147 + projections) floats per level, the latter kept (about 40 MB per
-        level as set). Sorting runs in NumPy when JAX has only CPUs (10 times faster there), else on
-        the accelerator.
+    Memory: descriptors x (147 + projections) floats per level. NumPy sorts where JAX has only CPUs.
     """
 
     def __init__(

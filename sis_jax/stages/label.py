@@ -1,7 +1,4 @@
-"""The work of `sis_jax.label`.
-
-The comparison is in `stages/naming.py`, the rule by which a name is given in `ops/class_scores.py`.
-"""
+"""The work of `sis_jax.label`; the comparison is in `stages/naming.py`."""
 
 from __future__ import annotations
 
@@ -74,8 +71,8 @@ _EDITS, _FILE = "label edits ", "parts/edits.json"
 
 
 def _by_hand(config: LabelConfig) -> Parts:
-    """Parts with the names of an edits.json. Each application is a stage of its own, "label edits
-    2" after "label edits 1": it names the parts that the earlier ones left.
+    """Parts with the names of an edits.json; each application is a stage, "label edits 2" after
+    "label edits 1".
     """
     others = [name for name in config.changed() if name not in ("run", "edits", "overwrite")]
     if others:
@@ -96,9 +93,7 @@ def _by_hand(config: LabelConfig) -> Parts:
 
 
 def _written(config: LabelConfig, edits: PartEdits, parts: Parts, name: str) -> Parts:
-    """Write edited parts into their run as the stage `name`; its record, left by a killed process,
-    is replaced.
-    """
+    """Write edited parts into their run as the stage `name`."""
     resolved = replace(config, edits=edits.content())
     with RunFolder.open(config.run, overwrite=True) as run:
         with run.stage(resolved, given=config, name=name, generator=parts.generator):

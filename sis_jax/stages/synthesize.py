@@ -1,8 +1,7 @@
-"""The work of `sis_jax.synthesize`.
+"""The work of `sis_jax.synthesize` (Segmentation in Style, section 3.3); format: `data/folder.py`.
 
-Section 3.3 of Segmentation in Style: images from random latents, masks by the method that found the
-parts. The format is in `data/folder.py`. Example i depends on its own seed and nothing
-else, so batches, devices, processes and interruptions do not change a byte.
+Example i depends on its own seed and nothing else, so batches, devices, processes and interruptions
+do not change a byte.
 """
 
 from __future__ import annotations
@@ -93,9 +92,7 @@ def _write_as_stage(
     given: SynthesizeConfig,
     processes: int,
 ) -> None:
-    """The first process: it holds the run folder, writes classes and card, and puts the metadata
-    together.
-    """
+    """The first process: it holds the run folder, writes classes and card, joins the metadata."""
     inputs = {"generator": teacher.gen.info.sha256, "parts": teacher.parts.digest()}
     with (
         RunFolder.open(place, config.overwrite) as run,
