@@ -96,10 +96,10 @@ def _compared(path: Path, folder: files.Folder, now: np.ndarray, what: str) -> s
 
 
 def _digests(gen: Any) -> dict[str, Any]:
-    pictures = to_uint8(gen.sample(_SEEDS, truncation=_PSI).images)
-    n, h = len(pictures), pictures.shape[1] // 4
-    averages = pictures.reshape(n, 4, h, 4, h, 3).mean(axis=(2, 4)).round().astype(np.uint8)
-    digest = hashlib.sha256(pictures.tobytes()).hexdigest()
+    images = to_uint8(gen.sample(_SEEDS, truncation=_PSI).images)
+    n, h = len(images), images.shape[1] // 4
+    averages = images.reshape(n, 4, h, 4, h, 3).mean(axis=(2, 4)).round().astype(np.uint8)
+    digest = hashlib.sha256(images.tobytes()).hexdigest()
     return {
         "seeds": list(_SEEDS),
         "truncation": _PSI,

@@ -309,13 +309,13 @@ def _mask(
     path: Path, side: int, classes: Mapping[int, tuple[str, int]]
 ) -> UInt8[np.ndarray, "r r"]:
     """Class ids of a mask: by colour, since editors reorder palettes, else by value."""
-    picture = _open(path, side)
+    image = _open(path, side)
     known = np.zeros(256, bool)
     known[[IGNORE, *classes]] = True
-    values = np.asarray(picture) if picture.mode in ("P", "L") else None
-    if picture.mode == "L" and known[values].all():
+    values = np.asarray(image) if image.mode in ("P", "L") else None
+    if image.mode == "L" and known[values].all():
         return np.asarray(values, np.uint8)
-    pixels = np.asarray(picture.convert("RGBA")).astype(np.int32)
+    pixels = np.asarray(image.convert("RGBA")).astype(np.int32)
     codes = pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
     ids = np.full(codes.shape, -1)
     for number, (_, colour) in classes.items():
@@ -323,12 +323,12 @@ def _mask(
     ids[(codes == NOT_PAINTED) | (pixels[..., 3] < 128)] = IGNORE
     if (ids >= 0).all():
         return ids.astype(np.uint8)
-    if picture.mode == "P" and known[values].all():  # saved with a palette of its own
+    if image.mode == "P" and known[values].all():  # saved with a palette of its own
         return np.asarray(values, np.uint8)
     row, column = np.argwhere(ids < 0)[0]
     shown = (
         f"grey value {values[row, column]}"
-        if picture.mode == "L" and values is not None
+        if image.mode == "L" and values is not None
         else f"colour #{codes[row, column]:06x}"
     )
     colours = ", ".join(f"#{c:06x} {name}" for name, c in list(classes.values())[:8])
@@ -345,11 +345,11 @@ def _picture(path: Path, side: int) -> UInt8[np.ndarray, "r r 3"]:
 
 def _open(path: Path, side: int) -> Image.Image:
     try:
-        with Image.open(path, formats=("PNG",)) as picture:
-            if picture.size == (side, side):
-                picture.load()
-                return picture.copy()
-            width, height = picture.size
+        with Image.open(path, formats=("PNG",)) as image:
+            if image.size == (side, side):
+                image.load()
+                return image.copy()
+            width, height = image.size
     except Exception as error:  # decoders fail in many ways on damaged files
         raise SisError(
             f"{path} cannot be read as a PNG image: {' '.join(str(error).split())[:120]}"

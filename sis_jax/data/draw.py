@@ -193,10 +193,10 @@ def palette_png(mask: Integer[np.ndarray, "h w"]) -> Image.Image:
     mask = _as_mask(mask)
     if mask.ndim != 2:
         raise UsageError(f"a mask has height and width only, got shape {mask.shape}")
-    picture = Image.fromarray(mask)
+    image = Image.fromarray(mask)
     # Turns the grey image into a palette one, pixels unchanged
-    picture.putpalette(palette().ravel().tolist())
-    return picture
+    image.putpalette(palette().ravel().tolist())
+    return image
 
 
 def _as_mask(mask: Any) -> np.ndarray:

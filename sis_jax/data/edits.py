@@ -233,8 +233,8 @@ def _grey(alpha: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
     return np.repeat((255 * alpha + 0.5).astype(np.uint8)[..., None], 3, axis=2)
 
 
-def _png(picture: np.ndarray) -> bytes:
-    return png(Image.fromarray(picture))
+def _png(image: np.ndarray) -> bytes:
+    return png(Image.fromarray(image))
 
 
 def keep_background(

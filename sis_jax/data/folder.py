@@ -301,7 +301,7 @@ def classes_json(classes: Sequence[Mapping[str, Any]]) -> bytes:
     return (json_text(list(classes)) + "\n").encode()
 
 
-def _png(picture: Image.Image, level: int = 6) -> bytes:
+def _png(image: Image.Image, level: int = 6) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=level)
+    image.save(buffer, "PNG", compress_level=level)
     return buffer.getvalue()

@@ -279,8 +279,8 @@ def _kind(
         if not in_alpha:
             found |= np.bincount(values.ravel(), minlength=256).astype(bool)
         if isinstance(raw, bytes):
-            picture = open_image(raw)
-            palette, lossy = palette or picture.mode == "P", lossy or picture.format == "JPEG"
+            image = open_image(raw)
+            palette, lossy = palette or image.mode == "P", lossy or image.format == "JPEG"
     ids = np.flatnonzero(found[:255])
     only_extremes = found[255] and not ids[ids > 0].size
     soft = not palette and (lossy or only_extremes or ids.max(initial=0) > 64)

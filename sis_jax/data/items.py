@@ -131,8 +131,8 @@ def picture_png(item: Item) -> bytes | None:
     return None if item.image is None else png(Image.fromarray(item.image))
 
 
-def png(picture: Image.Image) -> bytes:
+def png(image: Image.Image) -> bytes:
     """One image as a PNG file."""
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return buffer.getvalue()

@@ -57,8 +57,8 @@ class Masks(Sequence):
         name = self.names[index]
         path = self.folder / mask_file(name)
         try:
-            with Image.open(path) as picture:
-                return Prediction(name, None, np.array(picture))
+            with Image.open(path) as image:
+                return Prediction(name, None, np.array(image))
         except OSError as error:
             raise SisError(f"{path} cannot be read ({error}): predict again") from None
 
@@ -151,9 +151,9 @@ def _thumbnail(
     h, w = mask.shape
     s = min(h, w)
     box = ((w - s) // 2, (h - s) // 2, (w - s) // 2 + s, (h - s) // 2 + s)
-    pictures = (Image.fromarray(image), Image.fromarray(mask))
+    images = (Image.fromarray(image), Image.fromarray(mask))
     rules = (Image.Resampling.LANCZOS, Image.Resampling.NEAREST)
     photo, ids = (
-        np.asarray(p.crop(box).resize((side, side), rule)) for p, rule in zip(pictures, rules)
+        np.asarray(p.crop(box).resize((side, side), rule)) for p, rule in zip(images, rules)
     )
     return photo, ids

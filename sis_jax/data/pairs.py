@@ -42,7 +42,7 @@ class Pairs:
         bar = progress(len(examples), f"reading {source}", "img")
         rows = []
         for example in examples:
-            image, mask, sure = _reduced(example, side)
+            image, mask, confidence = _reduced(example, side)
             channels = table[mask]
             if np.any((channels == IGNORE) & (mask != IGNORE)):
                 strange = int(mask[(channels == IGNORE) & (mask != IGNORE)][0])
@@ -50,7 +50,7 @@ class Pairs:
                     f"the mask of {example.name} in {source} holds class id {strange}, which is "
                     "not in classes.json"
                 )
-            rows.append((image, channels, sure))
+            rows.append((image, channels, confidence))
             bar.update(1)
         bar.close()
         if len({r[0].shape for r in rows}) != 1:
@@ -97,8 +97,8 @@ def labelled(
 ) -> Pairs:
     """From batches (images uint8, masks of class ids, confidence 0..1), as a teacher gives them."""
     table = channel_table(ids)
-    images, masks, sure = (np.concatenate(parts) for parts in zip(*stream))
-    return Pairs(images, table[masks], _grey(sure))
+    images, masks, confidence = (np.concatenate(parts) for parts in zip(*stream))
+    return Pairs(images, table[masks], _grey(confidence))
 
 
 def channel_table(ids: Sequence[int]) -> UInt8[np.ndarray, "256"]:
@@ -115,18 +115,18 @@ def _grey(certainty: Float[np.ndarray, "*n h w"]) -> UInt8[np.ndarray, "*n h w"]
 def _reduced(example: Any, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(image, mask, confidence) with the shorter edge at most `side` pixels."""
     image, mask = example.image, example.mask
-    sure = (
+    confidence = (
         np.full(mask.shape, 255, np.uint8)
         if example.certainty is None
         else _grey(example.certainty)
     )
     short = min(mask.shape)
     if short <= side:
-        return image, mask, sure
+        return image, mask, confidence
     height, width = (max(1, round(s * side / short)) for s in mask.shape)
     area, nearest = Image.Resampling.BOX, Image.Resampling.NEAREST
     shrunk = (
         np.asarray(Image.fromarray(a).resize((width, height), rule))
-        for a, rule in ((image, area), (mask, nearest), (sure, nearest))
+        for a, rule in ((image, area), (mask, nearest), (confidence, nearest))
     )
     return tuple(shrunk)  # type: ignore[return-value]

@@ -318,11 +318,9 @@ def classes_from(clusters: list[dict[str, Any]], found: bool) -> tuple[dict[str,
     )
 
 
-def _png(picture: np.ndarray) -> bytes:
+def _png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    (draw.palette_png(picture) if picture.ndim == 2 else Image.fromarray(picture)).save(
-        buffer, "PNG"
-    )
+    (draw.palette_png(image) if image.ndim == 2 else Image.fromarray(image)).save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -303,13 +303,13 @@ def _real_members(
 
 
 def _list_npz(path: Path) -> Listing:
-    pictures = open_pictures(path, ("img", "image", "images"), lone=True)
-    table = {f"{i:06d}": read for i, read in enumerate(pictures)}
+    images = open_pictures(path, ("img", "image", "images"), lone=True)
+    table = {f"{i:06d}": read for i, read in enumerate(images)}
 
     def read(wanted: set[str]) -> Iterator[tuple[str, Raw]]:
-        for name, picture in table.items():
+        for name, image in table.items():
             if name in wanted:
-                pixels = picture()
+                pixels = image()
                 if isinstance(pixels, np.ndarray) and (pixels.ndim, pixels.shape[-1]) != (3, 3):
                     pixels = Unusable(f"{list(pixels.shape)}, expected [h w 3]")
                 yield name, pixels

@@ -366,10 +366,10 @@ def _label_body(
     majority: bool,
 ) -> tuple[Array, Array, Array]:
     image, features = _render(gen, z, truncation, taps)
-    label, sure = pixels.label_maps(
+    label, confidence = pixels.label_maps(
         layers, tuple(features[t] for t in taps), image.shape[1], majority
     )
-    return quantised(image), label, sure
+    return quantised(image), label, confidence
 
 
 _label = jax.jit(pixels.label_maps, static_argnames=("side", "majority"))

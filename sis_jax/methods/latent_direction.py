@@ -274,15 +274,15 @@ class LatentDirection(LatentDirectionSettings):
             / np.maximum(side.sum((1, 2), keepdims=True), 1)
             for side in (~mask, mask)
         ]
-        sure = np.clip(margin / np.maximum(np.where(mask, usual[1], usual[0]), 1e-6), 0, 1).astype(
-            np.float32
-        )
+        confidence = np.clip(
+            margin / np.maximum(np.where(mask, usual[1], usual[0]), 1e-6), 0, 1
+        ).astype(np.float32)
         if self.min_component:
             kept = np.stack([large_patches(m, self.min_component) for m in mask])
-            sure[mask & ~kept] = 0
+            confidence[mask & ~kept] = 0
             mask = kept
-        sure[(mask.mean((1, 2)) > self.max_area) | (peaks < self.min_peaks)] = 0
-        return mask.astype(np.uint8), sure
+        confidence[(mask.mean((1, 2)) > self.max_area) | (peaks < self.min_peaks)] = 0
+        return mask.astype(np.uint8), confidence
 
 
 def _names(mode: str) -> tuple[str, ...]:

@@ -126,11 +126,11 @@ class SegmentationInStyle(SegmentationInStyleSettings):
     ) -> Iterator[tuple[None, UInt8[np.ndarray, "b r r"], Float[np.ndarray, "b r r"]]]:
         """Stream (None, clusters, confidence) at `OUTLINE` pixels: only the needed layers run."""
         outline = small_image(gen)
-        for label, sure in map_samples(
+        for label, confidence in map_samples(
             gen, list(seeds), _small_label_body, truncation=self.truncation,
             shared=(dict(arrays),), outline=outline, **self._static(),
         ):  # fmt: skip
-            yield None, label, sure
+            yield None, label, confidence
 
     def _static(self) -> dict[str, Any]:
         return {
@@ -433,11 +433,11 @@ def _label_body(
     outline: str | None, align_corners: bool, smooth: bool,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
     image, features = _render(gen, z, truncation, (*taps, *([outline] if outline else [])))
-    labels, sure = label_maps(
+    labels, confidence = label_maps(
         tuple(features[t] for t in taps), features[outline] if outline else image, arrays,
         align_corners, smooth, image.shape[1],
     )  # fmt: skip
-    return quantised(image), labels, sure
+    return quantised(image), labels, confidence
 
 
 def _small_label_body(

@@ -124,10 +124,10 @@ class StyleMixing(StyleMixingSettings):
             another, 0..1; 0 for patches given to their neighbour.
         """
         psi = self.truncation if truncation is None else truncation
-        for image, label, sure in map_samples(
+        for image, label, confidence in map_samples(
             gen, list(seeds), _label_body, truncation=psi, shared=(dict(arrays),), **self._static()
         ):
-            yield image, *self._cleaned(label, sure)
+            yield image, *self._cleaned(label, confidence)
 
     def segment(
         self, arrays: Arrays, gen: Generator, w: Float[np.ndarray, "n s w"] | Float[Array, "n s w"]
@@ -141,10 +141,12 @@ class StyleMixing(StyleMixingSettings):
         platform = jax.devices()[0].platform
         rows = plan.rows_at_once(draw, (0, None), (w, learned), platform)[0]
         for start in range(0, len(w), rows):
-            image, label, sure = run(
+            image, label, confidence = run(
                 gen, jnp.asarray(w[start : start + rows]), learned, **self._static()
             )
-            parts.append((np.asarray(image), *self._cleaned(np.asarray(label), np.asarray(sure))))
+            parts.append(
+                (np.asarray(image), *self._cleaned(np.asarray(label), np.asarray(confidence)))
+            )
         return tuple(np.concatenate(x) for x in zip(*parts))  # type: ignore[return-value]
 
     def predict(
@@ -237,12 +239,12 @@ class StyleMixing(StyleMixingSettings):
         clusters = ({"id": i, "agreement": float(stable[i])} | facts[i] for i in range(k))
         return Fitted(self, arrays, tuple(clusters), background)
 
-    def _cleaned(self, label: np.ndarray, sure: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _cleaned(self, label: np.ndarray, confidence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Small patches given to their neighbour, with confidence 0."""
         if not self.min_patch:
-            return label, sure
+            return label, confidence
         cleaned = np.stack([without_specks(a, self.min_patch) for a in label])
-        return cleaned, np.where(cleaned == label, sure, np.float32(0))
+        return cleaned, np.where(cleaned == label, confidence, np.float32(0))
 
 
 def _ordered(
@@ -367,8 +369,8 @@ def _segmented(
     )
     parts = resize_bilinear(parts, (image.shape[1], image.shape[2]), antialias=False)
     nearest = -jax.lax.top_k(-parts, 2)[0]
-    sure = 1 - nearest[..., 0] / jnp.maximum(nearest[..., 1], 1e-12)
-    return quantised(image), jnp.argmin(parts, -1).astype(jnp.uint8), jnp.clip(sure, 0, 1)
+    confidence = 1 - nearest[..., 0] / jnp.maximum(nearest[..., 1], 1e-12)
+    return quantised(image), jnp.argmin(parts, -1).astype(jnp.uint8), jnp.clip(confidence, 0, 1)
 
 
 def _background(distance: Float[Array, "g g k"]) -> Bool[Array, "k"]:

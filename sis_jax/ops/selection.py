@@ -159,7 +159,7 @@ def describe_points(
 
 
 def _facts(
-    area: Float[np.ndarray, "k"], border: Float[np.ndarray, "k"], sure: Float[np.ndarray, "k"]
+    area: Float[np.ndarray, "k"], border: Float[np.ndarray, "k"], confidence: Float[np.ndarray, "k"]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     share, border_share = area / area.sum(), border / max(border.sum(), 1)
     chosen, certain, why = background(share, border_share)
@@ -168,7 +168,7 @@ def _facts(
             "share": float(share[i]),
             "border_share": float(border_share[i]),
             "background": bool(chosen[i]),
-            "confidence": float(sure[i] / max(area[i], 1)),
+            "confidence": float(confidence[i] / max(area[i], 1)),
         }
         for i in range(len(area))
     ]

@@ -256,11 +256,11 @@ def _batches(
     bar = progress(how.n, "names", "sample")
     for images, labels in _labelled(teacher, how):
         for at in range(0, len(images), BATCH):
-            picture, label = images[at : at + BATCH], labels[at : at + BATCH]
-            bar.update(len(picture))
-            missing = [(0, BATCH - len(picture)), (0, 0), (0, 0)]
+            image, label = images[at : at + BATCH], labels[at : at + BATCH]
+            bar.update(len(image))
+            missing = [(0, BATCH - len(image)), (0, 0), (0, 0)]
             yield (
-                np.pad(picture, [*missing, (0, 0)]).astype(np.float32) / 127.5 - 1,
+                np.pad(image, [*missing, (0, 0)]).astype(np.float32) / 127.5 - 1,
                 np.pad(label, missing, constant_values=_PAD),
             )
     bar.close()

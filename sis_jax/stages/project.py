@@ -75,10 +75,10 @@ class Projection:
         arrays = {"w": np.ascontiguousarray(self.w)} | {
             f"noise/{k}": np.ascontiguousarray(v) for k, v in self.noise.items()
         }
-        picture = io.BytesIO()
-        self.show(len(self)).save(picture, "PNG")
+        image = io.BytesIO()
+        self.show(len(self)).save(image, "PNG")
         write_atomic(Path(folder) / "projection.safetensors", save(arrays))
-        write_atomic(Path(folder) / "projection.png", picture.getvalue())
+        write_atomic(Path(folder) / "projection.png", image.getvalue())
         return Path(folder)
 
 
@@ -117,8 +117,8 @@ def project(
     """
     recipe = nn.Recipe(space, rate, pyramid, features, pull, noise)
     _check(recipe, gen, steps, starts, batch)
-    pictures, names, skipped = _read(photos, gen.resolution)
-    mask = None if known is None else _known(known, pictures)
+    images, names, skipped = _read(photos, gen.resolution)
+    mask = None if known is None else _known(known, images)
     net = _comparer(gen, discriminator, lpips) if features else None
     if net is None and not pyramid:
         raise UsageError(
@@ -126,18 +126,18 @@ def project(
         )
     mean, length = _statistics(gen)
     start = (
-        _nearest(gen, pictures, mask, starts)
+        _nearest(gen, images, mask, starts)
         if starts
-        else np.broadcast_to(mean, (len(pictures), *mean.shape))
+        else np.broadcast_to(mean, (len(images), *mean.shape))
     )
     maps = {name: np.asarray(value) for name, value in nn.noise_maps(gen).items()} if noise else {}  # type: ignore[arg-type]
-    step, devices = _planned(gen, net, pictures, mask, start, maps, recipe, batch)
+    step, devices = _planned(gen, net, images, mask, start, maps, recipe, batch)
     found = [
         _block(
             gen,
             net,
             length,
-            pictures[at : at + step],
+            images[at : at + step],
             None if mask is None else mask[at : at + step],
             start[at : at + step],
             maps,
@@ -146,7 +146,7 @@ def project(
             steps,
             devices,
         )
-        for at in range(0, len(pictures), step)
+        for at in range(0, len(images), step)
     ]
     blocks_w, blocks_images, blocks_distance, blocks_noise = zip(*found)
     w = np.concatenate(blocks_w)
@@ -159,7 +159,7 @@ def project(
     return Projection(
         names,
         w,
-        pictures,
+        images,
         to_uint8(np.concatenate(blocks_images)),
         np.concatenate(blocks_distance),
         kept,

@@ -68,8 +68,8 @@ class Teacher:
 
     def label(self, seeds: Sequence[int], truncation: float | None = None) -> Iterator[Labelled]:
         """Stream (images, masks of class ids, confidence in 0..1) of seeds, in batches."""
-        for images, clusters, sure in self.fitted.label_seeds(self.gen, seeds, truncation):
-            yield images, self.parts.classify(clusters), sure
+        for images, clusters, confidence in self.fitted.label_seeds(self.gen, seeds, truncation):
+            yield images, self.parts.classify(clusters), confidence
 
 
 def _settings(parts: Parts) -> dict[str, Any]:

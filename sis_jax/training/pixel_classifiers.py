@@ -288,5 +288,5 @@ def _verdict(
     """Label and confidence from mean probability, mean entropy and votes, column by column."""
     divergence = -(p * jnp.log(jnp.maximum(p, 1e-30))).sum(-1) - entropy
     label = jnp.argmax(votes + 0.5 * p, axis=-1).astype(jnp.uint8)  # without votes p alone decides
-    sure = jnp.clip(1 - divergence / np.log(max(min(members, p.shape[-1]), 2)), 0, 1)
-    return label.reshape(side, side).T, sure.reshape(side, side).T
+    confidence = jnp.clip(1 - divergence / np.log(max(min(members, p.shape[-1]), 2)), 0, 1)
+    return label.reshape(side, side).T, confidence.reshape(side, side).T

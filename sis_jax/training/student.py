@@ -167,7 +167,7 @@ def _shown(
     """(varied images, masks, confidence 0..1) of a labelled batch at the recipe's size."""
     a, n = recipe.augmentation, len(images)
     maps, mirrored = geometry(jax.random.fold_in(key, 0), n, a)
-    x, y, sure = warp(
+    x, y, confidence = warp(
         to_float(images),
         masks,
         certainty.astype(jnp.float32) / 255,
@@ -180,16 +180,16 @@ def _shown(
         x = other_backgrounds(
             jax.random.fold_in(key, 2), x, soften((y != 0).astype(jnp.float32)), a.background
         )
-    return (appearance(jax.random.fold_in(key, 1), x, a) if a != NONE else x), y, sure
+    return (appearance(jax.random.fold_in(key, 1), x, a) if a != NONE else x), y, confidence
 
 
 def _labelled_loss(
     graph: Any, params: dict, statistics: dict, batch: tuple, recipe: Recipe
 ) -> tuple[Array, dict, Array]:
     """(mean loss, statistics after it, share of pixels labelled as in the mask)."""
-    x, y, sure = batch
+    x, y, confidence = batch
     logits, statistics = forward(graph, params, statistics, x, recipe)
-    total, weight = cross_entropy(logits, y, sure, recipe)
+    total, weight = cross_entropy(logits, y, confidence, recipe)
     hit = psum(((logits.argmax(-1) == y) & (y != IGNORE)).sum()) / jnp.maximum(
         psum((y != IGNORE).sum()), 1
     )

@@ -52,12 +52,12 @@ def _save_split(folder: Path, split: str, stream: Iterable[Item], head: Mapping[
         open(lists["images"], "w", encoding="utf-8") as images,
         open(lists["annotations"], "w", encoding="utf-8") as found,
     ):
-        for number, (item, picture) in enumerate(ahead(picture_png, stream), 1):
+        for number, (item, image) in enumerate(ahead(picture_png, stream), 1):
             # Masks alone are annotations of the photos where these are.
-            file = item.place if picture is None else f"{item.name}.png"
-            if picture is not None:
+            file = item.place if image is None else f"{item.name}.png"
+            if image is not None:
                 (folder / split).mkdir(exist_ok=True)
-                (folder / split / file).write_bytes(picture)
+                (folder / split / file).write_bytes(image)
             height, width = item.mask.shape
             row = {
                 "id": number,

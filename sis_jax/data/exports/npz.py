@@ -45,11 +45,11 @@ def _save_split(
                     np.nan if item.confidence is None else item.confidence,
                 )
             )
-    names, seeds, sure = zip(*rows) if rows else ((), (), ())
+    names, seeds, confidence = zip(*rows) if rows else ((), (), ())
     arrays = {
         "name": np.array(names, str), "labels": np.array(list(labels.values()), str),
         "label_ids": np.array(list(labels), np.int64), "seed": np.array(seeds, np.int64),
-        "confidence": np.array(sure, np.float32),
+        "confidence": np.array(confidence, np.float32),
     }  # fmt: skip
     keys = [key for key in raw if offsets[key][-1]]
     arrays |= {f"{key}_off": np.array(offsets[key], np.int64) for key in keys}

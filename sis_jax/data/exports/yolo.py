@@ -34,9 +34,9 @@ def save(
     for split, stream in splits.items():
         for kind in ("images", "labels"):
             (folder / kind / split).mkdir(parents=True)
-        for item, picture in ahead(picture_png, stream):
-            if picture is not None:
-                (folder / "images" / split / f"{item.name}.png").write_bytes(picture)
+        for item, image in ahead(picture_png, stream):
+            if image is not None:
+                (folder / "images" / split / f"{item.name}.png").write_bytes(image)
             lines, drawn = _label(item.mask, number)
             (folder / "labels" / split / f"{item.name}.txt").write_text(
                 "".join(lines), encoding="utf-8"
