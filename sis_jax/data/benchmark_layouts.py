@@ -147,7 +147,7 @@ def _cub_wanted(folder: Path, split: str) -> set[str] | None:
 
 def flowers(root: Path, split: str, grey_from: int) -> list[Entry]:
     """Oxford Flowers: background by the reference rule is red 0, green 0 or blue 254."""
-    photos, painted = find(root, "jpg"), find(root, "segmim")
+    photos, segmented = find(root, "jpg"), find(root, "segmim")
     if split == "all":
         numbers = sorted(int(p.stem.split("_")[1]) for p in photos.glob("image_*.jpg"))
     else:
@@ -163,14 +163,14 @@ def flowers(root: Path, split: str, grey_from: int) -> list[Entry]:
     return [
         Entry(
             f"image_{n:05d}",
-            partial(_flower, photos / f"image_{n:05d}.jpg", painted / f"segmim_{n:05d}.jpg"),
+            partial(_flower, photos / f"image_{n:05d}.jpg", segmented / f"segmim_{n:05d}.jpg"),
         )
         for n in numbers
     ]
 
 
-def _flower(photo: Path, painted: Path) -> tuple[np.ndarray, np.ndarray]:
-    red, green, blue = np.moveaxis(read_photo(painted), 2, 0)
+def _flower(photo: Path, segmented: Path) -> tuple[np.ndarray, np.ndarray]:
+    red, green, blue = np.moveaxis(read_photo(segmented), 2, 0)
     return read_photo(photo), (~((red == 0) | (green == 0) | (blue == 254))).astype(np.uint8)
 
 

@@ -51,16 +51,16 @@ class Inputs:
     """The inputs of a method beside the generator, which `stages/inputs.py` reads.
 
     photos: UInt8[n r r 3] at the resolution that the method asks for. discriminator: images Float[n
-        r r 3] -> Float[n 1]. painted: UInt8[n r r], class ids annotated on the samples of
-        `painted_seeds`, 255 = not annotated; painted_names: {class id: name}. folder: where a long
-        fit keeps its state, None nowhere.
+        r r 3] -> Float[n 1]. annotated: UInt8[n r r], class ids of the samples of
+        `annotated_seeds`, 255 = not annotated; annotated_names: {class id: name}. folder: where a
+        long fit keeps its state, None nowhere.
     """
 
     photos: UInt8[np.ndarray, "n r r 3"] | None = None
     discriminator: Any = None
-    painted: UInt8[np.ndarray, "m r r"] | None = None
-    painted_seeds: tuple[int, ...] = ()
-    painted_names: dict[int, str] | None = None
+    annotated: UInt8[np.ndarray, "m r r"] | None = None
+    annotated_seeds: tuple[int, ...] = ()
+    annotated_names: dict[int, str] | None = None
     folder: Path | None = None
 
 

@@ -55,7 +55,7 @@ UNSURE = 0.5
 class DatasetGAN(DatasetGANSettings):
     """Parts from annotated samples; settings: `DatasetGANSettings`."""
 
-    wants: ClassVar[tuple[str, ...]] = ("painted",)
+    wants: ClassVar[tuple[str, ...]] = ("annotated",)
     clusters_by_k: ClassVar[bool] = False
     adds_clusters: ClassVar[bool] = False
     shaky_cure: ClassVar[str] = ""
@@ -63,14 +63,14 @@ class DatasetGAN(DatasetGANSettings):
     def fit(self, gen: Generator, seed: int = 0, inputs: Inputs | None = None) -> Fitted:
         """Learn the annotated classes. The same seed and masks give the same classifiers.
 
-        inputs: `painted` UInt8[m r r] of class ids (255 = not annotated) over the samples of
-            `painted_seeds`, and `painted_names`. Raises UsageError for settings or masks that
+        inputs: `annotated` UInt8[m r r] of class ids (255 = not annotated) over the samples of
+            `annotated_seeds`, and `annotated_names`. Raises UsageError for settings or masks that
             cannot work, SisError for NaN.
         """
         self._check(gen)
-        painted, seeds, ids = _painted(inputs, gen.resolution)
+        annotated, seeds, ids = _annotated(inputs, gen.resolution)
         taps = _taps(gen, self.layer)
-        at, label, weight = choose_pixels(painted, self.max_points, seed)
+        at, label, weight = choose_pixels(annotated, self.max_points, seed)
         real = weight > 0
         x = self._features(gen, seeds, taps, at)[real]
         owner = np.broadcast_to(np.arange(len(seeds))[:, None], at.shape)[real]
@@ -89,8 +89,8 @@ class DatasetGAN(DatasetGANSettings):
             for i, pair in enumerate(layers)
             for kind, a in zip(("weight", "bias"), pair)
         }
-        names = dict(inputs.painted_names or {}) if inputs else {}
-        return method._described(arrays, gen, seeds, painted, ids, names, held)
+        names = dict(inputs.annotated_names or {}) if inputs else {}
+        return method._described(arrays, gen, seeds, annotated, ids, names, held)
 
     def taps(self, arrays: Arrays | None = None) -> tuple[str, ...]:
         """The features that are read; `layer` must be resolved (not "auto")."""
@@ -188,14 +188,14 @@ class DatasetGAN(DatasetGANSettings):
         arrays: Arrays,
         gen: Generator,
         seeds: list[int],
-        painted: np.ndarray,
+        annotated: np.ndarray,
         ids: np.ndarray,
         names: dict[int, str],
         held: np.ndarray,
     ) -> Fitted:
         """Facts per class from the annotated images; names and background are given."""
         facts, _ = selection.describe(self.label_seeds(arrays, gen, seeds), len(ids))
-        counts = np.bincount(painted.ravel(), minlength=256)[ids]
+        counts = np.bincount(annotated.ravel(), minlength=256)[ids]
         clusters = [
             {"id": i, "name": names.get(int(c)) or f"class {c}", "agreement": float(held[i])}
             | facts[i]
@@ -218,7 +218,7 @@ class DatasetGAN(DatasetGANSettings):
 
 
 def choose_pixels(
-    painted: UInt8[np.ndarray, "n r r"], most: int, seed: int = 0
+    annotated: UInt8[np.ndarray, "n r r"], most: int, seed: int = 0
 ) -> tuple[Int[np.ndarray, "n p"], Int[np.ndarray, "n p"], Float[np.ndarray, "n p"]]:
     """Pixels to learn from: (row * r + column, class id, weight), equally many per sample (weight
     0: filling).
@@ -226,7 +226,7 @@ def choose_pixels(
     Of a sample with too many, the smallest classes are kept whole and the others evenly cut;
     weights, 1 on average, are annotated pixels per chosen one.
     """
-    flat = painted.reshape(len(painted), -1)
+    flat = annotated.reshape(len(annotated), -1)
     share = int(min((flat != IGNORE).sum(1).max(), max(1, most // len(flat))))
     at, label = np.zeros((2, len(flat), share), np.int32)
     weight = np.zeros((len(flat), share), np.float32)
@@ -244,17 +244,17 @@ def choose_pixels(
     return at, label, weight / weight[weight > 0].mean()
 
 
-def _painted(
+def _annotated(
     inputs: Inputs | None, side: int
 ) -> tuple[UInt8[np.ndarray, "n r r"], list[int], Int[np.ndarray, "k"]]:
     """Masks with at least one annotated pixel, their seeds, and the class ids in them."""
-    if inputs is None or inputs.painted is None:
+    if inputs is None or inputs.annotated is None:
         raise UsageError(
             "datasetgan learns from annotated samples and got none: python -m sis_jax export RUN "
             "--format blanks --n 16, paint the masks, "
             "then give their folder as --masks"
         )
-    masks, seeds = inputs.painted, inputs.painted_seeds
+    masks, seeds = inputs.annotated, inputs.annotated_seeds
     if len(masks) != len(seeds):
         raise UsageError(
             f"there are {len(masks)} annotated masks and {len(seeds)} seeds: each mask belongs to "

@@ -169,7 +169,7 @@ def _warnings(fitted: Fitted, rare: int | None = None) -> list[str]:
             "Look at the gallery and send the background "
             "there by hand: parts.rename({id: None})."
         )
-    elif "painted" not in method.wants:
+    elif "annotated" not in method.wants:
         held = sum(c["border_share"] for c in clusters if c["background"])
         if held < FRAME:
             found.append(

@@ -27,9 +27,9 @@ def gather(settings: Any, gen: Generator, named: str | None, folder: Path | None
         return {}
     found: dict[str, Any] = {"folder": folder}
     for name in wants:
-        found |= {"photos": _photos, "discriminator": _discriminator, "painted": _painted}[name](
-            settings, gen, named
-        )
+        found |= {"photos": _photos, "discriminator": _discriminator, "annotated": _annotated}[
+            name
+        ](settings, gen, named)
     return {"inputs": Inputs(**found)}
 
 
@@ -37,7 +37,7 @@ def digests(settings: Any, gen: Generator, clip: str | None = None) -> dict[str,
     """Everything the parts depend on beside the settings: generator, text model, masks, photos."""
     found: dict[str, str] = {} if clip is None else {"clip": clip}
     wants = settings.wants
-    if "painted" in wants and settings.masks:
+    if "annotated" in wants and settings.masks:
         found["masks"] = _masks_digest(settings.masks)
     if "photos" in wants and settings.photos:
         found["photos"] = _photos_digest(settings.photos)
@@ -83,10 +83,10 @@ def _discriminator(settings: Any, gen: Generator, named: str | None) -> dict[str
         return {"discriminator": None}
 
 
-def _painted(settings: Any, gen: Generator, named: str | None) -> dict[str, Any]:
+def _annotated(settings: Any, gen: Generator, named: str | None) -> dict[str, Any]:
     """Annotated blanks, after a check that they are images of this generator."""
     if not settings.masks:
-        return {"painted": None}
+        return {"annotated": None}
     blanks = read_blanks(settings.masks)
     theirs = blanks.generator
     if theirs.get("sha256") and gen.info.sha256 and theirs["sha256"] != gen.info.sha256:
@@ -106,7 +106,11 @@ def _painted(settings: Any, gen: Generator, named: str | None) -> dict[str, Any]
             f"draws {gen.resolution}"
         )
     _same_pictures(blanks, gen)
-    return {"painted": blanks.masks, "painted_seeds": blanks.seeds, "painted_names": blanks.names}
+    return {
+        "annotated": blanks.masks,
+        "annotated_seeds": blanks.seeds,
+        "annotated_names": blanks.names,
+    }
 
 
 def _same_pictures(blanks: Any, gen: Generator) -> None:

@@ -174,8 +174,8 @@ def _card(teacher: Teacher, config: SynthesizeConfig) -> str:
         teacher.gen.info,
         ", ".join(f"{c['id']} {c['name']}" for c in teacher.parts.classes),
     )
-    painted = "painted" in teacher.fitted.method.wants
-    learned = "learned from annotated images" if painted else "found without labels"
+    annotated = "annotated" in teacher.fitted.method.wants
+    learned = "learned from annotated images" if annotated else "found without labels"
     return (
         "---\nlicense: other\ntask_categories: [image-segmentation]\ntags: [synthetic, "
         "sis_jax]\n---\n# Generated images with masks\n\n"
