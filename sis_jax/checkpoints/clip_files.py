@@ -138,15 +138,13 @@ def read_foreign(
 
 def kind_of(source: Source) -> str:
     """The kind of weights folder that a recognised file becomes."""
-    return (
-        "clip"
-        if source.clip is not None
-        else "backbone"
-        if source.backbone is not None
-        else source.layout
-        if source.layout in ("dcgan", "biggan")
-        else "stylegan2"
-    )
+    if source.clip is not None:
+        return "clip"
+    if source.backbone is not None:
+        return "backbone"
+    if source.layout in ("dcgan", "biggan"):
+        return source.layout
+    return "stylegan2"
 
 
 def _vocabulary_notes(tokenizer: Tokenizer) -> tuple[str, ...]:
@@ -332,11 +330,9 @@ def _refuse_sizes(path: Path, said: Mapping[str, Any]) -> None:
 
 def _one(size: Any, *names: str) -> Any:
     """A size as a number: older files hold one, newer ones a table."""
-    return (
-        next((size[name] for name in names if name in size), None)
-        if isinstance(size, dict)
-        else size
-    )
+    if isinstance(size, dict):
+        return next((size[name] for name in names if name in size), None)
+    return size
 
 
 # Our own folders

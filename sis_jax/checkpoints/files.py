@@ -208,11 +208,9 @@ def read_config(path: Path) -> Folder:
 
 def _texts(table: Any) -> dict[str, str]:
     """The entries of a JSON object that are texts."""
-    return (
-        {key: value for key, value in table.items() if isinstance(value, str)}
-        if isinstance(table, dict)
-        else {}
-    )
+    if isinstance(table, dict):
+        return {key: value for key, value in table.items() if isinstance(value, str)}
+    return {}
 
 
 def read_arrays(path: Path, folder: Folder, file: str = MODEL) -> tuple[dict[str, np.ndarray], str]:

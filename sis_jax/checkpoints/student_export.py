@@ -40,11 +40,9 @@ def _probabilities(network: nnx.Module, flip: bool) -> Network:
     def run(images: jax.Array) -> jax.Array:
         found, x = nnx.merge(graph, params), to_float(images)
         scores = jax.nn.softmax(found(x), -1)
-        return (
-            (scores + jnp.flip(jax.nn.softmax(found(jnp.flip(x, 2)), -1), 2)) / 2
-            if flip
-            else scores
-        )
+        if flip:
+            return (scores + jnp.flip(jax.nn.softmax(found(jnp.flip(x, 2)), -1), 2)) / 2
+        return scores
 
     return run
 

@@ -421,11 +421,9 @@ class _Run:
 
     def kept(self) -> dict[str, float]:
         """The table's line on the checkpoint to keep."""
-        return (
-            max(self.rows, key=lambda r: r["score"])
-            if self.method.pick == "best"
-            else self.rows[-1]
-        )
+        if self.method.pick == "best":
+            return max(self.rows, key=lambda r: r["score"])
+        return self.rows[-1]
 
     def verdict(self) -> float:
         """The score to compare runs by, below 0 = failed; the last line counts too."""

@@ -73,11 +73,9 @@ class StyleMixing(StyleMixingSettings):
     @property
     def shaky_cure(self) -> str:
         """The remedy for clusters that change with the samples."""
-        return (
-            "merge them with a neighbour, lower k, or raise n"
-            if self.labels == "parts"
-            else "raise variants"
-        )
+        if self.labels == "parts":
+            return "merge them with a neighbour, lower k, or raise n"
+        return "raise variants"
 
     def fit(self, gen: Generator, seed: int = 0) -> Fitted:
         """Draw the styles to mix in, and match the clusters of `n` samples.

@@ -60,11 +60,9 @@ class Conv(nnx.Module):
         if self.down and self.size == 1:
             return convolution.conv2d(convolution.downsample2d(x), kernel)
         y = convolution.conv_down(x, kernel) if self.down else convolution.conv2d(x, kernel)
-        return (
-            y
-            if self.bias is None
-            else convolution.leaky_relu(y + self.bias[...].astype(y.dtype), clamp)
-        )
+        if self.bias is None:
+            return y
+        return convolution.leaky_relu(y + self.bias[...].astype(y.dtype), clamp)
 
 
 class DiscriminatorBlock(nnx.Module):

@@ -102,11 +102,9 @@ Rng = np.random.Generator | None
 
 def normal(rng: Rng, *shape: int, scale: float = 1.0) -> jax.Array:
     """N(0, scale^2) by NumPy, which compiles nothing; zeros without an rng (shape only)."""
-    return (
-        jnp.zeros(shape)
-        if rng is None
-        else jnp.asarray(rng.standard_normal(shape, dtype=np.float32) * scale)
-    )
+    if rng is None:
+        return jnp.zeros(shape)
+    return jnp.asarray(rng.standard_normal(shape, dtype=np.float32) * scale)
 
 
 class Linear(nnx.Module):

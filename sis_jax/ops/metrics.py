@@ -82,11 +82,9 @@ def boundary_band(
     if mask.ndim != 2:
         raise UsageError(f"a mask has two axes [h w], got shape {mask.shape}")
     valid = np.ones(mask.shape, bool) if ignore is None or mask.dtype == bool else mask != ignore
-    return (
-        _band_by_distance(mask, radius, valid)
-        if radius > _SHIFTED
-        else _band_by_shifts(mask, radius, valid)
-    )
+    if radius > _SHIFTED:
+        return _band_by_distance(mask, radius, valid)
+    return _band_by_shifts(mask, radius, valid)
 
 
 _SHIFTED = 6  # pixels; for wider bands distance transforms cost less

@@ -298,11 +298,9 @@ def _device() -> str:
 
 
 def _generator_record(info: Info | None) -> dict[str, Any]:
-    return (
-        {}
-        if info is None
-        else {key: getattr(info, key, "") for key in ("name", "sha256", "licence", "source")}
-    )
+    if info is None:
+        return {}
+    return {key: getattr(info, key, "") for key in ("name", "sha256", "licence", "source")}
 
 
 def _json_bytes(value: Any) -> bytes:
