@@ -7,7 +7,7 @@ Every quantity is drawn per image from (key, i) alone. Strength 0 changes nothin
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -50,31 +50,11 @@ class Augmentation:
 # 0.754 with the ranges above (one run each; the better one also had other backgrounds behind half
 # of the images instead of 0.6 of them, so not all of the difference is due to the ranges).
 ALIGNED = Augmentation(scale=0.15, shift=0.03, turn=5.0)
-WEAK = Augmentation(
-    scale=0.1,
-    shift=0.03,
-    turn=3.0,
-    brightness=0,
-    contrast=0,
-    saturation=0,
-    hue=0,
-    grey=0,
-    blur=0,
-    noise=0,
-)
 NONE = Augmentation(
-    scale=0,
-    shift=0,
-    turn=0,
-    flip=0,
-    brightness=0,
-    contrast=0,
-    saturation=0,
-    hue=0,
-    grey=0,
-    blur=0,
-    noise=0,
-)
+    scale=0, shift=0, turn=0, flip=0, brightness=0, contrast=0, saturation=0, hue=0, grey=0,
+    blur=0, noise=0,
+)  # fmt: skip
+WEAK = replace(NONE, scale=0.1, shift=0.03, turn=3.0, flip=0.5)
 
 
 def geometry(

@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as rle
 
+from sis_jax.data.exports.common import Classes, Splits
 from sis_jax.data.files import json_text, plain
 from sis_jax.data.items import Item, ahead, picture_png
 
 
-def save(
-    splits: Mapping[str, Iterable[Item]],
-    classes: Sequence[Mapping[str, Any]],
-    folder: Path,
-    card: str,
-) -> str:
+def save(splits: Splits, classes: Classes, folder: Path, card: str) -> str:
     """Write every split; with `scores`, each annotation carries the mean score of its class."""
     (folder / "annotations").mkdir()
     categories = [

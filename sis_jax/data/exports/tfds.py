@@ -23,19 +23,14 @@ from typing import Any
 
 import numpy as np
 
-from sis_jax.data.exports.common import need_image, unique_names, with_background
+from sis_jax.data.exports.common import Classes, Splits, need_image, unique_names, with_background
 from sis_jax.data.items import Item, ahead, grey_pngs
 from sis_jax.types import UsageError
 
 VERSION = "1.0.0"
 
 
-def save(
-    splits: Mapping[str, Iterable[Item]],
-    classes: Sequence[Mapping[str, Any]],
-    folder: Path,
-    card: str,
-) -> str:
+def save(splits: Splits, classes: Classes, folder: Path, card: str) -> str:
     """Features: image, mask (`LabeledImage`), name, seed (-1 unknown), confidence (NaN unknown)."""
     builder_class = _builder_class()
     work = folder / ".tfds"
@@ -147,12 +142,7 @@ def _builder_class() -> Any:
 # ----------------------------------------------------------------------------------------- tfrecord
 
 
-def save_tfrecord(
-    splits: Mapping[str, Iterable[Item]],
-    classes: Sequence[Mapping[str, Any]],
-    folder: Path,
-    card: str,
-) -> str:
+def save_tfrecord(splits: Splits, classes: Classes, folder: Path, card: str) -> str:
     """The same examples as TFRecord, which needs TensorFlow to read: each framed anew as length,
     checksum, bytes, checksum.
     """

@@ -5,26 +5,20 @@ The loss is measured while writing, by filling every polygon again, and reported
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from sis_jax.data.exports.common import yaml_text
+from sis_jax.data.exports.common import Classes, Splits, yaml_text
 from sis_jax.data.exports.polygons import fill, polygons
-from sis_jax.data.items import Item, ahead, picture_png
+from sis_jax.data.items import ahead, picture_png
 from sis_jax.ops import metrics
 
 _DIGITS = 6
 
 
-def save(
-    splits: Mapping[str, Iterable[Item]],
-    classes: Sequence[Mapping[str, Any]],
-    folder: Path,
-    card: str,
-) -> str:
+def save(splits: Splits, classes: Classes, folder: Path, card: str) -> str:
     """Write every split: `class x1 y1 x2 y2 ...` per piece, over width and height; returns the
     loss.
     """
