@@ -215,7 +215,7 @@ def given(name: str, job: Job) -> tuple[list[str], int]:
     cls = methods.get(name)
     fields, labels = {f.name for f in dataclasses.fields(cls) if f.init}, 0
     values = dict(job.settings.get(name, {}))
-    if "painted" in cls.wants:
+    if "annotated" in cls.wants:
         if job.blanks is None:
             raise ValueError("it learns from annotated samples, give --blanks")
         from sis_jax.data.blanks import read_blanks

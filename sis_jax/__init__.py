@@ -46,11 +46,11 @@ _HOMES = {
     "load_backbone": "sis_jax.checkpoints",
     "load_generator": "sis_jax.checkpoints",
     "load_lpips": "sis_jax.checkpoints",
-    "load_student": "sis_jax.checkpoints.student",
+    "load_student": "sis_jax.stages.student",
     "Dataset": "sis_jax.data.folder",
     "Masks": "sis_jax.data.masks",
     "Metrics": "sis_jax.runs.metrics",
-    "Student": "sis_jax.checkpoints.student",
+    "Student": "sis_jax.stages.student",
     "Parts": "sis_jax.data.parts",
     "Info": "sis_jax.types",
     "Samples": "sis_jax.types",
@@ -95,8 +95,6 @@ if TYPE_CHECKING:
     from sis_jax.checkpoints import load_discriminator as load_discriminator
     from sis_jax.checkpoints import load_generator as load_generator
     from sis_jax.checkpoints import load_lpips as load_lpips
-    from sis_jax.checkpoints.student import Student as Student
-    from sis_jax.checkpoints.student import load_student as load_student
     from sis_jax.data.folder import Dataset as Dataset
     from sis_jax.data.masks import Masks as Masks
     from sis_jax.data.parts import Parts as Parts
@@ -109,6 +107,8 @@ if TYPE_CHECKING:
     from sis_jax.report import report as report
     from sis_jax.runs.metrics import Metrics as Metrics
     from sis_jax.stages.project import project as project
+    from sis_jax.stages.student import Student as Student
+    from sis_jax.stages.student import load_student as load_student
     from sis_jax.synthesize import synthesize as synthesize
     from sis_jax.train_generator import train_generator as train_generator
     from sis_jax.types import Info as Info

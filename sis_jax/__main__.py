@@ -1,6 +1,4 @@
-"""`sis-jax VERB` and `python -m sis_jax VERB`; without a verb a report of what is installed,
-missing or wrong, with its cure.
-"""
+"""`sis-jax VERB`; without a verb a report of what is installed, missing or wrong, with its cure."""
 
 from __future__ import annotations
 
@@ -40,8 +38,8 @@ _COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a verb. Without one: print verbs, versions, devices, weights and their licences, then
-    every problem found; returns 0 when there is none, 1 otherwise.
+    """Run a verb, or print verbs, versions, devices, weights and every problem; returns the exit
+    code.
     """
     argv = sys.argv[1:] if argv is None else argv
     program = "sis-jax" if Path(sys.argv[0]).stem == "sis-jax" else "python -m sis_jax"

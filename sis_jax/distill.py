@@ -9,7 +9,7 @@ from sis_jax.runs.config import door
 from sis_jax.runs.configs.distill import DistillConfig
 
 if TYPE_CHECKING:
-    from sis_jax.checkpoints.student import Student
+    from sis_jax.stages.student import Student
 
 
 @door(DistillConfig)

@@ -11,10 +11,8 @@ argument carries a leading axis with one block per device, the body sees it with
     blocks, weights = shard(x, device_count())  # [D m d], [D m]; padding rows have weight 0
     new = map_devices(step, in_axes=(None, 0, 0), out_axes=None)(state, blocks, weights)
 
-The engine is `jax.pmap`, which since jax 0.10 is `jit(shard_map(...))` underneath;
-`engine="shard_map"` writes that out by hand and gives the same bits. Both run without replication
-checking: with it, the gradient of a replicated parameter is already summed over the devices and a
-`pmean` in a training step would mean something else under the two engines.
+The engine is `jax.pmap`, which since jax 0.10 is `jit(shard_map(...))` underneath, without
+replication checking.
 
 Several processes. Each process calls `initialize` before any other JAX call, then runs the same
 program on its own part of the data: `shard(own_rows, device_count())` cuts it over the devices of
@@ -32,7 +30,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache, partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +44,6 @@ from sis_jax.types import UsageError
 
 AXIS = "d"
 Axes = int | None | tuple[int | None, ...]
-Engine = Literal["pmap", "shard_map"]
 # A number of devices, a list of `jax.Device`, or None for all.
 Devices = Sequence[Any] | int | None
 
@@ -77,26 +74,6 @@ def pmean(tree: PyTree) -> PyTree:
 def device_key(key: Array) -> Array:
     """This device's own random key under `map_devices`; the key itself outside."""
     return jax.random.fold_in(key, lax.axis_index(AXIS)) if is_mapped() else key
-
-
-def varying(tree: PyTree) -> PyTree:
-    """`tree`, typed as differing between devices, as the first carry of a `scan` over a device's
-    rows must be under a checked `shard_map`.
-
-    Does nothing under `map_devices` and outside any map.
-    """
-    if not is_mapped():
-        return tree
-    return jax.tree.map(_cast_varying, tree)
-
-
-def _cast_varying(a):
-    # How a type states that it varies already differs between jax versions; that casting it again
-    # is refused does not.
-    try:
-        return lax.pcast(a, AXIS, to="varying")
-    except ValueError:
-        return a
 
 
 def local_devices(devices: Devices = None) -> tuple[Any, ...]:
@@ -183,7 +160,6 @@ def map_devices(
     out_axes: Axes = 0,
     *,
     devices: Devices = None,
-    engine: Engine = "pmap",
     donate: tuple[int, ...] = (),
     **static: Hashable,
 ) -> Callable[..., Any]:
@@ -199,8 +175,6 @@ def map_devices(
     The compiled function is kept: asking again with the same body (a module-level function, not a
     fresh lambda) compiles nothing.
     """
-    if engine not in ("pmap", "shard_map"):
-        raise UsageError(f"unknown engine {engine!r}: use 'pmap' or 'shard_map'")
     if 0 not in in_axes:
         raise UsageError(
             "map_devices needs at least one argument with in_axes 0: no argument differs "
@@ -211,24 +185,16 @@ def map_devices(
     else:
         chosen = local_devices(devices)
     return _compiled(
-        body, tuple(in_axes), out_axes, chosen, engine, tuple(donate), tuple(sorted(static.items()))
+        body, tuple(in_axes), out_axes, chosen, tuple(donate), tuple(sorted(static.items()))
     )
 
 
 @lru_cache(maxsize=256)
-def _compiled(body, in_axes, out_axes, devices, engine, donate, static) -> Callable[..., Any]:
+def _compiled(body, in_axes, out_axes, devices, donate, static) -> Callable[..., Any]:
     fixed = partial(body, **dict(static)) if static else body
-    if engine == "pmap":
-        mapped = jax.pmap(
-            fixed,
-            axis_name=AXIS,
-            in_axes=in_axes,
-            out_axes=out_axes,
-            devices=devices,
-            donate_argnums=donate,
-        )
-    else:
-        mapped = _shard_mapped(fixed, in_axes, out_axes, devices, donate)
+    mapped = jax.pmap(
+        fixed, AXIS, in_axes=in_axes, out_axes=out_axes, devices=devices, donate_argnums=donate
+    )
     here = sum(d.process_index == jax.process_index() for d in devices)
 
     def call(*args):
@@ -247,38 +213,6 @@ def _compiled(body, in_axes, out_axes, devices, engine, donate, static) -> Calla
         return mapped(*args)
 
     return call
-
-
-def _shard_mapped(body, in_axes, out_axes, devices, donate) -> Callable[..., Any]:
-    mesh = Mesh(np.array(devices), (AXIS,))
-
-    def spec(axes):
-        return (
-            tuple(spec(a) for a in axes)
-            if isinstance(axes, tuple)
-            else P(AXIS)
-            if axes == 0
-            else P()
-        )
-
-    def lifted(*args):
-        inner = (
-            jax.tree.map(lambda a: lax.squeeze(a, [0]), arg) if axis == 0 else arg
-            for arg, axis in zip(args, in_axes, strict=True)
-        )
-        out = body(*inner)
-        if isinstance(out_axes, tuple):
-            return tuple(_stackable(o, axis) for o, axis in zip(out, out_axes, strict=True))
-        return _stackable(out, out_axes)
-
-    run = jax.shard_map(
-        lifted, mesh=mesh, in_specs=spec(in_axes), out_specs=spec(out_axes), check_vma=False
-    )
-    return jax.jit(run, donate_argnums=donate)
-
-
-def _stackable(tree, axis):
-    return jax.tree.map(lambda a: lax.expand_dims(a, [0]), tree) if axis == 0 else tree
 
 
 def initialize(

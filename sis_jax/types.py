@@ -1,8 +1,4 @@
-"""The nouns every layer shares: errors, where weights come from, the generator contract, a batch of
-samples.
-
-Nothing here touches files or compiles anything; every other module may import it.
-"""
+"""The nouns every layer shares: errors, origins of weights, the generator contract, samples."""
 
 from __future__ import annotations
 
@@ -20,25 +16,19 @@ Noise = Literal["const", "random", "none"]
 
 
 class SisError(Exception):
-    """Something stopped the work; the message is one sentence a user can act on. The command line
-    exits with `exit_code`.
-    """
+    """The work stopped; one sentence a user can act on. The command line exits with `exit_code`."""
 
     exit_code = 1
 
 
 class UsageError(SisError, ValueError):
-    """The request itself was wrong (unknown name, impossible number, foreign folder): exit
-    code 2.
-    """
+    """The request was wrong (unknown name, impossible number, foreign folder): exit code 2."""
 
     exit_code = 2
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], cure: str = "") -> UsageError:
-    """The error for a name that does not exist: the name, the nearest three that do exist, and the
-    valid input.
-    """
+    """The error for a name that does not exist: the nearest three, and the valid input."""
     known = sorted(known)
     nearest = [k for k in known if k.lower() == name.lower()] or difflib.get_close_matches(
         name, known, n=3, cutoff=0.0
@@ -49,11 +39,9 @@ def unknown_name(kind: str, name: str, known: Iterable[str], cure: str = "") -> 
 
 @dataclass(frozen=True)
 class Info:
-    """Where a network comes from. Copied into everything made with it, because the licence follows
-    the images.
+    """Where a network comes from; copied into everything made with it, as the licence is.
 
-    `sha256` is the digest of the weights as stored (`model.safetensors`), `source` the file they
-    were converted from.
+    sha256: of the weights as stored. source: the file they were converted from.
     """
 
     name: str = "unnamed"
@@ -67,8 +55,7 @@ class Info:
 class Samples:
     """A batch of generated images with all that is needed to make them again.
 
-    seeds: one per sample. z, w: latents. images: Float[n h w 3] in [-1, 1] (may go slightly
-        beyond). features: tap name -> Float[n r r c].
+    z, w: latents. images: Float[n h w 3] in about [-1, 1]. features: tap -> Float[n r r c].
     """
 
     seeds: tuple[int, ...]
@@ -81,18 +68,15 @@ class Samples:
         return len(self.seeds)
 
     def to_uint8(self) -> np.ndarray:
-        """The images as uint8[n h w 3], rounded as every StyleGAN2 does: clip(127.5 x + 128)
-        truncated.
-        """
+        """The images as uint8[n h w 3], as every StyleGAN2 does: clip(127.5 x + 128), truncated."""
         return to_uint8(self.images)
 
 
 @runtime_checkable
 class Generator(Protocol):
-    """The interface of a generator to methods. Any object with these members works, see
-    `models/dcgan.py` for a second family.
+    """The interface of a generator to methods; any object with these members works.
 
-    A tap is named by its resolution: `"32x32"` is the output of the last stage at that resolution.
+    A tap is named by its resolution: "32x32" is the last stage's output there.
     """
 
     info: Info
@@ -116,12 +100,26 @@ class Generator(Protocol):
     ) -> Samples: ...
 
 
+class Sampling:
+    """`sample` of a generator, by its `latents`, `map` and `synthesize`."""
+
+    def sample(
+        self: Any, seeds: Iterable[int], truncation: float = 1.0, taps: tuple[str, ...] = ()
+    ) -> Samples:
+        """Images for seeds as one batch; sample i depends on its own seed and nothing else."""
+        seeds = tuple(int(s) for s in seeds)
+        z = self.latents(seeds)
+        w = self.map(z, truncation)
+        images, features = self.synthesize(w, taps=taps)
+        return Samples(seeds, z, w, images, features)
+
+
 @runtime_checkable
 class SkipGenerator(Protocol):
     """A generator that adds up its image over resolutions, and can give it at each of them.
 
-    skips: names such as "128x128/rgb", which `synthesize` takes beside taps: Float[n r r 3]. Where
-        a compiled function uses nothing finer, the layers above do not run.
+    skips: names such as "128x128/rgb", which `synthesize` takes beside taps; where a compiled
+        function uses nothing finer, the layers above do not run.
     """
 
     @property
@@ -129,10 +127,14 @@ class SkipGenerator(Protocol):
 
 
 def to_uint8(images: Float[Array, "*n h w 3"] | np.ndarray) -> np.ndarray:
-    """Images in [-1, 1] as uint8, by the rule of the StyleGAN2 code bases: clip(127.5 x + 128, 0,
-    255), truncated.
-    """
+    """Images in [-1, 1] as uint8: clip(127.5 x + 128, 0, 255), truncated."""
     return np.clip(np.asarray(images, np.float32) * 127.5 + 128, 0, 255).astype(np.uint8)
+
+
+def check_noise(noise: str) -> None:
+    """UsageError for another value than those of `Noise`."""
+    if noise not in ("const", "random", "none"):
+        raise UsageError(f'noise must be "const", "random" or "none", got {noise!r}')
 
 
 def check_taps(taps: Sequence[str], available: Sequence[str]) -> tuple[str, ...]:
@@ -144,10 +146,8 @@ def check_taps(taps: Sequence[str], available: Sequence[str]) -> tuple[str, ...]
 
 
 def latents_from_seeds(seeds: Iterable[int], z_dim: int) -> np.ndarray:
-    """z ~ N(0, 1), Float32[n z_dim]: sample i depends on its own seed and nothing else.
-
-    The draw is `numpy.random.RandomState(seed).randn(1, z_dim)`, as in the published tools, so a
-    seed means the same face there and here.
+    """z = `RandomState(seed).randn(1, z_dim)` per seed, Float32[n z_dim]: as in the published
+    tools.
     """
     seeds = [int(s) for s in seeds]
     for s in seeds:

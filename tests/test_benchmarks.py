@@ -3,7 +3,6 @@ TFDS without TensorFlow.
 """
 
 import io
-import sys
 
 import numpy as np
 import pytest
@@ -270,31 +269,6 @@ def test_prepared_tfds_folders(tmp_path):
     np.testing.assert_array_equal(
         open_benchmark("caltech-birds2011", tmp_path)[0][2], disc((16, 20), 5, 1)
     )
-
-
-def test_benchmarks_as_tfds_builders(tmp_path, faces, birds, capsys):
-    from sis_jax.data.benchmark_builders import prepare
-
-    builder = prepare("celebamask-hq-8", root=faces, data_dir=tmp_path / "tfds")
-    truth = open_benchmark("celebamask-hq-8", faces, "val")
-    source = builder.as_data_source("val")
-    assert len(source) == len(truth) == 2
-    for i, (name, image, mask) in enumerate(truth):
-        assert source[i]["name"].decode() == name
-        np.testing.assert_array_equal(source[i]["image"], image)
-        np.testing.assert_array_equal(source[i]["mask"][..., 0], mask)
-    assert builder.info.features["mask"].names[3] == "eye"
-    assert set(prepare("cub", root=birds, data_dir=tmp_path / "tfds").info.splits) == {
-        "test",
-        "train",
-        "redo_test",
-        "redo_val",
-        "redo_train",
-    }
-    assert "tensorflow" not in sys.modules
-    assert capsys.readouterr().out == ""
-    with pytest.raises(UsageError, match="does not hold ECSSD"):
-        prepare("ecssd", root=birds, data_dir=tmp_path / "tfds")
 
 
 # ---------------------------------------------------------------------------------- mistakes, pairs

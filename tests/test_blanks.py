@@ -343,9 +343,9 @@ def test_blanks_of_something_else_are_refused(generator, blanks):
     method = DatasetGAN(masks=str(blanks))
     found = gather(method, gen, generator, None)["inputs"]
     assert (
-        found.painted.shape == (4, SIDE, SIDE)
-        and found.painted_seeds == tuple(sample_seeds(1, 4))
-        and found.painted_names[1] == "bright"
+        found.annotated.shape == (4, SIDE, SIDE)
+        and found.annotated_seeds == tuple(sample_seeds(1, 4))
+        and found.annotated_names[1] == "bright"
     )
     with pytest.raises(UsageError, match=r"drawn by the generator .*, this one is"):
         facts = json.loads((blanks / "blanks.json").read_text())
@@ -360,4 +360,4 @@ def test_blanks_of_something_else_are_refused(generator, blanks):
         gather(method, fakes.tiny_stylegan2(32), None, None)
     with pytest.raises(UsageError, match=r"is not the image that tiny draws for it"):
         gather(method, fakes.tiny_stylegan2(seed=5), None, None)  # a generator without a digest
-    assert gather(DatasetGAN(), gen, generator, None)["inputs"].painted is None
+    assert gather(DatasetGAN(), gen, generator, None)["inputs"].annotated is None

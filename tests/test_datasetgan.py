@@ -190,20 +190,20 @@ def test_hidden_widths_are_the_papers():
 
 
 def test_small_classes_are_chosen_first_and_weights_undo_it():
-    painted = np.full((2, 20, 20), 255, np.uint8)
-    painted[0] = 0
-    painted[0, :2, :3] = 7
-    painted[1, 5:, :] = 1
-    at, label, weight = choose_pixels(painted, most=100, seed=3)
+    annotated = np.full((2, 20, 20), 255, np.uint8)
+    annotated[0] = 0
+    annotated[0, :2, :3] = 7
+    annotated[1, 5:, :] = 1
+    at, label, weight = choose_pixels(annotated, most=100, seed=3)
     assert at.shape == (2, 50) and (weight > 0).all()
-    assert np.array_equal(painted.reshape(2, -1)[[[0], [1]], at], label)
+    assert np.array_equal(annotated.reshape(2, -1)[[[0], [1]], at], label)
     assert (label[0] == 7).sum() == 6  # all of them
-    total = weight / weight[0][label[0] == 7][0]  # painted pixels each point stands for
+    total = weight / weight[0][label[0] == 7][0]  # annotated pixels each point stands for
     assert [total[0][label[0] == c].sum() for c in (0, 7)] == pytest.approx([394, 6]) and total[
         1
     ].sum() == pytest.approx(300)
     assert weight.mean() == pytest.approx(1)
-    everything = choose_pixels(painted, most=10**6)
+    everything = choose_pixels(annotated, most=10**6)
     assert everything[0].shape == (2, 400) and [(w > 0).sum() for w in everything[2]] == [400, 300]
     assert all(
         len(np.unique(a[w > 0])) == (w > 0).sum() for a, w in zip(everything[0], everything[2])
@@ -221,7 +221,7 @@ def blocks():
 def painted_blocks(gen, seeds, rub_out=0.3):
     masks = np.where(gen.truth(seeds, 0.7), 3, 0).astype(np.uint8)
     masks[np.random.default_rng(0).random(masks.shape) < rub_out] = 255
-    return Inputs(painted=masks, painted_seeds=tuple(seeds), painted_names=NAMES)
+    return Inputs(annotated=masks, annotated_seeds=tuple(seeds), annotated_names=NAMES)
 
 
 SMALL = {"members": 3, "steps": 60, "batch": 64, "max_points": 600}
@@ -292,12 +292,12 @@ def test_a_stylegan2_a_dcgan_and_many_devices():
         samples = gen.sample(range(3), truncation=0.7, taps=gen.taps)
         bright = samples.images.mean(-1) > np.median(samples.images.mean(-1))
         inputs = Inputs(
-            painted=np.asarray(bright, np.uint8), painted_seeds=(0, 1, 2), painted_names={}
+            annotated=np.asarray(bright, np.uint8), annotated_seeds=(0, 1, 2), annotated_names={}
         )
         fit = DatasetGAN(**SMALL | {"steps": 80}).fit(gen, 0, inputs)
         assert len(fit.taps) >= taps - 1 and fit.clusters[1]["name"] == "class 1"
         assert (
-            fit.predict(samples) == inputs.painted
+            fit.predict(samples) == inputs.annotated
         ).mean() > 0.6  # of random weights; half is chance
         seeds = list(range(16))
         one = np.concatenate([label for _, label, _ in fit.label_seeds(gen, seeds)])
@@ -310,26 +310,26 @@ def test_a_stylegan2_a_dcgan_and_many_devices():
 
 def test_one_sample_is_enough_and_a_class_never_seen_twice_is_told(blocks):
     inputs = painted_blocks(blocks, range(4))
-    masks = inputs.painted.copy()
+    masks = inputs.annotated.copy()
     masks[0, 3, :5] = 9  # drawn like the ground: cannot be learned
-    odd = dataclasses.replace(inputs, painted=masks, painted_names={9: "scratch"})
+    odd = dataclasses.replace(inputs, annotated=masks, annotated_names={9: "scratch"})
     fit = DatasetGAN(classifier="linear", **SMALL).fit(blocks, 0, odd)
     assert (
         "The class scratch (5 pixels) is not yet learned" in " ".join(fit.warnings)
         and fit.clusters[1]["name"] == "class 3"
     )
-    single = dataclasses.replace(inputs, painted=inputs.painted[:1], painted_seeds=(0,))
+    single = dataclasses.replace(inputs, annotated=inputs.annotated[:1], annotated_seeds=(0,))
     assert DatasetGAN(**SMALL).fit(blocks, 0, single).clusters[1]["agreement"] > 0.9
 
 
 def test_bootstrapped_members_doubt_and_others_need_not(blocks):
-    """One of two samples is painted the wrong way round: members that drew one of them twice
+    """One of two samples is annotated the wrong way round: members that drew one of them twice
     contradict each other.
     """
     inputs = painted_blocks(blocks, range(2), rub_out=0)
-    masks = inputs.painted.copy()
+    masks = inputs.annotated.copy()
     masks[0] = 3 - masks[0]
-    wrong = dataclasses.replace(inputs, painted=masks)
+    wrong = dataclasses.replace(inputs, annotated=masks)
     sure = [
         DatasetGAN(
             classifier="linear", bootstrap=b, **SMALL | {"members": 8, "learning_rate": 0.05}
@@ -343,9 +343,9 @@ def test_bootstrapped_members_doubt_and_others_need_not(blocks):
 
 def test_no_background_painted(blocks):
     inputs = painted_blocks(blocks, range(3))
-    masks = np.where(inputs.painted == 0, 1, inputs.painted).astype(np.uint8)
+    masks = np.where(inputs.annotated == 0, 1, inputs.annotated).astype(np.uint8)
     fit = DatasetGAN(classifier="linear", **SMALL).fit(
-        blocks, 0, dataclasses.replace(inputs, painted=masks)
+        blocks, 0, dataclasses.replace(inputs, annotated=masks)
     )
     assert fit.background["found"] is False and not any(c["background"] for c in fit.clusters)
 
@@ -353,11 +353,11 @@ def test_no_background_painted(blocks):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"painted": None}, "datasetgan learns from annotated samples and got none"),
-        ({"painted_seeds": (0, 1)}, "3 annotated masks and 2 seeds"),
-        ({"painted": np.zeros((3, 8, 8), np.uint8)}, "are 8x8, expected the generator's 16x16"),
-        ({"painted": np.full((3, 16, 16), 255, np.uint8)}, "no pixel of the masks is annotated"),
-        ({"painted": np.zeros((3, 16, 16), np.uint8)}, "only one class, 0, is annotated"),
+        ({"annotated": None}, "datasetgan learns from annotated samples and got none"),
+        ({"annotated_seeds": (0, 1)}, "3 annotated masks and 2 seeds"),
+        ({"annotated": np.zeros((3, 8, 8), np.uint8)}, "are 8x8, expected the generator's 16x16"),
+        ({"annotated": np.full((3, 16, 16), 255, np.uint8)}, "no pixel of the masks is annotated"),
+        ({"annotated": np.zeros((3, 16, 16), np.uint8)}, "only one class, 0, is annotated"),
     ],
 )
 def test_masks_that_cannot_be_learned(blocks, change, message):
@@ -389,5 +389,5 @@ def test_settings_that_cannot_work(blocks, setting, message):
 
 
 def test_it_is_registered_and_says_what_it_wants():
-    assert get("datasetgan") is DatasetGAN and DatasetGAN.wants == ("painted",)
+    assert get("datasetgan") is DatasetGAN and DatasetGAN.wants == ("annotated",)
     assert set(DatasetGAN().estimate()) == {"seconds", "memory_bytes"}

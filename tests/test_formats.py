@@ -165,7 +165,7 @@ def test_polygons_of_a_large_smooth_shape_are_short_and_close():
     y, x = np.mgrid[:200, :200]
     region = np.hypot(x - 100, y - 100) < 80
     (shape,) = polygons(region)
-    assert len(shape) < 140  # 640 pixel edges
+    assert len(shape) < 150  # 640 pixel edges
     again = fill([shape], 200, 200)
     assert (again & region).sum() / (again | region).sum() > 0.998
 

@@ -17,7 +17,6 @@ from sis_jax.ops.kmeans import (
     _Data,
     assign,
     kmeans,
-    minibatch_kmeans,
     predict,
     scores,
 )
@@ -223,36 +222,6 @@ def test_memory_no_padded_copy_on_one_device():
     assert data.x.shape == (1, 1_000, 4) and data.w.shape == (1, 1_000)
 
 
-def test_minibatch_close_to_all_at_once():
-    x = smooth_features(4_000, 8)
-    full = kmeans(x, 6, devices=1)
-    asked = []
-
-    def batches():
-        asked.append(1)
-        return (x[i : i + 577] for i in range(0, len(x), 577))
-
-    fit = minibatch_kmeans(batches, 6, epochs=3, tol=0, buffer=2_000)
-    assert len(asked) == 3 == fit.n_iter and fit.labels.shape == (0,)
-    assert inertia(x, fit.centers) <= 1.02 * full.inertia
-    assert fit.inertia == pytest.approx(inertia(x, fit.centers), rel=0.02)
-    once = minibatch_kmeans([x[:2_500], x[2_500:]], 6, buffer=2_000)
-    assert inertia(x, once.centers) <= 1.05 * full.inertia
-    np.testing.assert_allclose(minibatch_kmeans([x], 6).inertia, full.inertia, rtol=1e-4)
-
-
-def test_minibatch_step_is_a_running_mean():
-    x = smooth_features(100, 3)
-    centers, counts = jnp.asarray(x[:2]), jnp.array([3.0, 0.0])
-    new, after, part = steps.move_online(centers, counts, jnp.asarray(x), jnp.ones(100))
-    nearest = ((x[:, None] - x[:2]) ** 2).sum(2).argmin(1)
-    np.testing.assert_allclose(
-        new[0], (3 * x[0] + x[nearest == 0].sum(0)) / (3 + (nearest == 0).sum()), rtol=1e-4
-    )
-    np.testing.assert_allclose(new[1], x[nearest == 1].mean(0), rtol=1e-4)
-    assert after.sum() == 103 and float(part) == pytest.approx(inertia(x, x[:2]), rel=1e-4)
-
-
 X = smooth_features(20, 3)
 BAD = X.copy()
 BAD[[2, 5], 1] = [np.nan, np.inf]
@@ -277,10 +246,6 @@ BAD[[2, 5], 1] = [np.nan, np.inf]
         (lambda: kmeans(X, 2, devices=9), "has 8"),
         (lambda: predict(X[:, :2], X[:2]), r"shape \(n, 3\)"),
         (lambda: predict(BAD, X[:2]), "2 of 20"),
-        (lambda: minibatch_kmeans([], 2), "no batches"),
-        (lambda: minibatch_kmeans(iter([X]), 2, epochs=2), "read once"),
-        (lambda: minibatch_kmeans([X, X[:, :2]], 2, buffer=10), "2 columns"),
-        (lambda: minibatch_kmeans([X, BAD], 2, buffer=10), "2 of 20"),
     ],
 )
 def test_errors_say_what_is_wrong(call, words):

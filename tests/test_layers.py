@@ -39,12 +39,6 @@ LAW = {
 LAW["door"] = {"stages", *LAW["stages"]}
 LAW["package"] = {"door", *LAW["door"]}
 
-# What is still to be mended: (file, what it must not import). This list only shrinks.
-KNOWN_VIOLATIONS = {
-    # Student.predict calls the door; the method moves to a value that a stage returns.
-    ("checkpoints/student.py", "sis_jax"),
-}
-
 
 def _module(file: Path) -> str:
     name = ".".join(file.relative_to(ROOT.parent).with_suffix("").parts)
@@ -117,11 +111,9 @@ def broken(module: str, source: str, package: bool = False) -> set[str]:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
 def test_imports_go_downwards(file):
-    module, place = _module(file), file.relative_to(ROOT).as_posix()
+    module = _module(file)
     bad = broken(module, file.read_text(encoding="utf-8"), file.name == "__init__.py")
-    known = {name for where, name in KNOWN_VIOLATIONS if where == place}
-    assert not bad - known, f"{module} must not import {', '.join(sorted(bad - known))}"
-    assert not known - bad, f"mended: take {place} out of KNOWN_VIOLATIONS"
+    assert not bad, f"{module} must not import {', '.join(sorted(bad))}"
 
 
 def test_the_top_of_the_package_holds_nothing_else():
@@ -163,12 +155,7 @@ def test_allowed_imports_pass():
 
 def test_data_and_runs_bring_no_jax_with_them():
     """Not through a third file either: `--help` and the readers of files stay quick."""
-    names = [
-        _module(f)
-        for layer in ("data", "runs")
-        for f in sorted((ROOT / layer).rglob("*.py"))
-        if f.stem != "benchmark_builders"  # TFDS builders, which only TFDS users import
-    ]
+    names = [_module(f) for layer in ("data", "runs") for f in sorted((ROOT / layer).rglob("*.py"))]
     code = f"import {', '.join(names)}, sys\nassert 'jax' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -193,10 +180,7 @@ def test_imports_stand_at_the_top(file):
                     late |= {alias.name for alias in node.names}
                 elif isinstance(node, ast.ImportFrom):
                     late.add(node.module or "")
-    place = file.relative_to(ROOT).as_posix()
-    known = {name for where, name in KNOWN_VIOLATIONS if where == place}
-    bad = {name for name in late if name not in LATE and name.split(".")[0] not in LATE}
-    assert bad <= known
+    assert {name for name in late if name not in LATE and name.split(".")[0] not in LATE} == set()
 
 
 def test_a_door_and_its_stage_take_the_same():

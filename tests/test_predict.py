@@ -18,8 +18,9 @@ from PIL import Image
 import sis_jax
 from sis_jax import __main__ as door
 from sis_jax.checkpoints import catalogue
-from sis_jax.checkpoints.student import Student, _starts
+from sis_jax.checkpoints.student import _starts
 from sis_jax.models import students
+from sis_jax.stages.student import Student
 from sis_jax.types import Info, SisError, UsageError
 
 pytestmark = pytest.mark.integration
@@ -181,14 +182,6 @@ def test_arrays_lists_and_pillow_images(student):
     assert student.predict(photo(16, 20))[0].mask.shape == (16, 20)
     with pytest.raises(UsageError, match=r"float64\[4, 4, 3\]"):
         sis_jax.predict(student, np.zeros((4, 4, 3)))
-
-
-def test_segments_as_pipelines_give_them(student):
-    masks = sis_jax.predict(student, photo(32, 32), soft=True)
-    rows = masks.segments(0)
-    assert sum(r["mask"].sum() for r in rows) == 32 * 32 and all(0 < r["score"] <= 1 for r in rows)
-    assert {r["label"] for r in rows} <= {"background", "skin", "hair"}
-    assert masks.cutout(0).mode == "RGBA"
 
 
 def test_soft_scores_and_cutouts_on_disk(student, photos, tmp_path):

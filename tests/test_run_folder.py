@@ -13,7 +13,6 @@ import pytest
 from fakes import configured
 from filelock import SoftFileLock
 from PIL import Image
-from safetensors.numpy import load_file
 
 from sis_jax.data.files import plain, read_run
 from sis_jax.discover import discover
@@ -201,7 +200,6 @@ def test_every_kind_of_file_can_be_read_back(tmp_path):
     with RunFolder.open(tmp_path) as run:
         run.write_image("a/x.png", picture)
         run.write_image("x.png", Image.fromarray(picture[..., 0]))
-        run.write_safetensors("x.safetensors", {"a": np.arange(6.0).reshape(2, 3).T}, {"k": "v"})
         run.write_json(
             "x.json",
             {
@@ -214,9 +212,6 @@ def test_every_kind_of_file_can_be_read_back(tmp_path):
         )
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a/x.png")), picture)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "x.png")), picture[..., 0])
-    np.testing.assert_array_equal(
-        load_file(tmp_path / "x.safetensors")["a"], np.arange(6.0).reshape(2, 3).T
-    )
     content = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
     assert content["nan"] is None
     assert (content["np"], content["path"], content["tuple"], content["info"]["name"]) == (

@@ -1,5 +1,5 @@
-"""Style mixing: known parts in a network with known pixels, per picture and over pictures, boxes, w
-by hand, and the verbs after it.
+"""Style mixing: known parts in a network with known pixels, per image and over images, w by hand,
+and the verbs after it.
 """
 
 import fakes
@@ -11,7 +11,7 @@ import pytest
 import sis_jax
 from sis_jax.methods import style_mixing as sm
 from sis_jax.methods.base import Fitted
-from sis_jax.methods.style_mixing import StyleMixing, segment_boxes
+from sis_jax.methods.style_mixing import StyleMixing
 from sis_jax.ops import pixel_clusters as pc
 from sis_jax.types import Info, Samples, UsageError, latents_from_seeds
 
@@ -184,31 +184,6 @@ def test_w_by_hand(fitted):
     )
     back = Fitted(StyleMixing(**QUICK | {"layer": "12x12", "grid": SIDE}), fitted.arrays)
     assert (back.predict(gen.sample(seeds, 0.7), gen) != expected).mean() < 1e-3
-
-
-def test_boxes(fitted):
-    gen, seeds = Painted(), [3, 4]
-    w, truth = gen.map(gen.latents(seeds), 0.7), gen.truth(seeds)
-    columns = [np.flatnonzero(t.any(0)) for t in truth]
-    rows = [np.flatnonzero(t.any(1)) for t in truth]
-    boxes = np.array(
-        [
-            [[r[0] - 1, c[0] - 1, r[-1] + 2, c[-1] + 2], [0, 0, SIDE, SIDE]]
-            for r, c in zip(rows, columns)
-        ]
-    )
-    found = segment_boxes(fitted, gen, w, boxes)
-    assert found.shape == (2, 2, SIDE, SIDE) and found.dtype == bool
-    for i in range(2):
-        assert iou(found[i, 0], truth[i]) > 0.95 and iou(found[i, 1], truth[i]) > 0.95
-    half = segment_boxes(fitted, gen, w[:1], np.array([[[0, 0, SIDE // 2, SIDE]]]), expand=0.0)[
-        0, 0
-    ]
-    assert not half[SIDE // 2 + 1 :].any() and half.any()
-    with pytest.raises(UsageError, match=r"boxes must be \[2, m, 4\]"):
-        segment_boxes(fitted, gen, w, boxes[:1])
-    with pytest.raises(UsageError, match="a box has no pixels"):
-        segment_boxes(fitted, gen, w, np.zeros((2, 1, 4), int))
 
 
 def test_specks_go_to_their_neighbour():

@@ -53,7 +53,6 @@ def step(start, photos):
         devices=1,
         augmented=False,
         seed=0,
-        engine="pmap",
         recipe=RECIPE,
         state=state,
         photos=photos,
@@ -65,7 +64,6 @@ def step(start, photos):
             (None, None, 0),
             None,
             devices=devices,
-            engine=engine,
             graphs=(g_graph, d_graph),
             recipe=recipe,
             **static,
@@ -132,12 +130,6 @@ def test_r1_does_not_depend_on_devices(step, photos):
     same = np.repeat(photos[:1], BATCH, 0)
     one, two = (float(step("d_regularise", devices, photos=same)[1]["r1"]) for devices in (1, 2))
     assert one == pytest.approx(two, rel=1e-4)
-
-
-def test_engines_give_the_same_bits(step):
-    a, b = (step("d_regularise", 2, engine=engine) for engine in ("pmap", "shard_map"))
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
-        assert np.array_equal(x, y)
 
 
 def test_losses_by_hand(networks, start, step, photos):

@@ -128,7 +128,7 @@ def test_rgb_of_every_block(goldens, name, file):
     )
     w = jnp.asarray(expected["ws_psi0.7"][:1])
     _, features = gen.synthesize(w, taps=gen.taps)
-    styles, picture = gen.styles(w), None
+    styles, picture = gen.synthesis.styles(w), None
     for r in (2**i for i in range(2, gen.resolution.bit_length())):
         rgb = getattr(gen.synthesis, f"b{r}").torgb(features[f"{r}x{r}"], styles[f"b{r}.torgb"])
         picture = rgb if picture is None else upsample2d(picture) + rgb

@@ -1,6 +1,4 @@
-"""Arrays inside pickles: NumPy's and torch's, as records that are turned into views of the file
-only after every number in them was checked.
-"""
+"""NumPy's and torch's arrays inside pickles, turned into views of the file after every check."""
 
 from __future__ import annotations
 
@@ -17,17 +15,10 @@ _MAX_AXES = 32
 _DTYPES = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}
 BFLOAT16 = "bfloat16"
 STORAGES = {
-    "FloatStorage": "f4",
-    "DoubleStorage": "f8",
-    "HalfStorage": "f2",
-    "BFloat16Storage": BFLOAT16,
-    "LongStorage": "i8",
-    "IntStorage": "i4",
-    "ShortStorage": "i2",
-    "CharStorage": "i1",
-    "ByteStorage": "u1",
-    "BoolStorage": "b1",
-}
+    "FloatStorage": "f4", "DoubleStorage": "f8", "HalfStorage": "f2", "BFloat16Storage": BFLOAT16,
+    "LongStorage": "i8", "IntStorage": "i4", "ShortStorage": "i2", "CharStorage": "i1",
+    "ByteStorage": "u1", "BoolStorage": "b1",
+}  # fmt: skip
 
 
 def _sizes(values: Any, what: str) -> tuple[int, ...]:
@@ -43,9 +34,7 @@ def _sizes(values: Any, what: str) -> tuple[int, ...]:
 def _strided(
     data: memoryview, dtype: np.dtype, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]
 ) -> np.ndarray:
-    """A view of `data`; offset and strides in elements. Refused where it would leave the bytes or
-    show any of them twice.
-    """
+    """A view of `data`, strides in elements; Refused beyond its bytes or for overlaps."""
     count = math.prod(shape)
     have = len(data) // dtype.itemsize
     last = offset + sum((n - 1) * s for n, s in zip(shape, strides)) if count else offset
@@ -141,9 +130,7 @@ def numpy_scalar(kind: Any, data: Any) -> Any:
 
 @dataclass(eq=False)
 class Storage:
-    """A torch storage: `numel` numbers of one type. `data` may come later: the old format lays it
-    behind the pickles.
-    """
+    """A torch storage of `numel` numbers; the old format gives its `data` behind the pickles."""
 
     code: str
     numel: int
@@ -170,14 +157,10 @@ class Tensor:
     strides: Any
 
     def array(self) -> np.ndarray:
-        """A view of the file (bfloat16: a float32 copy). Refused where the window does not fit the
-        storage.
-        """
-        shape, strides, storage = (
-            _sizes(self.shape, "shape"),
-            _sizes(self.strides, "stride"),
-            self.storage,
-        )
+        """A view of the file (bfloat16: a float32 copy); Refused where it does not fit."""
+        shape = _sizes(self.shape, "shape")
+        strides = _sizes(self.strides, "stride")
+        storage = self.storage
         (offset,) = _sizes((self.offset,), "offset")
         if not isinstance(storage, Storage) or len(strides) != len(shape):
             raise Refused("a tensor without a storage, or with as many strides as it has no axes")
@@ -206,9 +189,7 @@ def _parameter(data: Any, *_: Any) -> Any:
 
 
 def _reconstruct_module(meta: Any, *_: Any) -> Record:
-    """NVIDIA's persistence hook: it would run the source inside the file. Here its description is
-    kept, and the source is never looked at.
-    """
+    """NVIDIA's persistence hook: keeps the description, never runs the source in the file."""
     return Record("module", (), meta)
 
 

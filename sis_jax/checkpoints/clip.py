@@ -31,12 +31,11 @@ AnyArray = jax.Array | np.ndarray
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class CLIP:
-    """Images and texts to embeddings in one space (Radford et al. 2021). A pytree; its encoders are
-    compiled once per shape, and work inside jit and vmap.
+    """Images and texts to embeddings in one space (Radford et al. 2021), not normalised. A pytree;
+    its encoders work inside jit and vmap.
 
-    Embeddings are not normalised; CLIP was trained on the cosine of two of them times
-    `logit_scale`. Batches of more than `batch` rows are taken in chunks of `batch`, the last one
-    filled up, so that one shape is compiled and memory stays bounded.
+    Batches are taken in chunks of `batch` rows, the last one filled up: one compilation, bounded
+    memory.
     """
 
     network: CLIPNetwork
@@ -51,27 +50,22 @@ class CLIP:
 
     @property
     def logit_scale(self) -> Float[Array, ""]:
-        """The factor on cosine similarities (100 in OpenAI's models); checkpoints store its
-        logarithm.
-        """
+        """The factor on cosine similarities, 100 in OpenAI's models."""
         return jnp.exp(self.network.logit_scale[...])
 
     def preprocess(self, photos: Any) -> Float[np.ndarray, "b s s 3"]:
-        """Photos to pixels as in the published code: bicubic (Pillow) to the network's size, square
-        from the middle, CLIP's mean and deviation.
+        """Photos to pixels [b s s 3] as published: bicubic, centred square, CLIP's mean and
+        deviation.
 
-        photos: one photo, a batch uint8[b, h, w, 3], or a sequence of photos of any sizes; a photo
-            is uint8[h, w, 3] RGB or a Pillow image. UsageError for anything else. Not traceable: it
-            runs on the host.
+        photos: one, a batch or a sequence of any sizes; uint8[h w 3] RGB or Pillow images.
+            UsageError for others. Runs on the host.
         """
         return self.preprocessing(photos)
 
     def tokenize(self, texts: str | Sequence[str]) -> Int[np.ndarray, "b n"]:
-        """Token ids, int32[b, context] (77 in all published models). Texts that are too long are
-        cut, with a warning; `cut` lists them.
+        """Token ids int32[b context]; texts that are too long are cut, with a warning.
 
-        Raises UsageError for anything that is not text, and where the checkpoint came without the
-        vocabulary that its size asks for.
+        Raises UsageError for what is no text, or for a checkpoint without its vocabulary.
         """
         ids, cut = self.tokenizer(_texts(texts))
         if cut:
@@ -90,9 +84,7 @@ class CLIP:
     def encode_image(
         self, pixels: Float[AnyArray, "b h w 3"], batch: int = 32
     ) -> Float[Array, "b d"]:
-        """Embeddings of images from `preprocess`, not normalised. UsageError for integers, and for
-        another size than the network's.
-        """
+        """Embeddings [b d] of images from `preprocess`; UsageError for integers and other sizes."""
         pixels = _array(pixels)
         self.network.check_pixels(pixels, native=True)
         return _in_chunks(lambda x: _encode_image(self.network, x), pixels, batch)
@@ -100,9 +92,7 @@ class CLIP:
     def encode_text(
         self, texts: str | Sequence[str] | Int[AnyArray, "b n"], batch: int = 64
     ) -> Float[Array, "b d"]:
-        """Embeddings of texts, or of token ids from `tokenize`, not normalised. UsageError for ids
-        that this network does not know.
-        """
+        """Embeddings [b d] of texts or of ids from `tokenize`; UsageError for unknown ids."""
         if not isinstance(texts, AnyArray):
             texts = self.tokenize(texts)
         return _in_chunks(lambda x: _encode_text(self.network, x), self._ids(texts), batch)
@@ -110,13 +100,11 @@ class CLIP:
     def dense_features(
         self, pixels: Float[AnyArray, "b h w 3"], batch: int = 8
     ) -> Float[Array, "b h2 w2 d"]:
-        """An embedding of every patch (ViT) or every 32 x 32 pixels (ResNet), in the space of
-        `encode_text`, not normalised.
+        """An embedding of every patch (ViT) or 32 x 32 pixels (ResNet), in the space of
+        `encode_text`.
 
-        The value path of the last attention layer (MaskCLIP, Zhou et al. 2022, section 3.2;
-        Pakhomov et al. 2021 read CLIP's ResNets likewise). Height and width may be any multiples of
-        the patch or of 32 pixels; a ViT's positional embeddings are resized (bicubic) where they
-        are not native. Larger images give a finer map. UsageError for integers and other sizes.
+        The value path of the last attention layer (MaskCLIP, Zhou et al. 2022, section 3.2). Height
+        and width are any multiples of the patch or of 32 pixels; UsageError for others.
         """
         pixels = _array(pixels)
         self.network.check_pixels(pixels, native=False)
@@ -174,9 +162,7 @@ def _array(pixels: Any) -> AnyArray:
 
 
 def _in_chunks(run: Callable[[jax.Array], jax.Array], rows: AnyArray, batch: int) -> jax.Array:
-    """`run` on at most `batch` rows at a time. A traced array is left whole: whoever traces
-    decides.
-    """
+    """`run` on at most `batch` rows at a time; a traced array is left whole."""
     if isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or batch < 1:
         raise UsageError(f"batch must be an integer of at least 1, got {batch!r}")
     n = rows.shape[0]
@@ -205,9 +191,7 @@ def _dense(network: CLIPNetwork, pixels: jax.Array) -> jax.Array:
 
 
 def fingerprint(model: CLIP) -> Float[np.ndarray, "2 d"]:
-    """Embeddings, of unit length, of an image of noise and of a row of random tokens: the same
-    wherever the same network runs, up to rounding.
-    """
+    """Unit embeddings of an image of noise and of random tokens: they name the network."""
     side, text = model.config.vision.image_size, model.config.text
     rng = np.random.RandomState(0)
     pixels = rng.randn(1, side, side, 3).astype(np.float32)
@@ -218,15 +202,13 @@ def fingerprint(model: CLIP) -> Float[np.ndarray, "2 d"]:
 
 
 def load_clip(name_or_path: str | os.PathLike = DEFAULT) -> CLIP:
-    """A CLIP by name or path; nothing but JAX runs it, and nothing that a file carries is executed.
+    """A CLIP by name or path; nothing that a file carries is executed.
 
     name_or_path: a weights folder; a Hugging Face folder or hub name
-        ("openai/clip-vit-base-patch32", downloaded where there is a network, else from the hub's
-        cache); OpenAI's .pt files, archives or state dicts, by path or by name ("ViT-B/32",
-        "RN50x64") once they are in ported_weights/; open_clip files beside their
-        open_clip_config.json. Single files are converted once and kept in the cache. Assumptions
-        are reported once on stderr where progress is shown. Raises UsageError for a name that is
-        unknown or not here, SisError for damaged or foreign weights.
+        ("openai/clip-vit-base-patch32", downloaded, else from the hub's cache); OpenAI's .pt by
+        path, or by name ("ViT-B/32") once it is in ported_weights/; an open_clip file beside its
+        open_clip_config.json. Single files are converted once and kept. Raises UsageError for a
+        name that is unknown or not here, SisError for damaged or foreign weights.
     """
     place = clip_names.find(name_or_path)
     stored = _read(place)
@@ -237,9 +219,7 @@ def load_clip(name_or_path: str | os.PathLike = DEFAULT) -> CLIP:
 
 
 def _read(place: Path) -> clip_files.Stored:
-    """From a folder of ours or a foreign one, or a file. Single files are converted once and kept,
-    as those of generators are.
-    """
+    """From a folder of ours, a foreign one, or a file (converted once and kept)."""
     if files.is_folder(place):
         return clip_files.read_folder(place)
     file = clip_files.weights_file(place)

@@ -1,6 +1,4 @@
-"""CLIP's files: OpenAI's and open_clip's checkpoints, Hugging Face folders, and our own weights
-folders.
-"""
+"""CLIP's files: OpenAI's and open_clip's checkpoints, Hugging Face folders, our weights folders."""
 
 from __future__ import annotations
 
@@ -48,9 +46,7 @@ _KINDS_OF_OPEN_CLIP = {
 
 @dataclass(frozen=True)
 class Stored:
-    """A CLIP as it was read: its shape, arrays under our names as float32, its inputs, and its
-    origin.
-    """
+    """A CLIP as read: shape, arrays under our names as float32, inputs, origin."""
 
     config: CLIPConfig
     arrays: Mapping[str, np.ndarray]
@@ -61,18 +57,14 @@ class Stored:
 
 
 def weights_file(path: Path) -> Path:
-    """The weights in a foreign folder; `path` itself where it is a file, a folder of ours or
-    anything else.
-    """
+    """The weights in a foreign folder; `path` itself for anything else."""
     if not path.is_dir() or files.is_folder(path):
         return path
     return shards.find(path) or path
 
 
 def name_of(path: Path) -> str:
-    """The name of the weights in a file: that of its folder, or its name on the hub, where its own
-    name is generic.
-    """
+    """The file's own name, or where that is generic its folder's or its name on the hub."""
     if not shards.is_standard(path.name):
         return path.stem
     folder = path.absolute().parent  # not resolved: the hub's cache is full of links
@@ -84,11 +76,9 @@ def name_of(path: Path) -> str:
 def read_foreign(
     path: Path, source: Source | None = None, name: str | None = None, licence: str | None = None
 ) -> Stored:
-    """A CLIP from a file of OpenAI's, open_clip's or Hugging Face's layout, with the files beside
-    it. Nothing in it is run.
+    """A CLIP of OpenAI's, open_clip's or Hugging Face's layout, with the files beside it.
 
-    source: the result of `recognise` for the file, if that was called. Raises SisError that lists
-        every array which does not fit.
+    source: what `recognise` gave for the file, if known. Raises SisError that lists all misfits.
     """
     what = str(path)
     source = source or recognise(shards.read_tree(path), shards.size_of(path), what)
@@ -148,15 +138,13 @@ def read_foreign(
 
 def kind_of(source: Source) -> str:
     """The kind of weights folder that a recognised file becomes."""
-    return (
-        "clip"
-        if source.clip is not None
-        else "backbone"
-        if source.backbone is not None
-        else source.layout
-        if source.layout in ("dcgan", "biggan")
-        else "stylegan2"
-    )
+    if source.clip is not None:
+        return "clip"
+    if source.backbone is not None:
+        return "backbone"
+    if source.layout in ("dcgan", "biggan"):
+        return source.layout
+    return "stylegan2"
 
 
 def _vocabulary_notes(tokenizer: Tokenizer) -> tuple[str, ...]:
@@ -182,9 +170,7 @@ def _json(path: Path, why: str) -> dict[str, Any]:
 
 
 def _transformers_facts(folder: Path) -> clip.Facts:
-    """Heads, activations and the end token, by the names and defaults of transformers'
-    CLIPConfig.
-    """
+    """Heads, activations and end token, by transformers' names and defaults."""
     path = folder / files.CONFIG
     config = _json(path, "the number of heads of this layout")
     vision, text = (
@@ -216,9 +202,7 @@ def _transformers_facts(folder: Path) -> clip.Facts:
 
 
 def _open_clip_facts(folder: Path) -> clip.Facts:
-    """Heads and activation from open_clip's model config; SisError for the networks of open_clip
-    that are not built like CLIP.
-    """
+    """Heads and activation from open_clip's config; SisError for networks not built like CLIP."""
     path = folder / OPEN_CLIP_CONFIG
     whole = _json(path, "the number of heads and the activation")
     model = _table(whole, "model_cfg")
@@ -251,9 +235,7 @@ def _table(config: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _preprocessing(folder: Path, layout: str, side: int) -> Preprocessing:
-    """Sizes and colours from the file beside the weights, else those of OpenAI's models at the
-    network's own size.
-    """
+    """Sizes and colours from the file beside the weights, else OpenAI's at the network's size."""
     usual = Preprocessing(side, side)
     if layout == "openai-clip":
         return usual
@@ -348,20 +330,16 @@ def _refuse_sizes(path: Path, said: Mapping[str, Any]) -> None:
 
 def _one(size: Any, *names: str) -> Any:
     """A size as a number: older files hold one, newer ones a table."""
-    return (
-        next((size[name] for name in names if name in size), None)
-        if isinstance(size, dict)
-        else size
-    )
+    if isinstance(size, dict):
+        return next((size[name] for name in names if name in size), None)
+    return size
 
 
 # Our own folders
 
 
 def read_folder(path: Path) -> Stored:
-    """A CLIP from a weights folder; UsageError where it holds something else, SisError where it is
-    damaged.
-    """
+    """A CLIP from a weights folder; UsageError for other kinds, SisError for damage."""
     folder = files.read_config(path)
     if folder.kind != "clip":
         raise UsageError(
@@ -386,10 +364,8 @@ def read_folder(path: Path) -> Stored:
     tokenizer = Tokenizer(
         config.text.context, config.text.vocabulary, str(path) if len(texts) == 2 else None, openai
     )
-    info, preprocessing = (
-        replace(folder.info(), sha256=digest),
-        preprocessing_of(_table(folder.clip, "preprocessing")),
-    )
+    info = replace(folder.info(), sha256=digest)
+    preprocessing = preprocessing_of(_table(folder.clip, "preprocessing"))
     if preprocessing.size != config.vision.image_size:
         raise SisError(
             f"{path / files.CONFIG} cuts photos to {preprocessing.size} pixels, but the network "
@@ -400,9 +376,7 @@ def read_folder(path: Path) -> Stored:
 
 
 def write_folder(stored: Stored, path: Path, dtype: str = "float32") -> files.Folder:
-    """Write a weights folder that `read_folder` reads, the vocabulary beside it where the source
-    had one.
-    """
+    """Write a weights folder that `read_folder` reads, with the vocabulary of the source."""
     info = stored.info
     table = {
         "network": asdict(stored.config),

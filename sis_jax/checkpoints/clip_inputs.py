@@ -34,11 +34,9 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Photos to pixels: shorter edge to `resize`, square of `size` from the middle, (x / 255 -
-    mean) / std. Sizes in pixels; colours are RGB.
+    """Photos to pixels: shorter edge to `resize`, centred square of `size`, (x / 255 - mean) / std.
 
-    dense: shorter edge at which dense features are read unless another is asked for; 0 is twice
-        `size`.
+    dense: shorter edge in pixels for dense features; 0 is twice `size`.
     """
 
     size: int
@@ -48,9 +46,7 @@ class Preprocessing:
     dense: int = 0
 
     def __call__(self, photos: Any) -> Float[np.ndarray, "b s s 3"]:
-        """One photo, a batch [b h w 3] or a sequence of photos of any sizes; a photo is uint8[h w
-        3] RGB or a Pillow image. UsageError for others.
-        """
+        """One photo, a batch or a sequence: uint8[h w 3] RGB or Pillow; UsageError for others."""
         if isinstance(photos, (list, tuple)):
             several = list(photos)
         else:
@@ -69,9 +65,8 @@ class Preprocessing:
         size = tuple(
             self.resize if side == short else int(self.resize * side / short) for side in image.size
         )
-        left, top = (
-            round((side - self.size) / 2) for side in size
-        )  # torchvision's rule, half to even
+        # Torchvision's rule, half to even
+        left, top = (round((side - self.size) / 2) for side in size)
         image = image.resize((size[0], size[1]), Image.Resampling.BICUBIC).crop(
             (left, top, left + self.size, top + self.size)
         )
@@ -95,13 +90,11 @@ def _image(photo: Any) -> Image.Image:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Texts to ids. folder: that of vocab.json and merges.txt; None is CLIP's own vocabulary, which
-    ships here.
+    """Texts to ids. folder: of vocab.json and merges.txt; None is CLIP's own vocabulary.
 
-    context: tokens per text, start and end included. vocabulary: how many tokens the network knows.
-        openai: as OpenAI's code, which undoes HTML escapes and pads with 0; otherwise as
-        transformers does, which pads with the end token. Neither changes the embedding of a plain
-        text.
+    context: tokens per text, start and end included. vocabulary: tokens of the network. openai: as
+        OpenAI's code (undoes HTML escapes, pads with 0), else as transformers (pads with the end
+        token).
     """
 
     context: int
@@ -110,9 +103,7 @@ class Tokenizer:
     openai: bool = True
 
     def __call__(self, texts: Sequence[str]) -> tuple[Int[np.ndarray, "b n"], tuple[str, ...]]:
-        """Ids, int32[b context], and the texts that were too long: they lose their last words, the
-        end token stays.
-        """
+        """Ids int32[b context], and the texts that were cut."""
         tokenizer = self._tokenizer()
         clean = (
             [html.unescape(html.unescape(text)).strip() for text in texts]
@@ -135,9 +126,7 @@ class Tokenizer:
         return ids, tuple(text for text, tokens in zip(texts, found) if len(tokens) > self.context)
 
     def strange(self, texts: Sequence[str]) -> tuple[str, ...]:
-        """Words and numbers that a vocabulary made for few words does not hold: they fall apart
-        into letters. Nothing where it is CLIP's own or as large.
-        """
+        """Words that a small vocabulary does not hold, and so spells in letters."""
         if self.folder is None or self.vocabulary >= _SHIPPED_SIZE // 2:
             return ()
         tokenizer, found = self._tokenizer(), []
@@ -151,15 +140,11 @@ class Tokenizer:
 
     @property
     def has_vocabulary(self) -> bool:
-        """Whether texts can become tokens: the files came with the weights, or CLIP's own
-        vocabulary fits.
-        """
+        """Whether texts can become tokens."""
         return self.folder is not None or self.vocabulary == _SHIPPED_SIZE
 
     def check(self) -> None:
-        """SisError where the vocabulary in `folder` is damaged, or has ids that the network does
-        not know.
-        """
+        """SisError where the vocabulary is damaged or has ids that the network does not know."""
         if self.folder is None:
             return
         ids, _ = read_vocabulary(Path(self.folder))
@@ -196,9 +181,7 @@ def _tokenizer(folder: str | None) -> CLIPTokenizer:
 
 
 def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Tokens with their ids, and the pairs that are joined in order, from a folder's vocab.json and
-    merges.txt; SisError where they are damaged.
-    """
+    """Token -> id, and the pairs joined in order, from a folder; SisError where it is damaged."""
     try:
         vocabulary = json.loads((folder / VOCABULARY).read_text("utf-8"))
         merges = merges_of((folder / MERGES).read_text("utf-8").splitlines())
@@ -229,9 +212,7 @@ def merges_of(lines: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def shipped_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """CLIP's own vocabulary: 256 bytes, the same as ends of words, the first 48894 joined pairs,
-    start and end.
-    """
+    """CLIP's own: 256 bytes, the same as ends of words, 48894 joined pairs, start and end."""
     packed = resources.files("sis_jax.checkpoints").joinpath(_SHIPPED).read_bytes()
     merges = merges_of(
         gzip.decompress(packed).decode("utf-8").splitlines()[1 : _SHIPPED_SIZE - 2 * 256 - 2 + 1]
@@ -248,9 +229,7 @@ def shipped_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def byte_letters() -> list[str]:
-    """A visible letter for each byte, in the vocabulary's order: printable Latin-1 stands for
-    itself, all else for letters from U+0100 on.
-    """
+    """A visible letter for each byte, in the vocabulary's order."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     return [chr(b) for b in printable] + [chr(0x100 + i) for i in range(256 - len(printable))]
 

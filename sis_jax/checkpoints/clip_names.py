@@ -1,6 +1,4 @@
-"""Where a CLIP is, by name: weights stored here, OpenAI's published files, and models of the
-Hugging Face hub.
-"""
+"""Where a CLIP of a name is: weights here, OpenAI's published files, the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -27,10 +25,10 @@ def is_name(text: str) -> bool:
 
 
 def find(name_or_path: str | os.PathLike) -> Path:
-    """The folder or file of a name or path; UsageError with the remedy where there is none.
+    """The folder or file of a name or path; UsageError with the remedy.
 
-    Names: folders in the search path, OpenAI's ("ViT-B/32", "RN50x64", or "clip-vit-b32" as the
-        catalogue writes them), hub names ("owner/model").
+    Names: folders in the search path, OpenAI's ("ViT-B/32" or "clip-vit-b32"), hub names
+        ("owner/model").
     """
     text = catalogue.text_of(name_or_path)
     known, path = catalogue.folders(), Path(text)

@@ -1,9 +1,4 @@
-"""A checkpoint of any known layout to a weights folder. `scripts/convert_weights.py` is the door to
-this.
-
-No torch, TensorFlow or CUDA is needed, and nothing that a checkpoint carries is ever run: see
-`restricted.py`.
-"""
+"""A checkpoint of any known layout to a weights folder; nothing that it carries is run."""
 
 from __future__ import annotations
 
@@ -43,16 +38,14 @@ def convert(
     classes: int | Iterable[int] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Convert a checkpoint file to a weights folder; returns the folder, ported_weights/<name>
-    where `out` is not given.
+    """Convert a checkpoint file to a weights folder; returns the folder (ported_weights/<name>).
 
     kind: "auto", or the kind that the file must hold: "stylegan2", "dcgan", "biggan", "clip" or
-        "backbone". name: that of the file where not given. licence: that of the catalogue where the
-        file has a known name, else unknown. classes: those that a conditional generator shall draw,
-        all where not given. overwrite: replace a weights folder that was made of another
-        checkpoint. Raises UsageError where `out` is anything else than a weights folder, or
-        the source's own, SisError for a file that is damaged, hostile or of another network, and
-        lists every array that does not fit. The folder is replaced as a whole.
+        "backbone". name, licence: those of the file and the catalogue where not given. classes:
+        those that a conditional generator shall draw (all). overwrite: replace weights made of
+        another checkpoint. Raises UsageError where `out` is no weights folder or the source's own,
+        SisError for a damaged, hostile or foreign file, with every misfit. The folder is replaced
+        as a whole.
     """
     given = Path(catalogue.text_of(src))
     path = biggan.checkpoint_in(clip_files.weights_file(given))
@@ -85,9 +78,7 @@ def convert(
 
 @dataclass(frozen=True)
 class _Wishes:
-    """The wanted properties of a folder. digest: sha256 of the checkpoint. keep_digests: those of
-    `verify.py` in the folder that is replaced.
-    """
+    """The wanted folder. digest: the checkpoint's sha256. keep_digests: of images, as they were."""
 
     digest: str
     name: str | None = None
@@ -142,9 +133,7 @@ def _write(source: Source, folder: Path, path: Path, wishes: _Wishes) -> None:
 def _prepared(
     source: Source, path: Path, wishes: _Wishes
 ) -> tuple[files.Folder, files.Arrays, files.Arrays | None]:
-    """The folder's config, without the digests of its files, and the arrays of the generator and
-    the discriminator.
-    """
+    """The folder's config, without file digests, and the arrays of generator and discriminator."""
     if source.backbone is not None:
         return *_prepared_backbone(source, path, wishes), None
     public = catalogue.public_by_file(path.name)
@@ -222,9 +211,7 @@ def _networks(
 
 
 def _keep_digests(old: Path, new: Path, wishes: _Wishes) -> None:
-    """The digests that `verify.py` stored in the folder that `new` replaces, so that it compares:
-    where network, classes and number format are the same.
-    """
+    """The image digests of the folder that `new` replaces, for the same network and classes."""
     if not (wishes.keep_digests and files.is_ours(old) and (old / files.MODEL).is_file()):
         return
     before, now = files.read_config(old), files.read_config(new)
@@ -245,11 +232,11 @@ def _cache_home() -> str:
 
 
 def cached(path: Path, wanted: Literal["generator", "clip", "backbone"] = "generator") -> Path:
-    """The converted folder of a checkpoint file, made on first use and kept under SIS_JAX_CONVERTED
-    (default ~/.cache/sis_jax).
+    """The converted folder of a checkpoint, kept under SIS_JAX_CONVERTED (default
+    ~/.cache/sis_jax).
 
-    UsageError where the file holds another kind; nothing is written then. Files of a CLIP's
-    neighbors (configs, vocabulary) and its name count as part of it.
+    UsageError where the file holds another kind. Files beside a CLIP and its name count as part of
+    it.
     """
     root = os.environ.get(CACHE) or os.path.join(_cache_home(), "sis_jax")
     own = digest = shards.sha256_of(path)
@@ -283,9 +270,7 @@ def _check_cache(folder: Path) -> None:
 def unkept(
     path: Path, wanted: Literal["generator", "backbone"]
 ) -> tuple[files.Folder, dict[str, files.Arrays]]:
-    """The generator or backbone in a checkpoint file as its converted folder would hold it: the
-    config and the arrays of each file. For places where nothing can be written.
-    """
+    """The config and arrays that the converted folder would hold, where nothing can be written."""
     own = shards.sha256_of(path)
     header, model, other = _prepared(_checked(path, wanted, own), path, _Wishes(own))
     arrays = {files.MODEL: model} | ({} if other is None else {files.DISCRIMINATOR: other})

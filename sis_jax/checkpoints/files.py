@@ -1,9 +1,7 @@
-"""Our own weights folders: `config.json` (shape and origin), `model.safetensors`, `README.md`; a
-discriminator is stored beside the generator.
+"""Our weights folders: `config.json` (shape, origin), `model.safetensors`, `README.md`.
 
-Every file is written under a temporary name and renamed. `config.json` goes last and holds the
-digests of the others, so a folder that was cut off while it was written, or changed afterwards, is
-noticed.
+`config.json` is written last with the digests of the others, so that a folder that was cut off or
+changed is noticed.
 """
 
 from __future__ import annotations
@@ -28,12 +26,10 @@ from sis_jax.data.files import write_atomic, write_parts
 from sis_jax.data.names import below
 from sis_jax.types import Info, SisError, UsageError
 
-CONFIG, MODEL, DISCRIMINATOR, CARD = (
-    "config.json",
-    "model.safetensors",
-    "discriminator.safetensors",
-    "README.md",
-)
+CONFIG = "config.json"
+MODEL = "model.safetensors"
+DISCRIMINATOR = "discriminator.safetensors"
+CARD = "README.md"
 FORMAT = "sis_jax weights"
 STUDENT_FORMAT = "sis_jax student"
 VERSION = STUDENT_VERSION = 1
@@ -62,13 +58,11 @@ def loader(kind: str) -> str:
 
 @dataclass(frozen=True)
 class Folder:
-    """The content of `config.json`. kind: "stylegan2", "dcgan", "clip", ... generator,
-    discriminator,
-    clip, backbone: the fields of the networks' configs.
+    """The content of `config.json`; generator, discriminator, clip, backbone: their configs'
+    fields.
 
-    source: name of the file it was converted from, its sha256 and layout. sha256: digests of the
-        files of this folder. notes: settings that the converter supplied. digests: those of images
-        of fixed seeds (`convert_weights.py --verify`).
+    source: file, sha256 and layout it was converted from. sha256: of this folder's files. notes:
+        settings that the converter supplied. digests: of images of fixed seeds.
     """
 
     kind: str
@@ -105,9 +99,7 @@ def sha256_of(path: str | os.PathLike) -> str:
 
 
 def _parts(arrays: Arrays, dtype: str) -> Iterator[bytes | memoryview]:
-    """A .safetensors file, array by array: the library's writer would hold the whole file in
-    memory, twice.
-    """
+    """A .safetensors file, array by array; the library's writer would hold it twice."""
     header: dict[str, Any] = {"__metadata__": {"format": "np"}}
     kinds, end = {}, 0
     for key, value in arrays.items():
@@ -143,9 +135,7 @@ def digest_of(arrays: Arrays, dtype: str = "float32") -> str:
 
 
 def is_folder(path: Path) -> bool:
-    """True where a folder holds one of ours, judged by its config: a damaged one is ours, that of a
-    Hugging Face or timm model is not.
-    """
+    """Whether a folder is one of ours by its config; a damaged one is, Hugging Face's is not."""
     try:
         config = json.loads((path / CONFIG).read_text("utf-8"))
     except (ValueError, RecursionError):
@@ -158,9 +148,7 @@ def is_folder(path: Path) -> bool:
 
 
 def is_ours(path: Path, kind: str = FORMAT) -> bool:
-    """True where `config.json` states it itself. Before a folder is written or listed by name this
-    is asked, not `is_folder`.
-    """
+    """Whether `config.json` states it; asked before a folder is written or listed by name."""
     try:
         config = json.loads((path / CONFIG).read_text("utf-8"))
     except (ValueError, RecursionError, OSError):
@@ -169,16 +157,12 @@ def is_ours(path: Path, kind: str = FORMAT) -> bool:
 
 
 def replacing(folder: Path) -> AbstractContextManager[Path]:
-    """A new folder to write into, which takes the place of `folder` when the block ends without an
-    error; files there that are not ours stay.
-    """
+    """A new folder that takes the place of `folder` at the end; foreign files there stay."""
     return new_folder(folder, _OURS, CONFIG)
 
 
 def read_config(path: Path) -> Folder:
-    """The `config.json` of a weights folder, checked. UsageError where the folder is none of
-    ours.
-    """
+    """The `config.json` of a weights folder, checked; UsageError where it is none of ours."""
     if not is_folder(path):
         raise UsageError(
             f"{path} is no weights folder: looked for {CONFIG} beside {MODEL} in it; make one "
@@ -224,17 +208,13 @@ def read_config(path: Path) -> Folder:
 
 def _texts(table: Any) -> dict[str, str]:
     """The entries of a JSON object that are texts."""
-    return (
-        {key: value for key, value in table.items() if isinstance(value, str)}
-        if isinstance(table, dict)
-        else {}
-    )
+    if isinstance(table, dict):
+        return {key: value for key, value in table.items() if isinstance(value, str)}
+    return {}
 
 
 def read_arrays(path: Path, folder: Folder, file: str = MODEL) -> tuple[dict[str, np.ndarray], str]:
-    """The arrays of one file of a weights folder, with its sha256, which must be the one in the
-    config.
-    """
+    """The arrays of one file of a weights folder, and its sha256, checked against the config."""
     where = path / file
     if not where.is_file():
         raise UsageError(f"{path} holds no {file}")
@@ -261,8 +241,8 @@ def write_folder(
 ) -> Folder:
     """Write a weights folder; returns its config, digests included.
 
-    dtype: "float32", or "float16" for half the size (numbers beyond its range keep the array in
-        float32). others: more files by name, such as a vocabulary.
+    dtype: "float32", or "float16" (arrays beyond its range stay float32). others: more files by
+        name.
     """
     if dtype not in ("float32", "float16"):
         raise UsageError(f'weights are stored as "float32" or "float16", not {dtype!r}')

@@ -1,9 +1,8 @@
-"""A reader of HDF5 files that hold plain arrays in groups: the default of h5py. No library, no
-links to other files, no filters.
+"""A reader of HDF5 files of plain arrays in groups, h5py's default. No links, no filters.
 
-libhdf5 follows links, opens other files, runs filters and plug-ins; none of that is needed for
-weights. Format: "HDF5 File Format Specification" version 3.0; here superblocks 0 and 1, object
-headers 1, groups with symbol tables, arrays in one piece. Everything else is refused by name.
+libhdf5 follows links, opens other files, runs filters and plug-ins: not on files from the internet.
+Format: "HDF5 File Format Specification" version 3.0; here superblocks 0 and 1, object headers 1,
+groups with symbol tables, arrays in one piece. Everything else is refused by name.
 """
 
 from __future__ import annotations
@@ -24,22 +23,18 @@ _CURE = (
     "open it with h5py and save its arrays as .safetensors, or rewrite it with `h5repack -l CONTI "
     "-f NONE`"
 )
-_DATASPACE, _DATATYPE, _EXTERNAL, _LAYOUT, _FILTERS, _CONTINUATION, _SYMBOLS = (
-    0x01,
-    0x03,
-    0x07,
-    0x08,
-    0x0B,
-    0x10,
-    0x11,
-)
+_DATASPACE = 0x01
+_DATATYPE = 0x03
+_EXTERNAL = 0x07
+_LAYOUT = 0x08
+_FILTERS = 0x0B
+_CONTINUATION = 0x10
+_SYMBOLS = 0x11
 _EXPONENT_BITS = {2: 5, 4: 8, 8: 11}
 
 
 def read(data: memoryview) -> dict[str, np.ndarray]:
-    """Path -> array, as views of the file. Refused with the reason for everything that is not
-    plain, damaged or too much.
-    """
+    """Path -> array, as views of the file; Refused for what is not plain, or damaged."""
     return _File(data).arrays()
 
 
@@ -82,9 +77,8 @@ class _File:
                 "the HDF5 file starts somewhere inside of another file, which is not supported"
             )
         found: dict[str, np.ndarray] = {}
-        waiting = [
-            ("", self.fields("<Q", base + 40)[0], 0)
-        ]  # after four addresses and the offset of the root's name
+        # After four addresses and the offset of the root's name
+        waiting = [("", self.fields("<Q", base + 40)[0], 0)]
         while waiting:
             path, header, depth = waiting.pop()
             messages = list(self.messages(header))
@@ -142,9 +136,8 @@ class _File:
             kind, level, used = self.fields("<BBH", node + 4)
             if kind != 0:
                 raise Refused("the HDF5 file is damaged: a group whose index is none")
-            inner = [
-                self.fields("<Q", node + 32 + 16 * i)[0] for i in range(used)
-            ]  # key, child, key, child, ... from byte 24
+            # Key, child, key, child, ... from byte 24
+            inner = [self.fields("<Q", node + 32 + 16 * i)[0] for i in range(used)]
             if level:
                 waiting += inner
             else:

@@ -1,6 +1,4 @@
-"""Names, folders and foreign files to networks: `load_generator`, `load_discriminator`; and back:
-`save_generator`.
-"""
+"""Names, folders and foreign files to generators and discriminators, and back."""
 
 from __future__ import annotations
 
@@ -29,14 +27,14 @@ _CONVERT = "convert a checkpoint with scripts/convert_weights.py"
 def load_generator(
     name_or_path: str | os.PathLike | None = None, classes: int | Iterable[int] | None = None
 ) -> Generator:
-    """A generator by name, from a weights folder, or straight from a foreign checkpoint (converted
-    once, then kept in the cache).
+    """A generator by name, from a weights folder, or from a foreign checkpoint (converted once,
+    kept).
 
-    None is the default that ships, "faces64". Names: `shipped()`, and "owner/model" on the Hugging
-    Face hub, downloaded once. classes: those that a conditional
-    generator draws from, by number (default: those it was converted for, else all); every seed
-    stands for one of them. Raises UsageError for an unknown name or a folder without a generator,
-    SisError where the weights are damaged; NaN and infinite numbers are refused.
+    name_or_path: None is the default that ships, "faces64"; "owner/model" is downloaded from the
+        Hugging Face hub once. classes: those that a conditional
+        generator draws from, by number (default: those it was converted for, else all). Raises
+        UsageError for an unknown name or a folder without a generator, SisError for damaged
+        weights, NaN included.
     """
     path, folder, read = _open(name_or_path)
     if folder.kind not in ("stylegan2", "dcgan", "biggan"):
@@ -59,9 +57,8 @@ def load_generator(
 
 
 def load_discriminator(name_or_path: str | os.PathLike | None = None) -> Discriminator:
-    """The discriminator stored beside a generator; names and errors as in `load_generator`.
-
-    It maps images [n, r, r, 3] in [-1, 1] to scores [n, 1], higher for images it takes as real.
+    """The discriminator beside a generator, named as in `load_generator`: images [n r r 3] in [-1,
+    1] to scores [n 1], higher for real ones.
     """
     path, folder, read = _open(name_or_path)
     if folder.discriminator is None:
@@ -86,11 +83,10 @@ def save_generator(
     dtype: str = "float32",
     notes: tuple[str, ...] = (),
 ) -> Path:
-    """Write a generator (and its discriminator) as a weights folder that `load_generator` reads;
-    returns its path.
+    """Write a generator (and its discriminator) as a weights folder; returns its path.
 
-    Name, licence and source are those of `gen.info`. card: the README.md, written from them where
-    not given. dtype: "float32" or "float16" (half the size; images change by about 1 grey level).
+    card: the README.md, by default written from `gen.info`. dtype: "float32" or "float16" (half the
+        size; images change by about 1 grey level).
     """
     path = Path(path)
     folder = files.Folder(
@@ -126,10 +122,7 @@ Read = Callable[[str], tuple[Mapping[str, np.ndarray], str]]
 
 
 def _open(name_or_path: str | os.PathLike | None) -> tuple[Path, files.Folder, Read]:
-    """The folder of a generator, its config, and a function from a file of its folder to (arrays,
-    sha256). A checkpoint file is converted once and kept, or each time where nothing can be
-    written.
-    """
+    """The folder, its config, and a function from a file name to (arrays, sha256)."""
     path = _place(name_or_path)
     if path.is_file():
         try:
@@ -142,9 +135,7 @@ def _open(name_or_path: str | os.PathLike | None) -> tuple[Path, files.Folder, R
 
 
 def _place(name_or_path: str | os.PathLike | None) -> Path:
-    """The weights folder or checkpoint file of a generator by name or path; UsageError for a
-    CLIP.
-    """
+    """The weights folder or checkpoint file of a generator; UsageError for a CLIP."""
     text = catalogue.DEFAULT if name_or_path is None else catalogue.text_of(name_or_path)
     name = text if text in catalogue.CLIPS else catalogue.clip_name(text)
     if name in catalogue.CLIPS and not Path(text).exists() and text not in catalogue.folders():

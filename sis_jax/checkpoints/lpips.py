@@ -1,6 +1,4 @@
-"""LPIPS from the files that are published: torchvision's VGG16 and the gains of the LPIPS
-repository, or one state dict that holds both.
-"""
+"""LPIPS from its published files: torchvision's VGG16 and the gains, or one file with both."""
 
 from __future__ import annotations
 
@@ -22,21 +20,10 @@ from sis_jax.types import SisError, UsageError
 # "lin4.model.1.weight" (both of its files)
 _CONVOLUTION = re.compile(r"(?:.*\.)?(?:features|slice[1-5])\.(\d+)\.(weight|bias)")
 _GAIN = re.compile(r"(?:.*\.)?lin([0-4])\.model\.1\.weight")
+# Of the convolutions among VGG16's layers
 _PLACES = (
-    0,
-    2,
-    5,
-    7,
-    10,
-    12,
-    14,
-    17,
-    19,
-    21,
-    24,
-    26,
-    28,
-)  # of the convolutions among VGG16's layers
+    0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28,
+)  # fmt: skip
 _FILES = (
     "torchvision's vgg16-397923af.pth together with vgg.pth of the LPIPS repository "
     "(lpips/weights/v0.1), or one file that holds both"
@@ -44,11 +31,9 @@ _FILES = (
 
 
 def load_lpips(*paths: str | Path) -> LPIPS:
-    """The network from one file or several (.pth, .pt, .safetensors). Nothing is downloaded and
-    nothing in the files is run.
+    """The network from one file or several (.pth, .pt, .safetensors); nothing in them is run.
 
-    Raises UsageError for no or missing files, SisError for files that hold something else; both
-    name the expected ones.
+    Raises UsageError for missing files, SisError for others; both name the expected ones.
     """
     files = [Path(p).expanduser() for p in paths]
     for file in files:

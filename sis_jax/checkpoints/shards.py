@@ -1,6 +1,4 @@
-"""Checkpoints of several files: Hugging Face's `model.safetensors.index.json` beside its shards,
-which stands for them wherever a checkpoint file does.
-"""
+"""Checkpoints of several files: Hugging Face's index, which stands for its shards everywhere."""
 
 from __future__ import annotations
 
@@ -35,8 +33,8 @@ def is_standard(name: str) -> bool:
 
 
 def find(folder: Path) -> Path | None:
-    """The weights in a Hugging Face folder: whole, in shards (their index), or a variant of another
-    precision; None where there are none.
+    """The weights in a Hugging Face folder: whole, an index of shards, or another precision; or
+    None.
     """
     whole = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if whole is not None:
@@ -57,9 +55,7 @@ def _rank(name: str) -> tuple[bool, int, bool]:
 
 
 def parts_of(path: Path) -> list[Path]:
-    """The files that hold the arrays: the shards of an index, or the file itself. SisError for an
-    index that is damaged, leads elsewhere, or whose shards are not all there.
-    """
+    """The files that hold the arrays; SisError for a damaged index or missing shards."""
     if not _INDEX.fullmatch(path.name):
         return [path]
     return [below(path.parent, name, path) for name in sorted(set(_weight_map(path).values()))]
@@ -88,8 +84,8 @@ def _weight_map(path: Path) -> dict[str, str]:
 
 
 def read_tree(path: Path) -> Any:
-    """As `containers.read_tree`; the shards of an index become one table. SisError where a shard
-    lacks arrays of the index, or is given alone.
+    """As `containers.read_tree`, shards as one table; SisError for a shard alone or an incomplete
+    one.
     """
     if not _INDEX.fullmatch(path.name):
         match = _SHARD.fullmatch(path.name)

@@ -64,9 +64,10 @@ _SIGNS = (
 
 @dataclass(frozen=True)
 class Source:
-    """A foreign checkpoint: its layout, and its networks, None where absent: the (averaged, where
-    it has one) generator, its discriminator; or a CLIP; or a backbone. activation: that of a CLIP,
-    where the file states it.
+    """A foreign checkpoint: its layout and networks (the averaged generator, its discriminator; or
+    a CLIP; or a backbone), None where absent.
+
+    activation: that of a CLIP, where the file states it.
     """
 
     layout: str
@@ -84,9 +85,7 @@ class Source:
 
 
 class _Reader:
-    """Turns wrapped arrays into views, and keeps their sum within the file's size: many tensors can
-    show the same bytes.
-    """
+    """Turns wrapped arrays into views of bounded sum: many tensors can show the same bytes."""
 
     def __init__(self, size: int):
         self.left = 4 * size + (1 << 20)
@@ -99,9 +98,7 @@ class _Reader:
         return array
 
     def arrays(self, tree: Mapping[Any, Any], numbers: bool = False) -> dict[str, np.ndarray]:
-        """The arrays of a table. numbers: bare integers too, so that one in a network's place is
-        reported and not left out.
-        """
+        """The arrays of a table. numbers: bare integers too, so that a wrong one is reported."""
         return {
             _short(key): self.array(value)
             for key, value in tree.items()
@@ -110,9 +107,7 @@ class _Reader:
 
 
 def _short(name: Any) -> str:
-    """A name as text. One long text, recalled again and again, would fill the memory once it is
-    joined to others.
-    """
+    """A name as text, of bounded length: it is joined to others."""
     text = str(name)
     if len(text) > _MAX_NAME:
         raise Refused(f"a name of {len(text)} letters")
@@ -124,8 +119,8 @@ def _is_array(value: Any) -> bool:
 
 
 def recognise(tree: Any, size: int, what: str) -> Source:
-    """The networks in a tree of `containers.read_tree`; `size` is that of the file in bytes.
-    SisError where there are none.
+    """The networks in a tree of `read_tree`, of a file of `size` bytes; SisError where there are
+    none.
     """
     try:
         source = _recognise(tree, _Reader(size))
@@ -147,9 +142,7 @@ def recognise(tree: Any, size: int, what: str) -> Source:
 
 
 def arrays_in(tree: Any, size: int, what: str) -> dict[str, np.ndarray]:
-    """The arrays of a state dict of any network, by name; SisError where the tree of
-    `containers.read_tree` is no such thing.
-    """
+    """The arrays of any network's state dict by name; SisError where the tree is none."""
     try:
         if torchscript.is_module(tree):
             tree = torchscript.state_dict(tree)
@@ -201,9 +194,7 @@ def _unwrapped(tree: Any) -> list[Any]:
 
 
 def _pick(layout: str, networks: list[tuple[str, Network]], notes: tuple[str, ...] = ()) -> Source:
-    """The first generator (names are tried with the averaged one first) and the first
-    discriminator.
-    """
+    """The first generator (averaged ones are tried first) and the first of each other kind."""
     generator = next((net for kind, net in networks if kind == "generator"), None)
     discriminator = next((net for kind, net in networks if kind == "discriminator"), None)
     clip = next((net for kind, net in networks if kind == "clip"), None)
@@ -249,9 +240,7 @@ def _state_dicts(tree: dict, reader: _Reader, levels: list[Any]) -> Source | Non
 
 
 def _activation(levels: list[Any]) -> str:
-    """open_clip's training files hold "epoch", "name" and "state_dict". Its networks have GELU,
-    unless the name of the model ends with -quickgelu; "" for other files.
-    """
+    """open_clip's training files: GELU unless their model's name has "quickgelu"; "" for others."""
     outer = levels[0]
     if len(levels) < 2 or not {"epoch", "name", "state_dict"} <= outer.keys():
         return ""
@@ -266,9 +255,7 @@ def _refuse_others(arrays: Mapping[str, Any]) -> None:
 
 
 def _groups(tree: dict, reader: _Reader) -> Iterator[dict[str, np.ndarray]]:
-    """The state dicts of a tree: those under the usual names, those with different prefixes, or the
-    tree itself.
-    """
+    """The state dicts of a tree: under the usual names, by prefix, or the tree itself."""
     nested = [tree[name] for name in _PREFIXES if isinstance(tree.get(name), dict)]
     if nested:
         for net in (_unwrapped(net)[-1] for net in nested):
@@ -333,9 +320,7 @@ def _module_network(net: Record, reader: _Reader) -> tuple[str, Network]:
 
 
 def _modules(net: Record) -> Iterator[tuple[str, dict]]:
-    """Every module of a network as (name, its __dict__), without recursion: files can nest as deep
-    as they like, or in circles.
-    """
+    """Every module as (name, its __dict__), without recursion: files can nest in circles."""
     seen: set[int] = set()
     waiting: list[tuple[str, Any]] = [("", net)]
     while waiting:

@@ -1,9 +1,4 @@
-"""The student on disk and in use: `student/` of a run, or a folder in ported_weights/, holds
-config.json, model.safetensors and a card.
-
-`Student.scores` is all that a caller needs: photos of any size in, class probabilities at the
-photos' own size out.
-"""
+"""The student on disk and in use: config.json, model.safetensors and a card in one folder."""
 
 from __future__ import annotations
 
@@ -40,10 +35,9 @@ _BATCH = 16
 
 @dataclass(frozen=True)
 class Student:
-    """A trained segmenter. classes: as in classes.json, channel i is the class classes[i]. side:
-    shorter edge, in pixels, of the images it was trained on.
+    """A trained segmenter. classes: as in classes.json, channel i is the class classes[i].
 
-    facts: how it came about (generator, steps, licence), for its card.
+    side: shorter edge in pixels of the images it was trained on. facts: its origin, for the card.
     fit: how a photo that is not square is shown to the network. crop: as it is, for a network that
         learned from centred squares; pad, stretch: as the square it learned from.
     """
@@ -69,13 +63,11 @@ class Student:
         size: int | None = None,
         tile: int = TILE,
     ) -> list[Float[np.ndarray, "_ _ k"]]:
-        """Class probabilities at each photo's own size, channel = class id (a channel without a
-        class is zero).
+        """Class probabilities at each photo's own size, channel = class id.
 
-        flip: mean of the photo and its mirror image. size: shorter edge, in pixels, to which a
-            photo, or edge of the square of `fit`, is resized before the network sees it; by
-            default that of the training images. tile: a photo that is then still larger than this
-            is cut into overlapping tiles.
+        flip: mean with the mirror image. size: shorter edge in pixels (or that of the square of
+            `fit`) for the network; by default that of training. tile: a photo that is then still
+            larger is cut into overlapping tiles.
         """
         out = []
         for small, image in zip(self._at_work(images, flip, size, tile), images):
@@ -92,26 +84,62 @@ class Student:
         size: int | None = None,
         tile: int = TILE,
     ) -> list[UInt8[np.ndarray, "_ _"]]:
-        """Masks of class ids at each photo's own size; memory for one class of the full-size photo
-        at a time. Arguments as in `scores`.
-        """
+        """Masks of class ids at each photo's own size; arguments as in `scores`."""
         return [
             self._winner(s, image.shape[:2])
             for s, image in zip(self._at_work(images, flip, size, tile), images)
         ]
 
-    def predict(self, photos: Any, **options: Any) -> Any:
-        """`sis_jax.predict` with this student: an array, a list of arrays, a path, a folder or an
-        archive -> Masks.
-        """
-        import sis_jax
+    @classmethod
+    def load(cls, name_or_path: str | os.PathLike | None = None) -> Any:
+        """The student in a run or a folder, one in ported_weights/ by name, or one on the Hugging
+        Face hub ("owner/model"); None is the one that ships.
 
-        return sis_jax.predict(self, photos, **options)
+        Raises UsageError where there is none, SisError where it is damaged.
+        """
+        path = find(name_or_path)
+        place = path / "student" if (path / "student" / files.CONFIG).is_file() else path
+        try:
+            raw = json.loads((place / files.CONFIG).read_text("utf-8"))
+        except FileNotFoundError:
+            raise UsageError(
+                f"{path} holds no student: train one with python -m sis_jax.distill {path}"
+            ) from None
+        except NotADirectoryError:
+            raise UsageError(
+                f"{path} is a file: give the run of a student, or the folder that "
+                "Student.save wrote"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise SisError(
+                f"{place / files.CONFIG} cannot be read ({error}): distil again"
+            ) from None
+        if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+            raise UsageError(
+                f'{place} holds no student: its {files.CONFIG} does not state "format": "{FORMAT}"'
+            )
+        if raw.get("version") != VERSION:
+            raise UsageError(
+                f"{place / files.CONFIG} has version {raw.get('version')}, this sis_jax reads "
+                f"version {VERSION}: update sis_jax, or distil again"
+            )
+        try:
+            config = students.StudentConfig(**raw["network"])
+            classes = tuple(raw["classes"])
+            side = int(raw["side"])
+            header = files.Folder("student", raw["name"], raw["licence"], {}, sha256=raw["sha256"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise SisError(f"{place / files.CONFIG} is damaged ({error}): distil again") from None
+        arrays, digest = files.read_arrays(place, header)
+        info = Info(raw["name"], raw["licence"], "distilled by sis_jax", digest)
+        network = build(lambda: students.build(config), arrays, str(place), info)
+        fit = raw.get("fit", "crop")
+        if fit not in CROPS:
+            raise unknown_name("fit of the student", str(fit), CROPS)
+        return cls(network, config, classes, side, info, dict(raw.get("facts", {})), fit)
 
     def save(self, folder: str | Path, dtype: str = "float32") -> Path:
-        """Write config.json, model.safetensors and README.md; `load_student` reads them. dtype: or
-        "float16", for half the size.
-        """
+        """Write config.json, model.safetensors ("float16": half the size) and README.md."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         digest = files.write_arrays(folder / files.MODEL, arrays_of(self.network), dtype)
@@ -129,14 +157,12 @@ class Student:
         return folder
 
     def export(self, path: str | Path, flip: bool = False) -> Path:
-        """Write the network as one portable file that works without this library: ONNX if its name
-        ends in `.onnx`, otherwise a JAX function.
+        """Write the network as one file that works without this library: .onnx, else a JAX
+        function.
 
-        It maps uint8[b side side 3], of any number b and the size the student was trained on, to
-        probabilities float32[b side side k], channels as in `classes`, which ONNX holds as
-        metadata. `jax.export.deserialize(bytes).call(images)` runs the JAX function on CPU, CUDA
-        and TPU. flip: mean with the mirror image. Raises UsageError for ONNX without the package
-        jax2onnx.
+        It maps uint8[b side side 3] to probabilities float32[b side side k], channels as in
+        `classes`; `jax.export.deserialize(bytes).call(images)` runs the JAX function. flip: mean
+        with the mirror image. Raises UsageError for ONNX without the package jax2onnx.
         """
         facts = {
             "name": self.info.name,
@@ -158,9 +184,7 @@ class Student:
     def _at_work(
         self, images: Sequence[np.ndarray], flip: bool, size: int | None, tile: int
     ) -> list[np.ndarray]:
-        """Probabilities at the size the network works at. Photos of one shape go through
-        together.
-        """
+        """Probabilities at the network's size; photos of one shape go through together."""
         self.check(size, tile)
         side = self.side if size is None else size
         small = [_brought_to(np.asarray(image), side, self.fit) for image in images]
@@ -191,10 +215,8 @@ class Student:
     def _tiled(self, image: np.ndarray, flip: bool, tile: int) -> np.ndarray:
         """Overlapping tiles, each fading out towards its border."""
         h, w = image.shape[:2]
-        total, weight = (
-            np.zeros((h, w, len(self.classes)), np.float32),
-            np.zeros((h, w, 1), np.float32),
-        )
+        total = np.zeros((h, w, len(self.classes)), np.float32)
+        weight = np.zeros((h, w, 1), np.float32)
         for top in _starts(h, tile):
             for left in _starts(w, tile):
                 piece = image[top : top + tile, left : left + tile]
@@ -238,57 +260,12 @@ class Student:
 
 
 def load_student(name_or_path: str | os.PathLike | None = None) -> Student:
-    """The student in a run folder, in a folder that `Student.save` wrote, one in ported_weights/ by
-    its name, or one on the Hugging Face hub ("owner/model"); None is the one that ships, for faces.
-
-    A folder of that name here comes first. Raises UsageError where there is none, SisError where it
-    is damaged.
-    """
-    path = find(name_or_path)
-    place = path / "student" if (path / "student" / files.CONFIG).is_file() else path
-    try:
-        raw = json.loads((place / files.CONFIG).read_text("utf-8"))
-    except FileNotFoundError:
-        raise UsageError(
-            f"{path} holds no student: train one with python -m sis_jax.distill {path}"
-        ) from None
-    except NotADirectoryError:
-        raise UsageError(
-            f"{path} is a file: give the run of a student, or the folder that Student.save wrote"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise SisError(f"{place / files.CONFIG} cannot be read ({error}): distil again") from None
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        raise UsageError(
-            f'{place} holds no student: its {files.CONFIG} does not state "format": "{FORMAT}"'
-        )
-    if raw.get("version") != VERSION:
-        raise UsageError(
-            f"{place / files.CONFIG} has version {raw.get('version')}, this sis_jax reads version "
-            f"{VERSION}: update sis_jax, or distil again"
-        )
-    try:
-        config, classes, side = (
-            students.StudentConfig(**raw["network"]),
-            tuple(raw["classes"]),
-            int(raw["side"]),
-        )
-        header = files.Folder("student", raw["name"], raw["licence"], {}, sha256=raw["sha256"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise SisError(f"{place / files.CONFIG} is damaged ({error}): distil again") from None
-    arrays, digest = files.read_arrays(place, header)
-    info = Info(raw["name"], raw["licence"], "distilled by sis_jax", digest)
-    network = build(lambda: students.build(config), arrays, str(place), info)
-    fit = raw.get("fit", "crop")
-    if fit not in CROPS:
-        raise unknown_name("fit of the student", str(fit), CROPS)
-    return Student(network, config, classes, side, info, dict(raw.get("facts", {})), fit)
+    """As `Student.load`."""
+    return Student.load(name_or_path)
 
 
 def find(name_or_path: str | os.PathLike | None) -> Path:
-    """The folder of a name or path. UsageError, with the names that are known, where neither is
-    here.
-    """
+    """The folder of a name or path; UsageError with the known names."""
     text = catalogue.DEFAULT_STUDENT if name_or_path is None else catalogue.text_of(name_or_path)
     path, known = Path(text), catalogue.students()
     if text in known and not any(
@@ -329,8 +306,8 @@ def _probabilities(params: Any, images: jax.Array, *, graph: Any, flip: bool) ->
 
 
 def _brought_to(image: np.ndarray, side: int, fit: Fit) -> np.ndarray:
-    """The photo with its shorter edge at about `side` pixels, both edges multiples of 16 (the
-    aspect changes by a few per cent at most); padded or stretched, a square.
+    """The photo with its shorter edge at about `side` pixels, both edges multiples of 16; padded or
+    stretched, a square.
     """
     image = padded(image) if fit == "pad" else image
     h, w = image.shape[:2]

@@ -22,8 +22,7 @@ Network = Callable[[jax.Array], jax.Array]
 
 
 def write(network: nnx.Module, side: int, path: Path, *, flip: bool, facts: dict[str, str]) -> Path:
-    """The probabilities uint8[b side side 3] -> float32[b side side k] of any number of images, in
-    the format that the name ends in.
+    """The probabilities uint8[b side side 3] -> float32[b side side k] in the format of the suffix.
 
     flip: mean with the mirror image. facts: ONNX's metadata. Raises UsageError for ONNX without the
         package jax2onnx, SisError where the file cannot be written.
@@ -41,11 +40,9 @@ def _probabilities(network: nnx.Module, flip: bool) -> Network:
     def run(images: jax.Array) -> jax.Array:
         found, x = nnx.merge(graph, params), to_float(images)
         scores = jax.nn.softmax(found(x), -1)
-        return (
-            (scores + jnp.flip(jax.nn.softmax(found(jnp.flip(x, 2)), -1), 2)) / 2
-            if flip
-            else scores
-        )
+        if flip:
+            return (scores + jnp.flip(jax.nn.softmax(found(jnp.flip(x, 2)), -1), 2)) / 2
+        return scores
 
     return run
 

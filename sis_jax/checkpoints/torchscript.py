@@ -1,9 +1,7 @@
-"""TorchScript archives (`torch.jit.save`), as OpenAI published CLIP: a program under code/, and in
-data.pkl the modules that it runs on.
+"""TorchScript archives (`torch.jit.save`), as OpenAI published CLIP; only data.pkl is read.
 
-Only data.pkl is read. Its modules are objects of classes that the program defines
-(`__torch__....`); here each is a record of its attributes, whatever its class, so the program is of
-no use and is not even decompressed.
+Its modules are objects of classes that the archive's program defines; here each is a record of its
+attributes, so the program is not even decompressed.
 """
 
 from __future__ import annotations
@@ -31,9 +29,7 @@ _MAX_NAME = 400
 
 
 class _Names(Mapping[str, Name]):
-    """The names of tensors, and every class of the archive's own program, which stands for a
-    record.
-    """
+    """The names of tensors; every class of the archive's own program is a record."""
 
     def __getitem__(self, name: str) -> Name:
         if name in TENSORS:
@@ -58,9 +54,7 @@ def is_module(value: Any) -> bool:
 
 
 def state_dict(root: Record) -> dict[str, Any]:
-    """Everything that is no module, by its dotted name. Without recursion, and bounded: files can
-    nest modules as deep as they like, or in circles.
-    """
+    """Everything that is no module, by its dotted name; bounded, without recursion."""
     found: dict[str, Any] = {}
     waiting: list[tuple[str, Record]] = [("", root)]
     modules = 0

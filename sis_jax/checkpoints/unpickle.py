@@ -1,11 +1,9 @@
-"""A pickle reader that cannot run anything: a small stack machine over bytes, which builds plain
-data and arrays, and refuses all else by name.
+"""A pickle reader that cannot run anything: a stack machine over bytes that builds plain data.
 
 Python's own unpickler imports whatever a file names and calls it. This one never imports, never
 calls a function that a file names and never sets an attribute on anything but its own records: a
-name in the file is looked up in a table of builders written here. Byte strings are views of the
-file, not copies. Work is bounded: a limited number of instructions, keys that cannot be made slow
-to hash, numbers of limited length.
+name is looked up in a table of builders written here. Byte strings are views of the file. Work is
+bounded: instructions, keys that are fast to hash, numbers of limited length.
 """
 
 from __future__ import annotations
@@ -24,32 +22,25 @@ _MAX_WORK = (
 )
 _MAX_TEXT = 1 << 24
 _MAX_INTEGER = 64  # bytes
-_RAW_UNICODE = codecs.lookup(
-    "raw_unicode_escape"
-)  # now: Python would import it when a file first uses it
+# Now: Python would import it when a file first uses it
+_RAW_UNICODE = codecs.lookup("raw_unicode_escape")
 _MARK = object()
 _NOT_THERE = object()
 
 
 class Refused(SisError):
-    """A file was not read, because it asks for something that weights have no need of, or because
-    it is damaged.
-    """
+    """A file was not read: it is damaged, or asks for what weights have no need of."""
 
 
 @dataclass(eq=False)
 class Budget:
-    """Work left, for all streams of one file together: instructions and copied entries, bytes
-    copied.
-    """
+    """Work left for all streams of one file: instructions, and bytes copied."""
 
     work: int = _MAX_WORK
     copied: int = 1 << 34
 
     def charge(self, args: tuple) -> None:
-        """Subtract the bytes that a builder may copy: else one list, recalled a million times,
-        would be copied a million times.
-        """
+        """Subtract bytes that a builder copies: one list could be recalled a million times."""
         for value in args:
             if type(value) in (list, tuple, dict, set):
                 self.work -= len(value)
@@ -61,9 +52,7 @@ class Budget:
 
 @dataclass(eq=False)
 class Record:
-    """An object of a class we do not have: its name, the arguments it was made with, and its state.
-    Never an instance of that class.
-    """
+    """An object of a class we do not have: its name, arguments and state."""
 
     name: str
     args: tuple = ()
@@ -73,9 +62,7 @@ class Record:
 
 @dataclass(frozen=True, eq=False)
 class Name:
-    """A name that a file may use, and this reader's function in its place (None: it may be passed
-    around but not called).
-    """
+    """A name that a file may use, and our function in its place (None: it may not be called)."""
 
     text: str
     builder: Builder | None
@@ -87,9 +74,7 @@ def record(name: str) -> Builder:
 
 
 def _key(value: Any) -> Any:
-    """Keys of dicts and sets: plain ones only. Nested tuples can take forever to hash, huge
-    integers can be made to collide.
-    """
+    """Keys of dicts and sets: plain ones, which hash fast."""
     if type(value) in (str, bool, type(None)) or (type(value) is int and abs(value) < 1 << 60):
         return value
     raise Refused(f"a {type(value).__name__} is used as a key, which weights have no need of")
@@ -142,9 +127,7 @@ PLAIN: dict[str, Name] = {
 
 
 class Machine:
-    """One pickle stream. `run` returns its value; `position` is then the first byte after it
-    (torch's old format lays several end to end).
-    """
+    """One pickle stream; after `run`, `position` is the first byte after it."""
 
     def __init__(
         self,

@@ -1,6 +1,4 @@
-"""Does a weights folder still draw the same images? Digests of fixed seeds, stored on the first
-call and compared on every later one.
-"""
+"""Does a weights folder still draw the same images? Digests of fixed seeds, stored once."""
 
 from __future__ import annotations
 
@@ -23,11 +21,10 @@ _POINTS = (
 
 
 def verify(path: str | os.PathLike) -> str:
-    """Render four fixed seeds of a weights folder; store the digests in its config, or compare with
-    those stored. Returns the result as text.
+    """Render four fixed seeds and compare with the stored digests, or store them; returns a text.
 
-    Images may differ by rounding between devices, so small averages are kept beside the digest;
-    SisError where those differ too.
+    Images may differ by rounding between devices, so small averages count too; SisError where those
+    differ.
     """
     path = Path(path)
     folder = files.read_config(path)
@@ -99,10 +96,10 @@ def _compared(path: Path, folder: files.Folder, now: np.ndarray, what: str) -> s
 
 
 def _digests(gen: Any) -> dict[str, Any]:
-    pictures = to_uint8(gen.sample(_SEEDS, truncation=_PSI).images)
-    n, h = len(pictures), pictures.shape[1] // 4
-    averages = pictures.reshape(n, 4, h, 4, h, 3).mean(axis=(2, 4)).round().astype(np.uint8)
-    digest = hashlib.sha256(pictures.tobytes()).hexdigest()
+    images = to_uint8(gen.sample(_SEEDS, truncation=_PSI).images)
+    n, h = len(images), images.shape[1] // 4
+    averages = images.reshape(n, 4, h, 4, h, 3).mean(axis=(2, 4)).round().astype(np.uint8)
+    digest = hashlib.sha256(images.tobytes()).hexdigest()
     return {
         "seeds": list(_SEEDS),
         "truncation": _PSI,

@@ -1,6 +1,4 @@
-"""How each benchmark is stored on disk: (root, split, grey_from) -> entries. LookupError names the
-missing part; the caller adds the rest.
-"""
+"""Benchmarks on disk: (root, split, grey_from) -> entries; LookupError names what is missing."""
 
 from __future__ import annotations
 
@@ -39,9 +37,7 @@ class Entry(NamedTuple):
 
 
 def find(root: Path, *names: str, depth: int = 3) -> Path:
-    """The folder or file of one of these names in `root` or some levels below: archives unpack to
-    folders of many names.
-    """
+    """The folder or file of one of these names in `root` or some levels below."""
     level = [root]
     for _ in range(depth + 1):
         for folder in level:
@@ -75,9 +71,7 @@ def _grey(photo: Path, mask: Path, grey_from: int) -> tuple[np.ndarray, np.ndarr
 
 
 def celebamask(root: Path, split: str, grey_from: int, table: Sequence[int]) -> list[Entry]:
-    """CelebAMask-HQ; photos come at the masks' 512 pixels. table: the new id of each of the 19
-    ids.
-    """
+    """CelebAMask-HQ at the masks' 512 pixels; table: the new id of each of the 19 ids."""
     photos, masks = find(root, "CelebA-HQ-img"), find(root, "CelebAMask-HQ-mask-anno")
     ids = sorted(int(p.stem) for p in photos.glob("*.jpg") if p.stem.isdigit())
     if split == "sis":
@@ -118,9 +112,7 @@ def _face(
 
 
 def cub(root: Path, split: str, grey_from: int) -> list[Entry]:
-    """CUB-200-2011: grey levels count the annotators that agree; more than half is foreground
-    (value / 255 > 0.5 at grey_from 128).
-    """
+    """CUB-200-2011: grey levels count the annotators that agree, 255 = all."""
     index = find(root, "images.txt")
     photos, masks = index.parent / "images", find(root, "segmentations")
     wanted = _cub_wanted(index.parent, split)
@@ -154,10 +146,8 @@ def _cub_wanted(folder: Path, split: str) -> set[str] | None:
 
 
 def flowers(root: Path, split: str, grey_from: int) -> list[Entry]:
-    """Oxford Flowers: the segmentation paints the background blue, (0, 0, 254); the reference rule
-    is red 0, green 0 or blue 254.
-    """
-    photos, painted = find(root, "jpg"), find(root, "segmim")
+    """Oxford Flowers: background by the reference rule is red 0, green 0 or blue 254."""
+    photos, segmented = find(root, "jpg"), find(root, "segmim")
     if split == "all":
         numbers = sorted(int(p.stem.split("_")[1]) for p in photos.glob("image_*.jpg"))
     else:
@@ -173,14 +163,14 @@ def flowers(root: Path, split: str, grey_from: int) -> list[Entry]:
     return [
         Entry(
             f"image_{n:05d}",
-            partial(_flower, photos / f"image_{n:05d}.jpg", painted / f"segmim_{n:05d}.jpg"),
+            partial(_flower, photos / f"image_{n:05d}.jpg", segmented / f"segmim_{n:05d}.jpg"),
         )
         for n in numbers
     ]
 
 
-def _flower(photo: Path, painted: Path) -> tuple[np.ndarray, np.ndarray]:
-    red, green, blue = np.moveaxis(read_photo(painted), 2, 0)
+def _flower(photo: Path, segmented: Path) -> tuple[np.ndarray, np.ndarray]:
+    red, green, blue = np.moveaxis(read_photo(segmented), 2, 0)
     return read_photo(photo), (~((red == 0) | (green == 0) | (blue == 254))).astype(np.uint8)
 
 
@@ -210,9 +200,7 @@ def saliency(
 
 
 def openeds(root: Path, split: str, grey_from: int) -> list[Entry]:
-    """OpenEDS: grey eye images 640 x 400 and integer label arrays. The test labels were not always
-    given out.
-    """
+    """OpenEDS: grey eye images 640 x 400 and label arrays, which the test split can lack."""
     folder = find(root, "Semantic_Segmentation_Dataset") / split
     photos, labels = folder / "images", folder / "labels"
     if not photos.is_dir():
@@ -235,9 +223,7 @@ def _eye(photo: Path, label: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pets(root: Path, split: str, grey_from: int) -> list[Entry]:
-    """Oxford-IIIT Pet: trimap 1 pet, 2 background, 3 border (ignored); from the original folders or
-    from a prepared TFDS folder.
-    """
+    """Oxford-IIIT Pet: trimap 1 pet, 2 background, 3 border; or a prepared TFDS folder."""
     try:
         trimaps = find(root, "trimaps")
     except LookupError:

@@ -1,9 +1,5 @@
-"""Published test sets as they are stored on disk after their own download: CelebAMask-HQ, CUB,
-DUTS, ECSSD, DUT-OMRON, Flowers, OpenEDS, Pets.
-
-`open_benchmark(name, root)` gives a `Truth`. Nothing is downloaded; several of these sets may not
-be redistributed. The same sets as TFDS builders: `benchmark_builders.py`. Prepared TFDS folders of
-`oxford_iiit_pet` and `caltech_birds2011` are read too.
+"""Published test sets as they are on disk after their own download; `open_benchmark` gives a
+`Truth`.
 """
 
 from __future__ import annotations
@@ -41,9 +37,7 @@ _FACE_SPLITS = ("test", "val", "train", "sis", "all")
 
 @dataclass(frozen=True)
 class Spec:
-    """One benchmark. splits: the first is the default. read: (root, split, grey_from) -> entries.
-    layout: the expected contents of the folder.
-    """
+    """One benchmark. splits: the first is the default. layout: the expected contents."""
 
     title: str
     classes: tuple[dict[str, Any], ...]
@@ -225,12 +219,10 @@ def open_benchmark(
 ) -> Truth:
     """A benchmark's split, ready to iterate.
 
-    name: see `BENCHMARKS`. root: the folder it was unpacked to, or one above. split: default the
-        one papers test on. grey_from: grey ground-truth values from here on are foreground;
-        protocols differ. limit: the first so many images.
-
-    Raises UsageError for an unknown name, split or folder (the sentence states the expected
-    contents), SisError for damaged files.
+    name: of `BENCHMARKS`. root: the folder it was unpacked to, or one above. split: by default the
+        one papers test on. grey_from: grey ground-truth values from here on are foreground. limit:
+        first so many images. Raises UsageError for an unknown name, split or folder, SisError for
+        damaged files.
     """
     name = canonical(name)
     spec, root = BENCHMARKS[name], Path(root).expanduser()

@@ -38,8 +38,8 @@ _AGAIN = "make the folder again with python -m sis_jax export RUN --format blank
 
 @dataclass(frozen=True)
 class Blanks:
-    """Annotated images. images: uint8[n r r 3], None where the images are gone. masks: uint8[n r r]
-    of class ids, 255 = not annotated.
+    """Annotated images uint8[n r r 3] (None where they are gone), masks uint8[n r r] of class ids,
+    255 = not annotated.
 
     seeds, truncation: how the generator drew them; generator: its name and sha256. names: {class
         id: name}.
@@ -65,11 +65,10 @@ def write_blanks(
     filled: bool = False,
     overwrite: bool = False,
 ) -> Path:
-    """Write the first `n` images of a run's dataset for annotation. filled: start from the run's
-    masks, to be corrected, not from empty ones.
+    """Write the first `n` images of a run's dataset for annotation; returns the folder.
 
-    Returns the folder. Raises UsageError for a run without a dataset, or a folder that holds other
-    things or annotated masks.
+    filled: start from the run's masks, not from empty ones. Raises UsageError for a run without a
+        dataset, or a folder that holds other things or annotated masks.
     """
     if n < 1:
         raise UsageError(f"n is {n}, expected at least 1 image to annotate (16 is the paper's)")
@@ -195,10 +194,10 @@ def _json(value: Any) -> str:
 
 
 def read_blanks(folder: str | Path) -> Blanks:
-    """Annotated images, masks checked. A missing mask file counts as not annotated.
+    """Annotated images, masks checked; a missing mask file counts as not annotated.
 
-    Raises UsageError, naming the file, for a folder that is none, a mask of another size or with a
-    colour that is no class's, and where nothing or one class only was annotated.
+    Raises UsageError, naming the file, for a foreign folder, a mask of another size or with unknown
+    colours, and where at most one class was annotated.
     """
     folder = Path(folder).expanduser()
     facts = _facts(folder)
@@ -309,16 +308,14 @@ def _classes(folder: Path) -> dict[int, tuple[str, int]]:
 def _mask(
     path: Path, side: int, classes: Mapping[int, tuple[str, int]]
 ) -> UInt8[np.ndarray, "r r"]:
-    """Class ids of one mask: by colour, since editors reorder palettes when they save; else by
-    value.
-    """
-    picture = _open(path, side)
+    """Class ids of a mask: by colour, since editors reorder palettes, else by value."""
+    image = _open(path, side)
     known = np.zeros(256, bool)
     known[[IGNORE, *classes]] = True
-    values = np.asarray(picture) if picture.mode in ("P", "L") else None
-    if picture.mode == "L" and known[values].all():
+    values = np.asarray(image) if image.mode in ("P", "L") else None
+    if image.mode == "L" and known[values].all():
         return np.asarray(values, np.uint8)
-    pixels = np.asarray(picture.convert("RGBA")).astype(np.int32)
+    pixels = np.asarray(image.convert("RGBA")).astype(np.int32)
     codes = pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
     ids = np.full(codes.shape, -1)
     for number, (_, colour) in classes.items():
@@ -326,12 +323,12 @@ def _mask(
     ids[(codes == NOT_PAINTED) | (pixels[..., 3] < 128)] = IGNORE
     if (ids >= 0).all():
         return ids.astype(np.uint8)
-    if picture.mode == "P" and known[values].all():  # saved with a palette of its own
+    if image.mode == "P" and known[values].all():  # saved with a palette of its own
         return np.asarray(values, np.uint8)
     row, column = np.argwhere(ids < 0)[0]
     shown = (
         f"grey value {values[row, column]}"
-        if picture.mode == "L" and values is not None
+        if image.mode == "L" and values is not None
         else f"colour #{codes[row, column]:06x}"
     )
     colours = ", ".join(f"#{c:06x} {name}" for name, c in list(classes.values())[:8])
@@ -348,11 +345,11 @@ def _picture(path: Path, side: int) -> UInt8[np.ndarray, "r r 3"]:
 
 def _open(path: Path, side: int) -> Image.Image:
     try:
-        with Image.open(path, formats=("PNG",)) as picture:
-            if picture.size == (side, side):
-                picture.load()
-                return picture.copy()
-            width, height = picture.size
+        with Image.open(path, formats=("PNG",)) as image:
+            if image.size == (side, side):
+                image.load()
+                return image.copy()
+            width, height = image.size
     except Exception as error:  # decoders fail in many ways on damaged files
         raise SisError(
             f"{path} cannot be read as a PNG image: {' '.join(str(error).split())[:120]}"

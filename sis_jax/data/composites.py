@@ -1,8 +1,7 @@
 """Photos ready to be cut out and pasted on each other's backgrounds. No JAX.
 
-A network that learned from clusters confuses parts of like colour: dark hair on a dark background.
-Where the foreground of a photo in which it is right is pasted on the background of another photo,
-the boundary is known almost exactly, however alike the two colours are.
+A network that learned from clusters confuses dark hair and dark background; where the foreground of
+a photo in which it is right is pasted on another background, the boundary is known.
 """
 
 from __future__ import annotations
@@ -26,12 +25,11 @@ _BAND = 0.12  # of the resolution: how near to the background foreground must be
 class Layers:
     """What compositing needs of each photo.
 
-    backgrounds: the photo without its foreground, filled from the nearest background. usable:
-        whether there is enough of it. reliable: whether the foreground may be pasted elsewhere. Its
-        outline is taken to be right in photos whose foreground differs from the background in
-        colour more than in half of the photos, with fewer uncertain pixels than in 40 % of them.
-    background_colour, edge_colour: mean RGB, 0 to 255, of the background, and of the foreground
-        next to it.
+    backgrounds: the photo without its foreground, filled from the nearest background; usable:
+        whether there is enough of it. reliable: whether the foreground may be pasted elsewhere: it
+        differs from the background in colour more than in half of the photos, with fewer uncertain
+        pixels than in 40 % of them. background_colour, edge_colour: mean RGB, 0 to 255, of the
+        background, and of the foreground next to it.
     """
 
     backgrounds: UInt8[np.ndarray, "n h w 3"]

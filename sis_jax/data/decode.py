@@ -36,8 +36,8 @@ def too_large(size: int) -> Unusable:
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of an image's file; `Unusable` with the reason where there are none, too many, or
-    it is no plain file (a pipe would never end).
+    """The bytes of an image's file; `Unusable` where there are none, too many, or it is no plain
+    file.
     """
     try:
         with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
@@ -70,9 +70,7 @@ def open_image(data: bytes | UInt8[np.ndarray, "_ _ _"]) -> Image.Image:
 
 
 def because(error: Exception) -> Unusable:
-    """The error of a decoder, in one line: hostile files break decoders in many ways, and one of
-    them must not end the run.
-    """
+    """A decoder's error in one line: hostile files break decoders in many ways."""
     return Unusable(" ".join(str(error).split())[:120] or type(error).__name__)
 
 
@@ -98,10 +96,8 @@ def decode(
     crop: Crop = "center",
     min_size: int = 0,
 ) -> UInt8[np.ndarray, "_ _ 3"]:
-    """One encoded image (or one array) as uint8[r r 3], or at its own size for resolution None;
-    raises `Unusable` with the reason.
-
-    See `Photos.open` for the rules.
+    """One encoded image or array as uint8[r r 3] (None: its own size), as `Photos.open` describes;
+    raises `Unusable`.
     """
     image = open_image(data)
     short = min(image.size)
@@ -140,9 +136,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def padded(photo: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "s s 3"]:
-    """The photo in the middle of a square, its border pixels repeated outwards: a constant colour
-    would be an object of its own.
-    """
+    """The photo in the middle of a square, its border pixels repeated outwards."""
     (top, left), (h, w) = pad_before(photo.shape[:2]), photo.shape[:2]
     s = max(h, w)
     return np.pad(photo, ((top, s - h - top), (left, s - w - left), (0, 0)), mode="edge")

@@ -31,9 +31,7 @@ DISTINCT = len(_HEX) - 1  # classes before colours repeat in a lighter or darker
 
 @lru_cache(maxsize=1)
 def palette() -> UInt8[np.ndarray, "256 3"]:
-    """The colour of every mask value: 0 (background) grey, 1 to 32 well apart, then shades of
-    these, 255 (ignore) near black.
-    """
+    """The colour of every mask value: 0 grey, 1 to 32 well apart, then shades, 255 near black."""
     base = np.array([[int(h[i : i + 2], 16) for i in (0, 2, 4)] for h in _HEX], np.float64)
     table = np.empty((256, 3))
     table[: len(base)] = base
@@ -63,10 +61,9 @@ def overlay(
     alpha: Real = 0.5,
     outline: bool = True,
 ) -> UInt8[np.ndarray, "*n h w 3"]:
-    """The photo tinted by class, background and ignored pixels left as they are, with a thin line
-    where classes meet.
+    """The photo tinted by class with a line where classes meet; background and ignored pixels stay.
 
-    alpha: 0 is the photo, 1 the flat colours. The mask must have the size of the image.
+    alpha: 0 is the photo, 1 the flat colours.
     """
     image, mask = np.asarray(image), _as_mask(mask)
     if image.shape[:-1] != mask.shape:
@@ -92,18 +89,14 @@ def edges(mask: Integer[np.ndarray, "*n h w"]) -> np.ndarray:
 
 
 def cells(images: UInt8[np.ndarray, "n h w *c"]) -> UInt8[np.ndarray, "n H W *c"]:
-    """Images or masks as a sheet shows them: as `reduced`, and small ones enlarged by repetition to
-    128 pixels or a little less.
-    """
+    """Images or masks as a sheet shows them: `reduced`, or enlarged to about 128 pixels."""
     images = reduced(images)
     zoom = max(1, 128 // images.shape[1])
     return images.repeat(zoom, 1).repeat(zoom, 2)
 
 
 def reduced(images: UInt8[np.ndarray, "n h w *c"]) -> UInt8[np.ndarray, "n H W *c"]:
-    """Images or masks with a longer edge of at most `CELL` pixels: eight side by side stay below
-    2,400.
-    """
+    """Images or masks with a longer edge of at most `CELL` pixels."""
     side = max(images.shape[1:3])
     if side <= CELL:
         return images
@@ -121,10 +114,8 @@ def grid(
     labels: Sequence[str] | None = None,
     font_size: int = 14,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Images of one size in rows of `columns`, on white, each with its label below it.
-
-    pad: pixels between and around. labels: one per image; longer ones than the image is wide are
-        cut with an ellipsis.
+    """Images of one size in rows of `columns`, on white, each with its label below, cut to its
+    width.
     """
     images = [np.asarray(i) for i in images]
     if not images or columns < 1:
@@ -185,9 +176,7 @@ def sample_grid(
     pad: int = 4,
     finer: Integer[np.ndarray, "n h w"] | None = None,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Three rows for n samples, one column each: image, parts, overlay; with `finer` masks: image,
-    overlay, overlay of the finer ones. labels: one per sample, below the last row.
-    """
+    """Three rows for n samples: image, parts, overlay; with `finer` masks two overlays."""
     images, masks = np.asarray(images), np.asarray(masks)
     if finer is None:
         cells = [*images, *colour_mask(masks), *overlay(images, masks)]
@@ -200,17 +189,14 @@ def sample_grid(
 
 
 def palette_png(mask: Integer[np.ndarray, "h w"]) -> Image.Image:
-    """The mask as an 8-bit palette image: the pixel is the class id, viewers show the class
-    colour.
-    """
+    """The mask as an 8-bit palette image: the pixel is the class id."""
     mask = _as_mask(mask)
     if mask.ndim != 2:
         raise UsageError(f"a mask has height and width only, got shape {mask.shape}")
-    picture = Image.fromarray(mask)
-    picture.putpalette(
-        palette().ravel().tolist()
-    )  # turns the grey image into a palette one, pixels unchanged
-    return picture
+    image = Image.fromarray(mask)
+    # Turns the grey image into a palette one, pixels unchanged
+    image.putpalette(palette().ravel().tolist())
+    return image
 
 
 def _as_mask(mask: Any) -> np.ndarray:

@@ -1,6 +1,4 @@
-"""Edited images with their background kept, and its PSNR: `Edit`; on disk `edit.png`, `edit.json`,
-`edit.safetensors` and the images.
-"""
+"""Edited images with their background kept, and its PSNR: `Edit`."""
 
 from __future__ import annotations
 
@@ -31,10 +29,9 @@ _ARRAYS = ("originals", "plain", "images", "backgrounds", "alphas", "edited_alph
 class Edit:
     """n images, each edited with s strengths.
 
-    originals: the images before (or photos). plain: the generated images of the moved latent.
-        images: the foreground of that on the original's own, completed background.
-        backgrounds: those. alphas, edited_alphas: foreground in 0..1, before and after. direction:
-        the direction, in words.
+    originals: before (or photos). plain: the generated images of the moved latent. images: the
+        foreground of that on the original's own, completed background (backgrounds). alphas,
+        edited_alphas: foreground in 0..1. direction: in words.
     """
 
     names: tuple[str, ...]
@@ -57,9 +54,7 @@ class Edit:
 
     @property
     def psnr(self) -> Float[np.ndarray, "n s"]:
-        """Of the background, outside both masks, against the original, in dB; inf where no pixel
-        changed, NaN where there is none.
-        """
+        """Of the background against the original in dB: inf for no change, NaN for no pixel."""
         return self._psnr(self.images)
 
     @property
@@ -75,9 +70,7 @@ class Edit:
         return np.array(rows)
 
     def summary(self) -> dict[str, Any]:
-        """Background PSNR over all pixels outside both masks of all images together, kept and
-        plain, and the gain in dB.
-        """
+        """Background PSNR over all images together, kept and plain, and the gain in dB."""
         there = np.broadcast_to(self.originals[:, None], self.images.shape)[self.outside]
         kept, plain_ = (compositing.psnr(a[self.outside], there) for a in (self.images, self.plain))
         return {
@@ -103,8 +96,8 @@ class Edit:
         ]
 
     def show(self, count: int = 8) -> Image.Image:
-        """Per image and strength one row: original, plain edit, edit with its background kept, both
-        masks, the completed background.
+        """Per image and strength a row: original, plain edit, edit, both masks, completed
+        background.
         """
         kept, plain_ = self.psnr, self.psnr_plain
         cells, labels = [], []
@@ -149,14 +142,13 @@ class Edit:
             for j, strength in enumerate(self.strengths):
                 out[f"{stem}_{strength:+g}.png"] = _png(self.images[i, j])
                 out[f"{stem}_{strength:+g}_plain.png"] = _png(self.plain[i, j])
+        # Last: it marks the folder as complete
         return out | {
             "edit.json": (json.dumps(plain(facts), indent=1, ensure_ascii=False) + "\n").encode()
-        }  # last: it marks the folder as complete
+        }
 
     def save(self, folder: str | Path) -> Path:
-        """Write images, masks, and the table of PSNRs into a folder; `Edit.load` reads them
-        back.
-        """
+        """Write images, masks and the PSNRs into a folder; `Edit.load` reads them back."""
         for name, data in self.files().items():
             write_atomic(Path(folder) / name, data)
         return Path(folder)
@@ -241,8 +233,8 @@ def _grey(alpha: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
     return np.repeat((255 * alpha + 0.5).astype(np.uint8)[..., None], 3, axis=2)
 
 
-def _png(picture: np.ndarray) -> bytes:
-    return png(Image.fromarray(picture))
+def _png(image: np.ndarray) -> bytes:
+    return png(Image.fromarray(image))
 
 
 def keep_background(
@@ -255,9 +247,7 @@ def keep_background(
     edited_alphas: Float[np.ndarray, "n s h w"],
     inpainter: compositing.Inpainter | None = None,
 ) -> Edit:
-    """Complete each background once, and put every edited foreground on it (Labels4Free's
-    recipe).
-    """
+    """Complete each background once, and put every edited foreground on it."""
     if not len(originals):
         raise SisError("there is nothing to edit: no image was given")
     backgrounds = np.stack(

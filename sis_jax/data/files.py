@@ -1,6 +1,4 @@
-"""Files that are whole or not there, values as JSON holds them, and the record of a run as it is
-read.
-"""
+"""Files that are whole or not there, values as JSON, and a run's record as it is read."""
 
 from __future__ import annotations
 
@@ -70,11 +68,9 @@ class CannotWrite(SisError):
 
 
 def write_atomic(path: Path, data: bytes, durable: bool = False) -> None:
-    """Write under a temporary name beside the target, then rename: a killed process leaves the old
-    file or the new one.
+    """Write under a temporary name beside the target, then rename.
 
-    durable: also survive a power cut. Raises CannotWrite, in one sentence, for a full or closed
-    disk.
+    durable: also survive a power cut. Raises CannotWrite for a full or closed disk.
     """
     write_parts(path, [data], durable)
 
@@ -115,9 +111,9 @@ def _short(name: str) -> str:
 def replacing(folder: Path, mine: Collection[str] | None = None, last: str = "") -> Iterator[Path]:
     """A new folder to fill, which takes the place of `folder` when the block ends without an error.
 
-    mine: names of the files that are replaced or go; others stay. None: everything goes. last: the
-    file that marks the folder as complete. A kill leaves the old folder or the new one, whole; in
-    the instant between two renames the old one is called .NAME.*.old. Raises CannotWrite.
+    mine: names of the files that are replaced; others stay (None: everything goes). last: the file
+        that marks it as complete. A kill leaves the old folder or the new one; between two renames
+        the old one is called .NAME.*.old. Raises CannotWrite.
     """
     folder = folder.resolve()
     new = _beside(folder, f"-{secrets.token_hex(3)}.part")

@@ -43,10 +43,9 @@ _MAKE = "make one with python -m sis_jax.synthesize RUN"
 
 @dataclass(frozen=True)
 class Example:
-    """One image with its mask: image uint8[h w 3], mask uint8[h w] of class ids, 255 = ignore.
+    """One image uint8[h w 3] with its mask uint8[h w] of class ids, 255 = ignore.
 
-    certainty: float32[h w] in 0..1, confidence in the labelled class at each pixel, where it was
-        kept. confidence: its mean over the image.
+    certainty: float32[h w] in 0..1, the confidence per pixel, where kept. confidence: its mean.
     """
 
     name: str
@@ -61,9 +60,7 @@ class Example:
 class Split(
     Sequence
 ):  # not Sequence[Example]: a checker of types would read an image to see whether it is one
-    """The examples of one split, read when asked for: `split[3]`, `len(split)`, `for example in
-    split`.
-    """
+    """The examples of one split, read when asked for."""
 
     path: Path
     rows: tuple[dict[str, Any], ...]
@@ -110,9 +107,7 @@ def _open(path: Path) -> Image.Image:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset of images and masks. classes: as in classes.json, id 0 is the background. splits:
-    those that are whole.
-    """
+    """A dataset of images and masks. classes: as in classes.json; splits: those that are whole."""
 
     path: Path
     classes: tuple[dict[str, Any], ...]
@@ -121,9 +116,7 @@ class Dataset:
 
     @classmethod
     def open(cls, path: str | Path) -> Dataset:
-        """The dataset in a data folder, or in `data/` of a run. Raises UsageError where there is
-        none, or it is not finished.
-        """
+        """The dataset in a data folder or a run; UsageError without one that is finished."""
         path = Path(path)
         place = path / "data" if (path / "data" / CLASSES).is_file() else path
         if not (place / CLASSES).is_file():
@@ -213,10 +206,8 @@ def _checked(classes: Any) -> tuple[dict[str, Any], ...]:
 
 
 class SplitWriter:
-    """Writes one split in chunks that can be done in any order, by any process, and again.
-
-    `with` is not needed: every call leaves whole files. After the last chunk, `finish` puts the
-    metadata together.
+    """Writes one split in chunks that can be done in any order, by any process, and again; then
+    `finish`.
     """
 
     def __init__(self, folder: Path, total: int, chunk: int):
@@ -265,9 +256,7 @@ class SplitWriter:
         return row | {"seed": example.seed, "confidence": confidence}
 
     def finish(self) -> None:
-        """Put the metadata of all chunks into one file and remove the pieces; SisError where a
-        chunk is missing.
-        """
+        """Put the metadata of all chunks into one file; SisError where a chunk is missing."""
         if self.finished:
             return
         parts = [self._record(chunk.start) for chunk in self.chunks()]
@@ -288,8 +277,8 @@ def write_chunks(
     examples: Iterator[Example],
     written: Callable[[int], object] = lambda count: None,
 ) -> None:
-    """Write chunks one after another, their examples in this order, on all cores: PNGs are deflated
-    while the next images are drawn. written: told of every example.
+    """Write chunks one after another on all cores while the next images are drawn; written: told of
+    every example.
     """
     places = ((writer, number) for writer, chunk in todo for number in chunk)
 
@@ -312,7 +301,7 @@ def classes_json(classes: Sequence[Mapping[str, Any]]) -> bytes:
     return (json_text(list(classes)) + "\n").encode()
 
 
-def _png(picture: Image.Image, level: int = 6) -> bytes:
+def _png(image: Image.Image, level: int = 6) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=level)
+    image.save(buffer, "PNG", compress_level=level)
     return buffer.getvalue()

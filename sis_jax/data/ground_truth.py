@@ -1,6 +1,4 @@
-"""Photos with true masks, read one at a time: the form in which benchmarks and people's own folders
-reach `evaluate`.
-"""
+"""Photos with true masks, read one at a time: from benchmarks or people's own folders."""
 
 from __future__ import annotations
 
@@ -29,10 +27,10 @@ BINARY = ({"id": 0, "name": "background"}, {"id": 1, "name": "foreground"})
 @dataclass(frozen=True)
 class Truth:
     """Photos with masks of class ids, 255 = ignore; iterate over (name, image uint8[h w 3], mask
-    uint8[h w]), both of one size.
+    uint8[h w]).
 
     classes: {"id", "name"}; id 0 is the background. skipped: (name, reason) of files without a
-        partner. note: a remark for the reader.
+        partner.
     """
 
     name: str
@@ -62,9 +60,7 @@ class Truth:
 def fit_photo(
     name: str, image: UInt8[np.ndarray, "H W 3"], mask: UInt8[np.ndarray, "h w"]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The photo at the mask's size (Pillow, bilinear): the ground truth is not resampled. SisError
-    where they differ in shape.
-    """
+    """The photo at the mask's size (bilinear); SisError where they differ in shape."""
     (height, width), (h, w) = image.shape[:2], mask.shape
     if (height, width) == (h, w):
         return image
@@ -80,9 +76,7 @@ def fit_photo(
 
 
 def read_photo(source: bytes | Path | np.ndarray, name: str = "") -> UInt8[np.ndarray, "h w 3"]:
-    """A photo as RGB at its own size, EXIF orientation honoured. SisError, naming it, where it
-    cannot be read.
-    """
+    """A photo as RGB, EXIF orientation honoured; SisError where it cannot be read."""
     if isinstance(source, np.ndarray):
         return source
     try:
@@ -102,18 +96,14 @@ def open_pairs(
     values: MaskValues = "auto",
     grey_from: int = 128,
 ) -> Truth:
-    """Photos and masks that belong together by the stem of their names; or one .npz that holds
-    both.
+    """Photos and masks that belong together by the stem of their names; or one .npz with both.
 
     images: a folder, a .zip, or an .npz (`img_blob`/`img_off`, or `images`). masks: likewise
-        (`mask_blob`/`mask_off`, or `masks`); None or the same .npz: the masks in it. classes: names
-        of the mask's ids; default: classes.json beside the masks, `labels` of the .npz, or the ids
-        found. values: "ids" are class ids, "grey" is foreground from `grey_from` on; "auto"
-        decides: palette images and small numbers are ids, images of 0 and 255 or with soft edges
-        are grey.
-
-    Raises UsageError where nothing pairs, naming the files found. Files without a partner are
-    listed in `skipped`.
+        (`mask_blob`/`mask_off`, or `masks`); None: those in the .npz. classes: names of the ids; by
+        default classes.json beside the masks, `labels` of the .npz, or the ids found. values: "ids"
+        are class ids, "grey" is foreground from `grey_from` on; "auto": palette images and small
+        numbers are ids, 0 and 255 or soft edges are grey.
+    Raises UsageError where nothing pairs; files without a partner are in `skipped`.
     """
     images, masks = Path(images), Path(images if masks is None else masks)
     if images == masks and images.suffix.lower() != ".npz":
@@ -121,10 +111,8 @@ def open_pairs(
             f"{images} is no .npz that holds photos and masks; give --masks with the folder of "
             "the masks"
         )
-    (photos, bad_photos), (truths, bad_masks) = (
-        _files(images, ("img", "image", "images")),
-        _files(masks, ("mask", "masks", "segmentation", "masks")),
-    )
+    (photos, bad_photos) = _files(images, ("img", "image", "images"))
+    (truths, bad_masks) = _files(masks, ("mask", "masks", "segmentation", "masks"))
     found, skipped = _partners(photos, truths)
     skipped += [*bad_photos, *bad_masks]
     if not found:
@@ -220,9 +208,7 @@ def _npz(path: Path, blobs: tuple[str, ...]) -> dict[str, Read]:
 def _partners(
     photos: Mapping[str, Any], masks: Mapping[str, Any]
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """(photo, mask) by path without suffix, or by the bare stem where folders differ; and the rest
-    with the reason.
-    """
+    """(photo, mask) by path without suffix, or by the stem; and the rest with the reason."""
     for key in (_stem, lambda n: _stem(n).rsplit("/", 1)[-1]):
         left, right = {}, {}
         for table, files, kind in ((left, photos, "photos"), (right, masks, "masks")):
@@ -278,9 +264,7 @@ def _kind(
     reads: Iterator[Callable[[], Any]],
     names: Sequence[str],
 ) -> tuple[str, Sequence[Mapping[str, Any]]]:
-    """Whether masks hold ids or grey values, and the classes. Without names every mask is looked
-    at: the ids are those that occur.
-    """
+    """Whether masks hold ids or grey values, and the classes; without names every mask is read."""
     if kind not in ("auto", "ids", "grey"):
         raise UsageError(f"unknown mask values {kind!r}: type 'auto', 'ids' or 'grey'")
     if kind == "grey":
@@ -295,8 +279,8 @@ def _kind(
         if not in_alpha:
             found |= np.bincount(values.ravel(), minlength=256).astype(bool)
         if isinstance(raw, bytes):
-            picture = open_image(raw)
-            palette, lossy = palette or picture.mode == "P", lossy or picture.format == "JPEG"
+            image = open_image(raw)
+            palette, lossy = palette or image.mode == "P", lossy or image.format == "JPEG"
     ids = np.flatnonzero(found[:255])
     only_extremes = found[255] and not ids[ids > 0].size
     soft = not palette and (lossy or only_extremes or ids.max(initial=0) > 64)

@@ -22,9 +22,8 @@ _AHEAD = 8  # images being deflated at once, and so in memory
 
 @dataclass(frozen=True)
 class Item:
-    """One image of an export. name: that of its files here, without suffix. image: None where only
-    the mask is known. scores: one channel per class id, 0..1. place: the name as it was given, a
-    path below the folder of the photos.
+    """One image of an export. name: of its files, without suffix. image: None where only the mask
+    is known. scores: per class id, 0..1. place: the name as given, a path below the photos' folder.
     """
 
     name: str
@@ -37,11 +36,10 @@ class Item:
 
 
 def items(examples: Iterable[Any], classes: Sequence[Mapping[str, Any]]) -> Iterator[Item]:
-    """Examples, or tuples (name, image or None, mask[, scores or None]), as checked `Item`s; a
-    stream stays a stream.
+    """Examples, or tuples (name, image or None, mask[, scores]), as checked `Item`s, streamed.
 
-    Raises SisError, naming the image, for a shape or class id that does not fit, and for a name
-    that occurs twice.
+    Raises SisError, naming the image, for a misfitting shape or class id, and for a name that
+    occurs twice.
     """
     known = np.zeros(256, bool)
     known[[0, draw.IGNORE, *(c["id"] for c in classes)]] = True
@@ -63,12 +61,10 @@ def _item(example: Any, known: np.ndarray) -> Item:
         name, image, mask, scores = (*example, None)[:4]
         seed = confidence = None
     else:
-        name, image, mask, scores = (
-            example.name,
-            example.image,
-            example.mask,
-            getattr(example, "scores", None),
-        )
+        name = example.name
+        image = example.image
+        mask = example.mask
+        scores = getattr(example, "scores", None)
         seed, confidence = getattr(example, "seed", None), getattr(example, "confidence", None)
     flat, place = file_names.flat(str(name)), str(name).replace("\\", "/").strip("/")
     why = file_names.problem(place)
@@ -108,9 +104,7 @@ def _check(
 
 
 def ahead(work: Callable[[Item], Any], stream: Iterable[Item]) -> Iterator[tuple[Item, Any]]:
-    """(item, work(item)) in order, with a few at work in threads: deflating a PNG lets other
-    threads run.
-    """
+    """(item, work(item)) in order, with a few at work in threads."""
     with ThreadPoolExecutor(4) as pool:
         waiting: deque = deque()
         for item in stream:
@@ -128,9 +122,7 @@ def pngs(item: Item) -> tuple[bytes | None, bytes]:
 
 
 def grey_pngs(item: Item) -> tuple[bytes | None, bytes]:
-    """Like `pngs`, the mask as a grey image: TFDS decodes with OpenCV where that is installed,
-    which turns a palette into its colours.
-    """
+    """Like `pngs`, the mask as a grey image: OpenCV, by which TFDS decodes, loses a palette."""
     return picture_png(item), png(Image.fromarray(item.mask))
 
 
@@ -139,8 +131,8 @@ def picture_png(item: Item) -> bytes | None:
     return None if item.image is None else png(Image.fromarray(item.image))
 
 
-def png(picture: Image.Image) -> bytes:
+def png(image: Image.Image) -> bytes:
     """One image as a PNG file."""
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return buffer.getvalue()

@@ -1,6 +1,4 @@
-"""One mask image to its values: class ids, or grey. An ambiguous image is refused by name, never
-guessed.
-"""
+"""One mask image to class ids or grey values; an ambiguous image is refused, never guessed."""
 
 from __future__ import annotations
 
@@ -17,12 +15,10 @@ _ASPECT = 0.02  # a photo and its mask may differ in size, not in shape
 
 
 def read_mask(source: bytes | Path | np.ndarray, name: str = "") -> UInt8[np.ndarray, "h w"]:
-    """A mask image as its values, upright: palette index, grey value, or alpha where one colour is
-    all over and the shape is in the alpha channel.
+    """A mask image as its values, upright: palette index, grey value, or alpha of a single colour.
 
-    Of several equal channels the first counts. 16-bit images count where they hold class ids or
-    white is 65535, floating-point ones where they hold integers or 0..1. SisError, naming the mask,
-    for colours and everything else.
+    Of equal channels the first counts. 16-bit images hold class ids or white is 65535,
+    floating-point ones integers or 0..1. SisError, naming the mask, for everything else.
     """
     return read_shape(source, name)[0]
 
@@ -110,8 +106,8 @@ def _hard(alpha: np.ndarray) -> bool:
 def turned_like(
     mask: UInt8[np.ndarray, "h w"], photo: bytes | Path | np.ndarray, shape: tuple[int, int]
 ) -> UInt8[np.ndarray, "_ _"]:
-    """The mask as its photo is seen: one that was made of the pixels as they are stored is turned
-    with them. shape: of the photo as it is seen; only a photo turned by 90 degrees is recognised.
+    """The mask turned as its photo (of this shape) is seen; only a turn by 90 degrees is
+    recognised.
     """
     if isinstance(photo, np.ndarray) or alike(mask.shape, shape):
         return mask

@@ -1,6 +1,4 @@
-"""Masks of photos, the result of `predict`. In memory, or in the folder they were written to and
-read from there one at a time.
-"""
+"""Masks of photos, the result of `predict`, in memory or in the folder they were written to."""
 
 from __future__ import annotations
 
@@ -25,8 +23,8 @@ CLASSES = "classes.json"
 
 @dataclass(frozen=True)
 class Prediction:
-    """One photo with its mask of class ids; scores: probability per class id, float[h w c], where
-    they were asked for.
+    """One photo with its mask of class ids; scores: probability per class id, float[h w c], or
+    None.
     """
 
     name: str
@@ -39,8 +37,7 @@ class Prediction:
 class Masks(Sequence):
     """Predicted masks, in the order of the photos; `masks[0].mask` is uint8[h w] of class ids.
 
-    classes: as in classes.json. skipped: (name, reason) of photos that could not be read. folder:
-        that of the masks, where they were written to disk.
+    classes: as in classes.json. skipped: (name, reason). folder: where they were written.
     """
 
     classes: tuple[dict[str, Any], ...]
@@ -60,8 +57,8 @@ class Masks(Sequence):
         name = self.names[index]
         path = self.folder / mask_file(name)
         try:
-            with Image.open(path) as picture:
-                return Prediction(name, None, np.array(picture))
+            with Image.open(path) as image:
+                return Prediction(name, None, np.array(image))
         except OSError as error:
             raise SisError(f"{path} cannot be read ({error}): predict again") from None
 
@@ -69,8 +66,8 @@ class Masks(Sequence):
         return (self[i] for i in range(len(self)))
 
     def save(self, folder: str | Path, format: str = "png", overwrite: bool = False) -> Path:  # noqa: A002
-        """Write the masks. format: "png", palette images <stem>.png beside classes.json; or coco,
-        voc, yolo, hf, npz, tfds. Returns the folder.
+        """Write the masks as "png" (palette <stem>.png beside classes.json), coco, voc, yolo, hf,
+        npz or tfds; returns the folder.
         """
         folder = Path(folder)
         if format != "png":
@@ -82,29 +79,8 @@ class Masks(Sequence):
         write_classes(folder, self.classes)
         return folder
 
-    def segments(self, index: int) -> list[dict[str, Any]]:
-        """One photo's result as Hugging Face pipelines give it: [{"label", "score", "mask"}], masks
-        bool[h w], largest first.
-
-        score: mean probability of the class inside its mask, None where scores were not kept.
-        """
-        found = self[index]
-        rows = []
-        for c in self.classes:
-            inside = found.mask == c["id"]
-            if inside.any():
-                score = (
-                    None
-                    if found.scores is None
-                    else float(found.scores[..., c["id"]][inside].mean())
-                )
-                rows.append({"label": c["name"], "score": score, "mask": inside})
-        return sorted(rows, key=lambda r: -int(r["mask"].sum()))
-
     def cutout(self, index: int, image: UInt8[np.ndarray, "h w 3"] | None = None) -> Image.Image:
-        """The photo's foreground as an RGBA image: alpha is the probability of not being
-        background, or 0 and 255 without scores.
-        """
+        """The photo's foreground as RGBA; alpha: probability of the foreground, or 0 and 255."""
         found = self[index]
         picture = found.image if image is None else image
         if picture is None:
@@ -131,9 +107,7 @@ class Masks(Sequence):
 
 
 def mask_file(name: str) -> str:
-    """The mask's file name for a photo's name: its stem; folders below the one that was given stay
-    folders.
-    """
+    """The mask's file name for a photo's name: its stem; folders stay folders."""
     return str(Path(name).with_suffix(".png")) if Path(name).suffix else f"{name}.png"
 
 
@@ -177,9 +151,9 @@ def _thumbnail(
     h, w = mask.shape
     s = min(h, w)
     box = ((w - s) // 2, (h - s) // 2, (w - s) // 2 + s, (h - s) // 2 + s)
-    pictures = (Image.fromarray(image), Image.fromarray(mask))
+    images = (Image.fromarray(image), Image.fromarray(mask))
     rules = (Image.Resampling.LANCZOS, Image.Resampling.NEAREST)
     photo, ids = (
-        np.asarray(p.crop(box).resize((side, side), rule)) for p, rule in zip(pictures, rules)
+        np.asarray(p.crop(box).resize((side, side), rule)) for p, rule in zip(images, rules)
     )
     return photo, ids

@@ -1,6 +1,4 @@
-"""Names that come from files (archive members, metadata, JSON, indices of shards) as places below a
-folder, or not at all.
-"""
+"""Names from files (archive members, metadata, indices) as places below a folder, or not at all."""
 
 from __future__ import annotations
 
@@ -22,10 +20,7 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def problem(name: str) -> str:
-    """Why `name` is no place below a folder, in a few words; "" where it is one.
-
-    Both slashes separate parts: an archive is made on one system and read on another.
-    """
+    """Why `name` is no place below a folder, or ""; both slashes separate parts."""
     parts = re.split(r"[/\\]", name)
     if not name or set(parts) <= {"", "."}:
         return "it has no name"
@@ -51,9 +46,7 @@ def tidy(name: str) -> str:
 
 
 def below(folder: Path, name: object, whose: str | os.PathLike[str]) -> Path:
-    """The path of `name` below `folder`; SisError, naming the file it comes from, where it would
-    lead elsewhere.
-    """
+    """The path of `name` below `folder`; SisError, naming its file, where it leads elsewhere."""
     why = problem(name) if isinstance(name, str) else "it is no text"
     if why:
         raise SisError(f"{os.fspath(whose)} names the file {str(name)[:80]!a}, refused: {why}")
@@ -77,9 +70,7 @@ def too_long(path: Path) -> str:
 
 
 def key(name: str) -> str:
-    """Equal for names that some file system takes for one: capital letters, Unicode's two ways of
-    writing an accent, and dots and spaces at the end aside.
-    """
+    """Equal for names that some file system takes for one (case, accents, dots at the end)."""
     parts = (part.rstrip(". ") or part for part in name.split("/"))
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", "/".join(parts)).casefold())
 
@@ -95,12 +86,9 @@ def twins(names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def flat(name: str) -> str:
-    """One file name for a name of any kind: folders are joined by "_", bytes that are no UTF-8 are
-    written as %E9, line ends and control characters as "_".
+    """One file name for any name: folders joined by "_", bytes that are no UTF-8 as %E9.
 
-    A long name is cut and gets a digest; a name that Windows reserves gets a "_". Two names may
-    become
-    one: see `twins`.
+    A long name is cut and gets a digest; two names may become one, see `twins`.
     """
     joined = name.replace("\\", "/").strip("/").replace("/", "_")
     text = _CONTROL.sub("_", re.sub("[\ud800-\udfff]", _percent, joined))

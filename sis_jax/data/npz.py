@@ -1,6 +1,4 @@
-"""Images in an .npz: one array `NAMEs` uint8[n h w 3], or encoded files end to end in `NAME_blob`
-(uint8), cut by `NAME_off` (int64[n + 1]). The one reader of both.
-"""
+"""Images in an .npz: `NAMEs` uint8[n h w 3], or files in `NAME_blob`, cut by `NAME_off`."""
 
 from __future__ import annotations
 
@@ -24,9 +22,10 @@ _FAULTS = (
 
 
 def load_npz(path: Path, wanted: Collection[str] | None = None) -> dict[str, np.ndarray | None]:
-    """Name -> array of a file of plain arrays; None for those that are not `wanted` (default: all
-    are). UsageError where there is no file, SisError where it cannot be read or unpacks to more
-    than `_MAX_SHRINK` times its size.
+    """Name -> array of a file of plain arrays; None for those not `wanted`.
+
+    UsageError where there is no file, SisError where it cannot be read or unpacks to more than
+    `_MAX_SHRINK` times its size.
     """
     try:
         # NumPy leaves a file open that it opened itself and could not read.
@@ -51,9 +50,9 @@ def open_pictures(
 ) -> list[Callable[[], Picture]]:
     """A function per image of an .npz that gives it.
 
-    names: possible names of the array, the best first ("img", "image", "images"); a blob goes
-        before an array. lone: take the only blob of a file whatever its name. UsageError where none
-        of these is there, SisError where the offsets do not cut the blob.
+    names: possible names of the array, the best first; a blob goes before an array. lone: take the
+        only blob whatever its name. UsageError where none is there, SisError where the offsets do
+        not cut it.
     """
     keys = load_npz(path, ())
     blobs = [k[:-5] for k in keys if k.endswith("_blob") and f"{k[:-5]}_off" in keys]

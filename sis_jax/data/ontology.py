@@ -1,6 +1,4 @@
-"""Ontologies: which words describe which class, `{prompt: class or None}`, from a dict, a JSON
-file, or `prompt=class` on the command line.
-"""
+"""Ontologies: which words describe which class, `{prompt: class or None}`."""
 
 from __future__ import annotations
 
@@ -36,11 +34,10 @@ _FIELDS = ("classes", "background", "neutral", "templates")
 
 @dataclass(frozen=True)
 class Ontology:
-    """prompts: (text, class), class None is the background. neutral: texts that win where nothing
-    fits; a part that they win stays unnamed.
+    """prompts: (text, class), class None is the background. neutral: texts whose parts stay
+    unnamed.
 
-    templates: every prompt is put in place of each "{}", and the results are averaged; "{}" alone
-        leaves prompts as they are.
+    templates: every prompt is put in place of each "{}", and the results are averaged.
     """
 
     prompts: tuple[tuple[str, str | None], ...]
@@ -52,8 +49,8 @@ class Ontology:
 
     @property
     def classes(self) -> tuple[str | None, ...]:
-        """The classes in the order they were first named; None is the background, the last one is
-        `NEUTRAL` where there are neutral words.
+        """The classes in order; None is the background, the last one `NEUTRAL` where there are such
+        words.
         """
         return tuple(
             dict.fromkeys([c for _, c in self.prompts] + ([NEUTRAL] if self.neutral else []))
@@ -88,13 +85,11 @@ def ontology_of(
     neutral: Sequence[str] = (),
     templates: Sequence[str] = (),
 ) -> Ontology:
-    """An ontology from a user's input.
+    """An ontology from a user's input; UsageError names the fault.
 
-    source: an Ontology, {prompt: class or None}, a name in `SHIPPED`, or the path of a JSON file
-        that holds one; the file may also hold {"classes": {name: [prompts]}, "background":
-        [prompts], "neutral": [words], "templates": [...]}. prompts: further "prompt=class",
-        "prompt=" for the background. neutral, templates: further ones. Raises UsageError that names
-        the fault.
+    source: an Ontology, {prompt: class or None}, a name in `SHIPPED`, or a JSON file with one, or
+        with {"classes": {name: [prompts]}, "background": [prompts], "neutral": [words],
+        "templates": [...]}. prompts: further "prompt=class", "prompt=" for the background.
     """
     if source is None and not prompts:
         raise UsageError(
@@ -127,9 +122,7 @@ def _read(source: Any) -> tuple[tuple[Any, ...], tuple[str, ...], tuple[str, ...
 
 
 def _json(path: Path) -> Any:
-    """A JSON file whose objects have no key twice: JSON readers silently keep the last, and a
-    prompt would be lost.
-    """
+    """A JSON file whose objects have no key twice: readers silently keep the last."""
 
     def no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
@@ -237,9 +230,7 @@ def _check(ontology: Ontology) -> None:
 
 
 def first_twin(texts: Iterable[str]) -> str | None:
-    """The first text that is there twice, capital letters and spaces aside (CLIP does not see them
-    either); None where there is none.
-    """
+    """The first text that is there twice, capital letters and spaces aside, or None."""
     seen: set[str] = set()
     for text in texts:
         plain = " ".join(text.lower().split())

@@ -1,6 +1,4 @@
-"""Images with masks in memory, and an endless shuffled stream of batches: a student's training
-data.
-"""
+"""Images with masks in memory, and an endless shuffled stream of batches."""
 
 from __future__ import annotations
 
@@ -24,8 +22,8 @@ IGNORE = draw.IGNORE
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Images uint8[n h w 3], masks uint8[n h w] of channel numbers (255 = ignore), and the
-    confidence of each pixel's label, uint8[n h w], 255 = 1.
+    """Images uint8[n h w 3], masks uint8[n h w] of channels (255 = ignore), confidence uint8[n h
+    w], 255 = 1.
     """
 
     images: UInt8[np.ndarray, "n h w 3"]
@@ -37,14 +35,14 @@ class Pairs:
 
     @classmethod
     def read(cls, examples: Sequence[Any], ids: Sequence[int], side: int, source: str) -> Pairs:
-        """Examples of one size, at most `side` pixels; ids: the class id of each channel. Raises
-        SisError for an id that is not among them.
+        """Examples of one size, at most `side` pixels; ids: the class id of each channel, or
+        SisError.
         """
         table = channel_table(ids)
         bar = progress(len(examples), f"reading {source}", "img")
         rows = []
         for example in examples:
-            image, mask, sure = _reduced(example, side)
+            image, mask, confidence = _reduced(example, side)
             channels = table[mask]
             if np.any((channels == IGNORE) & (mask != IGNORE)):
                 strange = int(mask[(channels == IGNORE) & (mask != IGNORE)][0])
@@ -52,7 +50,7 @@ class Pairs:
                     f"the mask of {example.name} in {source} holds class id {strange}, which is "
                     "not in classes.json"
                 )
-            rows.append((image, channels, sure))
+            rows.append((image, channels, confidence))
             bar.update(1)
         bar.close()
         if len({r[0].shape for r in rows}) != 1:
@@ -63,11 +61,9 @@ class Pairs:
         return cls(*(np.stack(part) for part in zip(*rows)))
 
     def without_odd_ones(self, trim: float, channel: int = 0) -> Pairs:
-        """Without the share `trim` of images on whose frame the least of `channel` (the background)
-        was labelled.
+        """Without the share `trim` of images on whose frame the least of `channel` (background) is.
 
-        A mask in which the background is missing is the commonest large mistake of a teacher that
-        clusters: dark background taken for dark hair.
+        A mask without background is the commonest large mistake of a teacher that clusters.
         """
         if not 0 < trim < 1 or not (self.masks == channel).any():
             return self
@@ -80,9 +76,7 @@ class Pairs:
     def batches(
         self, batch: int, seed: int = 0, start: int = 0
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """An endless stream; batch t depends on (seed, t) alone. Each epoch is a fresh permutation,
-        and a batch may span two.
-        """
+        """An endless stream of permutations; batch t depends on (seed, t) alone."""
         for _, chosen in shuffled(len(self), batch, seed, start):
             yield self.images[chosen], self.masks[chosen], self.certainty[chosen]
 
@@ -103,8 +97,8 @@ def labelled(
 ) -> Pairs:
     """From batches (images uint8, masks of class ids, confidence 0..1), as a teacher gives them."""
     table = channel_table(ids)
-    images, masks, sure = (np.concatenate(parts) for parts in zip(*stream))
-    return Pairs(images, table[masks], _grey(sure))
+    images, masks, confidence = (np.concatenate(parts) for parts in zip(*stream))
+    return Pairs(images, table[masks], _grey(confidence))
 
 
 def channel_table(ids: Sequence[int]) -> UInt8[np.ndarray, "256"]:
@@ -121,18 +115,18 @@ def _grey(certainty: Float[np.ndarray, "*n h w"]) -> UInt8[np.ndarray, "*n h w"]
 def _reduced(example: Any, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(image, mask, confidence) with the shorter edge at most `side` pixels."""
     image, mask = example.image, example.mask
-    sure = (
+    confidence = (
         np.full(mask.shape, 255, np.uint8)
         if example.certainty is None
         else _grey(example.certainty)
     )
     short = min(mask.shape)
     if short <= side:
-        return image, mask, sure
+        return image, mask, confidence
     height, width = (max(1, round(s * side / short)) for s in mask.shape)
     area, nearest = Image.Resampling.BOX, Image.Resampling.NEAREST
     shrunk = (
         np.asarray(Image.fromarray(a).resize((width, height), rule))
-        for a, rule in ((image, area), (mask, nearest), (sure, nearest))
+        for a, rule in ((image, area), (mask, nearest), (confidence, nearest))
     )
     return tuple(shrunk)  # type: ignore[return-value]

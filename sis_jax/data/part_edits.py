@@ -38,7 +38,7 @@ Names = Mapping[int, str | None]
 @dataclass(frozen=True)
 class PartEdits:
     """levels: {level: {class id: name, or None for the background}}. parts: `fingerprint` of the
-    parts they were made for, "" where it is not known. result: that of the parts they made.
+    parts they were made for, or "". result: that of the parts they made.
     """
 
     levels: Mapping[int, Names]
@@ -76,9 +76,7 @@ class PartEdits:
 
 
 def fingerprint(*levels: Iterable[Mapping[str, Any]]) -> str:
-    """16 hexadecimal digits that change with the ids, names or clusters of the classes of any
-    level.
-    """
+    """16 hexadecimal digits of the ids, names and clusters of the classes of all levels."""
     known = [
         sorted((c["id"], c["name"], sorted(c.get("clusters", ()))) for c in classes)
         for classes in levels

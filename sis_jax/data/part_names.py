@@ -30,11 +30,7 @@ def new_class(class_id: int, name: str, clusters: list[int]) -> dict[str, Any]:
 def grouped(
     classes: Sequence[Mapping[str, Any]], clusters: Sequence[Mapping[str, Any]], said: _Said
 ) -> tuple[dict[str, Any], ...]:
-    """New classes: one per name, the background first; `said` as in `Parts.named`.
-
-    A class keeps an id of those it is made of, so that colours stay; one that was split from
-    another gets a new id.
-    """
+    """New classes: one per name, background first; a class keeps an id of those it is made of."""
     share = {c["id"]: c.get("share") or 1e-9 for c in clusters}
     groups: dict[str | None, list[int]] = {}
     for entry in classes:
@@ -72,9 +68,7 @@ def _group(entry: Mapping[str, Any], cluster: int, said: _Said) -> str | None:
 def _ids(
     groups: Mapping[str | None, list[int]], owner: Mapping[int, Mapping[str, Any]]
 ) -> dict[str | None, int]:
-    """An id per group: the smallest free one of the classes its clusters come from, first for
-    groups that keep their name.
-    """
+    """An id per group: the smallest free one of its clusters' classes, first for kept names."""
     fresh = max((entry["id"] for entry in owner.values()), default=0) + 1
     ids: dict[str | None, int] = {None: BACKGROUND}
     for name in sorted(
@@ -88,9 +82,7 @@ def _ids(
 
 
 def _facts(members: Iterable[int], said: _Said, share: Mapping[int, float]) -> dict[str, Any]:
-    """The text model's scores of a class: the mean over its clusters, by their share of the pixels;
-    the runner-up is that of the largest.
-    """
+    """The text model's scores of a class, averaged over its clusters by their share."""
     told = [c for c in members if c in said]
     if not told:
         return dict(UNSAID)

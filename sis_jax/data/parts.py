@@ -1,6 +1,4 @@
-"""Parts that a method found in a generator, with names, colours and facts per cluster; on disk
-`parts/parts.safetensors` and `classes.json`.
-"""
+"""Parts that a method found in a generator, with names, colours and facts per cluster."""
 
 from __future__ import annotations
 
@@ -38,16 +36,13 @@ class Parts:
     """Parts of a generator's images.
 
     method, settings, arrays: the method, its resolved hyper-parameters and what it learned.
-    classes: {"id", "name", "colour", "clusters", "prompts", "score", "margin", "runner_up",
+        classes: {"id", "name", "colour", "clusters", "prompts", "score", "margin", "runner_up",
         "guess", "unsure"}; id 0 is the background, absent where none was found. The last six are
-        the text model's (`named`): probability of the name, lead over the runner-up; guess is the
-        likeliest name where the score was too low (unsure).
-    clusters: facts per cluster (share, confidence, agreement across seeds, share of the frame,
-        class_id; scores: probability per class).
-    samples: uint8[n h w 3] images to look at, masks: their clusters, seeds: theirs, confidence:
-        per image, 0..1.
-    finer: the same foreground in finer parts, None where there is one level; see `level`. Its
-        clusters have one more fact, "parent": the cluster here that holds all their pixels.
+        the text model's (`named`); guess is the likeliest name where the score was too low.
+        clusters: facts per cluster (share, confidence, agreement across seeds, share of the frame,
+        class_id; scores: probability per class). samples: uint8[n h w 3] images, masks: their
+        clusters, seeds: theirs, confidence: per image, 0..1. finer: the same foreground in finer
+        parts or None; its clusters have "parent", the cluster here that holds their pixels.
     """
 
     method: str
@@ -72,7 +67,7 @@ class Parts:
 
     def level(self, level: int) -> Parts:
         """One level alone: 0 is the background and the coarse parts, 1 splits the foreground into
-        finer parts behind the same outline. UsageError where there is no such level.
+        finer ones; UsageError where there is no such level.
         """
         levels = (self,) if self.finer is None else (self, self.finer)
         if level not in range(len(levels)):
@@ -97,13 +92,12 @@ class Parts:
         return self.class_of()[clusters]
 
     def rename(self, names: Mapping[int, str | None]) -> Parts:
-        """Give parts names: {3: "hair", 7: "hair", 11: None} merges two under one name and sends
-        one to the background.
+        """Give parts names: {3: "hair", 7: "hair", 11: None} merges two and sends one to the
+        background.
 
-        Keys are class ids; a merged class keeps its smallest id. A name given by hand is final:
-        the text model's scores of the part are dropped. The finer level follows: "hair 1", "hair
-        2"; its own parts are renamed in `level(1)`. Raises UsageError for an id that does not
-        exist, or a name that is no text.
+        Keys are class ids; a merged class keeps its smallest id and loses the text model's scores.
+        The finer level follows: "hair 1", "hair 2". UsageError for an unknown id, or a name that is
+        no text.
         """
         self._known(names)
         for key, name in names.items():
@@ -128,9 +122,7 @@ class Parts:
         return self._with_classes((*first, *groups.values()))
 
     def merge(self, ids: Iterable[int], name: str | None = None) -> Parts:
-        """Make one part of several, by id: parts.merge([3, 7], "hair"); without a name it takes
-        that of the first. UsageError for unknown ids.
-        """
+        """Make one part of several: parts.merge([3, 7], "hair"); UsageError for unknown ids."""
         ids = list(ids)
         self._known(ids)
         if len(set(ids)) < 2:
@@ -154,13 +146,12 @@ class Parts:
         finer: Mapping[int, Mapping[str, Any]] | None = None,
     ) -> Parts:
         """Parts with the names that a text model gave their clusters; clusters of one name become
-        one part.
+        one.
 
         said: cluster -> {"name" (None is the background), "score", "margin", "runner_up", "named",
-            "prompts", "scores"}. A cluster that is not `named` stays in the part it was in, which
-            is marked unsure; if that part had its name from a text model before, it is called by
-            its number again.
-        finer: the same of the finer level, whose parts stay apart, "clothes", "face 1", "face 2".
+            "prompts", "scores"}. A cluster that is not `named` stays in its part, which is marked
+            unsure, and called by its number again if a text model named it before. finer: the same
+            of the finer level, whose parts stay apart: "face 1", "face 2".
         """
         parts = self._scored(said)
         parts = parts._with_classes(grouped(parts.classes, parts.clusters, said))
@@ -199,9 +190,7 @@ class Parts:
         return replace(self, classes=classes, clusters=clusters, finer=finer)
 
     def digest(self) -> str:
-        """SHA-256 of everything that masks depend on besides the generator: the learned arrays, and
-        which cluster belongs to which class.
-        """
+        """SHA-256 of everything that masks depend on besides the generator."""
         digest = hashlib.sha256(
             repr(sorted((c["id"], tuple(c["clusters"])) for c in self.classes)).encode()
         )
@@ -210,9 +199,7 @@ class Parts:
         return digest.hexdigest()
 
     def show(self, count: int = 8) -> Image.Image:
-        """Samples over their parts over both, as one image; in two levels samples,
-        coarse and finer parts. A notebook draws it.
-        """
+        """Samples over their parts over both; in two levels samples, coarse and finer parts."""
         n = min(count, len(self.samples))
         if n == 0:
             raise SisError("these parts carry no samples to show: they were made without a gallery")
@@ -318,11 +305,7 @@ class Parts:
 
 
 def classes_from(clusters: list[dict[str, Any]], found: bool) -> tuple[dict[str, Any], ...]:
-    """One class per cluster, largest first; the background's clusters together as class 0, if it
-    was found at all.
-
-    A cluster whose method already knows its "name" keeps it.
-    """
+    """One class per cluster, largest first; the background's clusters together as class 0."""
     back = [c["id"] for c in clusters if c["background"]] if found else []
     rest = sorted((c for c in clusters if c["id"] not in back), key=lambda c: -c["share"])
     first = [new_class(BACKGROUND, "background", back)] if back else []
@@ -335,11 +318,9 @@ def classes_from(clusters: list[dict[str, Any]], found: bool) -> tuple[dict[str,
     )
 
 
-def _png(picture: np.ndarray) -> bytes:
+def _png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    (draw.palette_png(picture) if picture.ndim == 2 else Image.fromarray(picture)).save(
-        buffer, "PNG"
-    )
+    (draw.palette_png(image) if image.ndim == 2 else Image.fromarray(image)).save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -1,8 +1,7 @@
 """Where photos come from: the files in a folder, an archive or an .npz.
 
-`photos.py` puts it together with `decode.py`. Archives are read in memory and never extracted;
-nothing is unpickled; no external program is started. A name in an archive is a name only where it
-could be a file below a folder (`names.py`); files that cannot be read are named, with the reason.
+Archives are read in memory and never extracted; nothing is unpickled. A name in an archive is one
+only where it could be a file below a folder (`names.py`).
 """
 
 from __future__ import annotations
@@ -44,19 +43,16 @@ _DAMAGED = (
 
 # ------------------------------------------------------------------------------------------ sources
 
-Raw = (
-    bytes | np.ndarray | Path | Unusable
-)  # an encoded image, a decoded one, where to read it, or why not
+# An encoded image, a decoded one, where to read it, or why not
+Raw = bytes | np.ndarray | Path | Unusable
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The contents of one source.
+    """The contents of one source. names: of the images, sorted, paths below a folder.
 
-    names: of the images, sorted; each is a path below a folder. others: how often each other
-        extension occurs. stamp: name -> a value that changes with the content. refused: (name,
-        reason) of photos that are there and cannot be read.
-    read: the wanted names -> (name, image) in whatever order suits the container.
+    others: counts of other extensions. stamp: name -> a value that changes with the content.
+        refused: (name, reason). read: the wanted names -> (name, image) in the container's order.
     """
 
     path: Path
@@ -145,9 +141,7 @@ def _list_folder(path: Path) -> Listing:
 
 
 def _walk(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
-    """Every file below a folder once, and the unreadable folders. Linked folders are followed after
-    the real ones, so a photo keeps its own name and a circle of links ends.
-    """
+    """Every file below a folder once, and unreadable folders; linked folders come last."""
     found: list[str] = []
     refused: list[tuple[str, str]] = []
     above, seen = {_identity(parent) for parent in root.resolve().parents}, set()
@@ -200,8 +194,8 @@ def _kind_of(entry: os.DirEntry) -> str:
 def _members(
     pairs: Iterable[tuple[str, Any]],
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """Name -> member of those whose name is a place below a folder; the first of a name counts.
-    And the photos that are left out, with the reason.
+    """Name -> member of those whose name is a place below a folder (the first of each); and the
+    rest.
     """
     found: dict[str, Any] = {}
     refused: list[tuple[str, str]] = []
@@ -286,9 +280,7 @@ def _list_tar(path: Path) -> Listing:
 def _real_members(
     members: Mapping[str, tarfile.TarInfo],
 ) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """Name -> name of the member that holds the bytes, hard and symbolic links followed inside the
-    archive; and the others, with the reason.
-    """
+    """Name -> the member with the bytes, links followed inside the archive; and the others."""
     folders = {parent.as_posix() for name in members for parent in Path(name).parents}
     real: dict[str, str] = {}
     refused: list[tuple[str, str]] = []
@@ -311,13 +303,13 @@ def _real_members(
 
 
 def _list_npz(path: Path) -> Listing:
-    pictures = open_pictures(path, ("img", "image", "images"), lone=True)
-    table = {f"{i:06d}": read for i, read in enumerate(pictures)}
+    images = open_pictures(path, ("img", "image", "images"), lone=True)
+    table = {f"{i:06d}": read for i, read in enumerate(images)}
 
     def read(wanted: set[str]) -> Iterator[tuple[str, Raw]]:
-        for name, picture in table.items():
+        for name, image in table.items():
             if name in wanted:
-                pixels = picture()
+                pixels = image()
                 if isinstance(pixels, np.ndarray) and (pixels.ndim, pixels.shape[-1]) != (3, 3):
                     pixels = Unusable(f"{list(pixels.shape)}, expected [h w 3]")
                 yield name, pixels
@@ -334,9 +326,7 @@ def pixels_of(raw: Raw, decoded: Callable[[bytes | np.ndarray], np.ndarray]) -> 
 
 
 def readable(listing: Listing, wanted: set[str]) -> Iterator[tuple[str, np.ndarray | str]]:
-    """The wanted images of a source at their own size, one at a time: (name, uint8[h w 3]), or
-    (name, why it cannot be used).
-    """
+    """The wanted images of a source, one at a time: (name, uint8[h w 3] or why not)."""
     for name, raw in listing.read(wanted):
         try:
             yield name, pixels_of(raw, lambda data: decode(data, None))

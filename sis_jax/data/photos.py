@@ -1,12 +1,9 @@
-"""Real photos as one array: a folder, an archive or an .npz in, uint8[n r r 3] out, and an endless
-shuffled stream of batches.
-
-Every image that could not be used is named with the reason; `photo_files.py` reads them one by one.
-"""
+"""Real photos as one array uint8[n r r 3], and an endless shuffled stream of batches."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import warnings
@@ -25,6 +22,7 @@ from PIL import __version__ as pillow
 from tqdm.auto import tqdm
 
 from sis_jax.data.decode import Crop, Unusable, decode
+from sis_jax.data.files import CannotWrite, write_atomic, write_parts
 from sis_jax.data.photo_files import (
     Listing,
     Raw,
@@ -44,9 +42,8 @@ Found = tuple[np.ndarray, tuple[str, ...], tuple[tuple[str, str], ...]]  # image
 class Photos:
     """Photos of one size in memory (or memory-mapped), in a fixed order.
 
-    images: uint8[n r r 3] RGB. names: one per photo, path inside the source. skipped: (name,
-        reason) of unusable ones.
-    mirror: whether `batches` flips each item with probability 1/2.
+    images: uint8[n r r 3]. names: paths inside the source. skipped: (name, reason). mirror: whether
+        `batches` flips each item with probability 1/2.
     """
 
     images: UInt8[np.ndarray, "n r r 3"]
@@ -79,20 +76,16 @@ class Photos:
     ) -> Photos:
         """Read every photo of `source` at `resolution` x `resolution`, in the order of their names.
 
-        source: a folder (searched to the bottom), one image, a .zip, .tar, .tar.gz or .npz file, or
-            a list of these. An .npz holds `images` uint8[n h w 3], or encoded files end to end:
-            `<k>_blob` uint8 and `<k>_off` int64[n + 1].
-        rows, limit: which of the sorted photos, then how many of those. crop: "center" cuts the
-            largest centred square; "pad" repeats the border of the whole photo up to a square;
-            "none" squeezes the whole photo into the square. min_size: skip photos whose shorter
-            edge is below this many pixels (default resolution // 2).
-        cache: folder that keeps the result; it is found again while names, sizes, times and
-            settings are the same. threads: decoders (default: cores, at least 2). progress: True
-            for a bar on stderr, or a function (done, total). EXIF orientation is honoured,
-            transparency is put on white, 16-bit grey is scaled, CMYK converted. Downscaling by an
-            integer averages blocks, otherwise Lanczos; a JPEG more than four times too large is
-            first reduced while decoding.
-        Raises UsageError when there is no photo to read, SisError when none can be read.
+        source: a folder (searched to the bottom), an image, a .zip, .tar, .tar.gz or .npz
+            (`npz.py`), or a list of these. rows, limit: which of the sorted photos, then how many.
+            crop: "center" cuts the largest centred square; "pad" repeats the border up to a square;
+            "none" squeezes. min_size: skip photos with a shorter edge below (default resolution //
+            2). cache: folder that keeps the result for the same names, sizes, times and settings.
+            threads: decoders. progress: True for a bar, or a function (done, total).
+        EXIF orientation is honoured, transparency put on white, 16-bit grey scaled, CMYK converted.
+        Downscaling by an integer averages blocks, otherwise Lanczos; a JPEG more than four times
+        too large is first reduced while decoding. Raises UsageError when there is no photo to read,
+        SisError when none can be read.
         """
         min_size = resolution // 2 if min_size is None else min_size
         _check_settings(resolution, crop, min_size, limit, threads)
@@ -143,11 +136,9 @@ class Photos:
     def batches(
         self, batch: int, seed: int = 0, start_step: int = 0
     ) -> Iterator[UInt8[np.ndarray, "b r r 3"]]:
-        """An endless stream of batches; batch t depends on (seed, t) alone, so a run resumed at
-        `start_step` sees the same batches.
+        """An endless stream of batches; batch t depends on (seed, t) alone, from `start_step` on.
 
-        Each epoch is a fresh permutation of all photos. A batch may span epochs: nothing is
-        dropped, and it may be larger than the set.
+        Each epoch is a fresh permutation; a batch may span epochs.
         """
         if batch < 1 or start_step < 0 or seed < 0:
             raise UsageError(
@@ -174,9 +165,7 @@ class Photos:
             step += 1
 
     def holdout(self, n: int, seed: int = 0) -> tuple[Photos, Photos]:
-        """(training photos, n held-out photos): a random split by `seed`, both in the original
-        order.
-        """
+        """(training photos, n held-out photos): a random split by `seed`, in the original order."""
         if not 0 < n < len(self):
             raise UsageError(
                 f"cannot hold out {n} of {len(self)} photos: give a number from 1 to "
@@ -190,9 +179,7 @@ class Photos:
 
 
 def own_side(source: str | os.PathLike, looked_at: int = 8) -> int:
-    """Median shorter edge, in pixels, of the first few photos of a source; 0 where none can be
-    read.
-    """
+    """Median shorter edge in pixels of the first few photos; 0 where none can be read."""
     listing = list_source(Path(source))
     found = [
         min(p.shape[:2])
@@ -223,9 +210,7 @@ def _check_settings(
 def _jobs(
     listings: Sequence[Listing], entries: Sequence[tuple[int, str]]
 ) -> Iterator[tuple[int, Raw]]:
-    """(slot, image) for every entry; the slot is its place in the sorted order, whatever order the
-    container is read in.
-    """
+    """(slot, image) for every entry; the slot is its place in the sorted order."""
     for number, listing in enumerate(listings):
         slots = {name: slot for slot, (owner, name) in enumerate(entries) if owner == number}
         for name, raw in listing.read(set(slots)) if slots else ():
@@ -241,9 +226,7 @@ def _decode_all(
     threads: int | None,
     progress: Progress,
 ) -> Found:
-    """(images, names, skipped) of all jobs, in slot order. With a cache (folder, key) the array
-    is stored there and not in memory.
-    """
+    """(images, names, skipped) in slot order; cache: (folder, key) that stores the array."""
     raw_file = None if cache is None else cache[0] / f".{cache[1]}.{os.getpid()}.tmp"
     shape = (len(names), resolution, resolution, 3)
     try:
@@ -263,12 +246,12 @@ def _decode_all(
             return np.asarray(images[: len(good)]), kept, skipped
         _write_cache(*cache, images[: len(good)], kept, skipped)
         return _read_cache(*cache) or (np.array(images[: len(good)]), kept, skipped)
-    except OSError as error:
+    except (OSError, CannotWrite) as error:
         if cache is None:
             raise
+        why = getattr(error, "strerror", None) or error
         raise SisError(
-            f"the photos cannot be kept in {cache[0]}: {error.strerror or error}; choose another "
-            "cache folder"
+            f"the photos cannot be kept in {cache[0]}: {why}; choose another cache folder"
         ) from None
     finally:
         if raw_file is not None and raw_file.parent.is_dir():
@@ -282,9 +265,7 @@ def _fill(
     threads: int,
     progress: Progress,
 ) -> dict[int, str]:
-    """Decode into `images`; slot -> reason for those that failed. A bounded window of work keeps
-    memory flat.
-    """
+    """Decode into `images`, a bounded number at a time; slot -> reason for those that failed."""
     failed = dict.fromkeys(range(len(images)), "was there when listed and is gone now")
     window: deque[tuple[int, Future]] = deque()
     total = len(images)
@@ -303,9 +284,8 @@ def _fill(
         _reporter(progress, total) as report,
         ThreadPoolExecutor(threads) as pool,
     ):
-        warnings.simplefilter(
-            "ignore"
-        )  # Pillow warns about odd metadata; unusable photos are reported as skipped
+        # Pillow warns about odd metadata; unusable photos are reported as skipped
+        warnings.simplefilter("ignore")
         for slot, raw in jobs:
             window.append((slot, pool.submit(pixels_of, raw, shape_up)))
             if len(window) >= 4 * threads:
@@ -343,18 +323,12 @@ def _write_cache(
     names: tuple[str, ...],
     skipped: tuple[tuple[str, str], ...],
 ) -> None:
-    about = json.dumps({"names": names, "skipped": skipped}).encode()
-    for suffix, write in (
-        (".npy", lambda f: np.save(f, images)),
-        (".json", lambda f: f.write(about)),
-    ):  # the .json last: it marks the pair as complete
-        temporary = folder / f".{key}.{os.getpid()}{suffix}.tmp"
-        try:
-            with temporary.open("wb") as file:
-                write(file)
-            temporary.replace(folder / (key + suffix))
-        finally:
-            temporary.unlink(missing_ok=True)
+    """The array as .npy, then the .json, which marks the pair as complete."""
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(images))
+    write_parts(folder / f"{key}.npy", [head.getvalue(), images.data.cast("B")])
+    about = json.dumps({"names": names, "skipped": skipped})
+    write_atomic(folder / f"{key}.json", about.encode())
 
 
 def _read_cache(folder: Path, key: str) -> Found | None:

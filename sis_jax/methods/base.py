@@ -1,8 +1,7 @@
 """The methods, one paper per file, and their common parts.
 
-A method is a frozen dataclass of hyper-parameters: the constructor stores, `fit(gen, seed)` returns
-a `Fitted`, a value that predicts. `METHODS` maps the name a user types to the class;
-`discover --method NAME` turns the class's fields into flags.
+A method is a frozen dataclass of hyper-parameters; `fit(gen, seed)` returns a `Fitted`, a value
+that predicts. `METHODS` maps the name a user types to the class.
 """
 
 from __future__ import annotations
@@ -49,34 +48,29 @@ def small_image(gen: Generator, side: int = OUTLINE) -> str | None:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The inputs of a method beside the generator: methods open no files, so the verb reads them
-    (`sis_jax/stages/inputs.py`).
+    """The inputs of a method beside the generator, which `stages/inputs.py` reads.
 
-    photos: UInt8[n r r 3], real photos at the resolution that the method asks for. discriminator:
-        images Float[n r r 3] -> Float[n 1].
-    painted: UInt8[n r r], class ids annotated on the samples of `painted_seeds`, 255 = not
-        annotated; painted_names: {class id: name}.
-    folder: where a long fit may keep its state to go on after an interruption; None keeps nothing.
+    photos: UInt8[n r r 3] at the resolution that the method asks for. discriminator: images Float[n
+        r r 3] -> Float[n 1]. annotated: UInt8[n r r], class ids of the samples of
+        `annotated_seeds`, 255 = not annotated; annotated_names: {class id: name}. folder: where a
+        long fit keeps its state, None nowhere.
     """
 
     photos: UInt8[np.ndarray, "n r r 3"] | None = None
     discriminator: Any = None
-    painted: UInt8[np.ndarray, "m r r"] | None = None
-    painted_seeds: tuple[int, ...] = ()
-    painted_names: dict[int, str] | None = None
+    annotated: UInt8[np.ndarray, "m r r"] | None = None
+    annotated_seeds: tuple[int, ...] = ()
+    annotated_names: dict[int, str] | None = None
     folder: Path | None = None
 
 
 class Method(Protocol):
-    """The interface of a method to the stages: hyper-parameters, and functions of the learned
-    arrays.
+    """A method as the stages see it: hyper-parameters, and functions of the learned `arrays`.
 
-    wants: names of fields of `Inputs`; a method that has some takes them as `fit(gen, seed,
-        inputs=...)`. clusters_by_k: whether clusters were sought without knowing which are the
-        background, so that the frame decides and another k may help. adds_clusters: whether
-        arrays["centers"] may get one more row (`discover --rare`). shaky_cure: the remedy for
-        clusters of low agreement, where that is the settings' fault ("lower k"); "" otherwise.
-    `arrays` holds the result of `fit`, by name, as in `Fitted`.
+    wants: fields of `Inputs` for `fit(gen, seed, inputs=...)`. clusters_by_k: whether the frame
+        decides which clusters are background, and another k may help. adds_clusters: whether
+        arrays["centers"] may get one more row. shaky_cure: the remedy for clusters of low
+        agreement, "" where there is none.
     """
 
     wants: ClassVar[tuple[str, ...]]
@@ -100,11 +94,10 @@ class Method(Protocol):
 class Fitted:
     """The parts that a method learned of a generator: a value that labels its samples.
 
-    method: with the settings it ended up with. arrays: everything learned, by name; with `method`
-        enough to label. clusters: facts per cluster, {"id", "share", "border_share", "background",
-        "confidence", "agreement", ...}. background: {"found": bool, "why": str}. sweep: why these
-        settings, None where nothing was chosen. warnings: sentences with their cure. files: {name:
-        bytes} to store beside the parts (curves, logs).
+    method: with the settings it ended up with. arrays: with `method` enough to label. clusters:
+        {"id", "share", "border_share", "background", "confidence", "agreement", ...}. background:
+        {"found": bool, "why": str}. sweep: why these settings, or None. warnings: sentences with
+        their cure. files: {name: bytes} to store beside the parts.
     """
 
     method: Any
@@ -122,16 +115,15 @@ class Fitted:
 
     def predict(self, samples: Samples, gen: Generator | None = None) -> UInt8[np.ndarray, "n h w"]:
         """Cluster of every pixel of samples made with `taps=fitted.taps`; gen: their generator,
-        for methods that draw them again (`taps` is empty then). Raises UsageError where taps or
-        the generator are missing.
+        needed where `taps` is empty. UsageError where either is missing.
         """
         return self.method.predict(self.arrays, samples, gen)
 
     def label_seeds(
         self, gen: Generator, seeds: Sequence[int], truncation: float | None = None
     ) -> Labelled:
-        """Stream (images UInt8[b h w 3], clusters UInt8[b h w], confidence Float[b h w] in 0..1)
-        of seeds, in batches; truncation: None takes the method's own.
+        """Stream (images UInt8[b h w 3], clusters UInt8[b h w], confidence Float[b h w] in 0..1) of
+        seeds.
         """
         return self.method.label_seeds(self.arrays, gen, seeds, truncation)
 

@@ -1,36 +1,20 @@
 """DatasetGAN: a handful of annotated samples teach small classifiers to label every image the
 generator draws (Zhang et al., CVPR 2021).
 
-Section 3.2 of the paper: the feature vector of a pixel is its hypercolumn, the maps of all layers
-enlarged to the image's size and concatenated. An ensemble of ten networks D-128-32-K (D-256-128-K
-from 32 classes on), each layer linear, ReLU, batch normalisation, learns the class from the
-annotated pixels; the label is their vote. Uncertainty is the Jensen-Shannon divergence of the
-members' distributions p_e,
-
-    JS = H(mean_e p_e) - mean_e H(p_e),
-
-softmax first, then the mean, then the entropy: averaging logits instead was a mistake of the first
-release.
-
-`classifier="linear"` is the read-out of LinearGAN (Xu and Zheng, CVPR 2021): a linear map of the
-same features, the cheapest variant.
-
-Where we differ, and why:
-* A hypercolumn is never made for a whole image: the original holds those of all annotated pixels,
-  160 to 200 GB. Features are read at `max_points` pixels, rare classes first; weights make the loss
-  an estimate of that over all annotated pixels. Whole images are labelled with the first layer
-  applied at each map's own size and then enlarged, which is equal because enlarging is linear.
-* Features are standardised per channel, members share their minibatches (one large product instead
-  of ten small ones), and the number of steps is fixed, the rate falling as a cosine, instead of
-  stopping by the loss of single minibatches.
-* Members see bootstrap draws of the annotated samples (Breiman 1996), not all of them. On 16
-  annotated faces the labels are better (mean IoU 0.861 against 0.843), and the divergence finds
-  errors: networks that differ only by their start are wrong together, linear ones would be equal.
-* StyleGAN2 instead of StyleGAN1: maps are the results of all convolutions, after noise, bias and
-  activation.
-* The most uncertain tenth of the images is not left out here: the confidence 1 - JS / max JS is
-  written with each, and weighs pixels in `distill`. `RECIPES["paper"]` is the published setting as
-  far as it carries over; it holds the features of all annotated pixels.
+Section 3.2 of the paper: a pixel's hypercolumn is the maps of all layers enlarged to the image's
+size. Ten networks D-128-32-K (D-256-128-K from 32 classes on) learn the class from the annotated
+pixels; the label is their vote. Uncertainty is the Jensen-Shannon divergence of the members'
+distributions p_e, JS = H(mean_e p_e) - mean_e H(p_e). `classifier="linear"` is the read-out of
+LinearGAN (Xu and Zheng, CVPR 2021).
+Where we differ, and why (`RECIPES["paper"]` is the published setting as far as it carries over):
+* Features are read at `max_points` pixels, rare classes first, with weights that make the loss an
+  estimate of that over all annotated pixels: the original holds 160 to 200 GB. The first layer is
+  applied at each map's own size and then enlarged, which is equal.
+* Features are standardised, members share their minibatches, the number of steps is fixed.
+* Members see bootstrap draws of the samples: on 16 annotated faces the mean IoU is 0.861 against
+  0.843, and the divergence finds errors. Networks that differ by their start are wrong together.
+* StyleGAN2 instead of StyleGAN1: the results of all convolutions.
+* The most uncertain tenth is not left out; 1 - JS / max JS weighs pixels in `distill`.
 """
 
 from __future__ import annotations
@@ -45,7 +29,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from sis_jax.methods.base import Arrays, Fitted, Inputs, Labelled, features_of
-from sis_jax.methods.settings import DatasetGANSettings
+from sis_jax.methods.settings import DatasetGANSettings, check
 from sis_jax.ops import selection
 from sis_jax.ops.progress import progress, say
 from sis_jax.ops.sampling import collect, map_samples, quantised
@@ -55,16 +39,10 @@ from sis_jax.types import Generator, Samples, SisError, UsageError, check_taps
 RECIPES: dict[str, dict[str, Any]] = {
     # All annotated pixels, minibatches of 64, plain Adam at 1e-3, ten networks that vote.
     "paper": {
-        "members": 10,
-        "bootstrap": False,
-        "vote": "majority",
-        "max_points": 2**31 - 1,
-        "batch": 64,
-        "steps": 20_000,
-        "weight_decay": 0.0,
-        "truncation": 0.7,
+        "members": 10, "bootstrap": False, "vote": "majority", "max_points": 2**31 - 1, "batch": 64,
+        "steps": 20_000, "weight_decay": 0.0, "truncation": 0.7,
     },
-}
+}  # fmt: skip
 
 IGNORE = 255
 # further members, each trained on one half of the samples: they measure how well the other half is
@@ -75,12 +53,9 @@ UNSURE = 0.5
 
 @dataclass(frozen=True)
 class DatasetGAN(DatasetGANSettings):
-    """Parts from annotated samples.
+    """Parts from annotated samples; settings: `DatasetGANSettings`."""
 
-    The settings are the fields of `DatasetGANSettings`.
-    """
-
-    wants: ClassVar[tuple[str, ...]] = ("painted",)
+    wants: ClassVar[tuple[str, ...]] = ("annotated",)
     clusters_by_k: ClassVar[bool] = False
     adds_clusters: ClassVar[bool] = False
     shaky_cure: ClassVar[str] = ""
@@ -88,16 +63,14 @@ class DatasetGAN(DatasetGANSettings):
     def fit(self, gen: Generator, seed: int = 0, inputs: Inputs | None = None) -> Fitted:
         """Learn the annotated classes. The same seed and masks give the same classifiers.
 
-        inputs: `painted` UInt8[m r r] of class ids (255 = not annotated) over the samples of
-            `painted_seeds`, and their `painted_names`.
-
-        Raises UsageError for settings or masks that cannot work (the sentence names those that
-        can), SisError for NaN features.
+        inputs: `annotated` UInt8[m r r] of class ids (255 = not annotated) over the samples of
+            `annotated_seeds`, and `annotated_names`. Raises UsageError for settings or masks that
+            cannot work, SisError for NaN.
         """
         self._check(gen)
-        painted, seeds, ids = _painted(inputs, gen.resolution)
+        annotated, seeds, ids = _annotated(inputs, gen.resolution)
         taps = _taps(gen, self.layer)
-        at, label, weight = choose_pixels(painted, self.max_points, seed)
+        at, label, weight = choose_pixels(annotated, self.max_points, seed)
         real = weight > 0
         x = self._features(gen, seeds, taps, at)[real]
         owner = np.broadcast_to(np.arange(len(seeds))[:, None], at.shape)[real]
@@ -116,8 +89,8 @@ class DatasetGAN(DatasetGANSettings):
             for i, pair in enumerate(layers)
             for kind, a in zip(("weight", "bias"), pair)
         }
-        names = dict(inputs.painted_names or {}) if inputs else {}
-        return method._described(arrays, gen, seeds, painted, ids, names, held)
+        names = dict(inputs.annotated_names or {}) if inputs else {}
+        return method._described(arrays, gen, seeds, annotated, ids, names, held)
 
     def taps(self, arrays: Arrays | None = None) -> tuple[str, ...]:
         """The features that are read; `layer` must be resolved (not "auto")."""
@@ -128,18 +101,14 @@ class DatasetGAN(DatasetGANSettings):
     def predict(
         self, arrays: Arrays, samples: Samples, gen: Generator | None = None
     ) -> UInt8[np.ndarray, "n h w"]:
-        """Class, by its position among the annotated ids, of every pixel of samples made with
-        these taps; `gen` is not looked at.
-        """
+        """Position among the annotated ids of the class of every pixel; `gen` is not used."""
         features, side = features_of(samples, self.taps()), samples.images.shape[1]
         return np.asarray(_label(_layers(arrays), features, side, self.vote == "majority")[0])
 
     def label_seeds(
         self, arrays: Arrays, gen: Generator, seeds: Sequence[int], truncation: float | None = None
     ) -> Labelled:
-        """Stream (images, classes, confidence) for seeds, in batches. Confidence 1 - JS / max JS of
-        the members' distributions, 0..1.
-        """
+        """Stream (images, classes, confidence 1 - JS / max JS in 0..1) for seeds, in batches."""
         psi = self.truncation if truncation is None else truncation
         yield from map_samples(
             gen, list(seeds), _label_body, truncation=psi, shared=(_layers(arrays),),
@@ -157,19 +126,7 @@ class DatasetGAN(DatasetGANSettings):
     # learning
 
     def _check(self, gen: Generator) -> None:
-        if self.classifier not in ("mlp", "linear"):
-            raise UsageError(f'classifier is {self.classifier!r}, expected "mlp" or "linear"')
-        if self.vote not in ("mean", "majority"):
-            raise UsageError(f'vote is {self.vote!r}, expected "mean" or "majority"')
-        for name, least in (
-            ("members", 1),
-            ("max_points", 16),
-            ("steps", 1),
-            ("batch", 2),
-            ("weight_decay", 0),
-        ):
-            if getattr(self, name) < least:
-                raise UsageError(f"{name} is {getattr(self, name)}, expected at least {least}")
+        check(self, members=1, max_points=16, steps=1, batch=2, weight_decay=0)
         if not 0 < self.learning_rate < 1:
             raise UsageError(
                 f"learning_rate is {self.learning_rate}, expected a number between 0 and 1 (0.001 "
@@ -201,9 +158,7 @@ class DatasetGAN(DatasetGANSettings):
         classes: int,
         seed: int,
     ) -> tuple[pixels.Layers, Float[np.ndarray, "e n"]]:
-        """Layers of all members and of the two that were shown one half each; which points each of
-        them saw.
-        """
+        """Layers of all members and of two shown one half each; and which points each saw."""
         n = int(owner.max()) + 1
         half = (owner if n > 1 else np.arange(len(x))) % 2
         rng = np.random.default_rng([seed, 1])
@@ -233,16 +188,14 @@ class DatasetGAN(DatasetGANSettings):
         arrays: Arrays,
         gen: Generator,
         seeds: list[int],
-        painted: np.ndarray,
+        annotated: np.ndarray,
         ids: np.ndarray,
         names: dict[int, str],
         held: np.ndarray,
     ) -> Fitted:
-        """Facts per class from the annotated images, labelled whole; names and background are the
-        painter's.
-        """
+        """Facts per class from the annotated images; names and background are given."""
         facts, _ = selection.describe(self.label_seeds(arrays, gen, seeds), len(ids))
-        counts = np.bincount(painted.ravel(), minlength=256)[ids]
+        counts = np.bincount(annotated.ravel(), minlength=256)[ids]
         clusters = [
             {"id": i, "name": names.get(int(c)) or f"class {c}", "agreement": float(held[i])}
             | facts[i]
@@ -265,16 +218,15 @@ class DatasetGAN(DatasetGANSettings):
 
 
 def choose_pixels(
-    painted: UInt8[np.ndarray, "n r r"], most: int, seed: int = 0
+    annotated: UInt8[np.ndarray, "n r r"], most: int, seed: int = 0
 ) -> tuple[Int[np.ndarray, "n p"], Int[np.ndarray, "n p"], Float[np.ndarray, "n p"]]:
-    """Pixels to learn from: (row * r + column, class id, weight), equally many per sample; filling
-    has weight 0.
+    """Pixels to learn from: (row * r + column, class id, weight), equally many per sample (weight
+    0: filling).
 
-    Where a sample has more annotated pixels than its share of `most`, its smallest classes are kept
-    whole first and the others evenly cut. The weights, 1 on average, are annotated pixels per
-    chosen one, so that a weighted mean over the points estimates that over all annotated pixels.
+    Of a sample with too many, the smallest classes are kept whole and the others evenly cut;
+    weights, 1 on average, are annotated pixels per chosen one.
     """
-    flat = painted.reshape(len(painted), -1)
+    flat = annotated.reshape(len(annotated), -1)
     share = int(min((flat != IGNORE).sum(1).max(), max(1, most // len(flat))))
     at, label = np.zeros((2, len(flat), share), np.int32)
     weight = np.zeros((len(flat), share), np.float32)
@@ -292,17 +244,17 @@ def choose_pixels(
     return at, label, weight / weight[weight > 0].mean()
 
 
-def _painted(
+def _annotated(
     inputs: Inputs | None, side: int
 ) -> tuple[UInt8[np.ndarray, "n r r"], list[int], Int[np.ndarray, "k"]]:
     """Masks with at least one annotated pixel, their seeds, and the class ids in them."""
-    if inputs is None or inputs.painted is None:
+    if inputs is None or inputs.annotated is None:
         raise UsageError(
             "datasetgan learns from annotated samples and got none: python -m sis_jax export RUN "
             "--format blanks --n 16, paint the masks, "
             "then give their folder as --masks"
         )
-    masks, seeds = inputs.painted, inputs.painted_seeds
+    masks, seeds = inputs.annotated, inputs.annotated_seeds
     if len(masks) != len(seeds):
         raise UsageError(
             f"there are {len(masks)} annotated masks and {len(seeds)} seeds: each mask belongs to "
@@ -362,9 +314,7 @@ def _held_out(
     seen: np.ndarray,
     classes: int,
 ) -> Float[np.ndarray, "k"]:
-    """IoU per class of the labels that each half's classifier gives to the annotated pixels of the
-    other half.
-    """
+    """IoU per class of each half's classifier on the annotated pixels of the other half."""
     last = [tuple(a[-HELD:] for a in pair) for pair in layers]
     guess = np.argmax(np.asarray(_logits(last, x)), axis=-1)  # [2, n]
     other = np.where(seen[-1] > 0, guess[0], guess[1])
@@ -374,9 +324,7 @@ def _held_out(
 
 
 def _taps(gen: Generator, layer: str) -> tuple[str, ...]:
-    """The taps asked for; "auto" is every convolution, or every stage of a generator that names no
-    convolutions.
-    """
+    """The taps asked for; "auto" is every convolution, or every stage without such names."""
     if layer != "auto":
         return check_taps(layer.split("+"), gen.taps)
     return tuple(t for t in gen.taps if "/" in t) or tuple(gen.taps)
@@ -418,10 +366,10 @@ def _label_body(
     majority: bool,
 ) -> tuple[Array, Array, Array]:
     image, features = _render(gen, z, truncation, taps)
-    label, sure = pixels.label_maps(
+    label, confidence = pixels.label_maps(
         layers, tuple(features[t] for t in taps), image.shape[1], majority
     )
-    return quantised(image), label, sure
+    return quantised(image), label, confidence
 
 
 _label = jax.jit(pixels.label_maps, static_argnames=("side", "majority"))

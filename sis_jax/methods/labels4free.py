@@ -1,43 +1,35 @@
-"""Labels4Free: what may be replaced by background without anybody noticing is background (Abdal et
-al. 2021, arXiv 2103.14968).
+"""Labels4Free: what may be replaced by background unnoticed is background (Abdal et al. 2021, arXiv
+2103.14968).
 
-Equations of the paper, a = the alpha network's mask of an image G(w), read from the features that
-made it:
+
+Equations of the paper, a = the alpha network's mask of an image G(w), read from its features:
 
     x   = a G(w) + (1 - a) G_bg(w')
     L_D = softplus(-D(real)) + softplus(D(x)) + lazy R1
     L_a = s softplus(-D(x)) + lambda [min(a, 1-a) + relu(phi_fg - mean a)]
           + w_bg relu(phi_bg - (1 - mean a))
 
-x is the composite, G_bg = G with its coarsest information set to zero; D is a discriminator too
-weak to judge more than consistency. All ones would fool D perfectly: the last term asks for some
-background, and D decides where it hurts least.
+x is the composite, G_bg = G with its coarsest information set to zero; D is too weak to judge more
+than consistency. All ones would fool D: the last term asks for some background.
 
 Where we differ, and why (each one a setting; `RECIPES` has the published values by data set):
-* The background has latents of its own (`same_latents`): with those of the image it has nearly the
+* The background has latents of its own (`same_latents`): with the image's own it has nearly the
   same colour, and a leaking mask costs nothing.
-* The real images are the generator's own samples unless `photos` are given. D then has nothing to
-  learn but the composite; with photos it first learns to separate samples from photos, which does
-  not depend on the mask.
-* D has a fraction of the generator's channels (`d_width`): it is to be weak, and most of the time
-  is spent in it.
-* Features are standardised (`normalize`), and the mask starts as foreground (`start`), so that D
-  begins with nothing to see.
+* The real images are the generator's own samples unless `photos` are given.
+* D has a fraction of the generator's channels (`d_width`): it is to be weak, and fast.
+* Features are standardised (`normalize`), and the mask starts as foreground (`start`).
 * Half of an image's frame is to be background (`least_frame`): else the first random weights decide
-  which side is, and 2 of 23 trainings were right.
-* `threshold` is in the middle. Default faces, 1,000 samples at psi 0.7, mean IoU of both sides with
-  a people segmenter, seeds 0 to 4: 0.82, 0.77, 0.78, 0.79, 0.75 at 0.5; 0.83, 0.73, 0.75, 0.71,
-  0.66 at 0.2.
+  which part is, and 2 of 23 trainings were right.
+* `threshold` is in the middle: mean IoU with a people segmenter 0.75 to 0.82 over five seeds at
+  0.5, 0.66 to 0.83 at 0.2.
 * Training is short and its rates fall to 0 (`decay`): the longer the weak D goes on, the more dark
-  hair and clothes it gives to the background.
-* A checkpoint is chosen without labels (`pick`): the published runs stop at a step chosen by eye,
-  between 50 and 1,200. `training/labels4free_checks.py` describes how.
-* The averaged weights are used; the published "ema" is a copy of the last ones. The R1 step's stray
-  + D(real) is left out (`quirk`).
+  hair it gives to the background.
+* A checkpoint is chosen without labels (`pick`, `training/labels4free_checks.py`); the published
+  runs stop at a step chosen by eye.
+* The averaged weights are used; the R1 step's stray + D(real) is left out (`quirk`).
 * Any size: above 128 pixels the network learns from the layers and the image up to there, unless D
   is the generator's own, and masks are enlarged.
-* A run whose masks are wrong, as far as that shows, is left at half its steps and repeated from
-  other weights (`tries`).
+* A run whose masks are wrong, as far as that shows, is repeated from other weights (`tries`).
 """
 
 from __future__ import annotations
@@ -112,11 +104,7 @@ NAMES = ("background", "foreground")
 
 @dataclass(frozen=True)
 class Labels4Free(Labels4FreeSettings):
-    """A soft mask of the foreground, learned against a discriminator from nothing but the
-    generator.
-
-    The settings are the fields of `Labels4FreeSettings`.
-    """
+    """A soft mask of the foreground, learned without labels; settings: `Labels4FreeSettings`."""
 
     wants: ClassVar[tuple[str, ...]] = ("photos", "discriminator")
     clusters_by_k: ClassVar[bool] = False
@@ -124,13 +112,11 @@ class Labels4Free(Labels4FreeSettings):
     shaky_cure: ClassVar[str] = ""
 
     def fit(self, gen: Generator, seed: int = 0, inputs: Inputs | None = None) -> Fitted:
-        """Train the alpha network of `gen`, a StyleGAN2. The same seed gives the same numbers on
-        the same machine.
+        """Train the alpha network of `gen`, a StyleGAN2.
 
-        inputs: photos (real images for D, of `trains_at` pixels), discriminator (for
-            discriminator="own"), folder (where an interrupted training goes on).
-        Raises UsageError for settings or generators that cannot work, SisError where the mask
-        collapsed; the sentence has the cure.
+        inputs: photos (real images for D, of `trains_at` pixels), discriminator (for "own"), folder
+            (where an interrupted training goes on). Raises UsageError for settings or generators
+            that cannot work, SisError where the mask collapsed.
         """
         gen = self._check(gen).up_to(self.trains_at(gen))
         inputs = inputs or Inputs()
@@ -164,9 +150,7 @@ class Labels4Free(Labels4FreeSettings):
     def predict(
         self, arrays: Arrays, samples: Samples, gen: Generator | None = None
     ) -> UInt8[np.ndarray, "n h w"]:
-        """1 where samples made with these taps show foreground, 0 elsewhere; `gen` is not looked
-        at.
-        """
+        """1 where samples made with these taps show foreground, else 0; `gen` is not used."""
         features = features_of(samples, self.taps(arrays))
         alpha = training.mask(
             dict(arrays), tuple(map(jnp.asarray, features)), samples.images.shape[1]
@@ -175,9 +159,8 @@ class Labels4Free(Labels4FreeSettings):
 
     def taps(self, arrays: Arrays) -> tuple[str, ...]:
         """The features that are read."""
-        return nets.flat_taps(
-            int(np.ravel(arrays["resolution"])[0])
-        )  # a stored number comes back as an array of one
+        # A stored number comes back as an array of one
+        return nets.flat_taps(int(np.ravel(arrays["resolution"])[0]))
 
     def alpha_seeds(
         self, arrays: Arrays, gen: Generator, seeds: Sequence[int], truncation: float | None = None
@@ -198,9 +181,8 @@ class Labels4Free(Labels4FreeSettings):
     ) -> Labelled:
         """Stream (images, 1 = foreground or 0, confidence) of seeds, in batches.
 
-        Confidence: how far alpha is from the threshold t, over how far it could be: (alpha - t) /
-            (1 - t) above, (t - alpha) / t below; |2 alpha - 1| where t is 0.5. So alpha can be had
-            back: t + confidence (1 - t), or t - confidence t.
+        Confidence: how far alpha is from the threshold t, over how far it could be; so alpha is t +
+            confidence (1 - t), or t - confidence t.
         """
         t = np.float32(self.threshold)
         for image, alpha in self.alpha_seeds(arrays, gen, seeds, truncation):
@@ -287,17 +269,15 @@ class _Run:
 
     def __post_init__(self) -> None:
         m = self.method
-        self.draws = (
-            self.seed + 1000 * self.attempt
-        )  # of weights and batches; samples that judge are those of `seed`
+        # Of weights and batches; samples that judge are those of `seed`
+        self.draws = self.seed + 1000 * self.attempt
         whole = [
             d
             for d in range(1, parallel.device_count() + 1)
             if m.batch % d == 0 and (d == 1 or m.batch // d % 4 == 0)
         ]
-        self.devices = max(
-            whole
-        )  # each device needs whole groups of 4 for the minibatch standard deviation
+        # Each device needs whole groups of 4 for the minibatch standard deviation
+        self.devices = max(whole)
         given = {
             f.name: getattr(m, f.name) for f in fields(training.Recipe) if f.name != "decay_steps"
         }
@@ -408,9 +388,7 @@ class _Run:
         return step_fn
 
     def _hopeless(self) -> bool:
-        """Past half of the steps and still failed, where another try is left: a mask that will be
-        right is at the frame before that.
-        """
+        """Past half of the steps and still failed, where another try is left."""
         late = bool(self.rows) and self.rows[-1]["step"] > self.method.steps / 2
         return late and self.attempt + 1 < self.method.tries and self.verdict() < 0
 
@@ -443,22 +421,16 @@ class _Run:
 
     def kept(self) -> dict[str, float]:
         """The table's line on the checkpoint to keep."""
-        return (
-            max(self.rows, key=lambda r: r["score"])
-            if self.method.pick == "best"
-            else self.rows[-1]
-        )
+        if self.method.pick == "best":
+            return max(self.rows, key=lambda r: r["score"])
+        return self.rows[-1]
 
     def verdict(self) -> float:
-        """The score to compare runs by, below 0 = failed. The last line counts too: a wrong mask
-        may be at the frame while it is still forming.
-        """
+        """The score to compare runs by, below 0 = failed; the last line counts too."""
         return min(self.kept()["score"], self.rows[-1]["score"])
 
     def warnings(self) -> tuple[str, ...]:
-        """Warnings for the user. Raises SisError where every checkpoint that could be kept has
-        collapsed.
-        """
+        """Warnings for the user; SisError where every checkpoint collapsed."""
         m, row = self.method, self.kept()
         if row["score"] == -1:
             more, front = 2 * m.background or 3, min(2 * m.least_foreground, 0.5) or 0.25

@@ -1,6 +1,7 @@
 """Latent direction: the object gets lighter, the background darker (Melas-Kyriazi et al., ICLR
 2022, arXiv 2105.08127; after Voynov et al., ICML 2021).
 
+
 One unit vector v for all samples. With x = G(z), x' = G(z + e v), S the Sobel edge strength and r a
 map that is positive near the centre and negative near the border (section 3 of the paper):
 
@@ -8,36 +9,16 @@ map that is positive near the centre and negative near the border (section 3 of 
     the sign of lambda gives v_light or v_dark;    |v| = 1 after every step
     mask = [G(z + e v_light) - G(z + e v_dark) > 0], or either direction against G(z), in luminance
 
-Nothing but images is asked of the generator: no features, no styles, no weights. A GAN that is a
-plain JAX function plugs in like this:
-
-    class Mine:
-        info, resolution, z_dim, taps = Info(name="mine"), 64, 128, ()
-        def latents(self, seeds): return latents_from_seeds(seeds, self.z_dim)
-        def map(self, z, truncation=1.0): return (truncation * z)[:, None]
-        def synthesize(self, w, noise="const", taps=()): return my_function(w[:, 0]), {}
-        def sample(self, seeds, truncation=1.0, taps=()):
-            z = self.latents(seeds)
-            w = self.map(z, truncation)
-            return Samples(tuple(seeds), z, w, self.synthesize(w)[0])
-
-    parts = sis_jax.discover(Mine(), method="latent_direction")
+Nothing but images is asked of the generator: no features, no styles, no weights.
 
 Where we differ, and why (the published settings are `RECIPES["code"]` and `RECIPES["paper"]`):
-* Threshold: Otsu's between the two modes of each image's difference in place of 0. On portraits the
-  sign cuts out skin only: hair is as dark in both images, so its difference is a little below 0
-  while the background's is near -1. IoU of person / background against an independent people
-  segmenter: default generator 0.81 / 0.63 with Otsu's, 0.57 / 0.45 with the sign; a DCGAN of faces
-  0.71 / 0.46 and 0.64 / 0.43.
-* The direction lives in w (in a generator without a mapping network this is z): steps in z change
-  the person, and cut 0.77 / 0.58 where w cut 0.81 / 0.64.
-* The prior does not fall off towards the bottom ("portrait"), where people leave the image; there
-  is no upper limit of one half on the area.
-* 60 steps of 16 samples in place of 300 of 32, at twice the rate; `agreement` compares the masks
-  with those of half as many steps.
+* Threshold: Otsu's in place of 0, which cuts out skin only: hair is as dark in both images. IoU of
+  person / background against a people segmenter: 0.81 / 0.63 with Otsu's, 0.57 / 0.45 with 0.
+* The direction lives in w: steps in z change the person (0.77 / 0.58 where w gave 0.81 / 0.64).
+* The prior does not fall off towards the bottom ("portrait"); no upper limit on the area.
+* 60 steps of 16 samples in place of 300 of 32, at twice the rate.
 * In "w" and "w+" the step is measured in standard deviations of w, so that one shift suits all
-  spaces and generators. The published code steers StyleGAN2 in w+ with a vector normalised over
-  layers; "w+" here has one norm over layers and channels.
+  generators; "w+" has one norm over layers and channels.
 """
 
 from __future__ import annotations
@@ -54,7 +35,7 @@ import optax
 from jaxtyping import Array, Bool, Float, UInt8
 
 from sis_jax.methods.base import Arrays, Fitted, Labelled, generator_of, small_image
-from sis_jax.methods.settings import LatentDirectionSettings
+from sis_jax.methods.settings import LatentDirectionSettings, check
 from sis_jax.ops import selection
 from sis_jax.ops.patches import large_patches
 from sis_jax.ops.progress import progress
@@ -64,43 +45,17 @@ from sis_jax.types import Generator, Samples, SisError, UsageError
 RECIPES: dict[str, dict[str, Any]] = {
     # The settings of the published code, for the search of a direction and for making data.
     "code": {
-        "mode": "both",
-        "space": "z",
-        "prior": "center",
-        "center_weight": 2.0,
-        "structure_weight": 10.0,
-        "fit_shift": 2.0,
-        "fit_shift_std": 0.5,
-        "shift": 5.0,
-        "steps": 300,
-        "batch": 32,
-        "learning_rate": 5e-3,
-        "truncation": 1.0,
-        "threshold": "zero",
-        "min_component": 0.2,
-        "max_area": 0.5,
-        "min_peaks": 2,
+        "mode": "both", "space": "z", "prior": "center", "center_weight": 2.0,
+        "structure_weight": 10.0, "fit_shift": 2.0, "fit_shift_std": 0.5, "shift": 5.0,
+        "steps": 300, "batch": 32, "learning_rate": 5e-3, "truncation": 1.0, "threshold": "zero",
+        "min_component": 0.2, "max_area": 0.5, "min_peaks": 2,
     },
-    # The formulas of the paper, lambda = 5; open settings as in the code.
-    "paper": {
-        "mode": "both",
-        "space": "z",
-        "prior": "linear",
-        "center_weight": 5.0,
-        "structure_weight": 1.0,
-        "fit_shift": 2.0,
-        "fit_shift_std": 0.5,
-        "shift": 5.0,
-        "steps": 300,
-        "batch": 32,
-        "learning_rate": 5e-3,
-        "truncation": 1.0,
-        "threshold": "zero",
-        "min_component": 0.2,
-        "max_area": 0.5,
-        "min_peaks": 2,
-    },
-}
+}  # fmt: skip
+# The formulas of the paper, lambda = 5; open settings as in the code.
+RECIPES["paper"] = RECIPES["code"] | {
+    "prior": "linear", "center_weight": 5.0, "structure_weight": 1.0,
+}  # fmt: skip
+
 
 SIGNS = {"light": (1.0,), "dark": (-1.0,), "both": (1.0, -1.0)}
 GRAY = (0.299, 0.587, 0.114)
@@ -110,11 +65,7 @@ DESCRIBED = 128  # samples to learn the facts per cluster from
 
 @dataclass(frozen=True)
 class LatentDirection(LatentDirectionSettings):
-    """Object and background from directions in latent space: cluster 0 is the background, 1 the
-    object.
-
-    The settings are the fields of `LatentDirectionSettings`.
-    """
+    """Cluster 0 is the background, 1 the object; settings: `LatentDirectionSettings`."""
 
     wants: ClassVar[tuple[str, ...]] = ()
     clusters_by_k: ClassVar[bool] = False
@@ -122,12 +73,11 @@ class LatentDirection(LatentDirectionSettings):
     shaky_cure: ClassVar[str] = ""
 
     def fit(self, gen: Generator, seed: int = 0) -> Fitted:
-        """Learn the directions. The same seed gives the same bytes, on any
-        number of devices.
+        """Learn the directions. The same seed gives the same bytes, on any number of devices.
 
-        `arrays`: directions [m d], light before dark; scale [1], the standard deviation that a
-            shift is measured in.
-        Raises UsageError for settings that cannot work, SisError where the generator gives NaN.
+        `arrays`: directions [m d], light before dark; scale [1], the deviation that a shift is
+        measured in. Raises UsageError for settings that cannot work, SisError where the generator
+        gives NaN.
         """
         self._check()
         scale = np.full(
@@ -160,9 +110,8 @@ class LatentDirection(LatentDirectionSettings):
     ) -> Labelled:
         """Stream (images, clusters, confidence) for seeds, in batches.
 
-        Confidence: distance of the difference from the threshold, 1 where it is that of the
-            image's average pixel on that side; 0 for patches that were removed, and for whole
-            images that a filter does not trust.
+        Confidence: distance of the difference from the threshold, 1 at the average pixel of that
+            part; 0 for patches that were removed and images that a filter does not trust.
         """
         psi = self.truncation if truncation is None else truncation
         for image, difference, spread, peaks in self._differences(arrays, gen, seeds, psi):
@@ -194,38 +143,16 @@ class LatentDirection(LatentDirectionSettings):
     # learning
 
     def _check(self) -> None:
-        choices = {
-            "mode": SIGNS,
-            "space": ("z", "w", "w+"),
-            "prior": ("portrait", "center", "linear"),
-        } | {"threshold": ("otsu", "zero", "std")}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise UsageError(
-                    f"{name} is {getattr(self, name)!r}, expected {', '.join(map(repr, known))}"
-                )
-        for name in ("steps", "batch"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}, expected at least 1")
-        for name, most in (
-            ("shift", 100),
-            ("fit_shift", 100),
-            ("learning_rate", 1),
-            ("max_area", 1),
-        ):
+        check(
+            self, steps=1, batch=1, center_weight=0, structure_weight=0, fit_shift_std=0,
+            min_component=0, min_peaks=0,
+        )  # fmt: skip
+        limits = {"shift": 100, "fit_shift": 100, "learning_rate": 1, "max_area": 1}
+        for name, most in limits.items():
             if not 0 < getattr(self, name) <= most:
                 raise UsageError(
                     f"{name} is {getattr(self, name)}, expected a number above 0, {most} at most"
                 )
-        for name in (
-            "center_weight",
-            "structure_weight",
-            "fit_shift_std",
-            "min_component",
-            "min_peaks",
-        ):
-            if getattr(self, name) < 0:
-                raise UsageError(f"{name} is {getattr(self, name)}, expected 0 or more")
         if self.steps * self.batch > 100_000:
             raise UsageError(
                 f"{self.steps} steps of {self.batch} need {self.steps * self.batch} samples, "
@@ -235,9 +162,7 @@ class LatentDirection(LatentDirectionSettings):
     def _directions(
         self, gen: Generator, scale: np.ndarray, seed: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(halfway, at the end, brightness and structure of each step): Adam, the unit norm
-        restored after each step.
-        """
+        """(halfway, at the end, terms of each step): Adam, the unit norm restored each step."""
         rng = np.random.default_rng(seed)
         v = _unit(
             rng.standard_normal((len(SIGNS[self.mode]), _dimension(gen, self.space))).astype(
@@ -282,9 +207,7 @@ class LatentDirection(LatentDirectionSettings):
     def _described(
         self, arrays: Arrays, gen: Generator, seeds: list[int], halfway: np.ndarray
     ) -> tuple[tuple[dict[str, Any], ...], dict[str, Any]]:
-        """Facts per cluster. Agreement: mean overlap with the masks of other shifts, and of the
-        direction halfway through its search.
-        """
+        """Facts per cluster; agreement: mean overlap with masks of other shifts, and halfway."""
 
         def masks(fitted: Fitted) -> np.ndarray:
             return np.concatenate(
@@ -333,9 +256,7 @@ class LatentDirection(LatentDirectionSettings):
         spread: Float[np.ndarray, "b"],
         peaks: Float[np.ndarray, "b"],
     ) -> tuple[UInt8[np.ndarray, "b h w"], Float[np.ndarray, "b h w"]]:
-        """Masks and confidence after the published filters: small patches, area, peaks of the
-        histogram.
-        """
+        """Masks and confidence after the filters: small patches, area, peaks of the histogram."""
         if not np.isfinite(difference).all():
             raise SisError(
                 "the shifted images hold NaN: the generator's weights are damaged, or shift is "
@@ -353,15 +274,15 @@ class LatentDirection(LatentDirectionSettings):
             / np.maximum(side.sum((1, 2), keepdims=True), 1)
             for side in (~mask, mask)
         ]
-        sure = np.clip(margin / np.maximum(np.where(mask, usual[1], usual[0]), 1e-6), 0, 1).astype(
-            np.float32
-        )
+        confidence = np.clip(
+            margin / np.maximum(np.where(mask, usual[1], usual[0]), 1e-6), 0, 1
+        ).astype(np.float32)
         if self.min_component:
             kept = np.stack([large_patches(m, self.min_component) for m in mask])
-            sure[mask & ~kept] = 0
+            confidence[mask & ~kept] = 0
             mask = kept
-        sure[(mask.mean((1, 2)) > self.max_area) | (peaks < self.min_peaks)] = 0
-        return mask.astype(np.uint8), sure
+        confidence[(mask.mean((1, 2)) > self.max_area) | (peaks < self.min_peaks)] = 0
+        return mask.astype(np.uint8), confidence
 
 
 def _names(mode: str) -> tuple[str, ...]:
@@ -384,9 +305,7 @@ def _dimension(gen: Generator, space: str) -> int:
 
 
 def _spread(gen: Generator, truncation: float, space: str) -> float:
-    """Standard deviation of w (root mean square over channels) of 256 samples; a w+ vector of norm
-    1 has a share of it in each W+ layer.
-    """
+    """Standard deviation of w over 256 samples, times sqrt(layers) for a w+ vector of norm 1."""
     w = np.asarray(gen.map(gen.latents(range(256)), truncation))
     deviation = float(np.sqrt(w[:, 0].var(0).mean()))
     if not np.isfinite(deviation) or deviation == 0:
@@ -398,9 +317,7 @@ def _spread(gen: Generator, truncation: float, space: str) -> float:
 
 
 def otsu(values: Float[np.ndarray, "..."], bins: int = 64) -> float:
-    """The threshold that maximises the variance between the two sides of a histogram (Otsu
-    1979).
-    """
+    """The threshold that maximises the variance between the parts of a histogram (Otsu 1979)."""
     counts, edges = np.histogram(values, bins)
     share, centers = counts / counts.sum(), (edges[1:] + edges[:-1]) / 2
     below, moment = share.cumsum(), (share * centers).cumsum()
@@ -422,9 +339,7 @@ def luminance(images: Float[Array, "*n 3"]) -> Float[Array, "*n"]:
 
 
 def edge_strength(x: Float[Array, "n h w"]) -> Float[Array, "n h w"]:
-    """Sobel: sqrt(gx^2 + gy^2 + 1e-6), kernels over 8, edges repeated. The 1e-6 keeps the gradient
-    finite where the image is flat.
-    """
+    """Sobel: sqrt(gx^2 + gy^2 + 1e-6), kernels over 8, edges repeated."""
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1)), mode="edge")
     rows = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
     columns = padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]
@@ -433,12 +348,11 @@ def edge_strength(x: Float[Array, "n h w"]) -> Float[Array, "n h w"]:
 
 
 def prior_map(side: int, kind: str) -> Float[np.ndarray, "side side"]:
-    """The weights of brightness, positive where the object is expected; the corners of the image
-    are at (+-1, +-1).
+    """The weights of brightness, positive where the object is expected; corners at (+-1, +-1).
 
-    "center": -4 (rho - mean rho), rho the distance from the centre (the published code). "linear":
-    1 - |p - c| / a with a a quarter of the diagonal (the paper), times 3, for its sum over
-    channels. "portrait": as "center", but below the centre only the horizontal distance counts.
+    "center": -4 (rho - mean rho), rho the distance from the centre (the code). "linear": 3 (1 - |p
+    - c| / a), a a quarter of the diagonal (the paper). "portrait": as "center", horizontal below
+    the centre.
     """
     at = np.linspace(-1, 1, side, dtype=np.float32)
     down = np.minimum(at, 0) if kind == "portrait" else at
@@ -510,9 +424,7 @@ def _difference_body(
     shift: float,
     signs: tuple[float, ...],
 ) -> tuple[UInt8[Array, "b h w 3"], Float[Array, "b h w"], Float[Array, "b"], Float[Array, "b"]]:
-    """Image, difference (above the threshold: object), its standard deviation, and the fewest peaks
-    of a shifted image's histogram.
-    """
+    """Image, difference (above the threshold: object), its deviation, and the fewest peaks."""
     image = gen.synthesize(gen.map(z, psi), "const", ())[0]
     move = jnp.broadcast_to(shift * arrays["directions"], (z.shape[0], *arrays["directions"].shape))
     y = jnp.clip(_shifted(gen, z, psi, move, arrays["scale"], space), -1, 1)
@@ -522,9 +434,7 @@ def _difference_body(
 
 
 def histogram_peaks(y: Float[Array, "b m h w"]) -> Float[Array, "b m"]:
-    """Local maxima of the histogram over [-1, 1] in 12 bins, smoothed over 3; plateaus and ends
-    count.
-    """
+    """Local maxima of the histogram over [-1, 1] in 12 bins, smoothed over 3."""
     bins = jnp.clip(jnp.floor((y + 1) / 2 * BINS), 0, BINS - 1)
     counts = jnp.stack([(bins == i).mean((2, 3)) for i in range(BINS)], axis=-1)
     padded = jnp.pad(counts, ((0, 0), (0, 0), (1, 1)))

@@ -1,25 +1,19 @@
 """Segmentation in Style: k-means on a generator's features (Pakhomov et al. 2021, arXiv
 2107.12518).
 
-Equation of the paper: J = sum_n sum_k r_nk |x_n - mu_k|^2, r_nk = 1 for the nearest centre; x_n are
-the features of one pixel of one sample, pooled over about fifty samples. A new image is labelled by
-its nearest centres.
-
-Where we differ, and why:
-* Features may come from several taps at once, and are standardised per channel: raw, the few
-  channels with a large norm decide every distance. Every tap counts the same (block scaling): a
-  network that halves its channels towards the fine taps would not listen to them otherwise.
-* Labels come from class scores |mu|^2 - 2 x.mu, upsampled per tap at their own size: bilinear
-  weights sum to one and |x|^2 does not depend on the class, so they equal the labels of upsampled
-  features at k / channels of the memory.
-* Every pixel up to a budget of points, then an even subset of each sample's pixels: memory does not
-  grow with the number of samples.
+J = sum_n sum_k r_nk |x_n - mu_k|^2, r_nk = 1 for the nearest centre; x_n are the features of one
+pixel of one sample, pooled over about fifty samples. A new image is labelled by its nearest
+centres.
+Where we differ, and why (`RECIPES["paper"]` is the published setting):
+* Features may come from several taps and are standardised per channel: raw, the few channels with a
+  large norm decide every distance. Every tap counts the same.
+* Labels come from class scores |mu|^2 - 2 x.mu, upsampled per tap at their own size: equal to the
+  labels of upsampled features, at k / channels of the memory.
+* An even subset of each sample's pixels: memory does not grow with the number of samples.
 * Labels follow the image (`refine`): the nearest centre is evidence, weighed with the usual cluster
-  at that place in the samples themselves and with neighbours of the same colour
-  (`ops/cluster_labels.py`, `ops/crf.py`).
-* k and layer can be chosen by a sweep (`ops/sweep.py`), the background by a border rule instead of
-  by eye, and one number, `position_weight`, adds the pixel's place to its features, which splits
-  left from right. `RECIPES["paper"]` is the published setting.
+  at that place and with neighbours of the same colour (`ops/cluster_labels.py`).
+* k and layer can be chosen by a sweep (`ops/sweep.py`), the background by a border rule, and
+  `position_weight` adds the pixel's place to its features, which splits left from right.
 """
 
 from __future__ import annotations
@@ -34,7 +28,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from sis_jax.methods.base import OUTLINE, Arrays, Fitted, Labelled, features_of, small_image
-from sis_jax.methods.settings import SegmentationInStyleSettings
+from sis_jax.methods.settings import SegmentationInStyleSettings, check
 from sis_jax.ops import kmeans, selection, sweep
 from sis_jax.ops.cluster_labels import filtered, label_maps, learn_refinement, place_of
 from sis_jax.ops.resize import resize_bilinear
@@ -52,19 +46,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     # The notebook that trains the published face model: 50 samples, psi 0.7, "layer 7", 128 x 128
     # grid, K = 9, ten restarts, raw features.
     "paper": {
-        "k": 9,
-        "layer": "64x64",
-        "n": 50,
-        "truncation": 0.7,
-        "grid": 128,
-        "normalize": "none",
-        "n_init": 10,
-        "max_points": 819_200,
-        "align_corners": True,
-        "smooth": "off",
+        "k": 9, "layer": "64x64", "n": 50, "truncation": 0.7, "grid": 128, "normalize": "none",
+        "n_init": 10, "max_points": 819_200, "align_corners": True, "smooth": "off",
         "refine": "none",
     },
-}
+}  # fmt: skip
 
 SWEEP_KS = (3, 4, 5, 6, 8, 10)
 SWEEP_POINTS = 10_000
@@ -76,10 +62,7 @@ _LOOKED_AT = 32_768  # points at a time, where all are gone through
 
 @dataclass(frozen=True)
 class SegmentationInStyle(SegmentationInStyleSettings):
-    """Parts by k-means on generator features.
-
-    The settings are the fields of `SegmentationInStyleSettings`.
-    """
+    """Parts by k-means on generator features; settings: `SegmentationInStyleSettings`."""
 
     wants: ClassVar[tuple[str, ...]] = ()
     clusters_by_k: ClassVar[bool] = True
@@ -89,8 +72,8 @@ class SegmentationInStyle(SegmentationInStyleSettings):
     def fit(self, gen: Generator, seed: int = 0) -> Fitted:
         """Learn parts from `n` samples of `gen`. The same seed gives the same parts.
 
-        Raises UsageError for settings that cannot work with this generator (the sentence lists
-        those that can), SisError for NaN features.
+        Raises UsageError for settings that cannot work with this generator, SisError for NaN
+        features.
         """
         self._check(gen)
         seeds = sample_seeds(seed, self.n)
@@ -131,9 +114,7 @@ class SegmentationInStyle(SegmentationInStyleSettings):
     def label_seeds(
         self, arrays: Arrays, gen: Generator, seeds: Sequence[int], truncation: float | None = None
     ) -> Labelled:
-        """Stream (images, clusters, confidence) for seeds, in batches. Confidence: `label_maps` in
-        `ops/cluster_labels.py`, 0..1.
-        """
+        """Stream (images, clusters, confidence in 0..1) for seeds, in batches."""
         psi = self.truncation if truncation is None else truncation
         yield from map_samples(
             gen, list(seeds), _label_body, truncation=psi, shared=(dict(arrays),),
@@ -143,15 +124,13 @@ class SegmentationInStyle(SegmentationInStyleSettings):
     def _small_labels(
         self, arrays: Arrays, gen: Generator, seeds: Sequence[int]
     ) -> Iterator[tuple[None, UInt8[np.ndarray, "b r r"], Float[np.ndarray, "b r r"]]]:
-        """Stream (None, clusters, confidence) at `OUTLINE` pixels, for a generator that draws more:
-        only the layers that labels depend on run.
-        """
+        """Stream (None, clusters, confidence) at `OUTLINE` pixels: only the needed layers run."""
         outline = small_image(gen)
-        for label, sure in map_samples(
+        for label, confidence in map_samples(
             gen, list(seeds), _small_label_body, truncation=self.truncation,
             shared=(dict(arrays),), outline=outline, **self._static(),
         ):  # fmt: skip
-            yield None, label, sure
+            yield None, label, confidence
 
     def _static(self) -> dict[str, Any]:
         return {
@@ -161,9 +140,7 @@ class SegmentationInStyle(SegmentationInStyleSettings):
         }
 
     def estimate(self) -> dict[str, float]:
-        """Seconds and bytes of `fit`, roughly, for the default network on two processor cores: a
-        pass per sample and tap set, then k-means.
-        """
+        """Seconds and bytes of `fit`, roughly, for the default network on two cores."""
         passes = 16 if "auto" in (self.layer, self.k) else 1
         return {
             "seconds": (8 if self.refine == "none" else 12) + self.n * 0.01 * (passes + 3),
@@ -181,27 +158,12 @@ class SegmentationInStyle(SegmentationInStyleSettings):
             raise UsageError(f"k is {self.k}; masks are 8-bit, so at most 255 clusters")
         if self.n < 2:
             raise UsageError(f"n is {self.n}, expected at least 2 samples (50 is the paper's)")
-        for name, least in (
-            ("position_weight", 0),
-            ("grid", 0),
-            ("n_init", 1),
-            ("max_points", 100),
-        ):
-            if getattr(self, name) < least:
-                raise UsageError(f"{name} is {getattr(self, name)}, expected at least {least}")
-        if self.normalize not in ("tap", "channel", "none"):
-            raise UsageError(
-                f'normalize is {self.normalize!r}, expected "tap", "channel" or "none"'
-            )
-        if self.refine not in ("crf", "none"):
-            raise UsageError(f'refine is {self.refine!r}, expected "crf" or "none"')
+        check(self, position_weight=0, grid=0, n_init=1, max_points=100)
 
     def _points(
         self, gen: Generator, seeds: list[int], taps: tuple[str, ...], budget: int | None = None
     ) -> Float[np.ndarray, "n p d"]:
-        """Feature vectors and, last two columns, the place in [-1, 1]: an even, seeded subset of
-        each sample's pixels.
-        """
+        """Features and, last two columns, the place in [-1, 1], of an even subset of pixels."""
         side = self._grid(taps)
         per_sample = max(1, min(side * side, (budget or self.max_points) // len(seeds)))
         starts = np.array([np.random.default_rng(s).integers(side * side) for s in seeds], np.int32)
@@ -237,9 +199,8 @@ class SegmentationInStyle(SegmentationInStyleSettings):
         found = kmeans.kmeans(x, self.k, seed=seed, n_init=self.n_init)
         centers = np.zeros((self.k, d), np.float32)
         centers[:, :columns] = np.asarray(found.centers)
-        order = np.argsort(
-            -np.bincount(np.asarray(found.labels), minlength=self.k), kind="stable"
-        )  # cluster 0 is the largest
+        # Cluster 0 is the largest
+        order = np.argsort(-np.bincount(np.asarray(found.labels), minlength=self.k), kind="stable")
         arrays = {
             "centers": centers[order],
             "mean": mean,
@@ -259,18 +220,14 @@ class SegmentationInStyle(SegmentationInStyleSettings):
     def describe(
         self, arrays: Arrays, gen: Generator, seeds: Sequence[int]
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """Shares, border shares and confidence of every cluster, and the background, from up to 200
-        of the samples.
-        """
+        """Shares and confidence of every cluster, and the background, from up to 200 samples."""
         stream = self.label_seeds if gen.resolution <= OUTLINE else self._small_labels
         return selection.describe(stream(arrays, gen, seeds[:200]), len(arrays["centers"]))
 
     # choosing k and layer
 
     def _smoothed(self, gen: Generator, seeds: list[int]) -> SegmentationInStyle:
-        """This method with `smooth` decided: on where the four phases of a 2 x 2 grid differ in
-        their mean.
-        """
+        """This method with `smooth` decided by the means of the phases of a 2 x 2 grid."""
         if self.smooth != "auto":
             return self
         taps = (
@@ -284,9 +241,7 @@ class SegmentationInStyle(SegmentationInStyleSettings):
     def _swept(
         self, gen: Generator, seeds: list[int], seed: int
     ) -> tuple[SegmentationInStyle, dict[str, Any]]:
-        """This method with k and layer chosen, and the table behind the choice (criterion:
-        `ops/sweep.py`).
-        """
+        """This method with k and layer chosen, and the table behind (`ops/sweep.py`)."""
         layers = candidate_layers(gen)
         if self.layer != "auto" and self.layer not in layers:
             layers.append(self.layer)
@@ -319,9 +274,7 @@ class SegmentationInStyle(SegmentationInStyleSettings):
 
 
 def candidate_layers(gen: Generator, single: bool = False) -> list[str]:
-    """Single taps from 8 x 8 to 64 x 64, and runs of two and three neighbours of them, the
-    candidates of `layer="auto"`.
-    """
+    """The candidates of `layer="auto"`: taps from 8 x 8 to 64 x 64, and two or three neighbours."""
     whole = [t for t in gen.taps if "/" not in t]
     sizes = [t for t in whole if 8 <= _side(t) <= 64] or whole  # a tiny generator has what it has
     runs = [
@@ -339,8 +292,8 @@ def _side(tap: str) -> int:
 def _standardise(
     points: Float[np.ndarray, "n p d"], method: SegmentationInStyle, widths: list[int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(mean, scale, position factor) per column. The place is centred on 0 and weighs
-    position_weight times all channels together.
+    """(mean, scale, position factor) per column; the place weighs position_weight times all
+    channels.
     """
     flat = points.reshape(-1, points.shape[-1])
     mean, spread = _moments(flat)
@@ -366,9 +319,7 @@ def _scaled(
     scale: Float[np.ndarray, "d"],
     place: bool,
 ) -> Float[np.ndarray, "m c"]:
-    """(points - mean) * scale, one row per point, without the two columns of the place unless it
-    counts. The result takes over the memory of `points`: a second set would double it.
-    """
+    """(points - mean) * scale in the memory of `points`; the place goes unless it counts."""
     rows, d = points.reshape(-1, points.shape[-1]), points.shape[-1]
     columns = d if place else d - 2
     x = points.reshape(-1)[: len(rows) * columns].reshape(len(rows), columns)
@@ -379,9 +330,7 @@ def _scaled(
 
 
 def _moments(x: Float[np.ndarray, "n d"], rows: int = 8192) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation per column in float64, some rows at a time: NumPy's own would
-    hold a float64 copy of everything.
-    """
+    """Mean and standard deviation per column in float64, some rows at a time."""
     mean = x.mean(0, dtype=np.float64)
     square = sum(
         (np.square(x[i : i + rows] - mean).sum(0) for i in range(0, len(x), rows)),
@@ -408,9 +357,7 @@ def _facts_of_points(
 
 
 def _stability(x: np.ndarray, labels: np.ndarray, n: int, k: int, seed: int) -> np.ndarray:
-    """Per cluster: mean overlap with its partner when only one half of the samples is clustered,
-    with another seed.
-    """
+    """Per cluster: mean overlap with its partner when one half of the samples is clustered."""
     per = len(x) // n
     found = []
     for i, part in enumerate((x[: n // 2 * per], x[n // 2 * per :])):
@@ -450,9 +397,7 @@ def _collect_body(
     align_corners: bool,
     smooth: bool,
 ) -> Float[Array, "b count d"]:
-    """Features of `count` pixels of each sample on a common grid, and their place: the golden-ratio
-    walk from a start of the sample's own.
-    """
+    """Features of `count` pixels of each sample, and their place, by a golden-ratio walk."""
     features = _render(gen, z, truncation, taps)[1]
     common = [
         resize_bilinear(filtered(features[t], smooth), (side, side), align_corners=align_corners)
@@ -472,9 +417,7 @@ def _collect_body(
 def _phase_body(
     gen: Generator, z: Array, truncation: Array, *, taps: tuple[str, ...]
 ) -> Float[Array, "b taps"]:
-    """Per sample and tap: variance between the means of the four pixel phases, over all variance
-    (mean over channels).
-    """
+    """Per sample and tap: variance between the means of four pixel phases, over all variance."""
     features = _render(gen, z, truncation, taps)[1]
 
     def share(x: Array) -> Array:
@@ -490,11 +433,11 @@ def _label_body(
     outline: str | None, align_corners: bool, smooth: bool,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
     image, features = _render(gen, z, truncation, (*taps, *([outline] if outline else [])))
-    labels, sure = label_maps(
+    labels, confidence = label_maps(
         tuple(features[t] for t in taps), features[outline] if outline else image, arrays,
         align_corners, smooth, image.shape[1],
     )  # fmt: skip
-    return quantised(image), labels, sure
+    return quantised(image), labels, confidence
 
 
 def _small_label_body(

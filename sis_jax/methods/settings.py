@@ -5,7 +5,9 @@ importing JAX.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from sis_jax.types import UsageError
 
 
 @dataclass(frozen=True)
@@ -247,3 +249,15 @@ SETTINGS: dict[str, type] = {
     "latent_direction": LatentDirectionSettings,
     "style_mixing": StyleMixingSettings,
 }
+
+
+def check(settings: Any, **least: float) -> None:
+    """UsageError for a text that is none of its field's choices, or a number below its least."""
+    for name, kind in get_type_hints(type(settings)).items():
+        choices = get_args(kind) if get_origin(kind) is Literal else ()
+        if choices and getattr(settings, name) not in choices:
+            known = " or ".join(f'"{choice}"' for choice in choices)
+            raise UsageError(f"{name} is {getattr(settings, name)!r}, expected {known}")
+    for name, smallest in least.items():
+        if getattr(settings, name) < smallest:
+            raise UsageError(f"{name} is {getattr(settings, name)}, expected at least {smallest}")

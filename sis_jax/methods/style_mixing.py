@@ -6,8 +6,7 @@ The algorithm of the paper, for one image with styles w:
    colours change.
 2. The style summary tensor, N x C x H x W: all variants on top of each other.
 3. Its pixels, vectors of N C numbers, are clustered into k groups.
-4. Clusters that belong to the border are the background. For single objects the same inside the
-   boxes of a detector (`segment_boxes`), for photos with the w of a projection (`segment`).
+4. Clusters that belong to the border are the background. Photos: the w of a projection (`segment`).
 
 Settings that the paper leaves open were chosen by IoU of person / background on 64 samples of the
 default generator (psi 0.7) against an independent people segmenter, per-image background rule
@@ -38,10 +37,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from sis_jax.methods.base import Arrays, Fitted, Labelled, generator_of, small_image
-from sis_jax.methods.settings import StyleMixingSettings
+from sis_jax.methods.settings import StyleMixingSettings, check
 from sis_jax.ops import kmeans, plan, selection
 from sis_jax.ops.patches import without_specks
-from sis_jax.ops.pixel_clusters import cluster, converted, distinct, vectors
+from sis_jax.ops.pixel_clusters import cluster, converted, vectors
 from sis_jax.ops.resize import resize_bilinear
 from sis_jax.ops.sampling import collect, map_samples, quantised, sample_seeds
 from sis_jax.types import Generator, Samples, SisError, UsageError, check_taps
@@ -65,10 +64,7 @@ class Mixing(NamedTuple):
 
 @dataclass(frozen=True)
 class StyleMixing(StyleMixingSettings):
-    """Parts from pixels that change colour together when fine styles are mixed.
-
-    The settings are the fields of `StyleMixingSettings`.
-    """
+    """Parts from pixels that change colour together; settings: `StyleMixingSettings`."""
 
     wants: ClassVar[tuple[str, ...]] = ()
     clusters_by_k: ClassVar[bool] = True
@@ -77,18 +73,16 @@ class StyleMixing(StyleMixingSettings):
     @property
     def shaky_cure(self) -> str:
         """The remedy for clusters that change with the samples."""
-        return (
-            "merge them with a neighbour, lower k, or raise n"
-            if self.labels == "parts"
-            else "raise variants"
-        )
+        if self.labels == "parts":
+            return "merge them with a neighbour, lower k, or raise n"
+        return "raise variants"
 
     def fit(self, gen: Generator, seed: int = 0) -> Fitted:
         """Draw the styles to mix in, and match the clusters of `n` samples.
 
         `arrays`: donors [variants w], the styles; centers [k c], mean [c] and scale [c] of
-            standardised features. Raises UsageError for settings that cannot work, and for a
-            generator whose image is not drawn from styles in W+ layers (only a StyleGAN2's is).
+        standardised features. Raises UsageError for settings that cannot work, and for a generator
+        that is no StyleGAN2.
         """
         method = self._checked(gen)
         donors = np.asarray(
@@ -122,34 +116,35 @@ class StyleMixing(StyleMixingSettings):
     def label_seeds(
         self, arrays: Arrays, gen: Generator, seeds: Sequence[int], truncation: float | None = None
     ) -> Labelled:
-        """Stream (images, clusters, confidence) for seeds, in batches. Confidence 1 - d1 / d2 of
-        the squared distances of a pixel to the nearest cluster of its part and to the nearest one
-        of another part, 0..1; 0 for patches that were given to their neighbour.
+        """Stream (images, clusters, confidence) for seeds, in batches.
+
+        Confidence: 1 - d1 / d2 of the squared distances to the nearest clusters of its part and of
+            another, 0..1; 0 for patches given to their neighbour.
         """
         psi = self.truncation if truncation is None else truncation
-        for image, label, sure in map_samples(
+        for image, label, confidence in map_samples(
             gen, list(seeds), _label_body, truncation=psi, shared=(dict(arrays),), **self._static()
         ):
-            yield image, *self._cleaned(label, sure)
+            yield image, *self._cleaned(label, confidence)
 
     def segment(
         self, arrays: Arrays, gen: Generator, w: Float[np.ndarray, "n s w"] | Float[Array, "n s w"]
     ) -> tuple[
         UInt8[np.ndarray, "n h h 3"], UInt8[np.ndarray, "n h h"], Float[np.ndarray, "n h h"]
     ]:
-        """Images, clusters and confidence of styles w, such as a projection of photos gives, by
-        the result of `fit`. The masks are those of the images that w draws.
-        """
+        """Images, clusters and confidence of styles w, such as a projection of photos gives."""
         learned = {name: jnp.asarray(a) for name, a in arrays.items()}
         run = _segmented if _plain(gen) else _segment
         parts, draw = [], partial(_segmented, gen, **self._static())
         platform = jax.devices()[0].platform
         rows = plan.rows_at_once(draw, (0, None), (w, learned), platform)[0]
         for start in range(0, len(w), rows):
-            image, label, sure = run(
+            image, label, confidence = run(
                 gen, jnp.asarray(w[start : start + rows]), learned, **self._static()
             )
-            parts.append((np.asarray(image), *self._cleaned(np.asarray(label), np.asarray(sure))))
+            parts.append(
+                (np.asarray(image), *self._cleaned(np.asarray(label), np.asarray(confidence)))
+            )
         return tuple(np.concatenate(x) for x in zip(*parts))  # type: ignore[return-value]
 
     def predict(
@@ -175,24 +170,12 @@ class StyleMixing(StyleMixingSettings):
                 f"{gen.info.name} takes no styles in W+ layers that could be mixed: use a "
                 "StyleGAN2, or --method latent_direction"
             )
-        choices = {
-            "labels": ("parts", "ground"),
-            "mode": ("correlation", "raw"),
-            "color": ("rgb", "ycc", "lab"),
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise UsageError(
-                    f"{name} is {getattr(self, name)!r}, expected {', '.join(map(repr, known))}"
-                )
-        for name, least, most in (
-            ("variants", 2, 512),
-            ("clusters", 2, 64),
-            ("k", 2, 255),
-            ("n_init", 1, 64),
-            ("n", 4, 100_000),
-            ("min_patch", 0, 0.5),
-        ):
+        check(self)
+        limits = {
+            "variants": (2, 512), "clusters": (2, 64), "k": (2, 255), "n_init": (1, 64),
+            "n": (4, 100_000), "min_patch": (0, 0.5),
+        }  # fmt: skip
+        for name, (least, most) in limits.items():
             if not least <= getattr(self, name) <= most:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected {least} to {most}")
         slots = self.slots or max(1, round(SLOTS * network.num_ws))
@@ -222,9 +205,7 @@ class StyleMixing(StyleMixingSettings):
     def _descriptors(
         self, arrays: Arrays, gen: Generator, seeds: list[int]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Mean feature and share of every cluster of every sample: [n * clusters c], [n *
-        clusters].
-        """
+        """Mean feature [n * clusters c] and share of every cluster of every sample."""
         points, weights = collect(
             gen, seeds, _descriptor_body, truncation=self.truncation, shared=(dict(arrays),),
             shown="style mixing", layer=self.layer, mixing=self._mixing(),
@@ -238,9 +219,7 @@ class StyleMixing(StyleMixingSettings):
     def _described(
         self, arrays: Arrays, gen: Generator, seeds: list[int], others: list[np.ndarray]
     ) -> Fitted:
-        """Facts per cluster. Agreement: mean overlap with the masks of the parts matched on either
-        half of the samples, and of half the variants.
-        """
+        """Facts per cluster; agreement: mean overlap with other samples' and variants' masks."""
         k = len(arrays["centers"])
         facts, background = selection.describe(self.label_seeds(arrays, gen, seeds[:DESCRIBED]), k)
         few = seeds[: DESCRIBED // 2]
@@ -258,47 +237,12 @@ class StyleMixing(StyleMixingSettings):
         clusters = ({"id": i, "agreement": float(stable[i])} | facts[i] for i in range(k))
         return Fitted(self, arrays, tuple(clusters), background)
 
-    def _cleaned(self, label: np.ndarray, sure: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _cleaned(self, label: np.ndarray, confidence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Small patches given to their neighbour, with confidence 0."""
         if not self.min_patch:
-            return label, sure
+            return label, confidence
         cleaned = np.stack([without_specks(a, self.min_patch) for a in label])
-        return cleaned, np.where(cleaned == label, sure, np.float32(0))
-
-
-def segment_boxes(
-    fitted: Fitted, gen: Generator, w: Float[Array, "n s w"] | Float[np.ndarray, "n s w"],
-    boxes: Int[np.ndarray, "..."], expand: float = 0.1,
-) -> Bool[np.ndarray, "n m h h"]:  # fmt: skip
-    """The object in each box: the paper's instance mode, clustering and border rule inside the box
-    only.
-
-    w: styles of n images. boxes: Int[n m 4], from any detector, as (top, left, bottom, right) in
-        pixels; made wider by `expand` of their size on every side, so that their frame is
-        background. Raises UsageError for a box without pixels.
-    """
-    boxes = np.asarray(boxes)
-    if boxes.ndim != 3 or boxes.shape[0] != len(w) or boxes.shape[2] != 4:
-        raise UsageError(
-            f"boxes must be [{len(w)}, m, 4] (top, left, bottom, right), got {list(boxes.shape)}"
-        )
-    if not ((boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])).all():
-        raise UsageError(
-            "a box has no pixels: give (top, left, bottom, right) with bottom > top and right > "
-            "left"
-        )
-    size = boxes[..., 2:] - boxes[..., :2]
-    wider = (
-        np.concatenate([boxes[..., :2] - expand * size, boxes[..., 2:] + expand * size], axis=-1)
-        / gen.resolution
-    )
-    donors, mixing = jnp.asarray(fitted.arrays["donors"]), fitted.method._mixing()
-    run = _boxes if _plain(gen) else _boxes_compiled
-    found = [
-        run(gen, jnp.asarray(w[i : i + 1]), donors, jnp.asarray(wider[i], jnp.float32), mixing)
-        for i in range(len(w))
-    ]
-    return np.stack([np.asarray(masks) for masks in found])
+        return cleaned, np.where(cleaned == label, confidence, np.float32(0))
 
 
 def _ordered(
@@ -331,7 +275,7 @@ def summary(
     grid: int,
     color: str,
 ) -> Float[Array, "n g g d 3"]:
-    """The style summary tensor: colors of all variants at every pixel. The W+ layers below `slots`
+    """The style summary tensor: colours of all variants at every pixel. The W+ layers below `slots`
     are drawn once, and those above twice the grid's size not at all.
     """
     n, d, gen = w.shape[0], donors.shape[0], _styled(gen)
@@ -409,10 +353,7 @@ def _segmented(
     image, features = gen.synthesize(w, "const", (layer,))
     distance = _clustered(gen, w, arrays["donors"], mixing)
     if labels == "ground":
-        whole = jnp.broadcast_to(jnp.array([0.0, 0.0, 1.0, 1.0]), (w.shape[0], 4))
-        part = jax.vmap(lambda d, box: (~_ground(d, *_inside(d.shape[0], box))).astype(jnp.int32))(
-            distance, whole
-        )
+        part = jax.vmap(lambda d: (~_background(d)).astype(jnp.int32))(distance)
     else:
         mean, _ = _mean_features(distance, features[layer])
         part = kmeans.assign((mean - arrays["mean"]) * arrays["scale"], arrays["centers"])
@@ -426,75 +367,22 @@ def _segmented(
     )
     parts = resize_bilinear(parts, (image.shape[1], image.shape[2]), antialias=False)
     nearest = -jax.lax.top_k(-parts, 2)[0]
-    sure = 1 - nearest[..., 0] / jnp.maximum(nearest[..., 1], 1e-12)
-    return quantised(image), jnp.argmin(parts, -1).astype(jnp.uint8), jnp.clip(sure, 0, 1)
+    confidence = 1 - nearest[..., 0] / jnp.maximum(nearest[..., 1], 1e-12)
+    return quantised(image), jnp.argmin(parts, -1).astype(jnp.uint8), jnp.clip(confidence, 0, 1)
 
 
-def _inside(
-    side: int, box: Float[Array, "4"]
-) -> tuple[Bool[Array, "side side"], Bool[Array, "side side"]]:
-    """Pixels of a box (top, left, bottom, right as shares of the image), and of its frame: 5 % of
-    it at top, left and right.
-    """
-    box = jnp.clip(box, 0, 1)  # a box beyond the image has its frame at the image's edge
-    at = (jnp.arange(side) + 0.5) / side
+def _background(distance: Float[Array, "g g k"]) -> Bool[Array, "k"]:
+    """Which clusters are background, by the rule of `selection.background`."""
+    grid, k = distance.shape[1:]
+    at, edge = (jnp.arange(grid) + 0.5) / grid, jnp.maximum(selection.BORDER, 1 / grid)
     row, column = at[:, None], at[None]
-    inside = (row >= box[0]) & (row < box[2]) & (column >= box[1]) & (column < box[3])
-    edge_rows, edge_columns = (
-        jnp.maximum(selection.BORDER * (box[i + 2] - box[i]), 1 / side) for i in (0, 1)
-    )
-    edge = (
-        (row < box[0] + edge_rows)
-        | (column < box[1] + edge_columns)
-        | (column >= box[3] - edge_columns)
-    )
-    return inside, inside & edge
-
-
-def _ground(
-    distance: Float[Array, "g g k"], inside: Bool[Array, "g g"], edge: Bool[Array, "g g"]
-) -> Bool[Array, "k"]:
-    """Which clusters are background, by the rule of `selection.background` inside one box."""
-    member = jax.nn.one_hot(jnp.argmin(distance, -1), distance.shape[-1])
-    share, frame = (
-        jnp.sum(member * m[..., None], (0, 1)) / jnp.maximum(m.sum(), 1) for m in (inside, edge)
-    )
+    border = (row < edge) | (column < edge) | (column >= 1 - edge)
+    member = jax.nn.one_hot(jnp.argmin(distance, -1), k)
+    share = jnp.sum(member, (0, 1)) / grid**2
+    frame = jnp.sum(member * border[..., None], (0, 1)) / border.sum()
     chosen = (frame >= selection.BORDER_RATIO * share) & (share > 0)
     certain = chosen.any() & ~chosen.all() & (jnp.sum(frame * chosen) >= 0.25)
-    return jnp.where(certain, chosen, jnp.arange(len(share)) == jnp.argmax(frame - share))
-
-
-def _boxes(
-    gen: Any,
-    w: Float[Array, "1 s w"],
-    donors: Float[Array, "d w"],
-    boxes: Float[Array, "m 4"],
-    mixing: Mixing,
-) -> Bool[Array, "m h h"]:
-    """The object in each box of one image."""
-    x = vectors(summary(gen, w, donors, mixing.slots, mixing.grid, mixing.color)[0], mixing.mode)
-
-    def one(box: Array) -> Array:
-        inside, edge = _inside(mixing.grid, box)
-        centers = cluster(x, inside.reshape(-1).astype(jnp.float32), mixing.clusters, mixing.n_init)
-        distance = kmeans.scores(x, centers).reshape(*inside.shape, -1)
-        distance = jnp.where(
-            distinct(centers), distance, jnp.inf
-        )  # the second of two equal centres would stand for the other side
-        ground = _ground(distance, inside, edge)
-        gap = jnp.where(ground, distance, jnp.inf).min(-1) - jnp.where(
-            ground, jnp.inf, distance
-        ).min(-1)
-        score = jnp.where(inside, jnp.clip(gap, -1e9, 1e9), -1e9)
-        return (
-            resize_bilinear(score[None, ..., None], (gen.resolution,) * 2, antialias=False)[
-                0, ..., 0
-            ]
-            > 0
-        )
-
-    return jax.lax.map(one, boxes)
+    return jnp.where(certain, chosen, jnp.arange(k) == jnp.argmax(frame - share))
 
 
 _segment = jax.jit(_segmented, static_argnames=("labels", "layer", "mixing"))
-_boxes_compiled = jax.jit(_boxes, static_argnames="mixing")

@@ -1,11 +1,8 @@
-"""The two networks of Labels4Free (Abdal et al. 2021, arXiv 2103.14968): the alpha network, and the
-generator of backgrounds. Pure functions.
+"""The two networks of Labels4Free (Abdal et al. 2021, arXiv 2103.14968), as pure functions.
 
-The alpha network reads activations that a frozen StyleGAN2 computes anyway, both convolutions of
-its last six resolutions (fewer in a small generator), through 1 x 1 convolutions only: it sees a
-pixel's features, and its neighbours' only through the bicubic doubling from one resolution to the
-next. The background generator is not trained at all: it is the same StyleGAN2 with its coarsest
-information set to zero.
+The alpha network reads both convolutions of a frozen StyleGAN2's last six resolutions through 1 x 1
+convolutions, and neighbours only through the bicubic doubling between resolutions. The background
+generator is the same StyleGAN2 with its coarsest information set to zero.
 """
 
 from __future__ import annotations
@@ -29,10 +26,8 @@ SLOPE = 0.2
 
 
 def alpha_taps(resolution: int) -> tuple[tuple[str, str], ...]:
-    """The taps read, two per level, coarse to fine: conv0 and conv1 of the last six resolutions
-    from 8 up.
-
-    Raises UsageError below 8 pixels: the 4 x 4 stage has one convolution only.
+    """conv0 and conv1 of the last six resolutions from 8 up, coarse to fine; UsageError below 8
+    pixels.
     """
     sizes = [r for r in resolutions(resolution) if r >= 8][-LEVELS:]
     if not sizes:
@@ -49,8 +44,8 @@ def flat_taps(resolution: int) -> tuple[str, ...]:
 
 
 def init_alpha(gen: StyleGAN2, seed: int) -> Params:
-    """Fresh parameters, uniform in +-1 / sqrt(fan in): "level{i}/{conv}/weight" [c 3],
-    "mix{i}/weight" [12 6], "out/weight" [6 1], and biases.
+    """Parameters, uniform in +-1 / sqrt(fan in): "level{i}/{conv}/weight" [c 3], "mix{i}/weight"
+    [12 6], "out/weight" [6 1], and biases.
     """
     rng = np.random.default_rng(seed)
     taps = alpha_taps(gen.resolution)
@@ -81,7 +76,7 @@ def widths(gen: StyleGAN2) -> dict[str, int]:
 def alpha_logits(
     params: Params, features: tuple[Float[Array, "n _ _ _"], ...]
 ) -> Float[Array, "n r r 1"]:
-    """The mask before the sigmoid. features: those of `alpha_taps`, in order.
+    """The mask before the sigmoid; features: those of `alpha_taps`, in order.
 
     p_k: three channels of each of level k's two taps. h = up(p_0); h = up(lrelu(mix [p_k, h])) up
         to the level before the last; out(p_last + h).
@@ -106,8 +101,8 @@ def alpha_logits(
 
 
 def standardised(params: Params, scaling: tuple[Float[Array, "2 _"], ...]) -> Params:
-    """The parameters for raw features that equal `params` on features scaled to mean 0 and
-    deviation 1. scaling: per tap.
+    """Parameters for raw features that equal `params` on features of mean 0 and deviation 1
+    (scaling).
     """
     out = dict(params)
     for k, (mean, deviation) in enumerate(scaling):
@@ -129,29 +124,26 @@ def composite(
 
 
 def stages(resolution: int) -> tuple[str, ...]:
-    """The stages that can be zeroed, coarse to fine: "const" (the learnt 4 x 4 constant), "4x4",
-    then "RxR/conv0" and "RxR" up to a quarter of the resolution.
+    """The stages that can be zeroed, coarse to fine: "const", "4x4", "RxR/conv0", "RxR" up to
+    resolution / 4.
     """
     sizes = [r for r in resolutions(resolution) if 8 <= r <= max(resolution // 4, 8)]
     return ("const", "4x4", *(f"{r}x{r}{conv}" for r in sizes for conv in ("/conv0", "")))
 
 
 def background_generator(gen: StyleGAN2, stage: str) -> StyleGAN2:
-    """`gen` with the activations of one stage set to zero, and with them the image of the coarser
-    stages.
+    """`gen` with the activations of one stage, and the image of the coarser ones, set to zero.
 
-    Done to the weights: a convolution without weight, bias and noise gives zeros. The zeroed
-    stage's RGB layer then adds its bias only. Raises UsageError for a stage that the generator does
-    not have.
+    A convolution without weight, bias and noise gives zeros. Raises UsageError for an unknown
+    stage.
     """
     if stage not in stages(gen.resolution):
         raise UsageError(
             f"cannot zero stage {stage!r} of this generator; it has "
             f"{', '.join(stages(gen.resolution))}"
         )
-    other = jax.tree.map(
-        lambda a: a, gen
-    )  # variables of its own: `nnx.split` and `merge` would hand over the same ones
+    # Variables of its own: `nnx.split` and `merge` would hand over the same ones
+    other = jax.tree.map(lambda a: a, gen)
     synthesis = other.synthesis
     if stage == "const":
         _clear(synthesis.b4.const)

@@ -1,8 +1,7 @@
 """A U-Net on a pretrained backbone: the default student.
 
-The backbone's features at strides 32, 16, 8, 4 and 2 meet in a decoder of 3 x 3 convolutions
-(Ronneberger et al. 2015); at stride 2 it sees the image itself again, as blocks of 2 x 2 pixels,
-and predicts the four pixels of each block at once, so that nothing runs at full resolution.
+The backbone's features at strides 32 to 2 meet in a decoder of 3 x 3 convolutions; at stride 2 it
+sees the image itself as blocks of 2 x 2 pixels and predicts the four pixels of each block at once.
 """
 
 from __future__ import annotations
@@ -50,8 +49,7 @@ class Merge(nnx.Module):
 class BackboneUNet(nnx.Module):
     """See the module. backbone: returns features at strides 2 to 32, of `channels` each.
 
-    frozen: whether the backbone keeps the batch statistics it came with, as a pretrained one
-        should; one from random weights learns its own. Its weights are trained either way.
+    frozen: whether the backbone keeps the batch statistics it came with; its weights are trained.
     """
 
     def __init__(self, backbone: Any, classes: int, rng: Rng = None):

@@ -3,12 +3,9 @@
 * EfficientNet-Lite 0 to 4 (Google 2020: EfficientNet without squeeze-and-excitation, with ReLU6).
 * ResNet 18, 34, 50 (He et al. 2016), in torchvision's layout; dilated, the trunk of students.
 
-Both return features at strides 2, 4, 8, 16, 32, finest first; `channels` and `strides` describe
-them. The self-supervised vision transformer of the same use is in `dinov2.py`.
-
-Input: images in [-1, 1], any size from 32 pixels on; each network brings them to its own scale.
-`tape=None` uses the stored batch statistics ("frozen"); with a dictionary, batch normalisation uses
-the batch over all devices and leaves its statistics there, under the paths of the norms.
+Input: images [n h w 3] in [-1, 1], from 32 pixels on. Output: features at strides 2 to 32, finest
+first (`strides`, `channels`). `tape=None` uses the stored batch statistics ("frozen"); with a
+dictionary, batch normalisation uses the batch over all devices and leaves its statistics there.
 """
 
 from __future__ import annotations
@@ -97,10 +94,7 @@ class InvertedResidual(nnx.Module):
 
 
 class EfficientNetLite(nnx.Module):
-    """EfficientNet-Lite of size 0 to 4, without the head convolution and the classifier.
-
-    path: its place in a larger network, before the names on the tape.
-    """
+    """EfficientNet-Lite 0 to 4 without head and classifier; path: before its names on the tape."""
 
     strides = (2, 4, 8, 16, 32)
 
@@ -155,9 +149,8 @@ def _round_channels(channels: float) -> int:
 
 
 class ResidualBlock(nnx.Module):
-    """Basic (two 3 x 3) or bottleneck (1 x 1, 3 x 3, 1 x 1) block; a bottleneck's 3 x 3 strides.
-
-    dilations: of a basic block's two convolutions; a bottleneck's 3 x 3 has the second.
+    """Basic (3 x 3, 3 x 3) or bottleneck (1 x 1, 3 x 3, 1 x 1) block; a bottleneck's 3 x 3 strides
+    and has the second of the dilations.
     """
 
     def __init__(
@@ -208,12 +201,11 @@ class ResidualBlock(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """ResNet of depth 18, 34 or 50 without the classifier. path: as in `EfficientNetLite`.
+    """ResNet 18, 34 or 50 without the classifier. path: as in `EfficientNetLite`.
 
-    dilated: the last two stages are dilated by 2 and 4 instead of strided, so that the last three
-        features are at stride 8. whole: every 3 x 3 convolution of a dilated stage has its
-        dilation; otherwise the first one keeps that of the stage before (torchvision's rule).
-    imagenet: normalise by ImageNet's mean and deviation, as published weights expect.
+    dilated: the last two stages are dilated by 2 and 4 instead of strided (stride 8). whole: also
+        their first 3 x 3 convolutions, other than by torchvision's rule. imagenet: normalise images
+        by ImageNet's mean and deviation.
     """
 
     def __init__(

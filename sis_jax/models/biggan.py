@@ -1,11 +1,9 @@
-"""BigGAN-deep's generator (Brock, Donahue, Simonyan 2019, arXiv 1809.11096, appendix B and figure
-16; table 7 to 9 for the sizes).
+"""BigGAN-deep's generator (Brock, Donahue, Simonyan 2019, arXiv 1809.11096, appendix B), inference
+only.
 
-Residual blocks with a bottleneck, batch norms conditioned on [z, class embedding],
-nearest-neighbour upsampling, one self-attention layer (Zhang et al. 2019, arXiv 1805.08318).
-Inference only. Parameters are NHWC/HWIO and [in, out], already divided by their spectral norms. The
-batch norms hold one set of statistics per truncation in equal steps from 0 to 1 (51 in the
-published networks), between which `stats_position` interpolates.
+Residual bottleneck blocks, batch norms conditioned on [z, class embedding], nearest-neighbour
+upsampling, one self-attention layer. Parameters are NHWC/HWIO and [in, out], divided by their
+spectral norms. The batch norms hold statistics for truncations in equal steps from 0 to 1.
 """
 
 from __future__ import annotations
@@ -25,21 +23,27 @@ from scipy.special import ndtr, ndtri
 from sis_jax.models.conditional import check_classes, check_labels, one_hot
 from sis_jax.models.stylegan2 import AnyArray, Buffer
 from sis_jax.ops.convolution import conv2d
-from sis_jax.types import Info, Noise, Samples, UsageError, check_taps, latents_from_seeds
+from sis_jax.types import (
+    Info,
+    Noise,
+    Sampling,
+    UsageError,
+    check_noise,
+    check_taps,
+    latents_from_seeds,
+)
 
-Condition = tuple[
-    jax.Array, jax.Array
-]  # [z, class embedding] and the place in the table of statistics, one row per image
+# [z, class embedding] and the place in the table of statistics, one row per image
+Condition = tuple[jax.Array, jax.Array]
 
 
 @dataclass(frozen=True)
 class BigGANConfig:
-    """Shape of a generator. channels: at the bottom (4 pixels) and after every block; bottlenecks:
-    inside every block; ups: does the block double the size.
+    """Shape of a generator. channels: at 4 pixels and after every block; bottlenecks: inside every
+    block; ups: does the block double the size.
 
-    attention: index of the block before which the self-attention stands, None for none. n_stats:
-        truncations that the batch norms know. classes: those that `sample` draws from, all of them
-        where empty.
+    attention: the block before which self-attention stands, or None. n_stats: truncations that the
+        batch norms know. classes: those that `sample` draws from, empty for all.
     """
 
     z_dim: int
@@ -72,9 +76,7 @@ class Conv(nnx.Module):
 
 
 class Norm(nnx.Module):
-    """Batch norm in inference mode, then ReLU. With `condition` numbers, gain and offset are linear
-    in them, else learnt per channel.
-    """
+    """Batch norm (inference), then ReLU; gain and offset are linear in the condition, if any."""
 
     def __init__(self, channels: int, config: BigGANConfig, condition: int = 0):
         self.means = Buffer(jnp.zeros((config.n_stats, channels)))
@@ -114,8 +116,7 @@ def stats_position(truncation: float | Float[Array, ""], n_stats: int) -> Float[
     """Position of a truncation in [0, 1] in the table of statistics.
 
     Between two rows the published code gives each row the share of the other (at row 3.2, row 4
-    counts 0.8); followed here, because the images should be those of the published network.
-    Multiples of 1 / (n_stats - 1), such as 0.4 or 0.7, and places half way between do not notice.
+    counts 0.8); followed here, so that images are those of the published network.
     """
     exact = jnp.clip(jnp.asarray(truncation, jnp.float32), 0, 1) * (n_stats - 1)
     nearest = jnp.round(exact)
@@ -129,9 +130,7 @@ def double(x: Float[Array, "n h w c"]) -> Float[Array, "n 2*h 2*w c"]:
 
 
 class Block(nnx.Module):
-    """Residual block (figure 16a): 1x1 down to the bottleneck, two 3x3, 1x1 out. The shortcut drops
-    the channels it has too many.
-    """
+    """Residual block (figure 16a); the shortcut drops the channels it has too many."""
 
     def __init__(self, n_in: int, middle: int, n_out: int, up: bool, config: BigGANConfig):
         condition = config.z_dim + config.embed_dim
@@ -156,14 +155,10 @@ class Attention(nnx.Module):
     """Self-attention over the image; keys and values are pooled to half the size."""
 
     def __init__(self, channels: int):
-        self.theta, self.phi = (
-            Conv(channels, channels // 8, 1, False),
-            Conv(channels, channels // 8, 1, False),
-        )
-        self.g, self.out = (
-            Conv(channels, channels // 2, 1, False),
-            Conv(channels // 2, channels, 1, False),
-        )
+        self.theta = Conv(channels, channels // 8, 1, False)
+        self.phi = Conv(channels, channels // 8, 1, False)
+        self.g = Conv(channels, channels // 2, 1, False)
+        self.out = Conv(channels // 2, channels, 1, False)
         self.gamma = nnx.Param(jnp.zeros(()))
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
@@ -182,16 +177,13 @@ def _pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h/2 w/2 c"]:
     return x.reshape(n, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
 
 
-class BigGAN(nnx.Module):
-    """A BigGAN-deep generator behind the protocol of `types.Generator`. Its methods are compiled;
-    it is a pytree.
+class BigGAN(Sampling, nnx.Module):
+    """A BigGAN-deep generator behind the protocol of `types.Generator`; a pytree.
 
-    z is [n, z_dim]: the network's own latent, truncated normal in [-2, 2], then the number that
-    picks the class (see `models/conditional.py`; choose with `with_classes`). w is [n, 1, w_dim]:
-    truncated latent, class embedding, and the place in the batch norms' table that belongs to the
-    truncation.
-    Taps: "4x4", "8x8", ..., the image's own size: the residual stream after the last block at
-        that resolution.
+    z is [n, z_dim]: a latent, truncated normal in [-2, 2], then the number that picks the class
+    (`models/conditional.py`). w is [n, 1, w_dim]: truncated latent, class embedding, and place in
+    the batch norms' table. Taps: "4x4", "8x8", ..., the residual stream after the last block at
+    that resolution.
     """
 
     def __init__(self, config: BigGANConfig, info: Info | None = None):
@@ -235,17 +227,13 @@ class BigGAN(nnx.Module):
         return tuple(f"{r}x{r}" for r in (4 * 2**i for i in range(sum(self.config.ups) + 1)))
 
     def with_classes(self, classes: int | Iterable[int] | None) -> BigGAN:
-        """The same generator, drawing from these classes only (0 to num_classes - 1; None: all).
-        UsageError for a class that does not exist.
-        """
+        """The same generator, drawing from these classes only (None: all), or UsageError."""
         other = nnx.merge(*nnx.split(self))
         other.config = replace(self.config, classes=check_classes(classes, self.config.num_classes))
         return other
 
     def latents(self, seeds: Iterable[int]) -> Float[Array, "n z"]:
-        """z for seeds: truncated normal as the published tools draw it for one image,
-        `truncnorm(-2, 2)` of RandomState(seed); then the class's number.
-        """
+        """z for seeds: `truncnorm(-2, 2)` of RandomState(seed), then the class's number."""
         seeds = tuple(int(s) for s in seeds)
         latents_from_seeds(seeds, 1)  # refuses seeds out of range
         rows = np.zeros((len(seeds), self.z_dim))
@@ -261,11 +249,9 @@ class BigGAN(nnx.Module):
         truncation: float | Float[Array, ""] = 1.0,
         labels: Float[AnyArray, "n c"] | None = None,
     ) -> Float[Array, "n 1 w"]:
-        """z -> w. truncation in (0, 1] scales the latent and picks the batch norms' statistics;
-        larger counts as 1, the most there are statistics for.
+        """z -> w. truncation in (0, 1] scales the latent and picks the statistics.
 
-        labels: one-hot rows (mixtures work too) in place of the classes that z stands for; z may
-            then lack its last number.
+        labels: one-hot rows or mixtures, in place of z's classes; z may then lack its last number.
         """
         z = jnp.asarray(z)
         bare = labels is not None and z.ndim == 2 and z.shape[1] == self.config.z_dim
@@ -285,11 +271,10 @@ class BigGAN(nnx.Module):
         key: jax.Array | None = None,
         dtype: str = "float32",
     ) -> tuple[Float[Array, "n r r 3"], dict[str, Float[Array, "n s s c"]]]:
-        """Image in [-1, 1] and the features named in `taps`; w is [n, 1, w_dim] or [n, w_dim].
-        noise and key change nothing: there are no noise inputs.
+        """Image in [-1, 1] and the features named in `taps`, from w [n, 1, w_dim] or [n, w_dim];
+        noise and key change nothing.
 
-        dtype: "float32", or "bfloat16" for the blocks. Raises UsageError for a w of another shape
-            or an unknown tap.
+        dtype: "float32", or "bfloat16" for the blocks. UsageError for another w or an unknown tap.
         """
         taps = check_taps(taps, self.taps)
         w = jnp.asarray(w)
@@ -298,21 +283,8 @@ class BigGAN(nnx.Module):
                 f"w must be [n, 1, {self.w_dim}] or [n, {self.w_dim}] for this generator, got "
                 f"{list(w.shape)}"
             )
-        if noise not in ("const", "random", "none"):
-            raise UsageError(f'noise must be "const", "random" or "none", got {noise!r}')
+        check_noise(noise)
         return _synthesize(self, w.reshape(len(w), self.w_dim), taps, dtype)
-
-    def sample(
-        self, seeds: Iterable[int], truncation: float = 1.0, taps: tuple[str, ...] = ()
-    ) -> Samples:
-        """Images for seeds, as one batch: sample i, its class included, depends on its own seed and
-        nothing else.
-        """
-        seeds = tuple(int(s) for s in seeds)
-        z = self.latents(seeds)
-        w = self.map(z, truncation)
-        images, features = self.synthesize(w, taps=taps)
-        return Samples(seeds, z, w, images, features)
 
 
 @jax.jit

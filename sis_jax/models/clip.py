@@ -1,14 +1,9 @@
-"""CLIP (Radford et al. 2021, "Learning Transferable Visual Models From Natural Language
-Supervision", arXiv 2103.00020): images and text in one space.
+"""CLIP (Radford et al. 2021, arXiv 2103.00020): images and text in one space.
 
-Here: the text transformer, the vision transformer (section 2.4; Dosovitskiy et al. 2020) and the
-    network that holds both towers. The ResNet tower is in `clip_resnet.py`. Modules only hold
-    parameters: linear layers as [in, out], convolutions as HWIO, activations as NHWC. Every size is
-    in the config, which the readers of files take from the arrays.
-
-Dense features follow the value path of MaskCLIP (Zhou et al. 2022, arXiv 2112.01071, section 3.2):
-the last attention layer without its attention weights, so that every position keeps its own place
-in the space that text lives in.
+Here: the text and the vision transformer (section 2.4; Dosovitskiy et al. 2020), and the network of
+    both towers; the ResNet tower is in `clip_resnet.py`. Linear layers are [in, out], convolutions
+    HWIO. Dense features follow the value path of MaskCLIP (Zhou et al. 2022, arXiv 2112.01071,
+    section 3.2): the last attention layer without its attention weights.
 """
 
 from __future__ import annotations
@@ -41,9 +36,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Shape of a stack of blocks. hidden: width inside the two-layer networks. activation: a key of
-    `ACTIVATIONS`. epsilon: of the layer norms.
-    """
+    """Shape of a stack of blocks. hidden: of the MLPs. activation: of `ACTIVATIONS`."""
 
     width: int
     layers: int
@@ -64,11 +57,9 @@ class ViTConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Shape of a text transformer. vocabulary: number of tokens; context: length of a text in
-    tokens.
+    """Shape of a text transformer. vocabulary: number of tokens; context: tokens of a text.
 
-    end: id of the token whose place is read out; None reads the largest id of each text, which is
-        the same in OpenAI's vocabulary.
+    end: id of the token whose place is read out; None reads the largest id of each text.
     """
 
     vocabulary: int
@@ -144,9 +135,7 @@ class Transformer(nnx.Module):
 
 
 class ViT(nnx.Module):
-    """Patches and a class token through a transformer; the class token, normed and projected, is
-    the image's place.
-    """
+    """Patches and a class token through a transformer; the class token is the image's embedding."""
 
     def __init__(self, config: ViTConfig, embed_dim: int):
         width, patch = config.transformer.width, config.patch_size
@@ -165,8 +154,8 @@ class ViT(nnx.Module):
         return self.config.patch_size
 
     def tokens(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b n c"]:
-        """Input of the first block: the class token, then the patches row by row. Positions are
-        resized where the image is not of native size.
+        """Input of the first block: class token, then patches row by row, positions resized if
+        needed.
         """
         check_floating(pixels)
         b, h, w, _ = pixels.shape
@@ -206,9 +195,7 @@ class ViT(nnx.Module):
 
 
 def resize_positions(positions: Float[Array, "n c"], grid: tuple[int, int]) -> Float[Array, "m c"]:
-    """Positional embeddings (class token first, then a square grid row by row) for another grid, by
-    bicubic interpolation.
-    """
+    """Positional embeddings (class token, then a square grid) for another grid, bicubic."""
     side = round((positions.shape[0] - 1) ** 0.5)
     if grid == (side, side):
         return positions
@@ -219,9 +206,7 @@ def resize_positions(positions: Float[Array, "n c"], grid: tuple[int, int]) -> F
 
 
 class Text(nnx.Module):
-    """Tokens through a transformer in which each sees those before it; the end token's output is
-    the text's embedding.
-    """
+    """Tokens through a causal transformer; the end token's output is the text's embedding."""
 
     def __init__(self, config: TextConfig, embed_dim: int):
         width = config.transformer.width
@@ -245,9 +230,7 @@ class Text(nnx.Module):
 
 
 class CLIPNetwork(nnx.Module):
-    """Both towers, and the logarithm of the factor that pretraining put on their cosine
-    similarity.
-    """
+    """Both towers, and the logarithm of the factor on their cosine similarity."""
 
     def __init__(self, config: CLIPConfig):
         d, vision = config.embed_dim, config.vision
@@ -257,9 +240,7 @@ class CLIPNetwork(nnx.Module):
         self.config = config
 
     def check_pixels(self, pixels: Shaped[Array | np.ndarray, "..."], *, native: bool) -> None:
-        """UsageError unless these images can be read (traced or not); native: only at the size the
-        network was trained for.
-        """
+        """UsageError unless these images can be read; native: only at the size of training."""
         shape = pixels.shape
         side, stride = self.config.vision.image_size, self.visual.stride
         square = f"{side}x{side}"

@@ -1,10 +1,8 @@
-"""Regions of images in CLIP's space: pixels at any size, dense features pooled per cluster, and
-crops.
+"""Regions of images in CLIP's space: pixels at any size, features pooled per cluster, crops.
 
-Segmentation in Style reads a CLIP per position and averages the positions of a cluster over all
-images (section 3.2). Bilinear upsampling to the grid of the labels is linear, so it is the labels
-that are brought to the grid of the features here, by the transposed weights: the same sums at a
-small part of the memory.
+Segmentation in Style averages the positions of a cluster over all images (section 3.2). Bilinear
+upsampling is linear, so the labels are brought to the grid of the features, by the transposed
+weights: the same sums at a small part of the memory.
 """
 
 from __future__ import annotations
@@ -25,8 +23,7 @@ def to_pixels(
     colours: Colours,
     align_corners: bool = False,
 ) -> Float[Array, "b h2 w2 3"]:
-    """Images in [-1, 1] as CLIP's pixels: bicubic with antialiasing to `size`, clipped to the
-    range, (x - mean) / std. Differentiable.
+    """Images in [-1, 1] as CLIP's pixels: bicubic with antialiasing to `size`, (x - mean) / std.
 
     align_corners: bilinear by that rule instead, as the Segmentation in Style code does.
     """
@@ -47,9 +44,7 @@ def pool_regions(
     k: int,
     align_corners: bool = False,
 ) -> tuple[Float[Array, "k d"], Float[Array, "k"]]:
-    """Sums over the pixels of every cluster of the features, bilinearly upsampled to the labels'
-    grid, and the numbers of pixels.
-    """
+    """Per cluster, sums of the features upsampled to the labels' grid, and numbers of pixels."""
     grid = features.shape[1:3]
     down = [
         _upsampling(small, large, align_corners).T for small, large in zip(grid, labels.shape[1:3])
@@ -68,9 +63,7 @@ def pool_regions(
 
 
 def _upsampling(small: int, large: int, align_corners: bool) -> Float[Array, "large small"]:
-    """The matrix of the bilinear resize from `small` to `large` positions; exact also where it is a
-    reduction, by the same rule without antialias.
-    """
+    """The matrix of the bilinear resize from `small` to `large` positions, without antialias."""
     eye = jnp.eye(small)[None, :, None, :]
     return resize_bilinear(eye, (large, 1), align_corners=align_corners, antialias=False)[0, :, 0]
 

@@ -1,9 +1,8 @@
 """CLIP's ResNet tower (Radford et al. 2021, arXiv 2103.00020, section 2.4): RN50 to RN50x64.
 
 Against a plain ResNet-50: a stem of three convolutions, average pooling before every step down
-(Zhang 2019, "Making convolutional networks shift-invariant again"), and attention instead of mean
-pooling at the end. Batch norm is in inference mode and folded into the convolutions when weights
-are converted, so a convolution here has a bias.
+    (Zhang 2019), and attention in place of mean pooling. Batch norm is folded into the
+    convolutions.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 
 @dataclass(frozen=True)
 class ResNetConfig:
-    """Shape of a ResNet tower. image_size in pixels; width: channels after the stem; layers: blocks
-    at strides 4, 8, 16, 32; heads: of the pooling.
+    """Shape of a tower. width: channels after the stem; layers: blocks at strides 4 to 32; heads:
+    of the pooling.
     """
 
     image_size: int
@@ -40,9 +39,7 @@ class ResNetConfig:
 
 
 def check_floating(pixels: Shaped[Array | np.ndarray, "b h w 3"]) -> None:
-    """UsageError for integers: the layers take over the type of their input, and their weights
-    would be cut to 0 and 1.
-    """
+    """UsageError for integers: weights would be cut to 0 and 1."""
     if not jnp.issubdtype(pixels.dtype, jnp.floating):
         raise UsageError(
             f"pixels must be floating point, got {pixels.dtype}: use clip.preprocess(photos)"
@@ -67,9 +64,7 @@ def attend(
     heads: int,
     mask: Bool[Array, "n m"] | None = None,
 ) -> Float[Array, "b n c"]:
-    """softmax(q k^T / sqrt(c / heads)) v per head (Vaswani et al. 2017, eq. 1), the heads laid side
-    by side again.
-    """
+    """softmax(q k^T / sqrt(c / heads)) v per head (Vaswani et al. 2017), heads side by side."""
     c = q.shape[-1]
     q, k, v = (x.reshape(*x.shape[:2], heads, c // heads) for x in (q, k, v))
     logits = jnp.einsum("bnhd,bmhd->bhnm", q * q.shape[-1] ** -0.5, k).astype(jnp.float32)
@@ -103,16 +98,12 @@ class Conv(nnx.Module):
 
 
 class Bottleneck(nnx.Module):
-    """1x1, 3x3, (pooling,) 1x1 convolutions, added to the input, which is pooled and widened where
-    the sizes differ.
-    """
+    """1x1, 3x3, (pooling,) 1x1 convolutions, added to the input, pooled and widened as needed."""
 
     def __init__(self, n_in: int, width: int, stride: int):
-        self.conv1, self.conv2, self.conv3 = (
-            Conv(1, n_in, width),
-            Conv(3, width, width),
-            Conv(1, width, 4 * width),
-        )
+        self.conv1 = Conv(1, n_in, width)
+        self.conv2 = Conv(3, width, width)
+        self.conv3 = Conv(1, width, 4 * width)
         self.downsample = Conv(1, n_in, 4 * width) if stride > 1 or n_in != 4 * width else None
         self.stride = stride
 
@@ -125,19 +116,15 @@ class Bottleneck(nnx.Module):
 
 
 class AttentionPool(nnx.Module):
-    """One attention layer whose only query is the mean of the map; positions are those of the
-    native size.
-    """
+    """One attention layer whose only query is the mean of the map, at the native size."""
 
     def __init__(self, config: ResNetConfig, embed_dim: int):
         c = config.trunk
         self.positions = nnx.Param(jnp.zeros((1 + (config.image_size // 32) ** 2, c)))
-        self.q, self.k, self.v, self.out = (
-            Dense(c, c),
-            Dense(c, c),
-            Dense(c, c),
-            Dense(c, embed_dim),
-        )
+        self.q = Dense(c, c)
+        self.k = Dense(c, c)
+        self.v = Dense(c, c)
+        self.out = Dense(c, embed_dim)
         self.heads = config.heads
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
@@ -149,24 +136,18 @@ class AttentionPool(nnx.Module):
         return self.out(attend(self.q(flat[:, :1]), self.k(flat), self.v(flat), self.heads))[:, 0]
 
     def value_path(self, x: Float[Array, "*n c"]) -> Float[Array, "*n d"]:
-        """C(V(x)) per position: no positions, no query or key. Affine, so a mean of positions may
-        be projected instead of each.
-        """
+        """C(V(x)) per position; affine, so a mean of positions may be projected instead."""
         return self.out(self.v(x))
 
 
 class ResNet(nnx.Module):
-    """Stem, four layers of bottlenecks (blocks called layer1_0, layer1_1, ...), attention
-    pooling.
-    """
+    """Stem, four layers of bottlenecks (layer1_0, layer1_1, ...), attention pooling."""
 
     def __init__(self, config: ResNetConfig, embed_dim: int):
         width = config.width
-        self.conv1, self.conv2, self.conv3 = (
-            Conv(3, 3, width // 2, stride=2),
-            Conv(3, width // 2, width // 2),
-            Conv(3, width // 2, width),
-        )
+        self.conv1 = Conv(3, 3, width // 2, stride=2)
+        self.conv2 = Conv(3, width // 2, width // 2)
+        self.conv3 = Conv(3, width // 2, width)
         n_in = width
         for layer, blocks in enumerate(config.layers, start=1):
             for i in range(blocks):
@@ -186,7 +167,7 @@ class ResNet(nnx.Module):
         return 32
 
     def stages(self, pixels: Float[Array, "b h w 3"]) -> dict[str, Float[Array, "b h2 w2 c"]]:
-        """The maps after "stem" (stride 4), "layer1" (4), "layer2" (8), "layer3" (16) and "layer4"
+        """The maps after "stem" (stride 4), "layer1" (4), "layer2" (8), "layer3" (16), "layer4"
         (32).
         """
         check_floating(pixels)

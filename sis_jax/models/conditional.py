@@ -1,9 +1,8 @@
 """Class-conditional generators behind the one protocol: which class a latent stands for.
 
-A conditional generator's z has one number more than its network takes. That last number is N(0, 1)
-like the others; its quantile picks the class, so whoever draws z ~ N(0, 1) of `gen.z_dim` numbers
-gets every class equally often, and a seed stands for one image of one class, without any method
-having to know about classes. `gen.with_classes(...)` narrows the choice.
+A conditional generator's z has one more number, N(0, 1) like the others; its quantile picks the
+class. So z ~ N(0, 1) of `gen.z_dim` numbers gets every class equally often, and no method has to
+know about classes. `gen.with_classes(...)` narrows the choice.
 """
 
 from __future__ import annotations
@@ -19,9 +18,7 @@ from sis_jax.types import UsageError
 
 
 def one_hot(chance: Float[Array, "n"], classes: tuple[int, ...], count: int) -> Float[Array, "n c"]:
-    """Labels for standard normal numbers: each of `classes` (of all `count` where empty) gets an
-    equal share of the probability.
-    """
+    """Labels for normal numbers: each of `classes` (empty: of all `count`) equally likely."""
     chosen = jnp.asarray(classes or range(count))
     index = jnp.clip(
         jnp.floor(ndtr(chance.astype(jnp.float32)) * len(chosen)), 0, len(chosen) - 1
@@ -30,9 +27,7 @@ def one_hot(chance: Float[Array, "n"], classes: tuple[int, ...], count: int) -> 
 
 
 def check_classes(classes: int | Iterable[int] | None, count: int) -> tuple[int, ...]:
-    """`classes` as a tuple (None: empty, all of them); UsageError where the generator has no such
-    class, or no classes at all.
-    """
+    """`classes` as a tuple (None: empty, all); UsageError for classes that the generator lacks."""
     if classes is None:
         return ()
     chosen = (classes,) if isinstance(classes, int) else tuple(classes)
@@ -50,9 +45,7 @@ def check_classes(classes: int | Iterable[int] | None, count: int) -> tuple[int,
 
 
 def check_labels(labels: object, n: int, count: int) -> jax.Array:
-    """`labels` as an array [n, count]; UsageError for any other shape, or where the generator has
-    no classes.
-    """
+    """`labels` as an array [n, count]; UsageError for any other shape, or without classes."""
     if not count:
         raise UsageError("this generator has no classes: leave labels out")
     rows = jnp.asarray(labels, jnp.float32)

@@ -1,13 +1,8 @@
-"""DCGAN's generator (Radford, Metz, Chintala 2016, arXiv 1511.06434): transposed convolutions from
-a vector, batch norm, ReLU, tanh.
+"""DCGAN's generator (Radford, Metz, Chintala 2016, arXiv 1511.06434), batch norm folded.
 
-The second family behind `types.Generator`, for methods that ask no more than a latent and features.
-Batch norm is in inference mode, folded into a scale and an offset per channel when weights are
-converted.
-
-A transposed convolution with kernel 4, stride 2 and padding 1 is written as one dense 2x2
-convolution that gives the four phases of the result: along an axis, out[2m] = k[1] x[m] + k[3]
-x[m-1] and out[2m+1] = k[0] x[m+1] + k[2] x[m].
+A transposed convolution with kernel 4, stride 2, padding 1 is one dense 2x2 convolution that gives
+the four phases: along an axis, out[2m] = k[1] x[m] + k[3] x[m-1] and out[2m+1] = k[0] x[m+1] + k[2]
+x[m].
 """
 
 from __future__ import annotations
@@ -23,14 +18,20 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from sis_jax.ops.convolution import conv2d
-from sis_jax.types import Info, Noise, Samples, UsageError, check_taps, latents_from_seeds
+from sis_jax.types import (
+    Info,
+    Noise,
+    Sampling,
+    UsageError,
+    check_noise,
+    check_taps,
+    latents_from_seeds,
+)
 
 
 @dataclass(frozen=True)
 class DCGANConfig:
-    """Shape of a generator. channels: of the stages at 4, 8, ... pixels before the last layer,
-    which doubles the size once more and gives RGB.
-    """
+    """Shape of a generator. channels: at 4, 8, ... pixels, before the last layer."""
 
     z_dim: int
     channels: tuple[int, ...]
@@ -42,9 +43,7 @@ class DCGANConfig:
 
 
 class Stage(nnx.Module):
-    """Transposed convolution (kernel 4), then scale and offset: batch norm, folded; the last stage
-    has an offset only in effect.
-    """
+    """Transposed convolution (kernel 4), then scale and offset, the folded batch norm."""
 
     def __init__(self, n_in: int, n_out: int):
         self.weight = nnx.Param(jnp.zeros((4, 4, n_in, n_out)))
@@ -63,16 +62,13 @@ class Stage(nnx.Module):
 def conv_transpose(
     x: Float[Array, "n h w i"], kernel: Float[Array, "4 4 i o"]
 ) -> Float[Array, "n 2*h 2*w o"]:
-    """Transposed convolution with kernel 4, stride 2, padding 1 (torch's `ConvTranspose2d(i, o, 4,
-    2, 1)`), kernel as HWIO.
-    """
+    """torch's `ConvTranspose2d(i, o, 4, stride=2, padding=1)`, kernel as HWIO."""
     n, h, w, c = x.shape
     out = kernel.shape[-1]
     # Tap 0 reaches x[m-1] for the even phase and x[m] for the odd one, tap 1 x[m] and x[m+1]; the
     # odd phase is thus read one sample later.
-    taps = jnp.stack(
-        [jnp.stack([kernel[3], kernel[2]]), jnp.stack([kernel[1], kernel[0]])]
-    )  # [tap_h, phase_h, kw, i, o]
+    # [tap_h, phase_h, kw, i, o]
+    taps = jnp.stack([jnp.stack([kernel[3], kernel[2]]), jnp.stack([kernel[1], kernel[0]])])
     taps = jnp.stack(
         [
             jnp.stack([taps[:, :, 3], taps[:, :, 2]], 2),
@@ -80,23 +76,20 @@ def conv_transpose(
         ],
         1,
     )
-    dense = jnp.transpose(taps, (0, 1, 4, 2, 3, 5)).reshape(
-        2, 2, c, 4 * out
-    )  # [tap_h, tap_w, i, (phase_h phase_w o)]
+    # [tap_h, tap_w, i, (phase_h phase_w o)]
+    dense = jnp.transpose(taps, (0, 1, 4, 2, 3, 5)).reshape(2, 2, c, 4 * out)
     y = conv2d(x, dense, padding=1).reshape(n, h + 1, w + 1, 2, 2, out)
     rows = jnp.stack([y[:, :h, :, 0], y[:, 1:, :, 1]], axis=2)  # [n, h, phase_h, w + 1, phase_w, o]
-    both = jnp.stack(
-        [rows[:, :, :, :w, 0], rows[:, :, :, 1:, 1]], axis=4
-    )  # [n, h, phase_h, w, phase_w, o]
+    # [n, h, phase_h, w, phase_w, o]
+    both = jnp.stack([rows[:, :, :, :w, 0], rows[:, :, :, 1:, 1]], axis=4)
     return both.reshape(n, 2 * h, 2 * w, out)
 
 
-class DCGAN(nnx.Module):
-    """A DCGAN generator behind the protocol of `types.Generator`. Its methods are compiled; it is a
-    pytree.
+class DCGAN(Sampling, nnx.Module):
+    """A DCGAN generator behind the protocol of `types.Generator`; a pytree.
 
-    Taps: "4x4", "8x8", ... below the image's own size: the output of each stage after batch norm
-        and ReLU. There is no mapping network: w is z, as [n, 1, z_dim].
+    Taps: "4x4", "8x8", ... below the image's size: each stage after batch norm and ReLU. w is z, as
+        [n, 1, z_dim].
     """
 
     def __init__(self, config: DCGANConfig, info: Info | None = None):
@@ -145,36 +138,21 @@ class DCGAN(nnx.Module):
         key: jax.Array | None = None,
         dtype: str = "float32",
     ) -> tuple[Float[Array, "n r r 3"], dict[str, Float[Array, "n s s c"]]]:
-        """Image in [-1, 1] and the features named in `taps`; w is [n, 1, z_dim] or [n, z_dim].
-        noise and key change nothing: there are no noise inputs.
+        """Image in [-1, 1] and the features named in `taps`, from w [n, 1, z_dim] or [n, z_dim];
+        noise and key change nothing.
 
-        dtype: "float32", or "bfloat16" for the convolutions. Raises UsageError for a w of another
-            shape or an unknown tap.
+        dtype: "float32", or "bfloat16" for the convolutions. UsageError for another w or an unknown
+            tap.
         """
         taps = check_taps(taps, self.taps)
         w = jnp.asarray(w)
-        if (
-            (w.ndim == 3 and w.shape[1:] != (1, self.z_dim))
-            or (w.ndim == 2 and w.shape[1] != self.z_dim)
-            or w.ndim not in (2, 3)
-        ):
+        if w.ndim not in (2, 3) or w.shape[-1] != self.z_dim or (w.ndim == 3 and w.shape[1] != 1):
             raise UsageError(
                 f"w must be [n, 1, {self.z_dim}] or [n, {self.z_dim}] for this generator, got "
                 f"{list(w.shape)}"
             )
-        if noise not in ("const", "random", "none"):
-            raise UsageError(f'noise must be "const", "random" or "none", got {noise!r}')
+        check_noise(noise)
         return _synthesize(self, w.reshape(w.shape[0], self.z_dim), taps, dtype)
-
-    def sample(
-        self, seeds: Iterable[int], truncation: float = 1.0, taps: tuple[str, ...] = ()
-    ) -> Samples:
-        """Images for seeds, as one batch: sample i depends on its own seed and nothing else."""
-        seeds = tuple(int(s) for s in seeds)
-        z = self.latents(seeds)
-        w = self.map(z, truncation)
-        images, features = self.synthesize(w, taps=taps)
-        return Samples(seeds, z, w, images, features)
 
 
 @partial(jax.jit, static_argnames=("taps", "dtype"))

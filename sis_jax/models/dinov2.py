@@ -1,8 +1,7 @@
 """DINOv2 (Oquab et al. 2023, arXiv 2304.07193): a vision transformer trained without any labels.
 
-With registers (Darcet et al. 2023, arXiv 2309.16588), four tokens without a position stand between
-the class token and the patches. Layer scale (Touvron et al. 2021) is a factor per channel behind
-two linear layers, and is part of their weights here: `checkpoints/layouts/dinov2.py` folds it in.
+Registers (Darcet et al. 2023, arXiv 2309.16588) are four tokens without a position between the
+class token and the patches. Layer scale is part of the weights.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 
 @dataclass(frozen=True)
 class DINOv2Config:
-    """Shape of the network. width: channels, 64 per head; hidden: width inside the two-layer
-    networks; patch in pixels; grid: patches along an edge of the images it was trained on.
+    """Shape of the network: 64 channels per head; patch in pixels; grid: patches along an edge in
+    training.
     """
 
     width: int = 384
@@ -43,8 +42,8 @@ class DINOv2Config:
 class DINOv2(nnx.Module):
     """Patch features of the last layer, normed, in a tuple as every backbone's: stride 14.
 
-    Input: images in [-1, 1], any size from one patch on; up to 13 pixels at the right and the
-    bottom that fill no patch are cut off, as in the published code.
+    Input: images in [-1, 1], from one patch on; pixels at the right and bottom that fill no patch
+        are cut off.
     """
 
     def __init__(self, config: DINOv2Config):
@@ -96,8 +95,8 @@ class DINOv2(nnx.Module):
         return self.patch[...].reshape(-1, self.config.width).astype(x.dtype)
 
     def _positions(self, grid: tuple[int, int]) -> Float[Array, "t c"]:
-        """The table for another grid. Published networks without registers were resized by torch's
-        plain bicubic, those with registers by its antialiased one, whose kernel is JAX's.
+        """The table for another grid, as published: plain bicubic without registers, antialiased
+        with.
         """
         table, side = self.positions[...], self.config.grid
         if self.registers is None or grid == (side, side):

@@ -1,8 +1,6 @@
-"""StyleGAN2's discriminator: residual blocks that halve the size, minibatch standard deviation, a
-score (sections 4.2 and 4.3 of the paper).
+"""StyleGAN2's discriminator (Karras et al. 2020, arXiv 1912.04958, sections 4.2 and 4.3).
 
-Karras et al. 2020 (arXiv 1912.04958); the label projection follows arXiv 2006.06676. Parameters in
-the orientation of `models/stylegan2.py`.
+The label projection follows arXiv 2006.06676. Orientation of parameters: `models/stylegan2.py`.
 """
 
 from __future__ import annotations
@@ -29,12 +27,11 @@ ONE_BY_ONE = 512
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """Shape of a discriminator. `mbstd_group`: how many images share one minibatch standard
-    deviation.
+    """Shape of a discriminator. mbstd_group: images that share a minibatch standard deviation.
 
     Conditional ones have c_dim classes. cmap_dim: width of the label network whose output is
-    compared with the image's (ADA); 0: there is none, and the label picks one of c_dim scores (the
-    first TensorFlow code).
+    compared with the image's (ADA); 0: the label picks one of c_dim scores (the first TensorFlow
+    code).
     """
 
     resolution: int
@@ -47,8 +44,8 @@ class DiscriminatorConfig:
 
 
 class Conv(nnx.Module):
-    """Convolution with equalised learning rate, of the discriminator. `down` filters and halves
-    first (3x3) or last (1x1, linear skip).
+    """Convolution with equalised learning rate; `down` filters and halves, first (3x3) or last
+    (1x1).
     """
 
     def __init__(
@@ -63,11 +60,9 @@ class Conv(nnx.Module):
         if self.down and self.size == 1:
             return convolution.conv2d(convolution.downsample2d(x), kernel)
         y = convolution.conv_down(x, kernel) if self.down else convolution.conv2d(x, kernel)
-        return (
-            y
-            if self.bias is None
-            else convolution.leaky_relu(y + self.bias[...].astype(y.dtype), clamp)
-        )
+        if self.bias is None:
+            return y
+        return convolution.leaky_relu(y + self.bias[...].astype(y.dtype), clamp)
 
 
 class DiscriminatorBlock(nnx.Module):
@@ -88,8 +83,8 @@ class DiscriminatorBlock(nnx.Module):
 
 
 class DiscriminatorEpilogue(nnx.Module):
-    """The 4x4 end: minibatch standard deviation, convolution, two fully connected layers (or the
-    projection on a label).
+    """The 4x4 end: minibatch standard deviation, convolution, two linear layers (or the
+    projection).
     """
 
     def __init__(self, channels: int, config: DiscriminatorConfig, rng: Rng):
@@ -108,11 +103,10 @@ class DiscriminatorEpilogue(nnx.Module):
 
 
 def minibatch_stddev(x: Float[Array, "n h w c"], group: int) -> Float[Array, "n h w c+1"]:
-    """x with one more channel: the standard deviation over a group of images, averaged over pixels
-    and channels.
+    """x with one more channel: the standard deviation over groups of images, averaged over the
+    rest.
 
-    Members of a group are n / group apart, as in the published code. n must be a multiple of the
-    group (or smaller than it).
+    Members of a group are n / group apart, as published; n is a multiple of the group, or smaller.
     """
     n = x.shape[0]
     group = min(group, n)
@@ -148,9 +142,7 @@ class LabelMapping(nnx.Module):
 
 
 class Discriminator(nnx.Module):
-    """Residual discriminator with minibatch standard deviation: disc(images) -> one score per
-    image, higher for images it takes as real.
-    """
+    """disc(images) -> one score per image, higher for images it takes as real."""
 
     def __init__(self, config: DiscriminatorConfig, rng: Rng = None, info: Info | None = None):
         sizes = resolutions(config.resolution)[::-1]
@@ -166,9 +158,7 @@ class Discriminator(nnx.Module):
     def score(
         self, images: jax.Array, labels: jax.Array | None = None, dtype: Any = jnp.float32
     ) -> jax.Array:
-        """The pure forward pass, for losses: everything above 4x4 in `dtype`, the end in
-        float32.
-        """
+        """The pure forward pass, for losses: above 4x4 in `dtype`, the end in float32."""
         sizes = resolutions(self.config.resolution)[:0:-1]
         fine = [r for r in sizes if r >= ONE_BY_ONE]
         x = images.astype(dtype)
@@ -198,8 +188,8 @@ class Discriminator(nnx.Module):
     def __call__(
         self, images: Float[AnyArray, "n r r 3"], labels: Float[AnyArray, "n c"] | None = None
     ) -> Float[Array, "n 1"]:
-        """Scores of images in [-1, 1]. n must be a multiple of the stddev group (4), or smaller
-        than it. labels: one-hot, if it is conditional.
+        """Scores of images in [-1, 1]; n is a multiple of the stddev group (4), or smaller. labels:
+        one-hot, if it is conditional.
         """
         images = jnp.asarray(images, jnp.float32)
         side = self.config.resolution

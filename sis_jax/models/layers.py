@@ -24,8 +24,7 @@ class Statistic(nnx.Variable):
 class Conv(nnx.Module):
     """Convolution with He initialisation; `bias` where no normalisation follows.
 
-    padding: zeros on every side, by default as many as keep the size at stride 1; or "SAME",
-        TensorFlow's rule, which differs at stride 2.
+    padding: zeros on every side (default: keeps the size at stride 1), or TensorFlow's "SAME".
     """
 
     def __init__(
@@ -111,10 +110,7 @@ affine.defvjp(lambda x, scale, shift: (x * scale + shift, (x, scale)), _affine_b
 
 
 class BatchNorm(nnx.Module):
-    """Batch normalisation. name: its path in the network, under which statistics go to the tape.
-
-    Without a tape, the stored statistics are used (and stay as they are: "frozen").
-    """
+    """Batch normalisation; without a tape by the stored statistics. name: its key on the tape."""
 
     def __init__(self, channels: int, name: str, eps: float = 1e-5):
         self.scale, self.shift = nnx.Param(jnp.ones(channels)), nnx.Param(jnp.zeros(channels))

@@ -1,9 +1,8 @@
-"""LPIPS on VGG16: how different two images look to a network (Zhang et al. 2018, arXiv 1801.03924,
-equation 1).
+"""LPIPS on VGG16 (Zhang et al. 2018, arXiv 1801.03924, equation 1): how unlike two images look.
 
-Features after the last ReLU of each of VGG16's five blocks (Simonyan and Zisserman 2015), unit
-length per pixel, squared difference weighted per channel with learnt gains, mean over pixels, sum
-over blocks. The weights are not part of this library: see `checkpoints/lpips.py`.
+Features after the last ReLU of each of VGG16's five blocks, unit length per pixel, squared
+difference weighted per channel by learnt gains, mean over pixels, sum over blocks. The weights are
+not part of this library: `checkpoints/lpips.py`.
 """
 
 from __future__ import annotations
@@ -16,26 +15,23 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+# Channels in, then out of each convolution
 BLOCKS = (
     (3, 64, 64),
     (64, 128, 128),
     (128, 256, 256, 256),
     (256, 512, 512, 512),
     (512, 512, 512, 512),
-)  # channels in, then out of each convolution
-LARGEST = 256  # pixels: larger images are averaged down first, as StyleGAN2's projector does
-_SHIFT, _SCALE = (
-    np.array([-0.030, -0.088, -0.188], np.float32),
-    np.array([0.458, 0.448, 0.450], np.float32),
 )
+LARGEST = 256  # pixels: larger images are averaged down first, as StyleGAN2's projector does
+_SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
+_SCALE = np.array([0.458, 0.448, 0.450], np.float32)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LPIPS:
-    """kernels, biases: of the thirteen convolutions. gains: of the channels of the five blocks, not
-    negative.
-    """
+    """kernels, biases: of the thirteen convolutions. gains >= 0: per channel of the five blocks."""
 
     kernels: tuple[Float[Array, "3 3 _ _"], ...]
     biases: tuple[Float[Array, "_"], ...]
@@ -43,8 +39,8 @@ class LPIPS:
 
 
 def lpips_maps(net: LPIPS, images: Float[Array, "n r r 3"]) -> list[Float[Array, "n _ _ _"]]:
-    """Features of images in [-1, 1], scaled so that LPIPS is the sum over maps of the mean over
-    pixels of the squared difference. r is at least 16.
+    """Features of images in [-1, 1], scaled so that LPIPS is the sum over maps of the mean squared
+    difference; r is at least 16.
     """
     factor = max(1, images.shape[1] // LARGEST)
     if factor > 1:
@@ -58,9 +54,8 @@ def lpips_maps(net: LPIPS, images: Float[Array, "n r r 3"]) -> list[Float[Array,
                 x, net.kernels[at], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
             )
             x, at = jax.nn.relu(x + net.biases[at]), at + 1
-        length = lax.rsqrt(
-            jnp.sum(x * x, axis=-1, keepdims=True) + 1e-20
-        )  # the published + 1e-10 beside the root has no gradient at 0
+        # The published + 1e-10 beside the root has no gradient at 0
+        length = lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-20)
         maps.append(x * length * jnp.sqrt(gain))
     return maps
 

@@ -1,10 +1,8 @@
-"""A generator of which some samples are moved along a direction in W: for classes that it draws too
-rarely.
-"""
+"""A generator of which a share of the samples is moved in W, for classes it draws too rarely."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,16 +12,15 @@ import numpy as np
 from jax.scipy.special import ndtr
 from jaxtyping import Float
 
-from sis_jax.types import Array, Info, Noise, Samples, SkipGenerator, check_taps
+from sis_jax.types import Array, Info, Noise, Sampling, SkipGenerator
 
 
 @dataclass(frozen=True)
-class Moved:
-    """`gen`, with w + `move` for a share of all latents; made by `moved`. Whether a sample is moved
-    depends on its own z and nothing else.
+class Moved(Sampling):
+    """`gen` with w + `move` for a share of all latents; which ones depends on each z alone.
 
-    move: Float[w], displacement in W, added to every W+ layer after truncation. share: 0..1. A
-        sample moved at one share is moved at every larger one.
+    move: Float[w], added to every W+ layer after truncation. share: 0..1; a sample moved at one
+        share is moved at every larger one.
     """
 
     gen: Any
@@ -55,13 +52,10 @@ class Moved:
         return self.gen.latents(seeds)
 
     def chosen(self, z: Float[Array, "n z"]) -> Float[Array, "n"]:
-        """1 for latents that are moved, 0 for others: a projection of z that is N(0, 1), compared
-        with the quantile of `share`.
-        """
+        """1 for latents that are moved, 0 for others, by a projection of z that is N(0, 1)."""
         z = jnp.asarray(z)
-        signs = jnp.where(
-            jnp.arange(z.shape[1]) * 7 % 13 % 2 == 0, 1.0, -1.0
-        )  # any fixed direction that is no axis
+        # Any fixed direction that is no axis
+        signs = jnp.where(jnp.arange(z.shape[1]) * 7 % 13 % 2 == 0, 1.0, -1.0)
         return (ndtr((z * signs).sum(1) / jnp.sqrt(z.shape[1])) <= self.share).astype(jnp.float32)
 
     def map(self, z: Float[Array, "n z"], truncation: float | Any = 1.0) -> Float[Array, "n s w"]:
@@ -71,16 +65,6 @@ class Moved:
         self, w: Float[Array, "n s w"], noise: Noise = "const", taps: tuple[str, ...] = ()
     ) -> tuple[Float[Array, "n rows columns 3"], dict[str, Float[Array, "n ..."]]]:
         return self.gen.synthesize(w, noise, taps)
-
-    def sample(
-        self, seeds: Iterable[int], truncation: float = 1.0, taps: tuple[str, ...] = ()
-    ) -> Samples:
-        """Images for seeds, as one batch."""
-        seeds = tuple(int(s) for s in seeds)
-        z = self.latents(seeds)
-        w = self.map(z, truncation)
-        images, features = self.synthesize(w, taps=check_taps(taps, self.taps))
-        return Samples(seeds, z, w, images, features)
 
 
 @jax.tree_util.register_dataclass
@@ -96,9 +80,7 @@ def moved(gen: Any, move: Float[np.ndarray, "w"], share: float = 1.0) -> Moved:
 
 
 def mixed(gen: Any, arrays: Mapping[str, Any]) -> Any:
-    """The generator that parts with these arrays are meant for: `Moved` where they hold a rare
-    class ("rare/move", "rare/share"), else `gen` itself.
-    """
+    """The generator of these parts: `Moved` where they hold a rare class, else `gen`."""
     if "rare/move" not in arrays or isinstance(gen, Moved):
         return gen
     return moved(gen, arrays["rare/move"], float(np.ravel(arrays["rare/share"])[0]))

@@ -1,22 +1,18 @@
 """Students: the segmenters that a generator's parts are distilled into.
 
-* "unet-efficientnet-lite0", the default: a U-Net on a backbone that was trained on ImageNet's class
-  labels (`models/backbone_unet.py`); "unet-resnet18" stands on another one.
-* "unet-small": a U-Net of dense 3 x 3 convolutions with group normalisation, made to
-  be fast on CPUs as well. It sees the image in 2 x 2 blocks, works at 1/2 to 1/16 of its size,
-  and predicts four pixels at once. With blocks of 4 x 4 it costs a quarter and sees twice as far.
+
+* "unet-efficientnet-lite0", the default, "unet-resnet18": a U-Net on an ImageNet backbone
+  (`models/backbone_unet.py`).
+* "unet-small": a U-Net of dense 3 x 3 convolutions with group normalisation, fast on CPUs. It sees
+  the image in blocks of 2 x 2 or 4 x 4, and predicts the pixels of a block at once.
 * "unet": double convolutions 64-128-256-512-512 with batch normalisation, as Labels4Free and
   Melas-Kyriazi et al. (2022, section 4) use it.
 * "resnet18": ResNet-18 dilated to output stride 8 with a 1 x 1 scoring layer, the student of
-  Segmentation in Style (section 3.3). Every convolution of a dilated stage has the stage's
-  dilation.
-* "deeplabv3-resnet18", "deeplabv3-resnet50": DeepLabV3 (Chen et al. 2017) on such a trunk, where
-  the first block of a dilated stage keeps the dilation of the stage before.
+  Segmentation in Style (section 3.3).
+* "deeplabv3-resnet18", "deeplabv3-resnet50": DeepLabV3 (Chen et al. 2017) on such a trunk.
 
-Input: float images in [-1, 1], any size; output: logits per class and pixel at the same size.
-    `network(x)` normalises with stored statistics; `network(x, tape)` is the training mode: batch
-    normalisation uses the batch (over all devices) and leaves its statistics in the dictionary
-    `tape`.
+Input: float images in [-1, 1], any size; output: logits per class and pixel. `network(x)` uses the
+stored statistics; `network(x, tape)` those of the batch over all devices, left in `tape`.
 """
 
 from __future__ import annotations
@@ -49,9 +45,9 @@ from sis_jax.types import UsageError, unknown_name
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """arch: see the module. classes: number of output channels. width: channels of the first level
-    of "unet-small". block: edge length of the blocks of pixels that it sees and predicts at once, 2
-    or 4. imagenet: whether a ResNet trunk normalises its images as pretrained ones do.
+    """arch: see the module. classes: output channels. width: channels of the first level of
+    "unet-small"; block: edge of its blocks of pixels, 2 or 4. imagenet: whether a ResNet trunk
+    normalises its images.
     """
 
     arch: str = "unet-small"
@@ -75,16 +71,12 @@ class StudentConfig:
 
 
 def usual_block(side: int) -> int:
-    """The `block` for images of `side` pixels: one of 128 costs as much as one of 64, and sees as
-    far.
-    """
+    """The `block` for images of `side` pixels: 128 costs as much as 64, and sees as far."""
     return 4 if side >= 128 else 2
 
 
 def build(config: StudentConfig, rng: Rng = None) -> nnx.Module:
-    """The network of a configuration, with random weights from `rng`, or zeros (shapes only)
-    without.
-    """
+    """The network of a configuration, with random weights from `rng`, or zeros (shapes only)."""
     return NETWORKS[config.arch](config, rng)
 
 
@@ -114,9 +106,7 @@ class Residual(nnx.Module):
 
 
 class SmallUNet(nnx.Module):
-    """See the module: four levels, the first at 1/block of the image, the last with its mean over
-    the image added everywhere.
-    """
+    """Four levels from 1/block of the image on; the last one's mean is added everywhere."""
 
     levels = (1, 2, 4, 6)
 
@@ -157,10 +147,8 @@ class DoubleConv(nnx.Module):
 
     def __init__(self, n_in: int, n_mid: int, n_out: int, rng: Rng, name: str):
         self.conv0, self.conv1 = Conv(n_in, n_mid, rng), Conv(n_mid, n_out, rng)
-        self.norm0, self.norm1 = (
-            BatchNorm(n_mid, f"{name}.norm0"),
-            BatchNorm(n_out, f"{name}.norm1"),
-        )
+        self.norm0 = BatchNorm(n_mid, f"{name}.norm0")
+        self.norm1 = BatchNorm(n_out, f"{name}.norm1")
 
     def __call__(self, x: Float[Array, "n h w i"], tape: Tape | None) -> Float[Array, "n h w o"]:
         x = jax.nn.relu(self.norm0(self.conv0(x), tape))
@@ -168,9 +156,7 @@ class DoubleConv(nnx.Module):
 
 
 class UNet(nnx.Module):
-    """Encoder 64-128-256-512-512 with max pooling, decoder with bilinear upsampling (aligned
-    corners) and concatenation.
-    """
+    """Encoder 64-128-256-512-512 with max pooling, decoder with aligned bilinear upsampling."""
 
     def __init__(self, config: StudentConfig, rng: Rng = None):
         down = [(3, 64), (64, 128), (128, 256), (256, 512), (512, 512)]
@@ -206,9 +192,7 @@ class UNet(nnx.Module):
 
 
 class ResNet18(nnx.Module):
-    """The student of Segmentation in Style: trunk, 1 x 1 scoring layer N(0, 0.01), bilinear
-    upsampling with aligned corners.
-    """
+    """The student of Segmentation in Style: trunk, 1 x 1 scoring layer, aligned upsampling."""
 
     def __init__(self, config: StudentConfig, rng: Rng = None):
         self.trunk = ResNet(18, rng, "trunk", dilated=True, imagenet=config.imagenet)
@@ -221,8 +205,8 @@ class ResNet18(nnx.Module):
 
 
 class DeepLabV3(nnx.Module):
-    """Atrous spatial pyramid pooling (rates 12, 24, 36, and the image's mean) on a dilated trunk,
-    256 channels, half-pixel upsampling.
+    """Atrous spatial pyramid pooling (12, 24, 36, and the mean), 256 channels, half-pixel
+    upsampling.
     """
 
     rates = (1, 12, 24, 36)

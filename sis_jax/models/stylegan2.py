@@ -1,15 +1,12 @@
-"""StyleGAN2's generator: mapping and synthesis ("skip" architecture). The discriminator is in
-`models/discriminator.py`.
+"""StyleGAN2's generator: mapping and synthesis ("skip" architecture).
 
 Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN" (arXiv 1912.04958) and
 "Training Generative Adversarial Networks with Limited Data" (arXiv 2006.06676) for conv_clamp and
 the conditional parts.
-
-Where we differ from the published code: NHWC; parameters are kept in TensorFlow's orientation
-(convolutions HWIO, fully connected [in, out], style bias with its +1 included, rows of the
-discriminator's first fully connected layer in H, W, C order), so one forward pass serves every
-checkpoint layout; feature taps are explicit, named results. Modules only hold parameters; the maths
-is in `ops/convolution.py`.
+Where we differ from the published code: NHWC; parameters in TensorFlow's orientation (convolutions
+    HWIO, linear [in, out], style bias with its +1, rows of the discriminator's first linear layer
+    in H, W, C order), so that one forward pass serves every layout; taps are explicit results.
+    Modules only hold parameters; the maths is in `ops/convolution.py`.
 """
 
 from __future__ import annotations
@@ -27,12 +24,19 @@ from jaxtyping import Array, Float
 
 from sis_jax.models.conditional import check_classes, check_labels, one_hot
 from sis_jax.ops import convolution
-from sis_jax.types import Info, Noise, Samples, UsageError, check_taps, latents_from_seeds
+from sis_jax.types import (
+    Info,
+    Noise,
+    Sampling,
+    UsageError,
+    check_noise,
+    check_taps,
+    latents_from_seeds,
+)
 
 AnyArray = jax.Array | np.ndarray
-Stem = tuple[
-    Float[Array, "_n _r _r _c"], Float[Array, "_n _s _s 3"]
-]  # activations and image after some of the layers
+# Activations and image after some of the layers
+Stem = tuple[Float[Array, "_n _r _r _c"], Float[Array, "_n _s _s 3"]]
 LR_MULTIPLIER = 0.01  # of the mapping network
 
 
@@ -41,8 +45,8 @@ class Buffer(nnx.Variable):
 
 
 def channel_table(resolution: int, channel_base: int, channel_max: int) -> tuple[int, ...]:
-    """Channels at 4, 8, ..., resolution: min(channel_base / r, channel_max). config-F is (32768,
-    512), its half-width sister (16384, 512).
+    """Channels at 4, 8, ..., resolution: min(channel_base / r, channel_max); config-F is (32768,
+    512).
     """
     return tuple(min(channel_base // r, channel_max) for r in resolutions(resolution))
 
@@ -59,12 +63,11 @@ def resolutions(resolution: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """Shape of a generator. `channels`: one number per resolution from 4 up. `conv_clamp`:
-    activations are clamped to +-conv_clamp where set.
+    """Shape of a generator. channels: per resolution from 4 up. conv_clamp: bound on activations.
 
-    Conditional ones: c_dim classes, embedded into embed_dim numbers (0: w_dim of them).
-    label_concat: z and the embedding are normalised together (the first TensorFlow code) and not
-    each on its own (ADA). classes: those that `sample` draws from, all of them where empty.
+    Conditional ones: c_dim classes, embedded into embed_dim numbers (0: w_dim). label_concat: z and
+        the embedding are normalised together (the first TensorFlow code), not each on its own
+        (ADA). classes: those that `sample` draws from, empty for all.
     """
 
     resolution: int
@@ -88,8 +91,8 @@ class GeneratorConfig:
 
     @property
     def num_ws(self) -> int:
-        """W+ layers: 2 log2(resolution) - 2. The RGB layer of a block shares its W+ layer with the
-        next block's first convolution.
+        """W+ layers: 2 log2(resolution) - 2; a block's RGB layer shares that of the next
+        convolution.
         """
         return 2 * len(self.channels)
 
@@ -98,14 +101,10 @@ Rng = np.random.Generator | None
 
 
 def normal(rng: Rng, *shape: int, scale: float = 1.0) -> jax.Array:
-    """N(0, scale^2) drawn by NumPy: compiling one random draw per shape would cost seconds. Zeros
-    without an rng (shape only).
-    """
-    return (
-        jnp.zeros(shape)
-        if rng is None
-        else jnp.asarray(rng.standard_normal(shape, dtype=np.float32) * scale)
-    )
+    """N(0, scale^2) by NumPy, which compiles nothing; zeros without an rng (shape only)."""
+    if rng is None:
+        return jnp.zeros(shape)
+    return jnp.asarray(rng.standard_normal(shape, dtype=np.float32) * scale)
 
 
 class Linear(nnx.Module):
@@ -123,9 +122,7 @@ class Linear(nnx.Module):
 
 
 class Mapping(nnx.Module):
-    """f: Z -> W (section 2 of StyleGAN): normalise z (and the embedded label), then
-    `mapping_layers` times linear and leaky ReLU.
-    """
+    """f: Z -> W: normalise z (and the label's embedding), then linear layers with leaky ReLU."""
 
     def __init__(self, config: GeneratorConfig, rng: Rng = None):
         embedded = (config.embed_dim or config.w_dim) if config.c_dim else 0
@@ -219,9 +216,7 @@ class ToRGB(nnx.Module):
 
 
 class SynthesisBlock(nnx.Module):
-    """One resolution: (conv0, which doubles the size,) conv1, ToRGB. The 4x4 block starts from a
-    learnt constant and has conv1 only.
-    """
+    """One resolution: conv0 (doubles the size; 4x4 has a constant instead), conv1, ToRGB."""
 
     def __init__(self, n_in: int, n_out: int, resolution: int, config: GeneratorConfig, rng: Rng):
         if resolution == 4:
@@ -233,9 +228,7 @@ class SynthesisBlock(nnx.Module):
 
 
 class Synthesis(nnx.Module):
-    """g: styles -> image and named features. Layers, and so style vectors, are called `b4.conv1`,
-    `b4.torgb`, `b8.conv0`, ...
-    """
+    """g: styles -> image and features. Layers are called `b4.conv1`, `b4.torgb`, `b8.conv0`, ..."""
 
     def __init__(self, config: GeneratorConfig, rng: Rng = None):
         before = 0
@@ -267,8 +260,8 @@ class Synthesis(nnx.Module):
         self, styles: dict[str, Float[Array, "n _"]], noise: Noise = "const",
         taps: tuple[str, ...] = (), key: jax.Array | None = None, dtype: Any = jnp.float32,
     ) -> tuple[Float[Array, "n r r 3"], dict[str, Float[Array, "n ..."]]]:  # fmt: skip
-        """Image (float32) and the asked features (in `dtype`), each after noise, bias, activation
-        and clamp.
+        """Image (float32) and the asked features (in `dtype`), after noise, bias, activation,
+        clamp.
         """
         (_, image), features = self.advance(
             self.begin(styles["b4.conv1"].shape[0], dtype), styles, noise, key
@@ -284,11 +277,11 @@ class Synthesis(nnx.Module):
         self, stem: Stem, styles: dict[str, Float[Array, "n _"]], noise: Noise = "const",
         key: jax.Array | None = None, first: int = 0, stop: int | None = None,
     ) -> tuple[Stem, dict[str, Float[Array, "n ..."]]]:  # fmt: skip
-        """Run the layers with the W+ layers first, ..., stop - 1 (None: to the end); the
-        activations and image so far, and the features on the way.
+        """Run the W+ layers first, ..., stop - 1 (None: to the end): activations and image so far,
+        and features on the way.
 
-        Layers run in the order of their W+ layers, so running up to one and from it on is the whole
-        network, also with random noise of one key.
+        Running up to one layer and from it on is the whole network, also with random noise of one
+        key.
         """
         if noise == "random" and key is None:
             raise UsageError(
@@ -299,9 +292,8 @@ class Synthesis(nnx.Module):
         for name, slot in self.layers():
             layer, used = self.layer(name), None
             if noise == "random" and key is not None and isinstance(layer, StyledConv):
-                key, used = jax.random.split(
-                    key
-                )  # also for layers that are passed over: each keeps its own noise
+                # Also for layers that are passed over: each keeps its own noise
+                key, used = jax.random.split(key)
             if slot < first or (stop is not None and slot >= stop):
                 continue
             if isinstance(layer, StyledConv):
@@ -314,14 +306,12 @@ class Synthesis(nnx.Module):
         return (x, image), features
 
 
-class StyleGAN2(nnx.Module):
-    """A generator: mapping and synthesis behind the protocol of `types.Generator`. Its methods are
-    compiled; it is a pytree.
+class StyleGAN2(Sampling, nnx.Module):
+    """A generator: mapping and synthesis behind the protocol of `types.Generator`; a pytree.
 
     Taps: "RxR" (the last convolution at R pixels), "RxR/conv0", "RxR/conv1", after noise, bias and
-        activation. A conditional generator's z has one more number than its network takes, which
-        picks the class (see `models/conditional.py`); narrow the choice with `with_classes`, or
-        give `map` labels.
+        activation. A conditional generator's z has one more number, which picks the class
+        (`models/conditional.py`); narrow the choice with `with_classes`, or give `map` labels.
     """
 
     def __init__(self, config: GeneratorConfig, rng: Rng = None, info: Info | None = None):
@@ -358,9 +348,7 @@ class StyleGAN2(nnx.Module):
         return tuple(f"{r}x{r}/rgb" for r in resolutions(self.resolution))
 
     def with_classes(self, classes: int | Iterable[int] | None) -> StyleGAN2:
-        """The same generator, drawing from these classes only (0 to c_dim - 1; None: all).
-        UsageError where it has no such class, or none at all.
-        """
+        """The same generator, drawing from these classes only (None: all), or UsageError."""
         other = nnx.merge(*nnx.split(self))
         other.config = replace(self.config, classes=check_classes(classes, self.config.c_dim))
         return other
@@ -390,11 +378,10 @@ class StyleGAN2(nnx.Module):
         cutoff: int | None = None,
         labels: Float[AnyArray, "n c"] | None = None,
     ) -> Float[Array, "n s w"]:
-        """z -> w in every W+ layer, drawn towards the average by `truncation` (psi; 1 = not at
-        all), on W+ layers < `cutoff` if given.
+        """z -> w [n s w], drawn towards the average by `truncation` (1 = not at all), on W+ layers
+        < `cutoff` if given.
 
-        labels: one-hot rows for a conditional generator, in place of the classes that z stands for;
-            z may then lack its last number.
+        labels: one-hot rows in place of z's classes; z may then lack its last number.
         """
         z = jnp.asarray(z)
         bare = labels is not None and z.ndim == 2 and z.shape[1] == self.config.z_dim
@@ -412,32 +399,28 @@ class StyleGAN2(nnx.Module):
 
     def synthesize(
         self,
-        w: Float[AnyArray, "n s w"] | Float[AnyArray, "n w"] | dict[str, Float[Array, "n _"]],
+        w: Float[AnyArray, "n s w"] | Float[AnyArray, "n w"],
         noise: Noise = "const",
         taps: tuple[str, ...] = (),
         key: jax.Array | None = None,
         dtype: str = "float32",
     ) -> tuple[Float[Array, "n r r 3"], dict[str, Float[Array, "n ..."]]]:
-        """Image in about [-1, 1] and the features named in `taps`; also images at lower
-        resolution, named in `skips`.
+        """Image in about [-1, 1] and the features named in `taps` (or smaller images, see `skips`).
 
-        w: one vector per image, one per layer (W+), or a dict of style vectors (style space, see
-            `styles`). noise: "const" (the stored maps), "random" (needs `key`) or "none". dtype:
-            "float32", or "bfloat16" for the convolutions.
+        w: one vector per image, or one per layer (W+). noise: "const" (the stored maps), "random"
+            (needs `key`) or "none". dtype: "float32", or "bfloat16" for the convolutions.
         """
         if not set(taps) <= set(self.skips):
             taps = check_taps(taps, (*self.taps, *(t for t in taps if t in self.skips)))
-        if not isinstance(w, dict):
-            w = jnp.asarray(w)
-            if w.ndim == 2:
-                w = jnp.broadcast_to(w[:, None], (w.shape[0], self.num_ws, w.shape[1]))
-            if w.ndim != 3 or w.shape[1:] != (self.num_ws, self.config.w_dim):
-                raise UsageError(
-                    f"w must be [n, {self.num_ws}, {self.config.w_dim}] or [n, "
-                    f"{self.config.w_dim}], got {list(w.shape)}"
-                )
-        if noise not in ("const", "random", "none"):
-            raise UsageError(f'noise must be "const", "random" or "none", got {noise!r}')
+        w = jnp.asarray(w)
+        if w.ndim == 2:
+            w = jnp.broadcast_to(w[:, None], (w.shape[0], self.num_ws, w.shape[1]))
+        if w.ndim != 3 or w.shape[1:] != (self.num_ws, self.config.w_dim):
+            raise UsageError(
+                f"w must be [n, {self.num_ws}, {self.config.w_dim}] or [n, {self.config.w_dim}], "
+                f"got {list(w.shape)}"
+            )
+        check_noise(noise)
         return _synthesize(self, w, key, noise, taps, dtype)
 
     def stem(
@@ -447,9 +430,7 @@ class StyleGAN2(nnx.Module):
         noise: Noise = "const",
         dtype: str = "float32",
     ) -> Stem:
-        """The part drawn by the first `slots` W+ layers (1 to num_ws - 1): shared by all images
-        that differ in later layers only, see `synthesize_from`.
-        """
+        """What the first `slots` W+ layers draw, for images that differ in later layers only."""
         self._check_slots(w, slots)
         return _stem(self, jnp.asarray(w), slots, noise, dtype)
 
@@ -461,11 +442,9 @@ class StyleGAN2(nnx.Module):
         noise: Noise = "const",
         taps: tuple[str, ...] = (),
     ) -> tuple[Float[Array, "n r r 3"], dict[str, Float[Array, "n ..."]]]:
-        """The rest of `synthesize` after `stem(..., slots)`, with the styles of w from that W+
-        layer on; layers below are not read.
+        """The rest of `synthesize` after `stem(..., slots)`, with w's styles from that layer on.
 
-        taps: of layers that run here, or names of `skips_from`. `noise` is "const" or "none", as in
-            `stem`: random noise needs one key for the whole image.
+        taps: of layers that run here, or of `skips_from`. noise: "const" or "none", as in `stem`.
         """
         self._check_slots(w, slots)
         if not set(taps) <= set(self.skips_from(slots)):
@@ -502,20 +481,6 @@ class StyleGAN2(nnx.Module):
                 f"{list(np.shape(w))}"
             )
 
-    def styles(self, w: Float[AnyArray, "n s w"]) -> dict[str, Float[Array, "n _"]]:
-        """Style-space coordinates of w, to edit and hand back to `synthesize`."""
-        return _styles(self, jnp.asarray(w))
-
-    def sample(
-        self, seeds: Iterable[int], truncation: float = 1.0, taps: tuple[str, ...] = ()
-    ) -> Samples:
-        """Images for seeds, as one batch: sample i depends on its own seed and nothing else."""
-        seeds = tuple(int(s) for s in seeds)
-        z = self.latents(seeds)
-        w = self.map(z, truncation)
-        images, features = self.synthesize(w, taps=taps)
-        return Samples(seeds, z, w, images, features)
-
 
 @partial(jax.jit, static_argnames=("cutoff",))
 def _map(
@@ -537,14 +502,13 @@ def _map(
 @partial(jax.jit, static_argnames=("noise", "taps", "dtype"))
 def _synthesize(
     gen: StyleGAN2,
-    w: jax.Array | dict,
+    w: jax.Array,
     key: jax.Array | None,
     noise: Noise,
     taps: tuple[str, ...],
     dtype: str,
 ):
-    styles = w if isinstance(w, dict) else gen.synthesis.styles(w)
-    return gen.synthesis(styles, noise, taps, key, jnp.dtype(dtype))
+    return gen.synthesis(gen.synthesis.styles(w), noise, taps, key, jnp.dtype(dtype))
 
 
 @partial(jax.jit, static_argnames=("slots", "noise", "dtype"))
@@ -563,8 +527,3 @@ def _synthesize_from(
 ):
     (_, image), features = gen.synthesis.advance(stem, gen.synthesis.styles(w), noise, first=slots)
     return image, {tap: features[tap] for tap in taps}
-
-
-@jax.jit
-def _styles(gen: StyleGAN2, w: jax.Array) -> dict[str, jax.Array]:
-    return gen.synthesis.styles(w)

@@ -1,17 +1,9 @@
-"""Adaptive discriminator augmentation: the 'bgc' pipeline of StyleGAN2-ADA and the rule that sets
-its strength.
+"""Adaptive discriminator augmentation: the 'bgc' pipeline of StyleGAN2-ADA, and its strength.
 
-Karras et al. 2020, "Training Generative Adversarial Networks with Limited Data" (arXiv 2006.06676),
-section 3 and appendix B. The discriminator never sees an image that did not pass through `augment`;
-while p stays below about 0.8 the generator does not learn the augmentations.
-
-Where this differs from the paper:
-* The paper resamples at twice the resolution between two sym6 wavelet filters. Those are not
-  symmetric, so a mirrored or turned image comes out shifted by a fraction of a pixel. Here the same
-  scheme runs with a symmetric 12-tap quadrature-mirror low-pass: down(up(x)) equals x to 0.5 %,
-  mirrored and turned images included, and aliases are damped a little more than by sym6.
-* The paper reflects the image once, as far as needed, and shows zeros beyond. Here the plane is
-  tiled by reflections without end.
+Karras et al. 2020 (arXiv 2006.06676), section 3 and appendix B. Where this differs:
+* The paper resamples between two sym6 wavelet filters, which shift a mirrored image by a fraction
+  of a pixel. Here a symmetric 12-tap quadrature-mirror low-pass: down(up(x)) equals x to 0.5 %.
+* The paper reflects the image once and shows zeros beyond; here reflections tile the plane.
 * An image for which no operation was drawn is returned bit for bit.
 """
 
@@ -29,9 +21,8 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 # [0.75 pi, pi]: nearly its own inverse.
 _HALF = (-0.0063288439, 0.0300188219, -0.0060613761, -0.1231322120, 0.1292442989, 0.6833660924)
 LOW_PASS = _HALF + _HALF[::-1]
-_REACH = (
-    len(LOW_PASS) // 2 - 1
-)  # supersampled pixels the filter needs beyond the image, on each side
+# Supersampled pixels the filter needs beyond the image, on each side
+_REACH = len(LOW_PASS) // 2 - 1
 
 # Appendix B. A scale of 2 ** N(0, std^2) is the paper's Lognormal(0, (std ln 2)^2).
 BLIT_SHIFT = 0.125  # of the edge length, uniform within plus or minus this, whole pixels
@@ -50,14 +41,11 @@ def augment(
     p: Float[Array, ""] | float,
     first: Int[Array, ""] | int = 0,
 ) -> Float[Array, "b h w 3"]:
-    """Augmented images, every operation drawn with probability `p`, for every image on its own.
+    """Augmented images [b h w 3], every operation drawn with probability `p` for every image.
 
-    key: a JAX random key. images: in [-1, 1], h and w at least 4. p: 0..1, may be traced; at 0 the
-        result is `images` bit for bit.
-    first: index of `images[0]` in the global batch: image i is driven by (key, first + i) and by
-        nothing else, so the shards of a batch draw the same as the whole batch. Returns values that
-        may leave [-1, 1], as in the paper. Affine in `images`, hence differentiable any number of
-        times; no gradient reaches `p`. Memory: 48 floats per pixel at the peak.
+    images: in [-1, 1], h and w at least 4; results may leave it. p: 0..1, may be traced; no
+        gradient reaches it. first: index of `images[0]` in the global batch: image i is driven by
+        (key, first + i) alone. Affine in `images`. Memory: 48 floats per pixel at the peak.
     """
     b, h, w, channels = images.shape
     if channels != 3 or min(h, w) < 4:
@@ -84,13 +72,10 @@ def adjust_probability(
     target: float = 0.6,
     speed_images: int = 500_000,
 ) -> Float[Array, ""]:
-    """The next augmentation probability (section 3.2): p + sign(r_t - target) images_seen_since /
-    speed_images, clipped to [0, 1].
+    """The next p (section 3.2): p + sign(r_t - target) images_seen_since / speed_images, in [0, 1].
 
-    sign_mean: r_t = E[sign D(real)] since the last call, -1..1; above `target` the discriminator
-        overfits and p rises.
-    images_seen_since: real images shown since the last call; `speed_images` of them can take p from
-        0 to 1.
+    sign_mean: r_t = E[sign D(real)] since the last call, -1..1. images_seen_since: real images
+        since then.
     """
     step = jnp.sign(jnp.asarray(sign_mean, jnp.float32) - target) * (
         images_seen_since / speed_images
@@ -115,12 +100,10 @@ def _draws(key: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
 def _geometry(
     u: Float[Array, "14"], n: Float[Array, "4"], p: Array, h: int, w: int
 ) -> tuple[Float[Array, "3 3"], Bool[Array, ""]]:
-    """The matrix from an output position to the input position it shows, and whether anything was
-    drawn.
+    """The matrix from output to input positions, and whether anything was drawn.
 
-    Positions are in pixels, x right, y down, origin in the centre of the image. The paper builds G
-    = op_k ... op_1. Its inverse is op_1^-1 ... op_k^-1, so each operation's inverse goes on the
-    right.
+    Positions in pixels, x right, y down, from the image's centre. The paper's G = op_k ... op_1 has
+    the inverse op_1^-1 ... op_k^-1, so each inverse goes on the right.
     """
     (
         on_flip,
@@ -210,8 +193,8 @@ def resample(
 ) -> Float[Array, "b h w c"]:
     """The images seen through one affine map each, reflected at their borders.
 
-    inverse: output position to input position, pixels, origin in the centre. Supersampled twice on
-        both sides of the one bilinear look-up.
+    inverse: output to input position in pixels from the centre. Supersampled twice on both sides of
+        the bilinear look-up.
     """
     _, h, w, _ = images.shape
     fine = _up(_up(images, 1), 2)
@@ -227,9 +210,7 @@ def resample(
 
 
 def _reflect(position: Array, size: int) -> Array:
-    """Positions from the centre in pixels, folded at the border pixels' centres -> indices of the
-    supersampled axis, 0.5 to 2 size - 1.5.
-    """
+    """Positions from the centre, folded at the borders -> indices of the supersampled axis."""
     span = size - 1
     folded = jnp.mod(position + span / 2, 2 * span)
     return 2 * (span - jnp.abs(folded - span)) + 0.5
@@ -238,9 +219,7 @@ def _reflect(position: Array, size: int) -> Array:
 def _bilinear(
     fine: Float[Array, "b H W c"], x: Float[Array, "b i j"], y: Float[Array, "b i j"]
 ) -> Float[Array, "b i j c"]:
-    """Values between the four nearest pixels. The four are side by side in the channels, so that
-    one row is gathered instead of four.
-    """
+    """Values between four pixels, side by side in the channels: one row is gathered, not four."""
     b, height, width, c = fine.shape
     quads = jnp.concatenate(
         [fine[:, :-1, :-1], fine[:, :-1, 1:], fine[:, 1:, :-1], fine[:, 1:, 1:]], -1
@@ -257,9 +236,7 @@ def _bilinear(
 
 
 def _up(x: Array, axis: int) -> Array:
-    """Twice the samples along `axis`; sample j is at (j - 0.5) / 2. By shift and add: depthwise
-    convolutions are slow on CPUs.
-    """
+    """Twice the samples along `axis`, by shift and add; sample j is at (j - 0.5) / 2."""
     size, reach = x.shape[axis], (_REACH + 1) // 2
     index = jnp.abs(jnp.arange(-reach, size + reach))
     padded = jnp.take(x, _fold(index, size), axis=axis)
@@ -289,9 +266,7 @@ def _fold(index: Array, size: int) -> Array:
 
 
 def _down(x: Array, axis: int) -> Array:
-    """Half of the samples inside the margin of REACH samples along `axis`: the transpose of `_up`,
-    scaled to keep the mean.
-    """
+    """Half of the samples inside the margin: the transpose of `_up`, scaled to keep the mean."""
     size = (x.shape[axis] - 2 * _REACH) // 2
     terms = (
         jax.lax.slice_in_dim(x, k, k + 2 * size - 1, stride=2, axis=axis) * (tap / math.sqrt(2))
@@ -306,9 +281,7 @@ def _down(x: Array, axis: int) -> Array:
 def _colour(
     u: Float[Array, "7"], n: Float[Array, "3"], p: Array
 ) -> tuple[Float[Array, "3 4"], Bool[Array, ""]]:
-    """The affine map of RGB for one image, and whether any was drawn. Hue turns around the grey
-    axis v = (1, 1, 1) / sqrt(3).
-    """
+    """The affine map of RGB, and whether any was drawn; hue turns around (1, 1, 1) / sqrt(3)."""
     on_bright, on_contrast, on_luma, luma, on_hue, hue, on_saturation = u
     bright = jnp.where(on_bright < p, n[0] * BRIGHTNESS_STD, 0.0)
     contrast = jnp.where(on_contrast < p, jnp.exp2(n[1] * CONTRAST_STD), 1.0)

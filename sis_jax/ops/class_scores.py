@@ -1,9 +1,4 @@
-"""From similarities to names: a softmax over classes per region, the margin to the runner-up, and
-when a name is not given.
-
-Segmentation in Style, section 3.2: each cluster takes the class with the largest dot product. Ours
-also reports its lead over the second.
-"""
+"""From similarities to names: a softmax over classes per region, and the lead of the first."""
 
 from __future__ import annotations
 
@@ -23,9 +18,7 @@ RULE = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """The class of one region: class number `best` with probability `score`, ahead of `second` by
-    `margin`; `named` is False where that is too small.
-    """
+    """The class of a region: `best` with probability `score`, ahead of `second` by `margin`."""
 
     best: int
     second: int | None
@@ -41,9 +34,7 @@ def unit(x: Float[np.ndarray, "*n d"]) -> Float[np.ndarray, "*n d"]:
 
 
 def ensemble(texts: Float[np.ndarray, "prompts templates d"]) -> Float[np.ndarray, "prompts d"]:
-    """One unit vector per prompt from those of its templates: normalised, averaged, normalised
-    (Radford et al. 2021, section 3.1.4).
-    """
+    """One unit vector per prompt from its templates: normalised, averaged, normalised."""
     return unit(unit(texts).mean(1))
 
 
@@ -53,12 +44,11 @@ def class_scores(
     owner: Int[np.ndarray, "p"],
     scale: float,
 ) -> tuple[Float[np.ndarray, "k c"], Float[np.ndarray, "k c"]]:
-    """(cosine, probability) of every class for every region: softmax over classes of `scale` times
-    the cosine of the class's best prompt.
+    """(cosine, probability) of every class for every region: softmax of `scale` times the cosine of
+    the class's best prompt.
 
-    The best prompt and not the sum over prompts, so that a class does not gain by being described
-    more often. owner: class number of each prompt, 0..c-1, each at least once. A region without
-    content (all zeros) gets equal probabilities.
+    owner: class number of each prompt, 0..c-1. The best prompt, not the sum: a class must not gain
+        by being described more often. A region of zeros gets equal probabilities.
     """
     cosine = unit(regions) @ unit(prompts).T
     classes = int(owner.max()) + 1

@@ -34,12 +34,12 @@ def learn_refinement(
     places: Float[np.ndarray, "n 2"],
     grid: int,
 ) -> dict[str, np.ndarray]:
-    """{"gap": [1], "log_prior": [s s k]} from the points that were clustered; places: (column, row)
-    in [-1, 1], of a grid with so many along an edge.
+    """{"gap": [1], "log_prior": [s s k]} from clustered points; places: (column, row) in [-1, 1],
+    of a grid with so many along an edge.
 
     gap: mean difference of the two smallest squared distances. log_prior: share of each cluster at
-        each place, by Laplace's rule of succession; no finer than the grid, and coarse enough that
-        a place has as many points as there are clusters in the mean.
+        each place (Laplace's rule), so coarse that a place has as many points as there are
+        clusters.
     """
     k = len(centers)
     some = x[np.random.default_rng(0).permutation(len(x))[:_LOOKED_AT]]
@@ -59,9 +59,8 @@ def learn_refinement(
 def with_centre(
     arrays: dict[str, np.ndarray], centre: Float[np.ndarray, "d"]
 ) -> dict[str, np.ndarray]:
-    """`arrays` with one more cluster. Its position is unknown: as likely at each place as the
-    cluster of the nearest centre, so that the features decide between these two, and a copy of a
-    cluster takes nothing from it.
+    """`arrays` with one more cluster, as likely at each place as that of the nearest centre, so
+    that the features decide between these two.
     """
     more = dict(arrays, centers=np.concatenate([arrays["centers"], centre[None]]))
     if "log_prior" in arrays:
@@ -80,24 +79,19 @@ def label_maps(
     smooth: bool = False,
     resolution: int | None = None,
 ) -> tuple[UInt8[Array, "b r r"], Float[Array, "b r r"]]:
-    """Cluster of every pixel of square images, and confidence 1 - d1 / d2 of the two smallest
-    squared distances, 0..1.
+    """Cluster of every pixel of square images, and confidence 1 - d1 / d2 of squared distances,
+    0..1.
 
-    image: in [-1, 1], only its outlines are used. resolution: of the labels; None takes the
-        image's.
-    Where labels follow the image, d2 is as far behind d1 as the odds against the second class
-    are: the same number where place and neighbours are neutral, larger where they agree with the
-    features, and not 0 where they decide against the nearest centre.
+    image: in [-1, 1], for outlines. resolution: of the labels; None takes the image's. Where labels
+        follow the image, d2 is as far behind d1 as the odds against the second class are.
     """
     resolution = resolution or image.shape[1]
     distances = squared_distances(features, resolution, arrays, align_corners, smooth)
     if "log_prior" not in arrays:
         nearest = -jax.lax.top_k(-distances, 2)[0]
-        labels, least, apart = (
-            jnp.argmin(distances, axis=-1).astype(jnp.uint8),
-            nearest[..., 0],
-            nearest[..., 1] - nearest[..., 0],
-        )
+        labels = jnp.argmin(distances, axis=-1).astype(jnp.uint8)
+        least = nearest[..., 0]
+        apart = nearest[..., 1] - nearest[..., 0]
     else:
         least = distances.min(-1)
         nat = jnp.maximum(arrays["gap"], 1e-12) / NATS
@@ -117,8 +111,8 @@ def squared_distances(
     align_corners: bool,
     smooth: bool,
 ) -> Float[Array, "b h w k"]:
-    """Of every pixel to every centre, from class scores upsampled tap by tap: at no time are
-    features at `side` pixels held.
+    """Of every pixel to every centre, upsampled tap by tap: features are never held at `side`
+    pixels.
     """
     centers, mean, scale = arrays["centers"], arrays["mean"], arrays["scale"]
     total = jnp.zeros(())

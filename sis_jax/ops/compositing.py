@@ -1,8 +1,4 @@
-"""Cutting a foreground out of one image and putting it on another: soft masks, completed
-backgrounds, alpha compositing.
-
-NumPy only, on single images; OpenCV is loaded where a background is completed.
-"""
+"""Cutting a foreground out of one image and putting it on another, in NumPy."""
 
 from __future__ import annotations
 
@@ -30,10 +26,8 @@ def soft_alpha(
 ) -> Float[np.ndarray, "*n h w"]:
     """How much of each pixel is foreground, 0..1, from a hard mask and its confidence.
 
-    Every pixel votes for its own label with its confidence, and votes are averaged over a Gaussian
-    of `width` pixels (1/100 of the resolution by default). Inside a part all votes agree, whatever
-    two parts of the foreground do to the confidence; at the edge the label of higher confidence
-    wins.
+    Every pixel votes for its own label with its confidence; votes are averaged over a Gaussian of
+    `width` pixels (1/100 of the resolution by default).
     """
     width = inside.shape[-1] / 100 if width is None else width
     votes = np.clip(confidence, 0, 1).astype(np.float32) + LEAST_VOTE
@@ -45,9 +39,7 @@ def soft_alpha(
 
 
 def hole_of(alpha: Float[np.ndarray, "h w"], grow: int | None = None) -> Bool[np.ndarray, "h w"]:
-    """Where any foreground shows, grown by `grow` pixels (1/64 of the resolution by default),
-    because edges bleed.
-    """
+    """Where any foreground shows, grown by `grow` pixels (default: 1/64 of the resolution)."""
     grow = max(1, round(alpha.shape[1] / 64)) if grow is None else grow
     hole = alpha > 0
     return binary_dilation(hole, generate_binary_structure(2, 2), grow) if grow else hole
@@ -56,8 +48,8 @@ def hole_of(alpha: Float[np.ndarray, "h w"], grow: int | None = None) -> Bool[np
 def inpaint(
     image: UInt8[np.ndarray, "h w 3"], hole: Bool[np.ndarray, "h w"]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The image with the hole filled from its surroundings by OpenCV (Telea 2004); unchanged where
-    there is no hole, or nothing but hole.
+    """The image with the hole filled by OpenCV (Telea 2004); unchanged without hole or
+    surroundings.
     """
     if not hole.any() or hole.all():
         return image
@@ -76,9 +68,7 @@ def inpaint(
 def complete(
     image: UInt8[np.ndarray, "h w 3"], alpha: Float[np.ndarray, "h w"], inpainter: Inpainter | None
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The background behind a foreground. UsageError where a foreign inpainter returns something
-    else than an image of that size.
-    """
+    """The background behind a foreground; UsageError where an inpainter returns another size."""
     hole = hole_of(alpha)
     filled = np.asarray((inpainter or inpaint)(image, hole))
     if filled.shape != image.shape or filled.dtype != np.uint8:
@@ -95,12 +85,11 @@ def behind(
     alpha: Float[np.ndarray, "h w"],
     edited_alpha: Float[np.ndarray, "h w"],
 ) -> Float[np.ndarray, "h w 3"]:
-    """The background behind an edited foreground, 0..255: the completed `background` where the old
-    foreground was, the image itself elsewhere.
+    """The background behind an edited foreground, 0..255: `background` where the old foreground
+    was.
 
-    The rim of the old foreground, between the two, is the image's own, as long as the new
-    foreground still covers what the rim belonged to; where that was vacated, the rim would stand
-    there as a thin outline, so it is completed too.
+    The rim of the old foreground is the image's own while the new one still covers what it belonged
+    to; where that was vacated, it would stand there as an outline, so it is completed too.
     """
     rim = max(1.0, alpha.shape[1] / 64)
     vacated = np.where((alpha >= 0.5) & (edited_alpha < 0.5), 1, 0).astype(np.float32)
@@ -112,13 +101,10 @@ def behind(
 def foreground_colours(
     image: UInt8[np.ndarray, "h w 3"], alpha: Float[np.ndarray, "h w"]
 ) -> Float[np.ndarray, "h w 3"]:
-    """The foreground's own colours, 0..255: at its soft edge those of its inside nearby, without
-    its old background.
-    """
+    """The foreground's own colours, 0..255: at its soft edge those of its inside nearby."""
     width = alpha.shape[1] / 48
-    weight = np.where(alpha > 0.9, 1.0, 1e-4 * alpha).astype(
-        np.float32
-    )  # far from any inside, a pixel keeps its own colour
+    # Far from any inside, a pixel keeps its own colour
+    weight = np.where(alpha > 0.9, 1.0, 1e-4 * alpha).astype(np.float32)
     blurred = (
         gaussian_filter(image * weight[..., None], (width, width, 0))
         / np.maximum(gaussian_filter(weight, width), 1e-8)[..., None]
@@ -144,9 +130,7 @@ def psnr(
     b: UInt8[np.ndarray, "*n 3"],
     where: Bool[np.ndarray, "*n"] | None = None,
 ) -> float:
-    """Peak signal-to-noise ratio in dB over the pixels of `where`: inf for equal ones, NaN for
-    none.
-    """
+    """Peak signal-to-noise ratio in dB over `where`: inf for equal pixels, NaN for none."""
     difference = np.square(a.astype(np.float64) - b.astype(np.float64))
     difference = difference if where is None else difference[where]
     if not difference.size:

@@ -30,8 +30,6 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from sis_jax.parallel import varying
-
 _NHWC = ("NHWC", "HWIO", "NHWC")
 LRELU_SLOPE = 0.2
 LRELU_GAIN = float(np.sqrt(2))
@@ -40,17 +38,13 @@ LRELU_GAIN = float(np.sqrt(2))
 def conv2d(
     x: Float[Array, "n h w i"], kernel: Float[Array, "kh kw i o"], padding: str | int = "SAME"
 ) -> Float[Array, "n h2 w2 o"]:
-    """Cross-correlation, stride 1. `padding`: "SAME", "VALID" or the number of zero rows on every
-    side.
-    """
+    """Cross-correlation, stride 1; padding: "SAME", "VALID" or zeros on every side."""
     pad = [(padding, padding)] * 2 if isinstance(padding, int) else padding
     return lax.conv_general_dilated(x, kernel.astype(x.dtype), (1, 1), pad, dimension_numbers=_NHWC)
 
 
 def leaky_relu(x: Float[Array, "*n"], clamp: float | None = None) -> Float[Array, "*n"]:
-    """Leaky ReLU with slope 0.2, times sqrt(2), then clamped to [-clamp, clamp] if asked (networks
-    trained in half precision).
-    """
+    """Leaky ReLU with slope 0.2, times sqrt(2), then clamped to [-clamp, clamp] if asked."""
     y = jnp.where(x >= 0, x * LRELU_GAIN, x * (LRELU_SLOPE * LRELU_GAIN))
     return y if clamp is None else jnp.clip(y, -clamp, clamp)
 
@@ -77,8 +71,8 @@ def pixel_norm(z: Float[Array, "*n c"]) -> Float[Array, "*n c"]:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def blur(x: Float[Array, "n h w c"], pad: int, gain: float = 1.0) -> Float[Array, "n h2 w2 c"]:
-    """The filter [1,3,3,1] x [1,3,3,1] / 64 times `gain`, with `pad` (1 or 2) zeros on every side:
-    2 pad - 3 more rows and columns.
+    """The filter [1,3,3,1]^2 / 64 times `gain`, `pad` (1 or 2) zeros on every side: 2 pad - 3 more
+    rows.
     """
     outer, inner = (np.sqrt(gain) * np.array([0.125, 0.375])).astype(x.dtype)
     for axis in (1, 2):
@@ -91,18 +85,15 @@ def blur(x: Float[Array, "n h w c"], pad: int, gain: float = 1.0) -> Float[Array
 
 @jax.custom_vjp
 def upsample2d(x: Float[Array, "n h w c"]) -> Float[Array, "n 2*h 2*w c"]:
-    """Twice the size: zero-insertion, then the filter [1,3,3,1] x [1,3,3,1] / 16 (pad 2,1). Zero
-    outside the image.
+    """Twice the size: zero-insertion, then the filter [1,3,3,1]^2 / 16 (pad 2,1).
 
     By phase: out[2m] = (x[m-1] + 3 x[m]) / 4, out[2m+1] = (3 x[m] + x[m+1]) / 4 along each axis.
     """
     for axis in (1, 2):
         n = x.shape[axis]
         padded = jnp.pad(x, [(1, 1) if a == axis else (0, 0) for a in range(4)])
-        before, after = (
-            lax.slice_in_dim(padded, 0, n, axis=axis),
-            lax.slice_in_dim(padded, 2, n + 2, axis=axis),
-        )
+        before = lax.slice_in_dim(padded, 0, n, axis=axis)
+        after = lax.slice_in_dim(padded, 2, n + 2, axis=axis)
         both = jnp.stack([0.25 * before + 0.75 * x, 0.75 * x + 0.25 * after], axis=axis + 1)
         x = both.reshape(*x.shape[:axis], 2 * n, *x.shape[axis + 1 :])
     return x
@@ -110,12 +101,9 @@ def upsample2d(x: Float[Array, "n h w c"]) -> Float[Array, "n 2*h 2*w c"]:
 
 @jax.custom_vjp
 def downsample2d(x: Float[Array, "n h w c"]) -> Float[Array, "n h//2 w//2 c"]:
-    """Half the size: the filter [1,3,3,1] x [1,3,3,1] / 64 (pad 1,1), then every second sample. h
-    and w must be even.
-    """
-    y = jnp.pad(
-        blur(x, 1), ((0, 0), (0, 1), (0, 1), (0, 0))
-    )  # to an even size, so that taking phases is a reshape
+    """Half the (even) size: the filter [1,3,3,1]^2 / 64 (pad 1,1), then every second sample."""
+    # To an even size, so that taking phases is a reshape
+    y = jnp.pad(blur(x, 1), ((0, 0), (0, 1), (0, 1), (0, 0)))
     n, h, w, c = y.shape
     return y.reshape(n, h // 2, 2, w // 2, 2, c)[:, :, 0, :, 0]
 
@@ -147,9 +135,7 @@ def strided_conv(
 def transposed_conv(
     x: Float[Array, "n h w o"], k: Float[Array, "3 3 i o"]
 ) -> Float[Array, "n h2 w2 i"]:
-    """out[2m + t] += x[m] k[t]^T, the transpose of `strided_conv`: four small dense convolutions,
-    one per phase of the fine grid.
-    """
+    """out[2m + t] += x[m] k[t]^T, `strided_conv` transposed: a dense convolution per phase."""
     n, h, w, _ = x.shape
     k = jnp.swapaxes(k, 2, 3)[::-1, ::-1]
     x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
@@ -172,9 +158,7 @@ def transposed_conv(
 def strided_kernel(
     y: Float[Array, "n h2 w2 i"], x: Float[Array, "n h w o"]
 ) -> Float[Array, "3 3 i o"]:
-    """out[t] = sum_m y[2m + t]^T x[m]: the gradient of `strided_conv` with respect to its
-    kernel.
-    """
+    """out[t] = sum_m y[2m + t]^T x[m]: the gradient of `strided_conv` in its kernel."""
     zero = jnp.zeros((3, 3, y.shape[-1], x.shape[-1]), x.dtype)
     return jax.linear_transpose(
         lambda k: lax.conv_general_dilated(y, k, (2, 2), "VALID", dimension_numbers=_NHWC), zero
@@ -198,9 +182,7 @@ strided_kernel.defvjp(
 def conv_up(
     x: Float[Array, "n h w i"], kernel: Float[Array, "3 3 i o"]
 ) -> Float[Array, "n 2*h 2*w o"]:
-    """Zero-insertion by 2, 3x3 convolution (full padding), then the filter with gain 4 (pad 1,1):
-    StyleGAN2's `Conv0_up`.
-    """
+    """StyleGAN2's `Conv0_up`: zero-insertion, full 3x3 convolution, filter with gain 4."""
     flipped = jnp.swapaxes(kernel, 2, 3)[::-1, ::-1].astype(x.dtype)
     return blur(transposed_conv(x, flipped), 1, gain=4.0)
 
@@ -208,9 +190,7 @@ def conv_up(
 def conv_down(
     x: Float[Array, "n h w i"], kernel: Float[Array, "3 3 i o"]
 ) -> Float[Array, "n h//2 w//2 o"]:
-    """The filter with gain 1 (pad 2,2), then a 3x3 convolution with stride 2, no padding:
-    StyleGAN2's `Conv1_down`.
-    """
+    """StyleGAN2's `Conv1_down`: filter (pad 2,2), then a 3x3 convolution with stride 2."""
     return strided_conv(blur(x, 2), kernel.astype(x.dtype))
 
 
@@ -224,9 +204,9 @@ def modulated_conv(
 ) -> Float[Array, "n h2 w2 o"]:
     """Weight modulation and demodulation (StyleGAN2, eq. 1 and 3), without a kernel per sample.
 
-    w'_ijk = s_i w_ijk / sqrt(fan_in);  w''_ijk = w'_ijk / sqrt(sum_ik w'^2 + 1e-8).  Scaling
-    kernels per sample equals scaling the input by s, one shared convolution, and scaling the output
-    by d_j = 1 / sqrt(sum_ik w'^2 + 1e-8): exact, and no grouped convolution is needed.
+    w'_ijk = s_i w_ijk / sqrt(fan_in), w''_ijk = w'_ijk / sqrt(sum_ik w'^2 + 1e-8). Scaling kernels
+    per sample equals scaling the input by s and the output by d_j = 1 / sqrt(sum_ik w'^2 + 1e-8):
+    exact.
     """
     kernel = kernel * (1.0 / np.sqrt(kernel.shape[0] * kernel.shape[1] * kernel.shape[2]))
     if demodulate and x.dtype != jnp.float32:
@@ -277,8 +257,8 @@ def _derived_kernel_gradient(x: Array, g: Array, size: int) -> Array:
 def _kernel_gradient(x: Array, g: Array, size: int) -> Array:
     """One matrix product per kernel entry and sample: a sample's data stay in the cache.
 
-    With rows padded to one width, a shift by (i, j) pixels is a shift by i * width + j entries of
-    the flattened sample; where a row wraps, g is zero.
+    With padded rows, a shift by (i, j) pixels is one by i * width + j entries; where a row wraps, g
+    is 0.
     """
     n, h, w, _ = x.shape
     pad, width = size // 2, w + size - 1
@@ -293,7 +273,7 @@ def _kernel_gradient(x: Array, g: Array, size: int) -> Array:
         )
         return total + jnp.stack(list(products)), None
 
-    zeros = varying(jnp.zeros((size * size, g.shape[-1], x.shape[-1]), jnp.float32))
+    zeros = jnp.zeros((size * size, g.shape[-1], x.shape[-1]), jnp.float32)
     total, _ = lax.scan(one, zeros, (flat_x, flat_g.transpose(0, 2, 1)))
     kernel = total.transpose(0, 2, 1).reshape(size, size, x.shape[-1], g.shape[-1])
     return kernel.astype(x.dtype)

@@ -1,14 +1,11 @@
-"""Labels that follow the image: mean-field inference in a conditional random field whose pixels see
-their neighbourhood.
+"""Labels that follow the image: mean-field inference in a windowed conditional random field.
 
-Krähenbühl and Koltun 2011 (arXiv 1210.5644) with one bilateral kernel and the Potts model; windows
-instead of all pairs of pixels, as in Teichmann and Cipolla 2018 (arXiv 1805.04777). The iteration,
-from q = softmax(evidence): q_i = softmax(evidence_i + w sum_j k_ij q_j / sum_j k_ij), k_ij =
-exp(-|colour_i - colour_j|^2 / 2 s^2 - |place_i - place_j|^2 / 2 t^2).
-
-The window is a fraction of the resolution. Images of more than 127 pixels are averaged down to 64
-to 127 for it, and the neighbours' evidence is enlarged again: evidence from features of 64 x 64
-knows of nothing finer, and an image and its enlargement are treated alike.
+Krähenbühl and Koltun 2011 (arXiv 1210.5644) with one bilateral kernel and the Potts model, in
+windows as in Teichmann and Cipolla 2018 (arXiv 1805.04777). From q = softmax(evidence): q_i =
+softmax(evidence_i + w sum_j k_ij q_j / sum_j k_ij), k_ij = exp(-|colour_i - colour_j|^2 / 2 s^2 -
+|place_i - place_j|^2 / 2 t^2).
+Images of more than 127 pixels are averaged down to 64 to 127 for it, and the neighbours' evidence
+is enlarged again: an image and its enlargement are treated alike.
 """
 
 from __future__ import annotations
@@ -36,15 +33,13 @@ def best(
 ) -> tuple[UInt8[Array, "b h w"], Float[Array, "b h w"]]:
     """The likeliest class of every pixel, and by how many nats it is likelier than the next.
 
-    evidence: log-likelihood of the classes, up to a constant per pixel. image: in [-1, 1], clipped
-        to it; as large as the evidence, or smaller where that has more than 127 pixels along a
-        side.
+    evidence: log-likelihoods up to a constant per pixel. image: in [-1, 1]; as large as the
+        evidence, or smaller where that has more than 127 pixels along a side.
     """
     b, h, w, k = evidence.shape
     h, w = _window_size(h, w)
-    evidence = jnp.nan_to_num(
-        evidence
-    )  # a damaged pixel stays one: NaN would spread over its neighbours
+    # A damaged pixel stays one: NaN would spread over its neighbours
+    evidence = jnp.nan_to_num(evidence)
     most = max(1, _VALUES // (h * w * (len(_OFFSETS) + 3 * k)))
     together = max(d for d in range(1, b + 1) if b % d == 0 and d <= most) if b else 1
 
@@ -91,9 +86,8 @@ def _said_by_neighbours(
             x, (0, RADIUS + offset[0], RADIUS + offset[1]), (x.shape[0], height, width)
         )
 
-    colour = jnp.moveaxis(
-        image, -1, 0
-    )  # channels and classes first: the pixels of each are contiguous, whatever their number
+    # Channels and classes first: the pixels of each are contiguous, whatever their number
+    colour = jnp.moveaxis(image, -1, 0)
     around, inside = padded(colour), padded(jnp.ones((1, height, width)))
 
     def kernel_of(offset: Array) -> Array:

@@ -18,15 +18,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from sis_jax.parallel import varying
-
 _UNROLLED = 16  # rows up to which the kernel gradient is one expression
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Zeros before and after an axis, so that the output has ceil(size / stride) entries.
-
-    TensorFlow's rule "SAME": an odd one goes after.
+    """Zeros before and after an axis by TensorFlow's "SAME": ceil(size / stride) outputs, an odd
+    one after.
     """
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
@@ -130,9 +127,7 @@ def _input_gradient(g: Array, kernel: Array, size: tuple[int, int], stride: int)
 
 
 def _kernel_gradient(x: Array, g: Array, k: int, stride: int) -> Array:
-    """The adjoint in the kernel, one sample at a time: it fits the cache and is read k * k
-    times.
-    """
+    """The adjoint in the kernel, one sample at a time: it fits the cache."""
     _, h, w, c = g.shape
     unrolled = h <= _UNROLLED
 
@@ -146,7 +141,7 @@ def _kernel_gradient(x: Array, g: Array, k: int, stride: int) -> Array:
         return total + jnp.stack(sums), None
 
     shape = (k * k, w, c) if unrolled else (k * k, c)
-    total, _ = lax.scan(one, varying(jnp.zeros(shape, jnp.float32)), (x, g))
+    total, _ = lax.scan(one, jnp.zeros(shape, jnp.float32), (x, g))
     return (total.sum(1) if unrolled else total).reshape(k, k, c)
 
 

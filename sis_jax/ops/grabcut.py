@@ -1,10 +1,9 @@
 """Masks made to follow their own photo's colours and edges.
 
-A network that learned from one generator makes the same mistake on every photo of a kind. The
-colours of one photo know nothing of that: GrabCut (Rother, Kolmogorov, Blake 2004) fits one colour
-model to the likely background and one to the rest and cuts along the photo's edges; the guided
-filter (He, Sun, Tang 2010) moves the boundary of a soft mask to the nearest edge. Both correct much
-of the prediction without a label.
+A network that learned from one generator makes the same mistake on every photo; the colours of one
+photo know nothing of that. GrabCut (Rother, Kolmogorov, Blake 2004) fits colour models to the
+likely background and the rest; the guided filter (He, Sun, Tang 2010) moves a boundary to the
+nearest edge.
 """
 
 from __future__ import annotations
@@ -20,9 +19,7 @@ from sis_jax.types import UsageError
 
 
 class Bounds(NamedTuple):
-    """Probabilities of background above which a pixel is certainly, above which it is probably,
-    and below which it is certainly not background.
-    """
+    """Probabilities of background: certainly, probably, certainly not."""
 
     background: float
     likely: float
@@ -38,10 +35,8 @@ _RADIUS, _SMOOTHNESS = 0.03, 1e-4  # of the shorter edge; variance of colours in
 def foreground(
     photo: UInt8[np.ndarray, "h w 3"], background: Float[np.ndarray, "h w"], bounds: Bounds
 ) -> Bool[np.ndarray, "h w"]:
-    """Which pixels are not background, given the probability of background per pixel.
-
-    The prediction itself is returned where GrabCut has nothing to compare, as where it holds one
-    class only.
+    """Which pixels are not background, given the probability of background per pixel; the
+    prediction itself where there is nothing to compare.
     """
     cv2 = _opencv()
     trimap = np.select(
@@ -68,8 +63,7 @@ def guided(
 ) -> Float[np.ndarray, "h w"]:
     """The soft mask as a locally linear function of the photo's colours, in [0, 1].
 
-    mask = a . colour + b with the least squares a and b of every window, averaged over the windows
-    that a pixel lies in (equations 4 to 8, with three colours 19 to 21).
+    mask = a . colour + b by least squares in every window, averaged (equations 4 to 8, 19 to 21).
     """
     cv2 = _opencv()
     size = 2 * max(1, round(_RADIUS * min(mask.shape))) + 1

@@ -24,7 +24,7 @@ in the inertia; samples of 8,192 to 65,536 rows lead to the same inertia, 16,384
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -45,18 +45,15 @@ SAME = 0.01
 # [n d]. Sizes are not bound and the last member lets any array in: our own checks answer with a
 # sentence, also where a type checker is active.
 Points = Num[Array, "_n _d"] | Num[np.ndarray, "_n _d"] | ArrayLike
-Batches = Iterable[Points] | Callable[[], Iterable[Points]]
 
 
 @dataclass(frozen=True)
 class KMeans:
     """A fitted k-means; a pytree.
 
-    centers: Float32[k d]. labels: Int32[n], empty after `minibatch_kmeans`. inertia: the weighted
-        sum of squared distances to the nearest centre.
-    n_iter: Lloyd steps over all rows made by the restart that won (epochs for `minibatch_kmeans`).
-        inertias: Float[n_init], over all rows, for every restart, with its centres from the sample
-        where it was not carried on. converged: False where max_iter ended it.
+    centers: Float32[k d]. labels: Int32[n]. inertia: weighted sum of squared distances. n_iter:
+        Lloyd steps over all rows of the restart that won. inertias: Float[n_init], over all rows.
+        converged: False where max_iter ended it.
     """
 
     centers: Float[np.ndarray, "k d"] | Float[Array, "k d"]
@@ -67,9 +64,7 @@ class KMeans:
     converged: bool
 
     def predict(self, x: Points, chunk: int = steps.CHUNK) -> Int[np.ndarray, " n"]:
-        """The nearest centre of each row of x [n d], Int32[n]; `chunk` rows are on the device at a
-        time.
-        """
+        """The nearest centre of each row of x [n d], Int32[n], `chunk` rows at a time."""
         return predict(x, self.centers, chunk)
 
 
@@ -79,16 +74,14 @@ jax.tree_util.register_dataclass(
 
 
 def scores(x: Float[Array, "*n d"], centers: Float[Array, "k d"]) -> Float[Array, "*n k"]:
-    """|c|^2 - 2 x.c: the squared distance to each centre, less |x|^2. Linear in x, so it can be
-    upsampled in its place.
+    """|c|^2 - 2 x.c: squared distances less |x|^2. Linear in x, so it can be upsampled in its
+    place.
     """
     return jnp.sum(centers * centers, -1) - 2 * jnp.matmul(x, centers.T, precision="highest")
 
 
 def assign(x: Float[Array, "*n d"], centers: Float[Array, "k d"]) -> Int[Array, "*n"]:
-    """The nearest centre of each vector, Int32; works under jit. The origin is moved to the mean
-    centre first, for precision.
-    """
+    """The nearest centre of each vector, Int32; the mean centre is the origin, for precision."""
     origin = centers.mean(0)
     return jnp.argmin(scores(x - origin, centers - origin), -1).astype(jnp.int32)
 
@@ -99,9 +92,7 @@ _assign = jax.jit(assign)
 def predict(
     x: Points, centers: Float[np.ndarray, "k d"] | Float[Array, "k d"], chunk: int = steps.CHUNK
 ) -> Int[np.ndarray, " n"]:
-    """`assign` for any number of rows x [n d], `chunk` of them on the device at a time; rows with
-    NaN or infinite values are an error.
-    """
+    """`assign` for any number of rows x [n d], `chunk` at a time; UsageError for NaN."""
     x = x if isinstance(x, np.ndarray | jax.Array) else np.asarray(x)
     shape, d = x.shape, centers.shape[1]
     if len(shape) != 2 or shape[1] != d:
@@ -110,9 +101,8 @@ def predict(
         raise UsageError(f"chunk is {chunk}, expected at least 1 row")
     out, size = np.empty(shape[0], np.int32), min(chunk, shape[0])
     for i in range(0, shape[0], max(size, 1)):
-        start = min(
-            i, shape[0] - size
-        )  # the last chunk overlaps the one before: one shape, one compilation
+        # The last chunk overlaps the one before: one shape, one compilation
+        start = min(i, shape[0] - size)
         block = np.asarray(x[start : start + size], np.float32)
         _check_finite(block)
         out[start : start + size] = _assign(block, jnp.asarray(centers))
@@ -133,13 +123,10 @@ def kmeans(
 ) -> KMeans:
     """Cluster the rows of x [n d] into k groups; the best of n_init restarts by inertia.
 
-    init: "k-means++" or starting centres [k d] (then there is one restart). max_iter: Lloyd steps
-        per restart over all rows. tol: stop when the squared movement of the centres is at most tol
-        times the mean variance of a column (0: when nothing moves). weights: Float[n], none
-        negative. devices: the rows are cut over them (a number, a list, or None for all of this
-        process); another number of devices changes the order of additions, so last digits.
-    Raises UsageError for k < 2, k > n, an empty, non-numeric or not finite x, and arrays of the
-    wrong shape.
+    init: "k-means++" or starting centres [k d] (one restart). max_iter: Lloyd steps per restart.
+        tol: stop when the squared movement of the centres is at most tol times the mean variance of
+        a column. weights: Float[n] >= 0. devices: the rows are cut over them (None: all of this
+        process); their number changes last digits. Raises UsageError for what cannot be clustered.
     """
     x, weights = _checked(x, k, seed, n_init, max_iter, tol, weights)
     n, d = x.shape
@@ -186,101 +173,9 @@ def kmeans(
     )
 
 
-def minibatch_kmeans(
-    batches: Batches,
-    k: int,
-    *,
-    seed: int = 0,
-    n_init: int = 10,
-    epochs: int = 1,
-    tol: float = 1e-4,
-    buffer: int = 2 * steps.SAMPLE,
-) -> KMeans:
-    """k-means over batches [b d] that together do not fit in memory (Sculley 2010, with a count per
-    centre).
-
-    The first `buffer` rows are clustered by `kmeans`; after that one batch at a time moves the
-    centres. batches: an iterable of arrays, or a function that returns a fresh one, which is called
-    once per epoch. An epoch that moves the centres by no more than tol (as in `kmeans`) is the
-    last. The result has no labels (use `predict`); its inertia is the sum over the last epoch, each
-    batch measured before it moved the centres.
-    """
-    if epochs < 1 or buffer < 1:
-        raise UsageError(f"epochs and buffer must be at least 1, got {epochs} and {buffer}")
-    if epochs > 1 and not callable(batches) and iter(batches) is batches:
-        raise UsageError(
-            f"an iterator can be read once, but {epochs} epochs were asked for: give a function "
-            "that returns a fresh one"
-        )
-    stream = _epoch(batches)
-    head, rows = [], 0
-    for batch in stream:
-        head.append(batch)
-        rows += len(batch)
-        if rows >= buffer:
-            break
-    if not head:
-        raise UsageError("k-means got no batches: the iterable was empty")
-    first = np.concatenate(head)
-    fit = kmeans(first, k, seed=seed, n_init=n_init, tol=tol, devices=1)
-    limit, size = tol * float(first.var(0, dtype=np.float64).mean()), max(len(b) for b in head)
-    centers, counts, inertia = (
-        jnp.asarray(fit.centers),
-        jnp.asarray(np.bincount(fit.labels, minlength=k).astype(np.float32)),
-        fit.inertia,
-    )
-    del first, head
-    for epoch in range(epochs):
-        before = centers
-        if epoch:
-            stream, inertia = _epoch(batches), 0.0
-        for block, weight in _pieces(stream, size, centers.shape[1]):
-            centers, counts, part = _move_online(centers, counts, block, weight)
-            inertia += float(part)
-        settled = float(jnp.sum((centers - before) ** 2)) <= limit
-        if settled:
-            break
-    return KMeans(
-        np.asarray(centers),
-        np.zeros(0, np.int32),
-        float(inertia),
-        epoch + 1,
-        np.array([inertia]),
-        settled,
-    )
-
-
-_move_online = jax.jit(steps.move_online)
-
-
-def _epoch(batches: Batches) -> Iterator[np.ndarray]:
-    for batch in batches() if callable(batches) else batches:
-        batch = np.asarray(batch, np.float32)
-        if batch.ndim != 2:
-            raise UsageError(f"each batch must have shape (b, d), got {batch.shape}")
-        _check_finite(batch)
-        yield batch
-
-
-def _pieces(
-    stream: Iterable[np.ndarray], size: int, d: int
-) -> Iterator[tuple[ArrayLike, ArrayLike]]:
-    """Every batch in blocks of `size` rows, the last one filled up, with weights: one shape, one
-    compilation.
-    """
-    for batch in stream:
-        if batch.shape[1] != d:
-            raise UsageError(f"a batch has {batch.shape[1]} columns where the first had {d}")
-        for i in range(0, len(batch), size):
-            blocks, weights = parallel.shard(batch[i : i + size], 1, size)
-            yield blocks[0], weights[0]
-
-
 @dataclass(frozen=True)
 class _Data:
-    """Rows on their devices: blocks [D m d], weights [D m] (0 for filling), and the origin [d] that
-    passes subtract chunk by chunk.
-    """
+    """Rows on their devices: blocks [D m d], weights [D m] (0: filling), origin [d] to subtract."""
 
     x: Array
     w: Array
@@ -326,9 +221,7 @@ def _inertia(data: _Data, centers) -> Float[np.ndarray, " r"]:
 def _contenders(
     centers: Float[np.ndarray, "r k d"], inertias: Float[np.ndarray, " r"]
 ) -> Int[np.ndarray, " c"]:
-    """The restarts worth carrying on: within MARGIN of the best on the sample, and one of each
-    group that found the same centres.
-    """
+    """The restarts within MARGIN of the best on the sample, one of each group of equal centres."""
     kept: list[int] = []
     for r in np.argsort(inertias, kind="stable"):
         if inertias[r] <= inertias.min() * (1 + MARGIN) and not any(
@@ -351,9 +244,8 @@ def _iterate(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Lloyd from centers [r k d] to the end: centres, steps made [r], converged [r].
 
-    The loop runs on the device and comes back when two thirds of the restarts have converged, to go
-    on with a batch of a third of the size (few sizes, few compilations), or when a cluster is
-    empty.
+    The loop on the device comes back when two thirds of the restarts have converged, to go on with
+    a third of the size (few sizes, few compilations), or when a cluster is empty.
     """
     centers, total = np.array(centers, np.float32), len(centers)
     made, done = np.zeros(total, np.int32), np.zeros(total, bool)
@@ -384,13 +276,10 @@ def _iterate(
 
 
 def _relocate(data: _Data, out: dict[str, np.ndarray], restarts) -> np.ndarray:
-    """New centres in which every empty cluster has taken one of the points farthest from their
-    centres, as scikit-learn does.
-    """
+    """New centres: every empty cluster takes one of the farthest points, as in scikit-learn."""
     far = data.map(steps.farthest, out["old"], out_axes=0)
-    value, rows, weight, label = (
-        np.concatenate(list(np.asarray(a)), axis=1) for a in far
-    )  # devices side by side
+    # Devices side by side
+    value, rows, weight, label = (np.concatenate(list(np.asarray(a)), axis=1) for a in far)
     new = out["new"].copy()
     for r in restarts:
         empty = np.flatnonzero(out["counts"][r] == 0)

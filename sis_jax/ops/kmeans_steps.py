@@ -1,13 +1,10 @@
-"""The device code of k-means: one pass over the rows for all restarts, Lloyd's loop, k-means++
-starts.
+"""The device code of k-means: passes over the rows for all restarts, Lloyd's loop, k-means++.
 
 Bodies for `parallel.map_devices`: x [m d] and w [m] are one device's rows and weights (0 =
 filling), `mean` [d] is the origin, subtracted chunk by chunk so that 32-bit squares keep their
-digits without a second copy of the data. r = restarts, k = clusters.
-
-k-means++: Arthur and Vassilvitskii, "k-means++: the advantages of careful seeding", SODA 2007, with
-the greedy choice its section 5 suggests: of 2 + floor(ln k) candidates drawn in proportion to the
-squared distance, keep the one that lowers the sum of distances most.
+digits. r = restarts, k = clusters.
+k-means++: Arthur and Vassilvitskii, SODA 2007, greedy as its section 5 suggests: of 2 + floor(ln k)
+candidates keep the one that lowers the sum of distances most.
 """
 
 from __future__ import annotations
@@ -33,9 +30,7 @@ SAMPLE_PER_CENTRE = 512
 
 
 def sample_size(n: int, k: int) -> int:
-    """How many of n rows to seek starting centres on: all of them, unless there are more than twice
-    as many as that takes.
-    """
+    """How many of n rows to seek starting centres on: all, up to twice as many as that takes."""
     enough = max(SAMPLE, SAMPLE_PER_CENTRE * k)
     return enough if n > 2 * enough else n
 
@@ -46,9 +41,7 @@ def sample_rows(n: int, m: int, seed: int) -> Int[np.ndarray, " m"]:
 
 
 def draws(seed: int, n_init: int, k: int) -> Float[np.ndarray, "k r t"]:
-    """The uniform numbers behind k-means++: restart r has its own stream, so it is the same
-    whatever n_init is.
-    """
+    """The uniform numbers behind k-means++; restart r has its own stream, whatever n_init is."""
     trials = 2 + int(math.log(k))
     return np.stack(
         [
@@ -63,9 +56,7 @@ def draws(seed: int, n_init: int, k: int) -> Float[np.ndarray, "k r t"]:
 def plus_plus(
     x: Float[Array, "n d"], weights: Float[Array, " n"], u: Float[Array, "k r t"]
 ) -> Float[Array, "r k d"]:
-    """Greedy k-means++ for r restarts at once; u: uniform numbers in [0, 1). x should be centred,
-    for precision.
-    """
+    """Greedy k-means++ for r restarts at once on centred x; u: uniform numbers in [0, 1)."""
     k, restarts, trials = u.shape
     x2 = jnp.sum(x * x, 1)
 
@@ -105,12 +96,11 @@ def _chunks(
     visit: Callable,
     centres: int = 1,
 ):
-    """Folds `visit(carry, start, chunk - mean, weights)` over all rows, a chunk at a time; stacks
-    its further results.
+    """Folds `visit(carry, start, chunk - mean, weights)` over all rows; stacks its further results.
 
-    The last chunk is moved back to stay inside the array and rows seen before get weight 0: no
-    padded copy of the data. Chunks are CHUNK rows, fewer where the table of scores [centres, rows]
-    would pass TABLE numbers.
+    The last chunk is moved back to stay inside the array, rows seen before get weight 0: no padded
+    copy. Chunks are CHUNK rows, fewer where the table of scores [centres, rows] would pass TABLE
+    numbers.
     """
     m = x.shape[0]
     rows = min(CHUNK, max(TABLE // centres, 256))
@@ -127,15 +117,13 @@ def _chunks(
             jnp.where(fresh, lax.dynamic_slice_in_dim(w, start, size), 0),
         )
 
-    return lax.scan(step, parallel.varying(carry), jnp.arange(-(-m // size)))
+    return lax.scan(step, carry, jnp.arange(-(-m // size)))
 
 
 def _scores_by_row(
     centers: Float[Array, "r k d"], xb: Float[Array, "b d"]
 ) -> Float[Array, "r k b"]:
-    """|c|^2 - 2 c.x for all restarts in one product; points last, the faster layout (see
-    kmeans.py).
-    """
+    """|c|^2 - 2 c.x for all restarts in one product; rows last, the faster layout."""
     r, k, d = centers.shape
     c = centers.reshape(r * k, d)
     return (jnp.sum(c * c, 1)[:, None] - 2 * jnp.matmul(c, xb.T, precision="highest")).reshape(
@@ -144,15 +132,11 @@ def _scores_by_row(
 
 
 def moments(x: Float[Array, "m d"], w: Float[Array, " m"], mean: Float[Array, " d"]):
-    """Weighted sums of (x - mean) [d] and of its square [d], and the weight, for the tolerance and
-    the check for NaN.
-    """
+    """Weighted sums of (x - mean) [d] and of its square [d], and the weight."""
 
     def visit(carry, _, xb, wb):
-        first, second = (
-            jnp.matmul(wb, xb, precision="highest"),
-            jnp.matmul(wb, xb * xb, precision="highest"),
-        )
+        first = jnp.matmul(wb, xb, precision="highest")
+        second = jnp.matmul(wb, xb * xb, precision="highest")
         return (carry[0] + first, carry[1] + second, carry[2] + wb.sum()), None
 
     zero = jnp.zeros(x.shape[1])
@@ -165,8 +149,8 @@ def cluster_sums(
     mean: Float[Array, " d"],
     centers: Float[Array, "r k d"],
 ):
-    """One pass: for every restart and cluster the weighted sum [r k d] and the weight [r k] of its
-    points, over all devices.
+    """For every restart and cluster the weighted sum [r k d] and the weight [r k], over all
+    devices.
     """
     r, k, d = centers.shape
 
@@ -194,8 +178,8 @@ def lloyd(
     limit,
     floor,
 ) -> dict[str, Array]:
-    """Lloyd steps for all restarts until no more than `floor` of them still move, one has an empty
-    cluster, or `limit` steps are made.
+    """Lloyd steps for all restarts until at most `floor` still move, a cluster is empty, or
+    `limit`.
 
     Returns the centres after (`new`) and before (`old`) the last step, its `sums` and `counts`, the
     `steps` made by each restart, which are `done`.
@@ -235,35 +219,9 @@ def lloyd(
     return lax.while_loop(unfinished, step, start | {"done": done, "empty": jnp.zeros((), bool)})
 
 
-def move_online(
-    centers: Float[Array, "k d"],
-    counts: Float[Array, " k"],
-    x: Float[Array, "b d"],
-    w: Float[Array, " b"],
-):
-    """One mini-batch step: each centre moves to the mean of all points it was ever given. Returns
-    centres, counts, the batch's inertia.
-
-    Sculley, "Web-scale k-means clustering", WWW 2010, algorithm 1: rate 1/count per point. Its
-    assignments are fixed for the batch, so the points of one centre can be added at once: c + (sum
-    - n c) / count.
-    """
-    mean = centers.mean(0)
-    local = centers - mean
-    sums, new = cluster_sums(x, w, mean, local[None])
-    nearest = jnp.min(_scores_by_row(local[None], x - mean)[0], 0) + jnp.sum((x - mean) ** 2, 1)
-    counts = counts + new[0]
-    rate = jnp.where(counts > 0, 1 / jnp.where(counts > 0, counts, 1), 0)[:, None]
-    return (
-        centers + rate * (sums[0] - new[0][:, None] * local),
-        counts,
-        jnp.sum(w * jnp.maximum(nearest, 0)),
-    )
-
-
 def farthest(x, w, mean, centers: Float[Array, "r k d"]):
-    """The k points farthest from their nearest centre, for each restart: squared distances [r k],
-    points [r k d], weights and clusters [r k].
+    """The k points farthest from their nearest centre, per restart: squared distances [r k], points
+    [r k d], weights and clusters [r k].
     """
     r, k, _ = centers.shape
 
@@ -288,9 +246,7 @@ def farthest(x, w, mean, centers: Float[Array, "r k d"]):
 
 
 def inertias(x, w, mean, centers: Float[Array, "r k d"]):
-    """Sum of squared distances for each restart, by chunk [c r]: the host adds them in double
-    precision.
-    """
+    """Sum of squared distances per restart, by chunk [c r]: the host adds in double precision."""
 
     def visit(carry, _, xb, wb):
         nearest = jnp.min(_scores_by_row(centers, xb), 1) + jnp.sum(xb * xb, 1)
@@ -300,9 +256,7 @@ def inertias(x, w, mean, centers: Float[Array, "r k d"]):
 
 
 def labels(x, w, mean, centers: Float[Array, "k d"]):
-    """Labels [m] for one set of centres, and the inertia by chunk from the differences themselves:
-    exact for tight clusters too.
-    """
+    """Labels [m] for one set of centres, and the inertia by chunk, exact for tight clusters."""
 
     def visit(labels, start, xb, wb):
         lab = jnp.argmin(_scores_by_row(centers[None], xb)[0], 0).astype(jnp.int32)

@@ -1,6 +1,5 @@
-"""The counts behind every segmentation score: a confusion matrix (rows = ground truth), so that a
-data set streams through in any order; and distances between two sets of feature vectors, which
-judge generators. NumPy and SciPy only.
+"""The counts behind every segmentation score: a confusion matrix, rows = ground truth; and
+distances between two sets of feature vectors.
 """
 
 from __future__ import annotations
@@ -23,8 +22,7 @@ def confusion(
 ) -> Int64[np.ndarray, "k k"]:
     """Pixel counts [ground truth, prediction]; add them up over images.
 
-    gt, pred: class ids 0..n_classes - 1 of one shape (bool counts as 0 and 1). Pixels whose ground
-        truth is `ignore` are left out; everywhere else a prediction must name a class. Raises
+    gt, pred: class ids 0..n_classes - 1 of one shape. ignore: ground truth that is left out. Raises
         UsageError for other shapes or ids.
     """
     gt, pred = np.asarray(gt), np.asarray(pred)
@@ -43,31 +41,23 @@ def confusion(
 
 
 def iou(counts: Integer[np.ndarray, "k k"]) -> Float[np.ndarray, "k"]:
-    """Intersection over union per class, 0..1; NaN for a class that is in neither ground truth nor
-    prediction.
-    """
+    """Intersection over union per class, 0..1; NaN for a class that is in neither mask."""
     hit = np.diagonal(counts)
     return ratio(hit, counts.sum(0) + counts.sum(1) - hit)
 
 
 def mean_iou(counts: Integer[np.ndarray, "k k"]) -> float:
-    """Mean of `iou` over the classes that occur in ground truth or prediction; NaN when nothing was
-    counted.
-    """
+    """Mean of `iou` over the classes that occur; NaN when nothing was counted."""
     return _mean(iou(counts))
 
 
 def precision(counts: Integer[np.ndarray, "k k"]) -> Float[np.ndarray, "k"]:
-    """Share of the pixels predicted as each class that are it; NaN for a class that was never
-    predicted.
-    """
+    """Share of the pixels predicted as each class that are it; NaN for one never predicted."""
     return ratio(np.diagonal(counts), counts.sum(0))
 
 
 def recall(counts: Integer[np.ndarray, "k k"]) -> Float[np.ndarray, "k"]:
-    """Share of the pixels of each class that were found; NaN for a class that is not in the
-    ground truth.
-    """
+    """Share of the pixels of each class that were found; NaN for one not in the ground truth."""
     return ratio(np.diagonal(counts), counts.sum(1))
 
 
@@ -84,31 +74,24 @@ def accuracy(counts: Integer[np.ndarray, "k k"]) -> float:
 def boundary_band(
     mask: Shaped[np.ndarray, "h w"], radius: float, ignore: int | None = 255
 ) -> Bool[np.ndarray, "h w"]:
-    """The trimap: pixels with a pixel of another class at most `radius` pixels away (Euclidean,
-    between centres).
+    """The trimap: pixels with another class at most `radius` pixels away (Euclidean).
 
-    For two classes this is dilation minus erosion by a disk. Pixels outside the image count for
-    nothing, and neither do pixels of value `ignore`, which are in no band. A mask of one class has
-    an empty band.
+    Pixels outside the image count for nothing, and neither do those of value `ignore`.
     """
     mask = np.asarray(mask)
     if mask.ndim != 2:
         raise UsageError(f"a mask has two axes [h w], got shape {mask.shape}")
     valid = np.ones(mask.shape, bool) if ignore is None or mask.dtype == bool else mask != ignore
-    return (
-        _band_by_distance(mask, radius, valid)
-        if radius > _SHIFTED
-        else _band_by_shifts(mask, radius, valid)
-    )
+    if radius > _SHIFTED:
+        return _band_by_distance(mask, radius, valid)
+    return _band_by_shifts(mask, radius, valid)
 
 
 _SHIFTED = 6  # pixels; for wider bands distance transforms cost less
 
 
 def _band_by_shifts(mask: np.ndarray, radius: float, valid: np.ndarray) -> np.ndarray:
-    """Compare the mask with itself moved by every offset of the disk: its cost does not grow with
-    the number of classes.
-    """
+    """Compare the mask with itself moved by every offset of the disk, for any number of classes."""
     band, reach = np.zeros(mask.shape, bool), int(radius)
     for dy in range(reach + 1):
         for dx in range(-reach, reach + 1):
@@ -135,10 +118,8 @@ def _band_by_distance(mask: np.ndarray, radius: float, valid: np.ndarray) -> np.
 
 
 def hungarian(counts: Integer[np.ndarray, "k p"]) -> Int64[np.ndarray, "p"]:
-    """The one-to-one matching of predicted to true classes that agrees on most pixels (Kuhn 1955):
-    a true class per predicted one, or -1.
-
-    It uses the ground truth, so that a score after it is no zero-label score.
+    """The one-to-one matching of predicted to true classes with most pixels (Kuhn 1955), or -1. It
+    uses the ground truth.
     """
     from scipy.optimize import linear_sum_assignment  # late: slow to import
 
@@ -149,18 +130,14 @@ def hungarian(counts: Integer[np.ndarray, "k p"]) -> Int64[np.ndarray, "p"]:
 
 
 def majority(counts: Integer[np.ndarray, "k p"]) -> Int64[np.ndarray, "p"]:
-    """Each predicted class goes to the true class it shares most pixels with, many to one; -1 for a
-    class never predicted.
-
-    It uses the ground truth, and rewards many small classes.
+    """Each predicted class goes to the true class it shares most pixels with, -1 if never
+    predicted. It uses the ground truth, and rewards many small classes.
     """
     return np.where(counts.sum(0) > 0, counts.argmax(0), -1).astype(np.int64)
 
 
 def resampling_weights(n: int, resamples: int, seed: int) -> Int64[np.ndarray, "r n"]:
-    """How often each of n images is drawn in each bootstrap resample (Efron 1979): images, not
-    pixels, are the units that a test set samples.
-    """
+    """How often each of n images is drawn in each bootstrap resample (Efron 1979)."""
     return np.random.default_rng([seed, n]).multinomial(n, np.full(n, 1 / n), size=resamples)
 
 

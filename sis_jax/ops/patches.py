@@ -1,6 +1,4 @@
-"""Connected patches of masks: small ones given to their neighbour, or left out. Neighbours are the
-four at a side.
-"""
+"""4-connected patches of masks: small ones given to their neighbour, or left out."""
 
 from __future__ import annotations
 
@@ -12,9 +10,7 @@ from scipy import ndimage
 
 
 def without_specks(label: UInt8[np.ndarray, "h w"], share: float) -> UInt8[np.ndarray, "h w"]:
-    """Connected patches below `share` of the image take the label of the nearest pixel of a larger
-    patch.
-    """
+    """Patches below `share` of the image take the label of the nearest larger patch."""
     small = np.zeros(label.shape, bool)
     for value in np.unique(label):
         patches: np.ndarray = ndimage.label(label == value)[0]  # type: ignore[index,assignment]

@@ -1,15 +1,14 @@
-"""Clusters of the pixels of one image: color spaces, vectors of a pixel's colours in many variants,
-and a k-means that can be mapped over images.
+"""Clusters of the pixels of one image: colour spaces, vectors of a pixel, k-means for many images.
 
-`ops/kmeans.py` clusters the rows of one large set on all devices; here thousands of small sets are
-clustered one after another inside a compiled function, each on its own.
+`ops/kmeans.py` clusters one large set on all devices; here thousands of small sets are clustered
+inside a compiled function, each on its own.
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from sis_jax.ops import kmeans
 
@@ -17,9 +16,7 @@ ITERATIONS = 20  # of Lloyd's algorithm, in every restart
 
 
 def converted(rgb: Float[Array, "*n 3"], color: str) -> Float[Array, "*n 3"]:
-    """RGB in [-1, 1] as it is, as luma and color differences, or as CIE L*a*b* (sRGB, D65)
-    over 50.
-    """
+    """RGB in [-1, 1] as it is, as luma and differences, or as CIE L*a*b* (sRGB, D65) over 50."""
     if color == "rgb":
         return rgb
     if color == "ycc":
@@ -45,9 +42,7 @@ def converted(rgb: Float[Array, "*n 3"], color: str) -> Float[Array, "*n 3"]:
 
 
 def vectors(tensor: Float[Array, "h w d 3"], mode: str) -> Float[Array, "p v"]:
-    """One vector per pixel. "correlation": less its mean over the variants and over its norm, so
-    squared distances are 2 (1 - correlation).
-    """
+    """One vector per pixel; "correlation": centred over the variants, of unit norm."""
     if mode == "correlation":
         tensor = tensor - tensor.mean(2, keepdims=True)
         tensor = tensor / jnp.sqrt(jnp.sum(tensor**2, axis=(2, 3), keepdims=True) + 1e-6)
@@ -57,9 +52,7 @@ def vectors(tensor: Float[Array, "h w d 3"], mode: str) -> Float[Array, "p v"]:
 def cluster(
     x: Float[Array, "p v"], weight: Float[Array, "p"], k: int, n_init: int
 ) -> Float[Array, "k v"]:
-    """k-means of one image's pixels: the best of n_init k-means++ starts after ITERATIONS steps.
-    The draws are the same for every image.
-    """
+    """k-means of one image's pixels: the best of n_init starts, the same draws for every image."""
     own = jnp.sum(x * x, -1)
 
     def distances(centers: Float[Array, "k v"]) -> Float[Array, "p k"]:
@@ -87,12 +80,3 @@ def cluster(
 
     inertia, centers = jax.lax.map(run, jax.random.split(jax.random.key(0), n_init))
     return centers[jnp.argmin(inertia)]
-
-
-def distinct(centers: Float[Array, "k v"]) -> Bool[Array, "k"]:
-    """False for a centre that an earlier one equals, as where an image shows fewer kinds of pixels
-    than there are clusters.
-    """
-    apart = jnp.sum((centers[:, None] - centers[None]) ** 2, -1)
-    equal = apart <= 1e-6 * jnp.maximum(apart.max(), 1e-12)
-    return ~jnp.any(jnp.tril(equal, -1), axis=1)

@@ -1,12 +1,8 @@
 """How many samples go through a network at a time: the one place that decides it.
 
-The answer follows from the function, the shapes of its arguments and the platform. It never depends
-on the number of samples or devices, nor on the memory of the machine, so that neither do the bytes
-of a result: the memory there is can only refuse.
-
-The memory of a function is counted on its jaxpr: the largest sum of arrays that live at one moment,
-without those that no result depends on. XLA's own `memory_analysis()` agrees within a factor of two
-(a test compares them) and would cost a compilation for every number of samples tried.
+The answer follows from the function, the shapes of its arguments and the platform, never from the
+number of samples or devices, so that bytes do not either. Memory is counted on the jaxpr: the
+largest sum of arrays that live at one moment, within a factor of two of XLA's `memory_analysis()`.
 """
 
 from __future__ import annotations
@@ -40,11 +36,9 @@ def rows_at_once(
 ) -> tuple[int, int]:  # fmt: skip
     """(samples per device at a time for a body of `parallel.map_devices`, bytes that so many need).
 
-    arguments: one pytree per entry of in_axes; where that is 0, its arrays have a row per sample
-        (how many does not matter). platform: "cpu", "gpu" or "tpu". most: upper bound in place of
-        the platform's own, 16 on a CPU and 256 elsewhere.
-    Returns `most`, or the largest power of two whose bytes stay within the platform's bound, at
-    least 1.
+    arguments: a pytree per entry of in_axes; where that is 0, a row per sample. platform: "cpu",
+        "gpu" or "tpu". most: upper bound in place of 16 on a CPU, 256 elsewhere. Returns `most`, or
+        the largest power of two within the platform's bound.
     """
     leaves, structure = jax.tree.flatten(arguments)
     shapes = tuple((np.shape(a), np.dtype(getattr(a, "dtype", np.float32))) for a in leaves)
@@ -70,10 +64,9 @@ def _planned(body, in_axes, structure, shapes, rows, room, static) -> tuple[int,
 
 
 def devices_at_once(needed: int, devices: Sequence[Any]) -> Sequence[Any]:
-    """The first of `devices`, as many as may work at a time where a block needs `needed` bytes.
+    """As many of `devices` as may work at a time where a block needs `needed` bytes.
 
-    Those of a CPU share its memory and its cores: where one sample is far above the bound, fewer
-    of them work, each on more cores. How many does not change a byte.
+    Those of a CPU share its memory and cores; how many work does not change a byte.
     """
     if devices[0].platform != "cpu":
         return devices

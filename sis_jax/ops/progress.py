@@ -1,6 +1,4 @@
-"""Progress bars and notes on stderr: shown by the command line, quiet in Python unless
-SIS_JAX_PROGRESS=1.
-"""
+"""Progress bars and notes on stderr: in the command line, in Python with SIS_JAX_PROGRESS=1."""
 
 from __future__ import annotations
 
@@ -17,9 +15,7 @@ _progress_shown = os.environ.get("SIS_JAX_PROGRESS", "0") not in ("0", "", "off"
 
 @contextlib.contextmanager
 def showing_progress(shown: bool = True) -> Iterator[None]:
-    """Progress bars inside the `with` block. The command line shows them; in Python they are quiet
-    unless SIS_JAX_PROGRESS=1.
-    """
+    """Progress bars inside the `with` block."""
     global _progress_shown
     before, _progress_shown = _progress_shown, shown
     try:
@@ -34,9 +30,7 @@ def progress_shown() -> bool:
 
 
 def say(text: str) -> None:
-    """A line for the person who waits, on stderr and above any bar; nothing where progress is
-    quiet.
-    """
+    """A line on stderr above any bar; nothing where progress is quiet."""
     if _progress_shown:
         tqdm.write(text, file=sys.stderr)
 
@@ -44,11 +38,10 @@ def say(text: str) -> None:
 def progress(
     iterable_or_total: Iterable[Any] | int, desc: str, unit: str = "it", *, hidden: bool = False
 ) -> Any:
-    """A tqdm bar on stderr with rate and time left; iterate over it, or `.update(n)` one made from
-    a total, and close it.
+    """A tqdm bar on stderr with rate and time left: iterate over it, or `.update(n)` and close it.
 
-    iterable_or_total: the items to iterate over, or the number of units. desc: name of the work.
-        unit: name of one unit. hidden: no bar whatever else was chosen.
+    iterable_or_total: items, or the number of units. desc: name of the work. unit: of one unit.
+        hidden: no bar whatever else was chosen.
     """
 
     # A log file wants a line now and then, a terminal wants a moving bar.

@@ -1,9 +1,7 @@
-"""How published papers measure masks on real photos, by name: the network's input, the mask that
-its prediction is compared with, how pixels are summed.
+"""How published papers measure masks on real photos: input, ground truth, how pixels are summed.
 
-The differences move numbers by whole percents, so a number means little without its protocol.
-`PROTOCOLS` lists them; all report all scores, each marks its own as the headline. NumPy and Pillow
-only.
+The differences move numbers by whole percents. All `PROTOCOLS` report all scores, each marks its
+own as the headline.
 """
 
 from __future__ import annotations
@@ -25,17 +23,15 @@ Fit = Literal["native", "square", "short"]
 class Protocol:
     """One way to measure.
 
-    side, fit: the photo's size for the network: "native" as it is, "square" squeezed to side x
-        side, "short" the shorter edge at `side` pixels.
-    through: a square the photo is squeezed to before that (0: none). scores: how soft masks return
-        to the ground truth's size: "logits" (bilinear), "aligned" (bilinear, corners aligned),
-        "8-bit" (the foreground's score as a grey image). grey_from: grey values of a ground-truth
-        image from here on are foreground. binary: foreground is a score above one half, rather than
-        any class but the background being the likeliest. thresholds, beta2, f_order: of max-F over
-        scores > k/255: thresholds are the first k and one past the last; "mean-max" is the largest
-        mean over images, "max-mean" the mean of each image's largest. empty: foreground IoU of an
-        image without foreground in ground truth and prediction (NaN: left out). square: benchmarks
-        cut to their centred square first. headline: the score its papers report.
+    side, fit: the photo's size for the network: "native", "square" (side x side) or "short"
+        (shorter edge). through: a square before that (0: none). scores: how soft masks return to
+        the ground truth's size: "logits" (bilinear), "aligned" (corners aligned), "8-bit" (a grey
+        image). grey_from: grey values from here on are foreground. binary: foreground is a score
+        above one half, not the likeliest class. thresholds, beta2, f_order: of max-F over scores >
+        k/255, the first k and one past the last; "mean-max" is the largest mean over images,
+        "max-mean" the mean of each image's largest. empty: foreground IoU of an image without
+        foreground (NaN: left out). square: benchmarks cut to their centred square. headline: the
+        score its papers report.
     """
 
     name: str
@@ -54,9 +50,7 @@ class Protocol:
     square: tuple[str, ...] = ()
 
     def at(self, size: int | None) -> Protocol:
-        """This protocol with photos of another size for the network: 0 leaves them as they are,
-        None changes nothing.
-        """
+        """This protocol with photos of another size in pixels: 0 as they are, None as set."""
         if size is None:
             return self
         if size < 0:
@@ -65,9 +59,7 @@ class Protocol:
         return replace(self, side=size, fit=fit, through=0)
 
     def photo(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H W 3"]:
-        """The photo as the network sees it (Pillow's bilinear filter, which averages when it
-        shrinks).
-        """
+        """The photo as the network sees it, by Pillow's bilinear filter."""
         if self.through:
             # The second step of the published protocol does not average, and its result is rounded
             # here to 8 bits.
@@ -89,8 +81,8 @@ class Protocol:
     def masks(
         self, scores: Float[np.ndarray, "h w c"], height: int, width: int
     ) -> tuple[UInt8[np.ndarray, "H W"], Float32[np.ndarray, "H W"]]:
-        """Scores (probabilities per class id) at the ground truth's size: the likeliest class ids,
-        and the foreground's score in 0..1.
+        """Scores [h w c] at the ground truth's size: likeliest class ids, and the foreground's
+        score.
         """
         # Log-probabilities are logits up to a constant per pixel, which neither argmax nor softmax
         # sees.
@@ -201,8 +193,8 @@ def f_curve(
 ) -> Float32[np.ndarray, "255"]:
     """F-measure of one image for foreground = score > k/255, k = 0..254, on the pixels to `keep`.
 
-    (1 + beta2) P R / (beta2 P + R); an empty prediction has precision 1, an empty ground truth
-    recall 1, and 0/0 counts 0.
+    (1 + beta2) P R / (beta2 P + R); an empty prediction has P 1, an empty ground truth R 1, 0/0 is
+    0.
     """
     # Scores that are multiples of 1/255 must not slip over their own threshold by rounding.
     level = np.clip(np.ceil(np.round(np.asarray(score, np.float64)[keep] * 255, 4)), 0, 255).astype(

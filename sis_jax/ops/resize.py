@@ -20,11 +20,10 @@ def resize_bilinear(
     align_corners: bool = False,
     antialias: bool = True,
 ) -> Float[Array, "n h2 w2 c"]:
-    """Bilinear resize to size = (rows, columns).
+    """Bilinear resize to size = (rows, columns), half-pixel centres.
 
-    align_corners=True puts source row i (m - 1) / (n - 1) under target row i: the rule of the
-    Segmentation in Style code, as two small matrices. Otherwise half-pixel centres; `antialias`
-    widens the filter when shrinking (torch's `interpolate` does not, by default).
+    align_corners: row i (m - 1) / (n - 1) under target row i, the Segmentation in Style code's
+        rule. antialias: widen the filter when shrinking, as torch does not by default.
     """
     if not align_corners:
         return jax.image.resize(x, (x.shape[0], *size, x.shape[3]), "bilinear", antialias=antialias)
@@ -50,9 +49,7 @@ def resize_plain(
 
 @lru_cache(maxsize=128)
 def linear_matrix(n: int, m: int, aligned: bool = False) -> Float[np.ndarray, "m n"]:
-    """Linear interpolation from n values to m, edges repeated. aligned: the centres of the first
-    and last values stay in place, else their outer edges do.
-    """
+    """Linear interpolation from n values to m, edges repeated; aligned: end centres stay."""
     at = np.clip(_places(n, m, aligned), 0, n - 1)
     low = np.minimum(np.floor(at).astype(int), max(n - 2, 0))
     matrix, rows = np.zeros((m, n)), np.arange(m)

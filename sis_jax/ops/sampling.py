@@ -1,5 +1,4 @@
-"""Run a function of generated samples over any number of seeds: batches, devices and padding in one
-place, memory flat in the number of samples.
+"""Run a function of generated samples over any number of seeds, in flat memory.
 
 A *body* sees one device's batch: `body(gen, z, truncation, *per_sample, **static)` -> pytree of
 per-sample arrays [b, ...].
@@ -25,9 +24,7 @@ from sis_jax.types import Generator
 
 @dataclass(frozen=True)
 class _Plain:
-    """A generator that is no pytree (any object with the protocol): fixed at compile time, compared
-    by identity.
-    """
+    """A generator that is no pytree: fixed at compile time, compared by identity."""
 
     gen: Any
 
@@ -51,19 +48,13 @@ def map_samples(
     devices: parallel.Devices = None,
     **static: Any,
 ) -> Iterator[Any]:
-    """Yield body's results, as NumPy arrays [m, ...], for one batch of seeds after another, in
-    order.
+    """Yield body's results, as NumPy arrays [m, ...], for one batch of seeds after another.
 
-    per_sample: arrays [n, ...], one row per seed. shared: further arguments, the same everywhere
-        (`body(gen, z, truncation, *per_sample, *shared)`).
-    batch: samples per device at a time, at most; None leaves it to `ops/plan.py`, which also
-        lowers a number that needs too much memory.
-    shown: name of the work in a progress bar; without it there is none.
-    static: keyword arguments fixed at compile time.
-
-    Every block has the same number of rows, whatever the number of samples and devices: one
-    compilation, and the same bits for a seed in any company. The last block is padded, and cut
-    afterwards. Raises SisError where the memory there is cannot hold one block.
+    per_sample: arrays [n, ...]. shared: further arguments, the same everywhere. batch: samples per
+        device at a time, at most; None leaves it to `ops/plan.py`. shown: name of the work in a
+        progress bar. static: keyword arguments fixed at compile time.
+    Every block has the same number of rows, the last one padded: one compilation, and the same bits
+    for a seed in any company. Raises SisError where the memory cannot hold one block.
     """
     here = parallel.local_devices(devices)
     plain = jax.tree.structure(gen) == jax.tree.structure(0)
@@ -101,8 +92,7 @@ def map_samples(
 def collect(gen: Generator, seeds: Sequence[int], body: Callable[..., Any], **settings: Any) -> Any:
     """Body's results for all seeds at once, arrays [n, ...]; settings as in `map_samples`.
 
-    One array from the start: joining a list of batches would take twice the memory. A CPU device
-    reads it in place (see `_aligned`).
+    One array from the start: joining batches takes twice the memory. A CPU reads it in place.
     """
     whole, at = None, 0
     for batch in map_samples(gen, seeds, body, **settings):
@@ -139,9 +129,7 @@ def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An empty array that begins at a multiple of 64 bytes, as those do that JAX takes over on a
-    CPU without a copy.
-    """
+    """An empty array at a multiple of 64 bytes, which JAX takes over on a CPU without a copy."""
     size = int(np.prod(shape)) * dtype.itemsize
     memory = np.empty(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
@@ -153,7 +141,5 @@ def _call_plain(_: Any, *args: Any, inner: Callable[..., Any], held: _Plain, **s
 
 
 def sample_seeds(seed: int, n: int) -> list[int]:
-    """The n sample seeds that belong to the seed of a stage: seed * 100000, + 1, + 2, ... so that
-    stages with different seeds share no sample.
-    """
+    """The n sample seeds of a stage's seed: seed * 100000, + 1, ...; stages share no sample."""
     return [(seed * 100_000 + i) % 2**32 for i in range(n)]

@@ -1,9 +1,7 @@
-"""From pairs of predicted and true masks to every score: zero-label, matched, foreground, borders,
-with bootstrap intervals.
+"""From pairs of predicted and true masks to every score, with bootstrap intervals.
 
-All of it follows from one confusion matrix per image, ground truth by prediction, so nothing else
-is kept. Scores that use no ground truth (classes of one name, background against the rest) are
-separate from those that do (Hungarian and majority matching).
+All of it follows from one confusion matrix per image. Scores that use no ground truth (classes of
+one name, background against the rest) are separate from those that do (Hungarian, majority).
 """
 
 from __future__ import annotations
@@ -27,8 +25,8 @@ MATCHINGS = {"hungarian": metrics.hungarian, "majority": metrics.majority}
 
 @runtime_checkable
 class Segmenter(Protocol):
-    """The interface of a network to evaluation: its classes ({"id", "name"}, 0 the background), and
-    scores per class id at each photo's own size.
+    """A network to evaluate: its classes ({"id", "name"}) and scores per class id at a photo's
+    size.
     """
 
     @property
@@ -50,20 +48,15 @@ def measure(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Score predictions against true masks; a plain dictionary that JSON can hold (NaN for
-    undefined values).
+    """Score predictions against true masks; a plain dictionary for JSON (NaN: undefined).
 
-    pairs: (name, prediction, ground truth); a prediction is class ids [h w] (resized by nearest
-        where it is not of the ground truth's size) or scores float[h w c], channel = class id; a
-        ground truth is uint8[h w] of class ids, 255 = ignore. classes_pred, classes_true: {"id",
-        "name"}, id 0 is the background. protocol: a name of `PROTOCOLS`. classes_map: predicted
-        name -> true name, list of true names (merged into one class), or None (no true class);
-        without it, classes of one name belong together. matching: "hungarian", "majority", both or
-        none.
-    radius: of the border band, pixels. resamples, seed: of the 95 % bootstrap intervals over
-        images; 0 for none.
-
-    Raises UsageError for unknown names, SisError where nothing was measured.
+    pairs: (name, prediction, ground truth); a prediction is class ids [h w] (resized by nearest) or
+        scores float[h w c]; a ground truth is uint8[h w], 255 = ignore. classes_pred, classes_true:
+        {"id", "name"}, id 0 is the background. protocol: a name of `PROTOCOLS`. classes_map:
+        predicted name -> true name, list of names (merged), or None; without it, equal names belong
+        together. matching: of "hungarian", "majority". radius: of the border band in pixels.
+        resamples, seed: of the 95 % intervals over images; 0 for none. Raises UsageError for
+        unknown names, SisError where nothing was measured.
     """
     rule = protocols.get(protocol) if isinstance(protocol, str) else protocol
     for name in matching:
@@ -113,8 +106,7 @@ def match_names(
     """Which predicted class means which true class, without looking at a mask.
 
     Returns the names of the true rows; for each predicted id its row, or -1; a table from true ids
-    to rows (true classes that `classes_map` merges share one, 255 stays); and warnings. The
-    background is row 0 on both sides.
+    to rows (merged classes share one, 255 stays); and warnings. The background is row 0.
     """
     predicted, true = _by_id(classes_pred), _by_id(classes_true)
     ids = {_plain(c["name"]): i for i, c in true.items()} | {"background": 0}
@@ -144,9 +136,8 @@ def match_names(
         merged[i][0] if i in merged else "background" if i == 0 else str(true[i]["name"])
         for i in kept
     ]
-    lookup = np.full(
-        256, 254, np.uint8
-    )  # 254: an id that is not among the true classes; `Tally` names it
+    # 254: an id that is not among the true classes; `Tally` names it
+    lookup = np.full(256, 254, np.uint8)
     lookup[255] = 255
     for i in true:
         lookup[i] = kept.index(merged[i][1] if i in merged else i)
@@ -180,20 +171,16 @@ def _plain(name: Any) -> str:
 
 
 class Tally:
-    """The counts of each image: confusion over the image and over the border band, for the classes
-    and for the foreground; F curves.
-    """
+    """The counts of each image: confusions, whole and in the border band, and F curves."""
 
     def __init__(
         self, n_true: int, n_pred: int, rule: Rule, radius: float, lookup: UInt8[np.ndarray, "256"]
     ) -> None:
-        self.n_true, self.n_pred, self.rule, self.radius, self.lookup = (
-            n_true,
-            n_pred,
-            rule,
-            radius,
-            lookup,
-        )
+        self.n_true = n_true
+        self.n_pred = n_pred
+        self.rule = rule
+        self.radius = radius
+        self.lookup = lookup
         self.names: list[str] = []
         self.counts: list[np.ndarray] = []
         self.band: list[np.ndarray] = []
@@ -267,9 +254,7 @@ class Tally:
 def regions(
     counts: Integer[np.ndarray, "n k p"], to: Integer[np.ndarray, "p"]
 ) -> Float[np.ndarray, "3 n k"]:
-    """(hits, predicted, true) pixels per image and true class, once predicted class p counts as
-    true class to[p] (-1: as none).
-    """
+    """(hits, predicted, true) pixels per image and true class; to: predicted -> true or -1."""
     member = (to[:, None] == np.arange(counts.shape[1])).astype(np.float64)
     hits = np.einsum("nkp,pk->nk", counts, member)
     return np.stack([hits, counts.sum(1) @ member, counts.sum(2).astype(np.float64)])
@@ -333,9 +318,7 @@ def _classes(
 def _foreground(
     tally: Tally, rule: Rule, weights: Integer[np.ndarray, "r n"] | None
 ) -> dict[str, Any]:
-    """Background (class 0) against the rest, summed over all pixels and per image, in the
-    conventions of `rule`.
-    """
+    """Background (class 0) against the rest, over all pixels and per image, as `rule` does."""
     both = np.array([0, 1])
     found = regions(np.stack(tally.fg), both)
     border = _iou(regions(np.stack(tally.fg_band), both).sum(1))
@@ -387,9 +370,7 @@ def _foreground(
 
 
 def per_image_iou(found: Float[np.ndarray, "3 n 2"], empty: float) -> Float[np.ndarray, "n"]:
-    """Foreground IoU of each image; `empty` where neither ground truth nor prediction has
-    foreground.
-    """
+    """Foreground IoU of each image; `empty` where neither mask has foreground."""
     iou = _iou(found)[:, 1]
     return np.where(np.isnan(iou), empty, iou)
 

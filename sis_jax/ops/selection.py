@@ -1,8 +1,4 @@
-"""Judging a clustering without labels: agreement, silhouette, and which clusters are the
-background.
-
-Shares are fractions of pixels, 0..1. Nothing here knows how the clusters were made.
-"""
+"""Judging a clustering without labels: agreement, silhouette, which clusters are background."""
 
 from __future__ import annotations
 
@@ -23,9 +19,7 @@ def overlap(a: Int[np.ndarray, "n"], b: Int[np.ndarray, "n"], k: int) -> Int[np.
 
 
 def agreement(a: Int[np.ndarray, "n"], b: Int[np.ndarray, "n"], k: int) -> float:
-    """Adjusted Rand index of two clusterings of the same points: 1 = the same up to names, 0 =
-    chance (Hubert and Arabie 1985).
-    """
+    """Adjusted Rand index of two clusterings (Hubert and Arabie 1985): 1 = the same, 0 = chance."""
     table = overlap(a, b, k).astype(np.float64)
 
     def pairs(x: np.ndarray) -> float:
@@ -40,9 +34,7 @@ def agreement(a: Int[np.ndarray, "n"], b: Int[np.ndarray, "n"], k: int) -> float
 def cluster_agreement(
     a: Int[np.ndarray, "n"], b: Int[np.ndarray, "n"], k: int
 ) -> Float[np.ndarray, "k"]:
-    """For each cluster of a the intersection over union with its partner in b, partners chosen one
-    to one (Hungarian).
-    """
+    """For each cluster of a the IoU with its partner in b, matched one to one (Hungarian)."""
     from scipy.optimize import linear_sum_assignment  # late: slow to import
 
     table = overlap(a, b, k).astype(np.float64)
@@ -55,9 +47,7 @@ def cluster_agreement(
 
 
 def silhouette(x: Float[np.ndarray, "n d"], labels: Int[np.ndarray, "n"]) -> float:
-    """Mean silhouette of all points given (Rousseeuw 1987), -1..1. Quadratic in n: give a sample of
-    a few thousand.
-    """
+    """Mean silhouette (Rousseeuw 1987), -1..1; quadratic in n, for a few thousand points."""
     labels = np.unique(labels, return_inverse=True)[1]
     k = int(labels.max()) + 1
     if k < 2:
@@ -77,9 +67,7 @@ def silhouette(x: Float[np.ndarray, "n d"], labels: Int[np.ndarray, "n"]) -> flo
 
 
 def frame(height: int, width: int) -> Bool[np.ndarray, "h w"]:
-    """The image's frame: 5 % of the resolution at top, left and right. Not the bottom, where
-    portraits and standing figures leave the image.
-    """
+    """5 % of the resolution at top, left and right; people leave the image at the bottom."""
     mask = np.zeros((height, width), bool)
     rows, columns = max(1, round(BORDER * height)), max(1, round(BORDER * width))
     mask[:rows] = True
@@ -94,8 +82,8 @@ def background(
     """Which clusters are the background, whether the rule decided clearly, and why.
 
     Rule: a cluster that covers the frame at least 1.5 times as much as the image. With none (or
-        all), or with less than a quarter of the frame covered, the cluster that gains most from
-        image to frame, and unsure.
+        all), or less than a quarter of the frame covered: the one that gains most from image to
+        frame, unsure.
     """
     chosen = (frame_share >= BORDER_RATIO * share) & (share > 0)
     covered = float(frame_share[chosen].sum())
@@ -123,13 +111,11 @@ def background(
 
 
 def only_just(clusters: Iterable[Mapping[str, Any]]) -> list[int]:
-    """Places of the clusters that are background by a narrow margin: their odds on the frame are
-    below 2.2 times those in the image.
+    """Background clusters by a narrow margin: odds on the frame below 2.2 times those in the image.
 
-    Odds, since a large background cannot be much more common on the frame than in the image. On the
-    default (k 3 to 25, up to three seeds, three layers) chosen clusters of at most 35 % background
-    came to 1.7 to 2.2, those that were mostly background to 2.4 and more, but for three of some
-    fifty.
+    Odds, since a large background cannot be much more common on the frame. On the default generator
+    chosen clusters of at most 35 % background came to 1.7 to 2.2, mostly right ones to 2.4 and
+    more.
     """
 
     def odds(share: float) -> float:
@@ -173,7 +159,7 @@ def describe_points(
 
 
 def _facts(
-    area: Float[np.ndarray, "k"], border: Float[np.ndarray, "k"], sure: Float[np.ndarray, "k"]
+    area: Float[np.ndarray, "k"], border: Float[np.ndarray, "k"], confidence: Float[np.ndarray, "k"]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     share, border_share = area / area.sum(), border / max(border.sum(), 1)
     chosen, certain, why = background(share, border_share)
@@ -182,7 +168,7 @@ def _facts(
             "share": float(share[i]),
             "border_share": float(border_share[i]),
             "background": bool(chosen[i]),
-            "confidence": float(sure[i] / max(area[i], 1)),
+            "confidence": float(confidence[i] / max(area[i], 1)),
         }
         for i in range(len(area))
     ]

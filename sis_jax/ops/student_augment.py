@@ -1,13 +1,13 @@
-"""Augmentation of an image with its mask: one random affine map, then colour, blur and noise.
+"""Augmentation of an image in [-1, 1] with its mask (255 = ignore): an affine map, colour, blur,
+noise.
 
-Every quantity is drawn per image from (key, i) alone. Strength 0 changes nothing. Images are floats
-in [-1, 1]; masks hold channel numbers, 255 = ignore.
+Every quantity is drawn per image from (key, i) alone. Strength 0 changes nothing.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -20,15 +20,13 @@ _GREY = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far images are varied. Hashable: it is fixed at compile time.
+    """How far images are varied; hashable, fixed at compile time.
 
-    scale: log2 of the zoom, drawn from +- this. shift: of the edge length. turn: degrees. flip:
-        probability of mirroring, with `swap` the channel that each channel becomes (left hand to
-        right hand). brightness, contrast, saturation: +- these, relative. hue: degrees. grey:
-        probability of no colour.
-    blur: largest sigma, in pixels of a 128-pixel image. noise: largest sigma, of the range [-1, 1].
-        peaked: small changes of zoom and angle are likelier than large ones. background:
-        probability of another background behind the image's foreground, see `other_backgrounds`.
+    scale: log2 of the zoom, +-. shift: of the edge length, +-. turn, hue: degrees, +-. flip:
+        probability of mirroring, with `swap` the channel that each becomes (left hand to right
+        hand). brightness, contrast, saturation: relative, +-. grey: probability of no colour. blur:
+        largest sigma in pixels at 128. noise: largest sigma. peaked: small changes of zoom and
+        angle are likelier. background: probability of another background.
     """
 
     scale: float = 0.5
@@ -52,31 +50,11 @@ class Augmentation:
 # 0.754 with the ranges above (one run each; the better one also had other backgrounds behind half
 # of the images instead of 0.6 of them, so not all of the difference is due to the ranges).
 ALIGNED = Augmentation(scale=0.15, shift=0.03, turn=5.0)
-WEAK = Augmentation(
-    scale=0.1,
-    shift=0.03,
-    turn=3.0,
-    brightness=0,
-    contrast=0,
-    saturation=0,
-    hue=0,
-    grey=0,
-    blur=0,
-    noise=0,
-)
 NONE = Augmentation(
-    scale=0,
-    shift=0,
-    turn=0,
-    flip=0,
-    brightness=0,
-    contrast=0,
-    saturation=0,
-    hue=0,
-    grey=0,
-    blur=0,
-    noise=0,
-)
+    scale=0, shift=0, turn=0, flip=0, brightness=0, contrast=0, saturation=0, hue=0, grey=0,
+    blur=0, noise=0,
+)  # fmt: skip
+WEAK = replace(NONE, scale=0.1, shift=0.03, turn=3.0, flip=0.5)
 
 
 def geometry(
@@ -111,9 +89,7 @@ def warp(
     side: int,
     swap: tuple[int, ...] = (),
 ) -> tuple[Float[Array, "n side side c"], UInt8[Array, "n side side"], Float[Array, "n side side"]]:
-    """Images (bilinear), masks and confidence (nearest) seen through the maps, reflected at the
-    border, at side x side pixels.
-    """
+    """Images (bilinear), masks and confidence (nearest) through the maps, reflected."""
     source_x, source_y = _sources(maps, images.shape[1:3], side)
     images = _bilinear(images, source_x, source_y)
     row, column = jnp.round(source_y).astype(jnp.int32), jnp.round(source_x).astype(jnp.int32)
@@ -202,9 +178,7 @@ def _colour_matrix(u: Float[Array, "7"], coin: Array, a: Augmentation) -> Float[
 
 
 def _blur(images: Float[Array, "n h w c"], sigma: Float[Array, "n"]) -> Float[Array, "n h w c"]:
-    """Gaussian of one sigma (pixels) per image, cut at 4 pixels, edges repeated; by shift and
-    add.
-    """
+    """Gaussian of one sigma (pixels) per image, cut at 4 pixels, edges repeated."""
     reach = jnp.arange(-_BLUR_REACH, _BLUR_REACH + 1)
     taps = jnp.exp(-0.5 * jnp.square(reach[None] / sigma[:, None]))
     taps = taps / taps.sum(1, keepdims=True)
@@ -229,12 +203,11 @@ def other_backgrounds(
     foreground: Float[Array, "n h w"],
     probability: float,
 ) -> Float[Array, "n h w 3"]:
-    """Some images with another background behind them: a colour, a gradient, smooth noise, or an
-    enlarged piece of the next image, often dark.
+    """Some images with another background: a colour, a gradient, noise, or a piece of another
+    image.
 
-    foreground: 0..1, soft at the edges. A teacher that reads features confuses parts of like colour
-        (dark background and dark hair); where its mask of one image is right, this shows the
-        student that the background may have any colour.
+    foreground: 0..1, soft at the edges. A teacher that reads features confuses dark background and
+        dark hair; this shows the student that the background may have any colour.
     """
     n, h, w, _ = images.shape
     keys = keys_of(key, n)

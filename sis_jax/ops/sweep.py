@@ -1,17 +1,12 @@
-"""Choosing layer and k without labels: many small k-means on the same pixels, compared with each
-other.
+"""Choosing layer and k without labels, by many small k-means on the same pixels.
 
 Criterion: the layer with the highest mean consensus at few clusters, and there the k with the
     highest agreement x consensus.
-consensus: mean adjusted Rand index with the clusterings of every *other* layer into few clusters.
-    Real parts show at several depths of a generator, while texture (fine layers) and position
-    (coarse layers) show at one; a layer of several taps agrees with those that share one, so this
-    leans to taps in the middle. A mean over several k is more stable than one fit; many clusters of
-    any layer mostly follow position, so they do not count.
-agreement: adjusted Rand index between clusterings of two halves of the samples. Parts that another
-    draw of samples would not find are none. A silhouette estimate is kept in the table but does not
-    decide: it is computed in each layer's own space and grows towards the fine layers, whose
-    clusters are compact and meaningless.
+consensus: mean adjusted Rand index with the clusterings of every other layer into few clusters.
+    Real parts show at several depths of a generator, texture and position at one; a mean over
+    several k is more stable than one fit.
+agreement: adjusted Rand index between clusterings of two halves of the samples. A silhouette
+    estimate is kept in the table but does not decide: it grows towards fine, meaningless layers.
 """
 
 from __future__ import annotations
@@ -93,9 +88,7 @@ def sweep(
 
 
 def consensus_of_layers(rows: Sequence[dict[str, Any]], ks: Sequence[int]) -> dict[str, float]:
-    """Mean consensus of each layer at those of `ks` that are few clusters, which decides between
-    layers.
-    """
+    """Mean consensus of each layer at those of `ks` that are few, which decides between layers."""
     found: dict[str, list[float]] = {}
     for row in rows:
         if row["k"] <= FEW and row["k"] in ks:
@@ -106,9 +99,7 @@ def consensus_of_layers(rows: Sequence[dict[str, Any]], ks: Sequence[int]) -> di
 def choose(
     rows: Sequence[dict[str, Any]], layers: Mapping[str, float], layer: str, k: int | None
 ) -> dict[str, Any]:
-    """The row of the sweep to go on with, marked as chosen; `layers` by `consensus_of_layers`,
-    `layer` may be "auto", k None.
-    """
+    """The row of the sweep to go on with; `layer` may be "auto", k None."""
     best = max(layers, key=lambda name: layers[name]) if layer == "auto" else layer
     chosen = max(
         (r for r in rows if r["layer"] == best and k in (None, r["k"])), key=lambda r: r["score"]
@@ -151,9 +142,10 @@ def cluster_many(
     """For every k the labels of `look` by the best of a few k-means on either half."""
     rng = np.random.default_rng(seed)
     most = max(ks)
+    # [2, K, R, most, d]
     starts = np.stack(
         [[[_plus_plus(h, k, most, rng) for _ in range(RESTARTS)] for k in ks] for h in halves]
-    )  # [2, K, R, most, d]
+    )
     alive = np.arange(most)[None] < np.asarray(ks)[:, None]
     out = np.asarray(_lloyd_all(halves, starts, alive, look))
     return [(out[0, i], out[1, i]) for i in range(len(ks))]
@@ -205,8 +197,7 @@ def _lloyd_all(
 
     restarts = jax.vmap(one, in_axes=(None, 0, None))
     every_k = jax.vmap(restarts, in_axes=(None, 0, 0))
-    labels, inertia = jax.lax.map(
-        lambda h: every_k(h[0], h[1], alive), (halves, starts)
-    )  # [2, K, R, j], [2, K, R]
+    # [2, K, R, j], [2, K, R]
+    labels, inertia = jax.lax.map(lambda h: every_k(h[0], h[1], alive), (halves, starts))
     best = jnp.argmin(inertia, axis=2)
     return jnp.take_along_axis(labels, best[:, :, None, None], axis=2)[:, :, 0]

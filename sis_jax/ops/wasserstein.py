@@ -26,43 +26,20 @@ _CHUNK = 128  # images whose positions are drawn together
 _BLOCK = 128  # projections drawn and sorted at once
 
 
-def sliced_wasserstein(
-    a: UInt8[np.ndarray, "n h w 3"],
-    b: UInt8[np.ndarray, "m h w 3"],
-    *,
-    seed: int = 0,
-    descriptors: int = 2**14,
-    projections: int = 512,
-) -> dict[str, float]:
-    """Sliced Wasserstein distance x 1000 per level of a Laplacian pyramid ("64", "32", "16":
-    resolution in pixels) and their "average".
-
-    a, b: images of one size; n and m may differ. The result depends on the arrays and `seed` only.
-        `SwdReference` describes how.
-    """
-    return SwdReference(a, seed, descriptors=descriptors, projections=projections).distance(b)
-
-
 class SwdReference:
-    """One set of images with its sorted projections, so that many other sets can be compared with
-    it at half the cost.
+    """One set of images with its sorted projections, to compare other sets with.
 
     As in the paper: 7x7x3 descriptors at random positions of every level of a Laplacian pyramid
-    (5-tap binomial filter [1 4 6 4 1] / 16, mirrored borders) down to 16 pixels, each set
-    normalised to mean 0 and deviation 1 per channel, 512 random directions, mean absolute
+    down to 16 pixels, each set normalised per channel, 512 random directions, mean absolute
     difference of sorted projections, x 1000. Differences:
-    * The paper takes 16,384 images x 128 descriptors = 2^21 per level; here `descriptors` in all
-      (default 2^14, spread evenly over the images, at most 128 from each). The noise floor falls
-      with their number: two halves of 4,000 aligned faces at 64 pixels average 16 at 2^14 and 11 at
-      2^15. So numbers are comparable among themselves at one setting, not with published ones.
-    * Image i is read at the same positions in both sets, so equal sets give exactly 0, and
-      alignment within the sets adds no noise.
+    * `descriptors` in all (default 2^14, at most 128 per image) instead of 2^21 per level: two
+      halves of 4,000 faces at 64 pixels average 16 at 2^14 and 11 at 2^15. Numbers are comparable
+      at one setting, not with published ones.
+    * Image i is read at the same positions in both sets, so equal sets give exactly 0.
     * Sets of different size are compared at common quantiles.
     * A level of odd resolution ends the pyramid; images smaller than 16 pixels have one level.
 
-    Memory: descriptors x (147 + projections) floats per level, the latter kept (about 40 MB per
-        level as set). Sorting runs in NumPy when JAX has only CPUs (10 times faster there), else on
-        the accelerator.
+    Memory: descriptors x (147 + projections) floats per level. NumPy sorts where JAX has only CPUs.
     """
 
     def __init__(
@@ -77,18 +54,14 @@ class SwdReference:
             raise UsageError(
                 f"descriptors and projections are at least 1, got {descriptors} and {projections}"
             )
-        self.seed, self.descriptors, self.projections = (
-            int(seed),
-            int(descriptors),
-            int(projections),
-        )
+        self.seed = int(seed)
+        self.descriptors = int(descriptors)
+        self.projections = int(projections)
         self.shape = _check_images(real)
         self._sorted = {level: list(blocks) for level, blocks in self._levels(real)}
 
     def distance(self, fake: UInt8[np.ndarray, "m h w 3"]) -> dict[str, float]:
-        """SWD x 1000 between the reference and `fake`: level -> distance, and "average" over the
-        levels.
-        """
+        """SWD x 1000 between reference and `fake`, per level and as "average"."""
         if _check_images(fake) != self.shape:
             raise UsageError(
                 f"images of {fake.shape[1]}x{fake.shape[2]} cannot be compared with a reference "
@@ -150,9 +123,7 @@ def _sides(h: int, w: int) -> list[tuple[int, int]]:
 def _descriptors(
     images: np.ndarray, seed: int, total: int
 ) -> dict[str, Float32[np.ndarray, "d 147"]]:
-    """level -> patches, laid out [7 7 3], of as many images as the budget `total` allows; `_CHUNK`
-    images at a time.
-    """
+    """level -> patches [7 7 3] of as many images as the budget `total` allows."""
     n = len(images)
     each = int(np.clip(total // n, 1, PER_IMAGE))
     rows = (
@@ -197,9 +168,7 @@ def _normalise(patches: Float32[np.ndarray, "d 147"]) -> Float32[np.ndarray, "d 
 
 
 def _gap(a: Float32[np.ndarray, "p d"], b: Float32[np.ndarray, "p e"]) -> float:
-    """Mean absolute difference of sorted rows; rows of different length are first read at the
-    quantiles of the longer.
-    """
+    """Mean absolute difference of sorted rows, at common quantiles where lengths differ."""
     if a.shape[1] != b.shape[1]:
         length = max(a.shape[1], b.shape[1])
         a, b = _quantiles(a, length), _quantiles(b, length)
@@ -239,9 +208,7 @@ def _patch_reader(levels: int) -> Callable:
 
 
 def binomial_down(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-    """Blur by [1 4 6 4 1] / 16 along both axes with mirrored borders (the border pixel is not
-    repeated), then every second pixel.
-    """
+    """Blur by [1 4 6 4 1] / 16 along both axes with mirrored borders, then every second pixel."""
     for axis in (1, 2):
         x = _binomial(x, axis, 1.0, x.shape[axis])
         x = x[:, ::2] if axis == 1 else x[:, :, ::2]

@@ -29,11 +29,7 @@ def line_chart_svg(
     width: int = 560,
     height: int = 260,
 ) -> str:
-    """Lines through (x, y) points, one colour and one marker shape per name, as SVG in the page's
-    text colour.
-
-    marked: points ringed, e.g. the chosen one. Points that are not finite are left out.
-    """
+    """Lines through (x, y) points, a colour and marker per name, as SVG; `marked` are ringed."""
     series = {name: [p for p in points if np.isfinite(p).all()] for name, points in series.items()}
     every = [p for points in series.values() for p in points]
     if not every:
@@ -116,9 +112,7 @@ def heatmap_svg(
     chosen: tuple[int, int] | None = None,
     cell: int = 46,
 ) -> str:
-    """A table of numbers shaded from pale to dark blue, each with its value; NaN stays empty;
-    `chosen` (row, column) is framed.
-    """
+    """A table of numbers shaded by value as SVG; NaN stays empty, `chosen` is framed."""
     values = np.asarray(values, np.float64)
     known = values[np.isfinite(values)]
     low, high = (known.min(), known.max()) if known.size else (0.0, 1.0)
@@ -155,9 +149,7 @@ def heatmap_svg(
 
 
 def number(value: Real) -> str:
-    """Three significant digits without an exponent where that is readable: 0.813, 12.5, 3000,
-    1.2e-05.
-    """
+    """Three significant digits, without an exponent where that is readable: 0.813, 12.5, 3000."""
     if value == 0:
         return "0"
     size = abs(value)

@@ -1,12 +1,6 @@
-"""The command line of a door: its configuration through `tyro.cli`, exit codes, the dry run, and
-the settings before JAX is imported.
+"""The command line of a door: its configuration through `tyro.cli`, exit codes, the dry run.
 
-A verb's module ends with
-
-    if __name__ == "__main__":
-        cli.main(discover)
-
-Nothing here imports JAX: `--help` answers in a fraction of a second.
+A verb's module ends with `if __name__ == "__main__": cli.main(discover)`. Nothing here imports JAX.
 """
 
 from __future__ import annotations
@@ -49,9 +43,7 @@ class CommandLine(Generic[C]):
 
 
 def main(verb: Callable[..., Any], argv: Sequence[str] | None = None) -> NoReturn:
-    """Run `verb`, a door, from the command line and exit: 0 done, 1 failed, 2 wrong usage, 130
-    interrupted. argv: default `sys.argv[1:]`.
-    """
+    """Run `verb`, a door, and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     machine.prepare()
     sys.exit(run(verb, argv))
 
@@ -59,9 +51,7 @@ def main(verb: Callable[..., Any], argv: Sequence[str] | None = None) -> NoRetur
 def run(
     verb: Callable[..., Any], argv: Sequence[str] | None = None, prog: str | None = None
 ) -> int:
-    """`main` without leaving the process: returns the exit code. An unexpected exception prints its
-    traceback and gives 1.
-    """
+    """`main` that returns the exit code; an unexpected exception prints its traceback."""
     argv = list(sys.argv[1:] if argv is None else argv)
     prog = prog or f"python -m sis_jax.{verb.__name__}"
     try:
@@ -103,9 +93,7 @@ def _fail(message: str, code: int) -> int:
 
 
 def parse(verb: Callable[..., Any], argv: Sequence[str], prog: str = "") -> CommandLine[Any]:
-    """The command line as values. Raises UsageError for an unknown method or a missing flag,
-    SystemExit, after a message of tyro, for arguments that tyro refuses.
-    """
+    """The command line as values; UsageError or tyro's SystemExit for what it refuses."""
     door: Door = vars(verb)["door"]
     config = door.config_for(_choice(door.config.choice, argv))
     parsed = tyro.cli(
@@ -199,12 +187,10 @@ def cache_folder() -> Path | None:
 
 
 def enable_compilation_cache() -> Path | None:
-    """Keep compiled programs between runs, under XDG_CACHE_HOME (or ~/.cache)/sis_jax/xla; returns
-    the folder, None when off.
+    """Keep compiled programs in XDG_CACHE_HOME (or ~/.cache)/sis_jax/xla; returns the folder, None
+    when off.
 
-    SIS_JAX_CACHE=off turns it off, and JAX_COMPILATION_CACHE_DIR wins over the folder. The
-    thresholds are lowered because most programs here are small. Call it before JAX compiles
-    anything; it does not import JAX.
+    SIS_JAX_CACHE=off turns it off, JAX_COMPILATION_CACHE_DIR wins. Call it before JAX compiles.
     """
     folder, ours = cache_folder(), not os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if folder is None:
@@ -231,7 +217,5 @@ def enable_compilation_cache() -> Path | None:
 
 
 def _has_filelock() -> bool:
-    """JAX can bound the cache's size only where the filelock package is installed, and fails where
-    it is not.
-    """
+    """JAX bounds the cache's size only with the package filelock, and fails without it."""
     return importlib.util.find_spec("filelock") is not None

@@ -1,20 +1,16 @@
-"""The base of every door's configuration: a frozen dataclass, whose groups (`train`, `adapt`) are
-dataclasses too.
+"""The base of every door's configuration: a frozen dataclass, maybe with groups (`train`, `adapt`).
+
 
 A group is a field whose default factory is a dataclass. Groups order the code and the help page;
-outside they are open: the Python call, the flags and the records in run.json name each field by
-itself, so no two fields of one configuration may share a name.
+the Python call, the flags and run.json name each field by itself.
 
     @dataclass(frozen=True)
     class ReportConfig(Config):
-        verb: ClassVar[str] = "report"
-        run: Annotated[str, Positional, spelled("RUN")]
+    verb: ClassVar[str] = "report"
+    run: Annotated[str, Positional, spelled("RUN")]
 
     @door(ReportConfig, stage="sis_jax.runs.page")
     def report(config: ReportConfig) -> Path: ...
-
-    report("runs/faces")                    # builds the configuration
-    report(ReportConfig("runs/faces"))      # takes it as it is
 
 No JAX here: `--help` reads these classes.
 """
@@ -44,9 +40,8 @@ RESOLVED = {"resolved": True}  # metadata of a field that recipes or stages fill
 
 
 def spelled(metavar: str, kind: Any = str, default: str = "") -> Any:
-    """The shell's spelling of a field that also takes Python objects: as `kind`.
-
-    metavar, default: as the help page shows them.
+    """The shell's spelling of a field that also takes Python objects; metavar, default: in the
+    help.
     """
     hint = f"(default: {default})" if default else ""
     return arg(metavar=metavar, constructor=kind | None, help_behavior_hint=hint)
@@ -56,11 +51,9 @@ def spelled(metavar: str, kind: Any = str, default: str = "") -> Any:
 class Config:
     """Base of the configurations.
 
-    `verb` names the door, `makes` its result, `unrecorded` the fields that do not change the result
-    and so are neither stored in run.json nor compared; `renamed` maps names in older records to
-    today's, or to None where the field is gone. `later` holds fields that older records lack, with
-    the value that they mean by that; it is not recorded. `choice` names the field whose value
-    decides which `settings` the configuration has, see `Door.variants`.
+    `verb` names the door, `makes` its result, `unrecorded` the fields that run.json neither stores
+    nor compares; `renamed` maps names in older records to today's or None, `later` gives what older
+    records mean by a missing field. `choice` names the field whose value decides the `settings`.
     """
 
     verb: ClassVar[str]
@@ -89,9 +82,7 @@ class Config:
         return {k: v for k, v in self.flat().items() if k in usual and not _same(v, usual[k])}
 
     def command(self) -> str:
-        """The shell line that repeats the call, without defaults and `--overwrite`:
-        `python -m sis_jax.discover --k 10 --out runs/faces`.
-        """
+        """The shell line that repeats the call, without defaults and `--overwrite`."""
         return shlex.join(["python", "-m", f"sis_jax.{self.verb}", *_words(self)])
 
 
@@ -220,12 +211,11 @@ def variant(cls: type[C], settings: type) -> type[C]:
 
 @dataclass(frozen=True)
 class Door:
-    """How a verb is called.
+    """How a verb is called. config: its configuration.
 
-    config: its configuration. stage: the module with its optional hooks, `plan(config) -> dict` for
-    `--dry-run`, `results(value, config) -> paths` for stdout, `problems(value) -> str` for skipped
-    items. needs: fields that a shell must give although Python can do without. variants: {value of
-    the field that `config.choice` names: dataclass of the settings that go with it}.
+    stage: the module with optional hooks, `plan(config) -> dict`, `results(value, config) -> paths`
+        for stdout, `problems(value) -> str`. needs: fields that only a shell must give. variants:
+        {value of `config.choice`: dataclass of its settings}.
     """
 
     config: type[Config]
@@ -234,9 +224,7 @@ class Door:
     variants: Mapping[str, type] = dataclasses.field(default_factory=dict)
 
     def config_for(self, choice: str | None = None) -> type[Config]:
-        """The configuration that goes with a value of the field `config.choice`, by default with
-        its default. Raises UsageError for an unknown value.
-        """
+        """The configuration for a value of `config.choice`; UsageError for an unknown one."""
         if not self.config.choice:
             return self.config
         usual = default(leaves(self.config)[self.config.choice])
@@ -273,8 +261,7 @@ def door(
 ) -> Callable[[Callable[[C], R]], Callable[..., R]]:
     """Make `verb(config)` callable with the configuration's fields as arguments, too.
 
-    The wrapped function keeps its name; its signature and docstring list the fields. Arguments as
-    in `Door`; `stage` is `sis_jax.stages.<verb>` by default.
+    The signature and docstring list the fields. `stage` is `sis_jax.stages.<verb>` by default.
     """
 
     def wrap(work: Callable[[C], R]) -> Callable[..., R]:

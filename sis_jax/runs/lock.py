@@ -23,12 +23,10 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class FolderLock:
-    """Holds `path` from construction to `release`, to garbage collection, or to the end of the
-    process, whichever is first.
+    """Holds `path` until `release`, garbage collection or the end of the process.
 
-    The lock is the operating system's, so it ends with its process; the file only names the holder
-    for the message. On a file system without such locks the file itself is the lock. Raises
-    SisError when another process holds it.
+    The lock is the operating system's; the file only names the holder. On a file system without
+    such locks the file itself is the lock. Raises SisError when another process holds it.
     """
 
     def __init__(self, path: Path):

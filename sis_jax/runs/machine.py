@@ -1,7 +1,4 @@
-"""Settings before JAX is imported: CPU cores as devices, and memory that stays.
-
-The command line and the first use of `sis_jax` in Python do the same, so both are equally fast.
-"""
+"""Settings before JAX is imported: CPU cores as devices, memory that stays."""
 
 from __future__ import annotations
 
@@ -32,9 +29,8 @@ def prepare() -> bool:
 
 
 def use_cpu_cores() -> None:
-    """Let JAX see the CPU as several devices, one per core up to the largest power of two.
-
-    An accelerator is not affected, and a device count the user put into XLA_FLAGS stands.
+    """Let JAX see the CPU as one device per core, up to a power of two; XLA_FLAGS' own count
+    stands.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     has_affinity = hasattr(os, "sched_getaffinity")
@@ -51,8 +47,7 @@ def use_cpu_cores() -> None:
 def keep_memory() -> bool:
     """Let glibc keep freed memory for the next buffer; returns whether it does.
 
-    SIS_JAX_KEEP_MEMORY=off leaves the allocator alone, and so do other systems than Linux with
-    glibc, and a user's own MALLOC_ settings.
+    SIS_JAX_KEEP_MEMORY=off leaves the allocator alone, and so do a user's own MALLOC_ settings.
     """
     off = os.environ.get(KEEP_MEMORY, "on").lower() in ("off", "0", "no", "false")
     if off or sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):

@@ -1,6 +1,4 @@
-"""The scores of an evaluation: saved in the run, printed as a table, one row per number for the
-report.
-"""
+"""The scores of an evaluation: saved in the run, as a table, and as rows for the report."""
 
 from __future__ import annotations
 
@@ -33,10 +31,10 @@ _WAYS = {
 
 @dataclass(frozen=True)
 class Metrics:
-    """The scores of one evaluation. name: the measurement and its protocol. values: as
-    `ops.scoring.measure` gives them; paper: published numbers.
+    """The scores of one evaluation; `metrics["foreground.mean_iou"]` is one number or NaN.
 
-    `metrics["foreground.mean_iou"]` is one number, NaN where it is not defined.
+    name: the measurement and its protocol. values: of `ops.scoring.measure`; paper: published
+        numbers.
     """
 
     name: str
@@ -50,9 +48,7 @@ class Metrics:
         return math.nan if found is None else found
 
     def rows(self) -> list[dict[str, Any]]:
-        """One record per number: name, ours, low and high of the 95 % interval, paper (None where
-        none is known).
-        """
+        """One record per number: name, ours, low and high of the 95 % interval, paper or None."""
         rows, foreground = [], self.values["foreground"]
         for key, title in _FOREGROUND.items():
             rows.append(self._row(title, foreground[key], foreground["intervals"].get(key), key))
@@ -89,9 +85,7 @@ class Metrics:
         }
 
     def show(self) -> str:
-        """A table for people: foreground, classes by name, then what the matchings, which look at
-        the labels, would give.
-        """
+        """A table for people: foreground, classes by name, then the matchings' scores."""
         v = self.values
         lines = [
             f"{self.name}: {v['images']} images, protocol {v['protocol']}; its headline is the "
@@ -145,9 +139,7 @@ class Metrics:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], name: str | None = None) -> Metrics:
-        """The metrics in a file written by `save`, or of a run: the one called `name`, or the only
-        one. UsageError where there is none.
-        """
+        """The metrics in a file or of a run (`name`, or the only one); UsageError without."""
         path = Path(path)
         if path.is_dir():
             found = sorted((path / FOLDER).glob("*.json"))
@@ -173,9 +165,7 @@ class Metrics:
 
 
 def write_summary(run: Path) -> Path:
-    """RUN/metrics.json from every evaluation in RUN/metrics: "metrics" has one row per number,
-    "evaluations" all but the single images.
-    """
+    """RUN/metrics.json of all evaluations: "metrics" has a row per number."""
     every = [Metrics.load(f) for f in sorted((run / FOLDER).glob("*.json"))]
     content = {
         "metrics": [row for m in every for row in m.rows()],

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-def data_uri(picture: Any, kind: str, **options: Any) -> str:
+def data_uri(image: Any, kind: str, **options: Any) -> str:
     """A PIL image as "data:image/KIND;base64,..."; options as its `save` takes them."""
     buffer = io.BytesIO()
-    picture.save(buffer, format=kind, **options)
+    image.save(buffer, format=kind, **options)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
@@ -24,14 +24,14 @@ def jpeg_uri(pixels: np.ndarray, quality: int = 88) -> str:
     return data_uri(Image.fromarray(pixels), "JPEG", quality=quality)
 
 
-def reduced(picture: Any, width: int, budget: float) -> dict[str, Any]:
+def reduced(image: Any, width: int, budget: float) -> dict[str, Any]:
     """{"uri", "width"} of a PIL image, reduced to a width and until it fits `budget` bytes, its
     share of the page.
     """
-    width = min(picture.width, width)
+    width = min(image.width, width)
     while True:
-        smaller = picture.resize(
-            (width, max(1, round(picture.height * width / picture.width))), Image.Resampling.LANCZOS
+        smaller = image.resize(
+            (width, max(1, round(image.height * width / image.width))), Image.Resampling.LANCZOS
         )
         uri = data_uri(smaller, "JPEG", quality=86)
         if len(uri) <= budget or width <= 200:

@@ -1,13 +1,13 @@
 """The run folder: the request, its environment, and files that are whole or not there.
 
+
     with RunFolder.open("runs/faces") as run:
         with run.stage(config, generator=gen.info) as stage:
             if not stage.done:
                 run.write_json("parts/classes.json", classes)
 
-The name of a stage, its record in `run.json`, the command line that repeats it and whether it is
-done follow from its configuration (`config.Config`). A stage that finished with the same
-configuration is done; another configuration is refused unless `overwrite`. No JAX here.
+A stage that finished with the same configuration (`config.Config`) is done; another configuration
+is refused unless `overwrite`. No JAX here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from safetensors.numpy import save
 
 from sis_jax.data.files import TEMPORARY, disk_errors, plain, read_run, write_atomic
 from sis_jax.ops.progress import say
@@ -44,11 +43,10 @@ _NOTHING = (None, [], {})  # a field that is absent from an older record
 class Stage:
     """One stage of a run while it is open.
 
-    done: it finished before with this configuration and its files are there: skip the work.
-        resumed: it began before with this configuration and did not finish. files: written so far,
-        relative to the run. record: further keys for run.json, set them freely.
-    replaces: files of an earlier record, to be removed when this one begins. begun: it is on
-        record.
+    done: it finished before with this configuration: skip the work. resumed: it began before and
+        did not finish. files: written so far, relative to the run. record: further keys for
+        run.json. replaces: files of an earlier record, removed when this one begins. begun: it is
+        on record.
     """
 
     name: str
@@ -61,9 +59,7 @@ class Stage:
 
 
 class RunFolder:
-    """A run folder this process holds; open it with `RunFolder.open`, and close it (or use
-    `with`).
-    """
+    """A run folder this process holds; made by `RunFolder.open`, to be closed (or use `with`)."""
 
     def __init__(self, path: Path, lock: FolderLock, overwrite: bool):
         self.path, self.overwrite = path, overwrite
@@ -74,9 +70,9 @@ class RunFolder:
     def open(cls, path: str | os.PathLike[str], overwrite: bool = False) -> RunFolder:
         """Create the folder, or open one that has a run.json.
 
-        overwrite: let a stage with another configuration replace the one on record. Raises
-            UsageError for a folder that holds other things, SisError where nothing can be written
-            or another process is at work.
+        overwrite: let a stage replace one of another configuration. Raises UsageError for a folder
+            that holds other things, SisError where nothing can be written or another process is at
+            work.
         """
         path = Path(path).expanduser()
         if path.exists() and not path.is_dir():
@@ -130,17 +126,13 @@ class RunFolder:
     ) -> Iterator[Stage]:
         """Open a stage; leaving the block without an exception records it as done.
 
-        config: resolved, recipes and defaults filled in; its `record()` is stored and compared.
-            given: the configuration as it was asked for, which becomes the command line;
-            default: config. name: default: the configuration's verb. inputs: digests of the files
-            that the stage reads, compared like the configuration. generator: its name, sha256 and
-            licence are recorded.
-        again: a stage that can go on after it finished (a training asked for more images) is opened
-            as resumed, never as done. late: files that `overwrite` replaces stay until the first
-            file is written, so that a request that turns out to be impossible loses nothing.
-
-        Raises UsageError when the record has another configuration and the folder was not opened
-        with `overwrite`; the sentence names the first field that differs.
+        config: resolved; its `record()` is stored and compared. given: as it was asked for, for the
+            command line. name: by default the verb. inputs: digests of the files that the stage
+            reads. generator: its name, sha256 and licence are recorded. again: a finished stage is
+            opened as resumed. late: files that `overwrite` replaces stay until the first one is
+            written.
+        Raises UsageError, naming the first field that differs, for another configuration without
+        `overwrite`.
         """
         name = name or config.verb
         resolved, inputs = plain(config.record()), plain(inputs)
@@ -239,9 +231,7 @@ class RunFolder:
         return path
 
     def write_bytes(self, name: str, data: bytes) -> Path:
-        """Write RUN/name, whole or not at all, and count it as a file of the open stage. Folders
-        are made. Returns the path.
-        """
+        """Write RUN/name, whole or not at all, as a file of the open stage; returns the path."""
         if not self._lock.held:
             raise SisError(f"the run folder {self.path} was closed; open it again to write {name}")
         path = self._inside(name)
@@ -253,15 +243,11 @@ class RunFolder:
         return path
 
     def write_json(self, name: str, value: Any) -> Path:
-        """Like `write_bytes`, for JSON values; paths, tuples, dataclasses and NumPy values are
-        converted, NaN becomes null.
-        """
+        """Like `write_bytes`, for JSON values (paths, dataclasses, NumPy too); NaN is null."""
         return self.write_bytes(name, _json_bytes(value))
 
     def write_image(self, name: str, image: np.ndarray | Image.Image, **options: Any) -> Path:
-        """Like `write_bytes`, for uint8[h w 3] or [h w], or a Pillow image; the suffix of `name` is
-        the format, `options` go to Pillow.
-        """
+        """Like `write_bytes`, for uint8[h w 3], [h w] or a Pillow image; options: Pillow's."""
         if not isinstance(image, Image.Image):
             image = Image.fromarray(image)
         buffer = io.BytesIO()
@@ -270,20 +256,9 @@ class RunFolder:
         )
         return self.write_bytes(name, buffer.getvalue())
 
-    def write_safetensors(
-        self, name: str, arrays: Mapping[str, Any], metadata: Mapping[str, str] | None = None
-    ) -> Path:
-        """Like `write_bytes`, for named arrays of any kind NumPy understands. metadata: text stored
-        in the header.
-        """
-        tensors = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
-        return self.write_bytes(name, save(tensors, dict(metadata) if metadata else None))
-
 
 def _without_old_names(record: Mapping[str, Any], config: Config) -> dict[str, Any]:
-    """A record of an earlier version in today's names, without fields that are no longer
-    compared.
-    """
+    """An earlier version's record in today's names, without fields that are no longer compared."""
     renamed = {config.renamed.get(name, name): value for name, value in record.items()}
     return {name: v for name, v in renamed.items() if name and name not in config.unrecorded}
 
@@ -291,9 +266,7 @@ def _without_old_names(record: Mapping[str, Any], config: Config) -> dict[str, A
 def difference(
     old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 ) -> tuple[str, Any, Any] | None:
-    """The first field in which two records differ: (name, old value, new value), or None. A field
-    that is absent equals one that holds nothing.
-    """
+    """The first field in which two records differ: (name, old, new); absent equals empty."""
     for key in sorted({*old, *new}):
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
@@ -325,11 +298,9 @@ def _device() -> str:
 
 
 def _generator_record(info: Info | None) -> dict[str, Any]:
-    return (
-        {}
-        if info is None
-        else {key: getattr(info, key, "") for key in ("name", "sha256", "licence", "source")}
-    )
+    if info is None:
+        return {}
+    return {key: getattr(info, key, "") for key in ("name", "sha256", "licence", "source")}
 
 
 def _json_bytes(value: Any) -> bytes:

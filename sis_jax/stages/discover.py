@@ -1,8 +1,4 @@
-"""The work of `sis_jax.discover`.
-
-The method does the work (`methods/`); this file resolves the configuration, and turns the fitted
-method into `Parts`, a run folder and a report.
-"""
+"""The work of `sis_jax.discover`: resolve the configuration, fit the method, write `Parts`."""
 
 from __future__ import annotations
 
@@ -74,9 +70,8 @@ def _fields(method: Any) -> dict[str, Any]:
 
 
 def resolve(config: DiscoverConfig) -> Any:
-    """The method with the recipe's settings, overridden by those given that are not the default.
-
-    Raises UsageError for an unknown method or recipe, and for numbers that no method can work with.
+    """The method with the recipe's settings, overridden by those given that are not the default;
+    UsageError for unknown names and impossible numbers.
     """
     cls = methods.get(config.method)
     chosen = _recipe(config.method, config.recipe, cls)
@@ -139,9 +134,7 @@ def _discover(
     texts: Texts | None,
     inputs: dict[str, Any],
 ) -> tuple[Parts, dict[str, bytes]]:
-    """Fit, label a few samples, and put all of it into one object; and further files of the run's
-    `parts/`.
-    """
+    """Fit, label a few samples, and put all of it together; and further files of `parts/`."""
     seed = config.seed
     fitted = settings.fit(gen, seed, **inputs)
     found = texts.extended(gen, fitted, seed) if texts else None
@@ -167,9 +160,7 @@ def _discover(
 
 
 def _warnings(fitted: Fitted, rare: int | None = None) -> list[str]:
-    """Warnings before the parts are trusted, each with its cure. rare: the cluster of a rare class,
-    which has warnings of its own.
-    """
+    """Warnings before the parts are trusted, each with its cure; rare: the rare cluster."""
     method, clusters = fitted.method, fitted.clusters
     found: list[str] = [*fitted.warnings]
     if not fitted.background["found"]:
@@ -178,7 +169,7 @@ def _warnings(fitted: Fitted, rare: int | None = None) -> list[str]:
             "Look at the gallery and send the background "
             "there by hand: parts.rename({id: None})."
         )
-    elif "painted" not in method.wants:
+    elif "annotated" not in method.wants:
         held = sum(c["border_share"] for c in clusters if c["background"])
         if held < FRAME:
             found.append(
@@ -209,9 +200,7 @@ def _warnings(fitted: Fitted, rare: int | None = None) -> list[str]:
 
 
 def plan(config: DiscoverConfig) -> dict[str, Any]:
-    """Files, and the method's estimate of its time and memory. Samples are scored at about 100 a
-    second; a rare class is clustered once more.
-    """
+    """Files, and the method's estimate of its time and memory."""
     settings, rare = resolve(config), config.rare_class
     names = [
         "run.json",

@@ -1,21 +1,14 @@
-"""The work of `sis_jax.distill`.
+"""The work of `sis_jax.distill`: a small network learns generated images and their masks.
 
-Segmentation in Style, section 3.3: a small network is trained on generated images and the masks
-the parts give them. `recipe="paper"` is the published setting (ResNet-18 at output stride 8, 1000
-steps of 15 images at 128 pixels, Adam 1e-4 with poly decay, no augmentation).
-
-Where the default differs, and why:
-* a U-Net on a small pretrained backbone that is fast on CPUs as well, AdamW with a cosine, an
-  averaged network; the paper's student begins with an ImageNet ResNet-18 and has no decoder;
-* images are varied in place, colour, blur and noise, and another background is put behind some: a
-  teacher that clusters features confuses parts of like colour, and photos are more varied than a
-  truncated generator's images;
+Segmentation in Style, section 3.3; `recipe="paper"` is the published setting (ResNet-18 at output
+stride 8, 1000 steps of 15 images at 128 pixels, Adam 1e-4 with poly decay, no augmentation). Where
+the default differs, and why:
+* a U-Net on a small pretrained backbone that is fast on CPUs, AdamW with a cosine, an average;
+* images are varied in place, colour, blur and noise, and other backgrounds are put behind some: a
+  teacher that clusters features confuses parts of like colour;
 * images whose mask hardly holds background are left out (`trim`), pixels are weighted by the
   teacher's confidence (`weighting`);
-* with photos, the student adapts to them without labels (`stages/train_student.py`), and the
-  result is kept only where it is the more stable one.
-
-    RUN/student/ config.json · model.safetensors · README.md · curves.csv · checkpoints/ (Orbax)
+* with photos, the student adapts to them (`stages/train_student.py`), if that makes it more stable.
 """
 
 from __future__ import annotations
@@ -32,7 +25,6 @@ import numpy as np
 from flax import nnx
 
 from sis_jax.checkpoints.backbones import load_backbone
-from sis_jax.checkpoints.student import Student, load_student
 from sis_jax.data import draw
 from sis_jax.data.decode import CROPS
 from sis_jax.data.files import read_run
@@ -47,6 +39,7 @@ from sis_jax.ops.sampling import sample_seeds
 from sis_jax.ops.student_augment import ALIGNED, NONE, WEAK, Augmentation
 from sis_jax.runs.configs.distill import RECIPES, DistillConfig
 from sis_jax.runs.run import RunFolder, Stage
+from sis_jax.stages.student import Student, load_student
 from sis_jax.stages.teacher import Teacher
 from sis_jax.stages.train_student import Job, StudentTraining
 from sis_jax.training.self_training import VIEWS
@@ -160,9 +153,7 @@ def _places(config: DistillConfig) -> tuple[Path, Path | None]:
 
 
 def _inputs(source: Path | None, fly: bool) -> dict[str, str]:
-    """Digests of what the student learns from, however the folder is spelled, so that a change
-    of parts or data is noticed.
-    """
+    """Digests of what the student learns from, however the folder is spelled."""
     if source is None:
         return {}
     data = source / "data" if (source / "data").is_dir() else source
@@ -220,9 +211,7 @@ def _train(
 
 
 def _job(config: DistillConfig, source: Path | None) -> Job:
-    """Everything the trainer needs, in memory: pairs to learn from, pairs to validate with, photos
-    to adapt to.
-    """
+    """Everything the trainer needs, in memory: pairs to learn from and to validate with, photos."""
     teacher = load_student(config.adapt.teacher) if config.adapt.teacher else None
     start = load_student(config.network.start_from) if config.network.start_from else None
     backbone = None if start else _backbone(config)

@@ -1,14 +1,11 @@
-"""The work of `sis_jax.edit`.
+"""The work of `sis_jax.edit`: move a latent, keep the background.
 
-Moving a latent changes everything a little, the background too. With the parts of a run it need not
-(the recipe of Labels4Free, Abdal et al. 2021, for any method's parts): cut out the foreground,
-complete the background behind it once, move the latent, cut the foreground out of the new image
-then (its outline has changed), and put that on the completed background. Real photos are projected
-into the generator first; their own pixels are the background.
-
-The measure: the background's PSNR against the original, over the pixels outside both masks, for the
-edit with its background kept and for the plain one. The first is high by construction, except for
-changes by soft edges and the completed rim; the gain shows how much the plain edit spoils.
+The recipe of Labels4Free (Abdal et al. 2021) for any method's parts: cut out the foreground,
+complete the background behind it once, move the latent, cut the foreground out of the new image,
+and put that on the completed background. Real photos are projected first; their own pixels are the
+background.
+The measure: the background's PSNR against the original outside both masks, for this edit (high by
+    construction) and for the plain one.
 """
 
 from __future__ import annotations
@@ -97,9 +94,7 @@ def _recorded(config: EditConfig, way: Direction) -> EditConfig:
 
 
 def _teacher(run: Any, gen: Generator | None) -> Teacher:
-    """The generator and its parts. UsageError where there are no parts, or parts came without their
-    generator.
-    """
+    """The generator and its parts; UsageError where either is missing."""
     if isinstance(run, str | Path):
         return Teacher.from_run(run) if gen is None else Teacher.of(gen, Parts.load(run))
     if gen is None:
@@ -214,9 +209,7 @@ def _drawn(
 def _redrawn(
     teacher: Teacher, gen: Any, found: Projection, move: np.ndarray, psi: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same of projected photos. Any method can label them, because each is sample 0 of a
-    generator that is moved from there to the photo's w.
-    """
+    """The same of projected photos: each is sample 0 of a generator moved to the photo's w."""
     start = np.asarray(gen.map(gen.latents([0]), psi))[0]
     pairs = [_drawn(teacher, gen, w - start + move, [0], psi) for w in found.w]
     images, alphas = (np.concatenate(x) for x in zip(*pairs))
@@ -224,9 +217,7 @@ def _redrawn(
 
 
 def _discriminator(place: Path | None) -> Any:
-    """The one beside the weights that the run names, which may be a folder; None leaves it to
-    `project` to look by the generator's own name.
-    """
+    """The one beside the weights that the run names, or None: `project` looks by name."""
     if place is None:
         return None
     try:
@@ -244,9 +235,7 @@ def _slug(text: str) -> str:
 
 
 def _called(direction: Any, way: Direction | None = None) -> str:
-    """The name of an edit that was given none: the direction as it was typed, a file's name without
-    its folder and ending.
-    """
+    """The name of an edit that was given none: the direction as typed, or a file's stem."""
     if not isinstance(direction, str):
         return way.prompt if way is not None else "edit"
     return Path(direction).stem if direction.endswith(".safetensors") else direction

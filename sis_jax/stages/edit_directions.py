@@ -1,9 +1,7 @@
-"""The values of `edit --direction`: a principal component of w, a direction kept in a run or a
-file, or a text.
+"""The values of `edit --direction`: a principal component of w, a stored direction, or a text.
 
-Principal components need nothing but the generator: GANSpace (Härkönen et al. 2020, arXiv
-2004.02546, section 2.1), the directions in which w differs most between samples. The sign, which
-the eigenvectors leave open, is the one that makes the largest entry positive.
+Principal components are GANSpace's (Härkönen et al. 2020, arXiv 2004.02546, section 2.1), signed so
+that the largest entry is positive.
 """
 
 from __future__ import annotations
@@ -30,9 +28,7 @@ _SEED = 5  # of those samples
 
 
 def principal(gen: Generator, component: int) -> Direction:
-    """Component number `component` of w over 10 000 samples; its displacement is one standard
-    deviation of w along it.
-    """
+    """Component `component` of w over 10 000 samples; displacement: one standard deviation."""
     w = collect(gen, sample_seeds(_SEED, COMPONENTS_FROM), map_body, batch=500)
     if not 0 <= component < w.shape[1]:
         raise UsageError(
@@ -55,9 +51,7 @@ def principal(gen: Generator, component: int) -> Direction:
 
 
 def stored(run: Path | None) -> dict[str, Path]:
-    """The directions that a run keeps, {name: file}: that of `discover --rare`, those of earlier
-    edits, and RUN/directions/.
-    """
+    """The directions that a run keeps, {name: file}: of `--rare`, edits and RUN/directions/."""
     if run is None:
         return {}
     found: dict[str, Path] = {}
@@ -90,9 +84,7 @@ def resolve(
     truncation: float = 0.7,
     seed: int = 0,
 ) -> Direction:
-    """The direction that was asked for. UsageError for one that does not exist (with the nearest
-    names), or of another generator's size.
-    """
+    """The direction that was asked for; UsageError for an unknown or misshapen one."""
     direction = (
         asked
         if isinstance(asked, Direction)
@@ -145,18 +137,14 @@ def _named(
 
 
 def amount(direction: Direction) -> float:
-    """How far strength 1 goes, in W: the learnt displacement, else one standard deviation,
-    else 1.
-    """
+    """How far strength 1 goes, in W: the learnt displacement, else one deviation, else 1."""
     return direction.displacement or direction.spread or 1.0
 
 
 def in_slots(
     move: Float[np.ndarray, "w"], slots: str | None, total: int
 ) -> Float[np.ndarray, "s w"]:
-    """`move` in the W+ layers that are asked for, "0-3", "5" or None for all; 0 elsewhere.
-    UsageError for layers that do not exist.
-    """
+    """`move` in the W+ layers "0-3", "5" or None (all), 0 elsewhere; UsageError for others."""
     first, last = 0, total - 1
     if slots is not None:
         a, dash, b = slots.partition("-")

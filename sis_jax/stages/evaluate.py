@@ -1,8 +1,4 @@
-"""The work of `sis_jax.evaluate`.
-
-This file only connects: photos and ground truth come from `data`, the scores from
-`ops.scoring.measure`, which can be called on any pairs of arrays.
-"""
+"""The work of `sis_jax.evaluate`: connects photos, ground truth and `ops.scoring.measure`."""
 
 from __future__ import annotations
 
@@ -230,9 +226,7 @@ def _from_student(
 def _from_folder(
     folder: str, truth: Truth, square: bool
 ) -> tuple[Sequence[Mapping[str, Any]], Iterator[Any]]:
-    """(name, predicted mask, ground truth); a photo without a predicted mask is an error: leaving
-    it out would flatter.
-    """
+    """(name, predicted mask, ground truth); a photo without a prediction is an error."""
     place = Path(folder)
     classes = _named_classes(place)
     if classes is None:

@@ -39,9 +39,7 @@ def _export_student(config: ExportConfig) -> Path:
 
 
 def _student_file(config: ExportConfig) -> Path:
-    """Where the student goes; UsageError for one that does not exist, a place that cannot be, or
-    one given by name, which has no run to write into.
-    """
+    """Where the student goes; UsageError for a missing one, or one by name, which has no run."""
     run, form = config.run, config.format
     find(run)
     if config.out is None and not Path(run).exists():

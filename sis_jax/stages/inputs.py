@@ -1,6 +1,4 @@
-"""The inputs of a method beside the generator, read from the paths in its settings: `photos`,
-`masks`, and the discriminator beside the weights.
-"""
+"""The inputs of a method: photos, masks, and the discriminator beside the weights."""
 
 from __future__ import annotations
 
@@ -22,29 +20,24 @@ from sis_jax.types import Generator, UsageError
 def gather(settings: Any, gen: Generator, named: str | None, folder: Path | None) -> dict[str, Any]:
     """Keyword arguments for `settings.fit`: {} for a method that wants nothing but the generator.
 
-    named: how the user named the generator (its weights folder holds the discriminator); None where
-        it came as an object. folder: see `Inputs`.
+    named: how the user named the generator, or None. folder: see `Inputs`.
     """
     wants = settings.wants
     if not wants:
         return {}
     found: dict[str, Any] = {"folder": folder}
     for name in wants:
-        found |= {"photos": _photos, "discriminator": _discriminator, "painted": _painted}[name](
-            settings, gen, named
-        )
+        found |= {"photos": _photos, "discriminator": _discriminator, "annotated": _annotated}[
+            name
+        ](settings, gen, named)
     return {"inputs": Inputs(**found)}
 
 
 def digests(settings: Any, gen: Generator, clip: str | None = None) -> dict[str, str] | str:
-    """Everything the parts depend on beside the settings: the generator's digest, the text model's,
-    and the files in the folders that `masks` and `photos` name.
-
-    Raises UsageError for masks or photos that cannot be read.
-    """
+    """Everything the parts depend on beside the settings: generator, text model, masks, photos."""
     found: dict[str, str] = {} if clip is None else {"clip": clip}
     wants = settings.wants
-    if "painted" in wants and settings.masks:
+    if "annotated" in wants and settings.masks:
         found["masks"] = _masks_digest(settings.masks)
     if "photos" in wants and settings.photos:
         found["photos"] = _photos_digest(settings.photos)
@@ -52,9 +45,7 @@ def digests(settings: Any, gen: Generator, clip: str | None = None) -> dict[str,
 
 
 def _masks_digest(folder: str) -> str:
-    """Of class ids and names, not of the files: a mask that was only saved again is the same. The
-    count is for the reader of an error.
-    """
+    """Of class ids and names, not of files: a mask that was only saved again is the same."""
     blanks = read_blanks(folder)
     known = repr((blanks.seeds, blanks.masks.shape, sorted(blanks.names.items())))
     digest = hashlib.sha256(known.encode() + blanks.masks.tobytes()).hexdigest()
@@ -62,9 +53,7 @@ def _masks_digest(folder: str) -> str:
 
 
 def _photos_digest(source: str) -> str:
-    """Of names and sizes, which are read at once; not of the times, which change when a folder is
-    copied.
-    """
+    """Of names and sizes, not of times, which change when a folder is copied."""
     listing = list_source(Path(source))
     rows: list[tuple[str, Any]] = []
     for name in listing.names:
@@ -87,19 +76,17 @@ def _photos(settings: Any, gen: Generator, named: str | None) -> dict[str, Any]:
 
 
 def _discriminator(settings: Any, gen: Generator, named: str | None) -> dict[str, Any]:
-    """The one beside the generator's weights, None where there is none: then the method reports
-    how it does without.
-    """
+    """The one beside the generator's weights, or None."""
     try:
         return {"discriminator": load_discriminator(named)}
     except UsageError:
         return {"discriminator": None}
 
 
-def _painted(settings: Any, gen: Generator, named: str | None) -> dict[str, Any]:
+def _annotated(settings: Any, gen: Generator, named: str | None) -> dict[str, Any]:
     """Annotated blanks, after a check that they are images of this generator."""
     if not settings.masks:
-        return {"painted": None}
+        return {"annotated": None}
     blanks = read_blanks(settings.masks)
     theirs = blanks.generator
     if theirs.get("sha256") and gen.info.sha256 and theirs["sha256"] != gen.info.sha256:
@@ -119,13 +106,15 @@ def _painted(settings: Any, gen: Generator, named: str | None) -> dict[str, Any]
             f"draws {gen.resolution}"
         )
     _same_pictures(blanks, gen)
-    return {"painted": blanks.masks, "painted_seeds": blanks.seeds, "painted_names": blanks.names}
+    return {
+        "annotated": blanks.masks,
+        "annotated_seeds": blanks.seeds,
+        "annotated_names": blanks.names,
+    }
 
 
 def _same_pictures(blanks: Any, gen: Generator) -> None:
-    """Seeds that stand for other images (another generator without a digest, samples moved for a
-    rare class) would spoil the features silently.
-    """
+    """UsageError for seeds that stand for other images: they would spoil the features silently."""
     if blanks.images is None:
         return
     drawn = gen.sample(blanks.seeds[:4], blanks.truncation).to_uint8().astype(np.int16)

@@ -1,7 +1,4 @@
-"""The work of `sis_jax.label`.
-
-The comparison is in `stages/naming.py`, the rule by which a name is given in `ops/class_scores.py`.
-"""
+"""The work of `sis_jax.label`; the comparison is in `stages/naming.py`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Parts named from text: dense CLIP features pooled per cluster, compared with the prompts of an
-ontology (Segmentation in Style, section 3.2).
-"""
+"""Parts named from text: dense CLIP features per cluster against the prompts of an ontology."""
 
 from __future__ import annotations
 
@@ -35,9 +33,7 @@ _PAD = 255  # no cluster has this number
 
 @dataclass(frozen=True)
 class Named:
-    """Named parts, and the table behind the names: rows are clusters, columns classes (None:
-    background).
-    """
+    """Named parts, and the table behind: rows are clusters, columns classes (None: background)."""
 
     parts: Parts
     classes: tuple[str | None, ...]
@@ -69,9 +65,7 @@ class Named:
 
 
 def load_text_model(clip: Any, gen_name: str) -> CLIP:
-    """A CLIP from a user's input: one, a name or a path, None for the usual one. UsageError with
-    the ways to get one where it is not here.
-    """
+    """A CLIP from a user's input: one, a name, a path, or None for the usual one."""
     if isinstance(clip, CLIP):
         return clip
     if clip is not None and not isinstance(clip, str | Path):
@@ -92,17 +86,13 @@ def load_text_model(clip: Any, gen_name: str) -> CLIP:
 
 
 def default_clip(gen_name: str) -> str:
-    """The text model made for this generator ("faces-clip" for "faces64") where it is among the
-    weights; else the usual one.
-    """
+    """The text model made for this generator ("faces-clip" for "faces64"), else the usual one."""
     small = f"{gen_name.rstrip('0123456789')}-clip"
     return small if small in folders() else "openai/clip-vit-base-patch32"
 
 
 def name_parts(teacher: Teacher, clip: CLIP, ontology: Ontology, how: Naming) -> Named:
-    """Names for the clusters of a teacher's parts: pooled regions against prompts, by
-    `naming.RULE`.
-    """
+    """Names for the clusters of a teacher's parts: pooled regions against prompts."""
     k = 1 + max(cluster for c in teacher.parts.classes for cluster in c["clusters"])
     texts, cut = encode_prompts(clip, ontology)
     pool = _dense_regions if how.mode == "dense" else _crop_regions
@@ -133,9 +123,7 @@ def name_parts(teacher: Teacher, clip: CLIP, ontology: Ontology, how: Naming) ->
 
 
 def check_words(clip: CLIP, texts: Sequence[str]) -> None:
-    """UsageError for words that a text model of few words never learned: its scores of them would
-    be wrong.
-    """
+    """UsageError for words that a text model of few words never learned."""
     strange = clip.tokenizer.strange(texts)
     if strange:
         raise UsageError(
@@ -146,18 +134,14 @@ def check_words(clip: CLIP, texts: Sequence[str]) -> None:
 
 
 def encode_prompts(clip: CLIP, ontology: Ontology) -> tuple[Float[np.ndarray, "p d"], list[str]]:
-    """A unit vector per prompt, averaged over templates, and a sentence for every prompt of which
-    CLIP reads the beginning only.
-    """
+    """A unit vector per prompt over its templates, and a sentence for every prompt that was cut."""
     filled, cut = ontology.filled(), []
     flat = [text for several in filled for text in several]
     check_words(clip, flat)
     for text in clip.cut(flat):
         read = _readable(clip, text)
-        lost, reads = (
-            text[len(read) :].strip(),
-            f"the {clip.config.text.context} tokens that {clip.info.name} reads",
-        )
+        lost = text[len(read) :].strip()
+        reads = f"the {clip.config.text.context} tokens that {clip.info.name} reads"
         cut.append(f"The text {text!r} is longer than {reads}: cut off was {lost!r}. Shorten it.")
         flat = [read if t == text else t for t in flat]
     points = np.asarray(clip.encode_text(flat))
@@ -240,9 +224,7 @@ _OURS = ("The text model", "The text '", 'The text "')
 def _dense_regions(
     teacher: Teacher, clip: CLIP, how: Naming, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Means over all pixels of all samples of each cluster, [k, d], and the numbers of these
-    pixels.
-    """
+    """Means over all pixels of all samples of each cluster, [k, d], and the numbers of pixels."""
     total, count = np.zeros((k, clip.config.embed_dim)), np.zeros(k)
     colours = clip.preprocessing.mean, clip.preprocessing.std
     for images, labels in _batches(teacher, how):
@@ -260,9 +242,7 @@ _pool = jax.jit(pool_regions, static_argnames=("k", "align_corners"))
 
 
 def _size(asked: int, shape: Sequence[int], clip: CLIP) -> tuple[int, int]:
-    """Rows and columns at which images are read: `asked` (0: the text model's own choice, twice
-    native where it has none), in whole steps of the network.
-    """
+    """Rows and columns at which images are read, in steps of the network; 0: its own choice."""
     stride, native = clip.network.visual.stride, clip.config.vision.image_size
     short = asked or clip.preprocessing.dense or 2 * native
     steps = [max(1, round(short * side / min(shape) / stride)) for side in shape]
@@ -272,17 +252,15 @@ def _size(asked: int, shape: Sequence[int], clip: CLIP) -> tuple[int, int]:
 def _batches(
     teacher: Teacher, how: Naming
 ) -> Iterator[tuple[Float[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"]]]:
-    """Images in [-1, 1] with the cluster of every pixel, always `BATCH` of them: the padding of the
-    last batch belongs to no cluster.
-    """
+    """Images in [-1, 1] with clusters, always `BATCH` of them; padding belongs to no cluster."""
     bar = progress(how.n, "names", "sample")
     for images, labels in _labelled(teacher, how):
         for at in range(0, len(images), BATCH):
-            picture, label = images[at : at + BATCH], labels[at : at + BATCH]
-            bar.update(len(picture))
-            missing = [(0, BATCH - len(picture)), (0, 0), (0, 0)]
+            image, label = images[at : at + BATCH], labels[at : at + BATCH]
+            bar.update(len(image))
+            missing = [(0, BATCH - len(image)), (0, 0), (0, 0)]
             yield (
-                np.pad(picture, [*missing, (0, 0)]).astype(np.float32) / 127.5 - 1,
+                np.pad(image, [*missing, (0, 0)]).astype(np.float32) / 127.5 - 1,
                 np.pad(label, missing, constant_values=_PAD),
             )
     bar.close()
@@ -292,9 +270,8 @@ def _labelled(
     teacher: Teacher, how: Naming
 ) -> Iterator[tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"]]]:
     seeds = sample_seeds(how.seed, how.n)
-    gen = mixed(
-        teacher.gen, teacher.parts.arrays
-    )  # a rare class shows in the samples that it is drawn into only
+    # A rare class shows in the samples that it is drawn into only
+    gen = mixed(teacher.gen, teacher.parts.arrays)
     for images, labels, _ in teacher.fitted.label_seeds(gen, seeds, teacher.truncation):
         yield np.asarray(images), np.asarray(labels)
 
@@ -302,7 +279,7 @@ def _labelled(
 def _crop_regions(
     teacher: Teacher, clip: CLIP, how: Naming, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Means of the unit embeddings of up to `CROPS` masked crops of each cluster, [k, d], and their
+    """Mean unit embeddings of up to `CROPS` masked crops of each cluster, [k, d], and their
     numbers.
     """
     crops: list[list[np.ndarray]] = [[] for _ in range(k)]
@@ -329,10 +306,8 @@ def _crop_regions(
 def masked_crop(
     image: UInt8[np.ndarray, "h w 3"], inside: np.ndarray, border: float = 0.1
 ) -> UInt8[np.ndarray, "s s 3"]:
-    """A square around a region, with a border of that share of its edge length on each side; pixels
-    outside the region are grey.
-
-    image: uint8[h w 3]; inside: bool[h w], true somewhere.
+    """A square around a region inside, bool[h w], of uint8[h w 3], with a border; grey outside the
+    region.
     """
     rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
     side = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1

@@ -1,9 +1,7 @@
-"""The work of `sis_jax.predict`.
+"""The work of `sis_jax.predict`: one palette PNG per photo, at its own size, beside classes.json.
 
-One palette PNG per photo, at the photo's own size, beside classes.json. Photos stream through in
-batches, so a folder of any length needs the same memory; the same command goes on where it was
-stopped. A photo that cannot be read is named and skipped; the others are done, and the command
-exits with 1.
+Photos stream through in batches; the same command goes on where it was stopped. A photo that cannot
+be read is named and skipped, and the command exits with 1.
 """
 
 from __future__ import annotations
@@ -84,9 +82,7 @@ def predict(config: PredictConfig) -> Masks:
 
 
 def _record(config: PredictConfig, student: Student) -> dict[str, Any]:
-    """The settings that decide the masks; the folder keeps them to recognise another
-    configuration.
-    """
+    """The settings that decide the masks, kept in the folder."""
     names = ("flip", "size", "tile", "soft", "cutouts")
     return {"student": student.info.sha256, **{name: getattr(config, name) for name in names}}
 
@@ -103,8 +99,8 @@ def _names(
     cutouts: bool,
     skipped: list[tuple[str, str]],
 ) -> list[str]:
-    """The name of every photo that can be done; those whose result no file system takes go to
-    `skipped`. UsageError where two would be written to one file.
+    """The photos that can be done; those whose result no file system takes go to `skipped`.
+    UsageError where two would be written to one file.
     """
     names = []
     for number, source in enumerate(sources):
@@ -142,9 +138,7 @@ def _name(number: int, name: str, sources: int) -> str:
 
 
 def _stream(sources: list[Source], done: frozenset[str]) -> tuple[Iterator[Photo], int]:
-    """A stream of the photos that are not done, each read when its turn comes, and how many there
-    are.
-    """
+    """A stream of the photos that are not done, and how many there are."""
     todo = [
         {n for n in source.names if _name(i, n, len(sources)) not in done}
         for i, source in enumerate(sources)
@@ -159,8 +153,8 @@ def _stream(sources: list[Source], done: frozenset[str]) -> tuple[Iterator[Photo
 
 
 class Source(NamedTuple):
-    """Photos given together. read: the wanted names -> (name, image or why there is none).
-    refused: (name, reason) of those that are there and cannot be read.
+    """Photos given together. read: the wanted names -> (name, image or why not). refused: (name,
+    reason).
     """
 
     names: Sequence[str]
@@ -269,9 +263,7 @@ def _check_apart(folder: Path, photos: Any) -> None:
 def _open_folder(
     folder: Path, names: list[str], config: dict[str, Any], classes: tuple, overwrite: bool
 ) -> frozenset[str]:
-    """Make the folder, or open one that predict wrote; returns the names whose masks are there.
-    Never touches other people's files.
-    """
+    """Make the folder, or open one that predict wrote; returns the names that are done."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; masks need a folder: give another --out")
     mark, config = folder / _MARK, plain(config)

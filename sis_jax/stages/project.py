@@ -1,6 +1,4 @@
-"""Real photos as latents of a generator: `sis.project(gen, "photos/")`. The optimisation is in
-`training/projection.py`.
-"""
+"""Real photos as latents of a generator: `sis.project(gen, "photos/")`."""
 
 from __future__ import annotations
 
@@ -43,10 +41,9 @@ _AXES = (None, None, None, 0, 0, 0, 0, None)  # of `steps_body`
 class Projection:
     """Photos and the latents that draw them again.
 
-    w: one per W+ layer, for `gen.synthesize`. photos, images: the photos as they were matched, and
-        the generated images. noise: layer -> maps, where they were optimised
-        (`training.projection.with_noise` puts one set into a generator). distance: the final loss.
-        skipped: (name, reason).
+    w: one per W+ layer. photos, images: as matched, and generated. noise: layer -> maps, where
+        optimised (`training.projection.with_noise`). distance: the final loss. skipped: (name,
+        reason).
     """
 
     names: tuple[str, ...]
@@ -62,9 +59,7 @@ class Projection:
 
     @property
     def psnr(self) -> Float[np.ndarray, "n"]:
-        """Peak signal-to-noise ratio of each image against its photo, in dB: 20 is a likeness, 30
-        is hard to distinguish.
-        """
+        """Peak signal-to-noise ratio of each image against its photo, in dB: 20 is a likeness."""
         return np.array([psnr(a, b) for a, b in zip(self.photos, self.images)])
 
     def show(self, count: int = 8) -> Image.Image:
@@ -80,10 +75,10 @@ class Projection:
         arrays = {"w": np.ascontiguousarray(self.w)} | {
             f"noise/{k}": np.ascontiguousarray(v) for k, v in self.noise.items()
         }
-        picture = io.BytesIO()
-        self.show(len(self)).save(picture, "PNG")
+        image = io.BytesIO()
+        self.show(len(self)).save(image, "PNG")
         write_atomic(Path(folder) / "projection.safetensors", save(arrays))
-        write_atomic(Path(folder) / "projection.png", picture.getvalue())
+        write_atomic(Path(folder) / "projection.png", image.getvalue())
         return Path(folder)
 
 
@@ -105,36 +100,25 @@ def project(
     batch: int = 16,
     seed: int = 0,
 ) -> Projection:
-    """Find the latents of which `gen` draws real photos (appendix D of StyleGAN2; where we differ:
+    """Find the latents of which `gen` draws real photos (appendix D of StyleGAN2; see
     `training/projection.py`).
 
-    gen: any generator; noise maps need a StyleGAN2.
-    photos: a photo, a folder, an archive, a list of these, or uint8[n r r 3] at the generator's
-        size; files are cut to their centred square.
-    space: "w+" has one w per layer and comes closer to the photo, "w" has one for all and stays
-        within the generator's images.
-    steps: of Adam; 200 is quick, 1000 the paper's.
-    rate: Adam's peak, in spreads of w (the deviation of one of its numbers over samples).
-    pyramid: weight of the Laplacian pyramid's L1. features: weight of the discriminator's features
-        or of LPIPS, 0 where there is neither.
-    pull: keeps the W+ layers together; 0 lets them go.
-    noise: also optimise the noise maps, as the paper does.
-    starts: samples of which the nearest is where it begins; 0 begins at the mean.
-    known: Bool[n r r], where the photos shall be matched; all by default.
-    discriminator: by default the one stored beside the generator's weights, if it is found by the
-        generator's name.
-    lpips: the paper's distance in place of the discriminator's features: the files of its weights,
-        see `sis_jax.load_lpips`, which cannot be shipped.
-    batch: photos per device at once.
-    seed: of the exploration.
-
-    Returns a Projection. Raises UsageError for photos that are not there or of another size,
-    SisError where none can be read.
+    gen: any generator; noise maps need a StyleGAN2. photos: a photo, a folder, an archive, a list,
+        or uint8[n r r 3]; files are cut to their centred square. space: "w+" has one w per layer,
+        "w" one for all. steps: of Adam; 200 is quick, 1000 the paper's. rate: Adam's peak, in
+        spreads of w. pyramid, features: weights of the Laplacian pyramid's L1, and of the
+        discriminator's features or LPIPS. pull: keeps the W+ layers together. noise: also optimise
+        the noise maps. starts: samples of which the nearest is the start; 0 begins at the mean.
+        known: Bool[n r r], where the photos shall be matched. discriminator: by default the one
+        beside the generator's weights. lpips: files of its weights, in place of the discriminator's
+        features. batch: photos per device at once. seed: of the exploration.
+    Raises UsageError for photos that are not there or of another size, SisError where none can be
+    read.
     """
     recipe = nn.Recipe(space, rate, pyramid, features, pull, noise)
     _check(recipe, gen, steps, starts, batch)
-    pictures, names, skipped = _read(photos, gen.resolution)
-    mask = None if known is None else _known(known, pictures)
+    images, names, skipped = _read(photos, gen.resolution)
+    mask = None if known is None else _known(known, images)
     net = _comparer(gen, discriminator, lpips) if features else None
     if net is None and not pyramid:
         raise UsageError(
@@ -142,18 +126,18 @@ def project(
         )
     mean, length = _statistics(gen)
     start = (
-        _nearest(gen, pictures, mask, starts)
+        _nearest(gen, images, mask, starts)
         if starts
-        else np.broadcast_to(mean, (len(pictures), *mean.shape))
+        else np.broadcast_to(mean, (len(images), *mean.shape))
     )
     maps = {name: np.asarray(value) for name, value in nn.noise_maps(gen).items()} if noise else {}  # type: ignore[arg-type]
-    step, devices = _planned(gen, net, pictures, mask, start, maps, recipe, batch)
+    step, devices = _planned(gen, net, images, mask, start, maps, recipe, batch)
     found = [
         _block(
             gen,
             net,
             length,
-            pictures[at : at + step],
+            images[at : at + step],
             None if mask is None else mask[at : at + step],
             start[at : at + step],
             maps,
@@ -162,7 +146,7 @@ def project(
             steps,
             devices,
         )
-        for at in range(0, len(pictures), step)
+        for at in range(0, len(images), step)
     ]
     blocks_w, blocks_images, blocks_distance, blocks_noise = zip(*found)
     w = np.concatenate(blocks_w)
@@ -175,7 +159,7 @@ def project(
     return Projection(
         names,
         w,
-        pictures,
+        images,
         to_uint8(np.concatenate(blocks_images)),
         np.concatenate(blocks_distance),
         kept,
@@ -234,9 +218,7 @@ def _known(known: np.ndarray, photos: np.ndarray) -> Float[np.ndarray, "n _ _ 1"
 
 
 def _comparer(gen: Generator, discriminator: Any, lpips: Any) -> Any:
-    """The network of the feature distance: LPIPS where it is given, otherwise a discriminator, or
-    nothing.
-    """
+    """The network of the feature distance: LPIPS, a discriminator, or None."""
     if lpips is None:
         return _discriminator(gen, discriminator)
     if gen.resolution < 16:
@@ -250,9 +232,7 @@ def _comparer(gen: Generator, discriminator: Any, lpips: Any) -> Any:
 
 
 def _discriminator(gen: Generator, given: Any) -> Any:
-    """The one given, or the one beside the generator's own weights; None where there is none of its
-    size.
-    """
+    """The one given, or of this size beside the generator's own weights, or None."""
     if given is None:
         try:
             given = load_discriminator(gen.info.name)

@@ -1,15 +1,12 @@
-"""Classes that a generator draws too rarely to get a cluster, found by text (Segmentation in Style,
-section 3.4).
+"""Classes drawn too rarely to get a cluster, found by text (Segmentation in Style, section 3.4).
 
 Samples are moved along the direction of a prompt until nearly all show the class, and clustered
-once more. One of the new clusters is the class: its centre is put beside those found without
-moving, so that one set of labels covers both; and from then on the generator moves only a share of
-its samples, so that a student sees the class, and sees images without it.
-
-The paper recognises the cluster by its share, which grows most when samples are moved. But a
-direction also moves things that go with the class (hats are worn outdoors: the sky grows), so here
-the text model is asked: the pixels of a cluster are put back as they were before the move, and the
-cluster that takes most of the score with it, and hardly shows in plain samples, is the class.
+again. The centre of the new cluster is put beside the others, and the generator then moves a share
+of its samples.
+The paper recognises the cluster by its share. But a direction also moves things that go with the
+class (hats are worn outdoors: the sky grows), so here the pixels of a cluster are put back as they
+were, and the cluster that takes most of the text model's score with it, and hardly shows in plain
+samples, is the class.
 """
 
 from __future__ import annotations
@@ -42,12 +39,10 @@ LEAST_EVIDENCE = 0.15  # of the score's rise: a class whose cluster holds less i
 
 @dataclass(frozen=True)
 class Rare:
-    """A fitted method with one more cluster, the generator that draws it often enough, and how it
-    was found.
+    """A fitted method with one more cluster, and the generator that draws it often enough.
 
-    cluster: number of the new one. before, after: its share of the pixels of plain and of moved
-        samples. evidence: share of the score's rise that is lost when its pixels are put back as
-        they were.
+    cluster: its number. before, after: its share of the pixels of plain and moved samples.
+        evidence: share of the score's rise that is lost when its pixels are put back.
     """
 
     fitted: Fitted
@@ -83,11 +78,10 @@ def add_rare(
     share: float,
     seed: int,
 ) -> Rare:
-    """One more cluster for the class that `prompt` names, in parts that `fitted` found in `gen`, by
-    a method to which clusters can be added.
+    """One more cluster for the class that `prompt` names, in parts that `fitted` found in `gen`.
 
-    n: samples to learn the direction from. share: of the samples that are moved later on. Raises
-        SisError where the direction leads nowhere or no cluster grows.
+    n: samples to learn the direction from. share: of the samples moved later on. Raises SisError
+        where the direction leads nowhere or no cluster grows.
     """
     psi = fitted.method.truncation
     direction = directions.learn(gen, clip, prompt, neutral, n=n, truncation=psi, seed=seed + 1)
@@ -129,11 +123,9 @@ def _chosen(
     direction: directions.Direction,
     seeds: list[int],
 ) -> tuple[Fitted, tuple[float, float], float, float]:
-    """(fitted with the centre of one cluster of `found` beside its own, that cluster's share of
-    plain and of moved samples, evidence, agreement).
-
-    The cluster is that with the largest product of its evidence and the part of it that plain
-    samples do not show. SisError where none grows.
+    """(fitted with one more centre, its share of plain and of moved samples, evidence, agreement):
+    the cluster of `found` with the largest product of evidence and newness. SisError where none
+    grows.
     """
     evidence = _evidence(gen, everywhere, found, clip, direction, seeds)
     order = np.argsort(-evidence)[:TRIED]
@@ -179,9 +171,7 @@ def _evidence(
     direction: directions.Direction,
     seeds: Sequence[int],
 ) -> Float[np.ndarray, "k"]:
-    """Per cluster of moved samples, the share of the score's rise that is lost when its pixels are
-    put back as they were before the move.
-    """
+    """Per cluster of moved samples, the share of the score's rise lost without its pixels."""
     texts = class_scores.unit(np.asarray(clip.encode_text([direction.prompt, direction.neutral])))
 
     def score(images: np.ndarray) -> float:
@@ -221,9 +211,7 @@ def _share_of_last(fitted: Fitted, gen: Generator, seeds: Sequence[int]) -> floa
 
 
 def _translated(found: Fitted, base: Any, cluster: int) -> Float[np.ndarray, "d"]:
-    """A centre of one fit in the coordinates of another: each scales features by the samples it
-    saw.
-    """
+    """A centre of one fit in the coordinates of another, which scales features by its samples."""
     theirs, ours = found.arrays, base.arrays
     scale = np.where(theirs["scale"] == 0, 1, theirs["scale"])  # columns that take no part
     raw = theirs["centers"][cluster] / scale + theirs["mean"]
@@ -234,9 +222,7 @@ def _joined(
     fitted: Fitted, arrays: dict[str, np.ndarray], agreement: float, gen: Generator,
     seeds: list[int],
 ) -> Fitted:  # fmt: skip
-    """`fitted` with one more cluster, described on samples of which some are moved; the old
-    background stays background.
-    """
+    """`fitted` with one more cluster, described on partly moved samples; background as before."""
     facts, _ = fitted.method.describe(arrays, gen, seeds)
     new = {"id": len(fitted.clusters), "agreement": float(agreement)}
     clusters = tuple(
@@ -247,9 +233,7 @@ def _joined(
 
 
 def picture(rare: Rare, class_id: int) -> Image.Image:
-    """Samples before and after the move, and the class after it, so that people can judge whether
-    the direction follows the prompt.
-    """
+    """Samples before and after the move, and the class after it, to judge the direction by."""
     plain: Any = rare.gen.gen
     everywhere: Any = moved(rare.gen.gen, rare.direction.move)
     seeds = sample_seeds(0, PICTURED)

@@ -1,8 +1,7 @@
-"""The work of `sis_jax.synthesize`.
+"""The work of `sis_jax.synthesize` (Segmentation in Style, section 3.3); format: `data/folder.py`.
 
-Section 3.3 of Segmentation in Style: images from random latents, masks by the method that found the
-parts. The format is in `data/folder.py`. Example i depends on its own seed and nothing
-else, so batches, devices, processes and interruptions do not change a byte.
+Example i depends on its own seed and nothing else, so batches, devices, processes and interruptions
+do not change a byte.
 """
 
 from __future__ import annotations
@@ -93,9 +92,7 @@ def _write_as_stage(
     given: SynthesizeConfig,
     processes: int,
 ) -> None:
-    """The first process: it holds the run folder, writes classes and card, and puts the metadata
-    together.
-    """
+    """The first process: it holds the run folder, writes classes and card, joins the metadata."""
     inputs = {"generator": teacher.gen.info.sha256, "parts": teacher.parts.digest()}
     with (
         RunFolder.open(place, config.overwrite) as run,
@@ -177,8 +174,8 @@ def _card(teacher: Teacher, config: SynthesizeConfig) -> str:
         teacher.gen.info,
         ", ".join(f"{c['id']} {c['name']}" for c in teacher.parts.classes),
     )
-    painted = "painted" in teacher.fitted.method.wants
-    learned = "learned from annotated images" if painted else "found without labels"
+    annotated = "annotated" in teacher.fitted.method.wants
+    learned = "learned from annotated images" if annotated else "found without labels"
     return (
         "---\nlicense: other\ntask_categories: [image-segmentation]\ntags: [synthetic, "
         "sis_jax]\n---\n# Generated images with masks\n\n"

@@ -1,6 +1,4 @@
-"""The teacher: a generator and the parts found in it, which together label any number of
-images.
-"""
+"""The teacher: a generator and its parts, which together label any number of images."""
 
 from __future__ import annotations
 
@@ -35,9 +33,7 @@ class Teacher:
 
     @classmethod
     def of(cls, gen: Generator, parts: Parts) -> Teacher:
-        """From a generator and its parts. Raises SisError where the parts were found in another
-        generator.
-        """
+        """From a generator and its parts; SisError where these were found in another one."""
         mine, theirs = gen.info.sha256, parts.generator.sha256
         if mine and theirs and mine != theirs:
             raise SisError(
@@ -51,17 +47,13 @@ class Teacher:
 
     @classmethod
     def from_run(cls, run: str | Path) -> Teacher:
-        """From a run folder that `discover` made; the generator is found again by the name it was
-        given.
-        """
+        """From a run folder of `discover`; the generator is found again by its name."""
         parts = Parts.load(run)
         asked = read_run(run)["stages"].get("discover", {}).get("config", {}).get("gen")
         return cls.of(load_generator(asked), parts)
 
     def mixing(self, share: float) -> Teacher:
-        """The same with another share of its samples moved towards the rare class. UsageError where
-        the parts have none.
-        """
+        """The same with another share of moved samples; UsageError without a rare class."""
         if not isinstance(self.gen, Moved):
             raise UsageError(
                 "these parts have no rare class to mix in: find one with python -m "
@@ -75,11 +67,9 @@ class Teacher:
         return float(self.parts.settings.get("truncation", 0.7))
 
     def label(self, seeds: Sequence[int], truncation: float | None = None) -> Iterator[Labelled]:
-        """Stream (images, masks of class ids, confidence in 0..1) of seeds, in batches; a seed
-        gives the same bytes in any company.
-        """
-        for images, clusters, sure in self.fitted.label_seeds(self.gen, seeds, truncation):
-            yield images, self.parts.classify(clusters), sure
+        """Stream (images, masks of class ids, confidence in 0..1) of seeds, in batches."""
+        for images, clusters, confidence in self.fitted.label_seeds(self.gen, seeds, truncation):
+            yield images, self.parts.classify(clusters), confidence
 
 
 def _settings(parts: Parts) -> dict[str, Any]:

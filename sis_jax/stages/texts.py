@@ -65,8 +65,8 @@ class Texts:
         )
 
     def named(self, gen: Any, parts: Parts, rare: Rare | None) -> tuple[Parts, dict[str, bytes]]:
-        """(named parts, further files): the table of scores, and how the rare class was found. The
-        rare class keeps the name of its prompt.
+        """(named parts, further files): the scores, and the rare class, which keeps its prompt's
+        name.
         """
         files: dict[str, bytes] = {}
         if rare is not None:

@@ -130,9 +130,7 @@ def _networks(net: Network, seed: int) -> tuple[StyleGAN2, Discriminator]:
 def _write(
     run: RunFolder, training: GeneratorTraining, fakes: np.ndarray, config: TrainGeneratorConfig
 ) -> None:
-    """The files of a snapshot: a grid of samples, the curve, and the weights folder in half
-    precision.
-    """
+    """The files of a snapshot: a grid of samples, the curve, the weights in half precision."""
     grid = draw.grid(draw.reduced(fakes[:GRID_SEEDS]), GRID_COLUMNS)
     run.write_image(f"samples/{training.images_seen:09d}.png", grid)
     run.write_bytes("curves.csv", as_csv(training.run.curve, COLUMNS))
@@ -201,9 +199,7 @@ def _discard(folder: Path) -> None:
 
 
 def plan(config: TrainGeneratorConfig) -> dict[str, Any]:
-    """The seconds are those of two processor cores: 1.4e10 multiply-adds of the forward pass a
-    second, as 22 images of the default's resolution are.
-    """
+    """Seconds at 1.4e10 multiply-adds of the forward pass a second, as on two cores."""
     _check(config)
     net, train = config.network, config.train
     table = stylegan2.channel_table(net.resolution, net.channel_base, net.channel_max)

@@ -1,13 +1,10 @@
 """One training step of StyleGAN2(-ADA), as pure functions of one device's share of a batch.
 
 Karras et al. 2020, arXiv 1912.04958 (losses, lazy regularisation, path length: sections 3.1 and
-3.2) and arXiv 2006.06676 (ADA). In the order of the ADA code: G main, G regularisation, D main, D
-regularisation, EMA. The four phases are four functions, so that a lazy phase costs nothing when it
-does not run; each is mapped over devices by `parallel.py` and averages its gradients with `pmean`.
-
+3.2) and arXiv 2006.06676 (ADA). The four phases, G main, G regularisation, D main, D
+regularisation, are four functions, so that a lazy phase costs nothing when it does not run.
 Sample i of a batch draws its latents, noise and augmentation from (key, i) alone. The minibatch
-standard deviation groups images of one device, so a run on another number of devices is the same
-experiment but not the same bits.
+standard deviation groups images of one device: another number of devices gives other bits.
 """
 
 from __future__ import annotations
@@ -37,11 +34,10 @@ PATH_DECAY = 0.01
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyper-parameters of a run (section 4.5 of the reference sheet: names as published). Hashable:
-    it is fixed at compile time.
+    """Hyper-parameters of a run, fixed at compile time.
 
-    r1_gamma weighs the gradient penalty on photos, path_length the perceptual path length; both run
-    once in so many steps, scaled up to match.
+    r1_gamma weighs the gradient penalty, path_length the perceptual path length; both run once in
+    so many steps, scaled up to match.
     """
 
     learning_rate: float = 0.0025
@@ -55,9 +51,7 @@ class Recipe:
 
 
 def optimizer(recipe: Recipe, interval: int | None) -> optax.GradientTransformation:
-    """Adam(beta1 = 0, beta2 = 0.99, eps = 1e-8); with a regulariser every `interval` steps both are
-    corrected by c = k / (k + 1).
-    """
+    """Adam(0, 0.99, 1e-8); with a regulariser every k steps corrected by k / (k + 1)."""
     c = 1.0 if interval is None else interval / (interval + 1)
     return optax.adam(recipe.learning_rate * c, b1=0.0, b2=0.99**c, eps=1e-8)
 
@@ -90,9 +84,7 @@ def _merged(a: dict, b: dict) -> dict:
 def new_state(
     gen: StyleGAN2, disc: Discriminator, recipe: Recipe, ema: StyleGAN2 | None = None
 ) -> tuple[Any, Any, State]:
-    """(generator structure, discriminator structure, state) at the start of a run from these
-    networks.
-    """
+    """(generator structure, discriminator structure, state) at the start of a run."""
     g_graph, g, buffers = split(gen)
     d_graph, d, _ = split(disc)
     opt_g, opt_d = optimizers(recipe)
@@ -133,9 +125,7 @@ def _draw(key: jax.Array, n: int, size: int) -> jax.Array:
 def _map_mixed(
     gen: StyleGAN2, key: jax.Array, n: int
 ) -> tuple[Float[Array, "n s w"], Float[Array, "w"]]:
-    """w with style mixing (one cutoff per batch, with probability 0.9), and the average w moved
-    towards this batch's.
-    """
+    """w with style mixing (probability 0.9), and the average w moved towards this batch's."""
     first, second, which, where = jax.random.split(key, 4)
     z = jnp.concatenate([_draw(first, n, gen.z_dim), _draw(second, n, gen.z_dim)])
     w, other = jnp.split(gen.mapping(z), 2)
@@ -193,9 +183,7 @@ def g_main(
     recipe: Recipe,
     augmented: bool,
 ) -> tuple[State, dict]:
-    """G main: mean softplus(-D(G(z))), the non-saturating loss. `images`: one entry per image of
-    this device (only its length counts).
-    """
+    """G main: mean softplus(-D(G(z))). `images`: one entry per image (its length counts)."""
     n = images.shape[0]
     k_map, k_noise, k_aug = jax.random.split(key, 3)
 
@@ -225,9 +213,7 @@ def _with_average(buffers: dict, w_avg: jax.Array) -> dict:
 def path_lengths(
     gen: StyleGAN2, ws: Float[Array, "n s w"], y: Float[Array, "n r r 3"], **render: Any
 ) -> Float[Array, "n"]:
-    """|J^T y| of eq. 4, y = N(0, 1) / sqrt(pixels): gradient of sum(G(w) y) with respect to w, root
-    of the mean over W+ layers of the sum of squares.
-    """
+    """|J^T y| of eq. 4, y = N(0, 1) / sqrt(pixels): root of the mean over W+ layers."""
 
     def projected(w):
         return jnp.sum(rendered(gen, w, **render) * y)
@@ -238,9 +224,7 @@ def path_lengths(
 def g_regularise(
     state: State, key: jax.Array, images: jax.Array, *, graphs: tuple, recipe: Recipe
 ) -> tuple[State, dict]:
-    """Path length penalty (eq. 4) on half the batch: 2 E(|J^T y| - a)^2 times the interval, a
-    following the mean length.
-    """
+    """Path length penalty (eq. 4) on half the batch: 2 E(|J^T y| - a)^2 times the interval."""
     n = max(images.shape[0] // 2, 1)
     k_map, k_noise, k_y = jax.random.split(key, 3)
 
@@ -267,8 +251,8 @@ def g_regularise(
 def d_main(
     state: State, key: jax.Array, real: jax.Array, *, graphs: tuple, recipe: Recipe, augmented: bool
 ) -> tuple[State, dict]:
-    """D main: mean softplus(D(G(z))) + softplus(-D(x)). real: uint8[n r r 3]. Reports r_t = E[sign
-    D(x)], which drives the augmentation.
+    """D main: mean softplus(D(G(z))) + softplus(-D(x)), x uint8[n r r 3]; reports r_t = E[sign
+    D(x)].
     """
     k_map, k_noise, k_fake, k_real = jax.random.split(key, 4)
     gen = join(graphs[0], state["g"], state["buffers"])
@@ -304,9 +288,7 @@ def r1_penalty(
     dtype: Any = jnp.float32,
     transform: Any = lambda x: x,
 ) -> Float[Array, "n"]:
-    """Squared norm of the gradient of D's score with respect to each photo (Mescheder et al.
-    2018).
-    """
+    """Squared norm of the gradient of D's score in each photo (Mescheder et al. 2018)."""
     grad = jax.grad(lambda x: disc.score(transform(x), dtype=dtype).sum())(real)
     return jnp.square(grad).sum((1, 2, 3))
 
@@ -337,9 +319,7 @@ def _to_float(real: jax.Array) -> jax.Array:
 
 
 def ema_decay(recipe: Recipe, batch: int, images_seen: int) -> float:
-    """0.5 ** (batch / half-life): half-life `ema_images`, in a young run at most `ema_rampup` of
-    the images seen.
-    """
+    """0.5 ** (batch / half-life): `ema_images`, or at most `ema_rampup` of the images seen."""
     half_life = recipe.ema_images
     if recipe.ema_rampup is not None:
         half_life = min(half_life, images_seen * recipe.ema_rampup)
@@ -362,9 +342,7 @@ def count(tree: Any) -> int:
 
 
 def multiply_adds(channels: Sequence[int]) -> float:
-    """Of the 3 x 3 convolutions of one image in generator and discriminator, forward; channels at
-    4, 8, ... pixels. The cost of training follows it.
-    """
+    """Of the 3 x 3 convolutions of one image in generator and discriminator, forward."""
     sizes = [4 * 2**i for i in range(len(channels))]
     inner = sum(9 * r * r * c * c for r, c in zip(sizes, channels))
     between = sum(9 * r * r * a * b for r, a, b in zip(sizes[1:], channels, channels[1:]))

@@ -1,8 +1,4 @@
-"""The training of a StyleGAN2 on photos: the lazy phases of `training/gan.py` in their order, the
-augmentation that follows the discriminator, and the quality at every snapshot.
-
-`stages/train_generator.py` hands in photos and networks and writes the files.
-"""
+"""The training of a StyleGAN2 on photos: lazy phases, augmentation, quality at every snapshot."""
 
 from __future__ import annotations
 
@@ -34,14 +30,11 @@ ADA_EVERY = 4  # steps between two corrections of the augmentation probability
 
 @dataclass(frozen=True)
 class Job:
-    """The training job.
+    """The training job. gen, disc: the networks to begin with.
 
-    gen, disc: the networks to begin with, of one resolution.
-    photos, held_out: to train on, and to measure quality on.
-    batch: images per step over all devices, a multiple of 4.
-    images: shown to the discriminator in all. snapshot: between two snapshots. minutes: stop after
-        so long, whatever `images` is.
-    adaptive: augment as soon as the discriminator overfits.
+    photos, held_out: to train on, and to measure quality on. batch: images per step over all
+        devices. images: shown to the discriminator in all. snapshot: between two snapshots.
+        minutes: stop after so long. adaptive: augment as soon as the discriminator overfits.
     """
 
     gen: StyleGAN2
@@ -57,9 +50,7 @@ class Job:
     seed: int
 
     def identity(self) -> dict[str, Any]:
-        """The settings that a checkpoint must share with this job, for JSON. The precision is not
-        part of it: a training may move from a CPU to an accelerator.
-        """
+        """The settings that a checkpoint must share, for JSON; the precision may change."""
         recipe = {k: v for k, v in asdict(self.recipe).items() if k != "dtype"}
         return {
             "generator": asdict(self.gen.config), "discriminator": asdict(self.disc.config),
@@ -95,9 +86,8 @@ class GeneratorTraining:
         return max(min(SWD_IMAGES, SWD_IMAGES * 256**2 // self.job.gen.resolution**2), 64)
 
     def snapshots(self) -> Iterator[UInt8[np.ndarray, "n r r 3"]]:
-        """Train until `images` or `minutes` is reached. Yields `judged` samples of the averaged
-        generator at every snapshot and at the end, with a row of the curve; then the checkpoint is
-        written.
+        """Train until `images` or `minutes`; yields samples of the averaged generator and a row of
+        the curve at every snapshot, then writes the checkpoint.
         """
         job, total = self.job, -(-self.job.images // self.job.batch)
         if self.run.step >= total:
@@ -159,8 +149,8 @@ class GeneratorTraining:
         ]
 
     def _augmentation(self, p: jax.Array, step: int, sign: jax.Array) -> jax.Array:
-        """The augmentation probability after a step, on the devices. Only every `ADA_EVERY` steps
-        does it wait for them.
+        """The augmentation probability after a step; it waits for them every `ADA_EVERY` steps
+        only.
         """
         signs = self.run.facts["signs"]
         signs.append(sign)

@@ -1,21 +1,17 @@
-"""One training step of Labels4Free (Abdal et al. 2021), as pure functions of one device's share of
-a batch.
+"""One training step of Labels4Free (Abdal et al. 2021), as pure functions of one device's share.
+
 
     x   = a G(w) + (1 - a) G_bg(w')
     L_D = softplus(-D(real)) + softplus(D(x)), and R1 on the real images once in so many steps
     L_A = s softplus(-D(x)) + lambda [min(a, 1 - a) + relu(phi_fg - mean a)]
           + w_bg [relu(phi_bg - (1 - mean a)) + relu(phi_fr - (1 - mean_frame a))]
 
-a is the alpha network's mask of G(w)'s features.
-phi_fr is ours: without it, chance decides which part is the background.
+a is the alpha network's mask of G(w)'s features; phi_fr is ours: without it, chance decides which
+part is the background. The generator is frozen. Both networks learn from the same images.
 
-The generator is frozen; gradients reach the alpha network only through a. Both networks learn from
-the same images of a step, where the published code draws new ones for the second: a rendering
-saved.
-
-Sample i of a batch draws its latents, noise and background from (key, i) alone, and `order` deals
-whole groups of the minibatch standard deviation to a device: any number of devices sees the same
-images in the same groups, and gives the same numbers up to the order of additions.
+Sample i draws its latents, noise and background from (key, i) alone, and `order` deals whole groups
+of the minibatch standard deviation to a device: any number of devices gives the same numbers up to
+the order of additions.
 """
 
 from __future__ import annotations
@@ -44,12 +40,11 @@ State = dict[str, Any]  # a pytree of arrays, Optax state included
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyper-parameters of the losses, named after the equations above. Fixed at compile time.
+    """Hyper-parameters of the losses, named after the equations, fixed at compile time.
 
-    coverage: "image" hinges the mean of each mask, "batch" that of all masks of a device's share.
-        same_latents: w' = w, as published.
-    least_frame: phi_fr, share of the frame (`ops.selection.frame`), 0 = as published.
-    decay_steps: both learning rates fall to 0 over so many steps, on a cosine (0: they do not).
+    coverage: "image" hinges the mean of each mask, "batch" that of all masks. same_latents: w' = w.
+        least_frame: phi_fr, share of `ops.selection.frame`. decay_steps: both rates fall to 0 over
+        so many steps (0: they do not).
     """
 
     truncation: float = 1.0
@@ -72,9 +67,7 @@ class Recipe:
 
 
 def optimizers(recipe: Recipe) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-    """Adam with beta1 = 0, the alpha network's and D's; rate and beta2 corrected by 4/5 and by k /
-    (k + 1) as published.
-    """
+    """Adam with beta1 = 0 for alpha network and D, rate and beta2 corrected as published."""
     a, d = 4 / 5, recipe.r1_interval / (recipe.r1_interval + 1)
 
     def adam(rate: float, c: float, steps: int) -> optax.GradientTransformation:
@@ -82,9 +75,8 @@ def optimizers(recipe: Recipe) -> tuple[optax.GradientTransformation, optax.Grad
             optax.cosine_decay_schedule(rate * c, steps) if steps else rate * c, b1=0.0, b2=0.99**c
         )
 
-    regularised = recipe.decay_steps + -(
-        -recipe.decay_steps // recipe.r1_interval
-    )  # D's optimiser also counts the penalty's steps
+    # D's optimiser also counts the penalty's steps
+    regularised = recipe.decay_steps + -(-recipe.decay_steps // recipe.r1_interval)
     return adam(recipe.learning_rate, a, recipe.decay_steps), adam(
         recipe.d_learning_rate, d, regularised if recipe.r1_gamma else recipe.decay_steps
     )
@@ -99,8 +91,8 @@ def new_state(alpha: Params, disc: Discriminator, recipe: Recipe) -> tuple[Any, 
 
 
 def order(batch: int, devices: int, group: int = 4) -> np.ndarray:
-    """int32[devices, batch / devices]: numbers of the samples of each device. Members of a group of
-    D's statistics are batch / group apart.
+    """int32[devices, batch / devices]: the samples of each device, in whole groups of D's
+    statistics.
     """
     group = min(group, batch)
     return (
@@ -127,9 +119,7 @@ def draw(
     taps: tuple[str, ...] = (),
     latents: jax.Array | None = None,
 ) -> tuple[Float[Array, "n r r 3"], tuple[jax.Array, ...], Float[Array, "n z"]]:
-    """(images, features, latents) of `samples`, by number, with noise of their own; nothing to
-    differentiate.
-    """
+    """(images, features, latents) of `samples`, with noise of their own; no gradient."""
 
     def latent(i: jax.Array) -> jax.Array:
         return jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, 0), i), (gen.z_dim,))
@@ -176,11 +166,10 @@ def step(
     graph: Any,
     recipe: Recipe,
 ) -> tuple[State, dict[str, jax.Array]]:
-    """One step of D, then one of the alpha network. samples: int32[n], their numbers. real:
-    uint8[n r r 3].
+    """One step of D, then one of the alpha network. samples: int32[n]. real: uint8[n r r 3].
 
     frozen: the generator, that of backgrounds, and (mean, deviation) of the features per tap.
-    Returns the state and the measurements: losses, D's mean scores, the mean mask (`foreground`).
+        Returns the state and the measurements.
     """
     gen, background, scaling = frozen
     taps = flat_taps(gen.resolution)
@@ -223,9 +212,7 @@ def step(
 def regularise(
     state: State, real: jax.Array, *, graph: Any, recipe: Recipe
 ) -> tuple[State, dict[str, jax.Array]]:
-    """R1 on the real images: gamma / 2 times the squared gradient of D, times the interval (and +
-    D(real) of one image, if `quirk`).
-    """
+    """R1 on the real images: gamma / 2 times the squared gradient of D, times the interval."""
     photos = to_float(real)
 
     def loss(params: Any) -> Any:

@@ -1,6 +1,4 @@
-"""The decisions of Labels4Free without labels: which stage makes backgrounds, and which checkpoint
-is best.
-"""
+"""Labels4Free's decisions without labels: the stage of backgrounds, the best checkpoint."""
 
 from __future__ import annotations
 
@@ -29,13 +27,11 @@ COLLAPSED = 0.02  # masks with less than this share in one class do not count
 
 
 def find_stage(gen: StyleGAN2, truncation: float, n: int = 64) -> str:
-    """The stage whose zeroing leaves the background and removes the object, without labels: frame
-    concordance minus layout correlation.
+    """The stage whose zeroing leaves the background and removes the object: frame concordance minus
+    layout correlation.
 
-    Frame: over samples, between the mean colour of an image's frame and that of its background
-        made of the same latents; Lin's concordance, as a plain correlation is also high for
-        backgrounds that are all nearly black. Layout: within an image, between the pixels of the
-        two, colour means taken out (its size, whatever the sign).
+    Frame: between the mean colours of an image's frame and of its background's, by Lin's
+        concordance. Layout: between the pixels of the two, colour means taken out.
     """
     scores = {}
     for stage in stages(gen.resolution):
@@ -53,9 +49,7 @@ def find_stage(gen: StyleGAN2, truncation: float, n: int = 64) -> str:
 
 
 def concordance(a: Float[np.ndarray, "n c"], b: Float[np.ndarray, "n c"]) -> float:
-    """Lin's coefficient (1989), mean of the columns: 1 where a = b, less where they differ in mean
-    or in spread.
-    """
+    """Lin's coefficient (1989), mean of the columns: 1 where a = b."""
     together = 2 * ((a - a.mean(0)) * (b - b.mean(0))).mean(0)
     return float(
         np.mean(
@@ -67,9 +61,7 @@ def concordance(a: Float[np.ndarray, "n c"], b: Float[np.ndarray, "n c"]) -> flo
 def steadiness(
     gen: StyleGAN2, params: Params, seeds: list[int], psi: float, threshold: float = 0.5
 ) -> Float[np.ndarray, "2"]:
-    """IoU of the backgrounds, and of the foregrounds, of the same samples with the stored noise and
-    with another.
-    """
+    """IoU of the backgrounds, and of the foregrounds, with the stored noise and with another."""
     numbers = np.arange(len(seeds), dtype=np.int32)
     taps = flat_taps(gen.resolution)
     out = collect(
@@ -80,17 +72,14 @@ def steadiness(
 
 
 def judge(gen: StyleGAN2, params: Params, seeds: list[int], psi: float) -> dict[str, float]:
-    """How good the masks of these samples are, as far as that shows without labels. params:
-    for raw features.
+    """How good the masks of these samples are, as far as that shows without labels.
 
     share: of pixels with alpha > 0.5. certain: 1 - 2 mean min(a, 1 - a). steady: the smaller IoU
-        under another noise. separation: see `separated`. boxed: that of a fixed box in the middle.
-        score: separation times stability (`steady`), -1 where nearly all pixels are on one side,
-        less 1 where D found something else that may be replaced: where the background is not 1.5
-        times as common on the frame as in the image (default faces: 2.5 where right, 1.0 to 1.3
-        where hair was taken), or the masks separate less than the box does (0.090 there; right
-        masks 0.13 to 0.14, a wrong one at the frame 0.07). A drifting mask loses separation long
-        before it collapses; confidence only ever rises and chooses nothing.
+        under another noise. separation: see `separated`; boxed: that of a fixed box. score:
+        separation times `steady`; -1 where nearly all pixels are on one side; less 1 where the
+        background is not 1.5 times as common on the frame (default faces: 2.5 where right, 1.0 to
+        1.3 where hair was taken), or the masks separate less than the box does (0.090; right masks
+        0.13 to 0.14). A drifting mask loses separation long before it collapses.
     """
     alpha, separation, boxed = collect(
         gen, seeds, separated, truncation=psi, shared=(params,), taps=flat_taps(gen.resolution)
@@ -115,9 +104,8 @@ def judge(gen: StyleGAN2, params: Params, seeds: list[int], psi: float) -> dict[
 def separated(
     gen: Any, z: jax.Array, truncation: jax.Array, params: Params, *, taps: tuple[str, ...]
 ) -> tuple[jax.Array, ...]:
-    """alpha [n r r], the share of the features' variance within each image that is between the
-    mask's two sides, mean of the taps [n], and the same for a box that is an eighth of the edge
-    length away from top, left and right.
+    """alpha [n r r], the share of the features' variance between its two parts, mean of the taps
+    [n], and that of a box.
     """
     image, features = gen.synthesize(gen.map(z, truncation), "const", taps)
     alpha = mask(params, tuple(features[t] for t in taps))
@@ -131,9 +119,7 @@ def separated(
 
 
 def _between(x: Float[Array, "n h w c"], hard: Float[Array, "n r r 1"]) -> Float[Array, "n"]:
-    """Variance between the two sides over all variance, channels scaled to the batch's deviation;
-    the mask is averaged to the features' size.
-    """
+    """Variance between the two parts over all variance, at the features' size."""
     x = x.astype(jnp.float32) / (x.std((0, 1, 2)) + 1e-6)
     x = x - x.mean((1, 2), keepdims=True)
     n, side = x.shape[:2]
@@ -163,9 +149,7 @@ def two_noises(
 def ground_facts(
     gen: Any, z: jax.Array, truncation: jax.Array, ground: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Mean colours of the frames of an image and of its background [n 3], and the absolute
-    correlation of the two layouts [n].
-    """
+    """Mean colours of the frames of image and background [n 3], correlation of layouts [n]."""
     w = gen.map(z, truncation)
     whole, rest = gen.synthesize(w)[0], ground.synthesize(w)[0]
     border = jnp.asarray(frame(*whole.shape[1:3]), jnp.float32)[None, :, :, None]

@@ -45,14 +45,10 @@ StepFn = Callable[[Any, int, Any], tuple[Any, Mapping[str, Any]]]
 class Training:
     """A training as it stands: all that a resumed one needs.
 
-    state: pytree of arrays that `step_fn` takes and returns, Optax state included.
-    step: steps done in this phase.
-    curve: measurements so far, rows for JSON.
-    facts: whatever else must survive, for JSON (scalar arrays are converted). It must be up to date
-        after every step, since an interruption may save it.
-    kept: further pytrees of arrays by name, such as the best weights so far.
-    seconds: time spent in `loop`, measuring included.
-    offset: number of the checkpoint at step 0 of this phase; numbers rise from phase to phase.
+    state: pytree of arrays that `step_fn` takes and returns. step: steps done in this phase. curve:
+        measurements, rows for JSON. facts: whatever else must survive, up to date after every step.
+        kept: further pytrees by name, such as the best weights. seconds: spent in `loop`. offset:
+        number of the checkpoint at step 0 of this phase.
     """
 
     state: PyTree
@@ -74,13 +70,10 @@ class Training:
 
 
 class Checkpoints:
-    """The last state of a training in a folder, replaced as a whole: a killed process leaves the
-    old one or the new one.
+    """The last state of a training in a folder, replaced as a whole.
 
-    folder: where Orbax writes, None keeps nothing.
-    config: the settings that a checkpoint of this training must share, for JSON; its digest is
-        stored.
-    discard: remove the checkpoint of another configuration instead of raising UsageError.
+    folder: where Orbax writes, None keeps nothing. config: settings that a checkpoint must share,
+        for JSON. discard: remove that of another configuration instead of raising UsageError.
     """
 
     def __init__(self, folder: Path | None, config: Any, *, discard: bool = False):
@@ -96,9 +89,7 @@ class Checkpoints:
         return self._open().latest_step()
 
     def save(self, run: Training) -> None:
-        """Write the training as it stands, unless it already is the last checkpoint. Raises
-        SisError for a full or closed disk.
-        """
+        """Write the training unless it is the last checkpoint; SisError for a full disk."""
         if self.folder is None or self.latest() == run.number:
             return
         ocp = _orbax()
@@ -115,11 +106,10 @@ class Checkpoints:
             self._open().wait_until_finished()
 
     def restore(self, state: PyTree, **kept: PyTree) -> Training | None:
-        """The training as it was saved, with NumPy arrays; None where there is no checkpoint.
+        """The training as it was saved, with NumPy arrays, or None.
 
-        state, kept: arrays, or their shapes (`jax.eval_shape`), in the structure to restore; of
-            `kept`, those that the checkpoint holds.
-        Raises UsageError where another configuration or network wrote it.
+        state, kept: arrays or their shapes in the structure to restore. Raises UsageError where
+            another configuration or network wrote it.
         """
         number = self.latest()
         if number is None:
@@ -206,18 +196,13 @@ def loop(
 ) -> Iterator[tuple[int, dict[str, float]]]:
     """Train until `run.step` is `steps`; yield (step, facts) every `every` steps and at the last.
 
-    The caller's block measures and appends a row to `run.curve`; then the checkpoint is written.
-    The caller may also replace `run.state`. Ctrl-C waits for the end of the step, saves it and
-    raises KeyboardInterrupt; a second one is not waited for.
-
-    step_fn: (state, step, batch) -> (next state, facts: scalar arrays).
-    batches: first step -> the batches from there on; batch t depends on (seed, t) alone.
-    unit: name and number of units per step, for the progress bar.
-    devices: the state is laid out on these once, so that nothing compiles or is sent twice.
-    losses: facts that must be finite at a snapshot. cure: the advice where they are not.
-    stop: asked after every step and every snapshot; True ends the training there, with a snapshot.
-    show: text beside the progress bar from the last row of the curve.
-    Raises SisError where a loss is not finite; the last good checkpoint is kept.
+    The caller's block appends a row to `run.curve` and may replace `run.state`; then the checkpoint
+    is written. Ctrl-C waits for the end of the step, saves it and raises KeyboardInterrupt.
+    step_fn: (state, step, batch) -> (next state, facts: scalar arrays). batches: first step -> the
+        batches from there on. unit: name and number of units per step. devices: where the state is
+        laid out. losses: facts that must be finite at a snapshot, or SisError with the `cure`.
+        stop: asked after every step; True ends the training with a snapshot. show: text beside the
+        progress bar from the last row.
     """
     if run.step >= steps:
         return
@@ -249,9 +234,7 @@ def loop(
 
 
 def on_devices(state: PyTree, devices: parallel.Devices = 1) -> PyTree:
-    """The arrays with strong types, one copy on each device: as every later call of a step finds
-    them, so that the first one compiles for all.
-    """
+    """The arrays with strong types, one copy on each device: the first step compiles for all."""
     return parallel.replicate(jax.tree.map(lambda a: jnp.asarray(a, a.dtype), state), devices)
 
 
@@ -281,9 +264,7 @@ def _check_finite(
 
 @contextmanager
 def _interrupt_after() -> Iterator[list[int]]:
-    """Ctrl-C inside the block only adds to the list; a second one raises KeyboardInterrupt. Outside
-    the main thread, and where somebody else handles the signal, nothing is changed.
-    """
+    """Ctrl-C inside the block is noted; a second one raises. Nothing outside the main thread."""
     caught: list[int] = []
     usual = signal.getsignal(signal.SIGINT)
     if (
@@ -314,9 +295,7 @@ def _as_now(meta: dict[str, Any]) -> dict[str, Any]:
 
 
 def _optax_as_lists(tree: PyTree) -> PyTree:
-    """The structure of a checkpoint from before `FORMAT`: Optax state, the only tuples, was stored
-    as a list of its leaves.
-    """
+    """The structure of checkpoints from before `FORMAT`: Optax state as a list of its leaves."""
 
     def is_tuple(node: Any) -> bool:
         return isinstance(node, tuple)

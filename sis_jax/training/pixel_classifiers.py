@@ -1,9 +1,8 @@
-"""Ensembles of small classifiers on the features of single pixels: gathered, trained and applied
-without ever holding a whole hypercolumn map.
+"""Ensembles of small classifiers of single pixels, without ever holding a whole hypercolumn map.
 
 The networks of DatasetGAN (Zhang et al. 2021, section 3.2): linear, ReLU, batch normalisation,
-twice; then linear. Without hidden layers it is the linear read-out of LinearGAN (Xu and Zheng
-2021). A hypercolumn is the concatenation of all feature maps, each enlarged to the image's size.
+twice; then linear. Without hidden layers: the read-out of LinearGAN (Xu and Zheng 2021). A
+hypercolumn is all feature maps enlarged to the image's size.
 """
 
 from __future__ import annotations
@@ -35,11 +34,9 @@ def hidden_widths(classes: int) -> tuple[int, int]:
 def hypercolumns(
     features: tuple[Float[Array, "b _ _ _"], ...], at: Int[Array, "b p"], side: int
 ) -> Float[Array, "b p d"]:
-    """Hypercolumns of single pixels: every map read at the pixel's place by bilinear interpolation
-    (half-pixel centres).
+    """Hypercolumns of single pixels, by bilinear interpolation (half-pixel centres).
 
-    at: row * side + column of each pixel in the image, which has side x side of them. Equal to
-        enlarging all maps and picking pixels.
+    at: row * side + column of each pixel in an image of side x side.
     """
     return jnp.concatenate([_read(x.astype(jnp.float32), at, side) for x in features], axis=-1)
 
@@ -59,9 +56,7 @@ def _read(x: Float[Array, "b r s c"], at: Int[Array, "b p"], side: int) -> Float
 
 
 def _neighbours(at: Any, size: int, side: int) -> list[tuple[Any, Any]]:
-    """(index, weight) of the two neighbours in a row of `size` of positions in a row of `side`, in
-    NumPy or JAX as `at` is.
-    """
+    """(index, weight) of the two neighbours of positions; NumPy or JAX, as `at` is."""
     lib = np if isinstance(at, np.ndarray) else jnp
     where = lib.clip((at + 0.5) * (size / side) - 0.5, 0, size - 1)
     low = lib.floor(where).astype(np.int32)
@@ -87,15 +82,12 @@ def train(
     seed: int = 0,
     tick: Callable[[int, float], None] = lambda steps, loss: None,
 ) -> Layers:
-    """Train all members at once; returns their layers with normalisation folded in, so that only
-    linear and ReLU are left.
+    """Train all members at once; returns their layers with normalisation folded in.
 
-    x: features, best standardised. y: class, 0..classes - 1. weight: of each point in the loss.
-        seen: how often each member is shown each point (0: never; that member's loss and
-        normalisation do without it). Every minibatch is read once for all members, which differ in
-        their first weights and in `seen`. Cross-entropy, Adam with decoupled weight decay, rate
-        falling to 0 as a cosine. tick: called now and then with the number of steps done and the
-        mean loss.
+    x: standardised features. y: class, 0..classes - 1. weight: of each point in the loss. seen: how
+        often each member is shown each point. Members share minibatches, and differ in their first
+        weights and in `seen`. Cross-entropy, decoupled weight decay, cosine rate. tick: called with
+        the number of steps and the mean loss.
     """
     rng = np.random.default_rng(seed)
     sizes = (x.shape[1], *hidden, classes)
@@ -142,9 +134,8 @@ def _steps(
         losses = jax.vmap(_loss, (0, None, None, None, 0))(
             layers, x[rows], y[rows], weight[rows], seen[:, rows]
         )
-        return (
-            losses.sum()
-        )  # members do not share weights: the gradient of the sum is every member's own
+        # Members do not share weights: the gradient of the sum is every member's own
+        return losses.sum()
 
     def step(state: Any, rows: Array) -> tuple[Any, Array]:
         layers, moments = state
@@ -176,11 +167,7 @@ def _moments(x: Float[Array, "n h"], seen: Float[Array, "n"]) -> tuple[Array, Ar
 
 @jax.jit
 def _folded(layers: Layers, x: Float[Array, "n d"], seen: Float[Array, "e n"]) -> Layers:
-    """Layers without normalisation: its moments, taken over all points a member was shown, go into
-    the next layer's weights.
-
-    Its own scale and shift were never parameters: the next layer can express them.
-    """
+    """Layers without normalisation: its moments go into the next layer's weights."""
 
     def member(arguments: tuple[Layers, Array]) -> Layers:
         own, shown = arguments
@@ -215,17 +202,12 @@ def _deeper(layers: Layers, y: Float[Array, "e *n h"]) -> Float[Array, "e *n k"]
 def label_maps(
     layers: Layers, features: tuple[Float[Array, "b _ _ _"], ...], side: int, majority: bool = False
 ) -> tuple[UInt8[Array, "b h w"], Float[Array, "b h w"]]:
-    """Class of every pixel and confidence, from layers with normalisation folded in; features as in
-    training, square, `side` pixels at most.
+    """Class of every pixel and confidence; features square, `side` pixels at most.
 
-    The first layer is applied to every map at its own size and its result enlarged: enlarging is
-    linear, so this equals a hypercolumn's first layer at a fraction of the work. Images, and
-    members (all at once without hidden layers), take turns: memory does not grow with their number,
-    and the data of one turn fit a processor's cache.
-
-    Class: the largest mean probability, or with `majority` the one most members vote for (the mean
-        decides ties). Confidence: 1 minus the Jensen-Shannon divergence of the members'
-        distributions, H(mean p) - mean H(p), over the largest it can be, log min(members, classes).
+    The first layer is applied to every map at its own size and its result enlarged, which is equal
+    because enlarging is linear. Images and members take turns: flat memory. Class: the largest mean
+    probability, or with `majority` the most votes. Confidence: 1 minus the Jensen-Shannon
+    divergence H(mean p) - mean H(p) over log min(members, classes).
     """
     members, classes = layers[-1][1].shape
     sizes = sorted({x.shape[1] for x in features})
@@ -267,9 +249,7 @@ def label_maps(
 def _turns(
     layers: Layers, features: tuple[Array, ...], group: int
 ) -> tuple[dict[int, Array], Array, Layers]:
-    """The layers, `group` members at a time along a new first axis; the first one as {map size:
-    weight [turns, channels, group * width]}, bias.
-    """
+    """The layers, `group` members at a time along a new first axis; the first one by map size."""
     (weight, bias), at, rows = layers[0], 0, {}
     for x in features:
         rows.setdefault(x.shape[1], []).append(weight[:, at : at + x.shape[-1]])
@@ -289,9 +269,7 @@ def _turns(
 def _enlarged(
     maps: dict[int, Float[Array, "_ _ _"]], weight: dict[int, Float[Array, "_ o"]], side: int
 ) -> Float[Array, "p o"]:
-    """Sum over maps of (map x weight) enlarged bilinearly, pixels column by column: rows map by
-    map, then all columns in one product.
-    """
+    """Sum over maps of (map x weight) enlarged bilinearly, pixels column by column."""
     if not maps:
         return jnp.zeros((side * side, next(iter(weight.values())).shape[1]))
     matrices = {r: linear_matrix(r, side).astype(np.float32) for r in maps}
@@ -307,10 +285,8 @@ def _enlarged(
 def _verdict(
     p: Array, entropy: Array, votes: Array, members: int, side: int
 ) -> tuple[Array, Array]:
-    """Label and confidence of one image from the mean probability, the mean entropy and the votes
-    of its pixels, column by column.
-    """
+    """Label and confidence from mean probability, mean entropy and votes, column by column."""
     divergence = -(p * jnp.log(jnp.maximum(p, 1e-30))).sum(-1) - entropy
     label = jnp.argmax(votes + 0.5 * p, axis=-1).astype(jnp.uint8)  # without votes p alone decides
-    sure = jnp.clip(1 - divergence / np.log(max(min(members, p.shape[-1]), 2)), 0, 1)
-    return label.reshape(side, side).T, sure.reshape(side, side).T
+    confidence = jnp.clip(1 - divergence / np.log(max(min(members, p.shape[-1]), 2)), 0, 1)
+    return label.reshape(side, side).T, confidence.reshape(side, side).T

@@ -63,8 +63,8 @@ class Recipe:
     """How to project; fixed at compile time.
 
     space: "w+" has one w per layer, "w" one for all. rate: Adam's peak, in spreads of w. pyramid,
-        features: weights of the two distances. pull: of the distance between W+ layers. noise:
-        whether the noise maps are optimised too. explore: deviation of the noise on w, in |w|.
+        features: weights of the distances. pull: of the distance between W+ layers. noise: optimise
+        the noise maps too. explore: deviation of the noise on w, in |w|.
     """
 
     space: Literal["w", "w+"] = "w+"
@@ -80,9 +80,7 @@ class Recipe:
 
 
 def laplacian(images: Float[Array, "n r r c"]) -> list[Float[Array, "n _ _ c"]]:
-    """Band-pass images, fine to coarse, and the 4 x 4 rest: the loss of each halving (Burt and
-    Adelson 1983).
-    """
+    """Band-pass images, fine to coarse, and the 4 x 4 rest (Burt and Adelson 1983)."""
     bands = []
     while images.shape[1] > 4 and images.shape[1] % 2 == 0:
         smaller = convolution.downsample2d(images)
@@ -101,9 +99,7 @@ def band_distance(
 def discriminator_maps(
     disc: Discriminator, images: Float[Array, "n r r 3"]
 ) -> list[Float[Array, "n _ _ _"]]:
-    """The discriminator's features after its first layer and every block above 4 x 4; nothing in
-    them depends on other images of the batch.
-    """
+    """The discriminator's features after its first layer and every block above 4 x 4."""
     x = disc.fromrgb(images, disc.config.conv_clamp)
     maps, r = [x], disc.config.resolution
     while r > 4:
@@ -116,9 +112,7 @@ def discriminator_maps(
 def feature_distance(
     a: list[Float[Array, "n _ _ _"]], b: list[Float[Array, "n _ _ _"]]
 ) -> Float[Array, "n"]:
-    """Squared distance per pixel, mean over pixels, sum over maps: LPIPS (Zhang et al. 2018,
-    equation 1) if `feature_maps` made them.
-    """
+    """Squared distance per pixel, mean over pixels, sum over maps, as LPIPS."""
     return sum(
         (jnp.square(x - y).sum(-1).mean(axis=(1, 2)) for x, y in zip(a, b)), jnp.zeros(len(a[0]))
     )
@@ -127,9 +121,7 @@ def feature_distance(
 def feature_maps(
     net: Discriminator | LPIPS, images: Float[Array, "n r r 3"]
 ) -> list[Float[Array, "n _ _ _"]]:
-    """The compared features: LPIPS, or the same on a discriminator without learnt gains, where
-    every map counts alike.
-    """
+    """The compared features: LPIPS, or a discriminator's, where every map counts alike."""
     if isinstance(net, LPIPS):
         return lpips_maps(net, images)
     maps = discriminator_maps(net, images)
@@ -139,9 +131,7 @@ def feature_maps(
 
 
 def noise_penalty(noise: Noise) -> Float[Array, "n"]:
-    """How much neighbours in the noise maps resemble each other, at every scale down to 8 pixels:
-    noise shall not draw the image.
-    """
+    """How much neighbours in the noise maps resemble each other, down to 8 pixels."""
     total: Any = 0.0
     for x in noise.values():
         while True:
@@ -177,9 +167,7 @@ def with_noise(gen: StyleGAN2, noise: dict[str, Float[AnyArray, "_ _"]]) -> Styl
 
 
 def drawn(gen: Any, w: Float[AnyArray, "n s w"], noise: Noise) -> Float[Array, "n r r 3"]:
-    """Images of latents, each with its own noise maps; with the generator's own where `noise` is
-    empty.
-    """
+    """Images of latents with their noise maps, or the generator's own where `noise` is empty."""
     if not noise:
         return gen.synthesize(w)[0]
     return jax.vmap(lambda one, maps: with_noise(gen, maps).synthesize(one[None])[0][0])(w, noise)
@@ -249,13 +237,11 @@ def steps_body(
     *,
     recipe: Recipe,
 ) -> tuple[State, Float[Array, "b"]]:
-    """Steps first, ..., last - 1 of total, where span = (first, last, total), and the distance at
-    the last: one device's share.
+    """Steps first, ..., last - 1 of total (span), and the distance at the last, on one device.
 
-    net: the discriminator or LPIPS, None without. length: |w|, root mean squared distance of w from
-        its mean. known: 1 where the photo shall be matched, None for all of it; the rest is filled
-        with the generated image there, so that no distance sees it. seeds: of the exploration, one
-        per photo.
+    net: the discriminator, LPIPS or None. length: |w|. known: 1 where the photo shall be matched
+        (None: everywhere); elsewhere it is the generated image. seeds: of the exploration, per
+        photo.
     """
     slots, width = gen.num_ws, state[0]["w"].shape[-1]
     spread = length / np.sqrt(width)
@@ -295,15 +281,12 @@ def steps_body(
         noise = jax.tree.map(lambda x, c: _normalised(x - c), values["noise"], change["noise"])
         return ({"w": w, "noise": noise}, (mean, square)), each
 
-    return jax.lax.fori_loop(
-        span[0], span[1], step, (state, jnp.zeros(len(photos)))
-    )  # one program for any number of steps
+    # One program for any number of steps
+    return jax.lax.fori_loop(span[0], span[1], step, (state, jnp.zeros(len(photos))))
 
 
 def seen(net: Any, images: Float[Array, "n r r 3"], recipe: Recipe) -> Seen:
-    """The inputs of the recipe's distances: (bands, features), each empty where it has no
-    weight.
-    """
+    """The inputs of the distances: (bands, features), empty where they have no weight."""
     bands = laplacian(images) if recipe.pyramid else []
     return bands, feature_maps(net, images) if recipe.features and net is not None else []
 

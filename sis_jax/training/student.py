@@ -1,7 +1,7 @@
 """One training step of a student, as pure functions of one device's share of a batch.
 
-Loss: mean cross-entropy over pixels that are not ignored (section 3.3 of Segmentation in Style),
-    optionally with pixels weighted by the teacher's confidence, and with soft targets from it.
+Loss: mean cross-entropy over pixels that are not ignored, optionally weighted by the teacher's
+    confidence, and with soft targets from it.
 """
 
 from __future__ import annotations
@@ -33,14 +33,12 @@ State = dict[str, Any]  # a pytree of arrays only
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyper-parameters of a run. Hashable: it is fixed at compile time.
+    """Hyper-parameters of a run, fixed at compile time.
 
-    optimizer: "adam" adds weight_decay to the gradient (L2, as the paper's), "adamw" decouples it.
-        schedule: "poly" (1 - t / T)^0.9, or "cosine" after a linear warm-up over one twentieth.
-        weighting: exponent of the confidence as weight, 0 = none. soft: confidence makes soft
-        targets.
-    ema: decay of the averaged network, 0 = none. side: resolution trained at, in pixels.
-        backbone_rate: learning rate of a pretrained backbone, as a share of `learning_rate`.
+    optimizer: "adam" adds weight_decay to the gradient, "adamw" decouples it. schedule: "poly" (1 -
+        t / T)^0.9, or "cosine" after a warm-up. weighting: exponent of the confidence, 0 = none.
+        soft: soft targets. ema: decay of the averaged network, 0 = none. side: resolution in
+        pixels. backbone_rate: of a pretrained backbone, as a share of `learning_rate`.
     """
 
     steps: int = 2000
@@ -169,7 +167,7 @@ def _shown(
     """(varied images, masks, confidence 0..1) of a labelled batch at the recipe's size."""
     a, n = recipe.augmentation, len(images)
     maps, mirrored = geometry(jax.random.fold_in(key, 0), n, a)
-    x, y, sure = warp(
+    x, y, confidence = warp(
         to_float(images),
         masks,
         certainty.astype(jnp.float32) / 255,
@@ -182,16 +180,16 @@ def _shown(
         x = other_backgrounds(
             jax.random.fold_in(key, 2), x, soften((y != 0).astype(jnp.float32)), a.background
         )
-    return (appearance(jax.random.fold_in(key, 1), x, a) if a != NONE else x), y, sure
+    return (appearance(jax.random.fold_in(key, 1), x, a) if a != NONE else x), y, confidence
 
 
 def _labelled_loss(
     graph: Any, params: dict, statistics: dict, batch: tuple, recipe: Recipe
 ) -> tuple[Array, dict, Array]:
     """(mean loss, statistics after it, share of pixels labelled as in the mask)."""
-    x, y, sure = batch
+    x, y, confidence = batch
     logits, statistics = forward(graph, params, statistics, x, recipe)
-    total, weight = cross_entropy(logits, y, sure, recipe)
+    total, weight = cross_entropy(logits, y, confidence, recipe)
     hit = psum(((logits.argmax(-1) == y) & (y != IGNORE)).sum()) / jnp.maximum(
         psum((y != IGNORE).sum()), 1
     )
@@ -208,8 +206,8 @@ def train_step(
     graph: Any,
     recipe: Recipe,
 ) -> tuple[State, dict[str, Array]]:
-    """One step on labelled images. images: uint8[n h w 3]; masks: uint8[n h w] of channels;
-    certainty: uint8[n h w], 255 = full confidence.
+    """One step on images uint8[n h w 3] with masks of channels and certainty, uint8[n h w], 255 =
+    1.
     """
     batch = _shown(device_key(key), images, masks, certainty, recipe)
 

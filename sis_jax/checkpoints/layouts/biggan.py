@@ -1,8 +1,7 @@
-"""BigGAN-deep in the layout of `pytorch_pretrained_biggan` (`config.json` and `pytorch_model.bin`)
-to our arrays.
+"""BigGAN-deep in the layout of `pytorch_pretrained_biggan` to our arrays.
 
-Spectral norm is divided out here: W / sigma with sigma = u W v, u and v as the file holds them
-(Miyato et al. 2018, arXiv 1802.05957, section 2.1).
+Spectral norm is divided out: W / sigma with sigma = u W v (Miyato et al. 2018, arXiv 1802.05957,
+    section 2.1).
 """
 
 from __future__ import annotations
@@ -31,9 +30,7 @@ _MAX_SETTINGS = 1 << 20  # bytes
 
 
 def config_of(given: Mapping[str, Any]) -> BigGANConfig:
-    """The config from the fields in a `config.json` of ours; SisError where they are no such
-    thing.
-    """
+    """The config from the fields in our `config.json`; SisError where they are damaged."""
     try:
         lists: dict[str, Any] = {
             name: tuple(given[name]) for name in ("channels", "bottlenecks", "ups")
@@ -79,9 +76,7 @@ def build_generator(config: BigGANConfig, arrays: Arrays, what: str, info: Info)
 
 
 def published_settings(checkpoint: Path) -> dict[str, Any] | None:
-    """The `config.json` that is published beside a checkpoint, under that name or with the
-    checkpoint's prefix; None where there is none.
-    """
+    """The `config.json` published beside a checkpoint (or with its prefix), or None."""
     named = checkpoint.name.replace(CHECKPOINT, SETTINGS)
     for path in dict.fromkeys((checkpoint.with_name(named), checkpoint.with_name(SETTINGS))):
         if path == checkpoint or not path.is_file():
@@ -100,9 +95,7 @@ def published_settings(checkpoint: Path) -> dict[str, Any] | None:
 
 
 def checkpoint_in(path: Path) -> Path:
-    """The checkpoint of a folder in the published layout, `config.json` beside `pytorch_model.bin`;
-    any other path as it is.
-    """
+    """The checkpoint of a folder in the published layout; any other path as it is."""
     if (
         path.is_dir()
         and (path / CHECKPOINT).is_file()
@@ -113,8 +106,8 @@ def checkpoint_in(path: Path) -> Path:
 
 
 def convert_generator(source: Arrays, settings: Mapping[str, Any] | None, what: str) -> Converted:
-    """A state dict under our names. settings: the published config.json, which alone states where
-    the size doubles; without it, at every other block.
+    """A state dict under our names. settings: the published config.json, by default every other
+    block doubles.
     """
     plain, wrong = _without_spectral_norm(source)
     attention = next(
@@ -143,9 +136,7 @@ def convert_generator(source: Arrays, settings: Mapping[str, Any] | None, what: 
 
 @np.errstate(all="ignore")  # overflow is reported as a fault
 def _without_spectral_norm(source: Arrays) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The state dict with `x.weight` in place of `x.weight_orig`, `x.weight_u` and `x.weight_v`,
-    and their faults.
-    """
+    """The state dict with `x.weight` for `x.weight_orig`, `_u` and `_v`; and their faults."""
     plain: dict[str, np.ndarray] = {}
     wrong = []
     for key, value in source.items():
@@ -182,9 +173,7 @@ def _without_spectral_norm(source: Arrays) -> tuple[dict[str, np.ndarray], list[
 
 
 def _rules(attention: int | None) -> tuple[Rule, ...]:
-    """The layout. The attention layer is counted among the layers there; our blocks are counted
-    alone.
-    """
+    """The layout; it counts the attention layer among the blocks, ours are counted alone."""
     block = r"generator\.layers\.(\d\d?)\."
 
     def ours(rest: str) -> Any:
@@ -279,14 +268,10 @@ def _shape(arrays: Arrays, key: str, rank: int) -> tuple[int, ...]:
 def _doublings(
     settings: Mapping[str, Any], channels: tuple[int, ...], what: str
 ) -> tuple[tuple[bool, ...], float]:
-    """Which blocks double the size, and epsilon, from the published settings, which must agree with
-    the arrays.
-    """
-    layers, eps, width = (
-        settings.get("layers"),
-        settings.get("eps", BigGANConfig.eps),
-        settings.get("channel_width"),
-    )
+    """Which blocks double the size, and epsilon, from the settings, which must fit the arrays."""
+    layers = settings.get("layers")
+    eps = settings.get("eps", BigGANConfig.eps)
+    width = settings.get("channel_width")
     rows = (
         [
             row

@@ -1,10 +1,7 @@
-"""CLIP in other people's layouts: one table each from their names to ours, and the shape of the
-network read from the arrays.
+"""CLIP in other people's layouts, and the shape of the network read from the arrays.
 
-Layouts: "openai-clip" (OpenAI's state dicts and archives), "open_clip" (the same names, with a
-    config beside them), "transformers-clip" (Hugging Face folders). Rules are as in
-    `layouts/tables.py`: every name in a file matches exactly one, and arrays not needed are dropped
-    by a rule of their own.
+Layouts: "openai-clip" (OpenAI's state dicts and archives), "open_clip" (the same names beside a
+    config), "transformers-clip" (Hugging Face). Rules are as in `layouts/tables.py`.
 """
 
 from __future__ import annotations
@@ -36,8 +33,8 @@ _NORM = ("weight", "bias", "mean", "var")
 
 @dataclass(frozen=True)
 class Facts:
-    """Settings that the arrays do not show. heads: None is width / 64. end: id of the end token;
-    None where the largest id of a text is its end.
+    """Settings that the arrays do not show. heads: None is width / 64. end: id of the end token,
+    None for a text's largest id.
     """
 
     vision_heads: int | None = None
@@ -50,9 +47,7 @@ class Facts:
 
 
 def _block(rest: str) -> Callable[[re.Match, int], str]:
-    """A name inside block `match[2]` of the tower named by `match[1]`; `rest` is expanded from the
-    match.
-    """
+    """A name inside block `match[2]` of the tower `match[1]`."""
     return lambda match, _: (
         f"{'visual' if match[1] else 'text'}.transformer.block{match[2]}.{match.expand(rest)}"
     )
@@ -149,9 +144,7 @@ def _rules(layout: str, source: Mapping[str, np.ndarray]) -> tuple[Rule, ...]:
 def convert(
     source: Mapping[str, np.ndarray], layout: str, facts: Facts, what: str
 ) -> tuple[CLIPConfig, Arrays]:
-    """A state dict under our names as float32, and the shape of the network; SisError that lists
-    every array which does not fit.
-    """
+    """A state dict as float32 under our names, and the network's shape; SisError lists misfits."""
     arrays, wrong = translate(_split(source), _rules(layout, source))
     wrong += _fold(arrays)
     config = _config(arrays, facts, what, wrong)
@@ -167,9 +160,7 @@ def build_network(
 
 
 def _split(source: Mapping[str, np.ndarray]) -> Arrays:
-    """`in_proj` stacks query, key and value: three arrays with names of their own, so that a rule
-    is one name to one name.
-    """
+    """`in_proj` stacks query, key and value: three arrays, so that rules are one to one."""
     split: Arrays = {}
     for key, value in source.items():
         if (
@@ -184,9 +175,7 @@ def _split(source: Mapping[str, np.ndarray]) -> Arrays:
 
 
 def _fold(arrays: Arrays) -> list[str]:
-    """Fold every batch norm into its convolution: w' = w g / sqrt(var + 1e-5), b' = b - mean g /
-    sqrt(var + 1e-5). Returns the faults.
-    """
+    """Fold batch norms into convolutions: w' = w g / sqrt(var + 1e-5), b' = b - mean g / ..."""
     wrong = []
     for name in sorted({key.split(".norm.")[0] for key in arrays if ".norm." in key}):
         parts = {part: arrays.pop(f"{name}.norm.{part}", None) for part in _NORM}
@@ -220,9 +209,7 @@ def _fold(arrays: Arrays) -> list[str]:
 
 
 def _config(arrays: Arrays, facts: Facts, what: str, wrong: list[str]) -> CLIPConfig:
-    """The config that the arrays imply; raises with all faults so far where those that define the
-    shape are missing.
-    """
+    """The config that the arrays imply; raises with all faults so far where it cannot be told."""
     vit = "visual.patch" in arrays
     needed = {**_TELLING, **(_TELLING_VIT if vit else _TELLING_RESNET)}
     found: dict[str, tuple[int, ...]] = {
@@ -235,10 +222,8 @@ def _config(arrays: Arrays, facts: Facts, what: str, wrong: list[str]) -> CLIPCo
         if key in arrays and (len(s) != needed[key] or 0 in s)
     ]
     refuse(what, wrong + silent if silent else [])
-    (vocabulary, width), hidden = (
-        found["text.token_embedding"],
-        found["text.transformer.block0.fc.bias"][0],
-    )
+    (vocabulary, width) = found["text.token_embedding"]
+    hidden = found["text.transformer.block0.fc.bias"][0]
     text = _transformer(
         "text", width, hidden, arrays, facts.text_heads, facts.text_activation, facts.text_epsilon
     )
@@ -304,9 +289,7 @@ def _count(arrays: Arrays, pattern: str) -> int:
 
 
 def _side(positions: int) -> int:
-    """Edge length of the square grid of a table of positions, which has one row more; a wrong table
-    is reported by its shape later.
-    """
+    """Edge of the square grid of a table of positions, which has one row more."""
     return max(1, round((positions - 1) ** 0.5))
 
 

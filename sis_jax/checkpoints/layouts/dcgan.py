@@ -1,6 +1,4 @@
-"""A DCGAN's PyTorch state dict to our arrays: `main.{0,3,6,...}` transposed convolutions,
-`main.{1,4,7,...}` batch norms, folded.
-"""
+"""A DCGAN's state dict to our arrays: `main.0, 3, ...` convolutions, `main.1, 4, ...` norms."""
 
 from __future__ import annotations
 
@@ -46,8 +44,8 @@ def build_generator(
 
 @np.errstate(all="ignore")  # overflow is reported as a fault
 def convert_generator(source: Mapping[str, np.ndarray], what: str) -> Converted:
-    """A state dict (in, out, kh, kw) under our names, batch norm folded: scale = g / sqrt(var +
-    1e-5), offset = b - mean scale.
+    """A state dict (in, out, kh, kw) under our names; scale = g / sqrt(var + 1e-5), offset = b -
+    mean scale.
     """
     wrong = [
         f"unknown: {key[:80]}, file has {list(value.shape)}"
@@ -78,10 +76,8 @@ def convert_generator(source: Mapping[str, np.ndarray], what: str) -> Converted:
         if bias is not None and bias.shape != (n_out,):
             wrong.append(f"shape: main.{at}.bias, file has {list(bias.shape)}, model has [{n_out}]")
             bias = None
-        arrays[f"stage{stage}.scale"], arrays[f"stage{stage}.offset"] = (
-            scale,
-            offset if bias is None else offset + bias * scale,
-        )
+        arrays[f"stage{stage}.scale"] = scale
+        arrays[f"stage{stage}.offset"] = offset if bias is None else offset + bias * scale
         used |= {f"main.{at}.{part}" for part in ("weight", "bias")} | {
             f"main.{at + 1}.{part}" for part in (*_NORM, "num_batches_tracked") if not last
         }

@@ -1,7 +1,4 @@
-"""DINOv2 in Hugging Face's layout: "transformers-dinov2", with and without registers.
-
-Layer scale is folded into the linear layer before it: s (x W + b) = x (W s) + b s.
-"""
+"""DINOv2 in Hugging Face's layout. Layer scale is folded: s (x W + b) = x (W s) + b s."""
 
 from __future__ import annotations
 
@@ -51,10 +48,7 @@ _RULES: tuple[Rule, ...] = (
 
 
 def convert(source: Mapping[str, np.ndarray], what: str) -> tuple[DINOv2Config, Arrays]:
-    """The network's shape, read from the arrays, and its arrays under our names as float32.
-
-    SisError for arrays that do not fit, all of them listed.
-    """
+    """The network's shape and float32 arrays under our names; SisError lists all misfits."""
     arrays, wrong = translate(source, _RULES)
     config = _config(arrays, what)
     wrong += _fold(arrays, config)

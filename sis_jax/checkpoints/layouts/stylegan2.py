@@ -1,5 +1,5 @@
-"""StyleGAN2 from arrays under our names: the architecture is read from their shapes; settings that
-old files lack are supplied and reported.
+"""StyleGAN2 from arrays under our names: its shape is read, missing settings are supplied,
+reported.
 """
 
 from __future__ import annotations
@@ -26,11 +26,9 @@ _W_SAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Facts:
-    """Settings that a checkpoint states beside its arrays. Defaults are those of the published
-    networks.
+    """Settings that a checkpoint states beside its arrays, by default the published ones.
 
-    architecture: "skip" or "resnet", "" where the file does not state it. mapping_lr: learning rate
-        multiplier of the mapping network.
+    architecture: "skip", "resnet" or "" (not stated). mapping_lr: learning rate multiplier.
     """
 
     conv_clamp: float | None = None
@@ -50,11 +48,8 @@ class Network:
 
 @dataclass(frozen=True)
 class Converted:
-    """One network under our names: float32 arrays, the fields of its config, and the supplied
-    settings.
-
-    The arrays are views of the file where they can be, so that a conversion holds one array at a
-    time and not a second network.
+    """One network under our names: float32 arrays (views of the file where possible), config,
+    notes.
     """
 
     arrays: Arrays
@@ -125,9 +120,7 @@ def build_discriminator(
 
 
 def convert_generator(network: Network, layout: str, what: str) -> Converted:
-    """A foreign generator under our names. layout: "ada", "tf" or "rosinality"; `what` names the
-    file in errors.
-    """
+    """A foreign generator under our names; `what` names the file in errors."""
     _check_facts(network.facts, "skip", what)
     arrays, wrong = translate(network.arrays, TABLES[layout, "generator"])
     concat = layout == "tf" and "mapping/LabelConcat/weight" in network.arrays
@@ -150,8 +143,8 @@ def convert_generator(network: Network, layout: str, what: str) -> Converted:
 
 @np.errstate(all="ignore")
 def _equalise_label_concat(arrays: Arrays) -> None:
-    """The first TensorFlow code embeds labels by a bare matrix; ours has the equalised learning
-    rate's 1 / sqrt(inputs) and a bias.
+    """The first TensorFlow code embeds labels by a bare matrix; ours has 1 / sqrt(inputs) and a
+    bias.
     """
     weight = arrays["mapping.embed.weight"]
     arrays["mapping.embed.weight"] = weight * np.float32(np.sqrt(len(weight)))
@@ -184,9 +177,7 @@ def _check_facts(facts: Facts, architecture: str, what: str) -> None:
 
 @np.errstate(over="ignore")  # overflow is reported as a fault
 def float32(arrays: Arrays, mapping_lr: float = LR_MULTIPLIER) -> Arrays:
-    """The same arrays, floating-point ones as float32; another learning rate multiplier of the
-    mapping network is folded in.
-    """
+    """The same arrays as float32, another learning rate multiplier of the mapping folded in."""
     factor = np.float32(mapping_lr / LR_MULTIPLIER)
     made = {
         key: np.asarray(value, np.float32) if value.dtype.kind == "f" else value
@@ -202,9 +193,7 @@ def _sizes(arrays: Arrays, pattern: str) -> list[int]:
 
 
 def _shape(arrays: Arrays, key: str, rank: int) -> tuple[int, ...]:
-    """Shape of an array that decides about the architecture; KeyError where it is missing or has
-    another rank.
-    """
+    """Shape of an array that decides the architecture; KeyError for a missing or misshapen one."""
     value = arrays[key]
     if value.ndim != rank:
         raise KeyError(key)
@@ -299,9 +288,7 @@ def _read_discriminator(
 
 
 def _as_rgb(arrays: Arrays) -> list[str]:
-    """Three colours from the RGB layers of a generator that draws grey, grey with alpha or RGBA;
-    returns notes on the changes. Other counts are reported as faults later.
-    """
+    """Three colours from RGB layers of grey, grey with alpha or RGBA; returns notes."""
     layers = [
         k[: -len("weight")] for k in arrays if re.fullmatch(r"synthesis\.b\d+\.torgb\.weight", k)
     ]
@@ -320,9 +307,7 @@ def _as_rgb(arrays: Arrays) -> list[str]:
 
 
 def _from_rgb(arrays: Arrays) -> list[str]:
-    """A first layer that takes three colours, for a discriminator of grey or RGBA images: three
-    equal channels, or opaque ones, get the score they had; returns notes on the changes.
-    """
+    """A first layer that takes RGB, for a discriminator of grey or RGBA images; returns notes."""
     weight, bias = arrays.get("fromrgb.weight"), arrays.get("fromrgb.bias")
     if weight is None or bias is None or weight.ndim != 4 or bias.shape != weight.shape[3:]:
         return []
@@ -340,9 +325,7 @@ def _from_rgb(arrays: Arrays) -> list[str]:
 
 
 def _supply_noise(arrays: Arrays, source: Mapping[str, np.ndarray]) -> list[str]:
-    """Noise maps and strengths for networks that were saved without; returns notes on the changes.
-    A network is one without noise only where nothing in its file has that name.
-    """
+    """Noise maps and strengths for networks saved without any; returns notes on the changes."""
     layers = [
         m[1]
         for key in arrays

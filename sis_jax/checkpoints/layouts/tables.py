@@ -1,11 +1,9 @@
 """StyleGAN2 in other people's layouts: one table each from their names to ours.
 
-Layouts: "ada" (NVIDIA's PyTorch networks: ADA, and StyleGAN2 saved by the StyleGAN3 code), "tf"
-    (NVIDIA's TensorFlow networks), "rosinality" (the widespread PyTorch port), "flaxmodels" (HDF5
-    files of that library; its orientation is TensorFlow's). A rule is (pattern, our name,
-    transform); our name may be a function of the match. Every name in a file must match exactly one
-    rule of its table; arrays that are not needed (filters, counters) are dropped by a rule of their
-    own.
+Layouts: "ada" (NVIDIA's PyTorch networks), "tf" (NVIDIA's TensorFlow networks), "rosinality" (the
+    widespread PyTorch port), "flaxmodels" (HDF5). A rule is (pattern, our name or a function of the
+    match, transform). Every name in a file must match exactly one rule of its table; arrays not
+    needed have a rule that drops them.
 """
 
 from __future__ import annotations
@@ -177,9 +175,7 @@ _ROSINALITY_GENERATOR: tuple[Rule, ...] = (
 
 
 def _ros_block(rest: str) -> Callable[[re.Match, int], str]:
-    """Discriminator blocks count down from the full resolution: the last of `depth` is the one at
-    8x8.
-    """
+    """Discriminator blocks count down from the full resolution; the last of `depth` is at 8x8."""
     return lambda match, depth: f"b{2 ** (max(depth - int(match[1]), 0) + 3)}.{rest}"
 
 
@@ -215,9 +211,7 @@ TABLES: dict[tuple[str, str], tuple[Rule, ...]] = {
 def translate(
     source: Mapping[str, np.ndarray], rules: tuple[Rule, ...]
 ) -> tuple[Arrays, list[str]]:
-    """Arrays under our names, and the faults: names that no rule or several match, two names for
-    one place, wrong ranks.
-    """
+    """Arrays under our names, and the faults: unknown, ambiguous, twice, misshapen."""
     depth = max(
         (int(m[1]) for key in source if (m := re.match(r"convs\.(\d\d?)\.", key))), default=0
     )

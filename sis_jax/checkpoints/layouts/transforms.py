@@ -1,8 +1,6 @@
-"""Array transforms that the layout tables name: other people's orientation to ours (convolutions
-HWIO, linear [in, out], NHWC constants).
+"""Array transforms by name: other people's orientation to ours (HWIO, [in, out], NHWC).
 
-Each entry is (number of axes it expects or None, function). See the docstring of
-`models/stylegan2.py` for our orientation.
+Each entry is (number of axes it expects or None, function).
 """
 
 from __future__ import annotations
@@ -80,9 +78,7 @@ TRANSFORMS: dict[str, tuple[int | None, Callable[[np.ndarray], np.ndarray | None
 
 
 def apply(name: str, value: np.ndarray) -> np.ndarray | None:
-    """The transformed array, None where it is dropped; SisError with the reason where it does not
-    fit.
-    """
+    """The transformed array, None where it is dropped; SisError where it does not fit."""
     rank, function = TRANSFORMS[name]
     if rank is not None and value.ndim != rank:
         raise SisError(f"it has {value.ndim} axes, expected {rank}")

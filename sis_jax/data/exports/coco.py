@@ -1,35 +1,27 @@
-"""COCO export: annotations/instances_<split>.json with run-length masks by pycocotools, images in
-<split>/.
+"""COCO export: annotations/instances_<split>.json with run-length masks, images in <split>/.
 
-One annotation per class and image, not per connected piece: a mask gives the class of a pixel, not
-the number of objects. The background is no category, and neither is ignore (255): both are simply
-not covered, which is all that this format loses. Lists are streamed.
+One annotation per class and image, not per piece. Background and ignore (255) are not covered,
+which is all that this format loses. Lists are streamed.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as rle
 
+from sis_jax.data.exports.common import Classes, Splits
 from sis_jax.data.files import json_text, plain
 from sis_jax.data.items import Item, ahead, picture_png
 
 
-def save(
-    splits: Mapping[str, Iterable[Item]],
-    classes: Sequence[Mapping[str, Any]],
-    folder: Path,
-    card: str,
-) -> str:
-    """Write every split. With `scores`, each annotation carries `score`, the mean score of its
-    class over its pixels.
-    """
+def save(splits: Splits, classes: Classes, folder: Path, card: str) -> str:
+    """Write every split; with `scores`, each annotation carries the mean score of its class."""
     (folder / "annotations").mkdir()
     categories = [
         {"id": c["id"], "name": c["name"], "supercategory": "part"}
@@ -56,12 +48,12 @@ def _save_split(folder: Path, split: str, stream: Iterable[Item], head: Mapping[
         open(lists["images"], "w", encoding="utf-8") as images,
         open(lists["annotations"], "w", encoding="utf-8") as found,
     ):
-        for number, (item, picture) in enumerate(ahead(picture_png, stream), 1):
+        for number, (item, image) in enumerate(ahead(picture_png, stream), 1):
             # Masks alone are annotations of the photos where these are.
-            file = item.place if picture is None else f"{item.name}.png"
-            if picture is not None:
+            file = item.place if image is None else f"{item.name}.png"
+            if image is not None:
                 (folder / split).mkdir(exist_ok=True)
-                (folder / split / file).write_bytes(picture)
+                (folder / split / file).write_bytes(image)
             height, width = item.mask.shape
             row = {
                 "id": number,

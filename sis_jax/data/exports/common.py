@@ -1,6 +1,4 @@
-"""Common parts of several formats: the streams they take, classes with the background, images that
-must be there.
-"""
+"""Common parts of several formats."""
 
 from __future__ import annotations
 
@@ -23,9 +21,7 @@ def with_background(classes: Classes) -> dict[int, str]:
 
 
 def unique_names(names: Iterable[str], forbidden: str = "") -> list[str]:
-    """Names on one line each, all different, without the characters that a format gives a meaning:
-    those become "_", an empty name its number, and a twin gets its number.
-    """
+    """Names on one line each, all different, without the `forbidden` characters."""
     made: list[str] = []
     for number, name in enumerate(names):
         clean = re.sub(f"[{re.escape(forbidden)}]", "_", printable(str(name))) if forbidden else ""

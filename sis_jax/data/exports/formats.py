@@ -1,9 +1,4 @@
-"""Datasets in other people's formats: COCO, VOC, YOLO, Hugging Face, npz, TFDS.
-
-`write` takes a stream of images and masks, so that a dataset and the masks predicted for a folder
-of photos go through one door. A new format is one function `save(splits, classes, folder, card) ->
-note` and one line in `FORMATS`.
-"""
+"""Datasets in other formats: one function `save(splits, classes, folder, card) -> note` each."""
 
 from __future__ import annotations
 
@@ -45,17 +40,14 @@ def write(
     split: str = "train",
     overwrite: bool = False,
 ) -> Path:
-    """Write images and masks to `folder` in another format; streamed, and the folder appears whole
-    or not at all.
+    """Write images and masks to `folder` in another format, streamed; it appears whole or not at
+    all.
 
-    format: coco, voc, yolo, hf, npz, tfds, or tfrecord. examples: objects with `.name`, `.image`
-        uint8[h w 3] (or None), `.mask` uint8[h w] and, where known, `.seed`, `.confidence`,
-        `.scores` float[h w c]; or tuples (name, image or None, mask[, scores]); or a mapping
-        {split: such a stream}. classes: as in classes.json. card: Markdown on how the data were
-        made. licence: one line, where the card has none.
-    split: the name of a stream that was not given as a mapping. overwrite: replace an earlier
-        export in this folder.
-
+    format: of `FORMATS`. examples: objects with `.name`, `.image` uint8[h w 3] or None, `.mask`
+        uint8[h w], maybe `.seed`, `.confidence`, `.scores` float[h w c]; or tuples (name, image or
+        None, mask[, scores]); or {split: such a stream}. classes: as in classes.json. card:
+        Markdown on their origin. licence: one line, where the card has none. split: the name of a
+        lone stream. overwrite: replace an earlier export.
     Returns the folder. Raises UsageError for an unknown format or a folder that is not empty,
     SisError for data that do not fit together.
     """
@@ -84,11 +76,10 @@ def new_folder(
     format: str,  # noqa: A002
     overwrite: bool = False,
 ) -> Iterator[Path]:
-    """A temporary folder to fill; afterwards it is at `folder`, marked as ours, whole, or after an
-    error not at all.
+    """A temporary folder to fill; afterwards it is at `folder`, marked as ours, or not at all.
 
-    Raises UsageError where `folder` is not empty (overwrite: where it is no earlier export),
-    SisError for a full or closed disk.
+    Raises UsageError where `folder` is not empty (overwrite: no earlier export), SisError for a
+    full disk.
     """
     target = Path(os.path.abspath(Path(folder).expanduser()))
     _check_target(target, overwrite)

@@ -17,9 +17,7 @@ from sis_jax.data.items import ahead, pngs
 
 
 def save(splits: Splits, classes: Classes, folder: Path, card: str) -> str:
-    """Hugging Face `imagefolder`: <split>/images, <split>/masks and metadata.jsonl;
-    `load_dataset(folder)` gives `image` and `mask`.
-    """
+    """Hugging Face `imagefolder`: <split>/images, <split>/masks and metadata.jsonl."""
     for split, stream in splits.items():
         place = folder / split
         for kind in ("images", "masks"):

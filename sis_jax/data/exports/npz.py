@@ -29,9 +29,7 @@ def save(splits: Splits, classes: Classes, folder: Path, card: str) -> str:
 def _save_split(
     split: str, stream: Iterable[Item], labels: Mapping[int, str], folder: Path
 ) -> None:
-    """The blobs grow on disk first: an .npz member needs its length ahead of its bytes, and a
-    dataset need not fit into memory.
-    """
+    """The blobs grow on disk first: an .npz member needs its length ahead of its bytes."""
     raw = {key: folder / f".{split}.{key}" for key in ("img", "mask")}
     offsets: dict[str, list[int]] = {key: [0] for key in raw}
     rows: list[tuple[str, int, float]] = []
@@ -47,11 +45,11 @@ def _save_split(
                     np.nan if item.confidence is None else item.confidence,
                 )
             )
-    names, seeds, sure = zip(*rows) if rows else ((), (), ())
+    names, seeds, confidence = zip(*rows) if rows else ((), (), ())
     arrays = {
         "name": np.array(names, str), "labels": np.array(list(labels.values()), str),
         "label_ids": np.array(list(labels), np.int64), "seed": np.array(seeds, np.int64),
-        "confidence": np.array(sure, np.float32),
+        "confidence": np.array(confidence, np.float32),
     }  # fmt: skip
     keys = [key for key in raw if offsets[key][-1]]
     arrays |= {f"{key}_off": np.array(offsets[key], np.int64) for key in keys}

@@ -1,8 +1,7 @@
-"""TFDS export: array_record (random access, read with or without TensorFlow), or tfrecord for
-`tf.data`.
+"""TFDS export: array_record, read with or without TensorFlow, or tfrecord for `tf.data`.
 
-    import tensorflow_datasets as tfds
-    source = tfds.builder_from_directory(folder).as_data_source("train")     # no TensorFlow needed
+
+    source = tfds.builder_from_directory(folder).as_data_source("train")
     source[0]["image"], source[0]["mask"]
 
 Images reach TFDS as PNG bytes: it would need TensorFlow to encode arrays itself.
@@ -24,25 +23,15 @@ from typing import Any
 
 import numpy as np
 
-from sis_jax.data.exports.common import need_image, unique_names, with_background
+from sis_jax.data.exports.common import Classes, Splits, need_image, unique_names, with_background
 from sis_jax.data.items import Item, ahead, grey_pngs
 from sis_jax.types import UsageError
 
 VERSION = "1.0.0"
-# TFDS looks beside a builder's source for lists of downloads, and needs a package it does not
-# declare (importlib_resources) to find the place.
-NO_CODE_PATH = None
 
 
-def save(
-    splits: Mapping[str, Iterable[Item]],
-    classes: Sequence[Mapping[str, Any]],
-    folder: Path,
-    card: str,
-) -> str:
-    """Features: image, mask (`LabeledImage`, so the class names travel along), name, seed (-1
-    unknown), confidence (NaN unknown).
-    """
+def save(splits: Splits, classes: Classes, folder: Path, card: str) -> str:
+    """Features: image, mask (`LabeledImage`), name, seed (-1 unknown), confidence (NaN unknown)."""
     builder_class = _builder_class()
     work = folder / ".tfds"
     builder = builder_class(
@@ -63,37 +52,17 @@ def save(
 
 
 def labels_by_id(classes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A name for every class id up to the largest: TFDS looks names up by position. 255 stays the
-    value to ignore, without a name.
-    """
+    """A name for every class id up to the largest: TFDS looks names up by position."""
     known = with_background(classes)
     # TFDS wants each name once, and one class per line.
     return unique_names(known.get(i, f"unused {i}") for i in range(max(known) + 1))
 
 
-def mask_features(tfds: Any, labels: list[str]) -> dict[str, Any]:
-    """The features every TFDS dataset of this library has."""
-    return {
-        "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
-        "mask": tfds.features.LabeledImage(
-            labels=labels, shape=(None, None, 1), encoding_format="png"
-        ),
-        "name": tfds.features.Text(),
-    }
-
-
-def encoded(image: bytes, mask: bytes, name: str) -> dict[str, Any]:
-    """One example of `mask_features`."""
-    return {"image": io.BytesIO(image), "mask": io.BytesIO(mask), "name": name}
-
-
-def prepare(builder: Any, manual_dir: str | None = None) -> None:
+def prepare(builder: Any) -> None:
     """`download_and_prepare`, quietly and without looking for anything on the network."""
     import tensorflow_datasets as tfds  # late: slow to import, only for this format
 
-    config = tfds.download.DownloadConfig(
-        manual_dir=manual_dir, try_download_gcs=False, register_checksums=False
-    )
+    config = tfds.download.DownloadConfig(try_download_gcs=False, register_checksums=False)
     bars = importlib.import_module("tensorflow_datasets.core.utils.tqdm_utils")
     shown = bars._active
     bars.display_progress_bar(False)
@@ -106,16 +75,16 @@ def prepare(builder: Any, manual_dir: str | None = None) -> None:
 
 @functools.cache
 def _builder_class() -> Any:
-    """The builder, made once: TFDS registers each class by name and refuses a second of the same
-    name.
-    """
+    """The builder, made once: TFDS refuses a second class of the same name."""
     import tensorflow_datasets as tfds  # late: slow to import, only for this format
 
     class SisMasks(tfds.core.GeneratorBasedBuilder):
         """Images with class masks, written by sis_jax."""
 
         VERSION = tfds.core.Version(VERSION)
-        code_path = NO_CODE_PATH
+        # TFDS looks beside a builder's source for lists of downloads, and needs a package it does
+        # not declare (importlib_resources) to find the place.
+        code_path = None
 
         def __init__(
             self,
@@ -129,14 +98,19 @@ def _builder_class() -> Any:
             super().__init__(**options)
 
         def _info(self) -> Any:
-            scalars = {
-                "seed": tfds.features.Scalar(np.int64),
-                "confidence": tfds.features.Scalar(np.float32),
+            kinds = tfds.features
+            features = {
+                "image": kinds.Image(shape=(None, None, 3), encoding_format="png"),
+                "mask": kinds.LabeledImage(
+                    labels=self._labels, shape=(None, None, 1), encoding_format="png"
+                ),
+                "name": kinds.Text(),
+                "seed": kinds.Scalar(np.int64),
+                "confidence": kinds.Scalar(np.float32),
             }
-            features = tfds.features.FeaturesDict(mask_features(tfds, self._labels) | scalars)
             return tfds.core.DatasetInfo(
                 builder=self,
-                features=features,
+                features=kinds.FeaturesDict(features),
                 description=self._card or "Images and masks.",
                 disable_shuffling=True,
             )
@@ -151,12 +125,15 @@ def _builder_class() -> Any:
         ) -> Iterator[tuple[int, dict[str, Any]]]:
             for number, (item, (image, mask)) in enumerate(ahead(grey_pngs, stream)):
                 need_image(item, "tfds")
-                seed = -1 if item.seed is None else item.seed
-                confidence = float("nan") if item.confidence is None else item.confidence
                 yield (
                     number,
-                    encoded(image or b"", mask, item.name)
-                    | {"seed": seed, "confidence": confidence},
+                    {
+                        "image": io.BytesIO(image or b""),
+                        "mask": io.BytesIO(mask),
+                        "name": item.name,
+                        "seed": -1 if item.seed is None else item.seed,
+                        "confidence": float("nan") if item.confidence is None else item.confidence,
+                    },
                 )
 
     return SisMasks
@@ -165,17 +142,9 @@ def _builder_class() -> Any:
 # ----------------------------------------------------------------------------------------- tfrecord
 
 
-def save_tfrecord(
-    splits: Mapping[str, Iterable[Item]],
-    classes: Sequence[Mapping[str, Any]],
-    folder: Path,
-    card: str,
-) -> str:
-    """The same examples framed as TFRecord, for
-    `tfds.builder_from_directory(folder).as_dataset("train")`, which needs TensorFlow to read.
-
-    array_record holds the same serialised examples, so each is only framed anew: length, checksum,
-    bytes, checksum.
+def save_tfrecord(splits: Splits, classes: Classes, folder: Path, card: str) -> str:
+    """The same examples as TFRecord, which needs TensorFlow to read: each framed anew as length,
+    checksum, bytes, checksum.
     """
     checksum = _checksum()
     save(splits, classes, folder, card)

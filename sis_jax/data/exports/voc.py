@@ -10,11 +10,10 @@ from sis_jax.data.items import ahead, pngs
 
 
 def save(splits: Splits, classes: Classes, folder: Path, card: str) -> str:
-    """PASCAL VOC: JPEGImages/ (PNG files, nothing is recompressed), SegmentationClass/ (palette
-    PNG), ImageSets/Segmentation/<split>.txt.
+    """PASCAL VOC: JPEGImages/ (PNG), SegmentationClass/ (palette PNG),
+    ImageSets/Segmentation/<split>.txt.
 
-    VOC keeps all splits in one folder: with more than one, the split's name leads the file names.
-    labelmap.txt holds name:r,g,b lines.
+    With more than one split, its name leads the file names. labelmap.txt holds name:r,g,b lines.
     """
     for kind in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (folder / kind).mkdir(parents=True)

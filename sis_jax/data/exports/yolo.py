@@ -1,35 +1,26 @@
-"""YOLO segmentation export: images/<split>, labels/<split>/<name>.txt with one polygon a line,
-data.yaml.
+"""YOLO export: images/<split>, labels/<split>/<name>.txt with one polygon a line, data.yaml.
 
-Polygons cannot express every mask. Their loss is measured while writing, by filling every polygon
-again, and reported.
+The loss is measured while writing, by filling every polygon again, and reported.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from sis_jax.data.exports.common import yaml_text
+from sis_jax.data.exports.common import Classes, Splits, yaml_text
 from sis_jax.data.exports.polygons import fill, polygons
-from sis_jax.data.items import Item, ahead, picture_png
+from sis_jax.data.items import ahead, picture_png
 from sis_jax.ops import metrics
 
 _DIGITS = 6
 
 
-def save(
-    splits: Mapping[str, Iterable[Item]],
-    classes: Sequence[Mapping[str, Any]],
-    folder: Path,
-    card: str,
-) -> str:
-    """Write every split: `class x1 y1 x2 y2 ...` per connected piece, coordinates over width and
-    height. Classes count from 0, without background; ignored pixels are in no polygon. Returns the
-    sentence that reports the loss.
+def save(splits: Splits, classes: Classes, folder: Path, card: str) -> str:
+    """Write every split: `class x1 y1 x2 y2 ...` per piece, over width and height; returns the
+    loss.
     """
     order = sorted((c for c in classes if c["id"]), key=lambda c: c["id"])
     number = {c["id"]: i for i, c in enumerate(order)}
@@ -37,9 +28,9 @@ def save(
     for split, stream in splits.items():
         for kind in ("images", "labels"):
             (folder / kind / split).mkdir(parents=True)
-        for item, picture in ahead(picture_png, stream):
-            if picture is not None:
-                (folder / "images" / split / f"{item.name}.png").write_bytes(picture)
+        for item, image in ahead(picture_png, stream):
+            if image is not None:
+                (folder / "images" / split / f"{item.name}.png").write_bytes(image)
             lines, drawn = _label(item.mask, number)
             (folder / "labels" / split / f"{item.name}.txt").write_text(
                 "".join(lines), encoding="utf-8"
