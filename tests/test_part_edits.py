@@ -3,50 +3,27 @@
 import json
 
 import numpy as np
+import parts_kit
 import pytest
-from fakes import configured
 
-from sis_jax.data.part_edits import PartEdits, fingerprint, read_edits
-from sis_jax.data.parts import Parts, classes_from
+from sis_jax.data.part_edits import PartEdits, read_edits, state_of
+from sis_jax.data.parts import Parts
 from sis_jax.label import label
 from sis_jax.runs import cli
-from sis_jax.runs.run import RunFolder
-from sis_jax.types import Info, UsageError
+from sis_jax.types import UsageError
 
 EVIL = "<img src=x onerror=alert(1)>"
 
 
 @pytest.fixture
 def parts():
-    """Background, and parts 1 to 3, the clusters 1 to 3; part 1 is the largest."""
-    facts = {"border_share": 0.1, "agreement": 0.9, "confidence": 0.4}
-    clusters = [{"id": i, "share": 0.4 - 0.1 * i, "background": i == 0} | facts for i in range(4)]
-    classes = classes_from(clusters, True)
-    owner = {cluster: c["id"] for c in classes for cluster in c["clusters"]}
-    return Parts(
-        method="segmentation_in_style",
-        settings={"k": 4},
-        arrays={"centers": np.zeros((4, 2), np.float32)},
-        classes=classes,
-        clusters=tuple(c | {"class_id": owner[c["id"]]} for c in clusters),
-        background={"found": True, "why": "it is"},
-        generator=Info("tiny", "none needed"),
-        samples=np.full((2, 16, 16, 3), 90, np.uint8),
-        masks=np.arange(512).reshape(2, 16, 16).astype(np.uint8) % 4,
-        seeds=(0, 1),
-        confidence=(0.5, 0.4),
-    )
+    """Background, and parts 1 to 4, the clusters 1 to 4."""
+    return parts_kit.quarters()
 
 
 @pytest.fixture
 def run(parts, tmp_path):
-    """A run that holds these parts."""
-    folder = tmp_path / "run"
-    config = configured("discover", gen="tiny", k=4)
-    with RunFolder.open(folder) as run, run.stage(config, generator=parts.generator):
-        for name, data in parts.files().items():
-            run.write_bytes(f"parts/{name}", data)
-    return folder
+    return parts_kit.write_run(parts, tmp_path / "run")
 
 
 def edits(names, level="0", **more):
@@ -57,11 +34,27 @@ def test_edits_do_what_rename_does(parts):
     names = {1: "hair", 2: None, 3: "hair"}
     made = label(parts, edits=edits(names))
     assert made.classes == parts.rename(names).classes
-    assert made.names == {0: "background", 1: "hair"}
+    assert made.names == {0: "background", 1: "hair", 4: "part 4"}
+
+
+def test_levels_are_edited_apart():
+    """The finer level follows the coarse one, and is then edited by its own ids."""
+    parts = parts_kit.two_levels()
+    assert parts.finer.names[1] == "part 1.1"
+    names = {"0": {"1": "hair", "4": None}, "1": {"2": "ear", "3": "ear", "4": None}}
+    content = {"format": 1, "parts": state_of(parts), "levels": names}
+    made = read_edits(content).apply(parts)
+    assert made.names == {0: "background", 1: "hair", 2: "part 2", 3: "part 3"}
+    assert made.finer.names == {0: "background", 1: "hair 1", 2: "ear"}
+    assert {c["id"]: c["clusters"] for c in made.finer.classes} == {0: [0, 4, 5], 1: [1], 2: [2, 3]}
+    later = made.rename({1: "head"})  # what was sent to the background stays there
+    assert later.finer.names == {0: "background", 1: "head", 2: "ear"}
+    assert later.finer.classes[0]["clusters"] == [0, 4, 5]
+    assert state_of(made) != state_of(parts.rename({1: "hair", 4: None}))
 
 
 def test_a_file_is_read_as_its_content(parts, tmp_path):
-    content = edits({1: EVIL, 3: None}, parts=fingerprint(parts.classes))
+    content = edits({1: EVIL, 3: None}, parts=state_of(parts))
     (tmp_path / "edits.json").write_text(json.dumps(content))
     found = read_edits(tmp_path / "edits.json")
     assert found == read_edits(content) == PartEdits({0: {1: EVIL, 3: None}}, content["parts"])
@@ -70,7 +63,7 @@ def test_a_file_is_read_as_its_content(parts, tmp_path):
 
 
 def test_edits_of_other_parts_are_refused(parts):
-    known = read_edits(edits({1: "hair"}, parts=fingerprint(parts.classes)))
+    known = read_edits(edits({1: "hair"}, parts=state_of(parts)))
     with pytest.raises(UsageError, match=r"made for other parts, or are applied already"):
         known.apply(known.apply(parts))
 
@@ -99,7 +92,7 @@ def test_edits_of_other_parts_are_refused(parts):
         (edits({1: "a" * 201}), "expected at most 200 printable characters"),
         (edits({1: "a"}, parts=3), "has parts = 3, expected a fingerprint"),
         (edits({1: "a"}, run="x"), "has the field 'run'"),
-        (edits({1: "a"}, level="1"), "name level 1, and these parts have one level"),
+        (edits({1: "a"}, level="1"), "name level 1, and these parts have level 0"),
         (edits({9: "a"}), r"there is no part 9; there are 0 \(background\), 1 \(part 1\)"),
     ],
 )
@@ -132,8 +125,8 @@ def test_a_run_is_edited_twice(run, parts, tmp_path, capfd):
     paths = [tmp_path / "first.json", tmp_path / "second.json"]
     renamed = parts.rename({1: "hair"})
     contents = [
-        edits({1: "hair"}, parts=fingerprint(parts.classes)),
-        edits({2: None, 3: "hair"}, parts=fingerprint(renamed.classes)),
+        edits({1: "hair"}, parts=state_of(parts)),
+        edits({2: None, 3: "hair"}, parts=state_of(renamed)),
     ]
     for path, content in zip(paths, contents):
         path.write_text(json.dumps(content))

@@ -5,17 +5,14 @@ import subprocess
 import sys
 
 import browser_kit
-import numpy as np
+import parts_kit
 import pytest
-from fakes import configured
-from PIL import Image
 
 from sis_jax.data import draw
 from sis_jax.data.part_edits import read_edits
-from sis_jax.data.parts import Parts, classes_from
+from sis_jax.data.parts import Parts
+from sis_jax.label import label
 from sis_jax.report import report
-from sis_jax.runs.run import RunFolder
-from sis_jax.types import Info
 
 pytestmark = [
     pytest.mark.integration,
@@ -34,54 +31,9 @@ def browser(tmp_path_factory):
 @pytest.fixture
 def run(tmp_path):
     """A run with a background and four parts, quarters of the images; part 2 has a hostile name."""
-    facts = {"border_share": 0.1, "agreement": 0.9, "confidence": 0.4}
-    clusters = [{"id": i, "share": 0.5 - 0.1 * i, "background": i == 0} | facts for i in range(5)]
-    masks = np.zeros((2, 32, 32), np.uint8)
-    masks[:, 4:16, 4:16], masks[:, 4:16, 16:28], masks[:, 16:28, 4:16], masks[:, 16:, 16:] = range(
-        1, 5
-    )
-    parts = Parts(
-        method="segmentation_in_style",
-        settings={"k": 5},
-        arrays={"centers": np.zeros((5, 2), np.float32)},
-        classes=classes_from(clusters, True),
-        clusters=tuple(c | {"class_id": c["id"]} for c in clusters),
-        background={"found": True, "why": "it is"},
-        generator=Info("tiny", "none needed"),
-        samples=draw.colour_mask(masks),
-        masks=masks,
-        seeds=(0, 1),
-        confidence=(0.5, 0.4),
-    ).rename({2: EVIL})
-    folder = tmp_path / "run"
-    config = configured("discover", k=5)
-    with RunFolder.open(folder) as made, made.stage(config, generator=parts.generator):
-        for name, data in parts.files().items():
-            made.write_bytes(f"parts/{name}", data)
+    folder = parts_kit.write_run(parts_kit.quarters().rename({2: EVIL}), tmp_path / "run")
     report(folder)
     return folder
-
-
-def add_finer(run):
-    """A finer level of the same run: part 1 becomes parts 1 and 2, split in the middle; parts 2, 3
-    and 4 become 3, 4 and 5.
-    """
-    file = run / "parts" / "classes.json"
-    found = json.loads(file.read_text())
-    parents = [0, 1, 1, 2, 3, 4]
-    clusters = [
-        found["clusters"][parent] | {"id": i, "class_id": i, "parent": parent}
-        for i, parent in enumerate(parents)
-    ]
-    classes = [{"id": i, "name": f"fine {i}", "clusters": [i]} for i in range(1, 6)]
-    classes = [{"id": 0, "name": "background", "clusters": [0]}, *classes]
-    found["finer"] = {"classes": classes, "clusters": clusters, "warnings": ["Mind the gap."]}
-    file.write_text(json.dumps(found))
-    for path in (run / "parts" / "samples").glob("*_mask.png"):
-        coarse = np.asarray(Image.open(path))
-        fine = np.array([0, 1, 3, 4, 5], np.uint8)[coarse]
-        fine[(coarse == 1) & (np.arange(32) > 9)] = 2
-        draw.palette_png(fine).save(path.with_name(path.name.replace("_mask", "_finer")))
 
 
 def chips(browser):
@@ -196,33 +148,37 @@ def test_sizes_and_colours(run, browser, width, dark):
     assert (min(ink) > 200 and max(paper) < 60) == dark
 
 
-def test_up_and_down_between_levels(run, browser):
+def test_up_and_down_between_levels(tmp_path, browser):
     """One file holds the edits of both; a coarse part takes its finer ones to the background."""
-    add_finer(run)
-    report(run)
+    before = parts_kit.two_levels()
+    run = parts_kit.write_run(before, tmp_path / "run")
     browser.show()
-    browser.open(run / "report.html")
+    browser.open(report(run))
     titles = "[...document.querySelectorAll('#levels button')].map((b) => b.textContent)"
     assert browser.run(titles) == ["Coarse: 4 parts", "Fine: 5 parts"]
-    assert (
-        browser.run("getComputedStyle(document.querySelector('[data-table=\"1\"]')).display")
-        == "none"
-    )
+    assert browser.run("document.querySelector('[data-table=\"1\"]').offsetHeight") == 0
     click(browser, "#levels button:last-child")
-    assert chips(browser) == ["background", *(f"fine {i}" for i in range(1, 6))]
+    assert chips(browser) == list(before.finer.names.values())
     assert pixel(browser, 0, 0.4, 0.3)[:3] == draw.palette()[2].tolist()
-    choose(browser, "fine 2")
+    choose(browser, "part 1.2")
     click(browser, "#levels button:first-child")
     assert browser.run("document.querySelector('#status').textContent") == "Shows part 1 alone."
     click(browser, "#drop")
+    choose(browser, "part 3")
+    browser.run("document.querySelector('#name').value = 'neck'")
+    click(browser, "#rename")
     click(browser, "#levels button:last-child")
-    assert chips(browser) == ["background", "fine 3", "fine 4", "fine 5"]
-    choose(browser, "fine 4")
-    browser.run("document.querySelector('#into').value = '5'")
+    assert chips(browser) == ["background", "part 2", "part 3", "part 4"]
+    choose(browser, "part 2")
+    browser.run("document.querySelector('#into').value = '4'")
     click(browser, "#merge")
+    choose(browser, "part 4")
+    click(browser, "#drop")
     (browser.downloads / "edits.json").unlink(missing_ok=True)
     click(browser, "#download")
-    assert read_edits(browser.downloaded("edits.json")).levels == {
-        0: {1: None}, 1: {1: None, 2: None, 4: "fine 5"}
-    }  # fmt: skip
+    edits = read_edits(browser.downloaded("edits.json"))
+    assert edits.levels == {0: {1: None, 3: "neck"}, 1: {3: "part 3", 4: "part 3", 5: None}}
+    made = label(run, edits=edits.content())
+    assert made.names == {0: "background", 2: "part 2", 3: "neck", 4: "part 4"}
+    assert made.finer.names == {0: "background", 3: "part 3"}
     assert (browser.dialogs, browser.errors) == ([], [])

@@ -18,7 +18,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +47,22 @@ class PartEdits:
 
     def apply(self, parts: Parts) -> Parts:
         """The parts with these names. Raises UsageError for ids that they do not have."""
-        if self.parts and self.parts != fingerprint(parts.classes):
+        if self.parts and self.parts != state_of(parts):
             raise UsageError(
                 "these edits were made for other parts, or are applied already: open the run's "
                 "report.html as it is now, and edit there"
             )
-        for level, names in self.levels.items():
-            if level != 0:
+        for level, names in sorted(self.levels.items()):
+            if level == 0:
+                parts = parts.rename(names)  # the finer level follows
+            elif level == 1 and parts.finer is not None:
+                parts = replace(parts, finer=parts.finer.rename(names))
+            else:
+                known = "level 0" if parts.finer is None else "the levels 0 and 1"
                 raise UsageError(
-                    f"the edits name level {level}, and these parts have one level, 0: make the "
-                    "edits in the report of the same run"
+                    f"the edits name level {level}, and these parts have {known}: make the edits "
+                    "in the report of the same run"
                 )
-            parts = parts.rename(names)
         return parts
 
     def content(self) -> dict[str, Any]:
@@ -82,6 +86,11 @@ def fingerprint(*levels: Iterable[Mapping[str, Any]]) -> str:
         for classes in levels
     ]
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
+
+
+def state_of(parts: Parts) -> str:
+    """`fingerprint` of parts."""
+    return fingerprint(parts.classes, *([] if parts.finer is None else [parts.finer.classes]))
 
 
 def read_edits(source: str | os.PathLike[str] | Mapping[str, Any]) -> PartEdits:

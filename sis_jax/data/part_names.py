@@ -127,14 +127,17 @@ def followed(
     before: _Classes, after: _Classes, finer: _Classes, clusters: _Classes
 ) -> tuple[dict[str, Any], ...]:
     """The finer classes when the coarse ones change: what lies in the background goes there, and
-    names that came from a coarse class change with it. Other names stay.
+    names that came from a coarse class change with it. Other names stay, and so does what was sent
+    to the background at the finer level.
     """
     owner, parent = _owners(after), {c["id"]: c["parent"] for c in clusters}
-    hidden = [c for c, p in parent.items() if owner[p]["id"] == BACKGROUND]
+    dropped = {c for entry in finer if entry["id"] == BACKGROUND for c in entry["clusters"]}
+    dropped -= {c for c, p in parent.items() if _owners(before)[p]["id"] == BACKGROUND}
+    hidden = [c for c, p in parent.items() if owner[p]["id"] == BACKGROUND or c in dropped]
     usual = inherited(before, finer, clusters, {})
     made, own = [], {}
     if hidden:
-        name = next(c["name"] for c in after if c["id"] == BACKGROUND)
+        name = next((c["name"] for c in after if c["id"] == BACKGROUND), "background")
         made.append(new_class(BACKGROUND, name, sorted(hidden)))
     fresh = 1 + max(entry["id"] for entry in finer)
     for entry in finer:

@@ -12,18 +12,25 @@
   let chosen = null;
   let downloaded = "";
 
+  // The name of a class with the edits, null in the background: there are the finer parts of a
+  // part that was sent there, too.
+  function nameOf(at, { id, name, parent }) {
+    const dropped = at > 0 && edits[at - 1][parent] === null;
+    return dropped ? null : edits[at][id] === undefined ? name : edits[at][id];
+  }
+
   // Parts as they are with the edits: {id, name, members}, as `Parts.rename` makes them.
-  function groups() {
+  function groups(at = level) {
     const found = new Map();
-    for (const { id, name } of run.levels[level].classes) {
-      const given = edits[level][id] === undefined ? name : edits[level][id];
-      const key = id === BACKGROUND || given === null ? null : given;
-      const group = found.get(key) || { id, name: key, members: [] };
-      group.members.push(id);
+    for (const entry of run.levels[at].classes) {
+      const given = nameOf(at, entry);
+      const key = entry.id === BACKGROUND ? null : given;
+      const group = found.get(key) || { id: entry.id, name: key, members: [] };
+      group.members.push(entry.id);
       found.set(key, group);
     }
     if (found.has(null)) {
-      const own = run.levels[level].classes.find((c) => c.id === BACKGROUND);
+      const own = run.levels[at].classes.find((c) => c.id === BACKGROUND);
       Object.assign(found.get(null), { id: BACKGROUND, name: own ? own.name : "background" });
     }
     return [...found.values()].sort((a, b) => a.id - b.id);
@@ -31,19 +38,11 @@
 
   const groupOf = (id) => groups().find((g) => g.members.includes(id));
 
-  function give(at, id, name) {
-    if (name === run.levels[at].classes.find((c) => c.id === id).name) delete edits[at][id];
-    else edits[at][id] = name;
-  }
-
-  // A part that becomes background takes the finer parts inside it along.
   function edit(members, name, done) {
     history.push({ edits: JSON.stringify(edits), level, chosen });
-    for (const id of members) give(level, id, name);
-    if (name === null && run.levels[level + 1]) {
-      for (const { id, parent } of run.levels[level + 1].classes) {
-        if (id !== BACKGROUND && members.includes(parent)) give(level + 1, id, null);
-      }
+    for (const id of members) {
+      if (name === run.levels[level].classes.find((c) => c.id === id).name) delete edits[level][id];
+      else edits[level][id] = name;
     }
     chosen = groupOf(members[0]).id;
     refresh(done);
@@ -57,10 +56,19 @@
     refresh("Undone.");
   }
 
+  // All members of a part that was edited are named: names of finer parts follow the coarse ones.
   function content() {
     const levels = {};
-    edits.forEach((names, i) => {
-      if (Object.keys(names).length) levels[i] = names;
+    run.levels.forEach(({ classes }, at) => {
+      const names = {};
+      for (const group of groups(at)) {
+        const edited = group.members.filter((id) => edits[at][id] !== undefined);
+        const all = group.id === BACKGROUND ? edited : group.members;
+        const kept = all.filter((id) =>
+          !(at > 0 && edits[at - 1][classes.find((c) => c.id === id).parent] === null));
+        if (edited.length) for (const id of kept) names[id] = group.id === BACKGROUND ? null : group.name;
+      }
+      if (Object.keys(names).length) levels[at] = names;
     });
     return JSON.stringify({ format: 1, parts: run.parts, levels }, null, 1) + "\n";
   }

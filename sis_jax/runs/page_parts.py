@@ -65,7 +65,7 @@ def levels_of(found: Mapping[str, Any]) -> list[Level]:
     if not finer:
         return [Level("All parts", classes, clusters, {})]
     owner = {c["id"]: c["class_id"] for c in clusters}
-    parents = {c["class_id"]: owner[c["parent"]] for c in finer["clusters"]}
+    parents = {c["class_id"]: owner[c["parent"]] for c in finer["clusters"] if c["class_id"]}
     return [
         Level(_title("Coarse", classes), classes, clusters, {}),
         Level(_title("Fine", finer["classes"]), finer["classes"], finer["clusters"], parents),

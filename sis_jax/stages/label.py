@@ -10,7 +10,7 @@ from typing import Any
 from sis_jax.checkpoints import load_generator
 from sis_jax.data.files import read_run, write_atomic
 from sis_jax.data.ontology import ontology_of
-from sis_jax.data.part_edits import PartEdits, fingerprint, read_edits
+from sis_jax.data.part_edits import PartEdits, read_edits, state_of
 from sis_jax.data.parts import Parts
 from sis_jax.ops.progress import say
 from sis_jax.runs.config import without
@@ -93,7 +93,7 @@ def _by_hand(config: LabelConfig, edits: PartEdits) -> Parts:
     # A record that a killed process left is replaced.
     with RunFolder.open(run, overwrite=True) as folder:
         with folder.stage(resolved, given=config, name=name, generator=parts.generator):
-            made = replace(edits, result=fingerprint(parts.classes))
+            made = replace(edits, result=state_of(parts))
             folder.write_bytes(_FILE, made.dump())
             # The other files are those of `discover`; classes.json, the last, completes them.
             for file, data in parts.files().items():
@@ -109,7 +109,7 @@ def _stored(run: Path) -> PartEdits:
 
 def _edited(run: Path, parts: Parts) -> bool:
     """Whether the parts have the names that edits gave them."""
-    return _stored(run).result == fingerprint(parts.classes)
+    return _stored(run).result == state_of(parts)
 
 
 def resolve(config: LabelConfig) -> LabelConfig:
