@@ -17,6 +17,7 @@ from PIL import Image
 
 import sis_jax
 from sis_jax import __main__ as door
+from sis_jax import parallel
 from sis_jax.checkpoints import catalogue
 from sis_jax.checkpoints.student import _starts
 from sis_jax.models import students
@@ -149,6 +150,20 @@ def test_company_and_order_do_not_matter(student):
         np.testing.assert_allclose(student.scores([image])[0], want, atol=1e-5)
 
 
+def test_any_number_of_photos_runs_in_two_programs_per_shape(student, monkeypatch):
+    rows = []
+    real = parallel.map_devices
+
+    def counted(*args, **kwargs):
+        run = real(*args, **kwargs)
+        return lambda params, blocks: rows.append(blocks.shape[1]) or run(params, blocks)
+
+    monkeypatch.setattr(parallel, "map_devices", counted)
+    for n in (1, 2, 3, 5, 8, 40):
+        assert len(student.masks([photo(32, 32, i) for i in range(n)], flip=False)) == n
+    assert set(rows) <= {1, 16}
+
+
 def test_mirrored_photos_get_mirrored_masks(student):
     image = photo(32, 32)
     scores = student.scores([image, image[:, ::-1]], flip=True)
@@ -219,11 +234,9 @@ def test_the_same_command_goes_on_where_it_stopped(student, photos, tmp_path, mo
     whole = sis_jax.predict(student, str(photos), out=str(tmp_path / "out"))
     (tmp_path / "out/turned.png").unlink()
     looked_at = []
-    real = Student.masks
+    real = Student.seen
     monkeypatch.setattr(
-        Student,
-        "masks",
-        lambda self, images, **k: looked_at.extend(images) or real(self, images, **k),
+        Student, "seen", lambda self, image, size: looked_at.append(1) or real(self, image, size)
     )
     again = sis_jax.predict(student, str(photos), out=str(tmp_path / "out"))
     assert (

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,15 @@ from sis_jax.data.decode import CROPS, Fit, pad_before, padded
 from sis_jax.data.files import write_atomic
 from sis_jax.models import students
 from sis_jax.models.students import to_float
+from sis_jax.ops import plan
+from sis_jax.ops.enlarge import Box, enlarged, winners
 from sis_jax.types import Info, SisError, UsageError, unknown_name
 
 FORMAT, VERSION = files.STUDENT_FORMAT, files.STUDENT_VERSION
 TILE = 1024  # pixels: a photo that is larger, at the size the network works at, is cut
 _OVERLAP = 64
 _GRID = 16  # edges are rounded to this, so that photos of like shape share a compilation
-_BATCH = 16
+ROWS = 16  # photos per device at a time, at most
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,8 @@ class Student:
             `fit`) for the network; by default that of training. tile: a photo that is then still
             larger is cut into overlapping tiles.
         """
-        out = []
-        for small, image in zip(self._at_work(images, flip, size, tile), images):
-            full = np.zeros((*image.shape[:2], int(self.ids.max()) + 1), np.float32)
-            full[..., self.ids] = self._at_own_size(small, image.shape[:2])
-            out.append(full)
-        return out
+        small = self.probabilities([self.seen(i, size) for i in images], flip=flip, tile=tile)
+        return [self.full_scores(s, image.shape[:2]) for s, image in zip(small, images)]
 
     def masks(
         self,
@@ -84,11 +82,9 @@ class Student:
         size: int | None = None,
         tile: int = TILE,
     ) -> list[UInt8[np.ndarray, "_ _"]]:
-        """Masks of class ids at each photo's own size; arguments as in `scores`."""
-        return [
-            self._winner(s, image.shape[:2])
-            for s, image in zip(self._at_work(images, flip, size, tile), images)
-        ]
+        """Masks of class ids at each photo's own size. Arguments as in `scores`."""
+        small = self.probabilities([self.seen(i, size) for i in images], flip=flip, tile=tile)
+        return [self.mask(s, image.shape[:2]) for s, image in zip(small, images)]
 
     @classmethod
     def load(cls, name_or_path: str | os.PathLike | None = None) -> Any:
@@ -179,68 +175,97 @@ class Student:
                 f"size is {size} and tile {tile}, expected at least 16 and {4 * _OVERLAP} pixels"
             )
 
-    # how
+    # the three steps of `scores` and `masks`, for streams of photos; the first and the last run in
+    # threads, the one between on the devices
 
-    def _at_work(
-        self, images: Sequence[np.ndarray], flip: bool, size: int | None, tile: int
-    ) -> list[np.ndarray]:
-        """Probabilities at the network's size; photos of one shape go through together."""
-        self.check(size, tile)
-        side = self.side if size is None else size
-        small = [_brought_to(np.asarray(image), side, self.fit) for image in images]
-        out: list[Any] = [None] * len(small)
+    def seen(
+        self, image: UInt8[np.ndarray, "_ _ 3"], size: int | None = None
+    ) -> UInt8[np.ndarray, "_ _ 3"]:
+        """A photo as the network sees it."""
+        self.check(size)
+        return _brought_to(np.asarray(image), self.side if size is None else size, self.fit)
+
+    def probabilities(
+        self, seen: Sequence[UInt8[np.ndarray, "_ _ 3"]], *, flip: bool = True, tile: int = TILE
+    ) -> list[Float[np.ndarray, "_ _ k"]]:
+        """Probabilities per channel of `seen` photos, at that size; those of one shape together."""
+        self.check(tile=tile)
+        out: list[Any] = [None] * len(seen)
         shapes: dict[tuple[int, ...], list[int]] = {}
-        for i, image in enumerate(small):
+        for i, image in enumerate(seen):
             shapes.setdefault(image.shape, []).append(i)
         for shape, members in shapes.items():
             if max(shape[:2]) > tile:
                 for i in members:
-                    out[i] = self._tiled(small[i], flip, tile)
+                    out[i] = self._tiled(seen[i], flip, tile)
                 continue
-            for i, scores in zip(
-                members, self._forward(np.stack([small[i] for i in members]), flip)
-            ):
+            for i, scores in zip(members, self._forward([seen[i] for i in members], flip)):
                 out[i] = scores
         return out
 
-    def _forward(self, batch: np.ndarray, flip: bool) -> Iterator[np.ndarray]:
-        run, params = _compiled(self.network), nnx.split(self.network)[1]
-        devices = parallel.device_count()
-        rows = max(1, min(_BATCH, -(-len(batch) // devices)))
-        for start in range(0, len(batch), rows * devices):
-            chunk = batch[start : start + rows * devices]
-            blocks, _ = parallel.shard(chunk, devices, rows)
-            yield from parallel.unshard(np.asarray(run(params, blocks, flip)), len(chunk))
+    def mask(
+        self, scores: Float[np.ndarray, "_ _ k"], size: tuple[int, int]
+    ) -> UInt8[np.ndarray, "_ _"]:
+        """Class ids at a photo's own size [h w], from its `probabilities`."""
+        return self.ids[winners(scores, size, self._part(scores, size))]
+
+    def full_scores(
+        self, scores: Float[np.ndarray, "_ _ k"], size: tuple[int, int]
+    ) -> Float[np.ndarray, "_ _ c"]:
+        """Probability per class id at a photo's own size [h w], from its `probabilities`."""
+        full = np.zeros((*size, int(self.ids.max()) + 1), np.float32)
+        full[..., self.ids] = enlarged(scores, size, self._part(scores, size))
+        return full
+
+    @cached_property
+    def _placed(self) -> tuple[Any, Any]:
+        """(structure, weights on every device)."""
+        graph, params = nnx.split(self.network)
+        return graph, parallel.replicate(params)
+
+    def _forward(self, images: Sequence[np.ndarray], flip: bool) -> Iterator[np.ndarray]:
+        """Images of one shape, in blocks of one row or of as many as the plan allows: two
+        programs per shape at most.
+        """
+        graph, params = self._placed
+        devices, static = parallel.local_devices(), {"graph": graph, "flip": flip}
+        rows, needed = plan.rows_at_once(
+            _probabilities, (None, 0), (params, images[0][None]), devices[0].platform, ROWS,
+            **static,
+        )  # fmt: skip
+        used = plan.devices_at_once(needed, devices)
+        plan.check_room(needed, used, f"{rows} photos of {images[0].shape[0]} pixels")
+        run = parallel.map_devices(_probabilities, (None, 0), 0, devices=used, **static)
+        at = 0
+        while at < len(images):
+            many = 2 * (len(images) - at) >= rows * len(used)
+            chunk = np.stack(images[at : at + (rows if many else 1) * len(used)])
+            blocks, _ = parallel.shard(chunk, len(used), rows if many else 1)
+            yield from parallel.unshard(np.asarray(run(params, blocks)), len(chunk))
+            at += len(chunk)
 
     def _tiled(self, image: np.ndarray, flip: bool, tile: int) -> np.ndarray:
         """Overlapping tiles, each fading out towards its border."""
         h, w = image.shape[:2]
+        places = [
+            np.s_[top : top + tile, left : left + tile]
+            for top in _starts(h, tile)
+            for left in _starts(w, tile)
+        ]
         total = np.zeros((h, w, len(self.classes)), np.float32)
         weight = np.zeros((h, w, 1), np.float32)
-        for top in _starts(h, tile):
-            for left in _starts(w, tile):
-                piece = image[top : top + tile, left : left + tile]
-                fade = _fade(piece.shape[0])[:, None, None] * _fade(piece.shape[1])[None, :, None]
-                where = np.s_[top : top + tile, left : left + tile]
-                total[where] += fade * next(self._forward(piece[None], flip))
-                weight[where] += fade
+        for place, scores in zip(places, self._forward([image[p] for p in places], flip)):
+            fade = _fade(scores.shape[0])[:, None, None] * _fade(scores.shape[1])[None, :, None]
+            total[place] += fade * scores
+            weight[place] += fade
         return total / weight
 
-    def _winner(self, scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        best, ids = np.full(size, -1, np.float32), np.zeros(size, np.uint8)
-        for channel, class_id in enumerate(self.ids):
-            score = self._at_own_size(scores[..., channel : channel + 1], size)[..., 0]
-            better = score > best
-            best[better], ids[better] = score[better], class_id
-        return ids
-
-    def _at_own_size(self, scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """Scores of the network at a photo's own size [h w]; those of the padding are left out."""
+    def _part(self, scores: np.ndarray, size: tuple[int, int]) -> Box | None:
+        """The part of the scores that is a photo of size [h w]; None for all of them."""
         if self.fit != "pad":
-            return _enlarged(scores, size)
+            return None
         scale, (top, left) = scores.shape[0] / max(size), pad_before(size)
-        box = (left, top, left + size[1], top + size[0])
-        return _enlarged(scores, size, tuple(scale * edge for edge in box))
+        return scale * left, scale * top, scale * (left + size[1]), scale * (top + size[0])
 
     def _card(self) -> str:
         rows = {
@@ -289,16 +314,6 @@ def find(name_or_path: str | os.PathLike | None) -> Path:
     )
 
 
-@lru_cache(maxsize=8)
-def _runner(graph: Any, flip: bool) -> Callable[..., Any]:
-    return parallel.map_devices(_probabilities, (None, 0), 0, graph=graph, flip=flip)
-
-
-def _compiled(network: nnx.Module) -> Callable[..., Any]:
-    graph = nnx.split(network)[0]
-    return lambda params, blocks, flip: _runner(graph, flip)(params, blocks)
-
-
 def _probabilities(params: Any, images: jax.Array, *, graph: Any, flip: bool) -> jax.Array:
     network, x = nnx.merge(graph, params), to_float(images)
     out = jax.nn.softmax(network(x))
@@ -324,22 +339,6 @@ def _brought_to(image: np.ndarray, side: int, fit: Fit) -> np.ndarray:
         else Image.Resampling.LANCZOS
     )
     return np.asarray(Image.fromarray(image).resize((new_w, new_h), rule))
-
-
-def _enlarged(
-    scores: Float[np.ndarray, "h w k"], size: tuple[int, int], box: Any = None
-) -> Float[np.ndarray, "_ _ k"]:
-    """Bilinear, channel by channel; of the part `box` (left, top, right, bottom) alone."""
-    h, w = size
-    if scores.shape[:2] == size and box is None:
-        return np.asarray(scores, np.float32)
-    planes = (
-        Image.fromarray(np.ascontiguousarray(scores[..., i], np.float32))
-        for i in range(scores.shape[-1])
-    )
-    return np.stack(
-        [np.asarray(p.resize((w, h), Image.Resampling.BILINEAR, box)) for p in planes], -1
-    )
 
 
 def _starts(length: int, tile: int) -> list[int]:

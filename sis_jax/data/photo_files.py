@@ -15,10 +15,12 @@ import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from sis_jax.data import names as file_names
 from sis_jax.data.decode import MAX_BYTES, Unusable, because, decode, read_file, too_large
@@ -326,12 +328,28 @@ def pixels_of(raw: Raw, decoded: Callable[[bytes | np.ndarray], np.ndarray]) -> 
 
 
 def readable(listing: Listing, wanted: set[str]) -> Iterator[tuple[str, np.ndarray | str]]:
-    """The wanted images of a source, one at a time: (name, uint8[h w 3] or why not)."""
-    for name, raw in listing.read(wanted):
+    """The wanted images of a source at their own size, one at a time: (name, uint8[h w 3]), or
+    (name, why it cannot be used).
+    """
+    for name, read in unread(listing, wanted):
         try:
-            yield name, pixels_of(raw, lambda data: decode(data, None))
+            yield name, read()
         except Unusable as reason:
             yield name, str(reason)
+
+
+def unread(
+    listing: Listing, wanted: set[str]
+) -> Iterator[tuple[str, Callable[[], UInt8[np.ndarray, "h w 3"]]]]:
+    """The wanted images of a source as (name, function that decodes it at its own size, or raises
+    `Unusable`), so that several can be decoded at a time.
+    """
+    for name, raw in listing.read(wanted):
+        yield name, partial(pixels_of, raw, _whole)
+
+
+def _whole(data: bytes | np.ndarray) -> np.ndarray:
+    return decode(data, None)
 
 
 def nothing_found(label: str, listings: Sequence[Listing]) -> str:

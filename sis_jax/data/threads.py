@@ -20,19 +20,19 @@ def cores() -> int:
 
 
 def in_threads(
-    function: Callable[[T], R], items: Iterable[T], waiting: int | None = None
+    function: Callable[[T], R], items: Iterable[T], threads: int | None = None
 ) -> Iterator[R]:
-    """`function` of every item, in the items' order, worked on by one thread per core.
+    """`function` of every item, in the items' order, by so many threads (one per core).
 
-    waiting: results and items held at a time, by default two per core, so that memory is flat
-        however fast the items come. The first error stops the work.
+    Two items or results per thread are held at a time, however fast the items come. The first
+    error stops the work.
     """
-    threads, window = cores(), deque[Future[R]]()
+    threads, window = threads or cores(), deque[Future[R]]()
     with ThreadPoolExecutor(threads) as pool:
         try:
             for item in items:
                 window.append(pool.submit(function, item))
-                if len(window) >= (waiting or 2 * threads):
+                if len(window) >= 2 * threads:
                     yield window.popleft().result()
             while window:
                 yield window.popleft().result()

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sis_jax.checkpoints.student import Student, load_student
+from sis_jax.data.decode import Unusable
 from sis_jax.data.exports.formats import write
 from sis_jax.data.files import plain, write_atomic
 from sis_jax.data.items import png
@@ -29,13 +30,16 @@ from sis_jax.data.masks import (
     write_mask,
 )
 from sis_jax.data.names import flat, key, too_long
-from sis_jax.data.photo_files import left_out, list_source, nothing_found, readable
+from sis_jax.data.photo_files import left_out, list_source, nothing_found, unread
+from sis_jax.data.threads import cores, in_threads
 from sis_jax.ops.progress import progress, say
 from sis_jax.runs.configs.predict import PredictConfig
 from sis_jax.types import UsageError
 
 _MARK = ".sis-masks.json"  # distinguishes a folder we wrote from one we must not touch
-Photo = tuple[str, np.ndarray | str]  # name, and the image or why there is none
+# A name, and a function that gives the image or raises `Unusable` with the reason.
+Unread = tuple[str, Callable[[], np.ndarray]]
+_THREADS = 8  # at most: each holds a photo or a mask at its own size
 
 
 def predict(config: PredictConfig) -> Masks:
@@ -75,9 +79,13 @@ def predict(config: PredictConfig) -> Masks:
     _check_apart(folder, config.photos)
     done = _open_folder(folder, names, _record(config, student), classes, config.overwrite)
     done |= {name for name, _ in skipped}
-    for prediction in _segment(student, *_stream(sources, done), config, skipped):
+
+    def write_files(prediction: Prediction) -> None:
         _write_extras(folder, prediction, config)  # before the mask: a mask that is there is whole
         write_mask(folder, prediction)
+
+    for _ in _segment(student, *_stream(sources, done), config, skipped, write_files):
+        pass
     return Masks(classes, _without(names, skipped), tuple(skipped), folder)
 
 
@@ -137,28 +145,28 @@ def _name(number: int, name: str, sources: int) -> str:
     return f"{number:04d}" if sources > 1 and not name else name or "0000"
 
 
-def _stream(sources: list[Source], done: frozenset[str]) -> tuple[Iterator[Photo], int]:
+def _stream(sources: list[Source], done: frozenset[str]) -> tuple[Iterator[Unread], int]:
     """A stream of the photos that are not done, and how many there are."""
     todo = [
         {n for n in source.names if _name(i, n, len(sources)) not in done}
         for i, source in enumerate(sources)
     ]
 
-    def stream() -> Iterator[Photo]:
+    def stream() -> Iterator[Unread]:
         for number, source in enumerate(sources):
-            for name, image in source.read(todo[number]):
-                yield _name(number, name, len(sources)), image
+            for name, read in source.read(todo[number]):
+                yield _name(number, name, len(sources)), read
 
     return stream(), sum(map(len, todo))
 
 
 class Source(NamedTuple):
-    """Photos given together. read: the wanted names -> (name, image or why not). refused: (name,
-    reason).
+    """Photos given together. read: the wanted names -> (name, how to decode it). refused: (name,
+    reason) of those that are there and cannot be read.
     """
 
     names: Sequence[str]
-    read: Callable[[set[str]], Iterator[Photo]]
+    read: Callable[[set[str]], Iterator[Unread]]
     refused: tuple[tuple[str, str], ...] = ()
 
 
@@ -172,12 +180,12 @@ def _sources(photos: Any) -> list[Source]:
         listing = list_source(Path(photos))
         if not listing.names:
             raise UsageError(nothing_found(str(photos), [listing]))
-        return [Source(listing.names, lambda wanted: readable(listing, wanted), listing.refused)]
+        return [Source(listing.names, lambda wanted: unread(listing, wanted), listing.refused)]
     if isinstance(photos, np.ndarray) and photos.ndim == 4:
         photos = list(photos)
     if isinstance(photos, np.ndarray):
         image = _checked(photos)
-        return [Source(("",), lambda wanted: iter([("", image)] if wanted else []))]
+        return [Source(("",), lambda wanted: iter([("", lambda: image)] if wanted else []))]
     if hasattr(photos, "convert"):  # a Pillow image
         return _sources(np.asarray(photos.convert("RGB")))
     return [source for photo in photos for source in _sources(photo)]
@@ -201,33 +209,68 @@ def _checked(image: np.ndarray) -> np.ndarray:
     return image
 
 
+class Seen(NamedTuple):
+    """A photo as the network sees it. image: at its own size, where that is needed later. small:
+    or why there is none.
+    """
+
+    name: str
+    image: np.ndarray | None
+    size: tuple[int, int]
+    small: np.ndarray | str
+
+
 def _segment(
     student: Student,
-    photos: Iterator[Photo],
+    photos: Iterator[Unread],
     total: int,
     config: PredictConfig,
     skipped: list[tuple[str, str]],
+    write: Callable[[Prediction], object] = lambda prediction: None,
 ) -> Iterator[Prediction]:
-    """A batch of photos at a time; those that cannot be read go to `skipped`."""
-    options: dict[str, Any] = {"flip": config.flip, "size": config.size, "tile": config.tile}
+    """Decode in threads, label a batch of photos on the devices, enlarge and `write` in threads:
+    few photos are held at their own size. Those that cannot be read go to `skipped`.
+    """
+    kept = config.out is None or config.cutouts or config.format != "png"
     soft = config.soft or (config.cutouts and config.format == "png")
-    bar = progress(total, "predict", "photo")
-    while chunk := list(islice(photos, config.batch)):
-        bad = [(name, image) for name, image in chunk if isinstance(image, str)]
-        for name, reason in bad:
-            say(f"skipped {name}: {reason}")
-            skipped.append((name, reason))
-        good = [(name, image) for name, image in chunk if not isinstance(image, str)]
-        images = [image for _, image in good]
-        if soft:
-            scores = student.scores(images, **options)
-            masks = [_winner(s, student.ids) for s in scores]
-        else:
-            masks, scores = student.masks(images, **options), [None] * len(good)
-        for (name, image), mask, score in zip(good, masks, scores):
-            yield Prediction(name, image, mask, score)
-        bar.update(len(chunk))
-    bar.close()
+
+    def look(photo: Unread) -> Seen:
+        name, read = photo
+        try:
+            image = read()
+        except Unusable as reason:
+            return Seen(name, None, (0, 0), str(reason))
+        small = student.seen(image, config.size)
+        return Seen(name, image if kept else None, image.shape[:2], small)
+
+    def finish(labelled: tuple[Seen, np.ndarray]) -> Prediction:
+        (name, image, size, _), small = labelled
+        scores = student.full_scores(small, size) if soft else None
+        mask = student.mask(small, size) if scores is None else _winner(scores, student.ids)
+        prediction = Prediction(name, image, mask, scores)
+        write(prediction)
+        return prediction
+
+    threads = min(cores(), _THREADS)
+    labelled = _labelled(student, in_threads(look, photos, threads), config, skipped)
+    with progress(total, "predict", "photo") as bar:
+        for prediction in in_threads(finish, labelled, threads):
+            yield prediction
+            bar.update(1)
+
+
+def _labelled(
+    student: Student, seen: Iterator[Seen], config: PredictConfig, skipped: list[tuple[str, str]]
+) -> Iterator[tuple[Seen, np.ndarray]]:
+    """Photos with their probabilities at the size the network works at."""
+    while chunk := list(islice(seen, config.batch)):
+        for photo in chunk:
+            if isinstance(photo.small, str):
+                say(f"skipped {photo.name}: {photo.small}")
+                skipped.append((photo.name, photo.small))
+        good = [photo for photo in chunk if not isinstance(photo.small, str)]
+        small: Any = [photo.small for photo in good]
+        yield from zip(good, student.probabilities(small, flip=config.flip, tile=config.tile))
 
 
 def _winner(scores: np.ndarray, ids: np.ndarray) -> np.ndarray:
