@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sis_jax.checkpoints import hub
+import sis_jax
+from sis_jax.checkpoints import catalogue, hub
 from sis_jax.types import UsageError
 
 COMMIT = "0" * 39 + "1"
@@ -119,3 +120,28 @@ def test_a_folder_that_ships_is_nobody_elses(monkeypatch):
     monkeypatch.setattr(hub, "_snapshot", lambda *_, **__: (None, "no"))
     with pytest.raises(UsageError, match="someone/faces64 is not here"):
         hub.folder_of("someone/faces64")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("https://huggingface.co/someone/tiny", "give the name of the model, someone/tiny"),
+        ("https://example.org/net.pkl", "is an address: download the file, and give its path"),
+        ("s3://bucket/net.pkl", "is an address: download the file, and give its path"),
+    ],
+)
+def test_an_address_is_no_file(text, said):
+    for load in (sis_jax.load_generator, sis_jax.load_student, sis_jax.load_clip):
+        with pytest.raises(UsageError, match=said):
+            load(text)
+
+
+@pytest.mark.parametrize(
+    ("load", "name"),
+    [("load_generator", "faces64"), ("load_student", "faces-student"), ("load_clip", "faces-clip")],
+)
+def test_weights_that_were_not_installed(load, name, monkeypatch):
+    monkeypatch.setattr(catalogue, "search_folders", list)
+    said = f"the weights {name} ship with sis_jax, and are missing from this installation"
+    with pytest.raises(UsageError, match=said):
+        getattr(sis_jax, load)(name)

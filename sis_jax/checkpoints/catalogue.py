@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -14,7 +15,9 @@ from sis_jax.types import Info, SisError, UsageError, unknown_name
 DEFAULT = "faces64"
 DEFAULT_STUDENT = "faces-student"
 DEFAULT_BACKBONE = "efficientnet-lite0"
+SHIPS = (DEFAULT, DEFAULT_STUDENT, DEFAULT_BACKBONE, "faces-student-small", "faces-clip")
 SEARCH_PATH = "SIS_JAX_WEIGHTS"
+_HUB_PAGE = re.compile(r"https?://(?:www\.)?huggingface\.co/([\w.-]+/[\w.-]+)/?")
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -176,10 +179,16 @@ def check_published(path: Path, public: Public | None, digest: str | None = None
 
 
 def text_of(name_or_path: str | os.PathLike) -> str:
-    """A name or path as text; UsageError for anything else, or one longer than a path can be."""
+    """A name or path as text; UsageError for anything else: an address, or more than a path can
+    be long.
+    """
     text = os.fspath(name_or_path) if isinstance(name_or_path, (str, os.PathLike)) else None
     if not isinstance(text, str):
         raise UsageError(f"expected a name or a path, got {name_or_path!r}")
+    if (address := _HUB_PAGE.fullmatch(text)) is not None:
+        raise UsageError(f"{text} is an address: give the name of the model, {address[1]}")
+    if "://" in text and not Path(text).exists():
+        raise UsageError(f"{text[:200]} is an address: download the file, and give its path")
     longest = max(len(part.encode("utf-8", "surrogatepass")) for part in text.split("/"))
     if longest > 255 or len(text) > 4000:
         raise UsageError(
@@ -300,17 +309,22 @@ def find(name_or_path: str | os.PathLike | None) -> Path:
             f"{text} is a student, which takes photos, not a generator: python -m sis_jax.predict "
             f"{text} PHOTOS --out DIR"
         )
-    if text == DEFAULT:
-        raise UsageError(
-            f"the default weights, {DEFAULT}, are missing from this installation "
-            f"({_PACKAGE}): install sis_jax again, or give a weights folder or a checkpoint file"
-        )
+    check_installed(text)
     raise unknown_name(
         "weights",
         text,
         {*known, *public()},
         "Give one of these, a weights folder or a checkpoint file.",
     )
+
+
+def check_installed(name: str) -> None:
+    """UsageError for weights that ship, where they are looked for in vain."""
+    if name in SHIPS:
+        raise UsageError(
+            f"the weights {name} ship with sis_jax, and are missing from this installation "
+            f"({_PACKAGE}): install sis_jax again, or give a path"
+        )
 
 
 def public_file(public: Public) -> Path:

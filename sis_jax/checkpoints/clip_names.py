@@ -49,6 +49,7 @@ def find(name_or_path: str | os.PathLike) -> Path:
         )
     if hub.is_name(text):
         return hub.fetch(text, BESIDE)
+    catalogue.check_installed(text)
     cure = (
         "Give one of these, a hub name (owner/model), a Hugging Face folder, a weights folder or "
         "a checkpoint file."

@@ -306,6 +306,7 @@ def find(name_or_path: str | os.PathLike | None) -> Path:
             f"{text} holds no student, it draws or names images: give "
             f"{', '.join([*known, 'a run'])}"
         )
+    catalogue.check_installed(text)
     raise unknown_name(
         "student",
         text,

@@ -29,6 +29,7 @@ from PIL import Image
 
 from sis_jax.data import draw
 from sis_jax.data.files import json_text, write_atomic
+from sis_jax.data.items import png
 from sis_jax.data.names import below
 from sis_jax.data.threads import in_threads
 from sis_jax.types import SisError, UsageError
@@ -178,6 +179,9 @@ class Dataset:
         shown = self.split(split)[: max(1, count)]
         images, masks = np.stack([e.image for e in shown]), np.stack([e.mask for e in shown])
         return Image.fromarray(draw.sample_grid(images, masks, [e.name for e in shown]))
+
+    def _repr_png_(self) -> bytes:
+        return png(self.show())
 
 
 def _check_row(number: int, row: Any) -> None:

@@ -105,6 +105,9 @@ class Masks(Sequence):
             )
         )
 
+    def _repr_png_(self) -> bytes | None:
+        return png(self.show()) if self.held and self.held[0].image is not None else None
+
 
 def mask_file(name: str) -> str:
     """The mask's file name for a photo's name: its stem; folders stay folders."""

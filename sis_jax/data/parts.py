@@ -208,6 +208,9 @@ class Parts:
         labels = [f"seed {s}" for s in self.seeds[:n]]
         return Image.fromarray(draw.sample_grid(shown, masks, labels, finer=finer))
 
+    def _repr_png_(self) -> bytes | None:
+        return _png(np.asarray(self.show())) if len(self.samples) else None
+
     # files
 
     def files(self) -> dict[str, bytes]:

@@ -66,6 +66,7 @@ def run(
         for path in result_paths(verb, value, asked.config):
             print(path)
         sys.stdout.flush()
+        _summarise(verb, value, asked)
         problems = _hook(verb, "problems")
         left_out = problems(value) if problems else ""
         return _fail(f"{prog}: {left_out}", 1) if left_out else 0  # done as far as it could be
@@ -85,6 +86,13 @@ def run(
     except Exception as error:  # the traceback for a mistake of ours
         traceback.print_exception(error)
         return 1
+
+
+def _summarise(verb: Callable[..., Any], value: Any, asked: CommandLine[Any]) -> None:
+    """What was found, how reliable it is, and the next command, on stderr."""
+    summary = None if asked.quiet else _hook(verb, "summary")
+    for line in summary(value, asked.config) if summary else ():
+        print(line, file=sys.stderr)
 
 
 def _fail(message: str, code: int) -> int:

@@ -214,8 +214,9 @@ class Door:
     """How a verb is called. config: its configuration.
 
     stage: the module with optional hooks, `plan(config) -> dict`, `results(value, config) -> paths`
-        for stdout, `problems(value) -> str`. needs: fields that only a shell must give. variants:
-        {value of `config.choice`: dataclass of its settings}.
+        for stdout, `summary(value, config) -> lines` for stderr, `problems(value) -> str`. needs:
+        fields that only a shell must give. variants: {value of `config.choice`: dataclass of its
+        settings}.
     """
 
     config: type[Config]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import os
@@ -126,6 +127,9 @@ class Metrics:
         lines += ["", "confusion, rows are the ground truth", *_confusion(v)]
         lines += [f"note: {text}" for text in v.get("warnings", [])]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(self.show())}</pre>"
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one JSON file, whole or not at all."""

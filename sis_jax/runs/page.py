@@ -23,6 +23,7 @@ from safetensors import safe_open
 
 from sis_jax.data.edits import Edit
 from sis_jax.data.files import read_run, write_atomic
+from sis_jax.data.part_summary import UNSTABLE
 from sis_jax.runs import charts, cli, page_parts
 from sis_jax.runs.page_images import reduced
 from sis_jax.types import UsageError
@@ -106,7 +107,7 @@ def _context(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
             {"title": level.title, "rows": page_parts.rows_of(level, number, samples)}
             for number, level in enumerate(levels)
         ],
-        "unstable_below": page_parts.UNSTABLE,
+        "unstable_below": UNSTABLE,
         "script_data": page_parts.script_data(levels, samples),
         "apply": f"python -m sis_jax.label {shlex.quote(str(folder))} --edits edits.json",
         "gallery": None if samples else _gallery(folder / "parts" / "gallery.png"),

@@ -4,7 +4,7 @@ needs to show one part alone and to write edits.json.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from PIL import Image
 
 from sis_jax.data import draw
 from sis_jax.data.part_edits import fingerprint
+from sis_jax.data.part_summary import UNSTABLE, weighted
 from sis_jax.runs.page_images import data_uri, jpeg_uri
 
-UNSTABLE = 0.7  # agreement below this is marked
 _SHOWN = 256  # pixels: larger samples are reduced, so that the page stays small
 
 
@@ -165,7 +165,7 @@ def _row(
         for c in level.clusters
         if c.get("class_id", c["id"]) == id_ or c["id"] in entry.get("clusters", ())
     ]
-    agreement = _weighted(mine, "agreement")
+    agreement = weighted(mine, "agreement")
     return {
         "id": id_,
         "name": entry.get("name") or f"part {id_}",
@@ -174,17 +174,11 @@ def _row(
         "background": id_ == 0 or any(c.get("background") for c in mine),
         "crops": _crops(samples, number, id_),
         "agreement": agreement,
-        "confidence": _weighted(mine, "confidence"),
+        "confidence": weighted(mine, "confidence"),
         "unstable": agreement is not None and agreement < UNSTABLE,
         "unnamed": bool(entry.get("unsure")),
         **{key: entry.get(key) for key in ("score", "margin", "runner_up", "guess")},
     }
-
-
-def _weighted(clusters: Iterable[Mapping[str, Any]], key: str) -> float | None:
-    """The mean of a cluster statistic over a class, each cluster by its share of the pixels."""
-    known = [(c[key], c.get("share") or 1e-9) for c in clusters if c.get(key) is not None]
-    return sum(v * w for v, w in known) / sum(w for _, w in known) if known else None
 
 
 def _crops(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import shlex
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 
 from sis_jax import methods
 from sis_jax.checkpoints import load_generator
+from sis_jax.data.part_summary import summary_of
 from sis_jax.data.parts import Parts, classes_from
 from sis_jax.methods.base import Fitted
 from sis_jax.ops.sampling import sample_seeds
@@ -226,3 +228,14 @@ def results(parts: Parts, config: DiscoverConfig) -> list[Path]:
         return []
     names = ["parts/gallery.png", *(["parts/rare.png"] if config.rare_class.rare else [])]
     return [Path(config.out) / n for n in (*names, "parts/classes.json", "report.html")]
+
+
+def summary(parts: Parts, config: DiscoverConfig) -> list[str]:
+    if config.out is None:
+        return []
+    out = shlex.quote(config.out)
+    return [
+        *summary_of(parts),
+        f"next: look at {out}/report.html, which also renames and merges parts; then python -m "
+        f"sis_jax.synthesize {out} --n 10000",
+    ]

@@ -14,6 +14,7 @@ the default differs, and why:
 from __future__ import annotations
 
 import hashlib
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -525,3 +526,14 @@ def plan(config: DistillConfig) -> dict[str, Any]:
 
 def results(value: Student, config: DistillConfig) -> list[Path]:
     return [_places(resolve(config))[0] / "student"]
+
+
+def summary(value: Student, config: DistillConfig) -> list[str]:
+    run = shlex.quote(str(_places(resolve(config))[0]))
+    names = ", ".join(c["name"] for c in value.classes)
+    facts = [f"{k} {v}" for k, v in value.facts.items() if k.endswith((" before", " after"))]
+    measured = f"on held-out photos: {', '.join(facts)}" if facts else "not adapted to photos"
+    return [
+        f"a student of {names}, {value.side} pixels; {measured}",
+        f"next: python -m sis_jax.predict {run} MY_PHOTOS/ --out masks/",
+    ]

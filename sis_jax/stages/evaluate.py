@@ -269,3 +269,9 @@ def results(found: Metrics, config: EvaluateConfig) -> list[Path]:
     if run is None or not (run / "run.json").is_file():
         return paths
     return [run / "metrics" / f"{found.name}.json", run / "metrics.json", *paths]
+
+
+def summary(found: Metrics, config: EvaluateConfig) -> list[str]:
+    row = next(row for row in found.rows() if row["name"].endswith("foreground and background"))
+    span = "" if row["low"] is None else f" ({row['low']:.3f} to {row['high']:.3f}, 95 %)"
+    return [f"{row['name']} on {found.values['images']} photos: {row['ours']:.3f}{span}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from sis_jax.checkpoints import load_generator
 from sis_jax.data.files import read_run, write_atomic
 from sis_jax.data.ontology import ontology_of
 from sis_jax.data.part_edits import PartEdits, read_edits, state_of
+from sis_jax.data.part_summary import summary_of
 from sis_jax.data.parts import Parts
 from sis_jax.ops.progress import say
 from sis_jax.runs.config import without
@@ -164,3 +166,8 @@ def results(parts: Parts, config: LabelConfig) -> list[Path]:
     run = Path(str(config.run))
     record = _FILE if config.edits is not None else "parts/names.json"
     return [run / "parts" / "classes.json", run / record, run / "report.html"]
+
+
+def summary(parts: Parts, config: LabelConfig) -> list[str]:
+    run = shlex.quote(str(config.run))
+    return [*summary_of(parts), f"next: python -m sis_jax.synthesize {run} --n 10000"]

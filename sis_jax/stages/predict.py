@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -351,3 +352,14 @@ def problems(masks: Masks) -> str:
         f"{len(masks.skipped)} of {len(masks.skipped) + len(masks)} photos could not be read: "
         f"{left_out(masks.skipped)}"
     )
+
+
+def summary(masks: Masks, config: PredictConfig) -> list[str]:
+    if config.out is None or not isinstance(config.run, str):
+        return []
+    photos = shlex.quote(config.photos) if isinstance(config.photos, str) else "PHOTOS/"
+    return [
+        f"{len(masks)} photos with masks of {', '.join(c['name'] for c in masks.classes)}",
+        f"next, with masks annotated by hand: python -m sis_jax.evaluate {shlex.quote(config.run)} "
+        f"--images {photos} --masks ANNOTATED/",
+    ]

@@ -6,6 +6,7 @@ do not change a byte.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -213,3 +214,14 @@ def plan(config: SynthesizeConfig) -> dict[str, Any]:
 
 def results(data: Dataset, config: SynthesizeConfig) -> list[Path]:
     return [data.path]
+
+
+def summary(data: Dataset, config: SynthesizeConfig) -> list[str]:
+    known = [row["confidence"] for row in data.split("train").rows if row.get("confidence")]
+    sure = f"; mean confidence {sum(known) / len(known):.2f}" if known else ""
+    place = shlex.quote(str(config.out or config.run))
+    return [
+        f"{len(data):,} images with masks of {', '.join(data.names.values())}{sure}",
+        f"next: python -m sis_jax.distill {place} --photos MY_PHOTOS/ (photos need no masks, and "
+        "may be left out)",
+    ]

@@ -13,6 +13,7 @@ and all reading and writing of files.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from contextlib import closing
 from pathlib import Path
@@ -211,3 +212,13 @@ def plan(config: TrainGeneratorConfig) -> dict[str, Any]:
 
 def results(value: StyleGAN2, config: TrainGeneratorConfig) -> list[Path]:
     return [Path(config.out) / "generator"]
+
+
+def summary(value: StyleGAN2, config: TrainGeneratorConfig) -> list[str]:
+    out = Path(config.out)
+    return [
+        f"a generator of {value.resolution} pixels: look at {out}/samples, and at its quality in "
+        f"{out}/curves.csv",
+        f"next: python -m sis_jax.discover {shlex.quote(str(out / 'generator'))} --out "
+        f"{shlex.quote(f'{out}-parts')}",
+    ]
