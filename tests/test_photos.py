@@ -302,6 +302,19 @@ def test_settings_are_checked(folder):
             Photos.open(folder, **{"resolution": 32, **options})
 
 
+def test_holding_out_reads_nothing(folder, tmp_path):
+    """Of a memory map either: rows are read when they are asked for."""
+    photos = Photos.open(folder, 8, min_size=1, cache=tmp_path)
+    train, held = photos.holdout(2, seed=1)
+    assert isinstance(photos.images, np.memmap)
+    assert not isinstance(train.images, np.ndarray) and len(train) + len(held) == len(photos)
+    at = [photos.names.index(name) for name in (*train.names, *held.names)]
+    assert np.array_equal(np.concatenate([train.images, held.images]), photos.images[at])
+    assert np.array_equal(train.images[1:3], np.asarray(train.images)[1:3])
+    again, _ = train.holdout(1)
+    assert again.images.shape == (len(train) - 1, 8, 8, 3)
+
+
 def test_threads_do_not_change_anything_and_progress_counts(folder):
     seen = []
     many = Photos.open(

@@ -13,11 +13,13 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from sis_jax.data import draw
+from sis_jax.data.threads import in_threads
 from sis_jax.ops.progress import progress
 from sis_jax.ops.selection import frame
 from sis_jax.types import SisError
 
 IGNORE = draw.IGNORE
+_ONE_SIZE = "a student is trained on images of one size"
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,27 +40,32 @@ class Pairs:
         """Examples of one size, at most `side` pixels; ids: the class id of each channel, or
         SisError.
         """
-        table = channel_table(ids)
-        bar = progress(len(examples), f"reading {source}", "img")
-        rows = []
-        for example in examples:
+        table, held = channel_table(ids), []
+
+        def one(i: int) -> tuple[np.ndarray, ...]:
+            example = examples[i]
             image, mask, confidence = _reduced(example, side)
             channels = table[mask]
-            if np.any((channels == IGNORE) & (mask != IGNORE)):
-                strange = int(mask[(channels == IGNORE) & (mask != IGNORE)][0])
+            strange = mask[(channels == IGNORE) & (mask != IGNORE)]
+            if len(strange):
                 raise SisError(
-                    f"the mask of {example.name} in {source} holds class id {strange}, which is "
-                    "not in classes.json"
+                    f"the mask of {example.name} in {source} holds class id {int(strange[0])}, "
+                    "which is not in classes.json"
                 )
-            rows.append((image, channels, confidence))
-            bar.update(1)
-        bar.close()
-        if len({r[0].shape for r in rows}) != 1:
-            raise SisError(
-                f"the images in {source} differ in size or there are none: a student is trained "
-                "on images of one size"
-            )
-        return cls(*(np.stack(part) for part in zip(*rows)))
+            return image, channels, confidence
+
+        with progress(len(examples), f"reading {source}", "img") as bar:
+            for i, row in enumerate(in_threads(one, range(len(examples)))):
+                # One array from the start: stacking a list would take twice the memory.
+                held = held or [np.empty((len(examples), *a.shape), np.uint8) for a in row]
+                if row[0].shape != held[0].shape[1:]:
+                    raise SisError(f"the images in {source} differ in size: {_ONE_SIZE}")
+                for array, a in zip(held, row):
+                    array[i] = a
+                bar.update(1)
+        if not held:
+            raise SisError(f"there are no images in {source}: {_ONE_SIZE}")
+        return cls(*held)
 
     def without_odd_ones(self, trim: float, channel: int = 0) -> Pairs:
         """Without the share `trim` of images on whose frame the least of `channel` (background) is.

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -38,15 +39,35 @@ Progress = bool | Callable[[int, int], None]
 Found = tuple[np.ndarray, tuple[str, ...], tuple[tuple[str, str], ...]]  # images, names, skipped
 
 
+class Rows:
+    """Some images of an array, in a given order, read when asked for: indexing the array itself
+    would copy them all, out of a memory map as well.
+    """
+
+    def __init__(self, images: UInt8[np.ndarray, "m r r 3"], rows: np.ndarray):
+        self._images, self._rows = images, rows
+        self.shape, self.dtype, self.ndim = (len(rows), *images.shape[1:]), images.dtype, 4
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        first, *rest = index if isinstance(index, tuple) else (index,)
+        return np.asarray(self._images[(self._rows[first], *rest)])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
+
 @dataclass(frozen=True, eq=False)
 class Photos:
     """Photos of one size in memory (or memory-mapped), in a fixed order.
 
-    images: uint8[n r r 3]. names: paths inside the source. skipped: (name, reason). mirror: whether
-        `batches` flips each item with probability 1/2.
+    images: uint8[n r r 3], or `Rows` of them. names: paths inside the source. skipped: (name,
+        reason). mirror: whether `batches` flips each item with probability 1/2.
     """
 
-    images: UInt8[np.ndarray, "n r r 3"]
+    images: UInt8[np.ndarray, "n r r 3"] | Rows
     names: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...] = ()
     source: str = "memory"
@@ -173,9 +194,12 @@ class Photos:
             )
         held = np.zeros(len(self), bool)
         held[np.random.default_rng([seed, 2]).permutation(len(self))[:n]] = True
-        names = np.asarray(self.names, object)
-        train = replace(self, images=self.images[~held], names=tuple(names[~held]))
-        return train, replace(self, images=self.images[held], names=tuple(names[held]), skipped=())
+        whole = self.images if isinstance(self.images, np.ndarray) else np.asarray(self.images)
+
+        def part(rows: np.ndarray) -> Photos:
+            return replace(self, images=Rows(whole, rows), names=tuple(self.names[i] for i in rows))
+
+        return part(np.flatnonzero(~held)), replace(part(np.flatnonzero(held)), skipped=())
 
 
 def own_side(source: str | os.PathLike, looked_at: int = 8) -> int:

@@ -209,12 +209,13 @@ class StudentTraining:
         nothing to go back to, and the comparison is only recorded.
         """
         assert self.held is not None
+        held = np.asarray(self.held.images)
         job, before, after = self.job, self.state.kept["before"], self._weights()
         trained = bool(job.recipe.steps or job.start is not None)
         first = self._student_of(before, self.first_side) if trained else job.teacher
         assert first is not None
         old, new = (
-            adapt.judge(student, self.held.images, self._val_iou(student), self.mirrored)
+            adapt.judge(student, held, self._val_iou(student), self.mirrored)
             for student in (first, self._student_of(after, job.recipe.side))
         )
         better = new.better_than(old)
