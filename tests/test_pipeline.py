@@ -1,13 +1,21 @@
 """`python -m sis_jax run`: all stages in one folder, from a generator and from photos."""
 
 import json
+from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from PIL import Image
 
+from sis_jax.checkpoints.student import Student
+from sis_jax.data.masks import Prediction, write_mask
+from sis_jax.models.students import StudentConfig
+from sis_jax.stages import photo_samples, planning, speeds
+from sis_jax.stages.budget import Speeds
 from sis_jax.stages.pipeline import run
-
-pytestmark = pytest.mark.integration
+from sis_jax.types import UsageError
 
 
 @pytest.fixture
@@ -35,29 +43,175 @@ def quick(monkeypatch):
         ),
     ):
         real = getattr(sis_jax, verb)
-        monkeypatch.setattr(
-            sis_jax, verb, lambda *a, real=real, settings=settings, **k: real(*a, **settings | k)
-        )
+
+        def work(*a, real=real, settings=settings, verb=verb, **k):
+            # The plan chooses a network, too large for a test.
+            return real(*a, **(k | settings if verb == "train_generator" else settings | k))
+
+        monkeypatch.setattr(sis_jax, verb, work)
 
 
+def photos_in(place):
+    """24 photos of noise, light or dark, 32 wide and 48 high."""
+    place.mkdir()
+    for i, image in enumerate(np.random.default_rng(0).uniform(0, 1, (24, 48, 32, 3))):
+        Image.fromarray((image * (20 + 10 * i)).astype(np.uint8)).save(place / f"{i:02d}.png")
+    return place
+
+
+def stages_of(out):
+    return json.loads((out / "run.json").read_text())["stages"]
+
+
+@pytest.mark.integration
 def test_from_a_generator(quick, tiny_weights, tmp_path):
     report = run(str(tiny_weights), out=str(tmp_path / "r"), n=24, steps=2)
     assert report.is_file()
-    stages = json.loads((tmp_path / "r/run.json").read_text())["stages"]
-    assert list(stages) == ["discover", "synthesize", "distill"] and all(
-        s["state"] == "done" for s in stages.values()
-    )
+    stages = stages_of(tmp_path / "r")
+    assert list(stages) == ["run", "discover", "run, planned again", "synthesize", "distill"]
+    assert all(s["state"] == "done" for s in stages.values())
+    assert stages["run"]["command"].startswith("python -m sis_jax run ")
+    assert not (tmp_path / "r/masks").exists()
     before = (tmp_path / "r/student/model.safetensors").stat().st_mtime_ns
     run(str(tiny_weights), out=str(tmp_path / "r"), n=24, steps=2)
     assert (tmp_path / "r/student/model.safetensors").stat().st_mtime_ns == before
 
 
-def test_from_photos(quick, tmp_path):
-    photos = tmp_path / "photos.npz"
-    np.savez(
-        photos, images=np.random.default_rng(0).integers(0, 255, (24, 32, 32, 3), dtype=np.uint8)
+# Of a machine on which eight minutes are just enough.
+SLOW = Speeds(
+    sample=0.5, student_start=0.5, student_image=0.05, student_bytes=1, snapshot=5,
+    gan_start=1, gan_image=0.3, gan_bytes=1,
+)  # fmt: skip
+
+
+@pytest.mark.integration
+def test_from_photos(quick, tmp_path, monkeypatch):
+    """Every stage in a given time, on photos that are not square; the same command again does
+    nothing.
+    """
+    place, out, timed = photos_in(tmp_path / "photos"), tmp_path / "r", []
+    monkeypatch.setattr(speeds, "measured", lambda *a: timed.append(a) or SLOW)
+    asked = {"out": str(out), "budget": "8m", "resolution": 16, "fit": "pad"}
+    asked |= {"train_images": 24, "steps": 4}
+    report = run(str(place), **asked)
+    stages = stages_of(out)
+    assert stages_of(out / "training")["train_generator"]["images"] == 24
+    assert stages["distill"]["config"]["fit"] == "pad" and "adaptation_kept" in stages["distill"]
+    for i in range(24):
+        with Image.open(out / f"masks/{i:02d}.png") as mask:
+            assert mask.size == (32, 48)
+    assert report.read_text().count("photo with mask of") == 16
+    kept = {p: p.stat().st_mtime_ns for p in (out / "training").rglob("*.safetensors")}
+    kept |= {p: p.stat().st_mtime_ns for p in (out / "masks").iterdir()}
+    run(str(place), **asked)
+    assert len(timed) == 1 and {p: p.stat().st_mtime_ns for p in kept} == kept
+
+
+class Bright(nnx.Module):
+    """Foreground where a photo is light."""
+
+    def __call__(self, x, tape=None):
+        light = x.mean(-1, keepdims=True)
+        return jnp.concatenate([-light, light], -1)
+
+
+@pytest.fixture
+def doors(monkeypatch):
+    """Doors that take as long as they are told and write little: {verb: seconds}, [(verb, what it
+    was given)].
+    """
+    import sis_jax
+
+    took, calls, now = {"train_generator": 100.0}, [], [0.0]
+
+    def door(verb):
+        def work(*args, **given):
+            calls.append((verb, given))
+            now[0] += took.get(verb, 1.0)
+            if verb == "predict":
+                for photo in Path(args[1]).iterdir():
+                    write_mask(
+                        Path(given["out"]),
+                        Prediction(photo.name, None, np.eye(48, 32, dtype=np.uint8)),
+                    )
+
+        return work
+
+    for verb in ("train_generator", "discover", "synthesize", "distill", "predict"):
+        monkeypatch.setattr(sis_jax, verb, door(verb))
+    student = Student(
+        Bright(), StudentConfig(), ({"id": 0, "name": "background"}, {"id": 1, "name": "light"}), 32
     )
-    run(str(photos), out=str(tmp_path / "r"), resolution=16, train_images=8, n=24, steps=2)
-    stages = json.loads((tmp_path / "r/run.json").read_text())["stages"]
-    assert stages["discover"]["config"]["gen"].endswith("training/generator")
-    assert "adaptation_kept" in stages["distill"]
+    monkeypatch.setattr(photo_samples, "load_student", lambda run: student)
+    monkeypatch.setattr(speeds, "measured", lambda *a: calls.append(("measured", a)) or SLOW)
+    monkeypatch.setattr(planning, "perf_counter", lambda: now[0])
+    return took, calls
+
+
+def test_the_plan_of_photos(doors, tmp_path):
+    """Kept in run.json and made once; what the stages are asked for follows it."""
+    _, calls = doors
+    place, out = photos_in(tmp_path / "photos"), tmp_path / "r"
+    asked = {"out": str(out), "budget": "8m", "fit": "pad", "seed": 3}
+    page = run(str(place), **asked).read_text()
+    verbs = ["measured", "train_generator", "discover", "synthesize", "distill", "predict"]
+    given = dict(calls)
+    assert list(given) == verbs
+    stages = stages_of(out)
+    first, later = stages["run"], stages["run, planned again"]
+    assert [s["stage"] for s in first["stages"]] == [*verbs[1:], "report"]
+    assert all(s["seconds"] > 0 and s["memory_bytes"] > 1e8 for s in first["stages"])
+    assert 0.7 * 480 < sum(s["seconds"] for s in first["stages"]) <= 0.92 * 480
+    training, distilled = given["train_generator"], given["distill"]
+    assert all(first["sizes"][k] == training[k] for k in ("images", "batch", "channel_base"))
+    assert training["fit"] == distilled["fit"] == "pad" and training["seed"] == 3
+    assert 0 < training["minutes"] < 8
+    assert given["synthesize"]["n"] == later["sizes"]["n"]
+    assert all(distilled[k] == later["sizes"][k] for k in ("steps", "adapt_steps", "rounds"))
+    assert distilled["photos"] == str(place) and page.count("python -m sis_jax run ") == 1
+    calls.clear()
+    run(str(place), **asked)
+    assert [verb for verb, _ in calls] == verbs[2:]  # not measured, nor trained again
+    assert dict(calls)["distill"] == distilled
+    with pytest.raises(UsageError, match="budget='8m', now asked for '9m'"):
+        run(str(place), **asked | {"budget": "9m"})
+
+
+def test_a_slow_training_leaves_a_smaller_student(doors, tmp_path):
+    took, calls = doors
+    place, steps = photos_in(tmp_path / "photos"), {}
+    for seconds in (50.0, 300.0, 4000.0):
+        took["train_generator"] = seconds
+        run(str(place), out=str(tmp_path / f"{seconds:g}"), budget="8m")
+        asked = dict(calls)["distill"]
+        steps[seconds] = asked["steps"] + asked["rounds"] * asked["adapt_steps"]
+    assert steps[50.0] > steps[300.0] >= steps[4000.0] > 0
+
+
+def test_photos_of_least_confidence_come_first(doors, tmp_path):
+    place, out = photos_in(tmp_path / "photos"), tmp_path / "r"
+    run(str(place), out=str(out), budget="8m")
+    shown = json.loads((out / "photos/photos.json").read_text())
+    confidence = [p["confidence"] for p in shown["photos"]]
+    assert shown["looked_at"] == 24 and len(confidence) == 16 and confidence == sorted(confidence)
+    with (
+        Image.open(out / "photos/00_image.png") as image,
+        Image.open(out / "photos/00_mask.png") as mask,
+    ):
+        assert image.size == mask.size == (32, 48)
+        assert np.array_equal(np.asarray(mask), np.eye(48, 32))
+
+
+def test_without_a_budget_nothing_is_measured(doors, tmp_path):
+    _, calls = doors
+    run(str(photos_in(tmp_path / "photos")), out=str(tmp_path / "r"), n=50)
+    given = dict(calls)
+    assert "measured" not in given and given["train_generator"]["minutes"] is None
+    assert given["train_generator"]["resolution"] == 64 and given["synthesize"]["n"] == 50
+
+
+def test_a_folder_without_photos_is_refused_first(doors, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="empty"):
+        run(str(tmp_path / "empty"), out=str(tmp_path / "r"), budget="2h")
+    assert not doors[1]

@@ -474,3 +474,24 @@ def test_many_edits_keep_the_page_small(tmp_path):
 def _size(uri: str) -> tuple[int, int]:
     with Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))) as picture:
         return picture.size
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_photos_with_their_masks_come_in_the_order_of_the_run(tmp_path, damaged):
+    """Two rows of up to eight; names are escaped, and a folder that is not whole is left out."""
+    run = _make_run(tmp_path / "run", full=False)
+    images, masks = _faces(10, 32)
+    notes = [{"name": f"<b>{i}.jpg", "confidence": 0.5 + i / 20} for i in range(10)]
+    with RunFolder.open(run) as folder:
+        for i in range(10):
+            folder.write_image(f"photos/{i:02d}_image.png", images[i])
+            folder.write_image(f"photos/{i:02d}_mask.png", draw.palette_png(masks[i]))
+        folder.write_json(
+            "photos/photos.json", {"looked_at": 99, "photos": notes[: 9 if damaged else 10]}
+        )
+    html = report(run).read_text(encoding="utf-8")
+    page = _Page(html)
+    assert not page.open and ("photos" in page.ids) != damaged
+    if not damaged:
+        assert html.count("photo with mask of &lt;b&gt;") == 10 and "of 99 photos" in html
+        assert [t for t in page.text if re.fullmatch(r"0\.\d\d", t)][:3] == ["0.50", "0.55", "0.60"]

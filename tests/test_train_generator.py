@@ -11,15 +11,18 @@ import fakes
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 import sis_jax
 from sis_jax import parallel
 from sis_jax.checkpoints import save_generator
+from sis_jax.models.layers import Conv
 from sis_jax.runs import cli
-from sis_jax.training import generator_loop
+from sis_jax.stages import train_generator as stage
+from sis_jax.training import generator_loop, quality
 from sis_jax.training.generator_loop import GeneratorTraining
-from sis_jax.types import SisError, UsageError
+from sis_jax.types import Info, SisError, UsageError
 
 pytestmark = pytest.mark.integration
 
@@ -34,11 +37,25 @@ SMALL = {
 }  # fmt: skip
 
 
+class Edges(nnx.Module):
+    """A backbone of one random convolution."""
+
+    info = Info("edges")
+
+    def __init__(self):
+        self.conv = Conv(3, 6, np.random.default_rng(0), size=3, stride=2)
+
+    def __call__(self, x, tape=None):
+        return (jax.nn.relu(self.conv(x)),)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def few_pictures():
-    """The quality curve from 100 pictures instead of 2000."""
+    """The quality curve from 100 pictures instead of 2000, by a small backbone."""
     patch = pytest.MonkeyPatch()
     patch.setattr(generator_loop, "SWD_IMAGES", 100)
+    patch.setattr(stage, "load_backbone", Edges)
+    patch.setattr(quality, "SIDES", (8, 8))
     yield
     patch.undo()
 
@@ -95,6 +112,10 @@ def test_what_it_writes(whole):
         for r in rows
         for name in ("swd", "loss_g", "loss_d", "score_real", "score_fake", "augment")
     )
+    assert {r["frechet_floor"] for r in rows} == {rows[0]["frechet_floor"]}
+    best = min(rows, key=lambda r: float(r["frechet"]))
+    assert record["best"]["images"] == int(best["images"]) and float(best["frechet"]) > 0
+    assert "edges (not the FID)" in (out / "generator" / "README.md").read_text()
     assert (
         gen.resolution == 8
         and gen.config.channels == (8, 8)
@@ -261,6 +282,46 @@ def test_overwrite(photos, tmp_path):
     step, after, curve = checkpoint(out)
     assert step == 2 and len(curve) == 1 and len((out / "curves.csv").read_text().splitlines()) == 2
     assert not all(np.array_equal(a, b) for (_, a), (_, b) in zip(before, after))
+
+
+def test_the_best_snapshot_is_kept_and_patience_ends(photos, tmp_path, monkeypatch):
+    """Distances 3, 1, 2 (, 1.5): the folder holds the second snapshot; with a patience of one the
+    third is the last, until the same command is given more.
+    """
+    measured = dict.fromkeys(quality.NAMES, 0.5)
+    by_images = {16: 3.0, 32: 1.0, 48: 2.0, 64: 1.5}
+    seen, said = [], []
+
+    def measure(self, images):
+        seen.append(16 * (len(seen) + 1))
+        return measured | {"frechet": by_images[seen[-1]]}
+
+    monkeypatch.setattr(quality.Quality, "measure", measure)
+    monkeypatch.setattr(generator_loop, "say", said.append)
+    settings = SMALL | {"images": 64, "patience": 1}
+    train_generator(photos, out=str(tmp_path / "a"), **settings)
+    assert seen == [16, 32, 48] and "that at 32 images" in said[-1]
+    train_generator(photos, out=str(tmp_path / "a"), **settings)
+    assert len(seen) == 3 and "--patience 0" in said[-1]
+    last = train_generator(photos, out=str(tmp_path / "a"), **settings | {"patience": 0})
+    assert seen == [16, 32, 48, 64]
+    seen.clear()
+    train_generator(photos, out=str(tmp_path / "b"), **settings | {"images": 32})
+    name = "generator/model.safetensors"
+    assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    kept = sis_jax.load_generator(tmp_path / "b" / "generator")
+    np.testing.assert_allclose(kept.sample([0]).images, last.sample([0]).images, atol=0.02)
+    record = json.loads((tmp_path / "a" / "run.json").read_text())["stages"]["train_generator"]
+    assert record["best"]["images"] == 32 and record["images"] == 64
+
+
+def test_too_few_held_out_photos_are_not_measured(photos, tmp_path):
+    """Then the last snapshot is the best."""
+    out = tmp_path / "run"
+    train_generator(photos, out=str(out), images=8, **SMALL | {"holdout": 4, "snapshot": 8})
+    with (out / "curves.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert row["frechet"] == "" and float(row["swd"]) > 0
 
 
 def test_minutes(photos, tmp_path):

@@ -99,9 +99,10 @@ def _context(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
         "title": folder.resolve().name,
         "generator": generator,
         "facts": _facts(stages),
-        "commands": [s["command"] for s in stages.values() if s.get("command")],
+        "commands": list(dict.fromkeys(s["command"] for s in stages.values() if s.get("command"))),
         "seconds": sum(s.get("seconds") or 0 for s in stages.values()),
         "finished": max(finished, default=""),
+        "photos": _photos(folder / "photos"),
         "samples": [sample.shown() for sample in samples],
         "levels": [
             {"title": level.title, "rows": page_parts.rows_of(level, number, samples)}
@@ -140,6 +141,20 @@ def _json(path: Path, kind: Any) -> Any:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, kind) else None
+
+
+def _photos(folder: Path) -> dict[str, Any] | None:
+    """Photos with the student's masks, those of least confidence first; None where there are none,
+    or the folder is not whole.
+    """
+    facts = _json(folder / "photos.json", dict) or {}
+    notes = [n for n in facts.get("photos", []) if _is_number(n.get("confidence"))]
+    notes = sorted(notes, key=lambda n: n["confidence"])
+    samples = page_parts.samples_of(folder, {"samples": notes}, most=16)
+    if not samples or len(samples) != len(notes):
+        return None
+    rows = [{"name": n.get("name", "")} | s.shown() for n, s in zip(notes, samples)]
+    return {"looked_at": facts.get("looked_at", len(rows)), "rows": rows}
 
 
 def _gallery(path: Path) -> dict[str, Any] | None:

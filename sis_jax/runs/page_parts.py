@@ -76,11 +76,11 @@ def _title(name: str, classes: Sequence[Mapping[str, Any]]) -> str:
     return f"{name}: {sum(c['id'] != 0 for c in classes)} parts"
 
 
-def samples_of(folder: Path, found: Mapping[str, Any]) -> list[Sample]:
-    """Up to eight samples of a run's `parts/samples`, those of lowest confidence first."""
+def samples_of(folder: Path, found: Mapping[str, Any], most: int = 8) -> list[Sample]:
+    """Samples of a run's `parts/samples`, those of lowest confidence first."""
     samples, notes = [], found.get("samples", [])
     kinds = ("mask", "finer") if found.get("finer") else ("mask",)
-    for number, path in enumerate(sorted(folder.glob("*_image.png"))[:8]):
+    for number, path in enumerate(sorted(folder.glob("*_image.png"))[:most]):
         paths = [path.with_name(path.name.replace("_image", f"_{kind}")) for kind in kinds]
         if not all(mask.exists() for mask in paths):
             continue

@@ -1,49 +1,61 @@
-"""Every stage, one after the other: `python -m sis_jax run [GEN | PHOTOS] --out RUN`. Each stage
-resumes, so the command can be stopped and given again.
+"""Every stage, one after the other: `python -m sis_jax run [GEN | PHOTOS] --out RUN --budget 2h`.
+Each stage resumes, so the command can be stopped and given again.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import sis_jax as sis
 from sis_jax.ops.progress import say
 from sis_jax.runs.config import door
 from sis_jax.runs.configs.pipeline import RunConfig
-from sis_jax.runs.run import RunFolder
 
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".npz")
 
 
 @door(RunConfig, stage=__name__)
 def run(config: RunConfig) -> Path:
-    """From a generator, or a folder of photos, to a segmenter: train (photos only), discover,
-    synthesize, distill, report.
+    """From a generator, or a folder of photos, to a segmenter: plan, train (photos only), discover,
+    synthesize, distill, predict (photos only), report.
 
-    Returns the path of the report. Raises UsageError for inputs that a stage cannot work with.
+    Returns the path of the report. Raises UsageError for inputs that a stage cannot work with, and
+    for a budget that is too short.
     """
-    gen, photos, overwrite, seed = config.source, config.photos, config.overwrite, config.seed
-    if gen is not None and _is_photos(Path(gen)):
-        say("1 of 5: training a generator on the photos")
-        RunFolder.open(config.out).close()  # a run before anything else is in the folder
-        training = Path(config.out) / "training"
-        sis.train_generator(
-            gen,
-            out=str(training),
-            resolution=config.resolution,
-            images=config.train_images,
-            seed=seed,
-            overwrite=overwrite,
-        )
-        gen, photos = str(training / "generator"), photos or gen
-    say("2 of 5: finding the parts")
-    sis.discover(gen, out=config.out, seed=seed, overwrite=overwrite)
-    say("3 of 5: writing images and masks")
-    sis.synthesize(config.out, n=config.n, seed=seed + 1, overwrite=overwrite)
-    say("4 of 5: training the student")
-    sis.distill(config.out, steps=config.steps, photos=photos, seed=seed, overwrite=overwrite)
-    say("5 of 5: the report")
-    return sis.report(config.out)
+    from sis_jax.stages.photo_samples import write_samples
+    from sis_jax.stages.planning import Planner
+
+    gen, out, seed, overwrite = config.source, config.out, config.seed, config.overwrite
+    trains = gen is not None and _is_photos(Path(gen))
+    photos = config.photos or (gen if trains else None)
+    planner = Planner(config, photos, trains)
+    first = planner.first()
+    if trains:
+        if not planner.past_training():
+            say("training a generator on the photos")
+            sis.train_generator(
+                gen, out=f"{out}/training", fit=config.fit, seed=seed, overwrite=overwrite,
+                minutes=planner.minutes(first), **first.sizes.training(),
+            )  # fmt: skip
+        gen = f"{out}/training/generator"
+    say("finding the parts")
+    sis.discover(gen, out=out, seed=seed, overwrite=overwrite)
+    sizes = planner.later(first).sizes
+    say("writing images and masks")
+    sis.synthesize(out, n=sizes.n, seed=seed + 1, overwrite=overwrite)
+    say("training the student")
+    sis.distill(
+        out, photos=photos, fit=config.fit, steps=sizes.steps, adapt_steps=sizes.adapt_steps,
+        rounds=sizes.rounds, seed=seed, overwrite=overwrite,
+    )  # fmt: skip
+    if photos is not None:
+        say("masks of the photos")
+        sis.predict(out, photos, out=f"{out}/masks", overwrite=overwrite)
+        write_samples(Path(out), photos, Path(out) / "masks")
+    report = sis.report(out)
+    planner.say_used()
+    return report
 
 
 def _is_photos(path: Path) -> bool:
@@ -53,10 +65,16 @@ def _is_photos(path: Path) -> bool:
     return path.is_file() and path.name.lower().endswith(_ARCHIVES)
 
 
-def plan(config: RunConfig) -> dict[str, list[str]]:
-    names = ("run.json", "parts/", "data/", "student/", "report.html")
-    return {"files": [f"{config.out}/{name}" for name in names]}
+def plan(config: RunConfig) -> dict[str, Any]:
+    names = ["run.json", "parts/", "data/", "student/", "report.html"]
+    if config.source is not None and _is_photos(Path(config.source)):
+        names += ["training/", "masks/", "photos/"]
+    elif config.photos is not None:
+        names += ["masks/", "photos/"]
+    files = {"files": [f"{config.out}/{name}" for name in names]}
+    return files if config.budget is None else files | {"seconds": config.seconds()}
 
 
 def results(report: Path, config: RunConfig) -> list[Path]:
-    return [report, report.parent / "student"]
+    masks = report.parent / "masks"
+    return [report, report.parent / "student", *([masks] if masks.is_dir() else [])]

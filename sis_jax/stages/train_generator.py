@@ -23,6 +23,7 @@ import jax
 import numpy as np
 
 from sis_jax.checkpoints import load_discriminator, load_generator, save_generator
+from sis_jax.checkpoints.backbones import load_backbone
 from sis_jax.data import draw
 from sis_jax.data.decode import CROPS
 from sis_jax.data.photos import Photos
@@ -32,22 +33,22 @@ from sis_jax.models.stylegan2 import StyleGAN2
 from sis_jax.ops.progress import progress_shown, say
 from sis_jax.runs.configs.train_generator import Network, TrainGeneratorConfig
 from sis_jax.runs.run import RunFolder
-from sis_jax.training import gan
+from sis_jax.training import gan, generator_loop, quality
 from sis_jax.training.generator_loop import GeneratorTraining, Job
 from sis_jax.training.loop import Checkpoints, as_csv
 from sis_jax.types import Info, SisError, UsageError
 
 GRID_SEEDS, GRID_COLUMNS = 64, 8
 COLUMNS = (
-    "images", "seconds", "swd", "augment", "loss_g", "loss_d", "score_real", "score_fake",
-    "sign_real", "r1", "path_length",
+    "images", "seconds", *generator_loop.MEASURED, "swd", "augment", "loss_g", "loss_d",
+    "score_real", "score_fake", "sign_real", "r1", "path_length",
 )  # fmt: skip
 
 
 _LEAST = {
     **dict.fromkeys(("images", "batch", "latent", "mapping_layers", "channel_base"), 1),
     **dict.fromkeys(("channel_max", "snapshot", "holdout", "rows"), 1),
-    **dict.fromkeys(("r1_gamma", "path_length", "ema_images", "seed", "minutes"), 0),
+    **dict.fromkeys(("r1_gamma", "path_length", "ema_images", "seed", "minutes", "patience"), 0),
 }
 
 
@@ -71,7 +72,7 @@ def _job(config: TrainGeneratorConfig, cache: Path) -> Job:
     """Photos, networks and hyper-parameters of a configuration."""
     net, train = config.network, config.train
     photos = _photos(config, cache)
-    gen, disc = _networks(net, train.seed)
+    gen, disc = networks(net, train.seed)
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     gamma = gan.r1_gamma_for(net.resolution, train.batch)
     recipe = gan.Recipe(
@@ -82,7 +83,7 @@ def _job(config: TrainGeneratorConfig, cache: Path) -> Job:
     )  # fmt: skip
     return Job(
         gen, disc, *photos, recipe, train.batch, train.images, train.snapshot, train.minutes,
-        adaptive=config.data.augment == "ada", seed=train.seed,
+        train.patience, config.data.augment == "ada", train.seed, load_backbone(),
     )  # fmt: skip
 
 
@@ -103,7 +104,7 @@ def _photos(config: TrainGeneratorConfig, cache: Path) -> tuple[Photos, Photos]:
     return photos.holdout(min(data.holdout, len(photos) // 5), seed=config.train.seed)
 
 
-def _networks(net: Network, seed: int) -> tuple[StyleGAN2, Discriminator]:
+def networks(net: Network, seed: int) -> tuple[StyleGAN2, Discriminator]:
     """Generator and discriminator to begin with: stored ones, or random weights."""
     if net.start_from:
         gen, disc = load_generator(net.start_from), load_discriminator(net.start_from)
@@ -131,10 +132,14 @@ def _networks(net: Network, seed: int) -> tuple[StyleGAN2, Discriminator]:
 def _write(
     run: RunFolder, training: GeneratorTraining, fakes: np.ndarray, config: TrainGeneratorConfig
 ) -> None:
-    """The files of a snapshot: a grid of samples, the curve, the weights in half precision."""
+    """The files of a snapshot: a grid of samples, the curve, and if it is the best so far the
+    weights in half precision.
+    """
     grid = draw.grid(draw.reduced(fakes[:GRID_SEEDS]), GRID_COLUMNS)
     run.write_image(f"samples/{training.images_seen:09d}.png", grid)
     run.write_bytes("curves.csv", as_csv(training.run.curve, COLUMNS))
+    if not training.improved:
+        return
     gen, name = training.generator(), run.path.resolve().name
     gen.info = Info(name, config.licence, f"trained on {Path(config.photos).name}")
     save_generator(
@@ -151,8 +156,9 @@ def _card(name: str, training: GeneratorTraining, config: TrainGeneratorConfig) 
         "photos": f"{facts['photos']:,} of {Path(config.photos).name}"
         + (", mirrored" if config.data.mirror else ""),
         "licence": config.licence,
-        "images seen": f"{facts['images']:,}{before}",
+        "images seen": f"{training.best['images']:,}{before}",
         "training": f"{facts['training_seconds']:,.0f} s on {facts['device']}",
+        **_measured(training),
         "sliced Wasserstein distance": f"{facts['swd']:.2f} (x 1000) between "
         f"{training.judged:,} samples at psi 1 and {facts['held_out']:,} held-out photos",
         "recipe": ", ".join(f"{k} {v}" for k, v in facts["recipe"].items()),
@@ -164,6 +170,20 @@ def _card(name: str, training: GeneratorTraining, config: TrainGeneratorConfig) 
         f"discriminator, trained by `sis_jax`.\n\n| | |\n|---|---|\n{table}\n\nIts images "
         "have the biases of its photos. Load it: `sis_jax.load_generator(PATH)`.\n"
     )
+
+
+def _measured(training: GeneratorTraining) -> dict[str, str]:
+    """The rows of the card on the distance that decided, none where it was not measured."""
+    best, backbone = training.best, training.job.backbone
+    if "frechet" not in best:
+        return {}
+    reference = min(len(training.job.photos), quality.REFERENCE)
+    return {
+        "Fréchet distance": f"{best['frechet']:.2f} in the coarsest features of "
+        f"{backbone.info.name} (not the FID), {len(training.job.held_out):,} samples at psi 1 at a "
+        f"time against {reference:,} photos; {best['frechet_floor']:.2f} for held-out photos",
+        "precision, recall": f"{best['precision']:.3f}, {best['recall']:.3f}",
+    }
 
 
 def _check(config: TrainGeneratorConfig) -> None:

@@ -17,14 +17,20 @@ from sis_jax import parallel
 from sis_jax.data.photos import Photos
 from sis_jax.models.discriminator import Discriminator
 from sis_jax.models.stylegan2 import StyleGAN2
+from sis_jax.ops import plan
 from sis_jax.ops.augment import adjust_probability
 from sis_jax.ops.progress import say
 from sis_jax.ops.sampling import collect, picture
 from sis_jax.ops.wasserstein import SwdReference
 from sis_jax.training import gan
 from sis_jax.training.loop import Checkpoints, Training, loop, on_devices
+from sis_jax.training.quality import LEAST, Quality
 
 SWD_IMAGES = 2000  # of up to 256 pixels; of larger ones as many as have the same memory
+CRITERION = "frechet"  # the column of the curve that decides which snapshot is kept
+DISTANCES = ("frechet", "kernel")  # the columns that have a floor
+MEASURED = tuple(name for base in DISTANCES for name in (base, f"{base}_floor"))
+MEASURED += ("precision", "recall")
 ADA_EVERY = 4  # steps between two corrections of the augmentation probability
 
 
@@ -34,7 +40,9 @@ class Job:
 
     photos, held_out: to train on, and to measure quality on. batch: images per step over all
         devices. images: shown to the discriminator in all. snapshot: between two snapshots.
-        minutes: stop after so long. adaptive: augment as soon as the discriminator overfits.
+        minutes: stop after so long. patience: stop after so many snapshots without a better one, 0
+        never. adaptive: augment as soon as the discriminator overfits. backbone: whose features
+        judge a snapshot; without one the last counts as the best.
     """
 
     gen: StyleGAN2
@@ -46,8 +54,10 @@ class Job:
     images: int
     snapshot: int
     minutes: float | None
+    patience: int
     adaptive: bool
     seed: int
+    backbone: Any = None
 
     def identity(self) -> dict[str, Any]:
         """The settings that a checkpoint must share, for JSON; the precision may change."""
@@ -68,7 +78,7 @@ class GeneratorTraining:
         counts = range(1, parallel.device_count() + 1)
         self.devices = max((d for d in counts if job.batch % (4 * d) == 0), default=1)
         self.g_graph, self.d_graph, state = gan.new_state(job.gen, job.disc, job.recipe)
-        found = checkpoints.restore(state)
+        found = checkpoints.restore(state, best=_networks(state))
         self.run = found or Training(state)
         self.run.facts.setdefault("signs", [])  # of scores of photos, since the last correction
         self.p = float(self.run.state["augment"])  # on the host too: reading it back would wait
@@ -86,14 +96,16 @@ class GeneratorTraining:
         return max(min(SWD_IMAGES, SWD_IMAGES * 256**2 // self.job.gen.resolution**2), 64)
 
     def snapshots(self) -> Iterator[UInt8[np.ndarray, "n r r 3"]]:
-        """Train until `images` or `minutes`; yields samples of the averaged generator and a row of
-        the curve at every snapshot, then writes the checkpoint.
+        """Train until `images` or `minutes`, or until `patience` is lost; yields samples of the
+        averaged generator and a row of the curve at every snapshot, then writes the checkpoint.
         """
         job, total = self.job, -(-self.job.images // self.job.batch)
-        if self.run.step >= total:
-            say(f"already trained on {self.images_seen:,} images; raise --images to go on")
+        if self.run.step >= total or self.exhausted:
+            cure = "give --patience 0" if self.exhausted else "raise --images"
+            say(f"already trained on {self.images_seen:,} images; {cure} to go on")
             return
         stop_at = np.inf if job.minutes is None else time.perf_counter() + 60 * job.minutes
+        quality = self._quality()
         reference = SwdReference(np.asarray(job.held_out.images), seed=0)
         say("compiling the training step (up to a minute or two the first time) ...")
         for _, facts in loop(
@@ -101,17 +113,52 @@ class GeneratorTraining:
             steps=total, every=max(job.snapshot // job.batch, 1), checkpoints=self.checkpoints,
             unit=("img", job.batch), devices=self.devices, losses=("loss_d", "loss_g"),
             cure=f"run again with --r1-gamma {job.recipe.r1_gamma * 4:g} and --overwrite",
-            stop=lambda: time.perf_counter() > stop_at,
-            show=lambda row: f"swd {row['swd']:.2f}, p {row['augment']:.2f}",
+            stop=lambda: time.perf_counter() > stop_at or self.exhausted, show=_shown,
         ):  # fmt: skip
             fakes = self._samples()
             row = {"images": self.images_seen, "seconds": round(self.run.seconds, 1)}
             row |= {"swd": reference.distance(fakes)["average"], "augment": self.p}
+            if quality is not None:
+                row |= quality.measure(fakes)
+                row |= {f"{name}_floor": quality.floor[name] for name in DISTANCES}
             self.run.curve.append(row | facts)
+            if self.improved and quality is not None:
+                self.run.kept["best"] = _networks(self.run.state)
             yield fakes
+            if self.exhausted:
+                say(
+                    f"stopped: none of the last {job.patience} snapshots is better than that at "
+                    f"{self.best['images']:,} images, which is kept; --patience 0 goes on"
+                )
+
+    def _quality(self) -> Quality | None:
+        """None where there is no backbone, or too few photos are held out."""
+        job = self.job
+        if job.backbone is None or len(job.held_out) < LEAST:
+            return None
+        return Quality(job.backbone, job.photos.images, job.held_out.images[: self.judged])
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The row of the curve with the least distance, the last one where none was measured."""
+        measured = [row for row in self.run.curve if CRITERION in row]
+        return min(measured, key=lambda row: row[CRITERION]) if measured else self.run.curve[-1]
+
+    @property
+    def improved(self) -> bool:
+        """Whether the last snapshot is the best one."""
+        return self.best is self.run.curve[-1]
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether so many snapshots as `patience` allows came after the best one."""
+        if not (self.job.patience and self.run.curve):
+            return False
+        since = sum(row["images"] > self.best["images"] for row in self.run.curve)
+        return since >= self.job.patience
 
     def _samples(self) -> UInt8[np.ndarray, "n r r 3"]:
-        return collect(self.generator(), range(self.judged), picture)
+        return collect(self._now(), range(self.judged), picture)
 
     def _step(
         self, state: gan.State, step: int, real: UInt8[np.ndarray, "b r r 3"]
@@ -130,6 +177,21 @@ class GeneratorTraining:
         if job.adaptive:
             state["augment"] = self._augmentation(state["augment"], step, facts["sign_real"])
         return state, facts
+
+    def measured(self, real: UInt8[np.ndarray, "b r r 3"]) -> tuple[float, float, int]:
+        """(seconds of the first step with its compilation, seconds of a mean step, bytes of a step
+        beside the state), for a plan. Nothing of this training changes but its augmentation.
+        """
+        state, seconds = on_devices(self.run.state, self.devices), []
+        for step in (0, 0, 1):  # all phases are due in step 0, only the main ones in step 1
+            began = time.perf_counter()
+            jax.block_until_ready(self._step(state, step, real))
+            seconds.append(time.perf_counter() - began)
+        first, whole, main = seconds
+        lazy = max(whole - main, 0.0) / self.job.recipe.path_interval
+        fixed = {"graphs": (self.g_graph, self.d_graph), "recipe": self.job.recipe}
+        body = partial(gan.d_main, augmented=True, **fixed)
+        return first, main + lazy, plan.bytes_of(body, self.run.state, jax.random.key(0), real)
 
     def _phases(self, step: int) -> list[Callable[..., Any] | None]:
         """G main, G regularisation, D main, D regularisation; None where one is not due."""
@@ -161,25 +223,44 @@ class GeneratorTraining:
         signs.clear()
         return on_devices(np.float32(self.p), self.devices)
 
-    def generator(self) -> StyleGAN2:
-        """The averaged generator as it is now."""
+    def _now(self) -> StyleGAN2:
+        """The averaged generator of this step."""
         return gan.join(self.g_graph, self.run.state["ema"], self.run.state["buffers"])
 
+    def generator(self) -> StyleGAN2:
+        """The averaged generator of the best snapshot."""
+        kept = self.run.kept.get("best", self.run.state)
+        return gan.join(self.g_graph, kept["ema"], kept["buffers"])
+
     def discriminator(self) -> Discriminator:
-        """The discriminator as it is now."""
-        return gan.join(self.d_graph, self.run.state["d"], {})
+        """The discriminator of the best snapshot."""
+        return gan.join(self.d_graph, self.run.kept.get("best", self.run.state)["d"], {})
 
     def facts(self) -> dict[str, Any]:
         """The facts of the training in the record and the card."""
         job, device = self.job, jax.devices()[0]
+        best = self.best if self.run.curve else {}
         return {
             "images": self.images_seen, "training_seconds": round(self.run.seconds, 1),
             "photos": len(job.photos), "held_out": len(job.held_out),
             "skipped": len(job.photos.skipped),
             "device": f"{self.devices} x {device.device_kind} ({os.cpu_count()} cores)",
-            "swd": self.run.curve[-1]["swd"] if self.run.curve else None,
+            "swd": best.get("swd"),
+            "best": {k: best[k] for k in ("images", *MEASURED) if k in best},
             "recipe": asdict(job.recipe),
         }  # fmt: skip
+
+
+def _networks(state: gan.State) -> dict[str, Any]:
+    """What is kept of a snapshot."""
+    return {name: state[name] for name in ("ema", "buffers", "d")}
+
+
+def _shown(row: dict[str, Any]) -> str:
+    seen = f"swd {row['swd']:.2f}, p {row['augment']:.2f}"
+    if CRITERION not in row:
+        return seen
+    return f"{CRITERION} {row[CRITERION]:.2f} (floor {row[CRITERION + '_floor']:.2f}), {seen}"
 
 
 _average = jax.jit(gan.average)

@@ -2,41 +2,71 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from tyro.conf import Positional
 
 from sis_jax.runs.config import Config, spelled
+from sis_jax.types import UsageError
 
 
 @dataclass(frozen=True)
 class RunConfig(Config):
-    """A generator or photos in, a student and a report out.
+    """A generator or photos in; a student, masks of the photos and a report out.
 
     Args:
         source: a generator (name, weights folder, checkpoint file), or photos to train one on (a
             folder or archive); the default generator without it.
         out: run folder of all stages; a generator is trained in its sub-folder `training`.
-        photos: real photos for the student to adapt to; by default those the generator was trained
-            on here.
+        budget: time for all stages, such as 2h, 30m or 5400 seconds: the sizes below are chosen to
+            fit it, from the speed of this machine. Without it they are those of the platform.
+        photos: real photos for the student to adapt to, and to predict masks of; by default those
+            the generator was trained on here.
+        fit: photos that are not square: "crop" cuts the largest centred square, "pad" repeats
+            their border up to a square, "stretch" squeezes them into one. Masks are always those of
+            the whole photo.
         resolution: pixels of the images of a generator trained here, a power of two.
         train_images: photos shown to its discriminator in all.
         n: generated images with masks.
-        steps: of the student's training.
+        steps: of the student's training on them.
         seed: of every stage.
         overwrite: discard the results of other settings in `out`.
     """
 
     verb: ClassVar[str] = "run"
+    makes: ClassVar[str] = "this plan"
+    later: ClassVar[Mapping[str, Any]] = {"fit": "crop"}
 
     source: Annotated[str | None, Positional, spelled("[GEN|PHOTOS]")] = None
     _: KW_ONLY
     out: str
+    budget: str | None = None
     photos: str | None = None
-    resolution: int = 64
-    train_images: int = 5_000_000
-    n: int = 10_000
-    steps: int = 2000
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    resolution: int | None = None
+    train_images: int | None = None
+    n: int | None = None
+    steps: int | None = None
     seed: int = 0
     overwrite: bool = False
+
+    def seconds(self) -> float | None:
+        """The budget in seconds, None without one. Raises UsageError where it is no time."""
+        if self.budget is None:
+            return None
+        number = r"(\d+(?:\.\d+)?)"
+        pattern = rf"(?:{number}h)?(?:{number}m(?:in)?)?(?:{number}s?)?"
+        found = re.fullmatch(pattern, self.budget.strip())
+        parts = [float(part or 0) for part in found.groups()] if found else [0.0]
+        seconds = sum(part * unit for part, unit in zip(parts, (3600, 60, 1)))
+        if not seconds > 0:
+            raise UsageError(
+                f"budget is {self.budget!r}, expected a time: 2h, 30m, 1h30m or 5400 (seconds)"
+            )
+        return seconds
+
+    def command(self) -> str:
+        return super().command().replace("sis_jax.run", "sis_jax run", 1)

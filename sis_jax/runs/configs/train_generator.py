@@ -49,6 +49,8 @@ class Optimisation:
         ema_images: half-life, in images, of the averaged generator.
         snapshot: images between two checkpoints, sample grids and entries of the curve.
         minutes: stop after this time, whatever `images` asks for, and save.
+        patience: stop after so many snapshots without a better one (by the Fréchet distance to the
+            photos in a backbone's features); 0 goes on. The best snapshot is kept.
         seed: of weights, latents and order.
     """
 
@@ -60,6 +62,7 @@ class Optimisation:
     ema_images: float = 10_000.0
     snapshot: int = 50_000
     minutes: float | None = None
+    patience: int = 10
     seed: int = 0
 
 
@@ -95,7 +98,7 @@ class TrainGeneratorConfig(Config):
     """
 
     verb: ClassVar[str] = "train_generator"
-    unrecorded: ClassVar[tuple[str, ...]] = ("images", "minutes", "out", "overwrite")
+    unrecorded: ClassVar[tuple[str, ...]] = ("images", "minutes", "patience", "out", "overwrite")
     later: ClassVar[Mapping[str, Any]] = {"fit": "crop"}
 
     photos: Annotated[str, Positional, spelled("PHOTOS")]

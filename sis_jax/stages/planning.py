@@ -1,0 +1,137 @@
+"""The plan of a run in its run.json, and the time that is left of its budget."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import jax
+
+from sis_jax.data.files import read_run
+from sis_jax.data.photo_files import list_source, nothing_found
+from sis_jax.ops.progress import say
+from sis_jax.runs.cli import duration
+from sis_jax.runs.configs.pipeline import RunConfig
+from sis_jax.runs.run import RunFolder
+from sis_jax.stages import budget, speeds
+from sis_jax.stages.budget import Row, Sizes, Speeds
+from sis_jax.types import UsageError
+
+AGAIN = "run, planned again"  # the stage of run.json with the later plan
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What run.json keeps of a plan. speeds, stages: None and empty without a budget."""
+
+    sizes: Sizes
+    speeds: Speeds | None = None
+    stages: tuple[Row, ...] = ()
+
+    @classmethod
+    def read(cls, record: dict[str, Any]) -> Plan:
+        measured = record.get("speeds")
+        stages = tuple(Row(**row) for row in record["stages"])
+        return cls(Sizes(**record["sizes"]), Speeds(**measured) if measured else None, stages)
+
+
+class Planner:
+    """The plans of one call of `run`. photos: that the student adapts to; trains: whether they also
+    train a generator.
+    """
+
+    def __init__(self, config: RunConfig, photos: str | None, trains: bool):
+        self.config, self.trains, self.budget = config, trains, config.seconds()
+        self.count = 0 if photos is None else _count(photos)
+        self.out = Path(config.out)
+        self.before = 0.0 if config.overwrite else self._on_record()
+        self.began = perf_counter()
+
+    def first(self) -> Plan:
+        """The plan of all stages, made once. Raises UsageError for a budget that is too short."""
+        return self._kept(self.config.verb, self._first)
+
+    def later(self, plan: Plan) -> Plan:
+        """The plan of the stages after `discover`, made once."""
+        return self._kept(AGAIN, lambda: self._again(plan))
+
+    def past_training(self) -> bool:
+        """Whether an earlier call came further than the generator's training."""
+        return not self.config.overwrite and AGAIN in read_run(self.out)["stages"]
+
+    def minutes(self, plan: Plan) -> float | None:
+        """After which a training that is slower than planned must stop for the stages behind it."""
+        if self.budget is None or plan.speeds is None:
+            return None
+        behind = budget.total(plan.stages[1:])
+        return max(self.budget - behind - self.used, 0.0) / 60
+
+    def say_used(self) -> None:
+        """State how much of the budget was used."""
+        if self.budget is not None:
+            say(f"took {duration(self.used)} of {duration(self.budget)}")
+
+    @property
+    def used(self) -> float:
+        """Seconds of this call, and of the stages that earlier calls finished."""
+        return self.before + perf_counter() - self.began
+
+    def _on_record(self) -> float:
+        places = [f for f in (self.out, self.out / "training") if (f / "run.json").is_file()]
+        records = [record for place in places for record in read_run(place)["stages"].values()]
+        return sum(max(r.get("seconds", 0.0), r.get("training_seconds", 0.0)) for r in records)
+
+    def _kept(self, name: str, make: Callable[[], Plan]) -> Plan:
+        """The plan of that name in run.json, made where it is not there."""
+        with (
+            RunFolder.open(self.out, self.config.overwrite) as folder,
+            folder.stage(self.config, name=name) as stage,
+        ):
+            if not stage.done:
+                stage.record |= asdict(make())
+            return Plan.read(stage.record)
+
+    def _first(self) -> Plan:
+        config, platform = self.config, jax.default_backend()
+        sizes = budget.asked(budget.usual(platform, self.count if self.trains else 0), config)
+        if self.budget is None:
+            if self.trains:
+                say(
+                    f"no --budget, so sizes for a {platform}: {sizes.images:,} images of "
+                    f"{sizes.resolution} pixels, {sizes.channel_base} / {sizes.channel_max} "
+                    "channels"
+                )
+            return Plan(sizes)
+        if self.trains and platform == "cpu":
+            sizes = budget.candidate(sizes, self.budget, os.cpu_count() or 1)
+        say("timing a few steps of each training (compiling them takes minutes the first time)")
+        found = speeds.measured(sizes, config.source, self.trains, config.seed)
+        sizes = budget.fitted(sizes, found, self.budget - self.used, self.count)
+        return self._shown(f"the plan for {duration(self.budget)}:", sizes, found, 0)
+
+    def _again(self, plan: Plan) -> Plan:
+        if self.budget is None or plan.speeds is None:
+            return plan
+        left = max(self.budget - self.used, 1.0)
+        sizes = budget.again(plan.sizes, plan.speeds, left, self.count)
+        past = [row.stage for row in plan.stages].index("discover") + 1
+        return self._shown(f"the plan for the {duration(left)} left:", sizes, plan.speeds, past)
+
+    def _shown(self, title: str, sizes: Sizes, found: Speeds, past: int) -> Plan:
+        """The plan, printed from its stage number `past` on."""
+        sizes = budget.asked(sizes, self.config)
+        stages = tuple(budget.rows(sizes, found, self.count)[past:])
+        say("\n  ".join([title, *map(str, stages)]))
+        return Plan(sizes, found, stages)
+
+
+def _count(photos: str) -> int:
+    """How many photos there are. Raises UsageError where there are none."""
+    listing = list_source(Path(photos))
+    if not listing.names:
+        raise UsageError(nothing_found(photos, [listing]))
+    return len(listing.names)

@@ -1,0 +1,110 @@
+"""How fast this machine is: a few steps of each training of `run`, on random images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree, UInt8
+
+from sis_jax import parallel
+from sis_jax.checkpoints import load_generator
+from sis_jax.data.photos import Photos
+from sis_jax.models.students import StudentConfig, build, usual_block
+from sis_jax.ops import plan
+from sis_jax.ops.student_augment import ALIGNED
+from sis_jax.runs.configs.distill import RECIPES
+from sis_jax.runs.configs.train_generator import Network
+from sis_jax.stages.budget import FORWARD, Sizes, Speeds
+from sis_jax.stages.distill import LEAST_SIDE
+from sis_jax.stages.train_generator import networks
+from sis_jax.training import gan
+from sis_jax.training import student as training
+from sis_jax.training.generator_loop import SWD_IMAGES, GeneratorTraining, Job
+from sis_jax.training.loop import Checkpoints, on_devices
+
+SAMPLES = 4  # passes of the generator in a step of its training, per image: two of them backwards
+COPIES = 3  # of the state: before and after a step, and the best one
+CLASSES = 6
+
+
+def measured(sizes: Sizes, gen: str | None, trains: bool, seed: int) -> Speeds:
+    """Time the training of a student, and that of a generator of these sizes or, unless `trains`,
+    the images of the generator `gen`.
+    """
+    if trains:
+        start, image, needed = _of_generator(sizes, seed)
+        found, sample, resolution = (start, image, needed), image / SAMPLES, sizes.resolution
+    else:
+        found, (sample, resolution) = (0.0, 0.0, 0.0), _of_samples(gen)
+    start, image, needed = _of_student(resolution)
+    snapshot = SWD_IMAGES * (sample + FORWARD * image)
+    batch = RECIPES["default"]["batch"]
+    return Speeds(sample, start, image, needed, batch, snapshot, *found)
+
+
+def _of_samples(name: str | None) -> tuple[float, int]:
+    """(seconds of an image, pixels) of a generator."""
+    gen = load_generator(name)
+    seeds = range(2 * parallel.device_count())
+    _seconds(lambda: gen.sample(seeds).images)
+    return _seconds(lambda: gen.sample(seeds).images) / len(seeds), gen.resolution
+
+
+def _of_generator(sizes: Sizes, seed: int) -> tuple[float, float, float]:
+    """(seconds of the first step, seconds of an image later, bytes with the state)."""
+    network = Network(
+        resolution=sizes.resolution, channel_base=sizes.channel_base, latent=sizes.latent,
+        channel_max=sizes.channel_max, mapping_layers=sizes.mapping_layers,
+    )  # fmt: skip
+    gen, disc = networks(network, seed)
+    real = _noise(sizes.batch, sizes.resolution)
+    photos = Photos(real, tuple(map(str, range(len(real)))))
+    dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    gamma = gan.r1_gamma_for(sizes.resolution, sizes.batch)
+    recipe = gan.Recipe(r1_gamma=gamma, dtype=dtype)
+    job = Job(gen, disc, photos, photos, recipe, sizes.batch, 1, 1, None, 0, True, seed)
+    trainer = GeneratorTraining(job, Checkpoints(None, {}))
+    start, step, needed = trainer.measured(real)
+    return start, step / sizes.batch, needed + COPIES * _bytes(trainer.run.state)
+
+
+def _of_student(resolution: int) -> tuple[float, float, float]:
+    """As `_of_generator`, of the usual student of images of `resolution` pixels."""
+    usual, side = RECIPES["default"], max(LEAST_SIDE, resolution)
+    recipe = training.Recipe(
+        usual["steps"], usual["batch"], side, ema=usual["ema"], augmentation=ALIGNED
+    )
+    config = StudentConfig(usual["student"], CLASSES, block=usual_block(side))
+    graph, state = training.new_state(build(config, np.random.default_rng(0)), recipe)
+    devices = max(d for d in range(1, parallel.device_count() + 1) if recipe.batch % d == 0)
+    body = partial(training.train_step, graph=graph, recipe=recipe)
+    run = parallel.map_devices(
+        training.train_step, (None, None, 0, 0, 0), None, devices=devices, graph=graph,
+        recipe=recipe,
+    )  # fmt: skip
+    images = _noise(recipe.batch, resolution)
+    batch = (images, images[..., 0] % CLASSES, images[..., 0])
+    blocks, held = [parallel.shard(a, devices)[0] for a in batch], on_devices(state, devices)
+    start, step = (_seconds(lambda: run(held, jax.random.key(0), *blocks)) for _ in range(2))
+    needed = plan.bytes_of(body, state, jax.random.key(0), *batch)
+    return start, step / recipe.batch, needed + COPIES * _bytes(state)
+
+
+def _noise(n: int, resolution: int) -> UInt8[np.ndarray, "n r r 3"]:
+    shape = (n, resolution, resolution, 3)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    jax.block_until_ready(work())
+    return time.perf_counter() - began
+
+
+def _bytes(tree: PyTree) -> int:
+    return sum(np.size(a) * a.dtype.itemsize for a in jax.tree.leaves(tree))
