@@ -234,16 +234,25 @@ def test_the_same_command_goes_on_where_it_stopped(student, photos, tmp_path, mo
     whole = sis_jax.predict(student, str(photos), out=str(tmp_path / "out"))
     (tmp_path / "out/turned.png").unlink()
     looked_at = []
-    real = Student.seen
-    monkeypatch.setattr(
-        Student, "seen", lambda self, image, size: looked_at.append(1) or real(self, image, size)
-    )
+    real = Student.look
+    monkeypatch.setattr(Student, "look", lambda *a, **b: looked_at.append(1) or real(*a, **b))
     again = sis_jax.predict(student, str(photos), out=str(tmp_path / "out"))
     assert (
         len(looked_at) == 1
         and again.names == whole.names
         and (tmp_path / "out/turned.png").is_file()
     )
+
+
+def test_borders_follow_the_photo_unless_asked_not_to(student, tmp_path):
+    """The scores of a toy change where half of a photo is even."""
+    image = photo(64, 64)
+    image[:, 32:] = 255
+    with_edges, without = (student.scores([image], edges=e)[0] for e in (True, False))
+    assert np.abs(with_edges - without).max() > 0.01
+    np.testing.assert_allclose(with_edges.sum(-1), 1, atol=1e-5)
+    found = sis_jax.predict(student, image, edges=False)
+    np.testing.assert_array_equal(next(iter(found)).mask, without.argmax(-1))
 
 
 def test_what_cannot_work_leaves_no_folder(student, photos, tmp_path):
@@ -328,7 +337,7 @@ def test_the_portable_file_gives_the_same_probabilities(student, tmp_path):
     for count in (1, 3):
         images = np.stack([photo(32, 32, i) for i in range(count)])
         np.testing.assert_allclose(
-            call(images), np.stack(student.scores(list(images), flip=False)), atol=1e-5
+            call(images), np.stack(student.scores(list(images), flip=False, edges=False)), atol=1e-5
         )
 
 
@@ -340,7 +349,7 @@ def test_onnx_gives_the_same_probabilities(student, tmp_path):
         images = np.stack([photo(32, 32, i) for i in range(count)])
         (found,) = session.run(["probabilities"], {"images": images})
         np.testing.assert_allclose(
-            found, np.stack(student.scores(list(images), flip=False)), atol=1e-5
+            found, np.stack(student.scores(list(images), flip=False, edges=False)), atol=1e-5
         )
     facts = session.get_modelmeta().custom_metadata_map
     assert (

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Float, UInt8
@@ -26,11 +27,13 @@ from sis_jax.models import students
 from sis_jax.models.students import to_float
 from sis_jax.ops import plan
 from sis_jax.ops.enlarge import Box, enlarged, winners
+from sis_jax.ops.guided_filter import guided
 from sis_jax.types import Info, SisError, UsageError, unknown_name
 
 FORMAT, VERSION = files.STUDENT_FORMAT, files.STUDENT_VERSION
 TILE = 1024  # pixels: a photo that is larger, at the size the network works at, is cut
 _OVERLAP = 64
+_FINE = 4  # times the resolution of the network: how finely borders follow the photo
 _GRID = 16  # edges are rounded to this, so that photos of like shape share a compilation
 ROWS = 16  # photos per device at a time, at most
 
@@ -64,15 +67,18 @@ class Student:
         flip: bool = True,
         size: int | None = None,
         tile: int = TILE,
+        edges: bool = True,
     ) -> list[Float[np.ndarray, "_ _ k"]]:
         """Class probabilities at each photo's own size, channel = class id.
 
         flip: mean with the mirror image. size: shorter edge in pixels (or that of the square of
             `fit`) for the network; by default that of training. tile: a photo that is then still
-            larger is cut into overlapping tiles.
+            larger is cut into overlapping tiles. edges: let borders follow the photo's edges
+            (`ops/guided_filter.py`).
         """
-        small = self.probabilities([self.seen(i, size) for i in images], flip=flip, tile=tile)
-        return [self.full_scores(s, image.shape[:2]) for s, image in zip(small, images)]
+        looks = [self.look(image, size, edges=edges) for image in images]
+        small = self.probabilities([look.seen for look in looks], flip=flip, tile=tile)
+        return [self.full_scores(s, look) for s, look in zip(small, looks)]
 
     def masks(
         self,
@@ -81,10 +87,12 @@ class Student:
         flip: bool = True,
         size: int | None = None,
         tile: int = TILE,
+        edges: bool = True,
     ) -> list[UInt8[np.ndarray, "_ _"]]:
         """Masks of class ids at each photo's own size. Arguments as in `scores`."""
-        small = self.probabilities([self.seen(i, size) for i in images], flip=flip, tile=tile)
-        return [self.mask(s, image.shape[:2]) for s, image in zip(small, images)]
+        looks = [self.look(image, size, edges=edges) for image in images]
+        small = self.probabilities([look.seen for look in looks], flip=flip, tile=tile)
+        return [self.mask(s, look) for s, look in zip(small, looks)]
 
     @classmethod
     def load(cls, name_or_path: str | os.PathLike | None = None) -> Any:
@@ -178,12 +186,14 @@ class Student:
     # the three steps of `scores` and `masks`, for streams of photos; the first and the last run in
     # threads, the one between on the devices
 
-    def seen(
-        self, image: UInt8[np.ndarray, "_ _ 3"], size: int | None = None
-    ) -> UInt8[np.ndarray, "_ _ 3"]:
-        """A photo as the network sees it."""
+    def look(
+        self, image: UInt8[np.ndarray, "_ _ 3"], size: int | None = None, *, edges: bool = True
+    ) -> Look:
+        """A photo as the network sees it, and what else its mask needs."""
         self.check(size)
-        return _brought_to(np.asarray(image), self.side if size is None else size, self.fit)
+        image, side = np.asarray(image), self.side if size is None else size
+        seen = _brought_to(image, side, self.fit)
+        return Look(seen, image.shape[:2], _at_most(image, _FINE * side) if edges else None)
 
     def probabilities(
         self, seen: Sequence[UInt8[np.ndarray, "_ _ 3"]], *, flip: bool = True, tile: int = TILE
@@ -203,19 +213,26 @@ class Student:
                 out[i] = scores
         return out
 
-    def mask(
-        self, scores: Float[np.ndarray, "_ _ k"], size: tuple[int, int]
-    ) -> UInt8[np.ndarray, "_ _"]:
-        """Class ids at a photo's own size [h w], from its `probabilities`."""
-        return self.ids[winners(scores, size, self._part(scores, size))]
+    def mask(self, scores: Float[np.ndarray, "_ _ k"], look: Look) -> UInt8[np.ndarray, "_ _"]:
+        """Class ids at a photo's own size, from its `probabilities`."""
+        return self.ids[winners(*self._placed_in(scores, look))]
 
     def full_scores(
-        self, scores: Float[np.ndarray, "_ _ k"], size: tuple[int, int]
+        self, scores: Float[np.ndarray, "_ _ k"], look: Look
     ) -> Float[np.ndarray, "_ _ c"]:
-        """Probability per class id at a photo's own size [h w], from its `probabilities`."""
-        full = np.zeros((*size, int(self.ids.max()) + 1), np.float32)
-        full[..., self.ids] = enlarged(scores, size, self._part(scores, size))
+        """Probability per class id at a photo's own size, from its `probabilities`."""
+        full = np.zeros((*look.size, int(self.ids.max()) + 1), np.float32)
+        full[..., self.ids] = enlarged(*self._placed_in(scores, look))
         return full
+
+    def _placed_in(
+        self, scores: np.ndarray, look: Look
+    ) -> tuple[np.ndarray, tuple[int, int], Box | None]:
+        """(scores, the photo's size, the part of the scores that is the photo)."""
+        part = self._part(scores, look.size)
+        if look.guide is None:
+            return scores, look.size, part
+        return guided(look.seen, scores, look.guide, part), look.size, None
 
     @cached_property
     def _placed(self) -> tuple[Any, Any]:
@@ -228,7 +245,8 @@ class Student:
         programs per shape at most.
         """
         graph, params = self._placed
-        devices, static = parallel.local_devices(), {"graph": graph, "flip": flip}
+        devices = parallel.local_devices()
+        static = {"graph": graph, "flip": flip, "swap": mirrored(self.classes)}
         rows, needed = plan.rows_at_once(
             _probabilities, (None, 0), (params, images[0][None]), devices[0].platform, ROWS,
             **static,
@@ -284,6 +302,16 @@ class Student:
         )
 
 
+class Look(NamedTuple):
+    """A photo on its way to a mask. seen: what the network sees. size: its own, [h w]. guide: the
+    photo whose edges the borders follow, None where they do not.
+    """
+
+    seen: UInt8[np.ndarray, "_ _ 3"]
+    size: tuple[int, int]
+    guide: UInt8[np.ndarray, "_ _ 3"] | None
+
+
 def load_student(name_or_path: str | os.PathLike | None = None) -> Student:
     """As `Student.load`."""
     return Student.load(name_or_path)
@@ -315,10 +343,36 @@ def find(name_or_path: str | os.PathLike | None) -> Path:
     )
 
 
-def _probabilities(params: Any, images: jax.Array, *, graph: Any, flip: bool) -> jax.Array:
+def mirrored(classes: Sequence[dict[str, Any]]) -> tuple[int, ...]:
+    """The channel of each class in the mirror: left and right swap. Empty where nothing does."""
+    names = [str(c["name"]).lower() for c in classes]
+    table = list(range(len(names)))
+    for i, name in enumerate(names):
+        for one, other in (("left", "right"), ("right", "left"), ("l_", "r_"), ("r_", "l_")):
+            if name.startswith(one) or f" {one}" in name:
+                twin = name.replace(one, other, 1)
+                table[i] = names.index(twin) if twin in names else i
+    return tuple(table) if table != list(range(len(names))) else ()
+
+
+def _probabilities(
+    params: Any, images: jax.Array, *, graph: Any, flip: bool, swap: tuple[int, ...]
+) -> jax.Array:
     network, x = nnx.merge(graph, params), to_float(images)
     out = jax.nn.softmax(network(x))
-    return (out + jax.nn.softmax(network(x[:, :, ::-1]))[:, :, ::-1]) / 2 if flip else out
+    if not flip:
+        return out
+    other = jax.nn.softmax(network(x[:, :, ::-1]))[:, :, ::-1]
+    return (out + (other[..., jnp.asarray(swap)] if swap else other)) / 2
+
+
+def _at_most(image: np.ndarray, side: int) -> np.ndarray:
+    """The photo with a shorter edge of `side` pixels where its own is longer."""
+    h, w = image.shape[:2]
+    if min(h, w) <= side:
+        return image
+    h, w = (round(edge * side / min(h, w)) for edge in (h, w))
+    return np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BOX))
 
 
 def _brought_to(image: np.ndarray, side: int, fit: Fit) -> np.ndarray:

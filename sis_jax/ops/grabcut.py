@@ -1,4 +1,4 @@
-"""Masks made to follow their own photo's colours and edges.
+"""Masks made to follow their own photo's colours.
 
 A network that learned from one generator makes the same mistake on every photo; the colours of one
 photo know nothing of that. GrabCut (Rother, Kolmogorov, Blake 2004) fits colour models to the
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from sis_jax.ops.guided_filter import guided
 from sis_jax.types import UsageError
 
 
@@ -29,7 +30,6 @@ class Bounds(NamedTuple):
 LOOSE = Bounds(0.8, 0.4, 0.03)  # leaves the colours much to decide: for judging a network
 TIGHT = Bounds(0.8, 0.5, 0.1)  # keeps what the network is sure of: for correcting its labels
 _ROUNDS = 4
-_RADIUS, _SMOOTHNESS = 0.03, 1e-4  # of the shorter edge; variance of colours in [0, 1]
 
 
 def foreground(
@@ -58,35 +58,13 @@ def foreground(
     return (trimap == cv2.GC_FGD) | (trimap == cv2.GC_PR_FGD)
 
 
-def guided(
-    photo: UInt8[np.ndarray, "h w 3"], mask: Float[np.ndarray, "h w"]
-) -> Float[np.ndarray, "h w"]:
-    """The soft mask as a locally linear function of the photo's colours, in [0, 1].
-
-    mask = a . colour + b by least squares in every window, averaged (equations 4 to 8, 19 to 21).
-    """
-    cv2 = _opencv()
-    size = 2 * max(1, round(_RADIUS * min(mask.shape))) + 1
-
-    def mean(plane: np.ndarray) -> np.ndarray:
-        return cv2.blur(plane, (size, size)).reshape(plane.shape)
-
-    image = photo.astype(np.float32) / 255
-    colour, level = mean(image), mean(mask.astype(np.float32))
-    shared = mean(image * mask[..., None]) - colour * level[..., None]
-    spread = np.stack([mean(image * image[..., c : c + 1]) for c in range(3)], -1)
-    spread += _SMOOTHNESS * np.eye(3, dtype=np.float32) - colour[..., None] * colour[..., None, :]
-    a = np.linalg.solve(spread, shared[..., None])[..., 0]
-    b = level - (a * colour).sum(-1)
-    return np.clip((mean(a.astype(np.float32)) * image).sum(-1) + mean(b), 0, 1)
-
-
 def corrected(
     photo: UInt8[np.ndarray, "h w 3"], background: Float[np.ndarray, "h w"]
 ) -> Float[np.ndarray, "h w"]:
     """Probability of background: the mean of the prediction, GrabCut's and the guided filter's."""
     cut = 1 - foreground(photo, background, TIGHT).astype(np.float32)
-    return (background + cut + guided(photo, background)) / 3
+    filtered = guided(photo, np.stack([background, 1 - background], -1), photo)[..., 0]
+    return (background + cut + filtered) / 3
 
 
 def in_threads(one: Callable[[int], Any], count: int, threads: int) -> list[Any]:

@@ -214,7 +214,8 @@ def predicted(
     """Class probabilities by channel; mirrored: the mean with the mirror image."""
     found = np.empty((*photos.shape[:3], len(student.classes)), np.float32)
     for i in range(0, len(photos), _BLOCK):
-        for j, scores in enumerate(student.scores(list(photos[i : i + _BLOCK]), flip=mirrored)):
+        block = list(photos[i : i + _BLOCK])
+        for j, scores in enumerate(student.scores(block, flip=mirrored, edges=False)):
             found[i + j] = scores[..., student.ids]
     return found
 

@@ -26,6 +26,7 @@ import numpy as np
 from flax import nnx
 
 from sis_jax.checkpoints.backbones import load_backbone
+from sis_jax.checkpoints.student import mirrored
 from sis_jax.data import draw
 from sis_jax.data.decode import CROPS
 from sis_jax.data.files import read_run
@@ -340,19 +341,7 @@ def _augmentation(config: DistillConfig, classes: tuple[dict[str, Any], ...]) ->
     base = {"aligned": ALIGNED, "strong": Augmentation(), "weak": WEAK, "none": NONE}
     background = config.augmentation.background if classes[0]["id"] == 0 else 0.0
     chosen = base[str(config.augmentation.augment)]
-    return replace(chosen, swap=_mirror(classes), background=background or 0.0)
-
-
-def _mirror(classes: tuple[dict[str, Any], ...]) -> tuple[int, ...]:
-    """The channel of each class in the mirror: left and right swap. Empty where nothing does."""
-    names = [str(c["name"]).lower() for c in classes]
-    table = list(range(len(names)))
-    for i, name in enumerate(names):
-        for one, other in (("left", "right"), ("right", "left"), ("l_", "r_"), ("r_", "l_")):
-            if name.startswith(one) or f" {one}" in name:
-                twin = name.replace(one, other, 1)
-                table[i] = names.index(twin) if twin in names else i
-    return tuple(table) if table != list(range(len(names))) else ()
+    return replace(chosen, swap=mirrored(classes), background=background or 0.0)
 
 
 def _check_teacher(teacher: Student | None, classes: tuple[dict[str, Any], ...]) -> None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sis_jax.checkpoints.student import Student, load_student
+from sis_jax.checkpoints.student import Look, Student, load_student
 from sis_jax.data.decode import Unusable
 from sis_jax.data.exports.formats import write
 from sis_jax.data.files import plain, write_atomic
@@ -92,7 +92,7 @@ def predict(config: PredictConfig) -> Masks:
 
 def _record(config: PredictConfig, student: Student) -> dict[str, Any]:
     """The settings that decide the masks, kept in the folder."""
-    names = ("flip", "size", "tile", "soft", "cutouts")
+    names = ("flip", "size", "tile", "edges", "soft", "cutouts")
     return {"student": student.info.sha256, **{name: getattr(config, name) for name in names}}
 
 
@@ -211,14 +211,13 @@ def _checked(image: np.ndarray) -> np.ndarray:
 
 
 class Seen(NamedTuple):
-    """A photo as the network sees it. image: at its own size, where that is needed later. small:
-    or why there is none.
+    """A photo that was read. image: at its own size, where that is needed later. look: or why there
+    is none.
     """
 
     name: str
     image: np.ndarray | None
-    size: tuple[int, int]
-    small: np.ndarray | str
+    look: Look | str
 
 
 def _segment(
@@ -235,25 +234,25 @@ def _segment(
     kept = config.out is None or config.cutouts or config.format != "png"
     soft = config.soft or (config.cutouts and config.format == "png")
 
-    def look(photo: Unread) -> Seen:
+    def read_one(photo: Unread) -> Seen:
         name, read = photo
         try:
             image = read()
         except Unusable as reason:
-            return Seen(name, None, (0, 0), str(reason))
-        small = student.seen(image, config.size)
-        return Seen(name, image if kept else None, image.shape[:2], small)
+            return Seen(name, None, str(reason))
+        found = student.look(image, config.size, edges=config.edges)
+        return Seen(name, image if kept else None, found)
 
-    def finish(labelled: tuple[Seen, np.ndarray]) -> Prediction:
-        (name, image, size, _), small = labelled
-        scores = student.full_scores(small, size) if soft else None
-        mask = student.mask(small, size) if scores is None else _winner(scores, student.ids)
+    def finish(labelled: tuple[str, np.ndarray | None, Look, np.ndarray]) -> Prediction:
+        name, image, look, small = labelled
+        scores = student.full_scores(small, look) if soft else None
+        mask = student.mask(small, look) if scores is None else _winner(scores, student.ids)
         prediction = Prediction(name, image, mask, scores)
         write(prediction)
         return prediction
 
     threads = min(cores(), _THREADS)
-    labelled = _labelled(student, in_threads(look, photos, threads), config, skipped)
+    labelled = _labelled(student, in_threads(read_one, photos, threads), config, skipped)
     with progress(total, "predict", "photo") as bar:
         for prediction in in_threads(finish, labelled, threads):
             yield prediction
@@ -262,16 +261,19 @@ def _segment(
 
 def _labelled(
     student: Student, seen: Iterator[Seen], config: PredictConfig, skipped: list[tuple[str, str]]
-) -> Iterator[tuple[Seen, np.ndarray]]:
-    """Photos with their probabilities at the size the network works at."""
+) -> Iterator[tuple[str, np.ndarray | None, Look, np.ndarray]]:
+    """(name, image, look, probabilities at the size the network works at) of photos."""
     while chunk := list(islice(seen, config.batch)):
-        for photo in chunk:
-            if isinstance(photo.small, str):
-                say(f"skipped {photo.name}: {photo.small}")
-                skipped.append((photo.name, photo.small))
-        good = [photo for photo in chunk if not isinstance(photo.small, str)]
-        small: Any = [photo.small for photo in good]
-        yield from zip(good, student.probabilities(small, flip=config.flip, tile=config.tile))
+        good = []
+        for name, image, look in chunk:
+            if isinstance(look, str):
+                say(f"skipped {name}: {look}")
+                skipped.append((name, look))
+            else:
+                good.append((name, image, look))
+        inputs = [look.seen for _, _, look in good]
+        found = student.probabilities(inputs, flip=config.flip, tile=config.tile)
+        yield from ((*photo, scores) for photo, scores in zip(good, found))
 
 
 def _winner(scores: np.ndarray, ids: np.ndarray) -> np.ndarray:

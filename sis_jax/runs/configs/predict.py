@@ -40,6 +40,7 @@ class PredictConfig(Config):
         size: pixels of the shorter edge at which the network sees a photo; by default that of its
             training.
         tile: pixels; a photo that is larger at that size is cut into overlapping tiles.
+        edges: let borders follow the photo's edges; without it they are as smooth as the network's.
         batch: photos at once, from 1 on.
         overwrite: replace masks in `out` that were made with other settings.
     """
@@ -56,5 +57,6 @@ class PredictConfig(Config):
     flip: bool = True
     size: int | None = None
     tile: int = 1024
+    edges: bool = True
     batch: int = 16
     overwrite: bool = False
