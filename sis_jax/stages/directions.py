@@ -73,8 +73,8 @@ class Direction:
         """Read the files of `save`; UsageError where there are none."""
         try:
             with safe_open(path, framework="np") as file:
-                said = json.loads((file.metadata() or {})["direction"])
-                known = {f.name: said[f.name] for f in fields(cls) if f.name in said}
+                stored = json.loads((file.metadata() or {})["direction"])
+                known = {f.name: stored[f.name] for f in fields(cls) if f.name in stored}
                 return cls(unit=file.get_tensor("unit"), **known)
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise UsageError(

@@ -228,10 +228,10 @@ def _read(
         z_dim = _shape(arrays, "weight", 2)[0] - embed_dim
         n_stats = _shape(arrays, "bn.means", 2)[0]
     except KeyError as error:
-        told = f"; also: {'; '.join(wrong[:6])}" if wrong else ""
+        more = f"; also: {'; '.join(wrong[:6])}" if wrong else ""
         raise SisError(
             f"{what} holds no BigGAN that can be read: {error.args[0]} is missing or "
-            f"misshapen{told}"
+            f"misshapen{more}"
         ) from None
     if z_dim < 1 or not num_classes or not n_stats:
         raise SisError(

@@ -201,9 +201,9 @@ def _shape(arrays: Arrays, key: str, rank: int) -> tuple[int, ...]:
 
 
 def _unreadable(what: str, key: str, wrong: list[str], kind: str) -> SisError:
-    told = f"; also: {'; '.join(wrong[:6])}" if wrong else ""
+    more = f"; also: {'; '.join(wrong[:6])}" if wrong else ""
     return SisError(
-        f"{what} holds no StyleGAN2 {kind} that can be read: {key} is missing or misshapen{told}"
+        f"{what} holds no StyleGAN2 {kind} that can be read: {key} is missing or misshapen{more}"
     )
 
 
