@@ -51,26 +51,6 @@ def mean_iou(counts: Integer[np.ndarray, "k k"]) -> float:
     return _mean(iou(counts))
 
 
-def precision(counts: Integer[np.ndarray, "k k"]) -> Float[np.ndarray, "k"]:
-    """Share of the pixels predicted as each class that are it; NaN for one never predicted."""
-    return ratio(np.diagonal(counts), counts.sum(0))
-
-
-def recall(counts: Integer[np.ndarray, "k k"]) -> Float[np.ndarray, "k"]:
-    """Share of the pixels of each class that were found; NaN for one not in the ground truth."""
-    return ratio(np.diagonal(counts), counts.sum(1))
-
-
-def f1(counts: Integer[np.ndarray, "k k"]) -> Float[np.ndarray, "k"]:
-    """2 hits / (ground truth + prediction) per class (Dice); NaN for a class that is in neither."""
-    return ratio(2 * np.diagonal(counts), counts.sum(0) + counts.sum(1))
-
-
-def accuracy(counts: Integer[np.ndarray, "k k"]) -> float:
-    """Share of all counted pixels that were named right; NaN when nothing was counted."""
-    return float(ratio(np.trace(counts), counts.sum()))
-
-
 def boundary_band(
     mask: Shaped[np.ndarray, "h w"], radius: float, ignore: int | None = 255
 ) -> Bool[np.ndarray, "h w"]:
