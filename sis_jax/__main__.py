@@ -16,18 +16,9 @@ from sis_jax.runs import cli, machine
 from sis_jax.types import unknown_name
 
 _NEEDED = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "numpy",
-    "einops",
-    "safetensors",
-    "pillow",
-    "scipy",
-    "transformers",
-)
+    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "einops", "safetensors",
+    "pillow", "scipy", "transformers",
+)  # fmt: skip
 
 # {verb: module}
 _COMMANDS = {
