@@ -29,9 +29,7 @@ _COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a verb, or print verbs, versions, devices, weights and every problem; returns the exit
-    code.
-    """
+    """Run a verb, or print versions, devices, weights and problems; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     program = "sis-jax" if Path(sys.argv[0]).stem == "sis-jax" else "python -m sis_jax"
     if argv and argv[0] in _COMMANDS:

@@ -22,9 +22,7 @@ IGNORE = draw.IGNORE
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Images uint8[n h w 3], masks uint8[n h w] of channels (255 = ignore), confidence uint8[n h
-    w], 255 = 1.
-    """
+    """Images uint8[n h w 3], masks uint8[n h w] of channels (255 = ignore), confidence, 255 = 1."""
 
     images: UInt8[np.ndarray, "n h w 3"]
     masks: UInt8[np.ndarray, "n h w"]
@@ -35,9 +33,7 @@ class Pairs:
 
     @classmethod
     def read(cls, examples: Sequence[Any], ids: Sequence[int], side: int, source: str) -> Pairs:
-        """Examples of one size, at most `side` pixels; ids: the class id of each channel, or
-        SisError.
-        """
+        """Examples of one size, at most `side` pixels; ids: the class id of each channel."""
         table = channel_table(ids)
         bar = progress(len(examples), f"reading {source}", "img")
         rows = []

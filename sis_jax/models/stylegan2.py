@@ -45,9 +45,7 @@ class Buffer(nnx.Variable):
 
 
 def channel_table(resolution: int, channel_base: int, channel_max: int) -> tuple[int, ...]:
-    """Channels at 4, 8, ..., resolution: min(channel_base / r, channel_max); config-F is (32768,
-    512).
-    """
+    """Channels at 4, 8, ..., resolution: min(channel_base / r, channel_max)."""
     return tuple(min(channel_base // r, channel_max) for r in resolutions(resolution))
 
 
@@ -91,9 +89,7 @@ class GeneratorConfig:
 
     @property
     def num_ws(self) -> int:
-        """W+ layers: 2 log2(resolution) - 2; a block's RGB layer shares that of the next
-        convolution.
-        """
+        """W+ layers: a block's RGB layer shares that of the next convolution."""
         return 2 * len(self.channels)
 
 
@@ -260,9 +256,7 @@ class Synthesis(nnx.Module):
         self, styles: dict[str, Float[Array, "n _"]], noise: Noise = "const",
         taps: tuple[str, ...] = (), key: jax.Array | None = None, dtype: Any = jnp.float32,
     ) -> tuple[Float[Array, "n r r 3"], dict[str, Float[Array, "n ..."]]]:  # fmt: skip
-        """Image (float32) and the asked features (in `dtype`), after noise, bias, activation,
-        clamp.
-        """
+        """Image (float32) and the asked features (in `dtype`), after activation and clamp."""
         (_, image), features = self.advance(
             self.begin(styles["b4.conv1"].shape[0], dtype), styles, noise, key
         )
@@ -354,9 +348,7 @@ class StyleGAN2(Sampling, nnx.Module):
         return other
 
     def up_to(self, resolution: int) -> StyleGAN2:
-        """The layers up to a resolution, as a generator of the image at it; itself where it draws
-        no more.
-        """
+        """The layers up to a resolution, as a generator of the image at it."""
         if self.resolution <= resolution:
             return self
         other = nnx.merge(*nnx.split(self))

@@ -47,9 +47,7 @@ def hole_of(alpha: Float[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
 def inpaint(
     image: UInt8[np.ndarray, "h w 3"], hole: Bool[np.ndarray, "h w"]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The image with the hole filled by OpenCV (Telea 2004); unchanged without hole or
-    surroundings.
-    """
+    """The image with the hole filled by OpenCV (Telea 2004), where it has surroundings."""
     if not hole.any() or hole.all():
         return image
     try:

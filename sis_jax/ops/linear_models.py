@@ -16,9 +16,7 @@ from sis_jax.types import UsageError
 
 @dataclass(frozen=True)
 class Boundary:
-    """f(x) = normal . x + offset, positive on the true ones' side; size: length of the learned
-    normal.
-    """
+    """f(x) = normal . x + offset, positive for true ones; size: length of the learned normal."""
 
     normal: Float[np.ndarray, "d"]
     offset: float

@@ -25,9 +25,7 @@ MATCHINGS = {"hungarian": metrics.hungarian, "majority": metrics.majority}
 
 @runtime_checkable
 class Segmenter(Protocol):
-    """A network to evaluate: its classes ({"id", "name"}) and scores per class id at a photo's
-    size.
-    """
+    """A network to evaluate: its classes ({"id", "name"}) and scores per class id."""
 
     @property
     def classes(self) -> Classes: ...
