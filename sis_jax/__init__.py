@@ -27,16 +27,9 @@ __version__ = "0.1.0"
 # Verbs: a function and the module it lives in share one name, so that `sis.discover(gen)` and
 # `python -m sis_jax.discover` both work.
 _VERBS = (
-    "discover",
-    "label",
-    "synthesize",
-    "distill",
-    "predict",
-    "evaluate",
-    "report",
-    "train_generator",
-    "edit",
-)
+    "discover", "label", "synthesize", "distill", "predict", "evaluate", "report",
+    "train_generator", "edit",
+)  # fmt: skip
 
 _HOMES = {
     **{verb: f"sis_jax.{verb}" for verb in _VERBS},
@@ -59,34 +52,11 @@ _HOMES = {
 }
 
 __all__ = [  # noqa: RUF022  (in the order of work, not of the alphabet)
-    "load_generator",
-    "load_discriminator",
-    "load_clip",
-    "load_student",
-    "load_backbone",
-    "load_lpips",
-    "discover",
-    "label",
-    "synthesize",
-    "distill",
-    "predict",
-    "evaluate",
-    "train_generator",
-    "edit",
-    "project",
-    "report",
-    "Parts",
-    "Dataset",
-    "Student",
-    "Masks",
-    "Metrics",
-    "Info",
-    "Samples",
-    "SisError",
-    "UsageError",
-    "methods",
-    "__version__",
-]
+    "load_generator", "load_discriminator", "load_clip", "load_student", "load_backbone",
+    "load_lpips", "discover", "label", "synthesize", "distill", "predict", "evaluate",
+    "train_generator", "edit", "project", "report", "Parts", "Dataset", "Student", "Masks",
+    "Metrics", "Info", "Samples", "SisError", "UsageError", "methods", "__version__",
+]  # fmt: skip
 
 if TYPE_CHECKING:
     from sis_jax import methods as methods

@@ -16,18 +16,9 @@ from sis_jax.runs import cli, machine
 from sis_jax.types import unknown_name
 
 _NEEDED = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "numpy",
-    "einops",
-    "safetensors",
-    "pillow",
-    "scipy",
-    "transformers",
-)
+    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "einops", "safetensors",
+    "pillow", "scipy", "transformers",
+)  # fmt: skip
 
 # {verb: module}
 _COMMANDS = {
@@ -38,9 +29,7 @@ _COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a verb, or print verbs, versions, devices, weights and every problem; returns the exit
-    code.
-    """
+    """Run a verb, or print versions, devices, weights and problems; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     program = "sis-jax" if Path(sys.argv[0]).stem == "sis-jax" else "python -m sis_jax"
     if argv and argv[0] in _COMMANDS:

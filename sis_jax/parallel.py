@@ -49,9 +49,7 @@ Devices = Sequence[Any] | int | None
 
 
 def is_mapped() -> bool:
-    """True while a body is being traced under `map_devices` (or any other map that names the axis
-    `AXIS`).
-    """
+    """True while a body is being traced under `map_devices`."""
     try:
         lax.axis_index(AXIS)
     except NameError:
@@ -60,9 +58,7 @@ def is_mapped() -> bool:
 
 
 def psum(tree: PyTree) -> PyTree:
-    """Sum over devices; the identity outside `map_devices`, so that a body can also be called
-    directly.
-    """
+    """Sum over devices; the identity outside `map_devices`."""
     return lax.psum(tree, AXIS) if is_mapped() else tree
 
 
@@ -77,9 +73,7 @@ def device_key(key: Array) -> Array:
 
 
 def local_devices(devices: Devices = None) -> tuple[Any, ...]:
-    """The devices to run on: those given, the first so many of this process, or (None) all of this
-    process.
-    """
+    """The devices to run on: those given, the first so many, or (None) all of this process."""
     if devices is None:
         return tuple(jax.local_devices())
     if isinstance(devices, int):
@@ -96,9 +90,7 @@ def local_devices(devices: Devices = None) -> tuple[Any, ...]:
 
 
 def device_count(devices: Devices = None) -> int:
-    """How many blocks `shard` must cut for `map_devices` with the same `devices`: the devices of
-    this process.
-    """
+    """How many blocks `shard` must cut for `map_devices`: the devices of this process."""
     return len(local_devices(devices))
 
 
@@ -141,9 +133,7 @@ def unshard(
 
 
 def place(tree: PyTree, devices: Devices = None) -> PyTree:
-    """Blocks [d ...] laid out once, one on each device, so that a loop of calls does not send them
-    again.
-    """
+    """Blocks [d ...] laid out once, one on each device, for a loop of calls."""
     return jax.device_put(
         tree, NamedSharding(Mesh(np.array(local_devices(devices)), (AXIS,)), P(AXIS))
     )

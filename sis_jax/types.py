@@ -146,9 +146,7 @@ def check_taps(taps: Sequence[str], available: Sequence[str]) -> tuple[str, ...]
 
 
 def latents_from_seeds(seeds: Iterable[int], z_dim: int) -> np.ndarray:
-    """z = `RandomState(seed).randn(1, z_dim)` per seed, Float32[n z_dim]: as in the published
-    tools.
-    """
+    """z = `RandomState(seed).randn(1, z_dim)` per seed, Float32[n z_dim], as published."""
     seeds = [int(s) for s in seeds]
     for s in seeds:
         if not 0 <= s < 2**32:

@@ -172,9 +172,7 @@ class Tensor:
 
 
 def from_bfloat16(upper: np.ndarray) -> np.ndarray:
-    """float32 from the upper halves of its numbers, uint16; an array of no axes stays one (NumPy's
-    operators would make a bare number of it, which no reader takes for an array).
-    """
+    """float32 from the upper halves of its numbers, uint16; an array of no axes stays one."""
     wide = np.zeros(upper.shape, np.uint32)
     np.left_shift(upper, 16, out=wide, dtype=np.uint32)
     return wide.view(np.float32)

@@ -60,9 +60,7 @@ def refuse(what: str, found: list[str]) -> None:
 def build(
     make: Callable[[], Module], arrays: Mapping[str, np.ndarray], what: str, info: Info
 ) -> Module:
-    """The module `make()` with the numbers of `arrays` as float32; `what` is their origin in
-    errors.
-    """
+    """The module `make()` with the numbers of `arrays` as float32; `what` names them in errors."""
     graph, state = nnx.split(nnx.eval_shape(make))
     flat = nnx.to_flat_state(state)
     refuse(what, faults(arrays, {_name(path): tuple(leaf.shape) for path, leaf in flat}))

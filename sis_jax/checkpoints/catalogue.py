@@ -198,9 +198,7 @@ def text_of(name_or_path: str | os.PathLike) -> str:
 
 
 def search_folders() -> list[Path]:
-    """Where weights are looked for by name: SIS_JAX_WEIGHTS (as PATH), those that ship,
-    ./ported_weights.
-    """
+    """Where weights are looked for: SIS_JAX_WEIGHTS (as PATH), the shipped, ./ported_weights."""
     named = [Path(p) for p in os.environ.get(SEARCH_PATH, "").split(os.pathsep) if p]
     shipped = [_PACKAGE / "ported_weights", _PACKAGE.parent / "ported_weights"]
     return [*named, *shipped, Path.cwd() / "ported_weights"]
@@ -328,9 +326,7 @@ def check_installed(name: str) -> None:
 
 
 def public_file(public: Public) -> Path:
-    """The local file of a public checkpoint; UsageError with the place for it, SisError for another
-    file.
-    """
+    """The file of a public checkpoint; UsageError where it is not there, SisError for another."""
     places = search_folders()
     for place in places:
         if (place / public.file).is_file():

@@ -242,11 +242,11 @@ def _preprocessing(folder: Path, layout: str, side: int) -> Preprocessing:
     path = folder / (OPEN_CLIP_CONFIG if layout == "open_clip" else PREPROCESSOR)
     if not path.is_file():
         return usual
-    said = _json(path, "the colours")
+    settings = _json(path, "the colours")
     if layout == "open_clip":
-        said = _table(said, "preprocess_cfg")
-        _refuse_steps(path, said, _OPEN_CLIP_STEPS)
-        sides = said.get("size", side)
+        settings = _table(settings, "preprocess_cfg")
+        _refuse_steps(path, settings, _OPEN_CLIP_STEPS)
+        sides = settings.get("size", side)
         if (sides if isinstance(sides, list) else [sides, sides]) != [side, side]:
             raise SisError(
                 f"{path} cuts photos to {sides} pixels, but the network reads {side}: they do not "
@@ -255,21 +255,21 @@ def _preprocessing(folder: Path, layout: str, side: int) -> Preprocessing:
         fields = {
             "size": side,
             "resize": side,
-            "mean": said.get("mean", MEAN),
-            "std": said.get("std", STD),
+            "mean": settings.get("mean", MEAN),
+            "std": settings.get("std", STD),
         }
     else:
-        _refuse_sizes(path, said)
-        _refuse_steps(path, said, _TRANSFORMERS_STEPS)
+        _refuse_sizes(path, settings)
+        _refuse_steps(path, settings, _TRANSFORMERS_STEPS)
         crop, size = (
-            _one(said.get(key, side), *names)
+            _one(settings.get(key, side), *names)
             for key, names in (("crop_size", ("height",)), ("size", ("shortest_edge", "height")))
         )
         fields = {
             "size": crop,
             "resize": size,
-            "mean": said.get("image_mean", MEAN),
-            "std": said.get("image_std", STD),
+            "mean": settings.get("image_mean", MEAN),
+            "std": settings.get("image_std", STD),
         }
     try:
         found = preprocessing_of(fields)
@@ -296,16 +296,16 @@ _TRANSFORMERS_STEPS = {
 
 
 def _refuse_steps(
-    path: Path, said: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]]
+    path: Path, settings: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]]
 ) -> None:
     """SisError that names the first step which is not done here."""
     for key, values in known.items():
-        if said.get(key) is not None and said[key] not in values:
+        if settings.get(key) is not None and settings[key] not in values:
             raise SisError(
-                f"{path} has {key} = {said[key]!r}, which is not supported: the only value known "
-                f"is {values[0]!r}"
+                f"{path} has {key} = {settings[key]!r}, which is not supported: the only value "
+                f"known is {values[0]!r}"
             )
-    factor = said.get("rescale_factor")
+    factor = settings.get("rescale_factor")
     if (
         "do_rescale" in known
         and factor is not None
@@ -317,8 +317,8 @@ def _refuse_steps(
         )
 
 
-def _refuse_sizes(path: Path, said: Mapping[str, Any]) -> None:
-    size, crop = said.get("size"), said.get("crop_size")
+def _refuse_sizes(path: Path, settings: Mapping[str, Any]) -> None:
+    size, crop = settings.get("size"), settings.get("crop_size")
     if isinstance(size, dict) and "shortest_edge" not in size:
         raise SisError(
             f"{path} has size = {size}, which squeezes photos and is not supported: the only form "

@@ -100,9 +100,7 @@ def _embedded(budget: Budget) -> dict[str, Name]:
 
 
 def _storages(find: Callable[[str, Storage], None]) -> Callable[[Any], Storage]:
-    """torch's persistent ids ("storage", type, key, location, numel[, view]); `find` fills new
-    ones.
-    """
+    """torch's persistent ids ("storage", type, key, location, numel[, view])."""
     known: dict[str, Storage] = {}
 
     def storage(identity: Any) -> Storage:
@@ -134,9 +132,7 @@ def _storages(find: Callable[[str, Storage], None]) -> Callable[[Any], Storage]:
 
 
 def torch_legacy(data: memoryview, names: dict[str, Name], budget: Budget | None = None) -> Any:
-    """torch before 1.6: magic, protocol, system, object and keys as pickles, then each key's
-    numbers.
-    """
+    """torch before 1.6: magic, protocol, system, object and keys as pickles, then the numbers."""
     budget = budget or Budget(copied=len(data))
     position = 0
     waiting: dict[str, Storage] = {}

@@ -33,9 +33,7 @@ def is_standard(name: str) -> bool:
 
 
 def find(folder: Path) -> Path | None:
-    """The weights in a Hugging Face folder: whole, an index of shards, or another precision; or
-    None.
-    """
+    """The weights in a Hugging Face folder: whole, an index, or another precision; or None."""
     whole = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if whole is not None:
         return whole
@@ -84,9 +82,7 @@ def _weight_map(path: Path) -> dict[str, str]:
 
 
 def read_tree(path: Path) -> Any:
-    """As `containers.read_tree`, shards as one table; SisError for a shard alone or an incomplete
-    one.
-    """
+    """As `containers.read_tree`, shards as one table; SisError for a lone or incomplete one."""
     if not _INDEX.fullmatch(path.name):
         match = _SHARD.fullmatch(path.name)
         if match and int(match[1]) > 1:

@@ -119,9 +119,7 @@ def _is_array(value: Any) -> bool:
 
 
 def recognise(tree: Any, size: int, what: str) -> Source:
-    """The networks in a tree of `read_tree`, of a file of `size` bytes; SisError where there are
-    none.
-    """
+    """The networks in a tree of `read_tree`, of a file of `size` bytes; SisError without any."""
     try:
         source = _recognise(tree, _Reader(size))
     except Refused as error:

@@ -152,13 +152,9 @@ def flowers(root: Path, split: str, grey_from: int) -> list[Entry]:
         numbers = sorted(int(p.stem.split("_")[1]) for p in photos.glob("image_*.jpg"))
     else:
         key = {
-            "train": "trnid",
-            "val": "valid",
-            "test": "tstid",
-            "redo-test": "trnid",
-            "redo-val": "valid",
-            "redo-train": "tstid",
-        }[split]
+            "train": "trnid", "val": "valid", "test": "tstid", "redo-test": "trnid",
+            "redo-val": "valid", "redo-train": "tstid",
+        }[split]  # fmt: skip
         numbers = loadmat(find(root, "setid.mat"))[key].ravel().tolist()
     return [
         Entry(

@@ -1,6 +1,4 @@
-"""Published test sets as they are on disk after their own download; `open_benchmark` gives a
-`Truth`.
-"""
+"""Published test sets as they are on disk; `open_benchmark` gives a `Truth`."""
 
 from __future__ import annotations
 

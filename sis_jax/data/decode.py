@@ -36,9 +36,7 @@ def too_large(size: int) -> Unusable:
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of an image's file; `Unusable` where there are none, too many, or it is no plain
-    file.
-    """
+    """The bytes of an image's file; `Unusable` for none, too many, or no plain file."""
     try:
         with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
             about = os.fstat(file.fileno())

@@ -114,9 +114,7 @@ def grid(
     labels: Sequence[str] | None = None,
     font_size: int = 14,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Images of one size in rows of `columns`, on white, each with its label below, cut to its
-    width.
-    """
+    """Images of one size in rows of `columns`, on white, each with its label below."""
     images = [np.asarray(i) for i in images]
     if not images or columns < 1:
         raise UsageError(

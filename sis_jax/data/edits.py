@@ -96,9 +96,7 @@ class Edit:
         ]
 
     def show(self, count: int = 8) -> Image.Image:
-        """Per image and strength a row: original, plain edit, edit, both masks, completed
-        background.
-        """
+        """Per image and strength: original, plain edit, edit, both masks, completed background."""
         kept, plain_ = self.psnr, self.psnr_plain
         cells, labels = [], []
         for i in range(min(count, len(self))):

@@ -210,9 +210,7 @@ def _checked(classes: Any) -> tuple[dict[str, Any], ...]:
 
 
 class SplitWriter:
-    """Writes one split in chunks that can be done in any order, by any process, and again; then
-    `finish`.
-    """
+    """Writes one split in chunks, in any order, by any process, and again; then `finish`."""
 
     def __init__(self, folder: Path, total: int, chunk: int):
         self.folder, self.total, self.chunk = folder, total, chunk
@@ -281,9 +279,7 @@ def write_chunks(
     examples: Iterator[Example],
     written: Callable[[int], object] = lambda count: None,
 ) -> None:
-    """Write chunks one after another on all cores while the next images are drawn; written: told of
-    every example.
-    """
+    """Write chunks one after another on all cores while the next images are drawn."""
     places = ((writer, number) for writer, chunk in todo for number in chunk)
 
     def write_one(job: tuple[tuple[SplitWriter, int], Example]) -> dict[str, Any]:

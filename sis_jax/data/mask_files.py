@@ -106,9 +106,7 @@ def _hard(alpha: np.ndarray) -> bool:
 def turned_like(
     mask: UInt8[np.ndarray, "h w"], photo: bytes | Path | np.ndarray, shape: tuple[int, int]
 ) -> UInt8[np.ndarray, "_ _"]:
-    """The mask turned as its photo (of this shape) is seen; only a turn by 90 degrees is
-    recognised.
-    """
+    """The mask turned as its photo (of this shape) is seen, where that was turned by 90 degrees."""
     if isinstance(photo, np.ndarray) or alike(mask.shape, shape):
         return mask
     if not alike(mask.shape[::-1], shape):

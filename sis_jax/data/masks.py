@@ -23,9 +23,7 @@ CLASSES = "classes.json"
 
 @dataclass(frozen=True)
 class Prediction:
-    """One photo with its mask of class ids; scores: probability per class id, float[h w c], or
-    None.
-    """
+    """One photo with its mask of class ids; scores: probability per class id, float[h w c]."""
 
     name: str
     image: UInt8[np.ndarray, "h w 3"] | None

@@ -49,9 +49,7 @@ class Ontology:
 
     @property
     def classes(self) -> tuple[str | None, ...]:
-        """The classes in order; None is the background, the last one `NEUTRAL` where there are such
-        words.
-        """
+        """The classes in order; None is the background, `NEUTRAL` the last one, if there is any."""
         return tuple(
             dict.fromkeys([c for _, c in self.prompts] + ([NEUTRAL] if self.neutral else []))
         )

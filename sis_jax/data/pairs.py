@@ -24,9 +24,7 @@ _ONE_SIZE = "a student is trained on images of one size"
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Images uint8[n h w 3], masks uint8[n h w] of channels (255 = ignore), confidence uint8[n h
-    w], 255 = 1.
-    """
+    """Images uint8[n h w 3], masks uint8[n h w] of channels (255 = ignore), confidence, 255 = 1."""
 
     images: UInt8[np.ndarray, "n h w 3"]
     masks: UInt8[np.ndarray, "n h w"]
@@ -37,9 +35,7 @@ class Pairs:
 
     @classmethod
     def read(cls, examples: Sequence[Any], ids: Sequence[int], side: int, source: str) -> Pairs:
-        """Examples of one size, at most `side` pixels; ids: the class id of each channel, or
-        SisError.
-        """
+        """Examples of one size, at most `side` pixels; ids: the class id of each channel."""
         table, held = channel_table(ids), []
 
         def one(i: int) -> tuple[np.ndarray, ...]:

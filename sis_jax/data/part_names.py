@@ -8,7 +8,7 @@ from typing import Any
 from sis_jax.data import draw
 
 BACKGROUND = 0
-_Said = Mapping[int, Mapping[str, Any]]
+_Verdicts = Mapping[int, Mapping[str, Any]]
 _Classes = Sequence[Mapping[str, Any]]
 
 UNSAID: dict[str, Any] = {
@@ -28,14 +28,14 @@ def new_class(class_id: int, name: str, clusters: list[int]) -> dict[str, Any]:
 
 
 def grouped(
-    classes: Sequence[Mapping[str, Any]], clusters: Sequence[Mapping[str, Any]], said: _Said
+    classes: Sequence[Mapping[str, Any]], clusters: Sequence[Mapping[str, Any]], verdicts: _Verdicts
 ) -> tuple[dict[str, Any], ...]:
     """New classes: one per name, background first; a class keeps an id of those it is made of."""
     share = {c["id"]: c.get("share") or 1e-9 for c in clusters}
     groups: dict[str | None, list[int]] = {}
     for entry in classes:
         for cluster in entry["clusters"]:
-            groups.setdefault(_group(entry, cluster, said), []).append(cluster)
+            groups.setdefault(_group(entry, cluster, verdicts), []).append(cluster)
     owner = {cluster: entry for entry in classes for cluster in entry["clusters"]}
     label = next((c["name"] for c in classes if c["id"] == BACKGROUND), "background")
     names = {name: label if name is None else name for name in groups}
@@ -47,15 +47,15 @@ def grouped(
             "colour": draw.colour(ids[name]),
             "clusters": sorted(members),
         }
-        | _facts(members, said, share)
+        | _facts(members, verdicts, share)
         for name, members in groups.items()
     ]
     return tuple(sorted(made, key=lambda entry: entry["id"]))
 
 
-def _group(entry: Mapping[str, Any], cluster: int, said: _Said) -> str | None:
+def _group(entry: Mapping[str, Any], cluster: int, verdicts: _Verdicts) -> str | None:
     """The name a cluster goes under; None is the background."""
-    verdict = said.get(cluster)
+    verdict = verdicts.get(cluster)
     if verdict is not None and verdict["named"]:
         return verdict["name"]
     if entry["id"] == BACKGROUND:
@@ -81,17 +81,23 @@ def _ids(
     return ids
 
 
-def _facts(members: Iterable[int], said: _Said, share: Mapping[int, float]) -> dict[str, Any]:
+def _facts(
+    members: Iterable[int], verdicts: _Verdicts, share: Mapping[int, float]
+) -> dict[str, Any]:
     """The text model's scores of a class, averaged over its clusters by their share."""
-    told = [c for c in members if c in said]
-    if not told:
+    scored = [c for c in members if c in verdicts]
+    if not scored:
         return dict(UNSAID)
-    largest = said[max(told, key=lambda c: share[c])]
-    total = sum(share[c] for c in told)
-    mean = {key: sum(said[c][key] * share[c] for c in told) / total for key in ("score", "margin")}
-    unsure = any(not said[c]["named"] for c in told)
+    largest = verdicts[max(scored, key=lambda c: share[c])]
+    total = sum(share[c] for c in scored)
+    mean = {
+        key: sum(verdicts[c][key] * share[c] for c in scored) / total for key in ("score", "margin")
+    }
+    unsure = any(not verdicts[c]["named"] for c in scored)
     guess = largest["name"] if unsure else None
-    prompts = list(dict.fromkeys(p for c in told if said[c]["named"] for p in said[c]["prompts"]))
+    prompts = list(
+        dict.fromkeys(p for c in scored if verdicts[c]["named"] for p in verdicts[c]["prompts"])
+    )
     return {
         "prompts": prompts,
         **mean,
@@ -152,18 +158,18 @@ def followed(
 
 
 def finer_named(
-    classes: _Classes, finer: _Classes, clusters: _Classes, said: _Said
+    classes: _Classes, finer: _Classes, clusters: _Classes, verdicts: _Verdicts
 ) -> tuple[dict[str, Any], ...]:
-    """The finer classes with the names that a text model gave their clusters, `said` as in
+    """The finer classes with the names that a text model gave their clusters, `verdicts` as in
     `Parts.named`. The outline is the coarse level's, so no part becomes background by text; a part
     without a name of its own goes by that of the coarse class.
     """
     share = {c["id"]: c.get("share") or 1e-9 for c in clusters}
-    said = {c: dict(v, named=v["named"] and v["name"] is not None) for c, v in said.items()}
+    verdicts = {c: dict(v, named=v["named"] and v["name"] is not None) for c, v in verdicts.items()}
     own, made = {}, []
     for entry in finer:
-        made.append(dict(entry) | _facts(entry["clusters"], said, share))
-        largest = said.get(max(entry["clusters"], key=lambda c: share[c]))
+        made.append(dict(entry) | _facts(entry["clusters"], verdicts, share))
+        largest = verdicts.get(max(entry["clusters"], key=lambda c: share[c]))
         if entry["id"] != BACKGROUND and largest is not None and largest["named"]:
             own[entry["id"]] = largest["name"]
     return _with_names(classes, made, clusters, own)

@@ -142,28 +142,28 @@ class Parts:
 
     def named(
         self,
-        said: Mapping[int, Mapping[str, Any]],
+        verdicts: Mapping[int, Mapping[str, Any]],
         finer: Mapping[int, Mapping[str, Any]] | None = None,
     ) -> Parts:
         """Parts with the names that a text model gave their clusters; clusters of one name become
         one.
 
-        said: cluster -> {"name" (None is the background), "score", "margin", "runner_up", "named",
-            "prompts", "scores"}. A cluster that is not `named` stays in its part, which is marked
-            unsure, and called by its number again if a text model named it before. finer: the same
-            of the finer level, whose parts stay apart: "face 1", "face 2".
+        verdicts: cluster -> {"name" (None is the background), "score", "margin", "runner_up",
+            "named", "prompts", "scores"}. A cluster that is not `named` stays in its part, which is
+            marked unsure, and called by its number again if a text model named it before. finer:
+            the same of the finer level, whose parts stay apart: "face 1", "face 2".
         """
-        parts = self._scored(said)
-        parts = parts._with_classes(grouped(parts.classes, parts.clusters, said))
+        parts = self._scored(verdicts)
+        parts = parts._with_classes(grouped(parts.classes, parts.clusters, verdicts))
         if parts.finer is None or finer is None:
             return parts
         below = parts.finer._scored(finer)
         classes = finer_named(parts.classes, below.classes, below.clusters, finer)
         return replace(parts, finer=below._with_classes(classes))
 
-    def _scored(self, said: Mapping[int, Mapping[str, Any]]) -> Parts:
+    def _scored(self, verdicts: Mapping[int, Mapping[str, Any]]) -> Parts:
         clusters = tuple(
-            c | {"scores": dict(said[c["id"]]["scores"])} if c["id"] in said else c
+            c | {"scores": dict(verdicts[c["id"]]["scores"])} if c["id"] in verdicts else c
             for c in self.clusters
         )
         return replace(self, clusters=clusters)

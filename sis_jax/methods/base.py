@@ -122,9 +122,7 @@ class Fitted:
     def label_seeds(
         self, gen: Generator, seeds: Sequence[int], truncation: float | None = None
     ) -> Labelled:
-        """Stream (images UInt8[b h w 3], clusters UInt8[b h w], confidence Float[b h w] in 0..1) of
-        seeds.
-        """
+        """Stream (images UInt8[b h w 3], clusters UInt8[b h w], confidence 0..1) of seeds."""
         return self.method.label_seeds(self.arrays, gen, seeds, truncation)
 
 

@@ -292,9 +292,7 @@ def _side(tap: str) -> int:
 def _standardise(
     points: Float[np.ndarray, "n p d"], method: SegmentationInStyle, widths: list[int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(mean, scale, position factor) per column; the place weighs position_weight times all
-    channels.
-    """
+    """(mean, scale, position factor) per column; the place weighs position_weight."""
     flat = points.reshape(-1, points.shape[-1])
     mean, spread = _moments(flat)
     channels = slice(0, -2)

@@ -26,9 +26,7 @@ SLOPE = 0.2
 
 
 def alpha_taps(resolution: int) -> tuple[tuple[str, str], ...]:
-    """conv0 and conv1 of the last six resolutions from 8 up, coarse to fine; UsageError below 8
-    pixels.
-    """
+    """conv0 and conv1 of the last six resolutions from 8 up; UsageError below 8 pixels."""
     sizes = [r for r in resolutions(resolution) if r >= 8][-LEVELS:]
     if not sizes:
         raise UsageError(
@@ -101,9 +99,7 @@ def alpha_logits(
 
 
 def standardised(params: Params, scaling: tuple[Float[Array, "2 _"], ...]) -> Params:
-    """Parameters for raw features that equal `params` on features of mean 0 and deviation 1
-    (scaling).
-    """
+    """Parameters for raw features that equal `params` on standardised ones (scaling)."""
     out = dict(params)
     for k, (mean, deviation) in enumerate(scaling):
         name = f"level{k // 2}/{k % 2}"
@@ -124,9 +120,7 @@ def composite(
 
 
 def stages(resolution: int) -> tuple[str, ...]:
-    """The stages that can be zeroed, coarse to fine: "const", "4x4", "RxR/conv0", "RxR" up to
-    resolution / 4.
-    """
+    """The stages that can be zeroed: "const", "4x4", "RxR/conv0", "RxR" up to resolution / 4."""
     sizes = [r for r in resolutions(resolution) if 8 <= r <= max(resolution // 4, 8)]
     return ("const", "4x4", *(f"{r}x{r}{conv}" for r in sizes for conv in ("/conv0", "")))
 

@@ -154,9 +154,7 @@ class ViT(nnx.Module):
         return self.config.patch_size
 
     def tokens(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b n c"]:
-        """Input of the first block: class token, then patches row by row, positions resized if
-        needed.
-        """
+        """Input of the first block: class token, then patches row by row."""
         check_floating(pixels)
         b, h, w, _ = pixels.shape
         p = self.config.patch_size

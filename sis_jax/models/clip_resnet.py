@@ -23,8 +23,8 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 
 @dataclass(frozen=True)
 class ResNetConfig:
-    """Shape of a tower. width: channels after the stem; layers: blocks at strides 4 to 32; heads:
-    of the pooling.
+    """Shape of a tower. width: after the stem; layers: blocks at strides 4 to 32; heads: of
+    pooling.
     """
 
     image_size: int
@@ -167,7 +167,7 @@ class ResNet(nnx.Module):
         return 32
 
     def stages(self, pixels: Float[Array, "b h w 3"]) -> dict[str, Float[Array, "b h2 w2 c"]]:
-        """The maps after "stem" (stride 4), "layer1" (4), "layer2" (8), "layer3" (16), "layer4"
+        """The maps after "stem" and "layer1" (stride 4), "layer2" (8), "layer3" (16), "layer4"
         (32).
         """
         check_floating(pixels)

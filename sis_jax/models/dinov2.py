@@ -22,9 +22,7 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 
 @dataclass(frozen=True)
 class DINOv2Config:
-    """Shape of the network: 64 channels per head; patch in pixels; grid: patches along an edge in
-    training.
-    """
+    """Shape of the network; patch in pixels; grid: patches along an edge in training."""
 
     width: int = 384
     layers: int = 12
@@ -95,9 +93,7 @@ class DINOv2(nnx.Module):
         return self.patch[...].reshape(-1, self.config.width).astype(x.dtype)
 
     def _positions(self, grid: tuple[int, int]) -> Float[Array, "t c"]:
-        """The table for another grid, as published: plain bicubic without registers, antialiased
-        with.
-        """
+        """The table for another grid: plain bicubic without registers, antialiased with."""
         table, side = self.positions[...], self.config.grid
         if self.registers is None or grid == (side, side):
             return resize_positions(table, grid)

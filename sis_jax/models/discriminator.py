@@ -44,9 +44,7 @@ class DiscriminatorConfig:
 
 
 class Conv(nnx.Module):
-    """Convolution with equalised learning rate; `down` filters and halves, first (3x3) or last
-    (1x1).
-    """
+    """Convolution with equalised learning rate; `down` filters and halves."""
 
     def __init__(
         self, n_in: int, n_out: int, size: int, rng: Rng, *, bias: bool = True, down: bool = False
@@ -83,9 +81,7 @@ class DiscriminatorBlock(nnx.Module):
 
 
 class DiscriminatorEpilogue(nnx.Module):
-    """The 4x4 end: minibatch standard deviation, convolution, two linear layers (or the
-    projection).
-    """
+    """The 4x4 end: minibatch standard deviation, convolution, linear layers or projection."""
 
     def __init__(self, channels: int, config: DiscriminatorConfig, rng: Rng):
         self.conv = Conv(channels + 1, channels, 3, rng)
@@ -188,8 +184,8 @@ class Discriminator(nnx.Module):
     def __call__(
         self, images: Float[AnyArray, "n r r 3"], labels: Float[AnyArray, "n c"] | None = None
     ) -> Float[Array, "n 1"]:
-        """Scores of images in [-1, 1]; n is a multiple of the stddev group (4), or smaller. labels:
-        one-hot, if it is conditional.
+        """Scores of n images in [-1, 1], n a multiple of 4 or less. labels: one-hot, if
+        conditional.
         """
         images = jnp.asarray(images, jnp.float32)
         side = self.config.resolution

@@ -205,9 +205,7 @@ class ResNet18(nnx.Module):
 
 
 class DeepLabV3(nnx.Module):
-    """Atrous spatial pyramid pooling (12, 24, 36, and the mean), 256 channels, half-pixel
-    upsampling.
-    """
+    """Atrous spatial pyramid pooling (12, 24, 36, and the mean), half-pixel upsampling."""
 
     rates = (1, 12, 24, 36)
 

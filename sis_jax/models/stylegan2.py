@@ -45,9 +45,7 @@ class Buffer(nnx.Variable):
 
 
 def channel_table(resolution: int, channel_base: int, channel_max: int) -> tuple[int, ...]:
-    """Channels at 4, 8, ..., resolution: min(channel_base / r, channel_max); config-F is (32768,
-    512).
-    """
+    """Channels at 4, 8, ..., resolution: min(channel_base / r, channel_max)."""
     return tuple(min(channel_base // r, channel_max) for r in resolutions(resolution))
 
 
@@ -91,9 +89,7 @@ class GeneratorConfig:
 
     @property
     def num_ws(self) -> int:
-        """W+ layers: 2 log2(resolution) - 2; a block's RGB layer shares that of the next
-        convolution.
-        """
+        """W+ layers: a block's RGB layer shares that of the next convolution."""
         return 2 * len(self.channels)
 
 
@@ -260,9 +256,7 @@ class Synthesis(nnx.Module):
         self, styles: dict[str, Float[Array, "n _"]], noise: Noise = "const",
         taps: tuple[str, ...] = (), key: jax.Array | None = None, dtype: Any = jnp.float32,
     ) -> tuple[Float[Array, "n r r 3"], dict[str, Float[Array, "n ..."]]]:  # fmt: skip
-        """Image (float32) and the asked features (in `dtype`), after noise, bias, activation,
-        clamp.
-        """
+        """Image (float32) and the asked features (in `dtype`), after activation and clamp."""
         (_, image), features = self.advance(
             self.begin(styles["b4.conv1"].shape[0], dtype), styles, noise, key
         )
@@ -354,9 +348,7 @@ class StyleGAN2(Sampling, nnx.Module):
         return other
 
     def up_to(self, resolution: int) -> StyleGAN2:
-        """The layers up to a resolution, as a generator of the image at it; itself where it draws
-        no more.
-        """
+        """The layers up to a resolution, as a generator of the image at it."""
         if self.resolution <= resolution:
             return self
         other = nnx.merge(*nnx.split(self))
@@ -423,33 +415,22 @@ class StyleGAN2(Sampling, nnx.Module):
         check_noise(noise)
         return _synthesize(self, w, key, noise, taps, dtype)
 
-    def stem(
-        self,
-        w: Float[AnyArray, "n s w"],
-        slots: int,
-        noise: Noise = "const",
-        dtype: str = "float32",
-    ) -> Stem:
+    def stem(self, w: Float[AnyArray, "n s w"], slots: int) -> Stem:
         """What the first `slots` W+ layers draw, for images that differ in later layers only."""
         self._check_slots(w, slots)
-        return _stem(self, jnp.asarray(w), slots, noise, dtype)
+        return _stem(self, jnp.asarray(w), slots)
 
     def synthesize_from(
-        self,
-        stem: Stem,
-        w: Float[AnyArray, "n s w"],
-        slots: int,
-        noise: Noise = "const",
-        taps: tuple[str, ...] = (),
+        self, stem: Stem, w: Float[AnyArray, "n s w"], slots: int, taps: tuple[str, ...] = ()
     ) -> tuple[Float[Array, "n r r 3"], dict[str, Float[Array, "n ..."]]]:
         """The rest of `synthesize` after `stem(..., slots)`, with w's styles from that layer on.
 
-        taps: of layers that run here, or of `skips_from`. noise: "const" or "none", as in `stem`.
+        taps: of layers that run here, or of `skips_from`.
         """
         self._check_slots(w, slots)
         if not set(taps) <= set(self.skips_from(slots)):
             taps = check_taps(taps, self.taps_from(slots))
-        return _synthesize_from(self, stem, jnp.asarray(w), slots, noise, taps)
+        return _synthesize_from(self, stem, jnp.asarray(w), slots, taps)
 
     def taps_from(self, slots: int) -> tuple[str, ...]:
         """Taps of the layers that `synthesize_from` runs."""
@@ -511,19 +492,13 @@ def _synthesize(
     return gen.synthesis(gen.synthesis.styles(w), noise, taps, key, jnp.dtype(dtype))
 
 
-@partial(jax.jit, static_argnames=("slots", "noise", "dtype"))
-def _stem(gen: StyleGAN2, w: jax.Array, slots: int, noise: Noise, dtype: str) -> Stem:
-    return gen.synthesis.advance(
-        gen.synthesis.begin(w.shape[0], jnp.dtype(dtype)),
-        gen.synthesis.styles(w),
-        noise,
-        stop=slots,
-    )[0]
+@partial(jax.jit, static_argnames=("slots",))
+def _stem(gen: StyleGAN2, w: jax.Array, slots: int) -> Stem:
+    start = gen.synthesis.begin(w.shape[0])
+    return gen.synthesis.advance(start, gen.synthesis.styles(w), stop=slots)[0]
 
 
-@partial(jax.jit, static_argnames=("slots", "noise", "taps"))
-def _synthesize_from(
-    gen: StyleGAN2, stem: Stem, w: jax.Array, slots: int, noise: Noise, taps: tuple[str, ...]
-):
-    (_, image), features = gen.synthesis.advance(stem, gen.synthesis.styles(w), noise, first=slots)
+@partial(jax.jit, static_argnames=("slots", "taps"))
+def _synthesize_from(gen: StyleGAN2, stem: Stem, w: jax.Array, slots: int, taps: tuple[str, ...]):
+    (_, image), features = gen.synthesis.advance(stem, gen.synthesis.styles(w), first=slots)
     return image, {tap: features[tap] for tap in taps}

@@ -106,21 +106,9 @@ def _geometry(
     the inverse op_1^-1 ... op_k^-1, so each inverse goes on the right.
     """
     (
-        on_flip,
-        flip,
-        on_turn,
-        turn,
-        on_blit,
-        blit_x,
-        blit_y,
-        on_zoom,
-        on_pre,
-        pre,
-        on_squeeze,
-        on_post,
-        post,
-        on_shift,
-    ) = u
+        on_flip, flip, on_turn, turn, on_blit, blit_x, blit_y, on_zoom, on_pre, pre, on_squeeze,
+        on_post, post, on_shift,
+    ) = u  # fmt: skip
     size = jnp.asarray([w, h], jnp.float32)
     p_rotate = 1 - jnp.sqrt(1 - p)  # two chances to rotate: p is the probability of at least one
     mirrored = (on_flip < p) & (flip < 0.5)

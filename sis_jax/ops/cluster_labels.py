@@ -111,9 +111,7 @@ def squared_distances(
     align_corners: bool,
     smooth: bool,
 ) -> Float[Array, "b h w k"]:
-    """Of every pixel to every centre, upsampled tap by tap: features are never held at `side`
-    pixels.
-    """
+    """Of every pixel to every centre, upsampled tap by tap to `side` pixels."""
     centers, mean, scale = arrays["centers"], arrays["mean"], arrays["scale"]
     total = jnp.zeros(())
     at = 0

@@ -38,19 +38,16 @@ def soft_alpha(
     return np.where(alpha < SOLID, 0, np.where(alpha > 1 - SOLID, 1, alpha)).astype(np.float32)
 
 
-def hole_of(alpha: Float[np.ndarray, "h w"], grow: int | None = None) -> Bool[np.ndarray, "h w"]:
-    """Where any foreground shows, grown by `grow` pixels (default: 1/64 of the resolution)."""
-    grow = max(1, round(alpha.shape[1] / 64)) if grow is None else grow
-    hole = alpha > 0
-    return binary_dilation(hole, generate_binary_structure(2, 2), grow) if grow else hole
+def hole_of(alpha: Float[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """Where any foreground shows, grown by 1/64 of the resolution, because edges bleed."""
+    grow = max(1, round(alpha.shape[1] / 64))
+    return binary_dilation(alpha > 0, generate_binary_structure(2, 2), grow)
 
 
 def inpaint(
     image: UInt8[np.ndarray, "h w 3"], hole: Bool[np.ndarray, "h w"]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The image with the hole filled by OpenCV (Telea 2004); unchanged without hole or
-    surroundings.
-    """
+    """The image with the hole filled by OpenCV (Telea 2004), where it has surroundings."""
     if not hole.any() or hole.all():
         return image
     try:

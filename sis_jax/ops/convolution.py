@@ -71,9 +71,7 @@ def pixel_norm(z: Float[Array, "*n c"]) -> Float[Array, "*n c"]:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def blur(x: Float[Array, "n h w c"], pad: int, gain: float = 1.0) -> Float[Array, "n h2 w2 c"]:
-    """The filter [1,3,3,1]^2 / 64 times `gain`, `pad` (1 or 2) zeros on every side: 2 pad - 3 more
-    rows.
-    """
+    """The filter [1,3,3,1]^2 / 64 times `gain`, with `pad` (1 or 2) zeros on every side."""
     outer, inner = (np.sqrt(gain) * np.array([0.125, 0.375])).astype(x.dtype)
     for axis in (1, 2):
         n = x.shape[axis] + 2 * pad - 3

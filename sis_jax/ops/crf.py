@@ -65,14 +65,14 @@ def posterior(
     size = _window_size(height, width)
     image = jnp.clip(image.astype(jnp.float32), -1, 1)
     if size == (height, width):
-        return evidence + _said_by_neighbours(evidence, image)
-    said = _said_by_neighbours(
+        return evidence + _neighbours(evidence, image)
+    message = _neighbours(
         resize_bilinear(evidence[None], size)[0], resize_bilinear(image[None], size)[0]
     )
-    return evidence + resize_bilinear(said[None], (height, width))[0]
+    return evidence + resize_bilinear(message[None], (height, width))[0]
 
 
-def _said_by_neighbours(
+def _neighbours(
     evidence: Float[Array, "h w k"], image: Float[Array, "h w 3"]
 ) -> Float[Array, "h w k"]:
     """w sum_j k_ij q_j / sum_j k_ij after the last step."""
@@ -101,8 +101,8 @@ def _said_by_neighbours(
     kernel = kernel * (WEIGHT / jnp.maximum(kernel.sum(0), 1e-6))
     unary = jnp.moveaxis(evidence, -1, 0)
 
-    def update(_: Array, said: Array) -> Array:
-        q = padded(jax.nn.softmax(unary + said, axis=0))
+    def update(_: Array, message: Array) -> Array:
+        q = padded(jax.nn.softmax(unary + message, axis=0))
         add = lambda total, at: (total + at[0] * moved(q, at[1]), None)  # noqa: E731
         return jax.lax.scan(add, jnp.zeros_like(unary), (kernel, offsets))[0]
 

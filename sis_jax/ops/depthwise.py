@@ -22,9 +22,7 @@ _UNROLLED = 16  # rows up to which the kernel gradient is one expression
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Zeros before and after an axis by TensorFlow's "SAME": ceil(size / stride) outputs, an odd
-    one after.
-    """
+    """Zeros before and after an axis by TensorFlow's "SAME": an odd one goes after."""
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
 

@@ -74,9 +74,7 @@ jax.tree_util.register_dataclass(
 
 
 def scores(x: Float[Array, "*n d"], centers: Float[Array, "k d"]) -> Float[Array, "*n k"]:
-    """|c|^2 - 2 x.c: squared distances less |x|^2. Linear in x, so it can be upsampled in its
-    place.
-    """
+    """|c|^2 - 2 x.c: squared distances less |x|^2. Linear in x, so it can be upsampled."""
     return jnp.sum(centers * centers, -1) - 2 * jnp.matmul(x, centers.T, precision="highest")
 
 

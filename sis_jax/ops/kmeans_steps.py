@@ -149,9 +149,7 @@ def cluster_sums(
     mean: Float[Array, " d"],
     centers: Float[Array, "r k d"],
 ):
-    """For every restart and cluster the weighted sum [r k d] and the weight [r k], over all
-    devices.
-    """
+    """For every restart and cluster the weighted sum [r k d] and the weight [r k]."""
     r, k, d = centers.shape
 
     def visit(carry, _, xb, wb):

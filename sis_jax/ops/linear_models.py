@@ -16,9 +16,7 @@ from sis_jax.types import UsageError
 
 @dataclass(frozen=True)
 class Boundary:
-    """f(x) = normal . x + offset, positive on the true ones' side; size: length of the learned
-    normal.
-    """
+    """f(x) = normal . x + offset, positive for true ones; size: length of the learned normal."""
 
     normal: Float[np.ndarray, "d"]
     offset: float
@@ -30,7 +28,6 @@ def logistic_regression(
     y: Bool[np.ndarray, "n"],
     *,
     c: float = 1.0,
-    iterations: int = 1000,
 ) -> Boundary:
     """Minimum of |v|^2 / 2 + c sum_i s_i log(1 + exp(-t_i (v . x_i + b))), t = +-1, by L-BFGS until
     it converged; s_i = n / (2 n_class), so that few true points weigh as much as many false ones.
@@ -59,7 +56,7 @@ def logistic_regression(
         np.zeros(x.shape[1] + 1),
         jac=True,
         method="L-BFGS-B",
-        options={"maxiter": iterations, "maxfun": 2 * iterations, "gtol": 1e-6},
+        options={"maxiter": 1000, "maxfun": 2000, "gtol": 1e-6},
     )
     size = float(np.linalg.norm(found.x[:-1]))
     if not size > 0:

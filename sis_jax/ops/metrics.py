@@ -13,16 +13,17 @@ from sis_jax.types import UsageError
 
 # ------------------------------------------------------------------------------------- segmentation
 
+IGNORE = 255  # in a mask: pixels of no class
+
 
 def confusion(
     gt: Shaped[np.ndarray, "..."],
     pred: Shaped[np.ndarray, "..."],
     n_classes: int,
-    ignore: int | None = 255,
 ) -> Int64[np.ndarray, "k k"]:
     """Pixel counts [ground truth, prediction]; add them up over images.
 
-    gt, pred: class ids 0..n_classes - 1 of one shape. ignore: ground truth that is left out. Raises
+    gt, pred: class ids 0..n_classes - 1 of one shape; where gt is 255, pixels are left out. Raises
         UsageError for other shapes or ids.
     """
     gt, pred = np.asarray(gt), np.asarray(pred)
@@ -31,7 +32,7 @@ def confusion(
             f"ground truth and prediction differ in shape: {gt.shape} and {pred.shape}; resize "
             "one of them first"
         )
-    keep = np.ones(gt.shape, bool) if ignore is None else gt != ignore
+    keep = gt != IGNORE
     gt, pred = gt[keep].astype(np.int64), pred[keep].astype(np.int64)
     for kind, ids in (("truth", gt), ("prediction", pred)):
         if ids.size and (ids.min() < 0 or ids.max() >= n_classes):
@@ -51,37 +52,15 @@ def mean_iou(counts: Integer[np.ndarray, "k k"]) -> float:
     return _mean(iou(counts))
 
 
-def precision(counts: Integer[np.ndarray, "k k"]) -> Float[np.ndarray, "k"]:
-    """Share of the pixels predicted as each class that are it; NaN for one never predicted."""
-    return ratio(np.diagonal(counts), counts.sum(0))
-
-
-def recall(counts: Integer[np.ndarray, "k k"]) -> Float[np.ndarray, "k"]:
-    """Share of the pixels of each class that were found; NaN for one not in the ground truth."""
-    return ratio(np.diagonal(counts), counts.sum(1))
-
-
-def f1(counts: Integer[np.ndarray, "k k"]) -> Float[np.ndarray, "k"]:
-    """2 hits / (ground truth + prediction) per class (Dice); NaN for a class that is in neither."""
-    return ratio(2 * np.diagonal(counts), counts.sum(0) + counts.sum(1))
-
-
-def accuracy(counts: Integer[np.ndarray, "k k"]) -> float:
-    """Share of all counted pixels that were named right; NaN when nothing was counted."""
-    return float(ratio(np.trace(counts), counts.sum()))
-
-
-def boundary_band(
-    mask: Shaped[np.ndarray, "h w"], radius: float, ignore: int | None = 255
-) -> Bool[np.ndarray, "h w"]:
+def boundary_band(mask: Shaped[np.ndarray, "h w"], radius: float) -> Bool[np.ndarray, "h w"]:
     """The trimap: pixels with another class at most `radius` pixels away (Euclidean).
 
-    Pixels outside the image count for nothing, and neither do those of value `ignore`.
+    Pixels outside the image count for nothing, and neither do those of value 255.
     """
     mask = np.asarray(mask)
     if mask.ndim != 2:
         raise UsageError(f"a mask has two axes [h w], got shape {mask.shape}")
-    valid = np.ones(mask.shape, bool) if ignore is None or mask.dtype == bool else mask != ignore
+    valid = np.ones(mask.shape, bool) if mask.dtype == bool else mask != IGNORE
     if radius > _SHIFTED:
         return _band_by_distance(mask, radius, valid)
     return _band_by_shifts(mask, radius, valid)

@@ -81,9 +81,7 @@ class Protocol:
     def masks(
         self, scores: Float[np.ndarray, "h w c"], height: int, width: int
     ) -> tuple[UInt8[np.ndarray, "H W"], Float32[np.ndarray, "H W"]]:
-        """Scores [h w c] at the ground truth's size: likeliest class ids, and the foreground's
-        score.
-        """
+        """Scores [h w c] at the ground truth's size: likeliest ids, and the foreground's score."""
         # Log-probabilities are logits up to a constant per pixel, which neither argmax nor softmax
         # sees.
         logits = np.log(np.clip(np.asarray(scores, np.float32), 1e-30, None))

@@ -25,9 +25,7 @@ MATCHINGS = {"hungarian": metrics.hungarian, "majority": metrics.majority}
 
 @runtime_checkable
 class Segmenter(Protocol):
-    """A network to evaluate: its classes ({"id", "name"}) and scores per class id at a photo's
-    size.
-    """
+    """A network to evaluate: its classes ({"id", "name"}) and scores per class id."""
 
     @property
     def classes(self) -> Classes: ...
@@ -150,7 +148,7 @@ def match_names(
         if targets:
             assigned[p] = lookup[ids[_plain(str(targets[0]))]]
     missing = [row for r, row in enumerate(rows) if r not in assigned]
-    told = (
+    warnings = (
         [
             f"no predicted class means {', '.join(missing)}; give --classes-map, or read the "
             "matched scores"
@@ -159,8 +157,8 @@ def match_names(
         else []
     )
     if 0 not in {int(c["id"]) for c in classes_pred}:
-        told.append("the predicted classes list no background (id 0)")
-    return rows, assigned, lookup, told if len(classes_pred) else []
+        warnings.append("the predicted classes list no background (id 0)")
+    return rows, assigned, lookup, warnings if len(classes_pred) else []
 
 
 def _plain(name: Any) -> str:

@@ -118,13 +118,13 @@ def criterion(layer: str, k: int | None) -> str:
         "k has the highest score = agreement (adjusted Rand index between two halves of the "
         "samples) x consensus there"
     )
-    said = "; ".join(
+    reasons = "; ".join(
         [
             why_layer if layer == "auto" else "the layer was given",
             why_k if k is None else "k was given",
         ]
     )
-    return f"{said[0].upper()}{said[1:]}; silhouette is shown but does not decide."
+    return f"{reasons[0].upper()}{reasons[1:]}; silhouette is shown but does not decide."
 
 
 def _project(points: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n 64"]:

@@ -40,9 +40,7 @@ RESOLVED = {"resolved": True}  # metadata of a field that recipes or stages fill
 
 
 def spelled(metavar: str, kind: Any = str, default: str = "") -> Any:
-    """The shell's spelling of a field that also takes Python objects; metavar, default: in the
-    help.
-    """
+    """The shell's spelling of a field that also takes Python objects."""
     hint = f"(default: {default})" if default else ""
     return arg(metavar=metavar, constructor=kind | None, help_behavior_hint=hint)
 

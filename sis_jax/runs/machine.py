@@ -29,9 +29,7 @@ def prepare() -> bool:
 
 
 def use_cpu_cores() -> None:
-    """Let JAX see the CPU as one device per core, up to a power of two; XLA_FLAGS' own count
-    stands.
-    """
+    """Let JAX see the CPU as one device per core, up to a power of two."""
     flags = os.environ.get("XLA_FLAGS", "")
     has_affinity = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1

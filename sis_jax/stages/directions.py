@@ -32,6 +32,8 @@ from sis_jax.types import Generator, SisError, UsageError
 
 PASS = 0.9  # share of moved samples that must pass
 LEAST_N = 20  # samples to learn from
+TRIED = 64  # samples that a displacement is tried on
+STEPS, MOST = 12, 6.0  # displacements that are tried, up to so many deviations of w
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,8 @@ class Direction:
         """Read the files of `save`; UsageError where there are none."""
         try:
             with safe_open(path, framework="np") as file:
-                said = json.loads((file.metadata() or {})["direction"])
-                known = {f.name: said[f.name] for f in fields(cls) if f.name in said}
+                stored = json.loads((file.metadata() or {})["direction"])
+                known = {f.name: stored[f.name] for f in fields(cls) if f.name in stored}
                 return cls(unit=file.get_tensor("unit"), **known)
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise UsageError(
@@ -173,24 +175,15 @@ def learn(
 
 
 def with_strength(
-    gen: Generator,
-    clip: CLIP,
-    direction: Direction,
-    *,
-    truncation: float = 0.7,
-    n: int = 64,
-    steps: int = 12,
-    most: float = 6.0,
-    seed: int = 7,
+    gen: Generator, clip: CLIP, direction: Direction, *, truncation: float = 0.7
 ) -> Direction:
     """The direction with the smallest displacement at which 90 % of samples pass its threshold.
 
-    steps: displacements tried, up to `most` deviations of w. Raises SisError with the scores'
-        histogram.
+    Raises SisError with the scores' histogram where 6 deviations of w do not get there.
     """
-    seeds, passing, score = sample_seeds(seed, n), [], np.zeros(0)
-    for i in range(1, steps + 1):
-        away = most * direction.spread * i / steps
+    seeds, passing, score = sample_seeds(7, TRIED), [], np.zeros(0)
+    for i in range(1, STEPS + 1):
+        away = MOST * direction.spread * i / STEPS
         score, _ = scores(
             gen, clip, direction.prompt, direction.neutral, seeds,
             truncation=truncation, move=away * direction.unit,
@@ -200,11 +193,11 @@ def with_strength(
             return replace(
                 direction,
                 displacement=float(away),
-                facts=direction.facts | {"passing": passing[-1], "deviations": most * i / steps},
+                facts=direction.facts | {"passing": passing[-1], "deviations": MOST * i / STEPS},
             )
     raise SisError(
         f"{direction.prompt!r} was not reached: at the largest displacement "
-        f"{100 * passing[-1]:.0f} % of {n} samples pass, at best "
+        f"{100 * passing[-1]:.0f} % of {TRIED} samples pass, at best "
         f"{100 * max(passing):.0f} %, needed 90 % above {direction.threshold:.3f}; "
         f"{histogram(score)}. "
         "Give other prompts, or learn from more samples (discover --rare-n, edit --n)"

@@ -279,9 +279,7 @@ def _labelled(
 def _crop_regions(
     teacher: Teacher, clip: CLIP, how: Naming, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean unit embeddings of up to `CROPS` masked crops of each cluster, [k, d], and their
-    numbers.
-    """
+    """Mean unit embeddings of up to `CROPS` masked crops of each cluster, [k, d], and how many."""
     crops: list[list[np.ndarray]] = [[] for _ in range(k)]
     for images, labels in _labelled(teacher, how):
         for image, label in zip(images, labels):
@@ -306,9 +304,7 @@ def _crop_regions(
 def masked_crop(
     image: UInt8[np.ndarray, "h w 3"], inside: np.ndarray, border: float = 0.1
 ) -> UInt8[np.ndarray, "s s 3"]:
-    """A square around a region inside, bool[h w], of uint8[h w 3], with a border; grey outside the
-    region.
-    """
+    """A square around a region of uint8[h w 3], with a border; grey outside the region."""
     rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
     side = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
     side += 2 * max(1, round(border * side))

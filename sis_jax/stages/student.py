@@ -16,9 +16,7 @@ class Student(student.Student):
     __doc__ = student.Student.__doc__
 
     def predict(self, photos: Any, **options: Any) -> Masks:
-        """`sis_jax.predict` with this student: an array, a list, a path, a folder or an archive ->
-        Masks.
-        """
+        """`sis_jax.predict` with this student: an array, a list, a path or an archive -> Masks."""
         given = signature(PredictConfig, Masks).bind(self, photos, **options).arguments
         return predict(build(PredictConfig, given))
 

@@ -65,9 +65,7 @@ class Texts:
         )
 
     def named(self, gen: Any, parts: Parts, rare: Rare | None) -> tuple[Parts, dict[str, bytes]]:
-        """(named parts, further files): the scores, and the rare class, which keeps its prompt's
-        name.
-        """
+        """(named parts, further files): scores; the rare class keeps its prompt's name."""
         files: dict[str, bytes] = {}
         if rare is not None:
             parts = parts.rename(

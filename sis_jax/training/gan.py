@@ -251,9 +251,7 @@ def g_regularise(
 def d_main(
     state: State, key: jax.Array, real: jax.Array, *, graphs: tuple, recipe: Recipe, augmented: bool
 ) -> tuple[State, dict]:
-    """D main: mean softplus(D(G(z))) + softplus(-D(x)), x uint8[n r r 3]; reports r_t = E[sign
-    D(x)].
-    """
+    """D main: mean softplus(D(G(z))) + softplus(-D(x)); reports r_t = E[sign D(x)]."""
     k_map, k_noise, k_fake, k_real = jax.random.split(key, 4)
     gen = join(graphs[0], state["g"], state["buffers"])
     ws, w_avg = _map_mixed(gen, k_map, real.shape[0])

@@ -211,9 +211,7 @@ class GeneratorTraining:
         ]
 
     def _augmentation(self, p: jax.Array, step: int, sign: jax.Array) -> jax.Array:
-        """The augmentation probability after a step; it waits for them every `ADA_EVERY` steps
-        only.
-        """
+        """The augmentation probability after a step; it waits every `ADA_EVERY` steps only."""
         signs = self.run.facts["signs"]
         signs.append(sign)
         if (step + 1) % ADA_EVERY:

@@ -91,9 +91,7 @@ def new_state(alpha: Params, disc: Discriminator, recipe: Recipe) -> tuple[Any, 
 
 
 def order(batch: int, devices: int, group: int = 4) -> np.ndarray:
-    """int32[devices, batch / devices]: the samples of each device, in whole groups of D's
-    statistics.
-    """
+    """int32[devices, batch / devices]: the samples of each device, in whole groups for D."""
     group = min(group, batch)
     return (
         np.arange(batch, dtype=np.int32)

@@ -206,9 +206,7 @@ def train_step(
     graph: Any,
     recipe: Recipe,
 ) -> tuple[State, dict[str, Array]]:
-    """One step on images uint8[n h w 3] with masks of channels and certainty, uint8[n h w], 255 =
-    1.
-    """
+    """One step on images uint8[n h w 3], masks of channels and certainty uint8[n h w], 255 = 1."""
     batch = _shown(device_key(key), images, masks, certainty, recipe)
 
     def loss(params: dict) -> tuple[Array, tuple]:

@@ -106,8 +106,8 @@ def checkpoint_in(path: Path) -> Path:
 
 
 def convert_generator(source: Arrays, settings: Mapping[str, Any] | None, what: str) -> Converted:
-    """A state dict under our names. settings: the published config.json, by default every other
-    block doubles.
+    """A state dict under our names. settings: the published config.json; without, every other block
+    doubles.
     """
     plain, wrong = _without_spectral_norm(source)
     attention = next(
@@ -228,10 +228,10 @@ def _read(
         z_dim = _shape(arrays, "weight", 2)[0] - embed_dim
         n_stats = _shape(arrays, "bn.means", 2)[0]
     except KeyError as error:
-        told = f"; also: {'; '.join(wrong[:6])}" if wrong else ""
+        more = f"; also: {'; '.join(wrong[:6])}" if wrong else ""
         raise SisError(
             f"{what} holds no BigGAN that can be read: {error.args[0]} is missing or "
-            f"misshapen{told}"
+            f"misshapen{more}"
         ) from None
     if z_dim < 1 or not num_classes or not n_stats:
         raise SisError(

@@ -44,9 +44,7 @@ def build_generator(
 
 @np.errstate(all="ignore")  # overflow is reported as a fault
 def convert_generator(source: Mapping[str, np.ndarray], what: str) -> Converted:
-    """A state dict (in, out, kh, kw) under our names; scale = g / sqrt(var + 1e-5), offset = b -
-    mean scale.
-    """
+    """A state dict (in, out, kh, kw) under our names, batch norm folded into scale and offset."""
     wrong = [
         f"unknown: {key[:80]}, file has {list(value.shape)}"
         for key, value in source.items()

@@ -76,9 +76,7 @@ def _size(source: Mapping[str, np.ndarray], what: str) -> int:
 
 
 def _from_timm(source: Mapping[str, np.ndarray], size: int) -> Arrays:
-    """timm's names as the port's: it counts blocks within their stage, and layers from the first
-    one.
-    """
+    """timm's names as the port's: it counts blocks within their stage."""
     starts = np.cumsum([0, *lite_repeats(size)])
     outside = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}
     outside["classifier"] = "_fc"

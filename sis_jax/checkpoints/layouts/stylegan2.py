@@ -1,6 +1,4 @@
-"""StyleGAN2 from arrays under our names: its shape is read, missing settings are supplied,
-reported.
-"""
+"""StyleGAN2 from arrays under our names: its shape is read, missing settings are supplied."""
 
 from __future__ import annotations
 
@@ -48,9 +46,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Converted:
-    """One network under our names: float32 arrays (views of the file where possible), config,
-    notes.
-    """
+    """One network under our names: float32 arrays (views where possible), config, notes."""
 
     arrays: Arrays
     config: dict[str, Any]
@@ -143,9 +139,7 @@ def convert_generator(network: Network, layout: str, what: str) -> Converted:
 
 @np.errstate(all="ignore")
 def _equalise_label_concat(arrays: Arrays) -> None:
-    """The first TensorFlow code embeds labels by a bare matrix; ours has 1 / sqrt(inputs) and a
-    bias.
-    """
+    """The first TensorFlow code embeds labels by a bare matrix; ours is scaled, with a bias."""
     weight = arrays["mapping.embed.weight"]
     arrays["mapping.embed.weight"] = weight * np.float32(np.sqrt(len(weight)))
     arrays["mapping.embed.bias"] = np.zeros(weight.shape[-1:], np.float32)
@@ -201,9 +195,9 @@ def _shape(arrays: Arrays, key: str, rank: int) -> tuple[int, ...]:
 
 
 def _unreadable(what: str, key: str, wrong: list[str], kind: str) -> SisError:
-    told = f"; also: {'; '.join(wrong[:6])}" if wrong else ""
+    more = f"; also: {'; '.join(wrong[:6])}" if wrong else ""
     return SisError(
-        f"{what} holds no StyleGAN2 {kind} that can be read: {key} is missing or misshapen{told}"
+        f"{what} holds no StyleGAN2 {kind} that can be read: {key} is missing or misshapen{more}"
     )
 
 

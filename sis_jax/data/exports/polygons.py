@@ -40,9 +40,7 @@ def fill(shapes: list[Polygon], height: int, width: int) -> Bool[np.ndarray, "h 
 
 
 def _joined(outline: Polygon, holes: list[Polygon]) -> Polygon:
-    """The outer border with every hole spliced in where the two are nearest; three corners at
-    least.
-    """
+    """The border with every hole spliced in where the two are nearest; at least three corners."""
     joined = outline
     for hole in sorted(holes, key=lambda h: _gaps(outline, h).min()):
         gaps = _gaps(joined, hole)

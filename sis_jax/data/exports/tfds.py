@@ -143,9 +143,7 @@ def _builder_class() -> Any:
 
 
 def save_tfrecord(splits: Splits, classes: Classes, folder: Path, card: str) -> str:
-    """The same examples as TFRecord, which needs TensorFlow to read: each framed anew as length,
-    checksum, bytes, checksum.
-    """
+    """The same examples framed as TFRecord, which needs TensorFlow to read."""
     checksum = _checksum()
     save(splits, classes, folder, card)
     for path in sorted(folder.glob("*.array_record*")):

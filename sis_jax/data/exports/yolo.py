@@ -19,9 +19,7 @@ _DIGITS = 6
 
 
 def save(splits: Splits, classes: Classes, folder: Path, card: str) -> str:
-    """Write every split: `class x1 y1 x2 y2 ...` per piece, over width and height; returns the
-    loss.
-    """
+    """Write every split: `class x1 y1 x2 y2 ...` per piece, over width and height."""
     order = sorted((c for c in classes if c["id"]), key=lambda c: c["id"])
     number = {c["id"]: i for i, c in enumerate(order)}
     counts = np.zeros((256, 256), np.int64)
