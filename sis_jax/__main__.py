@@ -13,6 +13,7 @@ from pathlib import Path
 
 import sis_jax
 from sis_jax.runs import cli, machine
+from sis_jax.runs.console import any_console
 from sis_jax.types import unknown_name
 
 _NEEDED = (
@@ -30,6 +31,7 @@ _COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run a verb, or print versions, devices, weights and problems; returns the exit code."""
+    any_console()
     argv = sys.argv[1:] if argv is None else argv
     program = "sis-jax" if Path(sys.argv[0]).stem == "sis-jax" else "python -m sis_jax"
     if argv and argv[0] in _COMMANDS:

@@ -134,3 +134,17 @@ def test_alpha_with_named_classes(tmp_path):
     save(tmp_path / "m/b.png", 2 * SHAPE)
     with pytest.raises(SisError, match="alpha"):
         open_pairs(tmp_path / "p", tmp_path / "m")
+
+
+def test_a_grey_gif_keeps_its_values(tmp_path):
+    """Its writer numbers the shades 0, 1, ..."""
+    mask = np.zeros((6, 8), np.uint8)
+    mask[2:, 3:] = 2
+    Image.fromarray(mask).save(tmp_path / "m.gif")
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.gif"), mask)
+
+
+def test_an_empty_file_is_named_as_one(tmp_path):
+    (tmp_path / "m.png").write_bytes(b"")
+    with pytest.raises(SisError, match="empty"):
+        read_mask(tmp_path / "m.png")

@@ -3,6 +3,7 @@ is done.
 """
 
 import io
+import json
 import os
 import tarfile
 import zipfile
@@ -14,11 +15,13 @@ from PIL import Image
 
 from sis_jax.data import names, photo_files
 from sis_jax.data.decode import Unusable, read_file
-from sis_jax.data.files import write_atomic
+from sis_jax.data.files import replacing, write_atomic
 from sis_jax.data.folder import METADATA, Split
 from sis_jax.data.masks import Prediction, write_mask
 from sis_jax.data.npz import load_npz
 from sis_jax.data.photos import Photos
+from sis_jax.runs.page import write_page
+from sis_jax.runs.run import RunFolder
 from sis_jax.stages import predict as stage
 from sis_jax.types import SisError, UsageError
 
@@ -257,3 +260,38 @@ def test_an_array_that_unpacks_without_bounds_is_refused(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path / "bomb.npz", images=np.zeros((1000, 32, 32, 3), np.uint8))
     with pytest.raises(SisError, match="unpacks to"):
         load_npz(tmp_path / "bomb.npz")
+
+
+@pytest.mark.parametrize("moment", ["filling", "between", "after"])
+def test_a_replacement_that_was_killed_is_brought_to_an_end(tmp_path, moment):
+    """Nobody's process 2 ** 31 - 1 was at work on it."""
+    folder, name = tmp_path / "w", f".w.{2**31 - 1}-abc123"
+    for place in (folder, tmp_path / f"{name}.old") if moment == "after" else (folder,):
+        place.mkdir()
+        (place / "model").write_text("model")
+    other = folder if moment == "filling" else tmp_path / f"{name}.old"
+    if moment == "between":
+        folder.rename(other)
+    if moment != "after":
+        (tmp_path / f"{name}.part").mkdir()
+    (other / "notes").write_text("mine")
+    with replacing(folder, mine=["model"]) as new:
+        (new / "model").write_text("new")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["w"]
+    assert {p.name: p.read_text() for p in folder.iterdir()} == {"model": "new", "notes": "mine"}
+
+
+def test_a_replacement_at_work_is_left_alone(tmp_path):
+    mine = tmp_path / f".w.{os.getpid()}-abc123.part"
+    mine.mkdir()
+    with replacing(tmp_path / "w"):
+        pass
+    assert mine.is_dir()
+
+
+def test_a_folder_whose_name_is_no_text(tmp_path):
+    """A name of Latin-1 is a part of commands and records."""
+    with RunFolder.open(tmp_path / "caf\udce9") as run:
+        path = run.write_json("a.json", {"name": "caf\udce9"})
+    assert json.loads(path.read_text("utf-8")) == {"name": "caf\udce9"}
+    assert write_page(run.path).read_bytes().count(rb"caf\udce9")

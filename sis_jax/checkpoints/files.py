@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from sis_jax.data.files import replacing as new_folder
-from sis_jax.data.files import write_atomic, write_parts
+from sis_jax.data.files import utf8, write_atomic, write_parts
 from sis_jax.data.names import below
 from sis_jax.types import Info, SisError, UsageError
 
@@ -261,7 +261,7 @@ def write_folder(
         digests[file] = write_parts(below(path, file, path), [content])
     if discriminator is None and ours:
         (path / DISCRIMINATOR).unlink(missing_ok=True)
-    write_atomic(path / CARD, card.encode())
+    write_atomic(path / CARD, utf8(card))
     folder = replace(folder, sha256=digests)
     write_config(path, folder)
     return folder

@@ -22,7 +22,7 @@ from sis_jax.checkpoints import catalogue, files, hub
 from sis_jax.checkpoints.build import arrays_of, build
 from sis_jax.checkpoints.student_export import write
 from sis_jax.data.decode import CROPS, Fit, pad_before, padded
-from sis_jax.data.files import write_atomic
+from sis_jax.data.files import utf8, write_atomic
 from sis_jax.models import students
 from sis_jax.models.students import to_float
 from sis_jax.ops import plan
@@ -147,7 +147,7 @@ class Student:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         digest = files.write_arrays(folder / files.MODEL, arrays_of(self.network), dtype)
-        write_atomic(folder / files.CARD, self._card().encode())
+        write_atomic(folder / files.CARD, utf8(self._card()))
         content = {
             "format": FORMAT, "version": VERSION, "network": asdict(self.config), "side": self.side,
             "classes": list(self.classes), "name": self.info.name, "licence": self.info.licence,
@@ -156,7 +156,7 @@ class Student:
         content |= {} if self.fit == "crop" else {"fit": self.fit}
         write_atomic(
             folder / files.CONFIG,
-            (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode(),
+            utf8(json.dumps(content, indent=1, ensure_ascii=False) + "\n"),
         )
         return folder
 

@@ -24,7 +24,7 @@ from PIL import Image
 
 from sis_jax.data import draw
 from sis_jax.data.exports.formats import new_folder
-from sis_jax.data.files import plain, read_run
+from sis_jax.data.files import plain, read_run, utf8
 from sis_jax.data.folder import Dataset
 from sis_jax.data.items import png
 from sis_jax.data.names import below
@@ -98,9 +98,9 @@ def write_blanks(
         (place / FACTS).write_text(
             _json(facts | {"filled": filled, "pictures": rows}), encoding="utf-8"
         )
-        (place / CLASSES).write_text(_json(classes), encoding="utf-8")
-        (place / "classes.gpl").write_text(_gimp_palette(classes), encoding="utf-8")
-        (place / "README.md").write_text(_readme(dataset, classes, n, filled), encoding="utf-8")
+        (place / CLASSES).write_bytes(utf8(_json(classes)))
+        (place / "classes.gpl").write_bytes(utf8(_gimp_palette(classes)))
+        (place / "README.md").write_bytes(utf8(_readme(dataset, classes, n, filled)))
     return Path(folder)
 
 

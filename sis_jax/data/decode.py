@@ -45,6 +45,8 @@ def read_file(path: Path) -> bytes:
             data = file.read(MAX_BYTES + 1) if about.st_size <= MAX_BYTES else b""
     except OSError as error:
         raise Unusable(error.strerror or str(error)) from None
+    if about.st_size == 0:
+        raise Unusable("the file is empty")
     if max(about.st_size, len(data)) > MAX_BYTES:
         raise too_large(max(about.st_size, len(data)))
     return data

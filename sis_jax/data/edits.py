@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from sis_jax.data import draw
-from sis_jax.data.files import plain, write_atomic
+from sis_jax.data.files import plain, utf8, write_atomic
 from sis_jax.data.items import png
 from sis_jax.data.names import flat, key, twins
 from sis_jax.ops import compositing
@@ -142,7 +142,7 @@ class Edit:
                 out[f"{stem}_{strength:+g}_plain.png"] = _png(self.plain[i, j])
         # Last: it marks the folder as complete
         return out | {
-            "edit.json": (json.dumps(plain(facts), indent=1, ensure_ascii=False) + "\n").encode()
+            "edit.json": utf8(json.dumps(plain(facts), indent=1, ensure_ascii=False) + "\n")
         }
 
     def save(self, folder: str | Path) -> Path:

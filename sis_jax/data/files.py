@@ -59,8 +59,14 @@ def plain(value: Any) -> Any:
 
 def json_text(value: Any, indent: int | None = 1) -> str:
     """`value` as JSON for a UTF-8 file: letters as they are, those outside UTF-8 escaped."""
-    text = json.dumps(value, indent=indent, ensure_ascii=False)
-    return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
+    return utf8(json.dumps(value, indent=indent, ensure_ascii=False)).decode()
+
+
+def utf8(text: str) -> bytes:
+    """Text as UTF-8; a byte of a name that is no text as a backslash and its number, which is how
+    JSON writes it, too.
+    """
+    return text.encode("utf-8", "backslashreplace")
 
 
 class CannotWrite(SisError):
@@ -97,6 +103,12 @@ def write_parts(path: Path, parts: Iterable[bytes | memoryview], durable: bool =
     return digest.hexdigest()
 
 
+def remove_temporary(folder: Path) -> None:
+    """Remove what killed processes left unfinished below `folder`."""
+    for left in folder.rglob(f".*{TEMPORARY}"):
+        left.unlink(missing_ok=True)
+
+
 def _beside(path: Path, suffix: str) -> Path:
     """A hidden name of this process beside `path`; a name near the system's limit is cut."""
     name = path.name if len(os.fsencode(path.name)) < 150 else _short(path.name)
@@ -113,17 +125,54 @@ def replacing(folder: Path, mine: Collection[str] | None = None, last: str = "")
 
     mine: names of the files that are replaced; others stay (None: everything goes). last: the file
         that marks it as complete. A kill leaves the old folder or the new one; between two renames
-        the old one is called .NAME.*.old. Raises CannotWrite.
+        the old one is called .NAME.*.old, and comes back the next time. Raises CannotWrite.
     """
     folder = folder.resolve()
     new = _beside(folder, f"-{secrets.token_hex(3)}.part")
     with disk_errors(folder):
+        _recover(folder, mine)
         try:
             new.mkdir(parents=True)
             yield new
             _swap(new, folder, mine, last)
         finally:
             shutil.rmtree(new, ignore_errors=True)
+
+
+def _recover(folder: Path, mine: Collection[str] | None) -> None:
+    """Bring back what a killed process was replacing, and remove what it left unfinished."""
+    left = re.compile(re.escape(_beside(folder, "").name.rpartition(".")[0]) + _LEFT)
+    for path in list(folder.parent.glob(".*")):
+        found = left.fullmatch(path.name)
+        if not found or _alive(int(found[1])):
+            continue
+        if found[2] == "old" and not folder.exists():
+            os.replace(path, folder)
+        elif found[2] == "old":
+            _keep_others(path, folder, mine)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+_LEFT = r"\.(\d+)-[0-9a-f]{6}\.(part|old)"  # process, and which of the two folders
+
+
+def _alive(process: int) -> bool:
+    if os.name == "nt":  # there, asking would stop it
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _keep_others(old: Path, folder: Path, mine: Collection[str] | None) -> None:
+    """Move files that are not replaced from the old folder to the new one."""
+    kept = () if mine is None else [path for path in old.iterdir() if path.name not in mine]
+    for path in kept:
+        os.replace(path, folder / path.name)
 
 
 def _swap(new: Path, folder: Path, mine: Collection[str] | None, last: str) -> None:
@@ -141,9 +190,7 @@ def _swap(new: Path, folder: Path, mine: Collection[str] | None, last: str) -> N
     except BaseException:
         os.replace(old, folder)
         raise
-    kept = () if mine is None else [path for path in old.iterdir() if path.name not in mine]
-    for path in kept:
-        os.replace(path, folder / path.name)
+    _keep_others(old, folder, mine)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 from sis_jax.data.decode import Unusable, because, open_image, orientation, read_file, upright
 from sis_jax.types import SisError
@@ -43,6 +44,8 @@ def read_shape(
             f"the mask {name} has 16 bits per colour, of which 8 would be lost; save it with 8 "
             "bits, as a grey or palette PNG"
         )
+    if image.format == "GIF":
+        image = _grey_again(image)
     image = upright(image)
     values = np.array(image.convert("L") if image.mode == "1" else image)
     if values.ndim == 2:
@@ -50,6 +53,12 @@ def read_shape(
     if image.mode[-1] not in "Aa":
         return _one_channel(values, name), False
     return _with_alpha(values, name)
+
+
+def _grey_again(image: Image.Image) -> Image.Image:
+    """A grey image that was saved as GIF, which numbers its shades anew: the shade is the value."""
+    shades = image.palette.colors if image.mode == "P" and image.palette else ((0, 1),)
+    return image if any(np.ptp(shade[:3]) for shade in shades) else image.convert("L")
 
 
 def _bytes(values: np.ndarray, name: str) -> UInt8[np.ndarray, "h w"]:

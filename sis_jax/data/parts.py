@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from sis_jax.data import draw
-from sis_jax.data.files import plain, write_atomic
+from sis_jax.data.files import plain, utf8, write_atomic
 from sis_jax.data.part_names import (
     BACKGROUND,
     UNSAID,
@@ -328,4 +328,4 @@ def _png(image: np.ndarray) -> bytes:
 
 
 def _json(value: Any) -> bytes:
-    return (json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n").encode()
+    return utf8(json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n")

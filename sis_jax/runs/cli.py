@@ -52,6 +52,7 @@ def run(
     verb: Callable[..., Any], argv: Sequence[str] | None = None, prog: str | None = None
 ) -> int:
     """`main` that returns the exit code; an unexpected exception prints its traceback."""
+    any_console()
     argv = list(sys.argv[1:] if argv is None else argv)
     prog = prog or f"python -m sis_jax.{verb.__name__}"
     try:
@@ -62,7 +63,6 @@ def run(
         enable_compilation_cache()
         with showing_progress(not asked.quiet):
             value = verb(asked.config)
-        any_console()
         for path in result_paths(verb, value, asked.config):
             print(path)
         sys.stdout.flush()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sis_jax.data.files import plain, write_atomic
+from sis_jax.data.files import plain, utf8, write_atomic
 from sis_jax.types import SisError, UsageError
 
 FOLDER, FILE = "metrics", "metrics.json"
@@ -137,7 +137,7 @@ class Metrics:
         content = plain({"name": self.name, "paper": self.paper, **self.values})
         write_atomic(
             path,
-            (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(),
+            utf8(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"),
         )
         return path
 
@@ -179,7 +179,7 @@ def write_summary(run: Path) -> Path:
     }
     write_atomic(
         run / FILE,
-        (json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(),
+        utf8(json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"),
     )
     return run / FILE
 

@@ -22,11 +22,11 @@ from PIL import Image
 from safetensors import safe_open
 
 from sis_jax.data.edits import Edit
-from sis_jax.data.files import read_run, write_atomic
+from sis_jax.data.files import read_run, utf8, write_atomic
 from sis_jax.data.part_summary import UNSTABLE
 from sis_jax.runs import charts, cli, page_parts
 from sis_jax.runs.page_images import reduced
-from sis_jax.types import UsageError
+from sis_jax.types import SisError, UsageError
 
 _LIMIT = 5 * 1024 * 1024
 _EDITED = 6  # rows of an edit's image
@@ -42,13 +42,24 @@ def write_page(run: str | Path) -> Path:
 
     run: the run folder, as `--out` named it.
 
-    Returns the path of the page. Raises UsageError when the folder is no run.
+    Returns the path of the page. Raises UsageError when the folder is no run, SisError where a file
+    in it holds what no stage writes.
     """
     folder = Path(run).expanduser()
-    context = _context(folder, read_run(folder))
-    page = _render(context).encode()
-    if len(page) > _LIMIT:  # masks of noise: they are shown, but cannot be edited
-        page = _render({**context, "script_data": None}).encode()
+    run_record = read_run(folder)
+    try:
+        context = _context(folder, run_record)
+        page = utf8(_render(context))
+        if len(page) > _LIMIT:  # masks of noise: they are shown, but cannot be edited
+            page = utf8(_render({**context, "script_data": None}))
+    except SisError:
+        raise
+    except Exception as error:  # anything can be in a folder from elsewhere
+        why = " ".join(str(error).split())[:200]
+        raise SisError(
+            f"the report of {folder} cannot be made, since a file in it is damaged ({why}): give "
+            "the command of its stage again with --overwrite"
+        ) from error
     write_atomic(folder / "report.html", page)
     return folder / "report.html"
 

@@ -29,7 +29,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sis_jax.data.files import TEMPORARY, disk_errors, plain, read_run, write_atomic
+from sis_jax.data.files import (
+    disk_errors,
+    plain,
+    read_run,
+    remove_temporary,
+    utf8,
+    write_atomic,
+)
 from sis_jax.ops.progress import say
 from sis_jax.runs.config import Config
 from sis_jax.runs.lock import FolderLock
@@ -88,8 +95,7 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             run = cls(path, FolderLock(path / ".lock"), overwrite)
             try:
-                for left in path.rglob(f".*{TEMPORARY}"):
-                    left.unlink(missing_ok=True)
+                remove_temporary(path)
                 if not (path / "run.json").exists():
                     run._save({"format": 1, "stages": {}})
                 run.read()
@@ -304,7 +310,7 @@ def _generator_record(info: Info | None) -> dict[str, Any]:
 
 
 def _json_bytes(value: Any) -> bytes:
-    return (json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return utf8(json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _now() -> str:

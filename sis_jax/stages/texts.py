@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sis_jax.checkpoints.clip import CLIP
+from sis_jax.data.files import utf8
 from sis_jax.data.ontology import Ontology, ontology_of
 from sis_jax.data.parts import Parts
 from sis_jax.runs.configs.discover import DiscoverConfig, RareClass
@@ -129,4 +130,4 @@ def check_rare(method: Any, asked: RareClass) -> None:
 
 
 def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+    return utf8(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
