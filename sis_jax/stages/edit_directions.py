@@ -82,13 +82,12 @@ def resolve(
     neutral: str = "a photo",
     n: int = 2000,
     truncation: float = 0.7,
-    seed: int = 0,
 ) -> Direction:
     """The direction that was asked for; UsageError for an unknown or misshapen one."""
     direction = (
         asked
         if isinstance(asked, Direction)
-        else _named(str(asked).strip(), gen, run, clip, neutral, n, truncation, seed)
+        else _named(str(asked).strip(), gen, run, clip, neutral, n, truncation)
     )
     width = np.asarray(gen.map(gen.latents([0]))).shape[-1]
     if direction.unit.shape != (width,):
@@ -101,7 +100,7 @@ def resolve(
 
 def _named(
     asked: str, gen: Generator, run: Path | None, clip: Any, neutral: str, n: int,
-    truncation: float, seed: int
+    truncation: float,
 ) -> Direction:  # fmt: skip
     if asked.startswith("pca:"):
         number = asked.removeprefix("pca:")
@@ -116,18 +115,9 @@ def _named(
     if asked.endswith(".safetensors"):
         return Direction.load(asked)
     if clip is not None or " " in asked:
-        found = learn(
-            gen,
-            load_text_model(clip, gen.info.name),
-            asked,
-            neutral,
-            n=n,
-            truncation=truncation,
-            seed=seed + 1,
-        )
-        return with_strength(
-            gen, load_text_model(clip, gen.info.name), found, truncation=truncation
-        )
+        text = load_text_model(clip, gen.info.name)
+        found = learn(gen, text, asked, neutral, n=n, truncation=truncation, seed=1)
+        return with_strength(gen, text, found, truncation=truncation)
     raise unknown_name(
         "direction",
         asked,
