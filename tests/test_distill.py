@@ -19,6 +19,7 @@ from flax import nnx
 
 import sis_jax
 from sis_jax.data.pairs import Pairs
+from sis_jax.data.threads import in_threads
 from sis_jax.ops import grabcut
 from sis_jax.stages import adapt, train_student
 from sis_jax.stages.adapt import Judgement
@@ -396,7 +397,7 @@ def test_colours_correct_a_mask_that_leaks():
     prior = np.where(truth, 0.05, 0.9)
     found = grabcut.foreground(photo, (ground + prior) / 2, grabcut.LOOSE)
     assert wrong.mean() > 0.1 and (found != truth).mean() < 0.02
-    many = grabcut.in_threads(lambda i: grabcut.corrected(photo, ground), 3, threads=2)
+    many = list(in_threads(lambda i: grabcut.corrected(photo, ground), range(3), threads=2))
     np.testing.assert_array_equal(many[0], many[2])
     assert ((many[0] < 0.5) != truth).mean() < wrong.mean()
 

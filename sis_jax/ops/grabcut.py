@@ -8,8 +8,6 @@ nearest edge.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,13 +65,6 @@ def corrected(
     return (background + cut + filtered) / 3
 
 
-def in_threads(one: Callable[[int], Any], count: int, threads: int) -> list[Any]:
-    """one(i) for every i < count, in order; OpenCV itself then keeps to one thread each."""
-    _opencv().setNumThreads(1)
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        return list(pool.map(one, range(count)))
-
-
 def _opencv() -> Any:
     try:
         import cv2  # late: large, and only needed here
@@ -81,4 +72,5 @@ def _opencv() -> Any:
         raise UsageError(
             "adapting to photos needs OpenCV: pip install opencv-python-headless"
         ) from None
+    cv2.setNumThreads(1)  # photos are shared out among threads
     return cv2

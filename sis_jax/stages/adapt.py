@@ -35,7 +35,7 @@ from sis_jax import parallel
 from sis_jax.checkpoints.student import Student
 from sis_jax.data.composites import Layers
 from sis_jax.data.pairs import shuffled
-from sis_jax.data.threads import cores
+from sis_jax.data.threads import cores, in_threads
 from sis_jax.models import students
 from sis_jax.ops import grabcut, metrics
 from sis_jax.ops.progress import progress
@@ -201,7 +201,7 @@ def agreement(
         own = enlarged(background[i], size) < 0.5
         return metrics.mean_iou(metrics.confusion(own.astype(int), cut.astype(int), 2))
 
-    return float(np.mean(grabcut.in_threads(one, len(photos), cores())))
+    return float(np.mean(list(in_threads(one, range(len(photos))))))
 
 
 def _has_background(student: Student) -> bool:
@@ -236,7 +236,7 @@ def _corrected(
     def one(i: int) -> np.ndarray:
         return grabcut.corrected(photos[i], scores[i, ..., 0])
 
-    background = np.stack(grabcut.in_threads(one, len(photos), cores()))[..., None]
+    background = np.stack(list(in_threads(one, range(len(photos)))))[..., None]
     rest = scores[..., 1:] / np.maximum(1 - scores[..., :1], 1e-6)
     return np.concatenate([background, rest * (1 - background)], -1)
 

@@ -24,7 +24,7 @@ from sis_jax.ops.sampling import collect, picture
 from sis_jax.ops.wasserstein import SwdReference
 from sis_jax.training import gan
 from sis_jax.training.loop import Checkpoints, Training, loop, on_devices
-from sis_jax.training.quality import LEAST, Quality
+from sis_jax.training.quality import LEAST, Quality, spread
 
 SWD_IMAGES = 2000  # of up to 256 pixels; of larger ones as many as have the same memory
 CRITERION = "frechet"  # the column of the curve that decides which snapshot is kept
@@ -136,7 +136,8 @@ class GeneratorTraining:
         job = self.job
         if job.backbone is None or len(job.held_out) < LEAST:
             return None
-        return Quality(job.backbone, job.photos.images, job.held_out.images[: self.judged])
+        photos = job.photos.images[spread(len(job.photos))]
+        return Quality(job.backbone, photos, np.asarray(job.held_out.images[: self.judged]))
 
     @property
     def best(self) -> dict[str, Any]:

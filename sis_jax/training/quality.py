@@ -25,11 +25,16 @@ SIDES = 128, 224  # pixels: smaller images are enlarged, larger ones reduced to 
 NAMES = ("frechet", "kernel", "precision", "recall")
 
 
+def spread(count: int) -> np.ndarray:
+    """Numbers of at most `REFERENCE` of so many photos, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, REFERENCE).round().astype(int))
+
+
 class Quality:
     """Photos with their features, so that many sets of images can be compared with them.
 
-    backbone: of `load_backbone`; its coarsest features are used. photos: what the generator learns
-        from; some, evenly spread, are the reference. held_out: from `LEAST` on.
+    backbone: of `load_backbone`; its coarsest features are used. photos: the reference, some of
+        those that the generator learns from (`spread`). held_out: from `LEAST` on.
     floor: `measure` of the held-out photos.
     """
 
@@ -40,9 +45,8 @@ class Quality:
         held_out: UInt8[np.ndarray, "m r r 3"],
     ):
         self.backbone, self.size = backbone, len(held_out)
-        rows = np.unique(np.linspace(0, len(photos) - 1, REFERENCE).round().astype(int))
-        self.real = self._features(np.asarray(photos[rows]))
-        self.floor = self._compare(self._features(np.asarray(held_out)))
+        self.real = self._features(photos)
+        self.floor = self._compare(self._features(held_out))
 
     def measure(self, images: UInt8[np.ndarray, "m r r 3"]) -> dict[str, float]:
         """frechet: Fréchet distance; kernel: kernel distance x 1000 (both: lower is better);
