@@ -227,6 +227,25 @@ def test_every_section_with_data_is_there(tmp_path):
         assert part in text, part
 
 
+def test_confusion_is_shown_in_percent_of_the_true_class(tmp_path):
+    folder = _make_run(tmp_path / "faces")
+    values = {
+        "confusion": [[30, 10], [0, 5]],
+        "true_classes": ["background", "<i>hair</i>"],
+        "predicted_classes": ["background", "hair"],
+    }
+    content = {
+        "metrics": [{"name": "faces: mean IoU", "ours": 0.9}],
+        "evaluations": {"faces": values, "half": {"confusion": [[1]]}},
+    }
+    (folder / "metrics.json").write_text(json.dumps(content))
+    html = report(folder).read_text()
+    section = html[html.index('id="metrics"') :]
+    heat = section[section.index('class="chart heat"') : section.index("</svg>")]
+    assert [text for text in ("75", "25", "100", "backgr…") if f">{text}<" not in heat] == []
+    assert "&lt;i&gt;hair&lt;/i&gt;" in heat and section.count('class="chart heat"') == 1
+
+
 def test_sections_without_data_are_left_out(tmp_path):
     page = _Page(report(_make_run(tmp_path / "bare", full=False)).read_text(encoding="utf-8"))
     assert page.ids == ["provenance"]

@@ -127,6 +127,7 @@ def _context(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
         "sweep": _sweep(_json(folder / "parts" / "sweep.json", dict)),
         "edits": _edits(folder / "edits"),
         "curves": _curves(folder / "student" / "curves.csv"),
+        "confusions": _confusions(_json(folder / "metrics.json", dict)),
         "metrics": _metrics(_json(folder / "metrics.json", (dict, list))),
         "warnings": _warnings(found, generator, stages, folder),
         "stages": [_provenance(name, record) for name, record in stages.items()],
@@ -326,6 +327,22 @@ def _metrics(content: Any) -> list[dict[str, Any]]:
         }
         for r, p in both
     ]
+
+
+def _confusions(content: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """A heat map per evaluation: the share of each true class that was predicted as each class, in
+    percent.
+    """
+    found = []
+    for name, values in (content or {}).get("evaluations", {}).items():
+        counts = np.asarray(values.get("confusion", []), np.float64)
+        rows, columns = values.get("true_classes", []), values.get("predicted_classes", [])
+        if counts.size and counts.shape == (len(rows), len(columns)):
+            shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+            titles = [column if len(column) < 8 else f"{column[:6]}…" for column in columns]
+            heat = charts.heatmap_svg(shares.round(1), rows, titles, cell=54)
+            found.append({"name": name, "heat": Markup(heat)})
+    return found
 
 
 def _warnings(
