@@ -402,18 +402,6 @@ def test_colours_correct_a_mask_that_leaks():
     assert ((many[0] < 0.5) != truth).mean() < wrong.mean()
 
 
-def test_a_guided_filter_moves_a_boundary_to_the_edge():
-    """The mask ends two pixels beside the edge, and its values stay in [0, 1]."""
-    at = np.arange(128)
-    photo = np.where(at[None, :, None] < 64, (200, 180, 160), (30, 40, 50))
-    photo = np.broadcast_to(photo, (128, 128, 3)).astype(np.uint8)
-    mask = np.broadcast_to((at[None] < 66).astype(np.float32), (128, 128))
-    found = grabcut.guided(photo, mask)
-    assert found.min() >= 0 and found.max() <= 1
-    edge = (found > 0.5).sum(1)
-    assert (np.abs(edge - 64) <= 1).all()
-
-
 def test_nothing_to_compare_keeps_the_prediction():
     photo = np.zeros((16, 16, 3), np.uint8)
     certain = np.full((16, 16), 0.99, np.float32)

@@ -60,9 +60,9 @@ RECIPES: dict[str, dict[str, Any]] = {
 RECIPES["faces"] = RECIPES["default"] | {
     "teacher": "faces-student-small",
     "steps": 0,
-    "side": 128,
-    "adapt_steps": 250,
-    "rounds": 8,
+    "side": 192,
+    "adapt_steps": 160,
+    "rounds": 10,
 }
 
 
