@@ -386,6 +386,17 @@ def test_names_from_text_are_shown(tmp_path):
     )  # unsure ones first
 
 
+def test_the_background_is_not_unnamed(tmp_path):
+    """The finer level's has no text of its own."""
+    folder = _make_run(tmp_path / "run")
+    file = folder / "parts" / "classes.json"
+    content = json.loads(file.read_text())
+    content["classes"].insert(0, {"id": 0, "name": "background", "clusters": [0], "unsure": True})
+    content["classes"][1]["unsure"] = True
+    file.write_text(json.dumps(content))
+    assert re.findall(r'class="tag warn">(unnamed)', _page_of(folder)) == ["unnamed"]
+
+
 def test_without_scores_there_is_no_such_column(tmp_path):
     page = _page_of(_make_run(tmp_path / "run"))
     assert "Runner-up" not in page and "unnamed:" not in page

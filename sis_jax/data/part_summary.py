@@ -17,7 +17,7 @@ def summary_of(parts: Parts) -> list[str]:
     if parts.finer is not None:
         lines.append(f"in it, {_found(parts.finer)}")
     lines.append(_stability(parts))
-    unnamed = [f"{c['name']} ({c['guess']}?)" for c in parts.classes if c.get("unsure")]
+    unnamed = [f"{c['name']} ({c['guess']}?)" for c in _foreground(parts) if c.get("unsure")]
     if unnamed:
         lines.append(f"no text fits {_listed(unnamed)}")
     return lines
@@ -25,13 +25,17 @@ def summary_of(parts: Parts) -> list[str]:
 
 def _found(parts: Parts) -> str:
     shares = {c["id"]: sum(f.get("share") or 0 for f in facts_of(parts, c)) for c in parts.classes}
-    named = [f"{c['name']} {shares[c['id']]:.0%}" for c in parts.classes if c["id"] != BACKGROUND]
+    named = [f"{c['name']} {shares[c['id']]:.0%}" for c in _foreground(parts)]
     ground = (
         f"background {shares[BACKGROUND]:.0%}"
         if BACKGROUND in shares
         else "no background was found"
     )
     return f"{len(named)} {'part' if len(named) == 1 else 'parts'}: {_listed(named)}; {ground}"
+
+
+def _foreground(parts: Parts) -> list[dict[str, Any]]:
+    return [c for c in parts.classes if c["id"] != BACKGROUND]
 
 
 def _stability(parts: Parts) -> str:

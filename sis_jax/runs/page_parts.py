@@ -176,7 +176,7 @@ def _row(
         "agreement": agreement,
         "confidence": weighted(mine, "confidence"),
         "unstable": agreement is not None and agreement < UNSTABLE,
-        "unnamed": bool(entry.get("unsure")),
+        "unnamed": bool(entry.get("unsure")) and id_ != 0,
         **{key: entry.get(key) for key in ("score", "margin", "runner_up", "guess")},
     }
 
