@@ -386,6 +386,18 @@ def test_names_from_text_are_shown(tmp_path):
     )  # unsure ones first
 
 
+def test_a_class_without_a_name_goes_by_its_number(tmp_path):
+    folder = _make_run(tmp_path / "run")
+    file = folder / "parts" / "classes.json"
+    content = json.loads(file.read_text())
+    content["classes"][0].pop("name")
+    content["classes"][1]["name"] = ["a", "list"]
+    file.write_text(json.dumps(content))
+    html = _page_of(folder)
+    assert '<span class="name">part 1</span>' in html
+    assert '<span class="name">[&#39;a&#39;, &#39;list&#39;]</span>' in html
+
+
 def test_the_background_is_not_unnamed(tmp_path):
     """The finer level's has no text of its own."""
     folder = _make_run(tmp_path / "run")

@@ -58,18 +58,24 @@ class Level:
 
 def levels_of(found: Mapping[str, Any]) -> list[Level]:
     """The levels in a run's classes.json, the coarse one first; none where it has no classes."""
-    classes, clusters = found.get("classes", []), found.get("clusters", [])
+    classes, clusters = _named(found.get("classes", [])), found.get("clusters", [])
     if not classes and not clusters:
         return []
     finer = found.get("finer")
-    if not finer:
+    if not isinstance(finer, dict):
         return [Level("All parts", classes, clusters, {})]
     owner = {c["id"]: c["class_id"] for c in clusters}
     parents = {c["class_id"]: owner[c["parent"]] for c in finer["clusters"] if c["class_id"]}
+    below = _named(finer["classes"])
     return [
         Level(_title("Coarse", classes), classes, clusters, {}),
-        Level(_title("Fine", finer["classes"]), finer["classes"], finer["clusters"], parents),
+        Level(_title("Fine", below), below, finer["clusters"], parents),
     ]
+
+
+def _named(classes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The classes, each with a text as its name, whatever the file holds."""
+    return [{**c, "name": str(c.get("name") or f"part {c['id']}")} for c in classes]
 
 
 def _title(name: str, classes: Sequence[Mapping[str, Any]]) -> str:
@@ -79,7 +85,7 @@ def _title(name: str, classes: Sequence[Mapping[str, Any]]) -> str:
 def samples_of(folder: Path, found: Mapping[str, Any], most: int = 8) -> list[Sample]:
     """Samples of a run's `parts/samples`, those of lowest confidence first."""
     samples, notes = [], found.get("samples", [])
-    kinds = ("mask", "finer") if found.get("finer") else ("mask",)
+    kinds = ("mask", "finer") if isinstance(found.get("finer"), dict) else ("mask",)
     for number, path in enumerate(sorted(folder.glob("*_image.png"))[:most]):
         paths = [path.with_name(path.name.replace("_image", f"_{kind}")) for kind in kinds]
         if not all(mask.exists() for mask in paths):
@@ -168,7 +174,7 @@ def _row(
     agreement = weighted(mine, "agreement")
     return {
         "id": id_,
-        "name": entry.get("name") or f"part {id_}",
+        "name": entry["name"],
         "clusters": [c["id"] for c in mine],
         "share": sum(c.get("share") or 0 for c in mine) if mine else None,
         "background": id_ == 0 or any(c.get("background") for c in mine),
