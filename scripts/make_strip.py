@@ -1,7 +1,7 @@
 """The image strip of the README, from the weights that ship: `python scripts/make_strip.py`.
 
-Rows: generated faces; their parts, k chosen by the sweep; their parts, k = 12; the masks that the
-shipped student predicts for the same images. Only generated faces are shown.
+Rows: generated faces; their coarse parts; their finer parts; the masks that the shipped student
+predicts for the same images. Only generated faces are shown.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ PIXELS = 84  # of one image
 
 def strip() -> Image.Image:
     """The strip, COUNT columns and four rows of images with a gap between."""
-    gen = sis.load_generator()
-    coarse, fine = sis.discover(gen), sis.discover(gen, k=12, layer="16x16+32x32")
-    faces = coarse.samples[:COUNT]
+    parts = sis.discover(sis.load_generator())
+    faces = parts.samples[:COUNT]
     predicted = sis.load_student("faces-student").predict(list(faces))
+    levels = (parts.level(0), parts.level(1))
     masks = [
-        coarse.classify(coarse.masks)[:COUNT],
-        fine.classify(fine.masks)[:COUNT],
+        *(level.classify(level.masks)[:COUNT] for level in levels),
         np.stack([item.mask for item in predicted]),
     ]
     faces = _grown(faces, Image.Resampling.BICUBIC)

@@ -3,11 +3,22 @@
 import dataclasses
 import json
 
+import jax
+import naming_kit
 import numpy as np
 import pytest
 
+import sis_jax
+from sis_jax.data.files import read_run
+from sis_jax.data.ontology import Ontology
 from sis_jax.data.part_names import finer_classes
 from sis_jax.data.parts import Parts, classes_from
+from sis_jax.ops import levels
+from sis_jax.ops.cluster_labels import label_maps
+from sis_jax.runs.configs.label import Naming
+from sis_jax.stages import distill as distill_stage
+from sis_jax.stages.naming import name_parts
+from sis_jax.stages.teacher import Teacher
 from sis_jax.types import Info, UsageError
 
 COARSE = [(0.5, False), (0.3, True), (0.2, False)]  # (share, background) of each cluster
@@ -44,7 +55,7 @@ def parts():
         masks=masks,
         confidence=(0.25, 0.125),
     )
-    return dataclasses.replace(both, finer=below).rename({})
+    return dataclasses.replace(both, finer=below).with_classes(both.classes)
 
 
 def verdict(name, named=True):
@@ -122,3 +133,141 @@ def test_both_levels_are_saved(parts, tmp_path):
 def test_the_gallery_shows_both(parts):
     coarse, both = (np.asarray(p.show()) for p in (parts.level(0), parts))
     assert coarse.shape == both.shape and (coarse != both).any()
+
+
+# How the finer level is learned
+
+
+def blobs(rng, centers, samples=8, each=30):
+    """Points [n d] around the centres, the same for every sample, and the number of the centre."""
+    number = np.tile(np.repeat(np.arange(len(centers)), each), samples)
+    return centers[number] + 0.1 * rng.standard_normal((len(number), centers.shape[1])), number
+
+
+@pytest.mark.integration
+def test_each_part_is_split_by_itself():
+    rng = np.random.default_rng(0)
+    own = [np.concatenate([np.eye(6) * 3 + 20 * i, np.full((1, 6), 20 * i)])[:k] for i, k in PARTS]
+    x, number = blobs(rng, np.concatenate(own))
+    coarse = np.repeat([i for i, _ in PARTS], [k for _, k in PARTS])[number]
+    centers = np.stack([x[coarse == i].mean(0) for i in range(3)]).astype(np.float32)
+    finer = levels.split(x.astype(np.float32), coarse, centers, [0, 2], 8, seed=0)
+    assert finer.parent.tolist() == [0] * 4 + [1] + [2] * 5
+    assert finer.agreement.min() > 0.99
+    assert [(r["part"], r["k"]) for r in finer.rows if r["chosen"]] == [(0, 4), (2, 5)]
+    found, first, second = levels.nearest(x.astype(np.float32), coarse, finer)
+    np.testing.assert_array_equal(finer.parent[found], coarse)
+    assert (first <= second).all() and np.isinf(second).any()
+    for cluster in np.flatnonzero(finer.parent != 1):
+        assert len(set(number[found == cluster])) == 1
+
+
+def test_equal_points_are_not_split():
+    x, labels = np.zeros((400, 3), np.float32), np.repeat([0, 1], 200)
+    finer = levels.split(x, labels, np.zeros((2, 3), np.float32), [0, 1], 2, seed=0)
+    assert finer.parent.tolist() == [0, 1] and np.isfinite(finer.centers).all()
+
+
+PARTS = [(0, 4), (1, 3), (2, 5)]  # (coarse cluster, centres in it)
+
+
+@pytest.mark.parametrize("refine", ["crf", "none"])
+def test_a_finer_part_lies_in_its_coarse_one(refine):
+    rng = np.random.default_rng(1)
+    features = (rng.standard_normal((2, 8, 8, 3)).astype(np.float32),)
+    image = np.clip(rng.standard_normal((2, 16, 16, 3)), -1, 1).astype(np.float32)
+    k, below = 3, len(PARENT)
+    arrays = {
+        "centers": rng.standard_normal((k, 5)).astype(np.float32),
+        "mean": np.zeros(5, np.float32),
+        "scale": np.array([1, 1, 1, 0, 0], np.float32),
+    }
+    finer = {
+        "finer/centers": rng.standard_normal((below, 5)).astype(np.float32),
+        "finer/parent": PARENT.astype(np.int32),
+    }
+    if refine == "crf":
+        arrays |= {"gap": np.ones(1, np.float32), "log_prior": np.zeros((4, 4, k), np.float32)}
+        finer |= {
+            "finer/gap": np.full(k, 2, np.float32),
+            "finer/log_prior": np.zeros((4, 4, below), np.float32),
+        }
+    labelled = jax.jit(label_maps, static_argnums=3)
+    coarse, sure = (np.asarray(a) for a in labelled(features, image, arrays, False))
+    found, own = (np.asarray(a) for a in labelled(features, image, arrays | finer, False))
+    np.testing.assert_array_equal(PARENT[found], coarse)
+    assert len(np.unique(found)) > len(np.unique(coarse)) == k
+    assert (own <= sure).all() and (own[coarse == 1] == sure[coarse == 1]).all()
+
+
+@pytest.fixture(scope="module")
+def run(tiny_weights, tmp_path_factory):
+    """A run with parts in two levels, to read."""
+    out = tmp_path_factory.mktemp("levels") / "run"
+    sis_jax.discover(tiny_weights, out=str(out), layer="16x16", n=6, n_init=1, max_points=1536)
+    return out
+
+
+@pytest.mark.integration
+def test_a_run_in_two_levels(run, tiny_weights):
+    parts = Parts.load(run)
+    parent = np.array([c["parent"] for c in parts.finer.clusters])
+    np.testing.assert_array_equal(parent[parts.finer.masks], parts.masks)
+    assert (
+        len(parent) > len(parts.clusters) and (parts.finer.arrays["finer/parent"] == parent).all()
+    )
+    assert sum(c["share"] for c in parts.finer.clusters) == pytest.approx(1)
+    assert parts.sweep["finer"]["criterion"] and parts.sweep["rows"]
+    gen = sis_jax.load_generator(tiny_weights)
+    fitted = Teacher.of(gen, parts.level(1)).fitted
+    shown = gen.sample(parts.seeds, truncation=0.7, taps=fitted.taps)
+    np.testing.assert_array_equal(fitted.predict(shown), parts.finer.masks)
+    (alone,) = [m for _, m, _ in fitted.label_seeds(gen, [parts.seeds[3]])]
+    np.testing.assert_array_equal(alone[0], parts.finer.masks[3])
+
+
+@pytest.mark.integration
+def test_a_dataset_and_a_student_of_either_level(run, tmp_path, monkeypatch):
+    coarse, finer = (
+        sis_jax.synthesize(str(run), n=4, out=str(tmp_path / str(level)), level=level)
+        for level in (0, 1)
+    )
+    assert len(finer.classes) > len(coarse.classes)
+    for one, other in zip(coarse.split("train"), finer.split("train")):
+        np.testing.assert_array_equal(one.image, other.image)
+        np.testing.assert_array_equal(one.mask == 0, other.mask == 0)
+    asked = [read_run(tmp_path / str(i))["stages"]["synthesize"]["config"] for i in (0, 1)]
+    assert "level" not in asked[0] and asked[1]["level"] == 1  # older records have none
+    with pytest.raises(UsageError, match=r"level is 0, and the dataset in .* has level 1: give"):
+        sis_jax.distill(str(tmp_path / "1"), level=0)
+    jobs = []
+
+    def stopped(folder, job):
+        jobs.append(job)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(distill_stage, "StudentTraining", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        sis_jax.distill(
+            str(run), level=1, out=str(tmp_path / "s"), student="unet-small", n=8, steps=1
+        )
+    assert [c["name"] for c in jobs[0].classes] == list(Parts.load(run).level(1).names.values())
+
+
+@pytest.mark.integration
+def test_text_is_asked_at_both_levels():
+    gen, parts = naming_kit.disc_parts()
+    below = dataclasses.replace(
+        parts,
+        arrays=parts.arrays
+        | {"finer/centers": parts.arrays["centers"], "finer/parent": np.arange(2, dtype=np.int32)}
+        | {f"finer/{k}": parts.arrays[k] for k in ("log_prior",)}
+        | {"finer/gap": np.ones(2, np.float32)},
+        clusters=tuple(c | {"parent": c["id"]} for c in parts.clusters),
+    )
+    both = dataclasses.replace(parts, finer=below)
+    words = Ontology((("white", "disc"), ("black", "ground")))
+    named = name_parts(Teacher.of(gen, both), naming_kit.two_words(), words, Naming(n=4))
+    assert set(named.parts.level(0).names.values()) == {"disc", "ground"}
+    assert named.parts.level(1).names == named.parts.level(0).names
+    assert len(named.table()["finer"]["clusters"]) == 2

@@ -119,7 +119,7 @@ class Parts:
                 by_hand = entry["id"] in names and name != entry["name"]
                 groups[name] = entry | {"name": name} | (UNSAID if by_hand else {})
         first = [new_class(BACKGROUND, label, sorted(background))] if background else []
-        return self._with_classes((*first, *groups.values()))
+        return self.with_classes((*first, *groups.values()))
 
     def merge(self, ids: Iterable[int], name: str | None = None) -> Parts:
         """Make one part of several: parts.merge([3, 7], "hair"); UsageError for unknown ids."""
@@ -154,12 +154,12 @@ class Parts:
             the same of the finer level, whose parts stay apart: "face 1", "face 2".
         """
         parts = self._scored(verdicts)
-        parts = parts._with_classes(grouped(parts.classes, parts.clusters, verdicts))
+        parts = parts.with_classes(grouped(parts.classes, parts.clusters, verdicts))
         if parts.finer is None or finer is None:
             return parts
         below = parts.finer._scored(finer)
         classes = finer_named(parts.classes, below.classes, below.clusters, finer)
-        return replace(parts, finer=below._with_classes(classes))
+        return replace(parts, finer=below.with_classes(classes))
 
     def _scored(self, verdicts: Mapping[int, Mapping[str, Any]]) -> Parts:
         clusters = tuple(
@@ -176,7 +176,7 @@ class Parts:
                     f"{', '.join(f'{i} ({n})' for i, n in self.names.items())}"
                 )
 
-    def _with_classes(self, classes: tuple[dict[str, Any], ...]) -> Parts:
+    def with_classes(self, classes: tuple[dict[str, Any], ...]) -> Parts:
         owner = {cluster: c["id"] for c in classes for cluster in c["clusters"]}
         clusters = tuple(
             c | {"class_id": owner[c["id"]], "background": owner[c["id"]] == BACKGROUND}
@@ -184,7 +184,7 @@ class Parts:
         )
         finer = self.finer
         if finer is not None:
-            finer = finer._with_classes(
+            finer = finer.with_classes(
                 followed(self.classes, classes, finer.classes, finer.clusters)
             )
         return replace(self, classes=classes, clusters=clusters, finer=finer)

@@ -97,7 +97,8 @@ class Fitted:
     method: with the settings it ended up with. arrays: with `method` enough to label. clusters:
         {"id", "share", "border_share", "background", "confidence", "agreement", ...}. background:
         {"found": bool, "why": str}. sweep: why these settings, or None. warnings: sentences with
-        their cure. files: {name: bytes} to store beside the parts.
+        their cure. files: {name: bytes} to store beside the parts. finer: the level below,
+        or None; its arrays label both, its clusters have a "parent".
     """
 
     method: Any
@@ -107,6 +108,7 @@ class Fitted:
     sweep: dict[str, Any] | None = None
     warnings: tuple[str, ...] = ()
     files: dict[str, bytes] = field(default_factory=dict)
+    finer: Fitted | None = None
 
     @property
     def taps(self) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ Where we differ, and why (`RECIPES["paper"]` is the published setting):
 * An even subset of each sample's pixels: memory does not grow with the number of samples.
 * Labels follow the image (`refine`): the nearest centre is evidence, weighed with the usual cluster
   at that place and with neighbours of the same colour (`ops/cluster_labels.py`).
+* Where k is left open there are two levels: the foreground is split further (`ops/levels.py`).
 * k and layer can be chosen by a sweep (`ops/sweep.py`), the background by a border rule, and
   `position_weight` adds the pixel's place to its features, which splits left from right.
 """
@@ -29,8 +30,8 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from sis_jax.methods.base import OUTLINE, Arrays, Fitted, Labelled, features_of, small_image
 from sis_jax.methods.settings import SegmentationInStyleSettings, check
-from sis_jax.ops import kmeans, selection, sweep
-from sis_jax.ops.cluster_labels import filtered, label_maps, learn_refinement, place_of
+from sis_jax.ops import kmeans, levels, selection, sweep
+from sis_jax.ops.cluster_labels import filtered, label_maps, learn_refinement, log_prior, place_of
 from sis_jax.ops.resize import resize_bilinear
 from sis_jax.ops.sampling import collect, map_samples, quantised, sample_seeds
 from sis_jax.types import (
@@ -94,7 +95,10 @@ class SegmentationInStyle(SegmentationInStyleSettings):
         clusters = tuple(
             {"id": i, "agreement": float(stable[i])} | fact for i, fact in enumerate(facts)
         )
-        return Fitted(method, arrays, clusters, background, found)
+        fitted = Fitted(method, arrays, clusters, background, found)
+        return (
+            method._with_finer(fitted, gen, x, labels, places, seed) if self.k == "auto" else fitted
+        )
 
     def taps(self, arrays: Arrays | None = None) -> tuple[str, ...]:
         """The features that are compared; `layer` must be resolved (not "auto")."""
@@ -222,7 +226,49 @@ class SegmentationInStyle(SegmentationInStyleSettings):
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Shares and confidence of every cluster, and the background, from up to 200 samples."""
         stream = self.label_seeds if gen.resolution <= OUTLINE else self._small_labels
-        return selection.describe(stream(arrays, gen, seeds[:200]), len(arrays["centers"]))
+        clusters = arrays.get("finer/centers", arrays["centers"])
+        return selection.describe(stream(arrays, gen, seeds[:200]), len(clusters))
+
+    def _with_finer(
+        self,
+        fitted: Fitted,
+        gen: Generator,
+        x: Float[np.ndarray, "n c"],
+        labels: Int[np.ndarray, "n"],
+        places: Float[np.ndarray, "n 2"],
+        seed: int,
+    ) -> Fitted:
+        """`fitted` with the finer level; x, labels, places: the points that were clustered."""
+        centers = fitted.arrays["centers"]
+        foreground = [c["id"] for c in fitted.clusters if not c["background"]]
+        finer = levels.split(x, labels, centers[:, : x.shape[1]], foreground, self.n, seed)
+        below, first, second = levels.nearest(x, labels, finer)
+        k = len(finer.parent)
+        wide = np.zeros((k, centers.shape[1]), np.float32)
+        wide[:, : x.shape[1]] = finer.centers
+        arrays = {**fitted.arrays, "finer/centers": wide, "finer/parent": finer.parent}
+        if self.refine == "crf":
+            inside = [labels == c if c in foreground else [] for c in range(len(centers))]
+            gap = [(second - first)[i].mean() if np.any(i) else 1.0 for i in inside]
+            arrays["finer/gap"] = np.where(np.isfinite(gap), gap, 1).astype(np.float32)
+            arrays["finer/log_prior"] = log_prior(below, places, k, self._grid(self.taps()))
+        if gen.resolution <= OUTLINE:
+            facts, _ = self.describe(arrays, gen, sample_seeds(seed, self.n))
+        else:
+            sure = np.minimum(_confidence(x, centers), 1 - first / second)
+            facts, _ = selection.describe_points(below, places, sure, k)
+        clusters = tuple(
+            {"id": i, "parent": int(parent), "agreement": float(finer.agreement[i])}
+            | fact
+            | {"background": fitted.clusters[parent]["background"]}
+            for i, (parent, fact) in enumerate(zip(finer.parent, facts))
+        )
+        found = {
+            **(fitted.sweep or {}),
+            "finer": {"criterion": levels.CRITERION, "rows": finer.rows},
+        }
+        fine = Fitted(self, arrays, clusters, fitted.background)
+        return replace(fitted, sweep=found, finer=fine)
 
     # choosing k and layer
 
@@ -344,6 +390,11 @@ def _facts_of_points(
     centers: Float[np.ndarray, "k d"],
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Facts per cluster and the background from the points that were clustered: no network runs."""
+    return selection.describe_points(labels, places, _confidence(x, centers), len(centers))
+
+
+def _confidence(x: Float[np.ndarray, "n c"], centers: Float[np.ndarray, "k d"]) -> np.ndarray:
+    """Float[n]: 1 - d1 / d2 of the two smallest squared distances."""
     means = centers[:, : x.shape[1]]
     confidence = np.empty(len(x), np.float32)
     for at in range(0, len(x), _LOOKED_AT):
@@ -351,7 +402,7 @@ def _facts_of_points(
         distance = np.square(means).sum(1) - 2 * some @ means.T + np.square(some).sum(1)[:, None]
         two = np.maximum(np.partition(distance, 1, axis=1)[:, :2], 0)
         confidence[at : at + _LOOKED_AT] = 1 - two[:, 0] / np.maximum(two[:, 1], 1e-12)
-    return selection.describe_points(labels, places, confidence, len(centers))
+    return confidence
 
 
 def _stability(x: np.ndarray, labels: np.ndarray, n: int, k: int, seed: int) -> np.ndarray:

@@ -15,7 +15,8 @@ class SegmentationInStyleSettings:
     """Parts by k-means on generator features.
 
     Args:
-        k: number of clusters, or "auto".
+        k: number of clusters; "auto" lets a sweep choose, and splits the foreground further, into
+            a second level of finer parts.
         layer: tap such as "32x32", several joined by "+", or "auto".
         n: samples to learn from.
         truncation: psi of these samples.

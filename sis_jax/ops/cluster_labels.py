@@ -4,6 +4,8 @@
     standardise features, and, where labels are to follow the image, what `learn_refinement`
     found: Bayes' rule with features as evidence, log p(k | pixel) = -NATS d_k / gap + log p(k |
     place) with squared distances d, and then the neighbours of the same colour (`ops/crf.py`).
+For the finer level of parts also "finer/centers" [f d + 2], "finer/parent" [f], "finer/gap" [k] and
+"finer/log_prior": each pixel goes to one of the finer clusters in its cluster, by the same rule.
 
 Measured with an independent segmenter of people, mean IoU of foreground / background over five sets
 of 256 samples, k 3: on the default generator nearest centre 0.916 / 0.781, with neighbours 0.920 /
@@ -24,6 +26,7 @@ from sis_jax.ops.resize import resize_bilinear
 
 NATS = 6.0  # that the mean distance between nearest and second nearest centre counts for
 CELLS = 32  # places per edge, at most
+FAR = 1e9  # squared distance of a centre that is out of the question
 _LOOKED_AT = 20_000
 
 
@@ -41,19 +44,23 @@ def learn_refinement(
         each place (Laplace's rule), so coarse that a place has as many points as there are
         clusters.
     """
-    k = len(centers)
     some = x[np.random.default_rng(0).permutation(len(x))[:_LOOKED_AT]]
     two = np.partition(np.square(centers).sum(1) - 2 * some @ centers.T, 1, axis=1)
-    side = int(np.clip(np.sqrt(len(x) / k), 1, min(grid, CELLS)))
+    gap = (two[:, 1] - two[:, 0]).mean(keepdims=True)
+    return {"gap": gap, "log_prior": log_prior(labels, places, len(centers), grid)}
+
+
+def log_prior(
+    labels: Int[np.ndarray, "n"], places: Float[np.ndarray, "n 2"], k: int, grid: int
+) -> Float[np.ndarray, "s s k"]:
+    """As `learn_refinement` describes it."""
+    side = int(np.clip(np.sqrt(len(labels) / k), 1, min(grid, CELLS)))
     column, row = np.clip((places.T + 1) / 2 * side, 0, side - 1).astype(np.int64)
     counts = np.bincount((row * side + column) * k + labels, minlength=side * side * k).reshape(
         side, side, k
     )
     prior = (counts + 1) / (counts.sum(-1, keepdims=True) + k)
-    return {
-        "gap": (two[:, 1] - two[:, 0]).mean(keepdims=True),
-        "log_prior": np.log(prior).astype(np.float32),
-    }
+    return np.log(prior).astype(np.float32)
 
 
 def with_centre(
@@ -80,13 +87,32 @@ def label_maps(
     resolution: int | None = None,
 ) -> tuple[UInt8[Array, "b r r"], Float[Array, "b r r"]]:
     """Cluster of every pixel of square images, and confidence 1 - d1 / d2 of squared distances,
-    0..1.
+    0..1; with arrays of the finer level the finer cluster, and the lower confidence of the two.
 
     image: in [-1, 1], for outlines. resolution: of the labels; None takes the image's. Where labels
         follow the image, d2 is as far behind d1 as the odds against the second class are.
     """
     resolution = resolution or image.shape[1]
-    distances = squared_distances(features, resolution, arrays, align_corners, smooth)
+    labels, sure = _decided(
+        squared_distances(features, resolution, arrays, align_corners, smooth), image, arrays
+    )
+    if "finer/parent" not in arrays:
+        return labels, sure
+    finer = {k.removeprefix("finer/"): v for k, v in arrays.items() if k.startswith("finer/")}
+    distances = squared_distances(
+        features, resolution, arrays | {"centers": finer["centers"]}, align_corners, smooth
+    )
+    inside = finer["parent"] == labels[..., None]
+    if "gap" in finer:
+        finer["gap"] = finer["gap"][labels]
+    below, own = _decided(jnp.where(inside, distances, FAR), image, finer)
+    return below, jnp.minimum(sure, own)
+
+
+def _decided(
+    distances: Float[Array, "b r r k"], image: Float[Array, "b h w 3"], arrays: dict[str, Array]
+) -> tuple[UInt8[Array, "b r r"], Float[Array, "b r r"]]:
+    """Clusters and confidence from squared distances; arrays["gap"]: [1] or one per pixel."""
     if "log_prior" not in arrays:
         nearest = -jax.lax.top_k(-distances, 2)[0]
         labels = jnp.argmin(distances, axis=-1).astype(jnp.uint8)
@@ -95,10 +121,9 @@ def label_maps(
     else:
         least = distances.min(-1)
         nat = jnp.maximum(arrays["gap"], 1e-12) / NATS
-        usual = resize_bilinear(
-            arrays["log_prior"][None], (resolution, resolution), antialias=False
-        )
-        labels, odds = crf.best(usual - (distances - least[..., None]) / nat, image)
+        size = distances.shape[1], distances.shape[2]
+        usual = resize_bilinear(arrays["log_prior"][None], size, antialias=False)
+        labels, odds = crf.best(usual - (distances - least[..., None]) / nat[..., None], image)
         apart = odds * nat
     least = jnp.maximum(least, 0)
     return labels, jnp.clip(1 - least / jnp.maximum(least + apart, 1e-12), 0, 1)

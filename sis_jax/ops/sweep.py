@@ -50,7 +50,7 @@ def sweep(
     judged: np.ndarray | None = None
     for layer, x in columns.items():
         half = len(x) // 2
-        points = _project(x.reshape(-1, x.shape[-1]))
+        points = project(x.reshape(-1, x.shape[-1]))
         a, b = np.split(points[: 2 * half * x.shape[1]], 2)
         if judged is None:
             judged = rng.permutation(2 * len(a))[:JUDGED]
@@ -127,7 +127,7 @@ def criterion(layer: str, k: int | None) -> str:
     return f"{reasons[0].upper()}{reasons[1:]}; silhouette is shown but does not decide."
 
 
-def _project(points: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n 64"]:
+def project(points: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n 64"]:
     """The first principal components, filled up with zeros."""
     centred = points - points.mean(0)
     vectors = np.linalg.eigh((centred.T @ centred).astype(np.float64))[1][:, ::-1][:, :DIMENSIONS]
@@ -137,18 +137,22 @@ def _project(points: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n 64"]:
 
 
 def cluster_many(
-    halves: Float[np.ndarray, "2 m d"], ks: Sequence[int], look: Float[np.ndarray, "j d"], seed: int
-) -> list[tuple[Int[np.ndarray, "j"], Int[np.ndarray, "j"]]]:
-    """For every k the labels of `look` by the best of a few k-means on either half."""
+    halves: Float[np.ndarray, "h m d"],
+    ks: Sequence[int],
+    look: Float[np.ndarray, "j d"],
+    seed: int | Sequence[int],
+    restarts: int = RESTARTS,
+) -> list[tuple[Int[np.ndarray, "j"], ...]]:
+    """For every k the labels of `look` by the best of a few k-means on each half."""
     rng = np.random.default_rng(seed)
     most = max(ks)
-    # [2, K, R, most, d]
+    # [h, K, R, most, d]
     starts = np.stack(
-        [[[_plus_plus(h, k, most, rng) for _ in range(RESTARTS)] for k in ks] for h in halves]
+        [[[_plus_plus(h, k, most, rng) for _ in range(restarts)] for k in ks] for h in halves]
     )
     alive = np.arange(most)[None] < np.asarray(ks)[:, None]
     out = np.asarray(_lloyd_all(halves, starts, alive, look))
-    return [(out[0, i], out[1, i]) for i in range(len(ks))]
+    return [tuple(out[:, i]) for i in range(len(ks))]
 
 
 def _plus_plus(
@@ -173,7 +177,7 @@ def _plus_plus(
 def _lloyd_all(
     halves: jax.Array, starts: jax.Array, alive: jax.Array, look: jax.Array
 ) -> jax.Array:
-    """Labels [2, K, j]: Lloyd from every start, the best of the restarts by inertia."""
+    """Labels [h, K, j]: Lloyd from every start, the best of the restarts by inertia."""
 
     def distances(
         x: jax.Array, centers: jax.Array, on: jax.Array
@@ -197,7 +201,7 @@ def _lloyd_all(
 
     restarts = jax.vmap(one, in_axes=(None, 0, None))
     every_k = jax.vmap(restarts, in_axes=(None, 0, 0))
-    # [2, K, R, j], [2, K, R]
+    # [h, K, R, j], [h, K, R]
     labels, inertia = jax.lax.map(lambda h: every_k(h[0], h[1], alive), (halves, starts))
     best = jnp.argmin(inertia, axis=2)
     return jnp.take_along_axis(labels, best[:, :, None, None], axis=2)[:, :, 0]

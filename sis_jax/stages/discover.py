@@ -13,6 +13,7 @@ import numpy as np
 
 from sis_jax import methods
 from sis_jax.checkpoints import load_generator
+from sis_jax.data.part_names import finer_classes
 from sis_jax.data.part_summary import summary_of
 from sis_jax.data.parts import Parts, classes_from
 from sis_jax.methods.base import Fitted
@@ -142,23 +143,35 @@ def _discover(
     found = texts.extended(gen, fitted, seed) if texts else None
     if found:
         gen, fitted = found.gen, found.fitted
-    classes = classes_from(list(fitted.clusters), fitted.background["found"])
-    owner = {cluster: c["id"] for c in classes for cluster in c["clusters"]}
-    clusters = tuple(
-        c | {"class_id": owner[c["id"]], "background": owner[c["id"]] == 0} for c in fitted.clusters
-    )
-    seeds = sample_seeds(seed, SHOWN)
-    images, masks, confidence = (np.concatenate(x) for x in zip(*fitted.label_seeds(gen, seeds)))
     warnings = [*_warnings(fitted, found.cluster), *found.warnings] if found else _warnings(fitted)
-    parts = Parts(
-        method=config.method, settings=_fields(fitted.method), arrays=dict(fitted.arrays),
-        classes=classes, clusters=clusters,
-        background=fitted.background, generator=gen.info, seed=seed, sweep=fitted.sweep,
-        warnings=tuple(warnings), samples=images, masks=masks, seeds=tuple(seeds),
-        confidence=tuple(float(c.mean()) for c in confidence),
-    )  # fmt: skip
+    classes = classes_from(list(fitted.clusters), fitted.background["found"])
+    parts = _level(gen, fitted, classes, seed, config.method, tuple(warnings))
+    if fitted.finer is not None and found is None:
+        below = finer_classes(classes, fitted.finer.clusters)
+        parts = replace(parts, finer=_level(gen, fitted.finer, below, seed, config.method))
+    parts = parts.with_classes(classes)
     parts, files = texts.named(gen, parts, found) if texts else (parts, {})
     return parts, files | fitted.files
+
+
+def _level(
+    gen: Generator,
+    fitted: Fitted,
+    classes: tuple[dict[str, Any], ...],
+    seed: int,
+    method: str,
+    warnings: tuple[str, ...] = (),
+) -> Parts:
+    """One level of parts, with samples to look at."""
+    seeds = sample_seeds(seed, SHOWN)
+    images, masks, confidence = (np.concatenate(x) for x in zip(*fitted.label_seeds(gen, seeds)))
+    return Parts(
+        method=method, settings=_fields(fitted.method), arrays=dict(fitted.arrays),
+        classes=classes, clusters=fitted.clusters,
+        background=fitted.background, generator=gen.info, seed=seed, sweep=fitted.sweep,
+        warnings=warnings, samples=images, masks=masks, seeds=tuple(seeds),
+        confidence=tuple(float(c.mean()) for c in confidence),
+    )  # fmt: skip
 
 
 def _warnings(fitted: Fitted, rare: int | None = None) -> list[str]:

@@ -63,6 +63,7 @@ def distill(config: DistillConfig) -> Student:
     resolved = resolve(config)
     _check(resolved)
     place, source = _places(resolved)
+    _check_level(resolved, source)
     with RunFolder.open(place, config.overwrite) as run:
         inputs = _inputs(source, config.source.fly) | _weights_read(config)
         given = replace(config, data=None if source is None else str(source))
@@ -180,12 +181,37 @@ def _weights_read(config: DistillConfig) -> dict[str, str]:
     )
 
 
-def _warn_of_other_parts(source: Path) -> None:
-    """Warn where the dataset was written with other parts than the run holds now."""
+def _synthesized(source: Path) -> tuple[Path, dict[str, Any]]:
+    """The run that a dataset belongs to, and the record of how it was written, empty where none
+    is.
+    """
     home = source.parent if source.name == "data" else source
     try:
-        written = read_run(home)["stages"]["synthesize"]["inputs"]["parts"]
-        now = Parts.load(home).digest()
+        return home, read_run(home)["stages"]["synthesize"]
+    except (SisError, KeyError):
+        return home, {}
+
+
+def _check_level(config: DistillConfig, source: Path | None) -> None:
+    """UsageError where another level is asked for than the dataset has."""
+    level = config.source.level
+    if level is None or source is None or config.source.fly or not _has_data(source):
+        return
+    home, record = _synthesized(source)
+    written = record.get("config", {}).get("level", 0)
+    if level != written:
+        raise UsageError(
+            f"level is {level}, and the dataset in {source} has level {written}: give --fly, or "
+            f"write the other one, python -m sis_jax.synthesize {home} --level {level} --overwrite"
+        )
+
+
+def _warn_of_other_parts(source: Path) -> None:
+    """Warn where the dataset was written with other parts than the run holds now."""
+    home, record = _synthesized(source)
+    try:
+        written = record["inputs"]["parts"]
+        now = Parts.load(home).level(record["config"].get("level", 0)).digest()
     except (SisError, KeyError, TypeError):
         return
     if written != now:
@@ -399,7 +425,7 @@ def _from_folder(
 def _on_the_fly(
     source: Path, config: DistillConfig
 ) -> tuple[Sequence[Mapping[str, Any]], Pairs, Pairs, str, str]:
-    teacher = Teacher.from_run(source)
+    teacher = Teacher.from_run(source, config.source.level or 0)
     ids = [c["id"] for c in teacher.parts.classes]
     seeds = sample_seeds(1 + config.train.seed, config.source.n)
     bar = progress(len(seeds), "labelling", "img")

@@ -33,7 +33,10 @@ _PAD = 255  # no cluster has this number
 
 @dataclass(frozen=True)
 class Named:
-    """Named parts, and the table behind: rows are clusters, columns classes (None: background)."""
+    """Named parts, and the table behind: rows are clusters, columns classes (None: background).
+
+    finer: the table of the level below.
+    """
 
     parts: Parts
     classes: tuple[str | None, ...]
@@ -41,6 +44,7 @@ class Named:
     probability: Float[np.ndarray, "k c"]
     verdicts: list[class_scores.Verdict]
     clip: str
+    finer: Named | None = None
 
     def table(self) -> dict[str, Any]:
         """The table as JSON holds it; None is the background."""
@@ -61,6 +65,7 @@ class Named:
             "classes": list(self.classes),
             "clusters": rows,
             **numbers,
+            **({"finer": self.finer.table()} if self.finer else {}),
         }
 
 
@@ -92,9 +97,28 @@ def default_clip(gen_name: str) -> str:
 
 
 def name_parts(teacher: Teacher, clip: CLIP, ontology: Ontology, how: Naming) -> Named:
-    """Names for the clusters of a teacher's parts: pooled regions against prompts."""
-    k = 1 + max(cluster for c in teacher.parts.classes for cluster in c["clusters"])
+    """Names for the clusters of both levels: pooled regions against prompts."""
     texts, cut = encode_prompts(clip, ontology)
+    table = _compared(teacher, clip, ontology, how, texts)
+    said, finer, below = _statements(table, ontology), None, None
+    if teacher.parts.finer is not None:
+        below = _compared(Teacher.of(teacher.gen, teacher.parts.finer), clip, ontology, how, texts)
+        finer = _statements(below, ontology)
+    parts = _described(teacher.parts.named(said, finer), said, ontology, cut, clip)
+    if parts.finer is not None:
+        parts = replace(parts, finer=replace(parts.finer, background=parts.background))
+    return replace(table, parts=parts, finer=below)
+
+
+def _compared(
+    teacher: Teacher,
+    clip: CLIP,
+    ontology: Ontology,
+    how: Naming,
+    texts: Float[np.ndarray, "p d"],
+) -> Named:
+    """The table for the clusters of one level, whose parts have their old names yet."""
+    k = 1 + max(cluster for c in teacher.parts.classes for cluster in c["clusters"])
     pool = _dense_regions if how.mode == "dense" else _crop_regions
     regions, count = pool(teacher, clip, how, k)
     cosine, probability = class_scores.class_scores(
@@ -113,13 +137,17 @@ def name_parts(teacher: Teacher, clip: CLIP, ontology: Ontology, how: Naming) ->
             replace(v, named=v.named and i != kept and classes[v.best] != taken)
             for i, v in enumerate(verdicts)
         ]
-    said = {
-        c["id"]: _said(verdicts[c["id"]], probability[c["id"]], ontology)
-        for c in teacher.parts.clusters
+    return Named(teacher.parts, classes, cosine, probability, verdicts, clip.info.name)
+
+
+def _statements(table: Named, ontology: Ontology) -> dict[int, dict[str, Any]]:
+    """What `Parts.named` takes: every cluster but that of a rare class."""
+    kept = rare_cluster(table.parts.arrays)
+    return {
+        c["id"]: _said(table.verdicts[c["id"]], table.probability[c["id"]], ontology)
+        for c in table.parts.clusters
         if c["id"] != kept
     }
-    parts = _described(teacher.parts.named(said), said, ontology, cut, clip)
-    return Named(parts, classes, cosine, probability, verdicts, clip.info.name)
 
 
 def check_words(clip: CLIP, texts: Sequence[str]) -> None:

@@ -59,13 +59,14 @@ def _teacher(config: SynthesizeConfig) -> tuple[Teacher, Path]:
     """The generator with its labels, and the run folder to write to."""
     run, out = config.run, config.out
     if isinstance(run, str | Path):
-        teacher, place = Teacher.from_run(run), Path(run if out is None else out)
+        teacher, place = Teacher.from_run(run, config.level), Path(run if out is None else out)
     elif config.parts is None or out is None:
         raise UsageError(
             "a generator needs its parts and a folder: synthesize(gen, parts, out=...)"
         )
     else:
-        teacher, place = Teacher.of(run, config.parts), Path(out)
+        parts = config.parts.level(config.level) if config.level else config.parts
+        teacher, place = Teacher.of(run, parts), Path(out)
     teacher = teacher if config.mix is None else teacher.mixing(config.mix)
     return teacher, place.parent if place.name == "data" else place
 

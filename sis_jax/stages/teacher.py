@@ -46,9 +46,10 @@ class Teacher:
         return cls(gen, parts, Fitted(method, parts.arrays))
 
     @classmethod
-    def from_run(cls, run: str | Path) -> Teacher:
+    def from_run(cls, run: str | Path, level: int = 0) -> Teacher:
         """From a run folder of `discover`; the generator is found again by its name."""
         parts = Parts.load(run)
+        parts = parts.level(level) if level else parts
         asked = read_run(run)["stages"].get("discover", {}).get("config", {}).get("gen")
         return cls.of(load_generator(asked), parts)
 

@@ -182,6 +182,8 @@ class Source:
 
     Args:
         binary: background against everything else, whatever parts were found.
+        level: of the parts, where images are labelled on the fly: 0, the default, is the coarse
+            one, 1 the finer. A dataset has its own.
         fly: label generated images on the fly even where the run holds a dataset.
         n: images to label on the fly, from 2 on.
         images: instead of generated images, photos with human masks: the supervised reference.
@@ -190,6 +192,7 @@ class Source:
     """
 
     binary: bool = False
+    level: int | None = None
     fly: bool = False
     n: int = 10_000
     images: str | None = None

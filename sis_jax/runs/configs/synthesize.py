@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from tyro.conf import Positional
 
-from sis_jax.runs.config import RESOLVED, Config, PythonOnly, spelled
+from sis_jax.runs.config import RESOLVED, Config, PythonOnly, spelled, without
 
 if TYPE_CHECKING:
     from sis_jax.data.parts import Parts
@@ -27,6 +27,7 @@ class SynthesizeConfig(Config):
         parts: in Python, the parts of the generator given as `run`.
         n: images in all, from 2 on.
         out: where to write, a run folder or its `data`; by default the run itself.
+        level: of the parts, where there are two: 0 is the coarse one, 1 the finer.
         val: share of the images that goes into the split "val", 0 to below 1.
         truncation: psi of the images, 0 to 2; by default that of the samples the parts were learned
             from.
@@ -46,6 +47,7 @@ class SynthesizeConfig(Config):
     _: KW_ONLY
     n: int = 10_000
     out: str | None = None
+    level: int = 0
     val: float = 0.05
     truncation: float | None = None
     soft: bool = False
@@ -53,3 +55,7 @@ class SynthesizeConfig(Config):
     seed: int = 1
     overwrite: bool = False
     classes: PythonOnly[tuple[str, ...]] = field(default=(), metadata=RESOLVED)  # of the parts
+
+    def record(self) -> dict[str, Any]:
+        # Records of earlier versions have no level.
+        return without(super().record(), () if self.level else ("level",))
