@@ -95,7 +95,7 @@ def test_the_finer_level_follows_a_renaming(parts):
 
 def test_text_names_both_levels(parts):
     said = {0: verdict("face"), 1: verdict(None), 2: verdict("hair")}
-    finer = {i: verdict("face") for i in (0, 1)} | {2: verdict("hair")}
+    finer = {i: verdict("face") for i in (0, 1)} | {2: verdict(None)}
     finer |= {3: verdict("clothes"), 4: verdict(None)}
     named = parts.named(said, finer)
     assert named.names == {0: "background", 1: "face", 2: "hair"}

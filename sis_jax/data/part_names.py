@@ -165,11 +165,12 @@ def finer_named(
     without a name of its own goes by that of the coarse class.
     """
     share = {c["id"]: c.get("share") or 1e-9 for c in clusters}
-    verdicts = {c: dict(v, named=v["named"] and v["name"] is not None) for c, v in verdicts.items()}
+    parts = {c: dict(v, named=v["named"] and v["name"] is not None) for c, v in verdicts.items()}
     own, made = {}, []
     for entry in finer:
-        made.append(dict(entry) | _facts(entry["clusters"], verdicts, share))
-        largest = verdicts.get(max(entry["clusters"], key=lambda c: share[c]))
+        found = verdicts if entry["id"] == BACKGROUND else parts
+        made.append(dict(entry) | _facts(entry["clusters"], found, share))
+        largest = parts.get(max(entry["clusters"], key=lambda c: share[c]))
         if entry["id"] != BACKGROUND and largest is not None and largest["named"]:
             own[entry["id"]] = largest["name"]
     return _with_names(classes, made, clusters, own)
