@@ -51,10 +51,10 @@ def quick(monkeypatch):
         monkeypatch.setattr(sis_jax, verb, work)
 
 
-def photos_in(place):
-    """24 photos of noise, light or dark, 32 wide and 48 high."""
+def photos_in(place, height=48):
+    """24 photos of noise, light or dark, 32 pixels wide."""
     place.mkdir()
-    for i, image in enumerate(np.random.default_rng(0).uniform(0, 1, (24, 48, 32, 3))):
+    for i, image in enumerate(np.random.default_rng(0).uniform(0, 1, (24, height, 32, 3))):
         Image.fromarray((image * (20 + 10 * i)).astype(np.uint8)).save(place / f"{i:02d}.png")
     return place
 
@@ -202,10 +202,13 @@ def test_photos_of_least_confidence_come_first(doors, tmp_path):
         assert np.array_equal(np.asarray(mask), np.eye(48, 32))
 
 
-def test_without_a_budget_nothing_is_measured(doors, tmp_path):
+@pytest.mark.parametrize(("height", "fit"), [(48, "stretch"), (32, "crop")])
+def test_without_a_budget_nothing_is_measured(doors, tmp_path, height, fit):
+    """And only photos that are nearly square are cropped."""
     _, calls = doors
-    run(str(photos_in(tmp_path / "photos")), out=str(tmp_path / "r"), n=50)
+    run(str(photos_in(tmp_path / "photos", height)), out=str(tmp_path / "r"), n=50)
     given = dict(calls)
+    assert given["train_generator"]["fit"] == given["distill"]["fit"] == fit
     assert "measured" not in given and given["train_generator"]["minutes"] is None
     assert given["train_generator"]["resolution"] == 64 and given["synthesize"]["n"] == 50
 

@@ -202,15 +202,23 @@ class Photos:
         return part(np.flatnonzero(~held)), replace(part(np.flatnonzero(held)), skipped=())
 
 
-def own_side(source: str | os.PathLike, looked_at: int = 8) -> int:
+def own_side(source: str | os.PathLike) -> int:
     """Median shorter edge in pixels of the first few photos; 0 where none can be read."""
-    listing = list_source(Path(source))
-    found = [
-        min(p.shape[:2])
-        for _, p in readable(listing, set(listing.names[:looked_at]))
-        if isinstance(p, np.ndarray)
-    ]
+    found = [min(shape) for shape in _first_shapes(source)]
     return int(np.median(found)) if found else 0
+
+
+def own_aspect(source: str | os.PathLike) -> float:
+    """Median of longer to shorter edge of the first few photos; 1 where none can be read."""
+    found = [max(shape) / min(shape) for shape in _first_shapes(source)]
+    return float(np.median(found)) if found else 1.0
+
+
+def _first_shapes(source: str | os.PathLike, looked_at: int = 8) -> list[tuple[int, ...]]:
+    """[h w] of the first photos that can be read."""
+    listing = list_source(Path(source))
+    photos = (photo for _, photo in readable(listing, set(listing.names[:looked_at])))
+    return [photo.shape[:2] for photo in photos if isinstance(photo, np.ndarray)]
 
 
 def _check_settings(

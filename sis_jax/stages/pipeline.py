@@ -35,7 +35,7 @@ def run(config: RunConfig) -> Path:
         if not planner.past_training():
             say("training a generator on the photos")
             sis.train_generator(
-                gen, out=f"{out}/training", fit=config.fit, seed=seed, overwrite=overwrite,
+                gen, out=f"{out}/training", fit=first.fit, seed=seed, overwrite=overwrite,
                 minutes=planner.minutes(first), **first.sizes.training(),
             )  # fmt: skip
         gen = f"{out}/training/generator"
@@ -46,7 +46,7 @@ def run(config: RunConfig) -> Path:
     sis.synthesize(out, n=sizes.n, seed=seed + 1, overwrite=overwrite)
     say("training the student")
     sis.distill(
-        out, photos=photos, fit=config.fit, steps=sizes.steps, adapt_steps=sizes.adapt_steps,
+        out, photos=photos, fit=first.fit, steps=sizes.steps, adapt_steps=sizes.adapt_steps,
         rounds=sizes.rounds, seed=seed, overwrite=overwrite,
     )  # fmt: skip
     if photos is not None:

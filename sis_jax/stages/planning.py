@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import jax
 
+from sis_jax.data.decode import Fit
 from sis_jax.data.files import read_run
 from sis_jax.data.photo_files import list_source, nothing_found
+from sis_jax.data.photos import own_aspect
 from sis_jax.ops.progress import say
 from sis_jax.runs.cli import duration
 from sis_jax.runs.configs.pipeline import RunConfig
@@ -22,13 +24,17 @@ from sis_jax.stages.budget import Row, Sizes, Speeds
 from sis_jax.types import UsageError
 
 AGAIN = "run, planned again"  # the stage of run.json with the later plan
+SQUARE = 1.2  # longer to shorter edge: photos up to here are cropped
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What run.json keeps of a plan. speeds, stages: None and empty without a budget."""
+    """What run.json keeps of a plan. fit: of the photos. speeds, stages: None and empty without a
+    budget.
+    """
 
     sizes: Sizes
+    fit: Fit
     speeds: Speeds | None = None
     stages: tuple[Row, ...] = ()
 
@@ -36,7 +42,8 @@ class Plan:
     def read(cls, record: dict[str, Any]) -> Plan:
         measured = record.get("speeds")
         stages = tuple(Row(**row) for row in record["stages"])
-        return cls(Sizes(**record["sizes"]), Speeds(**measured) if measured else None, stages)
+        found = Speeds(**measured) if measured else None
+        return cls(Sizes(**record["sizes"]), record["fit"], found, stages)
 
 
 class Planner:
@@ -45,7 +52,8 @@ class Planner:
     """
 
     def __init__(self, config: RunConfig, photos: str | None, trains: bool):
-        self.config, self.trains, self.budget = config, trains, config.seconds()
+        self.config, self.photos, self.trains = config, photos, trains
+        self.budget = config.seconds()
         self.count = 0 if photos is None else _count(photos)
         self.out = Path(config.out)
         self.before = 0.0 if config.overwrite else self._on_record()
@@ -95,6 +103,19 @@ class Planner:
                 stage.record |= asdict(make())
             return Plan.read(stage.record)
 
+    def _fit(self) -> Fit:
+        """Nearly square photos lose little to a crop; of others the whole is kept."""
+        if self.config.fit is not None or self.photos is None:
+            return self.config.fit or "crop"
+        aspect = own_aspect(self.photos)
+        if aspect <= SQUARE:
+            return "crop"
+        say(
+            f"the photos' longer edge is {aspect:.2f} times the shorter one: the whole of them is "
+            "squeezed into a square; --fit pad or --fit crop do otherwise"
+        )
+        return "stretch"
+
     def _first(self) -> Plan:
         config, platform = self.config, jax.default_backend()
         sizes = budget.asked(budget.usual(platform, self.count if self.trains else 0), config)
@@ -105,13 +126,14 @@ class Planner:
                     f"{sizes.resolution} pixels, {sizes.channel_base} / {sizes.channel_max} "
                     "channels"
                 )
-            return Plan(sizes)
+            return Plan(sizes, self._fit())
         if self.trains and platform == "cpu":
             sizes = budget.candidate(sizes, self.budget, os.cpu_count() or 1)
         say("timing a few steps of each training (compiling them takes minutes the first time)")
         found = speeds.measured(sizes, config.source, self.trains, config.seed)
         sizes = budget.fitted(sizes, found, self.budget - self.used, self.count)
-        return self._shown(f"the plan for {duration(self.budget)}:", sizes, found, 0)
+        plan = Plan(sizes, self._fit(), found)
+        return self._shown(f"the plan for {duration(self.budget)}:", plan, 0)
 
     def _again(self, plan: Plan) -> Plan:
         if self.budget is None or plan.speeds is None:
@@ -119,14 +141,17 @@ class Planner:
         left = max(self.budget - self.used, 1.0)
         sizes = budget.again(plan.sizes, plan.speeds, left, self.count)
         past = [row.stage for row in plan.stages].index("discover") + 1
-        return self._shown(f"the plan for the {duration(left)} left:", sizes, plan.speeds, past)
+        return self._shown(
+            f"the plan for the {duration(left)} left:", replace(plan, sizes=sizes), past
+        )
 
-    def _shown(self, title: str, sizes: Sizes, found: Speeds, past: int) -> Plan:
-        """The plan, printed from its stage number `past` on."""
-        sizes = budget.asked(sizes, self.config)
-        stages = tuple(budget.rows(sizes, found, self.count)[past:])
+    def _shown(self, title: str, plan: Plan, past: int) -> Plan:
+        """The plan with its stages from number `past` on, printed."""
+        assert plan.speeds is not None
+        sizes = budget.asked(plan.sizes, self.config)
+        stages = tuple(budget.rows(sizes, plan.speeds, self.count)[past:])
         say("\n  ".join([title, *map(str, stages)]))
-        return Plan(sizes, found, stages)
+        return replace(plan, sizes=sizes, stages=stages)
 
 
 def _count(photos: str) -> int:

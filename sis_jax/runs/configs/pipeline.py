@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import Positional
 
@@ -26,8 +25,8 @@ class RunConfig(Config):
         photos: real photos for the student to adapt to, and to predict masks of; by default those
             the generator was trained on here.
         fit: photos that are not square: "crop" cuts the largest centred square, "pad" repeats
-            their border up to a square, "stretch" squeezes them into one. Masks are always those of
-            the whole photo.
+            their border up to a square, "stretch" squeezes them into one; by default crop where
+            they are nearly square, and stretch. Masks are always those of the whole photo.
         resolution: pixels of the images of a generator trained here, a power of two.
         train_images: photos shown to its discriminator in all.
         n: generated images with masks.
@@ -38,14 +37,13 @@ class RunConfig(Config):
 
     verb: ClassVar[str] = "run"
     makes: ClassVar[str] = "this plan"
-    later: ClassVar[Mapping[str, Any]] = {"fit": "crop"}
 
     source: Annotated[str | None, Positional, spelled("[GEN|PHOTOS]")] = None
     _: KW_ONLY
     out: str
     budget: str | None = None
     photos: str | None = None
-    fit: Literal["crop", "pad", "stretch"] = "crop"
+    fit: Literal["crop", "pad", "stretch"] | None = None
     resolution: int | None = None
     train_images: int | None = None
     n: int | None = None
