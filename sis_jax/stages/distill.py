@@ -543,12 +543,23 @@ def results(value: Student, config: DistillConfig) -> list[Path]:
     return [_places(resolve(config))[0] / "student"]
 
 
+_MEASURED = {
+    "steadiness": "stability of the masks of held-out photos",
+    "agreement": "agreement with their colours",
+    "val iou": "mean IoU on generated images",
+}
+
+
 def summary(value: Student, config: DistillConfig) -> list[str]:
     run = shlex.quote(str(_places(resolve(config))[0]))
-    names = ", ".join(c["name"] for c in value.classes)
-    facts = [f"{k} {v}" for k, v in value.facts.items() if k.endswith((" before", " after"))]
-    measured = f"on held-out photos: {', '.join(facts)}" if facts else "not adapted to photos"
+    names, facts = ", ".join(c["name"] for c in value.classes), value.facts
+    measured = [
+        f"{words} {facts[f'{name} before']:.2f} before the adaptation, "
+        f"{facts[f'{name} after']:.2f} after"
+        for name, words in _MEASURED.items()
+        if f"{name} before" in facts and f"{name} after" in facts
+    ]
     return [
-        f"a student of {names}, {value.side} pixels; {measured}",
+        f"a student of {names}, {value.side} pixels; {'; '.join(measured) or 'not adapted'}",
         f"next: python -m sis_jax.predict {run} MY_PHOTOS/ --out masks/",
     ]
