@@ -4,6 +4,7 @@
     python scripts/benchmark.py generator --reference-python path/to/python  # one with PyTorch
     python scripts/benchmark.py train --reference-python path/to/python
     python scripts/benchmark.py student --reference-python path/to/python
+    python scripts/benchmark.py recipe --resolution 1024 --reference-python path/to/python
     python scripts/benchmark.py ops  # our resampling convolutions against the textbook forms
 
 One function per benchmark; its signature is its command line. A benchmark returns rows for `table`
@@ -210,6 +211,7 @@ BENCHMARKS = {
     "train": networks.train,
     "student": networks.student,
     "ops": networks.ops,
+    "recipe": networks.recipe,
 }
 
 

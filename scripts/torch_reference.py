@@ -3,6 +3,8 @@ run by `benchmark.py` in another interpreter.
 
     python torch_reference.py generate|train RESOLUTION CHANNEL_BASE CHANNEL_MAX LATENT LAYERS \\
         BATCH DTYPE SECONDS    -> images per second
+    python torch_reference.py features RESOLUTION CHANNEL_BASE CHANNEL_MAX LATENT LAYERS \\
+        BATCH GRID SAMPLES    -> seconds, for the features at 64 pixels of so many samples in NumPy
 
 PyTorch is no dependency of the project; this file is used by nothing but the benchmark.
 """
@@ -10,6 +12,7 @@ PyTorch is no dependency of the project; this file is used by nothing but the be
 import sys
 import time
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -158,13 +161,28 @@ class Discriminator(nn.Module):
         return self.out(act(self.fc(self.conv(x).flatten(1))))
 
 
+def features(gen, latent, batch, grid, samples):
+    """As one writes it: the whole network, its features enlarged to a grid, to NumPy."""
+    began, rows = time.perf_counter(), []
+    with torch.no_grad():
+        for _ in range(0, samples, batch):
+            maps = gen(torch.randn(batch, latent))[1][64]
+            maps = F.interpolate(maps, size=(grid, grid), mode="bilinear", align_corners=True)
+            rows.append(maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1]).numpy())
+    np.concatenate(rows)
+    return time.perf_counter() - began
+
+
 def main():
     what, *numbers, dtype, seconds = sys.argv[1:]
     res, base, most, latent, layers, batch = map(int, numbers)
     torch.manual_seed(0)
-    dtype = getattr(torch, dtype)
     channels = {2**i: min(base // 2**i, most) for i in range(2, res.bit_length())}
     gen = Generator(res, channels, latent, layers)
+    if what == "features":
+        print(features(gen, latent, batch, int(dtype), int(seconds)))
+        return
+    dtype = getattr(torch, dtype)
     if what == "generate":
 
         def step(_):

@@ -94,6 +94,14 @@ def device_count(devices: Devices = None) -> int:
     return len(local_devices(devices))
 
 
+def fast_in_bfloat16(device: Any) -> bool:
+    """Whether convolutions gain from bfloat16 there: on TPUs and on GPUs that have it, NVIDIA's
+    from compute capability 8 on (a T4 or V100 emulates it).
+    """
+    number = str(getattr(device, "compute_capability", "")).split(".")[0]
+    return device.platform != "cpu" and (not number.isdigit() or int(number) >= 8)
+
+
 def shard(
     x: Shaped[np.ndarray, "n *rest"] | Shaped[Array, "n *rest"],
     n_devices: int,

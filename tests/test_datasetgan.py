@@ -390,4 +390,4 @@ def test_settings_that_cannot_work(blocks, setting, message):
 
 def test_it_is_registered_and_says_what_it_wants():
     assert get("datasetgan") is DatasetGAN and DatasetGAN.wants == ("annotated",)
-    assert set(DatasetGAN().estimate()) == {"seconds", "memory_bytes"}
+    assert set(DatasetGAN().estimate(fakes.tiny_stylegan2())) == {"seconds", "memory_bytes"}

@@ -479,12 +479,13 @@ def test_dry_run_touches_nothing(capfd, weights, tmp_path):
 
     code = cli.run(
         discover,
-        [str(weights), "--dry-run", "--recipe", "paper", "--out", str(tmp_path / "run")],
+        [str(weights), "--dry-run", "--k", "3", "--layer", "8x8", "--out", str(tmp_path / "run")],
     )
     said = capfd.readouterr().out
     assert (
         code == 0
         and "run/parts/gallery.png" in said
         and "memory" in said
+        and "not estimated" not in said
         and not (tmp_path / "run").exists()
     )

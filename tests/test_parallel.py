@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -196,3 +197,21 @@ def test_two_processes():
     assert [p.returncode for p in running] == [0, 0]
     for out in outputs:
         assert "MEAN [9.0, 10.0, 11.0]" in out
+
+
+@pytest.mark.parametrize(
+    "platform, capability, fast",
+    [
+        ("cpu", None, False),
+        ("tpu", None, True),
+        ("gpu", "7.5", False),
+        ("gpu", "8.0", True),
+        ("gpu", "12.1", True),
+        ("gpu", "gfx90a", True),
+    ],
+)
+def test_bfloat16_where_the_device_has_it(platform, capability, fast):
+    device = SimpleNamespace(platform=platform)
+    if capability is not None:
+        device.compute_capability = capability
+    assert parallel.fast_in_bfloat16(device) == fast

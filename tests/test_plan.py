@@ -1,5 +1,8 @@
 """`ops/plan.py`: how many samples go through a network at a time."""
 
+import subprocess
+import sys
+import time
 from functools import partial
 
 import fakes
@@ -9,7 +12,7 @@ import numpy as np
 import pytest
 
 from sis_jax.ops import plan
-from sis_jax.ops.sampling import collect, map_samples, quantised
+from sis_jax.ops.sampling import collect, map_samples, probe, quantised
 from sis_jax.types import SisError, to_uint8
 
 
@@ -109,3 +112,44 @@ def test_images_are_quantised_on_the_device_to_the_bit():
 def test_what_is_collected_is_not_copied_to_a_cpu(gen):
     found = collect(gen, list(range(3)), draw)
     assert jax.device_put(found).unsafe_buffer_pointer() == found.ctypes.data
+
+
+def test_a_trial_counts_the_samples_after_the_first_batch():
+    def stream():
+        time.sleep(0.2)  # as compiling takes
+        while True:
+            yield np.zeros((4, 2)), np.zeros(4)
+            time.sleep(0.02)
+
+    tried = probe(stream(), seconds=0.3)
+    assert tried.first >= 0.2 and 0.005 <= tried.each < 0.1
+    assert tried.memory > 2**24
+
+
+def test_fewer_devices_of_a_cpu_where_one_sample_is_large():
+    cpus = jax.devices()[:2]
+    assert len(plan.devices_at_once(plan.CPU_BYTES, cpus)) == 2
+    assert len(plan.devices_at_once(2 * plan.CPU_BYTES, cpus)) == 2
+    assert len(plan.devices_at_once(5 * plan.CPU_BYTES, cpus)) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc")
+def test_freed_memory_is_given_back():
+    code = """
+import numpy as np
+from sis_jax.runs import machine
+kept = machine.keep_memory()
+from sis_jax.ops import plan
+
+def held():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+blocks = [np.ones(2**22) for _ in range(8)]
+del blocks[:-1]  # the last one is above the others in the heap
+before = held()
+plan.give_back()
+print(int(kept), before - held())
+"""
+    run = [sys.executable, "-c", code]
+    kept, back = subprocess.run(run, capture_output=True, text=True, check=True).stdout.split()
+    assert kept == "0" or int(back) > 5 * 2**25

@@ -498,3 +498,12 @@ def test_any_family():
     fit = SegmentationInStyle(k=2, layer="8x8", n=32, n_init=2).fit(gen)
     labels = fit.predict(gen.sample([1, 2], taps=("8x8",)))
     assert labels.shape == (2, 16, 16) and len(np.unique(labels)) == 2
+
+
+def test_an_estimate_follows_the_settings(blocks):
+    """Of one generator: more points need more memory and time, whatever the machine does."""
+    few = SegmentationInStyle(k=3, layer="16x16", n=4, refine="none").estimate(blocks)
+    many = SegmentationInStyle(k=3, layer="16x16", n=40_000, refine="none", max_points=4_000_000)
+    more = many.estimate(blocks)
+    assert more["seconds"] > few["seconds"] > 0
+    assert more["memory_bytes"] > few["memory_bytes"] + 4 * 4_000_000

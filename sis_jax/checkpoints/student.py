@@ -250,7 +250,8 @@ class Student:
             **static,
         )  # fmt: skip
         used = plan.devices_at_once(needed, devices)
-        plan.check_room(needed, used, f"{rows} photos of {images[0].shape[0]} pixels")
+        what = f"labelling {rows} photos of {images[0].shape[0]} pixels"
+        plan.check_room(needed, used, what, "a smaller --size")
         run = parallel.map_devices(_probabilities, (None, 0), 0, devices=used, **static)
         at = 0
         while at < len(images):

@@ -115,8 +115,10 @@ class DatasetGAN(DatasetGANSettings):
             taps=self.taps(), majority=self.vote == "majority",
         )  # fmt: skip
 
-    def estimate(self) -> dict[str, float]:
-        """Seconds and bytes of `fit`, roughly, for the default network on two processor cores."""
+    def estimate(self, gen: Generator) -> dict[str, float]:
+        """Seconds and bytes of `fit`, roughly, on two processor cores; none known above 64 px."""
+        if gen.resolution > 64:
+            return {}
         cost = 1 if self.classifier == "mlp" else 0.05
         return {
             "seconds": 12 + self.steps * self.batch * (self.members + HELD) * cost * 1e-5,

@@ -190,8 +190,10 @@ class Labels4Free(Labels4FreeSettings):
             room = np.maximum(np.where(inside, 1 - t, t), 1e-6).astype(np.float32)
             yield image, inside.astype(np.uint8), np.clip(np.abs(alpha - t) / room, 0, 1)
 
-    def estimate(self) -> dict[str, float]:
-        """Seconds and bytes of `fit`, roughly, for the default network on two processor cores."""
+    def estimate(self, gen: Generator) -> dict[str, float]:
+        """Seconds and bytes of `fit`, roughly, on two processor cores; none known above 64 px."""
+        if gen.resolution > 64:
+            return {}
         return {
             "seconds": 90 + self.steps * self.batch * (0.02 + 0.08 * self.d_width**2),
             "memory_bytes": 1.5e9,

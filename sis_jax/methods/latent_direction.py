@@ -133,8 +133,10 @@ class LatentDirection(LatentDirectionSettings):
         )
         return self._masks(*(np.asarray(a) for a in found[1:]))[0]
 
-    def estimate(self) -> dict[str, float]:
-        """Seconds and bytes of `fit`, roughly, for the default network on two processor cores."""
+    def estimate(self, gen: Generator) -> dict[str, float]:
+        """Seconds and bytes of `fit`, roughly, on two processor cores; none known above 64 px."""
+        if gen.resolution > 64:
+            return {}
         passes = self.steps * self.batch * (1 + 3 * len(SIGNS[self.mode])) + 5 * DESCRIBED * (
             1 + len(SIGNS[self.mode])
         )

@@ -19,6 +19,7 @@ Where we differ, and why (`RECIPES["paper"]` is the published setting):
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -31,9 +32,16 @@ from jaxtyping import Array, Float, Int, UInt8
 from sis_jax.methods.base import OUTLINE, Arrays, Fitted, Labelled, features_of, small_image
 from sis_jax.methods.settings import SegmentationInStyleSettings, check
 from sis_jax.ops import kmeans, levels, selection, sweep
-from sis_jax.ops.cluster_labels import filtered, label_maps, learn_refinement, log_prior, place_of
+from sis_jax.ops.cluster_labels import (
+    CELLS,
+    filtered,
+    label_maps,
+    learn_refinement,
+    log_prior,
+    place_of,
+)
 from sis_jax.ops.resize import resize_bilinear
-from sis_jax.ops.sampling import collect, map_samples, quantised, sample_seeds
+from sis_jax.ops.sampling import collect, map_samples, probe, quantised, sample_seeds
 from sis_jax.types import (
     Generator,
     Noise,
@@ -58,6 +66,8 @@ SWEEP_POINTS = 10_000
 # Largest share of a tap's variance between the phases of a 2 x 2 grid: 0.03 at 8 x 8 and less above
 # in the default, 0.11 to 0.39 in a DCGAN.
 CHECKERBOARD = 0.05
+_PROBED = 4096  # samples, more than are drawn in the time of a trial
+_SHOWN = 8  # samples whose labels the gallery shows
 _LOOKED_AT = 32_768  # points at a time, where all are gone through
 
 
@@ -143,13 +153,37 @@ class SegmentationInStyle(SegmentationInStyleSettings):
             "smooth": self.smooth == "on",
         }
 
-    def estimate(self) -> dict[str, float]:
-        """Seconds and bytes of `fit`, roughly, for the default network on two cores."""
-        passes = 16 if "auto" in (self.layer, self.k) else 1
+    def estimate(self, gen: Generator) -> dict[str, float]:
+        """Seconds and bytes of a whole `discover`, from a second's worth of the features and of the
+        labels of `gen`.
+        """
+        self._check(gen)
+        began, swept = time.perf_counter(), "auto" in (self.layer, self.k)
+        layers = candidate_layers(gen) if self.layer == "auto" else [self.layer]
+        taps = tuple(dict.fromkeys(t for layer in layers for t in layer.split("+")))
+        widest = max(sum(self._widths(gen, tuple(layer.split("+")))) for layer in layers)
+        points = max(1, min(self._grid(taps) ** 2, self.max_points // self.n))
+        count = min(points, max(1, SWEEP_POINTS // self.n)) if swept else points
+        seeds, k = list(range(_PROBED)), 10 if self.k == "auto" else int(self.k)
+        how = self._reading(seeds, taps, count)
+        features = probe(map_samples(gen, seeds, _collect_body, **how))
+        arrays = self._blank(sum(self._widths(gen, taps)), k)
+        labels = probe(replace(self, layer="+".join(taps)).label_seeds(arrays, gen, seeds))
+        drawn = _SHOWN + (min(self.n, 200) if gen.resolution <= OUTLINE else 0)
+        # k-means as measured on two cores: 15 s for 819,200 points of 512 numbers, k 9, ten starts.
+        clustering = 15 * self.n * points * widest * k / (819_200 * 512 * 9) + 5 * swept
+        seconds = self.n * features.each * (1 + swept) + drawn * labels.each + clustering
         return {
-            "seconds": (8 if self.refine == "none" else 12) + self.n * 0.01 * (passes + 3),
-            "memory_bytes": 900e6 + self.max_points * 512 * 4 * 2,
+            "seconds": time.perf_counter() - began + seconds,
+            "memory_bytes": labels.memory + 4 * self.n * points * (widest + 2),
         }
+
+    def _blank(self, d: int, k: int) -> dict[str, np.ndarray]:
+        """Arrays of the shapes that `fit` gives for d channels and k clusters."""
+        found = {"mean": np.zeros(d + 2), "scale": np.ones(d + 2), "centers": np.eye(k, d + 2)}
+        if self.refine == "crf":
+            found |= {"gap": np.ones(1), "log_prior": np.zeros((CELLS, CELLS, k))}
+        return {name: a.astype(np.float32) for name, a in found.items()}
 
     # learning
 
@@ -168,14 +202,9 @@ class SegmentationInStyle(SegmentationInStyleSettings):
         self, gen: Generator, seeds: list[int], taps: tuple[str, ...], budget: int | None = None
     ) -> Float[np.ndarray, "n p d"]:
         """Features and, last two columns, the place in [-1, 1], of an even subset of pixels."""
-        side = self._grid(taps)
-        per_sample = max(1, min(side * side, (budget or self.max_points) // len(seeds)))
-        starts = np.array([np.random.default_rng(s).integers(side * side) for s in seeds], np.int32)
-        points = collect(
-            gen, seeds, _collect_body, truncation=self.truncation, per_sample=(starts,), taps=taps,
-            side=side, count=per_sample, align_corners=self.align_corners,
-            smooth=self.smooth == "on", shown=f"features {'+'.join(taps)}",
-        )  # fmt: skip
+        count = max(1, min(self._grid(taps) ** 2, (budget or self.max_points) // len(seeds)))
+        how, shown = self._reading(seeds, taps, count), f"features {'+'.join(taps)}"
+        points = collect(gen, seeds, _collect_body, **how, shown=shown)
         bad = sum(not np.isfinite(p).all() for p in points)
         if bad:
             raise SisError(
@@ -183,6 +212,15 @@ class SegmentationInStyle(SegmentationInStyleSettings):
                 "generator's weights are damaged"
             )
         return points
+
+    def _reading(self, seeds: list[int], taps: tuple[str, ...], count: int) -> dict[str, Any]:
+        """Settings of `map_samples` with `_collect_body`. count: pixels of each sample."""
+        side = self._grid(taps)
+        starts = np.array([np.random.default_rng(s).integers(side * side) for s in seeds], np.int32)
+        return {
+            "truncation": self.truncation, "per_sample": (starts,), "taps": taps, "side": side,
+            "count": count, "align_corners": self.align_corners, "smooth": self.smooth == "on",
+        }  # fmt: skip
 
     def _grid(self, taps: tuple[str, ...]) -> int:
         return self.grid or max(_side(t) for t in taps)

@@ -153,8 +153,10 @@ class StyleMixing(StyleMixingSettings):
         """Cluster of every pixel of samples that `gen` made."""
         return self.segment(arrays, generator_of(gen), jnp.asarray(samples.w))[1]
 
-    def estimate(self) -> dict[str, float]:
-        """Seconds and bytes of `fit`, roughly, for the default network on two processor cores."""
+    def estimate(self, gen: Generator) -> dict[str, float]:
+        """Seconds and bytes of `fit`, roughly, on two processor cores; none known above 64 px."""
+        if gen.resolution > 64:
+            return {}
         return {
             "seconds": 15 + (self.n + 2 * DESCRIBED) * self.variants * 0.006,
             "memory_bytes": 1.5e9,

@@ -7,7 +7,9 @@ largest sum of arrays that live at one moment, within a factor of two of XLA's `
 
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
 from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -18,6 +20,11 @@ import numpy as np
 from jax.extend import core
 
 from sis_jax.types import SisError
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 CPU_ROWS = 16
 ACCELERATOR_ROWS = 256
@@ -79,7 +86,9 @@ def bytes_of(body: Callable[..., Any], *arguments: Any) -> int:
     return _peak(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
 
 
-def check_room(needed: int, devices: Sequence[Any], what: str) -> None:
+def check_room(
+    needed: int, devices: Sequence[Any], what: str, smaller: str = "a generator of lower resolution"
+) -> None:
     """SisError where `needed` bytes on each of `devices` are more than there are."""
     cpu = devices[0].platform == "cpu"
     total, there = needed * SLACK * (len(devices) if cpu else 1), memory_there(devices[0])
@@ -89,7 +98,7 @@ def check_room(needed: int, devices: Sequence[Any], what: str) -> None:
             cure = "set XLA_FLAGS=--xla_force_host_platform_device_count=1"
         raise SisError(
             f"{what} needs about {total / 1e9:.1f} GB of memory and {there / 1e9:.1f} GB are "
-            f"free: {cure}, or take a generator of lower resolution"
+            f"free: {cure}, or take {smaller}"
         )
 
 
@@ -103,6 +112,21 @@ def memory_there(device: Any) -> int | None:
         return None
     facts = dict(line.split(":") for line in known.read_text().splitlines())
     return 1024 * int(facts["MemAvailable"].split()[0])
+
+
+def give_back() -> None:
+    """Return freed memory to the system, which glibc is told to keep (`runs/machine.py`)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
+def memory_held() -> int:
+    """The most bytes that this process has held at a time; 0 where the system does not tell."""
+    if resource is None:
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _peak(jaxpr: core.Jaxpr, wanted: Sequence[bool]) -> int:

@@ -6,6 +6,7 @@ per-sample arrays [b, ...].
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from sis_jax import parallel
 from sis_jax.ops import plan
 from sis_jax.ops.progress import progress
 from sis_jax.types import Generator
+
+LARGE = 2**30  # bytes of a pass
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ def map_samples(
         for n, out in _one_ahead(started()):
             yield jax.tree.map(lambda a: parallel.unshard(np.asarray(a), n), out)  # noqa: B023  (used before the next round)
             bar.update(n)
+    if needed * used > LARGE:  # what comes next has blocks of other sizes
+        plan.give_back()
 
 
 def collect(gen: Generator, seeds: Sequence[int], body: Callable[..., Any], **settings: Any) -> Any:
@@ -116,6 +121,30 @@ def quantised(images: Float[Array, "*n h w 3"]) -> UInt8[Array, "*n h w 3"]:
 def picture(gen: Generator, z: Array, truncation: Array) -> UInt8[Array, "b h w 3"]:
     """The images alone: a body."""
     return quantised(gen.synthesize(gen.map(z, truncation), "const", ())[0])
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the first batches of a stream took. first: seconds until the first one, compilation
+    included. each: seconds per sample from there on. memory: bytes that the process then held.
+    """
+
+    first: float
+    each: float
+    memory: int
+
+
+def probe(stream: Iterator[Any], seconds: float = 1.0) -> Probe:
+    """Read a stream of batches for so long after its first one: what the whole will take, tried."""
+    began = time.perf_counter()
+    next(stream)
+    first, n = time.perf_counter(), 0
+    for batch in stream:
+        n += len(jax.tree.leaves(batch)[0])
+        if time.perf_counter() - first >= seconds:
+            break
+    each = (time.perf_counter() - first) / max(n, 1)
+    return Probe(first - began, each, plan.memory_held())
 
 
 def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:

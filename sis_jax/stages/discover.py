@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sis_jax import methods
-from sis_jax.checkpoints import load_generator
+from sis_jax.checkpoints import hub, load_generator
 from sis_jax.data.part_names import finer_classes
 from sis_jax.data.part_summary import summary_of
 from sis_jax.data.parts import Parts, classes_from
@@ -225,14 +225,18 @@ def plan(config: DiscoverConfig) -> dict[str, Any]:
         "parts/samples/*.png",
         "report.html",
     ]
-    need = settings.estimate()
+    gen = config.gen
+    named = gen is None or isinstance(gen, str | Path)
+    away = isinstance(gen, str) and hub.is_name(gen)  # a dry run downloads nothing
+    need = {} if away else settings.estimate(load_generator(gen) if named else gen)
     _check_texts(config)
     if config.ontology is not None:
         names.append("parts/names.json")
     if rare.rare is not None:
         check_rare(settings, rare)
         names += ["parts/rare.png", "parts/rare.json", "parts/rare.safetensors"]
-        need = need | {"seconds": 2 * need["seconds"] + rare.rare_n / 100 + 10}
+        if "seconds" in need:
+            need = need | {"seconds": 2 * need["seconds"] + rare.rare_n / 100 + 10}
     return {"files": [f"{config.out}/{n}" for n in names] if config.out else []} | need
 
 

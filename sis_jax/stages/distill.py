@@ -34,6 +34,7 @@ from sis_jax.data.folder import Dataset, Example
 from sis_jax.data.ground_truth import open_pairs
 from sis_jax.data.pairs import IGNORE, Pairs, labelled
 from sis_jax.data.parts import Parts
+from sis_jax.data.photo_files import list_source
 from sis_jax.data.photos import Photos, own_side
 from sis_jax.models import backbones, students
 from sis_jax.ops.progress import progress, progress_shown, say
@@ -41,13 +42,15 @@ from sis_jax.ops.sampling import sample_seeds
 from sis_jax.ops.student_augment import ALIGNED, NONE, WEAK, Augmentation
 from sis_jax.runs.configs.distill import RECIPES, DistillConfig
 from sis_jax.runs.run import RunFolder, Stage
+from sis_jax.stages.adapt import HELD
 from sis_jax.stages.student import Student, load_student
 from sis_jax.stages.teacher import Teacher
-from sis_jax.stages.train_student import Job, StudentTraining
+from sis_jax.stages.train_student import VIEWS_PER_PHOTO, Job, StudentTraining
 from sis_jax.training.self_training import VIEWS
 from sis_jax.training.student import Recipe
 from sis_jax.types import SisError, UsageError, unknown_name
 
+_JUDGED, _CORRECTED = 0.06, 0.03  # seconds for the mask of a held-out, and of a learned photo
 LEAST_SIDE = 128  # pixels, on a backbone whose coarsest features have a stride of 32
 _LEAST = {
     **dict.fromkeys(("batch", "rows", "limit", "snapshot"), 1),
@@ -224,7 +227,8 @@ def _warn_of_other_parts(source: Path) -> None:
 def _train(
     config: DistillConfig, source: Path | None, run: RunFolder, stage: Stage
 ) -> dict[str, Any]:
-    job = _job(config, source)
+    cache = run.path / "student" / "photos"
+    job = _job(config, source, cache)
     trainer = StudentTraining(run.path / "student", job)
     try:
         trainer.run()
@@ -235,11 +239,12 @@ def _train(
             stage.files.append("student/checkpoints")
     stage.files.remove("student/checkpoints")
     trainer.student().save(run.path / "student")
+    shutil.rmtree(cache, ignore_errors=True)
     return trainer.facts()
 
 
-def _job(config: DistillConfig, source: Path | None) -> Job:
-    """Everything the trainer needs, in memory: pairs to learn from and to validate with, photos."""
+def _job(config: DistillConfig, source: Path | None, cache: Path) -> Job:
+    """Everything the trainer needs: pairs in memory, photos in a memory map below `cache`."""
     teacher = load_student(config.adapt.teacher) if config.adapt.teacher else None
     start = load_student(config.network.start_from) if config.network.start_from else None
     backbone = None if start else _backbone(config)
@@ -262,7 +267,7 @@ def _job(config: DistillConfig, source: Path | None) -> Job:
         )
     classes = tuple(dict(c) for c in classes)
     _check_teacher(teacher, classes)
-    side = _side(config, train)
+    side = _side(config, min(train.masks.shape[1:]))
     photos = None
     if config.adapt.photos:
         rows = slice(0, config.adapt.rows) if config.adapt.rows else None
@@ -273,6 +278,7 @@ def _job(config: DistillConfig, source: Path | None) -> Job:
             config.adapt.photos,
             finer * side,
             rows=rows,
+            cache=cache,
             crop=CROPS[config.adapt.fit],
             progress=progress_shown(),
             min_size=min(side, *train.masks.shape[1:]),  # no finer than what was learned first
@@ -303,11 +309,11 @@ def _job(config: DistillConfig, source: Path | None) -> Job:
     )
 
 
-def _side(config: DistillConfig, train: Pairs) -> int:
-    """The resolution to train at, in pixels."""
+def _side(config: DistillConfig, edge: int) -> int:
+    """The resolution to train at, in pixels. edge: the shorter one of the images as held."""
     least = LEAST_SIDE if str(config.network.student).startswith("unet-") else 16
     least = 16 if config.network.student == "unet-small" else least
-    return config.train.side or max(least, 16 * round(min(train.masks.shape[1:]) / 16))
+    return config.train.side or max(least, 16 * round(edge / 16))
 
 
 def _network(
@@ -516,27 +522,56 @@ def _head(pairs: Pairs, count: int) -> Pairs:
 def plan(config: DistillConfig) -> dict[str, Any]:
     config = resolve(config)
     _check(config)
-    place, _ = _places(config)
-    net, train, adapt = config.network, config.train, config.adapt
+    place, source = _places(config)
+    net, train = config.network, config.train
     start = load_student(net.start_from) if net.start_from else None
     files = ["config.json", "model.safetensors", "README.md", "curves.csv", "checkpoints/"]
-    side = train.side or (LEAST_SIDE if net.student == "unet-efficientnet-lite0" else 64)
-    # Images a second on two cores at 64 pixels, in proportion to the pixels; 60 ms to judge the
-    # mask of a held-out photo.
+    images, edge, classes = _data(config, source)
+    side, batch = _side(config, edge), train.batch or 1
+    # Images a second on two cores at 64 pixels, in proportion to the pixels; without the backward
+    # pass three times as many.
     block = net.block or (start.config.block if start else students.usual_block(side))
     rate = {"unet-efficientnet-lite0": 100, "unet-small": 77 * block**2 / 4}.get(
         str(net.student), 13
     )
-    count = (train.steps or 0) + (
-        (adapt.rounds or 0) * (adapt.adapt_steps or 0) if adapt.photos else 0
-    )
     per_image = (side / 64) ** 2 / rate
+    photos = _photos_of_a_round(config) if config.adapt.photos else 0
+    rounds = config.adapt.rounds or 0 if photos else 0
+    steps = (train.steps or 0) + rounds * (config.adapt.adapt_steps or 0)
+    judged = 2 * min(HELD, photos) * _JUDGED + rounds * photos * (2 * per_image / 3 + _CORRECTED)
+    pixels = images * edge**2 * 5 + photos * side**2 * (3 + 3 + classes)
     return {
         "files": [f"{place}/student/{f}" for f in files],
         "recipe": [f"{k} {v}" for k, v in config.flat().items() if k in RECIPES["default"]],
-        "seconds": 20 + count * (train.batch or 1) * per_image,
-        "memory_bytes": 1.2e9 + 4e5 * (train.batch or 1) * (side / 64) ** 2,
+        "seconds": 20 + steps * batch * per_image + judged,
+        "memory_bytes": 1.2e9 + 4e5 * batch * (side / 64) ** 2 + pixels,
     }
+
+
+def _data(config: DistillConfig, source: Path | None) -> tuple[int, int, int]:
+    """(images to learn from, their shorter edge as they are held, classes); one image is read."""
+    most = config.train.side or 256
+    if config.source.images is not None:
+        truth = open_pairs(config.source.images, config.source.masks)
+        edge = min(Example(*truth[0]).mask.shape)
+        return min(len(truth), config.source.limit or len(truth)), min(edge, most), 9
+    if source is None:
+        teacher = load_student(config.adapt.teacher)
+        return 0, teacher.side, len(teacher.classes)
+    if config.source.fly or not _has_data(source):
+        parts = Parts.load(source)
+        return config.source.n, parts.samples.shape[1], len(parts.classes)
+    data = Dataset.open(source)
+    edge = min(data.split("train")[0].mask.shape)
+    return len(data), min(edge, most), len(data.classes)
+
+
+def _photos_of_a_round(config: DistillConfig) -> int:
+    """Photos that are held at a time."""
+    adapt = config.adapt
+    photos = len(list_source(Path(str(adapt.photos))).names)
+    views = (adapt.adapt_steps or 0) * (config.train.batch or 1)
+    return min(photos, adapt.rows or photos, max(views // VIEWS_PER_PHOTO, 1))
 
 
 def results(value: Student, config: DistillConfig) -> list[Path]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from sis_jax.checkpoints.catalogue import folders
 from sis_jax.checkpoints.clip import CLIP, load_clip
@@ -19,14 +20,14 @@ from sis_jax.data.ontology import NEUTRAL, Ontology
 from sis_jax.data.parts import BACKGROUND, Parts
 from sis_jax.models.clip_regions import dense_map, pool_regions
 from sis_jax.models.moved import mixed, rare_cluster
-from sis_jax.ops import class_scores
+from sis_jax.ops import class_scores, plan
 from sis_jax.ops.progress import progress
 from sis_jax.ops.sampling import sample_seeds
 from sis_jax.runs.configs.label import Naming
 from sis_jax.stages.teacher import Teacher
 from sis_jax.types import SisError, UsageError
 
-BATCH = 8  # images in the CLIP at a time: an RN50x64 at 2048 pixels needs about 2 GB for each
+BATCH = 8  # images in the CLIP at a time, at most
 CROPS = 16  # crops per cluster in the mode "crop"
 _PAD = 255  # no cluster has this number
 
@@ -254,19 +255,36 @@ def _dense_regions(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Means over all pixels of all samples of each cluster, [k, d], and the numbers of pixels."""
     total, count = np.zeros((k, clip.config.embed_dim)), np.zeros(k)
-    colours = clip.preprocessing.mean, clip.preprocessing.std
-    for images, labels in _batches(teacher, how):
-        size = _size(how.size, images.shape[1:3], clip)
-        features = _dense(
-            clip.network, images, size=size, colours=colours, align_corners=how.align_corners
-        )
-        sums, pixels = _pool(features, labels, k=k, align_corners=how.align_corners)
-        total, count = total + np.asarray(sums, np.float64), count + np.asarray(pixels)
+    stream = _labelled(teacher, how)
+    first = next(stream)
+    static = {
+        "size": _size(how.size, first[0].shape[1:3], clip), "align_corners": how.align_corners,
+        "colours": (clip.preprocessing.mean, clip.preprocessing.std), "k": k,
+    }  # fmt: skip
+    rows, needed = plan.rows_at_once(
+        _sums, (None, 0, 0), (clip.network, *first), jax.default_backend(), BATCH, **static
+    )
+    here, what = jax.local_devices()[:1], f"reading {rows} images with {clip.info.name}"
+    plan.check_room(needed, here, what, "a smaller text model, or --size")
+    with progress(how.n, "names", "sample") as bar:
+        for images, labels, n in _filled(chain([first], stream), rows):
+            sums, pixels = _compiled_sums(clip.network, images, labels, **static)
+            total, count = total + np.asarray(sums, np.float64), count + np.asarray(pixels)
+            bar.update(n)
     return (total / np.maximum(count, 1)[:, None]).astype(np.float32), count
 
 
-_dense = jax.jit(dense_map, static_argnames=("size", "colours", "align_corners"))
-_pool = jax.jit(pool_regions, static_argnames=("k", "align_corners"))
+def _sums(
+    network: Any, images: Array, labels: Array, *, size: tuple[int, int], colours: Any,
+    align_corners: bool, k: int,
+) -> tuple[Array, Array]:  # fmt: skip
+    """Per cluster, the sum of the dense features over its pixels, and their number."""
+    pixels = images.astype(jnp.float32) / 127.5 - 1
+    features = dense_map(network, pixels, size=size, colours=colours, align_corners=align_corners)
+    return pool_regions(features, labels, k, align_corners)
+
+
+_compiled_sums = jax.jit(_sums, static_argnames=("size", "colours", "align_corners", "k"))
 
 
 def _size(asked: int, shape: Sequence[int], clip: CLIP) -> tuple[int, int]:
@@ -277,21 +295,21 @@ def _size(asked: int, shape: Sequence[int], clip: CLIP) -> tuple[int, int]:
     return steps[0] * stride, steps[1] * stride
 
 
-def _batches(
-    teacher: Teacher, how: Naming
-) -> Iterator[tuple[Float[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"]]]:
-    """Images in [-1, 1] with clusters, always `BATCH` of them; padding belongs to no cluster."""
-    bar = progress(how.n, "names", "sample")
-    for images, labels in _labelled(teacher, how):
-        for at in range(0, len(images), BATCH):
-            image, label = images[at : at + BATCH], labels[at : at + BATCH]
-            bar.update(len(image))
-            missing = [(0, BATCH - len(image)), (0, 0), (0, 0)]
-            yield (
-                np.pad(image, [*missing, (0, 0)]).astype(np.float32) / 127.5 - 1,
-                np.pad(label, missing, constant_values=_PAD),
-            )
-    bar.close()
+def _filled(
+    stream: Iterable[tuple[np.ndarray, np.ndarray]], rows: int
+) -> Iterator[tuple[UInt8[np.ndarray, "b h w 3"], UInt8[np.ndarray, "b h w"], int]]:
+    """Images with clusters, always `rows` of them, and how many are real: the last ones are filled
+    up with images of no cluster.
+    """
+    singles = ((i, c) for images, labels in stream for i, c in zip(images, labels))
+    while some := list(islice(singles, rows)):
+        images, labels = (np.stack(a) for a in zip(*some))
+        missing = [(0, rows - len(images)), (0, 0), (0, 0)]
+        yield (
+            np.pad(images, [*missing, (0, 0)]),
+            np.pad(labels, missing, constant_values=_PAD),
+            len(images),
+        )
 
 
 def _labelled(

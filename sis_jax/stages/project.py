@@ -310,6 +310,7 @@ def _block(
     data = cut((photos.astype(np.float32) / np.float32(127.5) - 1, known, seeds))
     state, each = cut(nn.begin(start, maps, recipe)), np.zeros(0)
     bar = progress(steps, f"projection of {n} photos", "step")
+    everywhere = parallel.replicate((gen, net, length), devices)
     run = parallel.map_devices(
         nn.steps_body,
         _AXES,
@@ -320,7 +321,7 @@ def _block(
     )
     for first in range(0, steps, BLOCK):
         last = min(first + BLOCK, steps)
-        state, each = run(gen, net, length, state, *data, np.array([first, last, steps], np.int32))
+        state, each = run(*everywhere, state, *data, np.array([first, last, steps], np.int32))
         each.block_until_ready()  # so that the bar counts finished work
         bar.update(last - first)
     bar.close()

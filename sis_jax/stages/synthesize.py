@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.experimental import multihost_utils
 
 from sis_jax import parallel
@@ -26,7 +29,9 @@ from sis_jax.data.folder import (
     classes_json,
     write_chunks,
 )
+from sis_jax.data.threads import cores
 from sis_jax.ops.progress import progress, say
+from sis_jax.ops.sampling import probe
 from sis_jax.runs.configs.synthesize import SynthesizeConfig
 from sis_jax.runs.run import RunFolder
 from sis_jax.stages.teacher import Teacher
@@ -206,10 +211,32 @@ def plan(config: SynthesizeConfig) -> dict[str, Any]:
             for f in ("images/*.png", "masks/*.png", "metadata.jsonl")
         ),
     ]
+    return {"files": [f"{out}/{f}" for f in files]} | _tried(config)
+
+
+def _tried(config: SynthesizeConfig) -> dict[str, float]:
+    """Seconds and bytes, from a second's worth of images drawn and one encoded; nothing where there
+    are no parts yet.
+    """
+    try:
+        teacher, _ = _teacher(config)
+    except UsageError:
+        return {}
+    began, psi = time.perf_counter(), config.truncation
+    psi = teacher.truncation if psi is None else psi
+    one = next(_examples(teacher, [0], replace(config, truncation=psi)))
+    with tempfile.TemporaryDirectory() as folder:
+        at = time.perf_counter()
+        SplitWriter(Path(folder), 1, 1).write_one(0, one)
+        encoding = (time.perf_counter() - at) / cores()
+    drawing = probe(teacher.label(range(2**16), psi))
+    # An accelerator draws while the cores encode, a CPU does both.
+    cpu = jax.default_backend() == "cpu"
+    each = drawing.each + encoding if cpu else max(drawing.each, encoding)
+    waiting = 2 * cores() * (one.image.nbytes + one.mask.nbytes)
     return {
-        "files": [f"{out}/{f}" for f in files],
-        "seconds": 6 + config.n * 0.012,
-        "memory_bytes": 1.0e9,
+        "seconds": time.perf_counter() - began + config.n * each,
+        "memory_bytes": drawing.memory + waiting,
     }
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sis_jax import parallel
 from sis_jax.checkpoints import load_discriminator, load_generator, save_generator
 from sis_jax.checkpoints.backbones import load_backbone
 from sis_jax.data import draw
@@ -73,7 +74,7 @@ def _job(config: TrainGeneratorConfig, cache: Path) -> Job:
     net, train = config.network, config.train
     photos = _photos(config, cache)
     gen, disc = networks(net, train.seed)
-    dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    dtype = "bfloat16" if parallel.fast_in_bfloat16(jax.devices()[0]) else "float32"
     gamma = gan.r1_gamma_for(net.resolution, train.batch)
     recipe = gan.Recipe(
         learning_rate=train.learning_rate, path_length=train.path_length,
