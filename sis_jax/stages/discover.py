@@ -226,9 +226,10 @@ def plan(config: DiscoverConfig) -> dict[str, Any]:
         "report.html",
     ]
     gen = config.gen
-    named = gen is None or isinstance(gen, str | Path)
     away = isinstance(gen, str) and hub.is_name(gen)  # a dry run downloads nothing
-    need = {} if away else settings.estimate(load_generator(gen) if named else gen)
+    if gen is None or isinstance(gen, str | Path):
+        gen = None if away else load_generator(gen)
+    need = {} if gen is None else settings.estimate(gen)
     _check_texts(config)
     if config.ontology is not None:
         names.append("parts/names.json")
