@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sis_jax import parallel
 from sis_jax.checkpoints import load_discriminator, load_generator, save_generator
 from sis_jax.checkpoints.backbones import load_backbone
 from sis_jax.data import draw
@@ -54,6 +55,10 @@ _LEAST = {
 
 def train_generator(config: TrainGeneratorConfig) -> StyleGAN2:
     """As `sis_jax.train_generator`, which explains the configuration."""
+    return parallel.by_turns(_work, config)
+
+
+def _work(config: TrainGeneratorConfig) -> StyleGAN2:
     _check(config)
     with RunFolder.open(config.out, config.overwrite) as run:
         if config.overwrite:
