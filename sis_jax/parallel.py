@@ -14,12 +14,9 @@ argument carries a leading axis with one block per device, the body sees it with
 The engine is `jax.pmap`, which since jax 0.10 is `jit(shard_map(...))` underneath, without
 replication checking.
 
-Several processes. Each process calls `initialize` before any other JAX call, then runs the same
-program on its own part of the data: `shard(own_rows, device_count())` cuts it over the devices of
-that process, `map_devices` takes those blocks and returns this process's blocks, and collectives
-add over all devices of all processes. Results with `out_axes=None` are the same everywhere; only
-process 0 should write them. Every process must make the same calls in the same order with equal
-shapes (pad the shorter parts with `shard(..., rows=...)`).
+Several processes. Each calls `initialize` before any other JAX call, then runs the same program on
+its own devices, which is all that `map_devices` uses: no result depends on the number of processes.
+They share the work by what each of them writes (`together`), or the first one does it (`by_turns`).
 
 On virtual CPU devices set the environment variable NPROC=32 before jax is imported: with fewer
 threads than queued collectives, jax 0.10 and 0.11 can deadlock.
@@ -27,10 +24,13 @@ threads than queued collectives, jax 0.10 and 0.11 can deadlock.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -38,11 +38,12 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 
-from sis_jax.types import UsageError
+from sis_jax.types import SisError, UsageError
 
 AXIS = "d"
+R = TypeVar("R")
 Axes = int | None | tuple[int | None, ...]
 # A number of devices, a list of `jax.Device`, or None for all.
 Devices = Sequence[Any] | int | None
@@ -67,9 +68,45 @@ def pmean(tree: PyTree) -> PyTree:
     return lax.pmean(tree, AXIS) if is_mapped() else tree
 
 
-def device_key(key: Array) -> Array:
-    """This device's own random key under `map_devices`; the key itself outside."""
-    return jax.random.fold_in(key, lax.axis_index(AXIS)) if is_mapped() else key
+# On one device the functions below leave the program as it was before there were several, so that
+# no byte of what it computes changes.
+
+
+def _several() -> bool:
+    return is_mapped() and lax.axis_size(AXIS) > 1
+
+
+def step_key(key: Array) -> Array:
+    """The random key of a step, the same on all devices."""
+    if not is_mapped():
+        return key
+    return jax.random.fold_in(key, 0 if _several() else lax.axis_index(AXIS))
+
+
+def image_numbers(n: int) -> Int[Array, "n"]:
+    """The numbers of this device's `n` images in the whole batch: what is drawn from (key, number)
+    does not depend on the number of devices.
+    """
+    return jnp.arange(n) + lax.axis_index(AXIS) * n if _several() else jnp.arange(n)
+
+
+def batch_size(n: int) -> int:
+    """Images of all devices where each has `n`."""
+    return n * lax.axis_size(AXIS) if _several() else n
+
+
+def own_images(whole: Shaped[Array, "..."], n: int, axis: int = 0) -> Shaped[Array, "..."]:
+    """This device's `n` entries of what was drawn for the whole batch along `axis`."""
+    return jnp.take(whole, image_numbers(n), axis) if _several() else whole
+
+
+def before_each(images: Shaped[Array, "n *rest"]) -> Shaped[Array, "n *rest"]:
+    """For each image the one before it in the whole batch, for the first the last."""
+    if not _several():
+        return jnp.roll(images, 1, axis=0)
+    devices = lax.axis_size(AXIS)
+    last = lax.ppermute(images[-1:], AXIS, [(i, (i + 1) % devices) for i in range(devices)])
+    return jnp.concatenate([last, images[:-1]])
 
 
 def local_devices(devices: Devices = None) -> tuple[Any, ...]:
@@ -178,13 +215,8 @@ def map_devices(
             "map_devices needs at least one argument with in_axes 0: no argument differs "
             "between devices"
         )
-    if devices is None and jax.process_count() > 1:
-        chosen = tuple(jax.devices())
-    else:
-        chosen = local_devices(devices)
-    return _compiled(
-        body, tuple(in_axes), out_axes, chosen, tuple(donate), tuple(sorted(static.items()))
-    )
+    chosen, fixed = local_devices(devices), tuple(sorted(static.items()))
+    return _compiled(body, tuple(in_axes), out_axes, chosen, tuple(donate), fixed)
 
 
 @lru_cache(maxsize=256)
@@ -221,14 +253,18 @@ def initialize(
 
     coordinator: "host:port" of process 0, or "auto" on a cluster that JAX knows (Slurm, TPU pods,
         ...). Values that are not given are read from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-        JAX_PROCESS_ID; with none of them set, nothing happens. Call it before any other JAX call.
+        JAX_PROCESS_ID; with none of them set, nothing happens. Call it before any other JAX call;
+        a second call only returns. Raises UsageError for values that are missing or wrong, SisError
+        where the others are not found.
     """
+    if jax.distributed.is_initialized():
+        return jax.process_index(), jax.process_count()
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     if coordinator is None and num_processes is None and process_id is None:
         return 0, 1
     if coordinator == "auto":
-        jax.distributed.initialize()
-        return jax.process_index(), jax.process_count()
+        os.environ.pop("JAX_COORDINATOR_ADDRESS", None)  # JAX would take the word for an address
+        return _joined()
     num_processes = _whole("JAX_NUM_PROCESSES", num_processes)
     process_id = _whole("JAX_PROCESS_ID", process_id)
     if coordinator is None or num_processes is None or process_id is None:
@@ -242,7 +278,18 @@ def initialize(
             f"process {process_id} of {num_processes} does not exist: number them from 0 to "
             f"{num_processes - 1}"
         )
-    jax.distributed.initialize(coordinator, num_processes, process_id)
+    return _joined(coordinator, num_processes, process_id)
+
+
+def _joined(*where: Any) -> tuple[int, int]:
+    try:
+        jax.distributed.initialize(*where)
+    except (RuntimeError, ValueError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise SisError(
+            f"this process could not join the others of its job ({why}): start all of them with "
+            "one coordinator, and join them before anything else of JAX"
+        ) from error
     return jax.process_index(), jax.process_count()
 
 
@@ -254,3 +301,54 @@ def _whole(variable: str, given: int | None) -> int | None:
         return int(text)
     except ValueError:
         raise UsageError(f"{variable} is {text!r}, expected an integer") from None
+
+
+@contextlib.contextmanager
+def together(processes: int) -> Iterator[None]:
+    """A block that all processes of a job enter, each for its own part, and none leaves before the
+    others.
+
+    Raises SisError where another process failed in it, with what that one said.
+    """
+    if processes == 1:
+        yield
+        return
+    from orbax.checkpoint import multihost  # late: takes a second to import
+
+    client, key, failure = multihost.get_jax_distributed_client(), f"sis_jax/{next(_blocks)}", None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+        said = str(error) or type(error).__name__
+        client.key_value_set(f"{key}/{jax.process_index()}", said)
+    try:
+        multihost.get_barrier_sync_fn()(key=key, timeout_ms=_PATIENCE)
+    except jax.errors.JaxRuntimeError as error:  # JAX ends this process, too, with a longer text
+        raise SisError(
+            "another process of this job is gone: give the same command again in all of them, it "
+            "resumes"
+        ) from error
+    if failure is not None:
+        raise failure
+    for name, said in client.key_value_dir_get(f"{key}/"):
+        raise SisError(f"process {name.rpartition('/')[2]} of this job stopped: {said}")
+
+
+_blocks = itertools.count()
+_PATIENCE = 30 * 24 * 3600 * 1000  # milliseconds: the first process may train for days
+
+
+def by_turns(work: Callable[[Any], R], config: Any) -> R:
+    """`work(config)`, whose result is a folder: the first process of a job does the work, then one
+    after the other finds it done and reads it.
+
+    config: a dataclass; its field `overwrite` counts in the first process only.
+    """
+    process, processes = initialize()
+    result: Any = None
+    for turn in range(processes):
+        with together(processes):
+            if turn == process:
+                result = work(replace(config, overwrite=False) if turn else config)
+    return result

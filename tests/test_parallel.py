@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -13,7 +14,9 @@ import numpy as np
 import pytest
 
 from sis_jax import parallel
-from sis_jax.types import UsageError
+from sis_jax.training.self_training import VIEWS, view
+from sis_jax.training.student import Recipe, _shown
+from sis_jax.types import SisError, UsageError
 
 pytestmark = pytest.mark.integration
 
@@ -150,8 +153,52 @@ def test_initialize_alone_does_nothing(monkeypatch):
         parallel.initialize()
 
 
+def varied(key, images, masks, certainty, target, pasted, edge):
+    """What a student sees of generated images, and of photos."""
+    key = parallel.step_key(key)
+    recipe = Recipe(side=16, augmentation=replace(VIEWS, background=0.5))
+    seen = _shown(key, images, masks, certainty, recipe)
+    return *seen, *view(key, images, target, images, pasted, edge, recipe)
+
+
+def test_random_draws_do_not_depend_on_the_number_of_devices():
+    rng = np.random.default_rng(0)
+    shapes = ((8, 16, 16, 3), (8, 16, 16), (8, 16, 16), (8, 16, 16, 2), (8,), (8, 3))
+    data = [rng.integers(0, 255, shape, dtype=np.uint8) for shape in shapes]
+    data[1], data[4] = data[1] % 2, (data[4] % 2).astype(np.float32)
+
+    def seen(devices):
+        blocks = (parallel.shard(rows, devices)[0] for rows in data)
+        axes = (None, *(0,) * len(data))
+        found = parallel.map_devices(varied, axes, devices=devices)(jax.random.key(3), *blocks)
+        return [parallel.unshard(np.asarray(rows), 8) for rows in found]
+
+    one, four = seen(1), seen(4)
+    for a, b in zip(one, four, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_a_cluster_that_jax_knows(monkeypatch):
+    """JAX itself reads the variable, in which "auto" would be a host."""
+    joined = []
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "auto")
+    monkeypatch.setattr(jax.distributed, "initialize", lambda: joined.append(dict(os.environ)))
+    assert parallel.initialize() == (0, 1)
+    assert len(joined) == 1 and "JAX_COORDINATOR_ADDRESS" not in joined[0]
+
+
+def test_a_machine_that_is_no_cluster(monkeypatch):
+    def refuse():
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", refuse)
+    with pytest.raises(SisError, match=r"could not join .*should be defined"):
+        parallel.initialize("auto")
+
+
 PROCESS = textwrap.dedent(
     """
+    import jax
     import numpy as np
     from sis_jax import parallel
     me, count = parallel.initialize()
@@ -164,7 +211,8 @@ PROCESS = textwrap.dedent(
     x = np.arange(7 * 3, dtype=np.float32).reshape(7, 3)
     mine = x[:4] if me == 0 else x[4:]
     blocks, weights = parallel.shard(mine, parallel.device_count(), rows=2)
-    mean = parallel.map_devices(body, (0, 0), None)(blocks, weights)
+    everywhere = parallel.map_devices(body, (0, 0), None, devices=jax.devices())
+    mean = everywhere(blocks, weights)
     print("MEAN", np.round(np.asarray(mean), 4).tolist())
     """
 )

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
+from sis_jax.parallel import before_each, image_numbers
+
 IGNORE = 255
 _BLUR_REACH = 4
 _GREY = (0.299, 0.587, 0.114)
@@ -228,9 +230,7 @@ def other_backgrounds(
     maps = maps.at[:, 0, 2].set(u[:, 8] - 0.5).at[:, 1, 2].set(u[:, 9] - 0.5)
     blank = jnp.zeros((n, h, w))
     piece = (
-        warp(jnp.roll(images, 1, axis=0), blank.astype(jnp.uint8), blank, maps, blank[:, 0, 0], h)[
-            0
-        ]
+        warp(before_each(images), blank.astype(jnp.uint8), blank, maps, blank[:, 0, 0], h)[0]
         if h == w
         else images
     )
@@ -257,5 +257,5 @@ def soften(foreground: Float[Array, "n h w"], sigma: float = 0.7) -> Float[Array
 
 
 def keys_of(key: Array, n: int) -> Array:
-    """One key for each of n images."""
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n))
+    """One key for each of this device's n images."""
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(image_numbers(n))

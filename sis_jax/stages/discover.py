@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sis_jax import methods
+from sis_jax import methods, parallel
 from sis_jax.checkpoints import hub, load_generator
 from sis_jax.data.part_names import finer_classes
 from sis_jax.data.part_summary import summary_of
@@ -35,6 +35,13 @@ UNSURE = 0.7  # agreement below this causes a warning
 
 def discover(config: DiscoverConfig) -> Parts:
     """As `sis_jax.discover`, which explains the configuration."""
+    if config.out is not None:
+        return parallel.by_turns(_work, config)
+    parallel.initialize()
+    return _work(config)
+
+
+def _work(config: DiscoverConfig) -> Parts:
     settings = resolve(config)
     if config.seed < 0:
         raise UsageError(f"seed is {config.seed}, expected 0 or more")

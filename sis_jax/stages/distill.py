@@ -25,6 +25,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from sis_jax import parallel
 from sis_jax.checkpoints.backbones import load_backbone
 from sis_jax.checkpoints.student import mirrored
 from sis_jax.data import draw
@@ -63,6 +64,10 @@ _BELOW = {"trim": 1, "ema": 1, "background": 1.0001}
 
 def distill(config: DistillConfig) -> Student:
     """As `sis_jax.distill`, which explains the configuration."""
+    return parallel.by_turns(_work, config)
+
+
+def _work(config: DistillConfig) -> Student:
     resolved = resolve(config)
     _check(resolved)
     place, source = _places(resolved)

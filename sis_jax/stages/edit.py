@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from sis_jax import parallel
 from sis_jax.checkpoints import load_discriminator
 from sis_jax.data.edits import Edit, keep_background
 from sis_jax.data.files import read_run
@@ -37,6 +38,13 @@ from sis_jax.types import Generator, SisError, UsageError
 
 def edit(config: EditConfig) -> Edit:
     """As `sis_jax.edit`, which explains the configuration."""
+    if isinstance(config.run, str | Path):
+        return parallel.by_turns(_work, config)
+    parallel.initialize()
+    return _work(config)
+
+
+def _work(config: EditConfig) -> Edit:
     asked, teacher = config, _teacher(config.run, config.gen)
     config = _resolve(config, teacher)
     _check(teacher, config)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from sis_jax import parallel
 from sis_jax.checkpoints.student import load_student
 from sis_jax.data.benchmarks import PAPER, canonical, open_benchmark
 from sis_jax.data.files import plain
@@ -27,6 +28,13 @@ from sis_jax.types import UsageError, unknown_name
 
 def evaluate(config: EvaluateConfig) -> Metrics:
     """As `sis_jax.evaluate`, which explains the configuration."""
+    if isinstance(config.run, str | Path) and (Path(config.run) / "run.json").is_file():
+        return parallel.by_turns(_work, config)
+    parallel.initialize()
+    return _work(config)
+
+
+def _work(config: EvaluateConfig) -> Metrics:
     rule = protocols.get(config.measure.protocol).at(config.measure.size)
     _check(config)
     truth = _truth(config, rule)

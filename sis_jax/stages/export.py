@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sis_jax import parallel
 from sis_jax.checkpoints.student import find, load_student
 from sis_jax.data.blanks import write_blanks
 from sis_jax.data.exports.formats import FORMATS, write_dataset
@@ -16,18 +17,30 @@ STUDENT = ("jax", "onnx")
 
 def export(config: ExportConfig) -> Path:
     """As `sis_jax.export`, which explains the configuration."""
+    process, processes = parallel.initialize()
+    with parallel.together(processes):  # the first one writes
+        return _work(config) if process == 0 else _place(config)
+
+
+def _work(config: ExportConfig) -> Path:
     run, form = config.run, config.format
     if form not in (*FORMATS, "blanks", *STUDENT):
         raise unknown_name("format", form, (*FORMATS, "blanks", *STUDENT))
     if form in STUDENT:
         _check(config)
         return _export_student(config)
-    place = Path(config.out) if config.out is not None else Path(run) / "exports" / form
+    place = _place(config)
     if form == "blanks":
         n = 16 if config.n is None else config.n
         return write_blanks(run, place, n=n, filled=config.filled, overwrite=config.overwrite)
     _check(config)
     return write_dataset(form, Dataset.open(run), place, overwrite=config.overwrite)
+
+
+def _place(config: ExportConfig) -> Path:
+    if config.format in STUDENT:
+        return _student_file(config)
+    return Path(config.out or Path(config.run) / "exports" / config.format)
 
 
 def _export_student(config: ExportConfig) -> Path:

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from sis_jax import parallel
 from sis_jax.checkpoints import load_generator
 from sis_jax.data.files import read_run, write_atomic
 from sis_jax.data.ontology import ontology_of
@@ -26,6 +27,13 @@ from sis_jax.types import Generator, UsageError, unknown_name
 
 def label(config: LabelConfig) -> Parts:
     """As `sis_jax.label`, which explains the configuration."""
+    if isinstance(config.run, str | Path):
+        return parallel.by_turns(_work, config)
+    parallel.initialize()
+    return _work(config)
+
+
+def _work(config: LabelConfig) -> Parts:
     if config.edits is not None:
         return _by_hand(config, read_edits(config.edits))
     asked, config = config, resolve(config)

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import sis_jax as sis
+from sis_jax import parallel
 from sis_jax.ops.progress import say
 from sis_jax.runs.config import door
 from sis_jax.runs.configs.pipeline import RunConfig
+from sis_jax.types import UsageError
 
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".npz")
 
@@ -26,6 +28,11 @@ def run(config: RunConfig) -> Path:
     from sis_jax.stages.photo_samples import write_samples
     from sis_jax.stages.planning import Planner
 
+    if parallel.initialize()[1] > 1:
+        raise UsageError(
+            "run measures one machine and plans for it: start it in one process, or give the "
+            "commands of its stages one after the other in all of them"
+        )
     gen, out, seed, overwrite = config.source, config.out, config.seed, config.overwrite
     trains = gen is not None and _is_photos(Path(gen))
     photos = config.photos or (gen if trains else None)

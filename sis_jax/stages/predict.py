@@ -6,6 +6,7 @@ be read is named and skipped, and the command exits with 1.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shlex
@@ -16,10 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sis_jax import parallel
 from sis_jax.checkpoints.student import Look, Student, load_student
 from sis_jax.data.decode import Unusable
 from sis_jax.data.exports.formats import write
-from sis_jax.data.files import plain, write_atomic
+from sis_jax.data.files import disk_errors, plain, remove_temporary, write_atomic
 from sis_jax.data.items import png
 from sis_jax.data.masks import (
     Masks,
@@ -35,6 +37,7 @@ from sis_jax.data.photo_files import left_out, list_source, nothing_found, unrea
 from sis_jax.data.threads import cores, in_threads
 from sis_jax.ops.progress import progress, say
 from sis_jax.runs.configs.predict import PredictConfig
+from sis_jax.runs.lock import FolderLock
 from sis_jax.types import UsageError
 
 _MARK = ".sis-masks.json"  # distinguishes a folder we wrote from one we must not touch
@@ -45,6 +48,7 @@ _THREADS = 8  # at most: each holds a photo or a mask at its own size
 
 def predict(config: PredictConfig) -> Masks:
     """As `sis_jax.predict`, which explains the configuration."""
+    process, processes = parallel.initialize()
     run, out = config.run, config.out
     student: Student = load_student(run) if isinstance(run, str | Path) else run
     if config.batch < 1:
@@ -66,27 +70,38 @@ def predict(config: PredictConfig) -> Masks:
     folder = Path(out)
     names = _names(sources, folder, config.format, config.cutouts, skipped)
     if config.format != "png":
-        found = _segment(student, *_stream(sources, frozenset()), config, skipped)
-        write(
-            config.format,
-            found,
-            classes,
-            folder,
-            split="photos",
-            overwrite=config.overwrite,
-            licence=student.info.licence,
-        )
+        with parallel.together(processes):
+            if process == 0:
+                write(
+                    config.format,
+                    _segment(student, *_stream(sources, frozenset()), config, skipped),
+                    classes,
+                    folder,
+                    split="photos",
+                    overwrite=config.overwrite,
+                    licence=student.info.licence,
+                )
         return Masks(classes, _without(names, skipped), tuple(skipped), None)
     _check_apart(folder, config.photos)
-    done = _open_folder(folder, names, _record(config, student), classes, config.overwrite)
-    done |= {name for name, _ in skipped}
 
     def write_files(prediction: Prediction) -> None:
         _write_extras(folder, prediction, config)  # before the mask: a mask that is there is whole
         write_mask(folder, prediction)
 
-    for _ in _segment(student, *_stream(sources, done), config, skipped, write_files):
-        pass
+    with contextlib.ExitStack() as held:
+        with parallel.together(processes):
+            if process == 0:
+                settings = _record(config, student)
+                lock = _open_folder(folder, names, settings, classes, config.overwrite)
+                held.callback(lock.release)
+        with parallel.together(processes):
+            mine = set(names[process::processes])
+            done = {n for n in names if n not in mine or (folder / mask_file(n)).is_file()}
+            todo = _stream(sources, frozenset(done | {name for name, _ in skipped}))
+            for _ in _segment(student, *todo, config, skipped, write_files):
+                pass
+    if processes > 1:  # what another process could not read has no mask
+        names = [name for name in names if (folder / mask_file(name)).is_file()]
     return Masks(classes, _without(names, skipped), tuple(skipped), folder)
 
 
@@ -308,32 +323,40 @@ def _check_apart(folder: Path, photos: Any) -> None:
 
 def _open_folder(
     folder: Path, names: list[str], config: dict[str, Any], classes: tuple, overwrite: bool
-) -> frozenset[str]:
-    """Make the folder, or open one that predict wrote; returns the names that are done."""
+) -> FolderLock:
+    """Make the folder, or open one that predict wrote, and hold it."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; masks need a folder: give another --out")
     mark, config = folder / _MARK, plain(config)
-    if folder.is_dir() and any(folder.iterdir()):
-        if not mark.is_file():
-            raise UsageError(
-                f"{folder} holds other files and no masks of ours: give an empty or new folder as "
-                "--out"
-            )
-        same = json.loads(mark.read_text("utf-8")) == config
-        if not same and not overwrite:
-            raise UsageError(
-                f"{folder} holds masks made with another student or other settings: give another "
-                "--out, or --overwrite"
-            )
-        if same and not overwrite:
-            return frozenset(n for n in names if (folder / mask_file(n)).is_file())
-        for (
-            name
-        ) in names:  # so that a run that is stopped now does not take the old ones for its own
-            (folder / mask_file(name)).unlink(missing_ok=True)
+    ours = mark.is_file()
+    if folder.is_dir() and not ours and any(p.name[0] != "." for p in folder.iterdir()):
+        raise UsageError(
+            f"{folder} holds other files and no masks of ours: give an empty or new folder as --out"
+        )
+    same = ours and _read_mark(mark) == config
+    if ours and not same and not overwrite:
+        raise UsageError(
+            f"{folder} holds masks made with another student or other settings: give another "
+            "--out, or --overwrite"
+        )
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FolderLock(folder / ".lock")
+        remove_temporary(folder)
+        if ours and (overwrite or not same):
+            # so that a run that is stopped now does not take the old ones for its own
+            for name in names:
+                (folder / mask_file(name)).unlink(missing_ok=True)
+    write_atomic(mark, json.dumps(config).encode())  # first: now all that follows is ours
     write_classes(folder, classes)
-    write_atomic(mark, json.dumps(config).encode())
-    return frozenset()
+    return lock
+
+
+def _read_mark(mark: Path) -> Any:
+    try:
+        return json.loads(mark.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def plan(config: PredictConfig) -> dict[str, Any]:

@@ -6,6 +6,7 @@ do not change a byte.
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import shutil
 import tempfile
@@ -16,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 
 from sis_jax import parallel
+from sis_jax.data.files import utf8
 from sis_jax.data.folder import (
     CARD,
     CLASSES,
@@ -33,7 +34,7 @@ from sis_jax.data.threads import cores
 from sis_jax.ops.progress import progress, say
 from sis_jax.ops.sampling import probe
 from sis_jax.runs.configs.synthesize import SynthesizeConfig
-from sis_jax.runs.run import RunFolder
+from sis_jax.runs.run import RunFolder, Stage
 from sis_jax.stages.teacher import Teacher
 from sis_jax.types import UsageError
 
@@ -44,19 +45,20 @@ def synthesize(config: SynthesizeConfig) -> Dataset:
     """As `sis_jax.synthesize`, which explains the configuration."""
     _check(config)
     process, processes = parallel.initialize()  # before anything touches a device
-    teacher, place = _teacher(config)
-    if teacher.parts.background.get("found") is False:
-        say(
-            "the background was not found, so no pixel has class 0: see the warnings in report.html"
-        )
-    psi = teacher.truncation if config.truncation is None else config.truncation
-    classes = tuple(c["name"] for c in teacher.parts.classes)
-    resolved = replace(config, truncation=psi, classes=classes)
-    if process == 0:
-        _write_as_stage(place, teacher, resolved, config, processes)
-    else:
-        _write_share(place / "data", teacher, resolved, process, processes)
-    _wait_for_all(processes, "metadata")
+    with contextlib.ExitStack() as held:
+        with parallel.together(processes):
+            teacher, place = _teacher(config)
+            psi = teacher.truncation if config.truncation is None else config.truncation
+            classes = tuple(c["name"] for c in teacher.parts.classes)
+            resolved = replace(config, truncation=psi, classes=classes)
+            first = process == 0
+            stage = held.enter_context(_stage(place, teacher, resolved, config)) if first else None
+        with parallel.together(processes):
+            _write_share(place / "data", teacher, resolved, process, processes)
+        with parallel.together(processes):
+            if stage is not None and not stage.done:
+                _finish(place / "data", resolved, stage)
+            held.close()
     return Dataset.open(place)
 
 
@@ -92,38 +94,40 @@ def _check(config: SynthesizeConfig) -> None:
         raise UsageError(f"mix is {mix}, expected a share of the images from 0 to 1")
 
 
-def _write_as_stage(
-    place: Path,
-    teacher: Teacher,
-    config: SynthesizeConfig,
-    given: SynthesizeConfig,
-    processes: int,
-) -> None:
-    """The first process: it holds the run folder, writes classes and card, joins the metadata."""
+@contextlib.contextmanager
+def _stage(
+    place: Path, teacher: Teacher, config: SynthesizeConfig, given: SynthesizeConfig
+) -> Iterator[Stage]:
+    """The first process holds the run folder, and writes classes and card."""
     inputs = {"generator": teacher.gen.info.sha256, "parts": teacher.parts.digest()}
     with (
         RunFolder.open(place, config.overwrite) as run,
         run.stage(config, given=given, inputs=inputs, generator=teacher.gen.info) as stage,
     ):
-        if stage.done:
-            return
-        if not stage.resumed:
-            shutil.rmtree(place / "data", ignore_errors=True)
-        run.write_bytes(f"data/{CLASSES}", classes_json(teacher.parts.classes))
-        run.write_bytes(f"data/{CARD}", _card(teacher, config).encode())
-        _wait_for_all(processes, "folder")
-        _write_share(place / "data", teacher, config, 0, processes)
-        for split, seeds in _splits(config).items():
-            _writer(place / "data" / split, len(seeds)).finish()
-            stage.files.append(f"data/{split}/{METADATA}")
+        if teacher.parts.background.get("found") is False:
+            say(
+                "the background was not found, so no pixel has class 0: see the warnings in "
+                "report.html"
+            )
+        if not stage.done:
+            if not stage.resumed:
+                shutil.rmtree(place / "data", ignore_errors=True)
+            run.write_bytes(f"data/{CLASSES}", classes_json(teacher.parts.classes))
+            run.write_bytes(f"data/{CARD}", utf8(_card(teacher, config)))
+        yield stage
+
+
+def _finish(folder: Path, config: SynthesizeConfig, stage: Stage) -> None:
+    """Put the metadata of all processes together."""
+    for split, seeds in _splits(config).items():
+        _writer(folder / split, len(seeds)).finish()
+        stage.files.append(f"data/{split}/{METADATA}")
 
 
 def _write_share(
     folder: Path, teacher: Teacher, config: SynthesizeConfig, process: int, processes: int
 ) -> None:
     """This process's chunks of every split: each `processes`-th one."""
-    if process:
-        _wait_for_all(processes, "folder")
     splits = _splits(config)
     todo = []
     for split, seeds in splits.items():
@@ -138,7 +142,6 @@ def _write_share(
     drawn = _examples(teacher, [seeds[i] for _, chunk, seeds in todo for i in chunk], config)
     write_chunks([(writer, chunk) for writer, chunk, _ in todo], drawn, bar.update)
     bar.close()
-    _wait_for_all(processes, "images")
 
 
 def _examples(teacher: Teacher, seeds: list[int], config: SynthesizeConfig) -> Iterator[Example]:
@@ -168,12 +171,6 @@ def _splits(config: SynthesizeConfig) -> dict[str, range]:
 
 def _writer(folder: Path, total: int) -> Any:
     return SplitWriter(folder, total, CHUNK)
-
-
-def _wait_for_all(processes: int, where: str) -> None:
-    """Wait until every process of the job has come this far."""
-    if processes > 1:
-        multihost_utils.sync_global_devices(f"sis_jax synthesize {where}")
 
 
 def _card(teacher: Teacher, config: SynthesizeConfig) -> str:

@@ -55,6 +55,10 @@ _LEAST = {
 
 def train_generator(config: TrainGeneratorConfig) -> StyleGAN2:
     """As `sis_jax.train_generator`, which explains the configuration."""
+    return parallel.by_turns(_work, config)
+
+
+def _work(config: TrainGeneratorConfig) -> StyleGAN2:
     _check(config)
     with RunFolder.open(config.out, config.overwrite) as run:
         if config.overwrite:

@@ -139,9 +139,10 @@ class Checkpoints:
         if self._manager is None:
             assert self.folder is not None
             options = _orbax().CheckpointManagerOptions(
-                max_to_keep=1, create=True, cleanup_tmp_directories=True
+                max_to_keep=1, create=False, cleanup_tmp_directories=True, **_alone()
             )
             with disk_errors(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
                 self._manager = _orbax().CheckpointManager(self.folder.absolute(), options=options)
         return self._manager
 
@@ -303,6 +304,18 @@ def _optax_as_lists(tree: PyTree) -> PyTree:
     return jax.tree.map(
         lambda node: jax.tree.leaves(node) if is_tuple(node) else node, tree, is_leaf=is_tuple
     )
+
+
+def _alone() -> dict[str, Any]:
+    """Options by which Orbax waits for no other process of a job: only one trains at a time."""
+    if jax.process_count() == 1:
+        return {}
+    me = jax.process_index()
+    return {
+        "multiprocessing_options": _orbax().options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=str(me)
+        )
+    }
 
 
 def _orbax() -> Any:

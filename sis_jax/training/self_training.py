@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, UInt8
 
 from sis_jax.models.students import to_float
 from sis_jax.ops.student_augment import Augmentation, appearance, geometry, warp_planes
-from sis_jax.parallel import device_key, pmean
+from sis_jax.parallel import batch_size, own_images, pmean, step_key
 from sis_jax.training.student import Recipe, State, forward, updated
 
 # Photos vary by themselves, and are framed as those the student will be given; a few come much
@@ -59,10 +59,13 @@ def hard_backgrounds(
     from photos as they are.
     """
     n = len(backgrounds)
-    u = jax.random.uniform(key, (5, n, 1, 1, 1))
+    whole = batch_size(n)
+    u = own_images(jax.random.uniform(key, (5, whole, 1, 1, 1)), n, axis=1)
     x = jnp.where(u[0] < 0.5, backgrounds[:, :, ::-1], backgrounds)
     x = jnp.where(u[1] < 0.5, x[:, ::-1], x)
-    near = jax.random.uniform(jax.random.fold_in(key, 1), (n, 1, 1, 3), minval=-0.2, maxval=0.2)
+    shade = jax.random.fold_in(key, 1)
+    near = jax.random.uniform(shade, (whole, 1, 1, 3), minval=-0.2, maxval=0.2)
+    near = own_images(near, n)
     contrast = 0.2 + 0.8 * u[2]
     alike = edge[:, None, None] + near + contrast * (x - x.mean((1, 2), keepdims=True))
     dark = (x + 1) * (0.05 + 0.45 * u[3]) - 1
@@ -109,7 +112,7 @@ def self_training_step(
     """One step. target: the teacher's probabilities, 255 = 1. backgrounds: what to put behind each
     photo where `pasted` is 1. edge: the mean colour of each photo's foreground near its boundary.
     """
-    x, q = view(device_key(key), photos, target, backgrounds, pasted, edge, recipe)
+    x, q = view(step_key(key), photos, target, backgrounds, pasted, edge, recipe)
     weight = jnp.where(pasted[:, None, None] > 0, 1.0, jnp.abs(1 - 2 * q[..., 0]))
 
     def loss(params: dict) -> tuple[Array, dict]:

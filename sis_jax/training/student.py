@@ -26,7 +26,7 @@ from sis_jax.ops.student_augment import (
     soften,
     warp,
 )
-from sis_jax.parallel import device_key, pmean, psum
+from sis_jax.parallel import pmean, psum, step_key
 
 State = dict[str, Any]  # a pytree of arrays only
 
@@ -207,7 +207,7 @@ def train_step(
     recipe: Recipe,
 ) -> tuple[State, dict[str, Array]]:
     """One step on images uint8[n h w 3], masks of channels and certainty uint8[n h w], 255 = 1."""
-    batch = _shown(device_key(key), images, masks, certainty, recipe)
+    batch = _shown(step_key(key), images, masks, certainty, recipe)
 
     def loss(params: dict) -> tuple[Array, tuple]:
         value, statistics, hit = _labelled_loss(graph, params, state["statistics"], batch, recipe)
