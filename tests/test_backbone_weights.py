@@ -11,7 +11,7 @@ from clip_kit import own_folders, save_pt
 from safetensors.numpy import save_file
 
 import sis_jax
-from sis_jax.checkpoints import catalogue, clip_names, convert, files, verify
+from sis_jax.checkpoints import catalogue, convert, files, hub, verify
 from sis_jax.checkpoints.build import arrays_of
 from sis_jax.checkpoints.layouts import dinov2, efficientnet, resnet
 from sis_jax.types import SisError, UsageError
@@ -82,7 +82,7 @@ def test_dinov2_from_a_hub_folder(tmp_path, small, monkeypatch):
 
 
 def test_hub_offline(monkeypatch):
-    monkeypatch.setattr(clip_names, "_snapshot", lambda *_, **__: (None, "no network"))
+    monkeypatch.setattr(hub, "_snapshot", lambda *_, **__: (None, "no network"))
     with pytest.raises(
         UsageError,
         match=r"facebook/dinov2-small is not here and was not downloaded .*: download "

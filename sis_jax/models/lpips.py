@@ -8,6 +8,7 @@ not part of this library: `checkpoints/lpips.py`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,11 +32,13 @@ _SCALE = np.array([0.458, 0.448, 0.450], np.float32)
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LPIPS:
-    """kernels, biases: of the thirteen convolutions. gains >= 0: per channel of the five blocks."""
+    """kernels Float[3 3 i o], biases Float[o]: of the thirteen convolutions. gains Float[o] >= 0: of
+    the five blocks. Arrays, or their shapes in a memory plan.
+    """
 
-    kernels: tuple[Float[Array, "3 3 _ _"], ...]
-    biases: tuple[Float[Array, "_"], ...]
-    gains: tuple[Float[Array, "_"], ...]
+    kernels: tuple[Any, ...]
+    biases: tuple[Any, ...]
+    gains: tuple[Any, ...]
 
 
 def lpips_maps(net: LPIPS, images: Float[Array, "n r r 3"]) -> list[Float[Array, "n _ _ _"]]:
