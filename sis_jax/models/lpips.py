@@ -32,8 +32,8 @@ _SCALE = np.array([0.458, 0.448, 0.450], np.float32)
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LPIPS:
-    """kernels Float[3 3 i o], biases Float[o]: of the thirteen convolutions. gains Float[o] >= 0: of
-    the five blocks. Arrays, or their shapes in a memory plan.
+    """kernels Float[3 3 i o], biases Float[o]: of the thirteen convolutions. gains Float[o] >= 0:
+    per channel of the five blocks. Arrays, or their shapes in a memory plan.
     """
 
     kernels: tuple[Any, ...]
