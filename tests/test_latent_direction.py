@@ -224,7 +224,7 @@ def test_the_gradient_is_that_of_the_loss():
             -2 * (y * prior).mean() + 10 * ((ld.edge_strength(y) - ld.edge_strength(x)) ** 2).mean()
         )
 
-    kind = {"signs": (1.0,), "space": "z", "prior": "center", "weights": (2.0, 10.0)}
+    kind = {"signs": (1.0,), "space": "z", "prior": "center", "weights": (2.0, 10.0), "small": None}
     gradient, *_ = ld._gradient_body(
         gen,
         jnp.asarray(z),

@@ -322,7 +322,7 @@ def test_a_student_is_taken_for_nothing_else(student, tmp_path, monkeypatch, cap
         and "did you mean 'faces-student'" in capsys.readouterr().err
     )
     (tmp_path / "faces-student").mkdir()  # such as masks that were written there
-    assert sis_jax.load_student("faces-student").side == 128
+    assert sis_jax.load_student("faces-student").side == 192
     student.save("faces-student", "float16")  # a folder of that name here comes first
     near = sis_jax.load_student("faces-student")
     assert near.info.name == student.info.name

@@ -45,6 +45,9 @@ class Painted:
     def stem(self, w, slots):
         return self.disc(w).astype(jnp.float32)[..., None], w[:, :2]
 
+    def skips_from(self, slots):
+        return ()
+
     def synthesize_from(self, stem, w, slots, noise="const", taps=()):
         disc, right = (
             stem[0],
