@@ -149,14 +149,17 @@ def test_sizes_and_colours(run, browser, width, dark):
 
 
 def test_up_and_down_between_levels(tmp_path, browser):
-    """One file holds the edits of both; a coarse part takes its finer ones to the background."""
+    """The finest is seen first. One file holds the edits of both; a coarse part takes its finer
+    ones to the background.
+    """
     before = parts_kit.two_levels()
     run = parts_kit.write_run(before, tmp_path / "run")
     browser.show()
     browser.open(report(run))
     titles = "[...document.querySelectorAll('#levels button')].map((b) => b.textContent)"
     assert browser.run(titles) == ["Coarse: 4 parts", "Fine: 5 parts"]
-    assert browser.run("document.querySelector('[data-table=\"1\"]').offsetHeight") == 0
+    assert browser.run("document.querySelector('[data-table=\"0\"]').offsetHeight") == 0
+    click(browser, "#levels button:first-child")
     click(browser, "#levels button:last-child")
     assert chips(browser) == list(before.finer.names.values())
     assert pixel(browser, 0, 0.4, 0.3)[:3] == draw.palette()[2].tolist()

@@ -8,7 +8,7 @@
   const photos = [...document.querySelectorAll("img[data-photo]")];
   const history = [];
   let edits = run.levels.map(() => ({}));
-  let level = 0;
+  let level = run.levels.length - 1; // the finest first
   let chosen = null;
   let downloaded = "";
 
