@@ -347,8 +347,10 @@ def _open_folder(
             # so that a run that is stopped now does not take the old ones for its own
             for name in names:
                 (folder / mask_file(name)).unlink(missing_ok=True)
-    write_atomic(mark, json.dumps(config).encode())  # first: now all that follows is ours
-    write_classes(folder, classes)
+    if not same:
+        write_atomic(mark, json.dumps(config).encode())  # first: now all that follows is ours
+    if not (same and (folder / "classes.json").is_file()):
+        write_classes(folder, classes)
     return lock
 
 
