@@ -23,6 +23,7 @@ from sis_jax.checkpoints.build import arrays_of, build
 from sis_jax.checkpoints.student_export import write
 from sis_jax.data.decode import CROPS, Fit, pad_before, padded
 from sis_jax.data.files import utf8, write_atomic
+from sis_jax.data.threads import in_threads
 from sis_jax.models import students
 from sis_jax.models.students import to_float
 from sis_jax.ops import plan
@@ -76,9 +77,9 @@ class Student:
             larger is cut into overlapping tiles. edges: let borders follow the photo's edges
             (`ops/guided_filter.py`).
         """
-        looks = [self.look(image, size, edges=edges) for image in images]
+        looks = list(in_threads(lambda image: self.look(image, size, edges=edges), images))
         small = self.probabilities([look.seen for look in looks], flip=flip, tile=tile)
-        return [self.full_scores(s, look) for s, look in zip(small, looks)]
+        return list(in_threads(lambda pair: self.full_scores(*pair), zip(small, looks)))
 
     def masks(
         self,
@@ -90,9 +91,9 @@ class Student:
         edges: bool = True,
     ) -> list[UInt8[np.ndarray, "_ _"]]:
         """Masks of class ids at each photo's own size. Arguments as in `scores`."""
-        looks = [self.look(image, size, edges=edges) for image in images]
+        looks = list(in_threads(lambda image: self.look(image, size, edges=edges), images))
         small = self.probabilities([look.seen for look in looks], flip=flip, tile=tile)
-        return [self.mask(s, look) for s, look in zip(small, looks)]
+        return list(in_threads(lambda pair: self.mask(*pair), zip(small, looks)))
 
     @classmethod
     def load(cls, name_or_path: str | os.PathLike | None = None) -> Any:

@@ -278,7 +278,8 @@ def _labelled(
     student: Student, seen: Iterator[Seen], config: PredictConfig, skipped: list[tuple[str, str]]
 ) -> Iterator[tuple[str, np.ndarray | None, Look, np.ndarray]]:
     """(name, image, look, probabilities at the size the network works at) of photos."""
-    while chunk := list(islice(seen, config.batch)):
+    count = config.batch * len(parallel.local_devices())
+    while chunk := list(islice(seen, count)):
         good = []
         for name, image, look in chunk:
             if isinstance(look, str):

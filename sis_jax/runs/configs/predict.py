@@ -41,7 +41,7 @@ class PredictConfig(Config):
             training.
         tile: pixels; a photo that is larger at that size is cut into overlapping tiles.
         edges: let borders follow the photo's edges; without it they are as smooth as the network's.
-        batch: photos at once, from 1 on.
+        batch: photos at once on each device, from 1 on.
         overwrite: replace masks in `out` that were made with other settings.
     """
 
