@@ -510,6 +510,17 @@ def test_compiled_programs_are_kept_between_processes(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_our_own_compilation_cache_is_always_bounded(tmp_path):
+    code = (
+        "from sis_jax.runs import cli\ncli.enable_compilation_cache()\n"
+        "import jax\nprint(jax.config.jax_compilation_cache_max_size > 0)"
+    )
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    env |= {"XDG_CACHE_HOME": str(tmp_path), "JAX_COMPILATION_CACHE_MAX_SIZE": "-1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.stdout == "True\n", done.stderr
+
+
 def test_a_compilation_cache_of_the_users_own_is_not_bounded(tmp_path):
     """A bounded cache cannot read entries that other programs wrote without access times."""
     (tmp_path / "jit_f-0-cache").write_bytes(b"written by another program")

@@ -216,8 +216,10 @@ def enable_compilation_cache() -> Path | None:
     }
     if ours and _has_filelock():  # a cache of other programs too has entries without access times
         settings["jax_compilation_cache_max_size"] = _CACHE_BYTES
+    # A bounded cache cannot read entries that an unbounded one wrote: in our own folder, one rule.
+    ruled = {"jax_compilation_cache_dir", "jax_compilation_cache_max_size"}
     for name, value in settings.items():
-        if name.upper() not in os.environ or name == "jax_compilation_cache_dir":
+        if name.upper() not in os.environ or name in ruled:
             os.environ[name.upper()] = str(value)
             if "jax" in sys.modules:  # it read the environment when it was imported
                 sys.modules["jax"].config.update(name, value)
