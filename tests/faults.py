@@ -194,6 +194,7 @@ class Faults:
         self.at: int | None = None
         self.error: OSError | None = None
         self.active, self._opened = False, ""
+        self._halving = threading.local()  # its own truncation is an operation, too
         sys.addaudithook(self._hook)
 
     @contextlib.contextmanager
@@ -217,7 +218,9 @@ class Faults:
                 path.rename(path.with_name(name))
 
     def _hook(self, event: str, args: tuple) -> None:
-        if not self.active or event not in _EVENTS or not self._ours(event, args):
+        if not self.active or hasattr(self._halving, "now"):
+            return
+        if event not in _EVENTS or not self._ours(event, args):
             return
         self.names.append(f"{event} {args[0]}")
         if self.at is None or len(self.names) <= self.at:
@@ -227,11 +230,15 @@ class Faults:
             if event in ("os.remove", "os.rmdir"):  # a full disk takes these
                 return
             raise self.error
-        self.active = False
-        if os.path.isfile(self._opened):
-            os.truncate(self._opened, os.path.getsize(self._opened) // 2)
-        self._opened, self.active = "", True
+        self._halve()
         raise Killed
+
+    def _halve(self) -> None:
+        self._halving.now = True
+        with contextlib.suppress(FileNotFoundError):  # another thread has just renamed it
+            os.truncate(self._opened, os.path.getsize(self._opened) // 2)
+        del self._halving.now
+        self._opened = ""
 
     def _ours(self, event: str, args: tuple) -> bool:
         if event == "open":
