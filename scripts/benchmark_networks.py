@@ -271,7 +271,8 @@ def student(
     references: tuple[str, ...] = ("unet-efficientnet-lite0", "resnet18"),
     reference_python: str = sys.executable,
 ) -> None:
-    """Photos per second of students in use and in training (AdamW, no augmentation), turn by turn
+    """Photos per second of students in use (the network and the winning class; without borders that
+    follow edges, which PyTorch's has not) and in training (AdamW, no augmentation), turn by turn
     with PyTorch on the same cores.
     """
     script = Path(__file__).with_name("torch_student.py")
@@ -303,7 +304,7 @@ def _student_rate(what: str, name: str, side: int, batch: int, seconds: float) -
     if what == "predict":
         classes = tuple({"id": i, "name": str(i), "colour": "#000000"} for i in range(2))
         ready = Student(network, config, classes, side)
-        return _rate(lambda _: ready.masks(list(images), flip=False), batch, seconds)
+        return _rate(lambda _: ready.masks(list(images), flip=False, edges=False), batch, seconds)
     recipe = training.Recipe(batch=batch, side=side)
     graph, state = training.new_state(network, recipe)
     devices = parallel.device_count()

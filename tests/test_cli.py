@@ -472,11 +472,12 @@ def test_freed_memory_is_kept_unless_somebody_says_otherwise(setting, keeps):
     assert done.stdout == f"{keeps}\n", done.stderr
 
 
-def test_python_sets_the_machine_up_at_first_use():
+@pytest.mark.parametrize("before", ["", "import jax\n"])
+def test_python_sets_the_machine_up_at_first_use(before):
     env = {k: v for k, v in os.environ.items() if k not in ("NPROC", "XLA_FLAGS")}
     env["JAX_PLATFORMS"] = "cpu"
     code = (
-        "import os\nos.sched_getaffinity = lambda _: range(2)\nimport sis_jax as sis\n"
+        f"{before}import os\nos.sched_getaffinity = lambda _: range(2)\nimport sis_jax as sis\n"
         "sis.load_generator\nimport jax\nprint(len(jax.devices()))"
     )
     done = subprocess.run(

@@ -37,6 +37,7 @@ _OVERLAP = 64
 _FINE = 4  # times the resolution of the network: how finely borders follow the photo
 _GRID = 16  # edges are rounded to this, so that photos of like shape share a compilation
 ROWS = 16  # photos per device at a time, at most
+CPU_ROWS = 4  # as fast on a CPU, and fewer to fill up the last block with
 
 
 @dataclass(frozen=True)
@@ -246,9 +247,10 @@ class Student:
         graph, params = self._placed
         devices = parallel.local_devices()
         static = {"graph": graph, "flip": flip, "swap": mirrored(self.classes)}
+        platform = devices[0].platform
         rows, needed = plan.rows_at_once(
-            _probabilities, (None, 0), (params, images[0][None]), devices[0].platform, ROWS,
-            **static,
+            _probabilities, (None, 0), (params, images[0][None]), platform,
+            CPU_ROWS if platform == "cpu" else ROWS, **static,
         )  # fmt: skip
         used = plan.devices_at_once(needed, devices)
         what = f"labelling {rows} photos of {images[0].shape[0]} pixels"

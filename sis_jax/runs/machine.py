@@ -1,4 +1,4 @@
-"""Settings before JAX is imported: CPU cores as devices, memory that stays."""
+"""Settings before JAX is first used: CPU cores as devices, memory that stays."""
 
 from __future__ import annotations
 
@@ -19,13 +19,10 @@ _MALLOC = (
 KEEP_MEMORY = "SIS_JAX_KEEP_MEMORY"
 
 
-def prepare() -> bool:
-    """Set the process up, unless JAX is already imported; returns whether it was in time."""
-    if "jax" in sys.modules:
-        return False
+def prepare() -> None:
+    """Set the process up. JAX may be imported, but the cores count only before its first use."""
     use_cpu_cores()
     keep_memory()
-    return True
 
 
 def use_cpu_cores() -> None:
@@ -33,7 +30,7 @@ def use_cpu_cores() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     has_affinity = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    if "jax" in sys.modules or "xla_force_host_platform_device_count" in flags or cores < 2:
+    if "xla_force_host_platform_device_count" in flags or cores < 2:
         return
     count = 1 << (cores.bit_length() - 1)  # batches are powers of two, and are divided evenly
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={count}".strip()
