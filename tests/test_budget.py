@@ -39,7 +39,7 @@ def test_a_budget_that_is_no_time(text):
 @pytest.mark.parametrize("seconds", [1200, 1800, 7200, 40_000])
 def test_all_stages_fit_the_budget(speed, seconds):
     """And use it: what is left over is the margin, or more than the student can use."""
-    sizes = budget.fitted(Sizes(), speed, seconds, PHOTOS)
+    sizes = budget.fitted(Sizes(), speed, seconds, 0, PHOTOS)
     planned = budget.total(budget.rows(sizes, speed, PHOTOS))
     assert planned <= 0.92 * seconds
     usual = Sizes()
@@ -49,25 +49,29 @@ def test_all_stages_fit_the_budget(speed, seconds):
 
 
 def test_more_time_asks_for_more():
-    small, large = (budget.fitted(Sizes(), TWO_CORES, t, PHOTOS) for t in (1200, 7200))
+    small, large = (budget.fitted(Sizes(), TWO_CORES, t, 0, PHOTOS) for t in (1200, 7200))
     assert large.images > 5 * small.images and large.n >= small.n
     assert large.steps * large.rounds > small.steps * small.rounds
     assert large.snapshot < large.images  # the curve has more than its end
 
 
-def test_a_budget_that_is_too_short_states_one_that_is_not():
-    with pytest.raises(UsageError, match=r"give --budget (\d+)m or more") as error:
-        budget.fitted(Sizes(), TWO_CORES, 120, PHOTOS)
+@pytest.mark.parametrize("spent", [0, 150])
+def test_a_budget_that_is_too_short_states_one_that_is_not(spent):
+    """The time of the probe included."""
+    with pytest.raises(UsageError, match=r"the budget is 2 min, .* --budget \d+m or") as error:
+        budget.fitted(Sizes(), TWO_CORES, 120, spent, PHOTOS)
     minutes = int(str(error.value).split("--budget ")[1].split("m")[0])
-    sizes = budget.fitted(Sizes(), TWO_CORES, 60 * minutes, PHOTOS)
-    assert budget.total(budget.rows(sizes, TWO_CORES, PHOTOS)) <= 0.92 * 60 * minutes
+    sizes = budget.fitted(Sizes(), TWO_CORES, 60 * minutes, spent, PHOTOS)
+    assert budget.total(budget.rows(sizes, TWO_CORES, PHOTOS)) <= 0.92 * (60 * minutes - spent)
+    with pytest.raises(UsageError):
+        budget.fitted(Sizes(), TWO_CORES, 60 * (minutes - 1), spent, PHOTOS)
 
 
 def test_planned_again_from_the_time_left():
     """A training that took longer leaves a smaller student, one that took less a larger one; there
     is a least one, and the generator's settings stay.
     """
-    first = budget.fitted(Sizes(), TWO_CORES, 7200, PHOTOS)
+    first = budget.fitted(Sizes(), TWO_CORES, 7200, 0, PHOTOS)
     found = [budget.again(first, TWO_CORES, left, PHOTOS) for left in (1, 900, 1800, 100_000)]
     work = [s.steps + s.rounds * s.adapt_steps for s in found]
     assert work == sorted(work) and work[0] >= 20 and found[0].n >= 128

@@ -1,7 +1,10 @@
 """`python -m sis_jax run`: all stages in one folder, from a generator and from photos."""
 
+import contextlib
 import json
 from pathlib import Path
+from time import sleep
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +15,7 @@ from PIL import Image
 from sis_jax.checkpoints.student import Student
 from sis_jax.data.masks import Prediction, write_mask
 from sis_jax.models.students import StudentConfig
-from sis_jax.stages import photo_samples, planning, speeds
+from sis_jax.stages import clock, photo_samples, speeds
 from sis_jax.stages.budget import Speeds
 from sis_jax.stages.pipeline import run
 from sis_jax.types import UsageError
@@ -59,6 +62,11 @@ def photos_in(place, height=48):
     return place
 
 
+def write_run(out, stages):
+    out.mkdir()
+    (out / "run.json").write_text(json.dumps({"format": 1, "stages": stages}))
+
+
 def stages_of(out):
     return json.loads((out / "run.json").read_text())["stages"]
 
@@ -77,6 +85,7 @@ def test_from_a_generator(quick, tiny_weights, tmp_path):
     assert (tmp_path / "r/student/model.safetensors").stat().st_mtime_ns == before
 
 
+ANEW = {"overwrite": True}
 # Of a machine on which eight minutes are just enough.
 SLOW = Speeds(
     sample=0.5, student_start=0.5, student_image=0.05, student_bytes=1, snapshot=5,
@@ -117,17 +126,20 @@ class Bright(nnx.Module):
 
 @pytest.fixture
 def doors(monkeypatch):
-    """Doors that take as long as they are told and write little: {verb: seconds}, [(verb, what it
-    was given)].
+    """Doors that take as long as they are told and write little: {verb: seconds; "then": called at
+    the end of the generator's training}, [(verb, what it was given)].
     """
     import sis_jax
 
-    took, calls, now = {"train_generator": 100.0}, [], [0.0]
+    took: dict[str, Any] = {"train_generator": 100.0}
+    calls, now = [], [0.0]
 
     def door(verb):
         def work(*args, **given):
             calls.append((verb, given))
             now[0] += took.get(verb, 1.0)
+            if verb == "train_generator" and took.get("then"):
+                took["then"]()
             if verb == "predict":
                 for photo in Path(args[1]).iterdir():
                     write_mask(
@@ -144,7 +156,7 @@ def doors(monkeypatch):
     )
     monkeypatch.setattr(photo_samples, "load_student", lambda run: student)
     monkeypatch.setattr(speeds, "measured", lambda *a: calls.append(("measured", a)) or SLOW)
-    monkeypatch.setattr(planning, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(clock, "perf_counter", lambda: now[0])
     return took, calls
 
 
@@ -186,6 +198,49 @@ def test_a_slow_training_leaves_a_smaller_student(doors, tmp_path):
         asked = dict(calls)["distill"]
         steps[seconds] = asked["steps"] + asked["rounds"] * asked["adapt_steps"]
     assert steps[50.0] > steps[300.0] >= steps[4000.0] > 0
+
+
+def test_a_machine_that_became_slow_is_planned_for(doors, tmp_path):
+    """The later stages are as slow as the generator's training was."""
+    took, calls = doors
+    place, work = photos_in(tmp_path / "photos"), {}
+    for pace in (1, 2):
+        out = tmp_path / str(pace)
+
+        def trained(pace=pace, out=out):
+            sizes = stages_of(out)["run"]["sizes"]
+            row = stages_of(out)["run"]["stages"][0]
+            record = {"images": sizes["images"], "training_seconds": pace * row["seconds"]}
+            record["started"] = "2026-01-01T00:00:00Z"
+            write_run(out / "training", {"train_generator": record})
+
+        took["then"] = trained
+        run(str(place), out=str(out), budget="8m")
+        asked = dict(calls)["distill"]
+        work[pace] = asked["steps"] + asked["rounds"] * asked["adapt_steps"]
+    assert 0 < work[2] < 0.8 * work[1]
+
+
+def test_the_time_of_a_killed_call_counts(doors, tmp_path, monkeypatch):
+    """Also of a stage that was not finished; --overwrite counts anew."""
+    took, calls = doors
+    place, out = photos_in(tmp_path / "photos"), tmp_path / "r"
+    asked, minutes = {"out": str(out), "budget": "30m"}, {}
+    monkeypatch.setattr(clock.Clock, "__exit__", lambda *_: None)  # a kill is not an exit
+    monkeypatch.setattr(clock, "EVERY", 0.01)
+
+    def killed():
+        while float((out / clock.FILE).read_text()) < took["train_generator"]:
+            sleep(0.01)
+        raise KeyboardInterrupt
+
+    for name, then, extra in (("killed", killed, {}), ("again", None, {}), ("anew", None, ANEW)):
+        took["then"] = then
+        with contextlib.suppress(KeyboardInterrupt):
+            run(str(place), **asked, **extra)
+        minutes[name] = dict(calls)["train_generator"]["minutes"]
+    assert minutes["again"] == pytest.approx(minutes["killed"] - 100 / 60, abs=0.1)
+    assert minutes["anew"] == pytest.approx(minutes["killed"], abs=0.1)
 
 
 def test_photos_of_least_confidence_come_first(doors, tmp_path):

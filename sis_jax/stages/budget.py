@@ -78,6 +78,11 @@ class Speeds:
     gan_image: float = 0.0
     gan_bytes: float = 0.0
 
+    def at_pace(self, pace: float) -> Speeds:
+        """These speeds on a machine that has become so many times as slow."""
+        slower = {k: pace * getattr(self, k) for k in ("sample", "student_start", "student_image")}
+        return replace(self, **slower)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -127,17 +132,19 @@ def candidate(sizes: Sizes, seconds: float, cores: int) -> Sizes:
     return sizes
 
 
-def fitted(sizes: Sizes, speeds: Speeds, seconds: float, photos: int) -> Sizes:
-    """`sizes` with the counts with which all stages take `USED` of the time. photos: that the
-    student adapts to. Raises UsageError where the smallest counts take longer.
+def fitted(sizes: Sizes, speeds: Speeds, given: float, spent: float, photos: int) -> Sizes:
+    """`sizes` with the counts with which all stages take `USED` of the seconds left. given, spent:
+    seconds of the budget and of the timing. photos: that the student adapts to. Raises UsageError
+    where the smallest counts take longer.
     """
+    seconds = given - spent
     least = replace(_later(sizes, speeds, 0.0, photos), images=LEAST_BATCHES * sizes.batch)
     least = replace(least, snapshot=least.images)
     needed = total(rows(least, speeds, photos))
     if needed > USED * seconds:
-        minutes = math.ceil(needed / USED / 60)
+        minutes = math.ceil((needed / USED + spent) / 60)
         raise UsageError(
-            f"the budget is {duration(seconds)}, and the smallest run takes about {minutes} min on "
+            f"the budget is {duration(given)}, and the smallest run takes about {minutes} min on "
             f"this machine: give --budget {minutes}m or more"
         )
     if not speeds.gan_image:

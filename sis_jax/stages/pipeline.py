@@ -12,6 +12,7 @@ from sis_jax import parallel
 from sis_jax.ops.progress import say
 from sis_jax.runs.config import door
 from sis_jax.runs.configs.pipeline import RunConfig
+from sis_jax.stages.clock import Clock
 from sis_jax.types import UsageError
 
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".npz")
@@ -25,18 +26,23 @@ def run(config: RunConfig) -> Path:
     Returns the path of the report. Raises UsageError for inputs that a stage cannot work with, and
     for a budget that is too short.
     """
-    from sis_jax.stages.photo_samples import write_samples
-    from sis_jax.stages.planning import Planner
-
     if parallel.initialize()[1] > 1:
         raise UsageError(
             "run measures one machine and plans for it: start it in one process, or give the "
             "commands of its stages one after the other in all of them"
         )
+    with Clock(Path(config.out), config.overwrite) as clock:
+        return _stages(config, clock)
+
+
+def _stages(config: RunConfig, clock: Clock) -> Path:
+    from sis_jax.stages.photo_samples import write_samples
+    from sis_jax.stages.planning import Planner
+
     gen, out, seed, overwrite = config.source, config.out, config.seed, config.overwrite
     trains = gen is not None and _is_photos(Path(gen))
     photos = config.photos or (gen if trains else None)
-    planner = Planner(config, photos, trains)
+    planner = Planner(config, photos, trains, clock)
     first = planner.first()
     if trains:
         if not planner.past_training():

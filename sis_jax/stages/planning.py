@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import jax
+import numpy as np
 
 from sis_jax.data.decode import Fit
 from sis_jax.data.files import read_run
 from sis_jax.data.photo_files import list_source, nothing_found
 from sis_jax.data.photos import own_aspect
+from sis_jax.data.threads import cores
 from sis_jax.ops.progress import say
 from sis_jax.runs.cli import duration
 from sis_jax.runs.configs.pipeline import RunConfig
 from sis_jax.runs.run import RunFolder
 from sis_jax.stages import budget, speeds
 from sis_jax.stages.budget import Row, Sizes, Speeds
+from sis_jax.stages.clock import Clock
 from sis_jax.types import UsageError
 
 AGAIN = "run, planned again"  # the stage of run.json with the later plan
+PACES = 0.5, 4.0  # bounds of how slow the machine became since it was timed
 SQUARE = 1.2  # longer to shorter edge: photos up to here are cropped
 
 
@@ -48,16 +50,14 @@ class Plan:
 
 class Planner:
     """The plans of one call of `run`. photos: that the student adapts to; trains: whether they also
-    train a generator.
+    train a generator. clock: of the run.
     """
 
-    def __init__(self, config: RunConfig, photos: str | None, trains: bool):
+    def __init__(self, config: RunConfig, photos: str | None, trains: bool, clock: Clock):
         self.config, self.photos, self.trains = config, photos, trains
         self.budget = config.seconds()
         self.count = 0 if photos is None else _count(photos)
-        self.out = Path(config.out)
-        self.before = 0.0 if config.overwrite else self._on_record()
-        self.began = perf_counter()
+        self.out, self.clock = Path(config.out), clock
 
     def first(self) -> Plan:
         """The plan of all stages, made once. Raises UsageError for a budget that is too short."""
@@ -72,26 +72,32 @@ class Planner:
         return not self.config.overwrite and AGAIN in read_run(self.out)["stages"]
 
     def minutes(self, plan: Plan) -> float | None:
-        """After which a training that is slower than planned must stop for the stages behind it."""
+        """After which a training that is slower than planned must stop for the stages behind it,
+        which then keep their share of the reserve.
+        """
         if self.budget is None or plan.speeds is None:
             return None
-        behind = budget.total(plan.stages[1:])
-        return max(self.budget - behind - self.used, 0.0) / 60
+        behind = budget.total(plan.stages[1:]) / budget.USED
+        return max(self.budget - behind - self.clock.seconds, 0.0) / 60
 
     def say_used(self) -> None:
-        """State how much of the budget was used."""
-        if self.budget is not None:
-            say(f"took {duration(self.used)} of {duration(self.budget)}")
+        """State how much of the budget was used, and by which stage."""
+        if self.budget is None:
+            return
+        took = f"took {duration(self.clock.seconds)} of {duration(self.budget)}"
+        names = {self.config.verb: "the plan"}
+        found = [f"{names.get(k, k)} {duration(v)}" for k, v in self._seconds().items()]
+        say(f"{took}: {', '.join(found)}")
 
-    @property
-    def used(self) -> float:
-        """Seconds of this call, and of the stages that earlier calls finished."""
-        return self.before + perf_counter() - self.began
-
-    def _on_record(self) -> float:
-        places = [f for f in (self.out, self.out / "training") if (f / "run.json").is_file()]
-        records = [record for place in places for record in read_run(place)["stages"].values()]
-        return sum(max(r.get("seconds", 0.0), r.get("training_seconds", 0.0)) for r in records)
+    def _seconds(self) -> dict[str, float]:
+        """{stage: seconds} of the finished ones, those of all calls where a stage counts them."""
+        places = [f for f in (self.out / "training", self.out) if (f / "run.json").is_file()]
+        records = [item for place in places for item in read_run(place)["stages"].items()]
+        return {
+            name: max(record["seconds"], record.get("training_seconds", 0.0))
+            for name, record in sorted(records, key=lambda item: item[1]["started"])
+            if record.get("seconds", 0.0) >= 1
+        }
 
     def _kept(self, name: str, make: Callable[[], Plan]) -> Plan:
         """The plan of that name in run.json, made where it is not there."""
@@ -128,22 +134,37 @@ class Planner:
                 )
             return Plan(sizes, self._fit())
         if self.trains and platform == "cpu":
-            sizes = budget.candidate(sizes, self.budget, os.cpu_count() or 1)
+            sizes = budget.candidate(sizes, self.budget, cores())
         say("timing a few steps of each training (compiling them takes minutes the first time)")
         found = speeds.measured(sizes, config.source, self.trains, config.seed)
-        sizes = budget.fitted(sizes, found, self.budget - self.used, self.count)
+        sizes = budget.fitted(sizes, found, self.budget, self.clock.seconds, self.count)
         plan = Plan(sizes, self._fit(), found)
         return self._shown(f"the plan for {duration(self.budget)}:", plan, 0)
 
     def _again(self, plan: Plan) -> Plan:
         if self.budget is None or plan.speeds is None:
             return plan
-        left = max(self.budget - self.used, 1.0)
-        sizes = budget.again(plan.sizes, plan.speeds, left, self.count)
+        left = max(self.budget - self.clock.seconds, 1.0)
+        now = plan.speeds.at_pace(self._pace(plan))
+        sizes = budget.again(plan.sizes, now, left, self.count)
         past = [row.stage for row in plan.stages].index("discover") + 1
         return self._shown(
-            f"the plan for the {duration(left)} left:", replace(plan, sizes=sizes), past
+            f"the plan for the {duration(left)} left:", replace(plan, sizes=sizes, speeds=now), past
         )
+
+    def _pace(self, plan: Plan) -> float:
+        """How many times as long the generator's training took as it should have: the later stages
+        then run on the same machine.
+        """
+        place = self.out / "training"
+        if not self.trains or not (place / "run.json").is_file():
+            return 1.0
+        record = read_run(place)["stages"].get("train_generator", {})
+        if "training_seconds" not in record or plan.speeds is None:
+            return 1.0
+        sizes = replace(plan.sizes, images=record["images"])
+        expected = budget.rows(sizes, plan.speeds, self.count)[0].seconds
+        return float(np.clip(record["training_seconds"] / expected, *PACES))
 
     def _shown(self, title: str, plan: Plan, past: int) -> Plan:
         """The plan with its stages from number `past` on, printed."""
