@@ -191,7 +191,7 @@ def test_adaptation_says_what_it_compared(run, photos, tmp_path):
     assert record["adaptation_kept"] in (True, False)
     assert all(
         0 <= record[f"{what}_{when}"] <= 1
-        for what in ("steadiness", "agreement", "val_iou")
+        for what in ("stability", "agreement", "val_iou")
         for when in ("before", "after")
     )
     assert student.facts["adapted to"] == "photos.npz"

@@ -301,12 +301,12 @@ def test_masks_that_tell_less_than_a_box_are_wrong(gen, monkeypatch):
     box[4:, 4:12] = 1
     right = _judged(gen, monkeypatch, box)
     assert right["separation"] > right["boxed"] and right["on_frame"] > 1.5
-    assert np.isclose(right["score"], right["separation"] * right["steady"])
+    assert np.isclose(right["score"], right["separation"] * right["stability"])
     elsewhere = np.ones((16, 16))
     elsewhere[:3, :] = 0  # a ground at the frame, which misses what the features show
     wrong = _judged(gen, monkeypatch, elsewhere)
     assert wrong["on_frame"] > 1.5 and wrong["separation"] < wrong["boxed"]
-    assert np.isclose(wrong["score"], wrong["separation"] * wrong["steady"] - checks.WRONG_SIDE)
+    assert np.isclose(wrong["score"], wrong["separation"] * wrong["stability"] - checks.WRONG_SIDE)
     inside_out = _judged(gen, monkeypatch, 1 - box)
     assert (
         np.isclose(inside_out["separation"], right["separation"], rtol=0.05)

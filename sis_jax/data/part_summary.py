@@ -26,12 +26,12 @@ def summary_of(parts: Parts) -> list[str]:
 def _found(parts: Parts) -> str:
     shares = {c["id"]: sum(f.get("share") or 0 for f in facts_of(parts, c)) for c in parts.classes}
     named = [f"{c['name']} {shares[c['id']]:.0%}" for c in _foreground(parts)]
-    ground = (
+    background = (
         f"background {shares[BACKGROUND]:.0%}"
         if BACKGROUND in shares
         else "no background was found"
     )
-    return f"{len(named)} {'part' if len(named) == 1 else 'parts'}: {_listed(named)}; {ground}"
+    return f"{len(named)} {'part' if len(named) == 1 else 'parts'}: {_listed(named)}; {background}"
 
 
 def _foreground(parts: Parts) -> list[dict[str, Any]]:

@@ -205,7 +205,7 @@ class Labels4Free(Labels4FreeSettings):
         """Facts of both sides; agreement: overlap of masks drawn with other noise."""
         seeds = sample_seeds(seed, PROBE)
         facts, verdict = selection.describe(self.label_seeds(arrays, gen, seeds), 2)
-        agreement = checks.steadiness(gen, dict(arrays), seeds, self.truncation, self.threshold)
+        agreement = checks.stability(gen, dict(arrays), seeds, self.truncation, self.threshold)
         # the training decides which is which, not a guess from the frame
         clusters = tuple(
             fact

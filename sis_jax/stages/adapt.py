@@ -42,25 +42,25 @@ from sis_jax.ops.progress import progress
 from sis_jax.ops.student_augment import Augmentation, appearance
 from sis_jax.training import student as training
 
-HELD = 256  # photos kept apart for the judgement
-FORGOTTEN = 0.1  # mean IoU on generated pictures that adaptation may cost
+HELD = 256  # held-out photos of the judgement
+FORGOTTEN = 0.1  # mean IoU on generated images that adaptation may cost
 _BLOCK = 64
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """steadiness, agreement: mean IoU, 0 to 1, see `judge`. val_iou: on generated pictures that
-    were kept apart.
+    """stability, agreement: mean IoU, 0 to 1, see `judge`. val_iou: on generated images that
+    were held out.
     """
 
-    steadiness: float
+    stability: float
     agreement: float | None
     val_iou: float | None
 
     @property
     def score(self) -> float:
         """What is compared: the mean of what is known."""
-        return self.steadiness if self.agreement is None else (self.steadiness + self.agreement) / 2
+        return self.stability if self.agreement is None else (self.stability + self.agreement) / 2
 
     def better_than(self, other: Judgement) -> bool:
         """A higher score that was not paid for with the generated images: masks without any
@@ -73,7 +73,7 @@ class Judgement:
     def facts(self, when: str) -> dict[str, float]:
         """For run.json and the student's card."""
         named = {
-            "steadiness": self.steadiness,
+            "stability": self.stability,
             "agreement": self.agreement,
             "val_iou": self.val_iou,
         }
@@ -82,7 +82,7 @@ class Judgement:
         }
 
     def __str__(self) -> str:
-        found = [f"stability of the masks of held-out photos {self.steadiness:.3f}"]
+        found = [f"stability of the masks of held-out photos {self.stability:.3f}"]
         if self.agreement is not None:
             found.append(f"agreement with their colours {self.agreement:.3f}")
         if self.val_iou is not None:
@@ -97,7 +97,7 @@ def judge(
     as likely as the photo.
     """
     return Judgement(
-        steadiness(student, reduced(photos, student.side)),
+        stability(student, reduced(photos, student.side)),
         agreement(student, photos, mirrored),
         val_iou,
     )
@@ -163,7 +163,7 @@ class Round:
             yield images, self.target[rows], backgrounds, on.astype(np.float32), edge
 
 
-def steadiness(student: Student, photos: UInt8[np.ndarray, "n s s 3"]) -> float:
+def stability(student: Student, photos: UInt8[np.ndarray, "n s s 3"]) -> float:
     """Mean IoU between the masks of photos, of the student's side, and those of the same photos in
     other colours.
     """

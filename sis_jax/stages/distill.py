@@ -584,7 +584,7 @@ def results(value: Student, config: DistillConfig) -> list[Path]:
 
 
 _MEASURED = {
-    "steadiness": "stability of the masks of held-out photos",
+    "stability": "stability of the masks of held-out photos",
     "agreement": "agreement with their colours",
     "val iou": "mean IoU on generated images",
 }

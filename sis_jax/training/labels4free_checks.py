@@ -40,7 +40,7 @@ def find_stage(gen: StyleGAN2, truncation: float, n: int = 64) -> str:
             np.concatenate(x)
             for x in zip(
                 *map_samples(
-                    gen, sample_seeds(0, n), ground_facts, truncation=truncation, shared=shared
+                    gen, sample_seeds(0, n), background_facts, truncation=truncation, shared=shared
                 )
             )
         ]
@@ -58,7 +58,7 @@ def concordance(a: Float[np.ndarray, "n c"], b: Float[np.ndarray, "n c"]) -> flo
     )
 
 
-def steadiness(
+def stability(
     gen: StyleGAN2, params: Params, seeds: list[int], psi: float, threshold: float = 0.5
 ) -> Float[np.ndarray, "2"]:
     """IoU of the backgrounds, and of the foregrounds, with the stored noise and with another."""
@@ -74,9 +74,9 @@ def steadiness(
 def judge(gen: StyleGAN2, params: Params, seeds: list[int], psi: float) -> dict[str, float]:
     """How good the masks of these samples are, as far as that shows without labels.
 
-    share: of pixels with alpha > 0.5. certain: 1 - 2 mean min(a, 1 - a). steady: the smaller IoU
+    share: of pixels with alpha > 0.5. certain: 1 - 2 mean min(a, 1 - a). stability: the smaller IoU
         under another noise. separation: see `separated`; boxed: that of a fixed box. score:
-        separation times `steady`; -1 where nearly all pixels are on one side; less 1 where the
+        separation times `stability`; -1 where nearly all pixels are on one side; less 1 where the
         background is not 1.5 times as common on the frame (default faces: 2.5 where right, 1.0 to
         1.3 where hair was taken), or the masks separate less than the box does (0.090; right masks
         0.13 to 0.14). A drifting mask loses separation long before it collapses.
@@ -87,7 +87,7 @@ def judge(gen: StyleGAN2, params: Params, seeds: list[int], psi: float) -> dict[
     facts = {
         "share": float((alpha > 0.5).mean()),
         "certain": float(1 - 2 * np.minimum(alpha, 1 - alpha).mean()),
-        "steady": float(steadiness(gen, params, seeds, psi).min()),
+        "stability": float(stability(gen, params, seeds, psi).min()),
         "separation": float(separation.mean()),
         "boxed": float(boxed.mean()),
         "on_frame": float(
@@ -96,9 +96,8 @@ def judge(gen: StyleGAN2, params: Params, seeds: list[int], psi: float) -> dict[
     }
     collapsed = not COLLAPSED < facts["share"] < 1 - COLLAPSED
     wrong = facts["on_frame"] < BORDER_RATIO or facts["separation"] < facts["boxed"]
-    return facts | {
-        "score": -1.0 if collapsed else facts["separation"] * facts["steady"] - WRONG_SIDE * wrong
-    }
+    judged = facts["separation"] * facts["stability"]
+    return facts | {"score": -1.0 if collapsed else judged - WRONG_SIDE * wrong}
 
 
 def separated(
@@ -146,12 +145,12 @@ def two_noises(
     return masked(gen, z, truncation, params, taps=taps)[1], mask(params, features)
 
 
-def ground_facts(
-    gen: Any, z: jax.Array, truncation: jax.Array, ground: Any
+def background_facts(
+    gen: Any, z: jax.Array, truncation: jax.Array, background: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Mean colours of the frames of image and background [n 3], correlation of layouts [n]."""
     w = gen.map(z, truncation)
-    whole, rest = gen.synthesize(w)[0], ground.synthesize(w)[0]
+    whole, rest = gen.synthesize(w)[0], background.synthesize(w)[0]
     border = jnp.asarray(frame(*whole.shape[1:3]), jnp.float32)[None, :, :, None]
     first, second = ((x * border).sum((1, 2)) / border.sum() for x in (whole, rest))
     a, b = (x - x.mean((1, 2), keepdims=True) for x in (whole, rest))
