@@ -24,10 +24,14 @@ threads than queued collectives, jax 0.10 and 0.11 can deadlock.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
 import os
+import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures import wait as futures_wait
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any, TypeVar
@@ -282,6 +286,9 @@ def initialize(
 
 
 def _joined(*where: Any) -> tuple[int, int]:
+    # JAX would take SIGTERM for a wish to save at some later step, and the process would go on.
+    jax.config.update("jax_enable_preemption_service", False)
+    atexit.register(_end_waiting)  # before JAX registers its own end, and so after that
     try:
         jax.distributed.initialize(*where)
     except (RuntimeError, ValueError) as error:
@@ -315,27 +322,65 @@ def together(processes: int) -> Iterator[None]:
         return
     from orbax.checkpoint import multihost  # late: takes a second to import
 
-    client, key, failure = multihost.get_jax_distributed_client(), f"sis_jax/{next(_blocks)}", None
+    client, key = multihost.get_jax_distributed_client(), f"sis_jax/{next(_blocks)}"
+    failure = None
     try:
         yield
-    except Exception as error:
-        failure = error
-        said = str(error) or type(error).__name__
+    except BaseException as error:
+        interrupted = not isinstance(error, Exception)
+        said = _INTERRUPTED if interrupted else str(error) or type(error).__name__
         client.key_value_set(f"{key}/{jax.process_index()}", said)
+        if interrupted:  # the others hear of it where they wait
+            raise
+        failure = error
+    _meet(client, key, multihost.get_barrier_sync_fn())
+    if failure is not None:
+        raise failure
+    _check_others(client, key)
+
+
+def _meet(client: Any, key: str, barrier: Callable[..., Any]) -> None:
+    """Wait for the other processes, in a thread: this one can be interrupted meanwhile."""
+    waiting = Future[None]()
+
+    def wait() -> None:
+        try:
+            waiting.set_result(barrier(key=key, timeout_ms=_PATIENCE))
+        except jax.errors.JaxRuntimeError as error:
+            waiting.set_exception(error)
+
+    _waiting[:] = [threading.Thread(target=wait, daemon=True)]
+    _waiting[0].start()
+    while not waiting.done():
+        futures_wait([waiting], timeout=1)
+        _check_others(client, key, _INTERRUPTED)
     try:
-        multihost.get_barrier_sync_fn()(key=key, timeout_ms=_PATIENCE)
+        waiting.result()
     except jax.errors.JaxRuntimeError as error:  # JAX ends this process, too, with a longer text
         raise SisError(
             "another process of this job is gone: give the same command again in all of them, it "
             "resumes"
         ) from error
-    if failure is not None:
-        raise failure
-    for name, said in client.key_value_dir_get(f"{key}/"):
-        raise SisError(f"process {name.rpartition('/')[2]} of this job stopped: {said}")
+
+
+def _end_waiting() -> None:
+    """A thread that JAX has just let go comes back before the interpreter is gone."""
+    for thread in _waiting:
+        thread.join(timeout=10)
+
+
+def _check_others(client: Any, key: str, only: str = "") -> None:
+    """SisError where another process failed, with what that one said."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # one that is gone says nothing
+        for name, said in client.key_value_dir_get(f"{key}/"):
+            if only in said:
+                number = name.rpartition("/")[2]
+                raise SisError(f"process {number} of this job stopped: {said}")
 
 
 _blocks = itertools.count()
+_waiting: list[threading.Thread] = []
+_INTERRUPTED = "it was interrupted"
 _PATIENCE = 30 * 24 * 3600 * 1000  # milliseconds: the first process may train for days
 
 

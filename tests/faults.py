@@ -8,10 +8,13 @@ import json
 import os
 import re
 import shutil
+import socket
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import fakes
 import numpy as np
@@ -21,6 +24,7 @@ import sis_jax
 from sis_jax.checkpoints import save_generator
 from sis_jax.export import export
 from sis_jax.models import students
+from sis_jax.stages import pipeline
 
 ROOT = Path(__file__).parents[1]
 STUDENT = {
@@ -140,10 +144,22 @@ class Toys:
     def _train_generator(self, folder: Path) -> None:
         sis_jax.train_generator(self.photos, out=str(folder), images=16, **GENERATOR)
 
+    def _run(self, folder: Path) -> None:
+        sizes = {"discover": fakes.TINY_PARTS, "distill": STUDENT}
+        with contextlib.ExitStack() as stack:
+            for verb, small in sizes.items():
+                door = partial(_smaller, getattr(sis_jax, verb), small)
+                stack.enter_context(patch.object(sis_jax, verb, door))
+            pipeline.run(self.weights, out=str(folder), photos=self.photos, n=20)
+
+
+def _smaller(door: Callable[..., object], small: dict, *words: object, **options) -> object:
+    return door(*words, **options | small)
+
 
 STAGES = (
     *METHODS, "label", "synthesize", "distill", "predict", "evaluate", "edit", "export",
-    "train_generator",
+    "train_generator", "run",
 )  # fmt: skip
 
 
@@ -174,6 +190,15 @@ def _without(value: object, keys: set[str]) -> object:
     return [_without(v, keys) for v in value] if isinstance(value, list) else value
 
 
+def free_port() -> int:
+    """A port for a process that starts later: below those that the system gives to others."""
+    for port in range(20_000 + os.getpid() % 10_000, 32_000):
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("localhost", port))
+            return port
+    raise OSError("no port is free")
+
+
 _NOBODY = 2**31 - 1  # no process has this number
 
 
@@ -186,7 +211,8 @@ class Faults:
     `error`: by default also those of clean-up, as if the process had been killed there.
 
     Python's audit events announce every operation before it happens. The file that was opened last
-    is cut in half where it still has that name: not all of it had reached the disk.
+    is cut in half unless its renaming was announced: not all of it had reached the disk. Threads
+    that the block leaves behind stay stopped.
     """
 
     def __init__(self, root: Path):
@@ -195,6 +221,8 @@ class Faults:
         self.error: OSError | None = None
         self.active, self._opened = False, ""
         self._halving = threading.local()  # its own truncation is an operation, too
+        self._order = threading.RLock()  # of announcements; collecting garbage makes some, too
+        self._stopped: dict[int, threading.Thread] = {}
         sys.addaudithook(self._hook)
 
     @contextlib.contextmanager
@@ -205,8 +233,11 @@ class Faults:
         try:
             yield
         finally:
-            for thread in set(threading.enumerate()) - before:  # they die, too
-                thread.join(timeout=5)
+            left = set(threading.enumerate()) - before
+            for thread in left:  # they die, too
+                threading.Thread.join(thread, timeout=5)  # Orbax's own raises what they did
+            if at is not None:
+                self._stopped |= {t.ident: t for t in left if t.ident and t.is_alive()}
             self.active = False
             self._bury()
 
@@ -218,13 +249,23 @@ class Faults:
                 path.rename(path.with_name(name))
 
     def _hook(self, event: str, args: tuple) -> None:
-        if not self.active or hasattr(self._halving, "now"):
+        if event not in _EVENTS or hasattr(self._halving, "now"):
             return
-        if event not in _EVENTS or not self._ours(event, args):
+        stopped = self._stopped.get(threading.get_ident())
+        if stopped is not None and stopped.is_alive() and self._ours(event, args):
+            raise Killed
+        if not self.active or not self._ours(event, args):
             return
-        self.names.append(f"{event} {args[0]}")
+        with self._order:
+            self._announced(event, os.fspath(args[0]))
+
+    def _announced(self, event: str, path: str) -> None:
+        self.names.append(f"{event} {path}")
         if self.at is None or len(self.names) <= self.at:
-            self._opened = os.fspath(args[0]) if event == "open" else self._opened
+            if event == "open":
+                self._opened = path
+            elif path == self._opened:
+                self._opened = ""
             return
         if self.error is not None:
             if event in ("os.remove", "os.rmdir"):  # a full disk takes these
@@ -234,8 +275,10 @@ class Faults:
         raise Killed
 
     def _halve(self) -> None:
+        if not self._opened:
+            return
         self._halving.now = True
-        with contextlib.suppress(FileNotFoundError):  # another thread has just renamed it
+        with contextlib.suppress(FileNotFoundError):  # announced, and not yet there
             os.truncate(self._opened, os.path.getsize(self._opened) // 2)
         del self._halving.now
         self._opened = ""

@@ -31,6 +31,8 @@ pytestmark = pytest.mark.integration
 VERB = '''
 from __future__ import annotations
 import json
+import os
+import signal
 from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pathlib import Path
@@ -109,6 +111,8 @@ def discover(config: VerbConfig) -> Path:
 
     A second paragraph.
     """
+    if config.group.fail == "term":
+        os.kill(os.getpid(), signal.SIGTERM)
     if config.group.fail:
         raise {"usage": UsageError("asked wrongly"), "work": SisError("went wrong"),
                "bug": RuntimeError("a bug"), "stop": KeyboardInterrupt()}[config.group.fail]
@@ -230,6 +234,7 @@ def test_a_mistake_is_named_and_exit_2(shell, args, keyword):
     [
         ("work", 1, "went wrong", 1),
         ("stop", 130, "interrupted", 1),
+        ("term", 143, "terminated; the same command resumes", 1),
         ("bug", 1, "RuntimeError: a bug", None),
     ],
 )

@@ -3,6 +3,7 @@ stops a training, and checkpoints of today's and of the older format.
 """
 
 import os
+import shutil
 import signal
 
 import jax
@@ -12,6 +13,7 @@ import optax
 import pytest
 
 from sis_jax import parallel
+from sis_jax.data.files import CannotWrite
 from sis_jax.training import loop as loops
 from sis_jax.training.loop import Checkpoints, Training, loop
 from sis_jax.types import SisError, UsageError
@@ -133,26 +135,27 @@ def test_killed_while_saving(whole, tmp_path, monkeypatch):
 
 @pytest.fixture
 def ctrl_c():
-    """Python's own handler, which a process in the background does not have."""
-    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Python's own handler, which one in the background lacks; SIGTERM has it, too."""
+    both = (signal.SIGINT, signal.SIGTERM)
+    usual = {number: signal.signal(number, signal.default_int_handler) for number in both}
     yield
-    signal.signal(signal.SIGINT, usual)
+    assert {signal.signal(number, usual[number]) for number in both} == {signal.default_int_handler}
 
 
-def interrupting(at, times):
+def interrupting(at, times, number=signal.SIGINT):
     def interrupted(state, step, x):
         for _ in range(times * (step == at)):
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         return step_fn(state, step, x)
 
     return interrupted
 
 
-def test_ctrl_c_saves_the_step(ctrl_c, whole, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_the_step(ctrl_c, whole, tmp_path, number):
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "c", step_fn=interrupting(2, 1))
+        train(tmp_path / "c", step_fn=interrupting(2, 1, number))
     assert saved(tmp_path / "c").step == 3
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     same(train(tmp_path / "c"), whole[1])
 
 
@@ -160,7 +163,6 @@ def test_ctrl_c_twice_does_not_wait(ctrl_c, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "c", step_fn=interrupting(2, 2))
     assert saved(tmp_path / "c").step == 2
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
@@ -176,6 +178,28 @@ def test_a_loss_that_is_not_a_number(ctrl_c, tmp_path, interrupted):
     at = 3 if interrupted else 4
     with pytest.raises(SisError, match=rf"step {at} .*last checkpoint is good.*--rate 1"):
         train(tmp_path / "c", step_fn=spoiled, cure="give --rate 1")
+    assert saved(tmp_path / "c").step == 2
+
+
+def test_a_weight_that_is_not_a_number(tmp_path):
+    """Nor does a checkpoint keep weights that the next loss would find broken."""
+
+    def spoiled(state, step, x):
+        state, facts = step_fn(state, step, x)
+        spoil = np.float32(np.nan if step == 3 else 1)
+        return state | {"params": jax.tree.map(lambda a: a * spoil, state["params"])}, facts
+
+    with pytest.raises(SisError, match=r"step 4 \(a weight .*last checkpoint is good"):
+        train(tmp_path / "c", step_fn=spoiled)
+    assert saved(tmp_path / "c").step == 2
+
+
+def test_a_disk_without_room_for_a_checkpoint(tmp_path, monkeypatch):
+    train(tmp_path / "c", 2)
+    room = shutil.disk_usage(tmp_path)._replace(free=10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: room)
+    with pytest.raises(CannotWrite, match=r"the disk is full.*resumes"):
+        train(tmp_path / "c")
     assert saved(tmp_path / "c").step == 2
 
 

@@ -94,6 +94,7 @@ def test_twins_and_flat_names():
     assert names.flat("caf\udce9.jpg") == "caf%E9.jpg"
     assert names.flat(" a\nb\u2028c ") == "_a_b_c_"
     assert names.flat("con.jpg") == "_con.jpg"
+    assert names.flat(".thumbnails/a.jpg") == "_thumbnails_a.jpg"
     long = names.flat("x/" * 300 + "end.jpg")
     assert len(long.encode()) <= 200
     assert long != names.flat("x/" * 300 + "END.jpg")
@@ -143,6 +144,21 @@ def test_links_in_a_tar_are_read_inside_and_named_outside(tmp_path):
     assert (photos.images == photos.images[:1]).all()
     left = {name for name, _ in photos.skipped}
     assert left == {"out.jpg", "abs.jpg", "gone.jpg", "loop.jpg", "pipe.jpg", "folder"}
+
+
+@pytest.mark.parametrize("bomb", ["facts", "members", "sparse"])
+def test_a_tar_that_unpacks_without_bounds_is_refused(tmp_path, monkeypatch, bomb):
+    monkeypatch.setattr(photo_files, "_FREE_MEMBERS", 2)
+    path, info = tmp_path / "p.tar.gz", tarfile.TarInfo("a.jpg")
+    with tarfile.open(path, "w:gz") as archive:
+        if bomb == "facts":
+            info.pax_headers = {"comment": "x" * 2**21}
+        if bomb == "sparse":
+            info.type = tarfile.GNUTYPE_SPARSE
+        for _ in range(3 if bomb != "members" else 10_000):
+            archive.addfile(info)
+    with pytest.raises(SisError, match=r"described in|more than \d+ mem|in pieces"):
+        Photos.open(path, 8)
 
 
 def add_link(archive, name, kind, target):

@@ -1,13 +1,13 @@
 """`parallel.py`: cutting, padding, one and many devices, two processes."""
 
 import os
-import socket
 import subprocess
 import sys
 import textwrap
 from dataclasses import replace
 from types import SimpleNamespace
 
+import faults
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -220,12 +220,9 @@ PROCESS = textwrap.dedent(
 
 @pytest.mark.slow
 def test_two_processes():
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        port = s.getsockname()[1]
     env = {
         **os.environ,
-        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{faults.free_port()}",
         "JAX_NUM_PROCESSES": "2",
         "JAX_PLATFORMS": "cpu",
     }

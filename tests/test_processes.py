@@ -5,7 +5,6 @@ process that dies.
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -35,11 +34,8 @@ def toys(tmp_path_factory):
 
 def started(toys, folder, stages, count):
     """The processes of a job, running."""
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        port = s.getsockname()[1]
     environment = os.environ | {
-        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{faults.free_port()}",
         "JAX_NUM_PROCESSES": str(count),
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
@@ -102,16 +98,25 @@ def test_the_same_files_as_from_one(toys, tmp_path, stage, count):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("dies", [0, 1])
-def test_a_process_that_dies_ends_the_others(toys, tmp_path, dies):
+@pytest.mark.parametrize(
+    ("number", "dies", "said"),
+    [
+        (signal.SIGKILL, 0, ""),  # JAX ends the others at once
+        (signal.SIGKILL, 1, "another process of this job is gone"),
+        (signal.SIGINT, 0, "process 0 of this job stopped: it was interrupted"),
+        (signal.SIGINT, 1, "process 1 of this job stopped: it was interrupted"),
+    ],
+)
+def test_a_process_that_dies_ends_the_others(toys, tmp_path, number, dies, said):
     toys.after("predict")
     folder = folder_before(toys, "predict", tmp_path)
     processes = started(toys, folder, ["predict"], 2)
     while not (folder / "masks").exists() and processes[dies].poll() is None:
         time.sleep(0.01)
-    processes[dies].send_signal(signal.SIGKILL)
-    codes, _ = ended(processes)
-    assert codes[dies] == -signal.SIGKILL
+    processes[dies].send_signal(number)
+    codes, printed = ended(processes)
+    assert 0 not in codes
+    assert said in printed[1 - dies][1]
     codes, printed = ended(started(toys, folder, ["predict"], 2))
     assert codes == [0, 0], printed
     assert faults.content(folder) == faults.content(toys.after("predict"))

@@ -14,7 +14,7 @@ from fakes import configured
 from filelock import SoftFileLock
 from PIL import Image
 
-from sis_jax.data.files import plain, read_run
+from sis_jax.data.files import CannotWrite, disk_errors, plain, read_run
 from sis_jax.discover import discover
 from sis_jax.methods.settings import SegmentationInStyleSettings
 from sis_jax.runs import run as run_module
@@ -318,3 +318,23 @@ def test_differences_name_the_field():
     assert difference({"a": 1}, {"a": 1, "n": 5}) == ("n", None, 5)
     with pytest.raises(TypeError, match="object"):
         plain({"a": object()})
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "full"), "the disk is full"),
+        (RuntimeError("write() failed: No space left on device; at byte 4096"), "the disk is full"),
+        (ValueError("RESOURCE_EXHAUSTED: Disk quota exceeded"), "the disk is full"),
+        (RuntimeError("PERMISSION_DENIED: Permission denied"), "give an --out you may write to"),
+        (OSError(errno.EIO, "Input/output error"), "could not be written or read: Input/output"),
+    ],
+)
+def test_a_disk_that_takes_nothing_is_one_sentence(tmp_path, error, said):
+    with pytest.raises(CannotWrite, match=said), disk_errors(tmp_path):
+        raise error
+
+
+def test_other_errors_are_not_the_disks(tmp_path):
+    with pytest.raises(ValueError, match="no shape"), disk_errors(tmp_path):
+        raise ValueError("no shape")

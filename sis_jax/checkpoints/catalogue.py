@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from sis_jax.checkpoints import files
+from sis_jax.data.files import parse_json
 from sis_jax.types import Info, SisError, UsageError, unknown_name
 
 DEFAULT = "faces64"
@@ -256,7 +256,7 @@ def inventory() -> dict[str, Info | SisError]:
 
 
 def _student(path: Path) -> Info | SisError:
-    raw = json.loads((path / files.CONFIG).read_text("utf-8"))
+    raw = parse_json((path / files.CONFIG).read_text("utf-8"))  # `is_ours` has read it
     if raw.get("version") != files.STUDENT_VERSION:
         return SisError(
             f"{path / files.CONFIG} has version {raw.get('version')}, this sis_jax reads version "
@@ -280,8 +280,8 @@ def _is_damaged(path: Path) -> bool:
 
 def _is_json(path: Path) -> bool:
     try:
-        json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError, OSError):
+        parse_json(path.read_text("utf-8"))
+    except (ValueError, OSError):
         return False
     return True
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from sis_jax.checkpoints.clip_inputs import (
 )
 from sis_jax.checkpoints.layouts import clip
 from sis_jax.checkpoints.sources import Source, recognise
+from sis_jax.data.files import parse_json
 from sis_jax.models.clip import CLIPConfig
 from sis_jax.types import Info, SisError, UsageError
 
@@ -161,8 +161,8 @@ def _json(path: Path, why: str) -> dict[str, Any]:
     if not path.is_file():
         raise SisError(f"{path} is missing; it holds {why}: put it beside the weights")
     try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
         raise SisError(f"{path} cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise SisError(f"{path} cannot be read: expected a JSON object")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import html
-import json
 import math
 import os
 import re
@@ -19,6 +18,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image
 
+from sis_jax.data.files import parse_json
 from sis_jax.types import SisError, UsageError
 
 if TYPE_CHECKING:
@@ -183,9 +183,9 @@ def _tokenizer(folder: str | None) -> CLIPTokenizer:
 def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Token -> id, and the pairs joined in order, from a folder; SisError where it is damaged."""
     try:
-        vocabulary = json.loads((folder / VOCABULARY).read_text("utf-8"))
+        vocabulary = parse_json((folder / VOCABULARY).read_text("utf-8"))
         merges = merges_of((folder / MERGES).read_text("utf-8").splitlines())
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise SisError(f"the vocabulary in {folder} cannot be read: {error}") from None
     whole = isinstance(vocabulary, dict) and all(
         type(v) is int and 0 <= v < 1 << 24 for v in vocabulary.values()

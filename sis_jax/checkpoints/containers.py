@@ -6,7 +6,6 @@ within a few times the file's size. Nothing of a file is run.
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
 import os
@@ -27,6 +26,7 @@ from sis_jax.checkpoints.arrays import (
     from_bfloat16,
 )
 from sis_jax.checkpoints.unpickle import Budget, Machine, Name, Refused
+from sis_jax.data.files import parse_json
 from sis_jax.types import SisError
 
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
@@ -283,8 +283,8 @@ def safetensors(data: memoryview) -> dict[str, np.ndarray]:
     """Name -> array of a .safetensors file, as views (bfloat16: float32 copies)."""
     n = struct.unpack("<Q", data[:8])[0]
     try:
-        header = json.loads(str(data[8 : 8 + n], "utf-8")) if 8 + n <= len(data) else None
-    except (ValueError, RecursionError):
+        header = parse_json(str(data[8 : 8 + n], "utf-8")) if 8 + n <= len(data) else None
+    except ValueError:
         header = None
     if type(header) is not dict:
         raise Refused("the header of the safetensors file is damaged")

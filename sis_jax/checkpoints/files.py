@@ -21,8 +21,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from sis_jax.data.files import parse_json, utf8, write_atomic, write_parts
 from sis_jax.data.files import replacing as new_folder
-from sis_jax.data.files import utf8, write_atomic, write_parts
 from sis_jax.data.names import below
 from sis_jax.types import Info, SisError, UsageError
 
@@ -137,8 +137,8 @@ def digest_of(arrays: Arrays, dtype: str = "float32") -> str:
 def is_folder(path: Path) -> bool:
     """Whether a folder is one of ours by its config; a damaged one is, Hugging Face's is not."""
     try:
-        config = json.loads((path / CONFIG).read_text("utf-8"))
-    except (ValueError, RecursionError):
+        config = parse_json((path / CONFIG).read_text("utf-8"))
+    except ValueError:
         return True
     except OSError:
         return False
@@ -150,8 +150,8 @@ def is_folder(path: Path) -> bool:
 def is_ours(path: Path, kind: str = FORMAT) -> bool:
     """Whether `config.json` states it; asked before a folder is written or listed by name."""
     try:
-        config = json.loads((path / CONFIG).read_text("utf-8"))
-    except (ValueError, RecursionError, OSError):
+        config = parse_json((path / CONFIG).read_text("utf-8"))
+    except (ValueError, OSError):
         return False
     return isinstance(config, dict) and config.get("format") == kind
 
@@ -169,8 +169,8 @@ def read_config(path: Path) -> Folder:
             "with scripts/convert_weights.py"
         )
     try:
-        raw = json.loads((path / CONFIG).read_text("utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
+        raw = parse_json((path / CONFIG).read_text("utf-8"))
+    except (ValueError, OSError) as error:
         raise SisError(
             f"{path / CONFIG} cannot be read ({error}): convert the checkpoint again"
         ) from None

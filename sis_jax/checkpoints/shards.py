@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from sis_jax.checkpoints import files
 from sis_jax.checkpoints.containers import read_tree as read_file
+from sis_jax.data.files import parse_json
 from sis_jax.data.names import below
 from sis_jax.types import SisError
 
@@ -64,13 +64,13 @@ def _weight_map(path: Path) -> dict[str, str]:
     try:
         if path.stat().st_size > _MAX_INDEX:
             raise ValueError(f"it has {path.stat().st_size:,} bytes")
-        table = json.loads(path.read_text("utf-8"))["weight_map"]
+        table = parse_json(path.read_text("utf-8"))["weight_map"]
         if not table or not all(isinstance(v, str) for v in table.values()):
             raise ValueError("its weight_map names no files")
         shards = {below(path.parent, name, path) for name in set(table.values())}
     except SisError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SisError(f"{path} cannot be read as an index of shards: {error}") from None
     missing = sorted(shard.name for shard in shards if not shard.is_file())
     if missing:

@@ -22,7 +22,8 @@ from sis_jax.checkpoints import catalogue, files, hub
 from sis_jax.checkpoints.build import arrays_of, build
 from sis_jax.checkpoints.student_export import write
 from sis_jax.data.decode import CROPS, Fit, pad_before, padded
-from sis_jax.data.files import utf8, write_atomic
+from sis_jax.data.files import parse_json, utf8, write_atomic
+from sis_jax.data.folder import checked_classes
 from sis_jax.data.threads import in_threads
 from sis_jax.models import students
 from sis_jax.models.students import to_float
@@ -106,7 +107,7 @@ class Student:
         path = find(name_or_path)
         place = path / "student" if (path / "student" / files.CONFIG).is_file() else path
         try:
-            raw = json.loads((place / files.CONFIG).read_text("utf-8"))
+            raw = parse_json((place / files.CONFIG).read_text("utf-8"))
         except FileNotFoundError:
             raise UsageError(
                 f"{path} holds no student: train one with python -m sis_jax.distill {path}"
@@ -130,19 +131,17 @@ class Student:
                 f"version {VERSION}: update sis_jax, or distil again"
             )
         try:
-            config = students.StudentConfig(**raw["network"])
-            classes = tuple(raw["classes"])
-            side = int(raw["side"])
+            config, classes, side, facts = _fields(raw)
             header = files.Folder("student", raw["name"], raw["licence"], {}, sha256=raw["sha256"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SisError(f"{place / files.CONFIG} is damaged ({error}): distil again") from None
         arrays, digest = files.read_arrays(place, header)
         info = Info(raw["name"], raw["licence"], "distilled by sis_jax", digest)
         network = build(lambda: students.build(config), arrays, str(place), info)
         fit = raw.get("fit", "crop")
-        if fit not in CROPS:
+        if fit not in tuple(CROPS):
             raise unknown_name("fit of the student", str(fit), CROPS)
-        return cls(network, config, classes, side, info, dict(raw.get("facts", {})), fit)
+        return cls(network, config, classes, side, info, facts, fit)
 
     def save(self, folder: str | Path, dtype: str = "float32") -> Path:
         """Write config.json, model.safetensors ("float16": half the size) and README.md."""
@@ -375,6 +374,28 @@ def _at_most(image: np.ndarray, side: int) -> np.ndarray:
         return image
     h, w = (round(edge * side / min(h, w)) for edge in (h, w))
     return np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BOX))
+
+
+def _fields(
+    raw: dict[str, Any],
+) -> tuple[students.StudentConfig, tuple[dict[str, Any], ...], int, dict[str, Any]]:
+    """Network, classes, resolution and facts of a config.json; ValueError and its like where one
+    is none.
+    """
+    network, usual = raw["network"], students.StudentConfig()
+    if any(type(value) is not type(getattr(usual, key, None)) for key, value in network.items()):
+        raise ValueError("a field of its network is of another kind")
+    config, classes = students.StudentConfig(**network), checked_classes(raw["classes"])
+    if len(classes) != config.classes:
+        raise ValueError(f"{len(classes)} classes for {config.classes} channels")
+    side, texts, facts = raw["side"], (raw["name"], raw["licence"]), raw.get("facts", {})
+    if type(side) is not int or not _GRID <= side <= 2**16:
+        raise ValueError(f"its resolution is {str(side)[:20]}")
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("its name or licence is no text")
+    if not isinstance(raw["sha256"], dict) or not isinstance(facts, dict):
+        raise ValueError("its digests or facts are no object")
+    return config, classes, side, facts
 
 
 def _brought_to(image: np.ndarray, side: int, fit: Fit) -> np.ndarray:

@@ -24,7 +24,7 @@ from PIL import Image
 
 from sis_jax.data import draw
 from sis_jax.data.exports.formats import new_folder
-from sis_jax.data.files import plain, read_run, utf8
+from sis_jax.data.files import parse_json, plain, read_run, utf8
 from sis_jax.data.folder import Dataset
 from sis_jax.data.items import png
 from sis_jax.data.names import below
@@ -33,6 +33,7 @@ from sis_jax.types import SisError, UsageError
 FACTS, CLASSES = "blanks.json", "classes.json"
 IGNORE = draw.IGNORE
 NOT_PAINTED = int(draw.colour(IGNORE)[1:], 16)
+_MOST = 2**32  # pixels of all masks together
 _AGAIN = "make the folder again with python -m sis_jax export RUN --format blanks"
 
 
@@ -229,7 +230,7 @@ def read_blanks(folder: str | Path) -> Blanks:
 
 def _facts(folder: Path) -> dict[str, Any]:
     try:
-        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        facts = parse_json((folder / FACTS).read_text(encoding="utf-8"))
         kept = {
             "resolution": int(facts["resolution"]),
             "generator": dict(facts["generator"]),
@@ -242,7 +243,8 @@ def _facts(folder: Path) -> dict[str, Any]:
         for row in rows:
             below(folder, row["image"], folder / FACTS)
             below(folder, row["mask"], folder / FACTS)
-        if not rows or kept["resolution"] < 1:
+        side = kept["resolution"]
+        if not rows or side < 1 or side**2 * len(rows) > _MOST:
             raise ValueError(f"{len(rows)} images of {kept['resolution']} pixels")
         return kept | {"pictures": rows}
     except (FileNotFoundError, NotADirectoryError):
@@ -264,7 +266,7 @@ def _classes(folder: Path) -> dict[int, tuple[str, int]]:
         f'"{draw.colour(1)}"}}, ...]'
     )
     try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
+        entries = parse_json(file.read_text(encoding="utf-8"))
         if not isinstance(entries, list) or not entries:
             raise UsageError(f"{file} lists no classes; {want}")
         for entry in entries:

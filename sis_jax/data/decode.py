@@ -69,6 +69,16 @@ def open_image(data: bytes | UInt8[np.ndarray, "_ _ _"]) -> Image.Image:
     return image
 
 
+def load_image(path: Path) -> Image.Image:
+    """The decoded image in a file, whoever wrote it; `Unusable` with the reason."""
+    image = open_image(read_file(path))
+    try:
+        image.load()
+    except Exception as error:
+        raise because(error) from None
+    return image
+
+
 def because(error: Exception) -> Unusable:
     """A decoder's error in one line: hostile files break decoders in many ways."""
     return Unusable(" ".join(str(error).split())[:120] or type(error).__name__)

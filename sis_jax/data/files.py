@@ -20,20 +20,39 @@ from sis_jax.types import SisError, UsageError
 TEMPORARY = ".sis-tmp"
 
 
+def parse_json(text: str | bytes, **options: Any) -> Any:
+    """`json.loads` of what anybody may have written: ValueError for all that it does not read."""
+    try:
+        return json.loads(text, **options)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The run.json of a folder; raises UsageError when there is none or it is no run.json."""
     file = Path(path) / "run.json"
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"{os.fspath(path)} is not a run folder: it has no run.json") from None
-    except (NotADirectoryError, ValueError):
+    except (OSError, ValueError):
         raise UsageError(f"{file} cannot be read as a run.json; give another folder") from None
     if not isinstance(content, dict) or not isinstance(content.get("stages"), dict):
         raise UsageError(
             f"{file} was not written by sis_jax: it has no stages; give another folder"
         )
+    for name, record in content["stages"].items():
+        if not _is_record(record):
+            raise UsageError(f"{file} is damaged in the stage {name[:60]!a}: give another folder")
     return content
+
+
+def _is_record(record: Any) -> bool:
+    """Whether a stage's record has the fields that are read, each of its kind."""
+    if not isinstance(record, dict) or not isinstance(record.get("config", {}), dict):
+        return False
+    files = record.get("files", [])
+    return isinstance(files, list) and all(isinstance(file, str) for file in files)
 
 
 def plain(value: Any) -> Any:
@@ -199,16 +218,28 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Turn the system's error about a full or closed disk into one sentence."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, RuntimeError, ValueError) as error:
+        number = error.errno if isinstance(error, OSError) else _number_in(str(error))
+        if number in _FULL:
             raise CannotWrite(
                 f"the disk is full: {path} was not written; free space and give the same command "
                 "again, it resumes"
             ) from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if number in _CLOSED:
             raise CannotWrite(
-                f"{path} cannot be written ({error.strerror}): give an --out you may write to"
+                f"{path} cannot be written ({os.strerror(number)}): give an --out you may write to"
             ) from error
+        if not isinstance(error, OSError):
+            raise
         raise CannotWrite(
             f"{path} could not be written or read: {error.strerror or error}"
         ) from error
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def _number_in(text: str) -> int | None:
+    """The system's error that a library in another language, such as Orbax's, put into words."""
+    return next((n for n in (*_FULL, *_CLOSED) if os.strerror(n) in text), None)

@@ -28,7 +28,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from sis_jax.data import draw
-from sis_jax.data.files import json_text, write_atomic
+from sis_jax.data.decode import Unusable, load_image
+from sis_jax.data.files import json_text, parse_json, write_atomic
 from sis_jax.data.items import png
 from sis_jax.data.names import below
 from sis_jax.data.threads import in_threads
@@ -97,10 +98,8 @@ class Split(
 
 def _open(path: Path) -> Image.Image:
     try:
-        with Image.open(path) as image:
-            image.load()
-        return image
-    except OSError as error:
+        return load_image(path)
+    except Unusable as error:
         raise SisError(
             f"{path} cannot be read ({error}): the dataset is damaged; {_MAKE} --overwrite"
         ) from None
@@ -129,9 +128,9 @@ class Dataset:
                 "resumes"
             )
         try:
-            classes = _checked(json.loads((place / CLASSES).read_text("utf-8")))
+            classes = checked_classes(parse_json((place / CLASSES).read_text("utf-8")))
             card = (place / CARD).read_text("utf-8") if (place / CARD).exists() else ""
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise SisError(
                 f"{place / CLASSES} cannot be read ({error}); {_MAKE} --overwrite"
             ) from None
@@ -162,11 +161,11 @@ class Dataset:
             )
         try:
             lines = (self.path / name / METADATA).read_text("utf-8").splitlines()
-            rows = tuple(json.loads(line) for line in lines)
+            rows = tuple(parse_json(line) for line in lines)
             for number, row in enumerate(rows, 1):
                 _check_row(number, row)
             return Split(self.path / name, rows)
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise SisError(
                 f"{self.path / name / METADATA} cannot be read ({error}); {_MAKE} --overwrite"
             ) from None
@@ -195,7 +194,7 @@ def _check_row(number: int, row: Any) -> None:
         raise ValueError(f"the confidence in line {number} is {str(confidence)[:40]!a}")
 
 
-def _checked(classes: Any) -> tuple[dict[str, Any], ...]:
+def checked_classes(classes: Any) -> tuple[dict[str, Any], ...]:
     """The content of classes.json; ValueError where it is none."""
     whole = isinstance(classes, list) and all(
         isinstance(c, dict)
@@ -206,6 +205,8 @@ def _checked(classes: Any) -> tuple[dict[str, Any], ...]:
     )
     if not whole:
         raise ValueError('expected a list of {"id": 0 to 254, "name": "hair"}')
+    if len({c["id"] for c in classes}) < len(classes):
+        raise ValueError("two of the classes have one id")
     return tuple(classes)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +14,7 @@ from PIL import Image
 
 from sis_jax.data import names as file_names
 from sis_jax.data.decode import Unusable, decode, open_image, read_file
+from sis_jax.data.files import parse_json
 from sis_jax.data.mask_files import alike, read_shape, turned_like
 from sis_jax.data.npz import load_npz, open_pictures
 from sis_jax.data.photo_files import Listing, list_source
@@ -249,7 +249,7 @@ def _named_classes(masks: Path) -> list[dict[str, Any]] | None:
             try:
                 return [
                     {"id": int(c["id"]), "name": str(c["name"])}
-                    for c in json.loads(file.read_text("utf-8"))
+                    for c in parse_json(file.read_text("utf-8"))
                 ]
             except (ValueError, KeyError, TypeError, OSError) as error:
                 raise SisError(

@@ -12,6 +12,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from sis_jax.data import draw
+from sis_jax.data.decode import Unusable, load_image
 from sis_jax.data.exports.formats import write
 from sis_jax.data.files import json_text, write_atomic
 from sis_jax.data.items import png
@@ -55,9 +56,8 @@ class Masks(Sequence):
         name = self.names[index]
         path = self.folder / mask_file(name)
         try:
-            with Image.open(path) as image:
-                return Prediction(name, None, np.array(image))
-        except OSError as error:
+            return Prediction(name, None, np.array(load_image(path)))
+        except Unusable as error:
             raise SisError(f"{path} cannot be read ({error}): predict again") from None
 
     def __iter__(self) -> Iterator[Prediction]:

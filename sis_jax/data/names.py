@@ -86,7 +86,8 @@ def twins(names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def flat(name: str) -> str:
-    """One file name for any name: folders joined by "_", bytes that are no UTF-8 as %E9.
+    """One file name for any name: folders joined by "_", which hides no file; bytes that are no
+    UTF-8 as %E9.
 
     A long name is cut and gets a digest; two names may become one, see `twins`.
     """
@@ -94,6 +95,7 @@ def flat(name: str) -> str:
     text = _CONTROL.sub("_", re.sub("[\ud800-\udfff]", _percent, joined))
     text = text[: len(text) - len(text.lstrip(" "))].replace(" ", "_") + text.lstrip(" ")
     text = text.rstrip(" ") + "_" * (len(text) - len(text.rstrip(" ")))
+    text = f"_{text[1:]}" if text.startswith(".") else text
     if len(text.encode()) > _MAX_FLAT:
         digest = hashlib.sha256(os.fsencode(_encodable(name))).hexdigest()[:8]
         text = text.encode()[: _MAX_FLAT - 9].decode("utf-8", "ignore") + f"-{digest}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from sis_jax.data.files import parse_json
 from sis_jax.types import UsageError
 
 NEUTRAL = "(neutral)"
@@ -131,7 +131,7 @@ def _json(path: Path) -> Any:
         return dict(pairs)
 
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=no_twins)
+        return parse_json(path.read_text(encoding="utf-8"), object_pairs_hook=no_twins)
     except FileNotFoundError:
         names = ", ".join(map(repr, SHIPPED))
         raise UsageError(

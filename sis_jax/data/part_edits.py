@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sis_jax.data.files import json_text
+from sis_jax.data.files import json_text, parse_json
 from sis_jax.data.parts import Parts
 from sis_jax.types import UsageError
 
@@ -115,12 +115,12 @@ def _json(path: Path) -> Any:
             data = file.read(_LARGEST + 1)
         if len(data) > _LARGEST:
             raise UsageError(f"{path} has more than {_LARGEST} bytes and is no edits.json; {FORM}")
-        return json.loads(data, object_pairs_hook=no_twins)
+        return parse_json(data, object_pairs_hook=no_twins)
     except FileNotFoundError:
         raise UsageError(
             f"there is no file {path}: give the path of the edits.json that the report downloaded"
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         if isinstance(error, UsageError):
             raise
         raise UsageError(f"{path} cannot be read as JSON ({error}); {FORM}") from None

@@ -17,7 +17,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from sis_jax.data import draw
-from sis_jax.data.files import plain, utf8, write_atomic
+from sis_jax.data.decode import Unusable, load_image
+from sis_jax.data.files import parse_json, plain, utf8, write_atomic
+from sis_jax.data.folder import checked_classes
 from sis_jax.data.part_names import (
     BACKGROUND,
     UNSAID,
@@ -252,7 +254,8 @@ class Parts:
     def _with_level(
         self, facts: Mapping[str, Any], arrays: dict[str, np.ndarray], masks: np.ndarray
     ) -> Parts:
-        """The same with one level as classes.json holds it."""
+        """The same with one level as classes.json holds it; ValueError where it holds none."""
+        _check_level(facts, masks)
         return replace(
             self, arrays=arrays, masks=masks, background=facts["background"],
             **{k: tuple(facts[k]) for k in ("classes", "clusters", "warnings")},
@@ -272,18 +275,19 @@ class Parts:
         folder = Path(folder)
         place = folder / "parts" if (folder / "parts" / "classes.json").exists() else folder
         try:
-            facts = json.loads((place / "classes.json").read_text(encoding="utf-8"))
+            facts = parse_json((place / "classes.json").read_text(encoding="utf-8"))
             arrays = load_file(place / "parts.safetensors")
             images = [
-                np.asarray(Image.open(place / f"samples/{i:02d}_image.png").convert("RGB"))
+                np.asarray(load_image(place / f"samples/{i:02d}_image.png").convert("RGB"))
                 for i in range(len(facts["samples"]))
             ]
             table = place / "sweep.json"
+            _check_origin(facts)
             whole = cls(
                 method=facts["method"], settings=facts["settings"], arrays={},
                 classes=(), clusters=(), background={}, generator=Info(**facts["generator"]),
                 seed=facts["seed"],
-                sweep=json.loads(table.read_text(encoding="utf-8")) if table.exists() else None,
+                sweep=parse_json(table.read_text(encoding="utf-8")) if table.exists() else None,
                 samples=np.stack(images) if images else np.zeros((0, 1, 1, 3), np.uint8),
             )  # fmt: skip
             finer = arrays.pop(f"{FINER}samples/clusters", None)
@@ -295,7 +299,15 @@ class Parts:
                 whole._with_level(facts, coarse, masks),
                 finer=replace(whole._with_level(facts["finer"], arrays, finer), sweep=None),
             )
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            SafetensorError,
+            Unusable,
+            AttributeError,
+        ) as error:
             why = (
                 f"{Path(error.filename).name} is not there"
                 if isinstance(error, FileNotFoundError) and error.filename
@@ -305,6 +317,33 @@ class Parts:
                 f"{folder} holds no parts that can be read ({why}): run python -m "
                 f"sis_jax.discover --out {folder}, with --overwrite if it exists"
             ) from None
+
+
+def _check_origin(facts: Mapping[str, Any]) -> None:
+    """ValueError where the method or the generator is not described."""
+    texts = (facts["method"], *facts["generator"].values())
+    if not all(isinstance(text, str) for text in texts) or type(facts["seed"]) is not int:
+        raise ValueError("the method or the generator is not described")
+    if not isinstance(facts["settings"], dict):
+        raise ValueError("the settings are no object")
+
+
+def _check_level(facts: Mapping[str, Any], masks: np.ndarray) -> None:
+    """ValueError where the classes, clusters or samples of a level are none."""
+    classes, clusters = checked_classes(facts["classes"]), facts["clusters"]
+    numbers = [n for c in classes for n in c["clusters"]] + [c["id"] for c in clusters]
+    if not all(type(n) is int and 0 <= n < 256 for n in numbers):
+        raise ValueError("clusters are numbered from 0 to 255")
+    if not isinstance(facts["background"], dict):
+        raise ValueError("the background is not described")
+    if not all(isinstance(w, str) for w in facts["warnings"]):
+        raise ValueError("a warning is no text")
+    for sample in facts["samples"]:
+        confidence = sample["confidence"]
+        if type(sample["seed"]) is not int or type(confidence) not in (int, float, type(None)):
+            raise ValueError("a sample has no seed or no confidence")
+    if masks.dtype != np.uint8 or masks.ndim != 3 or len(masks) != len(facts["samples"]):
+        raise ValueError(f"the masks of the samples are {masks.dtype}{list(masks.shape)}")
 
 
 def classes_from(clusters: list[dict[str, Any]], found: bool) -> tuple[dict[str, Any], ...]:

@@ -38,6 +38,10 @@ _NOT_READ = (
 )  # fmt: skip
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".npz")
 _MAX_LINKS = 40  # one after another, as on Linux
+_LINKS_AND_DEVICES = (
+    tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE,
+)  # fmt: skip
+_MAX_FACTS, _FREE_MEMBERS = 2**20, 10**6
 _DAMAGED = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, OSError, EOFError, ValueError, OverflowError,
     NotImplementedError,
@@ -246,10 +250,36 @@ def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes | Unus
     return data if len(data) <= MAX_BYTES else too_large(len(data))
 
 
+class _Member(tarfile.TarInfo):
+    """A member of a tar archive; one of the blocks before it, which Python reads whole, is a name
+    or a few facts.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
+        member = super().frombuf(buf, encoding, errors)
+        plain = member.isfile() or member.isdir() or member.type in _LINKS_AND_DEVICES
+        if member.type == tarfile.GNUTYPE_SPARSE:  # a list of pieces, which has no end of its own
+            raise tarfile.ReadError(f"{member.name[:40]!a} is stored in pieces")
+        if not plain and member.size > _MAX_FACTS:
+            raise tarfile.ReadError(f"{member.name[:40]!a} is described in {member.size:,} bytes")
+        return member
+
+
+def _in_tar(archive: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
+    """The members: a small file can unpack to more of them than fit into memory."""
+    most = _FREE_MEMBERS + path.stat().st_size // 64
+    for number, member in enumerate(archive):
+        if number >= most:
+            raise tarfile.ReadError(f"it has more than {most:,} members")
+        yield member
+
+
 def _list_tar(path: Path) -> Listing:
     try:
-        with tarfile.open(path) as archive:
-            members, refused = _members((m.name, m) for m in archive if not m.isdir())
+        with tarfile.open(path, tarinfo=_Member) as archive:
+            members = ((m.name, m) for m in _in_tar(archive, path) if not m.isdir())
+            members, refused = _members(members)
     except _DAMAGED as error:
         raise SisError(f"{path} cannot be read as a tar archive: {because(error)}") from None
     real, left_out = _real_members(members)
@@ -261,7 +291,7 @@ def _list_tar(path: Path) -> Listing:
             if name in wanted:
                 owners.setdefault(real[name], []).append(name)
         with (
-            tarfile.open(path) as archive
+            tarfile.open(path, tarinfo=_Member) as archive
             # in the archive's own order: going back in a .tar.gz would unpack it again from the
             # start
         ):

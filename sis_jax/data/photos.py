@@ -23,7 +23,7 @@ from PIL import __version__ as pillow
 from tqdm.auto import tqdm
 
 from sis_jax.data.decode import Crop, Unusable, decode
-from sis_jax.data.files import CannotWrite, write_atomic, write_parts
+from sis_jax.data.files import CannotWrite, parse_json, write_atomic, write_parts
 from sis_jax.data.photo_files import (
     Listing,
     Raw,
@@ -365,7 +365,7 @@ def _write_cache(
 
 def _read_cache(folder: Path, key: str) -> Found | None:
     try:
-        about = json.loads((folder / f"{key}.json").read_text("utf-8"))
+        about = parse_json((folder / f"{key}.json").read_text("utf-8"))
         images = np.load(folder / f"{key}.npy", mmap_mode="r", allow_pickle=False)
         return images, tuple(about["names"]), tuple((n, r) for n, r in about["skipped"])
     except (OSError, ValueError, KeyError):

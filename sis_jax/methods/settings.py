@@ -4,10 +4,14 @@ importing JAX.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from sis_jax.types import UsageError
+from sis_jax.types import SisError, UsageError
+
+M = TypeVar("M")
 
 
 @dataclass(frozen=True)
@@ -250,6 +254,32 @@ SETTINGS: dict[str, type] = {
     "latent_direction": LatentDirectionSettings,
     "style_mixing": StyleMixingSettings,
 }
+
+
+def restored(method: type[M], stored: Mapping[str, Any]) -> M:
+    """The method with settings as JSON keeps them, tuples as lists; SisError where one is none."""
+    hints = get_type_hints(method)
+    kinds = {f.name: hints[f.name] for f in fields(method)}
+    for name, value in stored.items():
+        if name not in kinds or not _fits(value, kinds[name]):
+            raise SisError(
+                f"the settings of these parts hold {name[:40]} = {str(value)[:40]!a}, which this "
+                f"version of {method.__name__} does not take: discover again"
+            )
+    return method(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value of JSON is one of a field's type."""
+    if get_origin(kind) is Literal:
+        return type(value) is str and value in get_args(kind)
+    if get_origin(kind) is tuple:
+        return isinstance(value, list | tuple) and all(_fits(v, get_args(kind)[0]) for v in value)
+    if get_args(kind):  # a union
+        return any(_fits(value, one) for one in get_args(kind))
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is kind
 
 
 def check(settings: Any, **least: float) -> None:

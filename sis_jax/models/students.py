@@ -61,8 +61,8 @@ class StudentConfig:
             raise unknown_name("student", self.arch, NETWORKS)
         if not 2 <= self.classes <= 255:
             raise UsageError(f"a student needs 2 to 255 classes, got {self.classes}")
-        if self.width < 8 or self.width % 8:
-            raise UsageError(f"width is {self.width}, expected a multiple of 8")
+        if not 8 <= self.width <= 4096 or self.width % 8:
+            raise UsageError(f"width is {self.width}, expected a multiple of 8 up to 4096")
         if self.block not in (2, 4):
             raise UsageError(f"block is {self.block}, expected 2 or 4 pixels")
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, NoReturn, TypeVar
@@ -43,7 +46,9 @@ class CommandLine(Generic[C]):
 
 
 def main(verb: Callable[..., Any], argv: Sequence[str] | None = None) -> NoReturn:
-    """Run `verb`, a door, and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    """Run `verb`, a door, and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted (Ctrl-C), 143
+    terminated (SIGTERM, as schedulers send it).
+    """
     machine.prepare()
     sys.exit(run(verb, argv))
 
@@ -61,7 +66,7 @@ def run(
             print_plan(verb, asked.config)
             return 0
         enable_compilation_cache()
-        with showing_progress(not asked.quiet):
+        with showing_progress(not asked.quiet), _ended_by_sigterm():
             value = verb(asked.config)
         for path in result_paths(verb, value, asked.config):
             print(path)
@@ -72,9 +77,10 @@ def run(
         return _fail(f"{prog}: {left_out}", 1) if left_out else 0  # done as far as it could be
     except SystemExit as stop:  # by tyro: 0 after --help, 2 after its own message
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        word, code = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
         return _fail(
-            f"{prog}: interrupted; the same command resumes where the run folder allows it", 130
+            f"{prog}: {word}; the same command resumes where the run folder allows it", code
         )
     except BrokenPipeError:
         # The reader of stdout left (`| head`); pointing stdout elsewhere keeps the interpreter's
@@ -86,6 +92,28 @@ def run(
     except Exception as error:  # the traceback for a mistake of ours
         traceback.print_exception(error)
         return 1
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: a scheduler wants the machine back."""
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, unless the program has a handler of its own."""
+    usual = signal.getsignal(signal.SIGTERM)
+    if usual != signal.SIG_DFL or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: object) -> NoReturn:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, usual)
 
 
 def _summarise(verb: Callable[..., Any], value: Any, asked: CommandLine[Any]) -> None:

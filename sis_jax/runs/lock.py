@@ -14,6 +14,7 @@ from typing import Any
 
 from filelock import FileLock, SoftFileLock, Timeout
 
+from sis_jax.data.files import parse_json
 from sis_jax.types import SisError
 
 # Locks this process holds: path -> [lock, holders]. A second opening in the same process shares the
@@ -78,14 +79,16 @@ def _release(key: str, pid: int) -> None:
     _held[key][1] -= 1
     if _held[key][1] == 0:
         lock, _ = _held.pop(key)
-        with contextlib.suppress(OSError):
-            os.unlink(key)
-        lock.release()
+        try:
+            with contextlib.suppress(OSError):
+                os.unlink(key)
+        finally:
+            lock.release()
 
 
 def _owner(path: str) -> dict:
     try:
-        owner = json.loads(Path(path).read_bytes() or b"{}")
+        owner = parse_json(Path(path).read_bytes() or b"{}")
     except (OSError, ValueError):
         owner = {}
     return owner if isinstance(owner, dict) else {}

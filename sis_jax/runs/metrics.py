@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sis_jax.data.files import plain, utf8, write_atomic
+from sis_jax.data.files import parse_json, plain, utf8, write_atomic
 from sis_jax.types import SisError, UsageError
 
 FOLDER, FILE = "metrics", "metrics.json"
@@ -156,15 +156,17 @@ class Metrics:
                 )
             path = chosen[0]
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            return cls(
+            content = parse_json(path.read_text(encoding="utf-8"))
+            found = cls(
                 content.pop("name"),
                 {k: v for k, v in content.items() if k != "paper"},
                 content["paper"],
             )
+            found.rows()  # raises for numbers that are none
+            return found
         except FileNotFoundError:
             raise UsageError(f"there is no file {path}") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise SisError(f"{path} cannot be read as metrics: {error}") from None
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from sis_jax.data.edits import Edit
-from sis_jax.data.files import read_run, utf8, write_atomic
+from sis_jax.data.files import parse_json, read_run, utf8, write_atomic
 from sis_jax.data.part_summary import UNSTABLE
 from sis_jax.runs import charts, cli, page_parts
 from sis_jax.runs.page_images import reduced
@@ -149,7 +149,7 @@ def _json(path: Path, kind: Any) -> Any:
     the rest.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return content if isinstance(content, kind) else None

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from sis_jax.checkpoints.clip import CLIP
-from sis_jax.data.files import write_atomic
+from sis_jax.data.files import parse_json, write_atomic
 from sis_jax.models.clip import CLIPNetwork
 from sis_jax.models.clip_regions import Colours, to_pixels
 from sis_jax.ops import class_scores
@@ -75,7 +75,7 @@ class Direction:
         """Read the files of `save`; UsageError where there are none."""
         try:
             with safe_open(path, framework="np") as file:
-                stored = json.loads((file.metadata() or {})["direction"])
+                stored = parse_json((file.metadata() or {})["direction"])
                 known = {f.name: stored[f.name] for f in fields(cls) if f.name in stored}
                 return cls(unit=file.get_tensor("unit"), **known)
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:

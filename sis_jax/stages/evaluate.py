@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from sis_jax import parallel
 from sis_jax.checkpoints.student import load_student
 from sis_jax.data.benchmarks import PAPER, canonical, open_benchmark
-from sis_jax.data.files import plain
+from sis_jax.data.files import parse_json, plain
 from sis_jax.data.ground_truth import Truth, _named_classes, open_pairs
 from sis_jax.data.mask_files import read_mask
 from sis_jax.ops import protocols
@@ -113,7 +112,7 @@ def _read_map(given: str | Mapping[str, Any] | None) -> dict[str, Any] | None:
     if given is None or isinstance(given, Mapping):
         return None if given is None else dict(given)
     try:
-        content = json.loads(
+        content = parse_json(
             given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8")
         )
     except (OSError, ValueError) as error:

@@ -21,7 +21,7 @@ from sis_jax import parallel
 from sis_jax.checkpoints.student import Look, Student, load_student
 from sis_jax.data.decode import Unusable
 from sis_jax.data.exports.formats import write
-from sis_jax.data.files import disk_errors, plain, remove_temporary, write_atomic
+from sis_jax.data.files import disk_errors, parse_json, plain, remove_temporary, write_atomic
 from sis_jax.data.items import png
 from sis_jax.data.masks import (
     Masks,
@@ -357,8 +357,8 @@ def _open_folder(
 
 def _read_mark(mark: Path) -> Any:
     try:
-        return json.loads(mark.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return parse_json(mark.read_text("utf-8"))
+    except (OSError, ValueError):
         return None
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from sis_jax import methods
 from sis_jax.checkpoints import load_generator
-from sis_jax.data.files import read_run
+from sis_jax.data.files import plain, read_run
 from sis_jax.data.parts import Parts
 from sis_jax.methods.base import Fitted
+from sis_jax.methods.settings import restored
 from sis_jax.models.moved import Moved, mixed
 from sis_jax.types import Generator, SisError, UsageError
 
@@ -42,7 +42,7 @@ class Teacher:
                 f"run python -m sis_jax.discover again"
             )
         gen = mixed(gen, parts.arrays)  # rare classes are drawn beside plain samples
-        method = methods.get(parts.method)(**_settings(parts))
+        method = restored(methods.get(parts.method), plain(parts.settings))
         return cls(gen, parts, Fitted(method, parts.arrays))
 
     @classmethod
@@ -71,8 +71,3 @@ class Teacher:
         """Stream (images, masks of class ids, confidence in 0..1) of seeds, in batches."""
         for images, clusters, confidence in self.fitted.label_seeds(self.gen, seeds, truncation):
             yield images, self.parts.classify(clusters), confidence
-
-
-def _settings(parts: Parts) -> dict[str, Any]:
-    """The method's settings as its constructor takes them: JSON keeps tuples as lists."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in parts.settings.items()}

@@ -13,6 +13,7 @@ nothing waits for them between two snapshots. Batch t and the random numbers of 
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -102,8 +103,10 @@ class Checkpoints:
             arrays=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(plain(meta))
         )
         with disk_errors(self.folder):
-            self._open().save(run.number, args=args)
-            self._open().wait_until_finished()
+            manager = self._open()
+            _check_room(self.folder, sum(a.nbytes for a in jax.tree.leaves(arrays)))
+            manager.save(run.number, args=args)
+            manager.wait_until_finished()
 
     def restore(self, state: PyTree, **kept: PyTree) -> Training | None:
         """The training as it was saved, with NumPy arrays, or None.
@@ -198,12 +201,13 @@ def loop(
     """Train until `run.step` is `steps`; yield (step, facts) every `every` steps and at the last.
 
     The caller's block appends a row to `run.curve` and may replace `run.state`; then the checkpoint
-    is written. Ctrl-C waits for the end of the step, saves it and raises KeyboardInterrupt.
+    is written. Ctrl-C, and SIGTERM where the program handles it, wait for the end of the step: it
+    is saved, then the signal takes effect.
     step_fn: (state, step, batch) -> (next state, facts: scalar arrays). batches: first step -> the
         batches from there on. unit: name and number of units per step. devices: where the state is
-        laid out. losses: facts that must be finite at a snapshot, or SisError with the `cure`.
-        stop: asked after every step; True ends the training with a snapshot. show: text beside the
-        progress bar from the last row.
+        laid out. losses: facts that must be finite at a snapshot, as the state must; else SisError
+        with the `cure`. stop: asked after every step; True ends the training with a snapshot.
+        show: text beside the progress bar from the last row.
     """
     if run.step >= steps:
         return
@@ -229,9 +233,19 @@ def loop(
                 bar.set_postfix_str(show(run.curve[-1]) if run.curve else "")
             checkpoints.save(run)
             if interrupted:
-                raise KeyboardInterrupt
+                signal.raise_signal(interrupted[0])
             if stop():
                 return
+
+
+def _check_room(folder: Path, size: int) -> None:
+    """OSError where the disk lacks these bytes: Orbax would find out in a hundred threads at once.
+
+    A file system that does not know its size has room.
+    """
+    disk = shutil.disk_usage(folder)
+    if disk.total and disk.free < size:
+        raise OSError(errno.ENOSPC, "no room for a checkpoint")
 
 
 def on_devices(state: PyTree, devices: parallel.Devices = 1) -> PyTree:
@@ -255,37 +269,43 @@ def _check_finite(
     cure: str,
     checkpoints: Checkpoints,
 ) -> None:
-    bad = [name for name in losses if not np.isfinite(facts[name])]
+    bad = [f"{name} is {facts[name]}" for name in losses if not np.isfinite(facts[name])]
+    if not bad and not _finite(run.state):  # the loss was that of the weights before this step
+        bad = ["a weight is no finite number"]
     if bad:
         kept = "" if checkpoints.latest() is None else "; the last checkpoint is good"
-        raise SisError(
-            f"training diverged at step {run.step} ({bad[0]} is {facts[bad[0]]}){kept}: {cure}"
-        )
+        raise SisError(f"training diverged at step {run.step} ({bad[0]}){kept}: {cure}")
+
+
+def _finite(state: PyTree) -> bool:
+    floats = (a for a in jax.tree.leaves(state) if jnp.issubdtype(a.dtype, jnp.floating))
+    return all(np.isfinite(np.asarray(a)).all() for a in floats)
 
 
 @contextmanager
 def _interrupt_after() -> Iterator[list[int]]:
-    """Ctrl-C inside the block is noted; a second one raises. Nothing outside the main thread."""
+    """Ctrl-C or a handled SIGTERM inside the block is noted; a second one takes effect. Nothing
+    outside the main thread.
+    """
     caught: list[int] = []
-    usual = signal.getsignal(signal.SIGINT)
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or usual is not signal.default_int_handler
-    ):
-        yield caught
-        return
+    usual: dict[int, Callable[[int, Any], Any]] = {}
+    if threading.current_thread() is threading.main_thread():
+        both = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        usual = {number: handler for number, handler in both.items() if callable(handler)}
 
-    def later(number: int, _: Any) -> None:
+    def later(number: int, frame: Any) -> None:
         if caught:
-            raise KeyboardInterrupt
+            usual[number](number, frame)
         caught.append(number)
-        say("finishing the step, then saving; Ctrl-C again stops at once")
+        say("finishing the step, then saving; a second signal stops at once")
 
-    signal.signal(signal.SIGINT, later)
+    for number in usual:
+        signal.signal(number, later)
     try:
         yield caught
     finally:
-        signal.signal(signal.SIGINT, usual)
+        for number, handler in usual.items():
+            signal.signal(number, handler)
 
 
 def _as_now(meta: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ Spectral norm is divided out: W / sigma with sigma = u W v (Miyato et al. 2018, 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -19,6 +18,7 @@ import numpy as np
 from sis_jax.checkpoints.build import build, faults, refuse, shapes_of
 from sis_jax.checkpoints.layouts.stylegan2 import Converted, float32
 from sis_jax.checkpoints.layouts.tables import Rule, translate
+from sis_jax.data.files import parse_json
 from sis_jax.models.biggan import BigGAN, BigGANConfig
 from sis_jax.models.conditional import check_classes
 from sis_jax.types import Info, SisError
@@ -83,8 +83,8 @@ def published_settings(checkpoint: Path) -> dict[str, Any] | None:
             continue
         try:
             with open(path, encoding="utf-8") as f:
-                settings = json.loads(f.read(_MAX_SETTINGS))
-        except (OSError, ValueError, RecursionError) as error:
+                settings = parse_json(f.read(_MAX_SETTINGS))
+        except (OSError, ValueError) as error:
             raise SisError(
                 f"{path}, beside the BigGAN checkpoint, cannot be read ({str(error)[:80]}): "
                 "download it again"

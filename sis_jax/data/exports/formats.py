@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sis_jax.data.files import json_text, replacing
+from sis_jax.data.files import json_text, replacing, utf8
 from sis_jax.data.items import items
 from sis_jax.ops.progress import progress, say
 from sis_jax.types import UsageError, unknown_name
@@ -62,9 +62,7 @@ def write(
         )
         if not (place / _CLASSES).exists():
             (place / _CLASSES).write_text(json_text(list(classes)) + "\n", encoding="utf-8")
-        (place / "README.md").write_text(
-            _card(place, card, licence, format, note), encoding="utf-8"
-        )
+        (place / "README.md").write_bytes(utf8(_card(place, card, licence, format, note)))
     if note:
         say(f"{format}: {note}")
     return Path(os.path.abspath(Path(folder).expanduser()))

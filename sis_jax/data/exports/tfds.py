@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from sis_jax.data.exports.common import Classes, Splits, need_image, unique_names, with_background
+from sis_jax.data.files import parse_json
 from sis_jax.data.items import Item, ahead, grey_pngs
 from sis_jax.types import UsageError
 
@@ -150,7 +151,7 @@ def save_tfrecord(splits: Splits, classes: Classes, folder: Path, card: str) -> 
         _reframe(path, path.with_name(path.name.replace("array_record", "tfrecord")), checksum)
         path.unlink()
     info = folder / "dataset_info.json"
-    content = json.loads(info.read_text(encoding="utf-8"))
+    content = parse_json(info.read_text(encoding="utf-8"))
     content["fileFormat"] = "tfrecord"
     for split in content.get("splits", []):
         split["filepathTemplate"] = split.get("filepathTemplate", "").replace(
