@@ -199,7 +199,8 @@ def test_neutral_words_take_what_they_fit(disc, clip):
         parts, {"black": "ground", "a dog": "dog"}, neutral=("white",), clip=clip, gen=gen, n=6
     )
     free = next(c for c in named.classes if c["unsure"])
-    assert free["name"] == "part 1" and free["score"] > 0.9 and "ground" in named.names.values()
+    assert free["name"] == "part 1" and "ground" in named.names.values()
+    assert free["score"] < 0.1 and free["runner_up"] == "(neutral)"  # not unsure with a high score
 
 
 def test_a_margin_that_is_not_reached(disc):

@@ -10,14 +10,15 @@ import pytest
 
 import sis_jax
 from sis_jax.data.files import read_run
-from sis_jax.data.ontology import Ontology
+from sis_jax.data.ontology import Ontology, ontology_of
 from sis_jax.data.part_names import finer_classes
 from sis_jax.data.parts import Parts, classes_from
-from sis_jax.ops import levels
+from sis_jax.ops import class_scores, levels
 from sis_jax.ops.cluster_labels import label_maps
+from sis_jax.runs.configs.distill import DistillConfig, Source
 from sis_jax.runs.configs.label import Naming
 from sis_jax.stages import distill as distill_stage
-from sis_jax.stages.naming import name_parts
+from sis_jax.stages.naming import Named, _told_apart, name_parts
 from sis_jax.stages.teacher import Teacher
 from sis_jax.types import Info, UsageError
 
@@ -100,10 +101,29 @@ def test_text_names_both_levels(parts):
     named = parts.named(said, finer)
     assert named.names == {0: "background", 1: "face", 2: "hair"}
     below = named.level(1)
-    assert below.names == {0: "background", 1: "face 1", 2: "face 2", 3: "clothes", 4: "hair"}
+    assert below.names == {0: "background", 1: "face 1", 2: "face 2", 3: "clothes", 4: "part 2"}
     assert [c["unsure"] for c in below.classes] == [False, False, False, False, True]
     again = named.named(said, {i: verdict("face", named=False) for i in range(5)}).level(1)
-    assert list(again.names.values())[3:] == ["hair 1", "hair 2"]
+    assert list(again.names.values())[3:] == ["part 2.1", "part 2.2"]  # a wrong name is worse
+
+
+def test_finer_parts_are_compared_with_each_other(parts):
+    """One is a mouth, since it has more of lips than the other face; one is between two classes."""
+    face = {"face": ["skin"], "mouth": ["lips"]}
+    words = ontology_of({"classes": {"face": face, "hair": ["hair"]}, "background": ["a wall"]})
+    cosine = np.array(  # skin, lips, hair, a wall
+        [[0.9, 0, 0.1, 0], [0.9, 0.5, 0.1, 0], [0, 0, 0, 0.9], [0.1, 0, 0.9, 0], [0.6, 0, 0.5, 0]]
+    )
+    probability = class_scores.softmax(10 * cosine[:, [0, 2, 3]])
+    verdicts = class_scores.decide(probability)
+    assert [words.classes[v.best] for v in verdicts] == ["face", "face", None, "hair", "face"]
+    best = cosine[:, [0, 2, 3]]
+    table = Named(parts.finer, words.classes, best, probability, verdicts, "x", cosine)
+    table, said = _told_apart(table, words, 10.0, 0.1)
+    assert [said[i]["name"] for i in range(4)] == ["face", "mouth", None, "hair"]
+    assert [said[i]["named"] for i in range(5)] == [True] * 4 + [False]
+    assert said[1]["prompts"] == ["lips"] and said[4]["score"] < 0.6
+    assert [row.get("finer_class") for row in table.table()["clusters"]][:2] == [None, "mouth"]
 
 
 def test_text_may_take_a_cluster_from_the_background(parts):
@@ -240,6 +260,10 @@ def test_a_dataset_and_a_student_of_either_level(run, tmp_path, monkeypatch):
     assert "level" not in asked[0] and asked[1]["level"] == 1  # older records have none
     with pytest.raises(UsageError, match=r"level is 0, and the dataset in .* has level 1: give"):
         sis_jax.distill(str(tmp_path / "1"), level=0)
+    for level in (0, 1):  # the dataset's own: as if none had been asked for
+        config = DistillConfig(str(tmp_path / str(level)), source=Source(level=level))
+        kept = distill_stage._with_level(config, tmp_path / str(level))
+        assert kept.source.level is None
     jobs = []
 
     def stopped(folder, job):

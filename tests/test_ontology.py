@@ -46,6 +46,17 @@ def test_words_and_files_say_the_same(tmp_path):
     assert ontology_of(prompts=["2+2=4=sum", "1=one"]).prompts[0] == ("2+2=4", "sum")
 
 
+def test_finer_classes():
+    face = {"face": ["skin"], "mouth": ["lips", "teeth"]}
+    ontology = ontology_of({"classes": {"face": face, "hair": "curls"}, "background": ["a wall"]})
+    assert ontology.classes == ("face", "hair", None)
+    assert ontology.prompts_of("face") == ["skin", "lips", "teeth"]
+    assert ontology.finer_of("face") == face and ontology.finer_of("hair") == {}
+    assert ontology_of(ontology) == ontology
+    with pytest.raises(UsageError, match=r"classes.face.mouth must be a list of texts, got 3"):
+        ontology_of({"classes": {"face": {"mouth": 3}}})
+
+
 def test_templates():
     ontology = ontology_of(HAIR, templates=["a photo of {}", "{} here"])
     assert (
@@ -140,8 +151,33 @@ def test_the_rule():
         False,
     ) and first.margin == pytest.approx(0.1, abs=1e-6)
     assert (second.best, second.named) == (1, True) and second.score == pytest.approx(0.6)
-    assert (third.best, third.named) == (2, False)  # neutral
+    assert (third.second, third.named) == (2, False)  # neutral
+    assert third.margin == pytest.approx(-0.7) and third.score == pytest.approx(0.1)
     assert class_scores.decide(rows, 0.0)[0].named and class_scores.decide(rows, 0.2)[2].named
+
+
+def test_parts_are_told_apart_beside_each_other():
+    """All of it is most like skin; what the last two have more of decides."""
+    logits = np.array([[6.0, 0, 0], [6, 0.5, 0], [5.5, 5, 0], [6, 0, 5]])
+    owner = np.array([0, 1, 2])
+    assert class_scores.softmax(logits).argmax(1).tolist() == [0, 0, 0, 0]
+    assert class_scores.apart(logits, owner).argmax(1).tolist() == [0, 0, 1, 2]
+    np.testing.assert_allclose(
+        class_scores.apart(logits[:1], owner), class_scores.softmax(logits[:1])
+    )
+
+
+def test_a_finer_class_is_found_where_it_fits_best():
+    skin, lip, lid, brow = range(4)
+    owner = np.array([skin, lip, lid, brow])
+    rows = [[5.0, -5, -5, -5], [5, -2, -4, -4], [6, 2, -6, -6], [3, -5, 3, 2]]
+    found = class_scores.finer(np.array(rows), owner, usual=skin)
+    assert found[:2] == [None, None]  # the second has something of a lip, the third more
+    assert found[2].best == lip and found[2].score == pytest.approx(1)
+    assert found[3].best == lid and found[3].second == brow and 0.6 < found[3].score < 0.8
+    assert class_scores.finer(np.array(rows), owner, usual=skin, margin=0.6)[3] is None
+    alone = class_scores.finer(np.array(rows)[:, 1:], owner[:3], usual=None)
+    assert [v and v.best for v in alone[2:]] == [0, 1]
 
 
 def test_ensembles_weigh_every_template_alike():
@@ -151,7 +187,8 @@ def test_ensembles_weigh_every_template_alike():
 
 def test_what_ships_goes_by_its_name(tmp_path, monkeypatch):
     faces = ontology_of("faces")
-    assert set(faces.classes) == {"hair", "face", "clothes", None}
+    assert set(faces.classes) == {"hair", "face", "neck and clothes", None}
+    assert list(faces.finer_of("face")) == ["face", "eyes", "nose", "mouth"]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "faces").write_text('{"a cat": "cat", "a wall": null}')
     assert set(ontology_of("faces").classes) == {"cat", None}  # a file of that name goes first

@@ -268,6 +268,16 @@ def test_without_a_budget_nothing_is_measured(doors, tmp_path, height, fit):
     assert given["train_generator"]["resolution"] == 64 and given["synthesize"]["n"] == 50
 
 
+def test_either_level(doors, tmp_path):
+    """Of the parts, in the masks; the plan of an earlier version names none and means the first."""
+    _, calls = doors
+    for level in (0, 1):
+        run(out=str(tmp_path / str(level)), level=level)
+    assert [given["level"] for verb, given in calls if verb == "synthesize"] == [0, 1]
+    asked = [stages_of(tmp_path / str(i))["run"]["config"] for i in (0, 1)]
+    assert "level" not in asked[0] and asked[1]["level"] == 1
+
+
 def test_a_folder_without_photos_is_refused_first(doors, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="empty"):

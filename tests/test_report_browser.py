@@ -13,6 +13,7 @@ from sis_jax.data.part_edits import read_edits
 from sis_jax.data.parts import Parts
 from sis_jax.label import label
 from sis_jax.report import report
+from sis_jax.runs import charts
 
 pytestmark = [
     pytest.mark.integration,
@@ -146,6 +147,17 @@ def test_sizes_and_colours(run, browser, width, dark):
     )
     assert (max(ink) < 60 and min(paper) > 200) != dark
     assert (min(ink) > 200 and max(paper) < 60) == dark
+    chart = charts.line_chart_svg({str(i): [(0, i), (1, i)] for i in range(10)})
+    browser.run(
+        f"document.querySelector('main').insertAdjacentHTML('beforeend', {json.dumps(chart)})"
+    )
+    lightest = browser.run(
+        "[...document.querySelectorAll('polyline')].map((line) => {"
+        "const c = document.createElement('canvas').getContext('2d');"
+        "c.fillStyle = getComputedStyle(line).color; c.fillRect(0, 0, 1, 1);"
+        "return Math.max(...c.getImageData(0, 0, 1, 1).data.slice(0, 3))})"
+    )
+    assert len(lightest) == 10 and (min(lightest) > 140) == dark  # the palette's darkest has 105
 
 
 def test_up_and_down_between_levels(tmp_path, browser):

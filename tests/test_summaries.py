@@ -29,6 +29,10 @@ def test_what_is_unstable_unnamed_or_missing():
         "other seeds find other outlines of part 1 (0.41) (agreement below 0.7)",
         "no text fits part 2 (hat?)",
     ]
+    two = parts_kit.two_levels()
+    below = tuple(c | {"unsure": c["id"] == 3, "guess": "ear"} for c in two.finer.classes)
+    finer = replace(two.finer, classes=below)
+    assert summary_of(replace(two, finer=finer))[-1] == f"no text fits {finer.names[3]} (ear?)"
 
 
 def test_many_parts_are_counted():

@@ -17,14 +17,19 @@ from sis_jax.types import UsageError
 
 NEUTRAL = "(neutral)"
 _FORM = 'expected {"a photo of hair": "hair", "the background": null}'
-# What ships, by name. "faces": the parts that the text model "faces-clip" was seen to distinguish
-# (smaller ones it does not).
+# What ships, by name. "faces": the parts that the text model "faces-clip" was seen to distinguish.
 SHIPPED: dict[str, dict[str, Any]] = {
     "faces": {
         "classes": {
             "hair": ["hair", "a head of hair"],
-            "face": ["skin", "cheeks", "eyes", "eyebrows", "a nose", "a mouth", "lips"],
-            "clothes": ["clothes", "clothing"],
+            "face": {
+                "face": ["skin", "cheeks"],
+                "eyes": ["eyes", "eyebrows"],
+                "nose": ["a nose"],
+                "mouth": ["a mouth", "lips"],
+            },
+            # it takes necks for clothes
+            "neck and clothes": ["clothes", "clothing"],
         },
         "background": ["the background", "a wall", "what is behind a person"],
     }
@@ -37,12 +42,15 @@ class Ontology:
     """prompts: (text, class), class None is the background. neutral: texts whose parts stay
     unnamed.
 
-    templates: every prompt is put in place of each "{}", and the results are averaged.
+    templates: every prompt is put in place of each "{}", and the results are averaged. finer:
+        (text, finer class) of some prompts, by which the finer level of parts tells apart what is
+        one class at the coarse one.
     """
 
     prompts: tuple[tuple[str, str | None], ...]
     neutral: tuple[str, ...] = ()
     templates: tuple[str, ...] = ("{}",)
+    finer: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         _check(self)
@@ -76,6 +84,14 @@ class Ontology:
         """The prompts of one class."""
         return [text for text, c in self.prompts if c == name]
 
+    def finer_of(self, name: str | None) -> dict[str, list[str]]:
+        """{finer class: its prompts} of one class, empty where it has none."""
+        below, found = dict(self.finer), {}
+        for text in self.prompts_of(name):
+            if text in below:
+                found.setdefault(below[text], []).append(text)
+        return found
+
 
 def ontology_of(
     source: Any = None,
@@ -87,25 +103,31 @@ def ontology_of(
 
     source: an Ontology, {prompt: class or None}, a name in `SHIPPED`, or a JSON file with one, or
         with {"classes": {name: [prompts]}, "background": [prompts], "neutral": [words],
-        "templates": [...]}. prompts: further "prompt=class", "prompt=" for the background.
+        "templates": [...]}; in place of [prompts] a class may have {finer class: [prompts]}, the
+        one of its own name for what is none of the others. prompts: further "prompt=class",
+        "prompt=" for the background.
     """
     if source is None and not prompts:
         raise UsageError(
             'no ontology was given: give --ontology FILE, or --prompt "a photo of hair=hair" once '
             "or more"
         )
-    pairs, words, forms = _read(source) if source is not None else ((), (), ())
+    pairs, words, forms, finer = _read(source) if source is not None else ((), (), (), ())
     pairs = (*pairs, *map(_pair, prompts))
     _check_pairs(pairs)
-    return Ontology(pairs, (*words, *neutral), (*forms, *templates) or ("{}",))
+    return Ontology(pairs, (*words, *neutral), (*forms, *templates) or ("{}",), finer)
 
 
-def _read(source: Any) -> tuple[tuple[Any, ...], tuple[str, ...], tuple[str, ...]]:
+_Read = tuple[tuple[Any, ...], tuple[str, ...], tuple[str, ...], tuple[tuple[str, str], ...]]
+
+
+def _read(source: Any) -> _Read:
     if isinstance(source, Ontology):
         return (
             source.prompts,
             source.neutral,
             source.templates if source.templates != ("{}",) else (),
+            source.finer,
         )
     if isinstance(source, str) and source in SHIPPED and not Path(source).exists():
         return _content(SHIPPED[source], "")
@@ -143,29 +165,33 @@ def _json(path: Path) -> Any:
         raise UsageError(f"{path} cannot be read as JSON ({error}); {_FORM}") from None
 
 
-def _content(content: Any, where: str) -> tuple[tuple[Any, ...], tuple[str, ...], tuple[str, ...]]:
+def _content(content: Any, where: str) -> _Read:
     if not isinstance(content, dict):
         raise UsageError(f"{where}holds {type(content).__name__}, no ontology; {_FORM}")
     if not isinstance(content.get("classes"), dict):
-        return tuple((prompt, name) for prompt, name in content.items()), (), ()
+        return tuple(content.items()), (), (), ()
     strange = set(content) - set(_FIELDS)
     if strange:
         raise UsageError(
             f"{where}has the field {min(strange)!r}; an ontology with classes may have "
             f"{', '.join(_FIELDS)}"
         )
-    pairs = [
-        (prompt, name)
-        for name, several in content["classes"].items()
-        for prompt in _listed(several, f"{where}classes.{name}")
+    groups = [
+        (name, below, prompt)
+        for name, given in content["classes"].items()
+        for below, several in (given.items() if isinstance(given, dict) else [(None, given)])
+        for prompt in _listed(several, f"{where}classes.{name}" + (f".{below}" if below else ""))
     ]
+    finer = tuple((prompt, below) for _, below, prompt in groups if below is not None)
+    _check_pairs(finer)
+    pairs = [(prompt, name) for name, _, prompt in groups]
     pairs += [
         (prompt, None) for prompt in _listed(content.get("background", []), f"{where}background")
     ]
     neutral, templates = (
         tuple(_listed(content.get(key, []), f"{where}{key}")) for key in ("neutral", "templates")
     )
-    return tuple(pairs), neutral, templates
+    return tuple(pairs), neutral, templates, finer
 
 
 def _listed(value: Any, what: str) -> list[str]:

@@ -161,18 +161,20 @@ def finer_named(
     classes: _Classes, finer: _Classes, clusters: _Classes, verdicts: _Verdicts
 ) -> tuple[dict[str, Any], ...]:
     """The finer classes with the names that a text model gave their clusters, `verdicts` as in
-    `Parts.named`. The outline is the coarse level's, so no part becomes background by text; a part
-    without a name of its own goes by that of the coarse class.
+    `Parts.named`. The outline is the coarse level's, so no part becomes background by text. A part
+    that no text fits goes by the number of the coarse class, "part 1.2".
     """
     share = {c["id"]: c.get("share") or 1e-9 for c in clusters}
     parts = {c: dict(v, named=v["named"] and v["name"] is not None) for c, v in verdicts.items()}
+    owner, parent = _owners(classes), {c["id"]: c["parent"] for c in clusters}
     own, made = {}, []
     for entry in finer:
         found = verdicts if entry["id"] == BACKGROUND else parts
         made.append(dict(entry) | _facts(entry["clusters"], found, share))
         largest = parts.get(max(entry["clusters"], key=lambda c: share[c]))
-        if entry["id"] != BACKGROUND and largest is not None and largest["named"]:
-            own[entry["id"]] = largest["name"]
+        if entry["id"] != BACKGROUND and largest is not None:
+            number = owner[parent[entry["clusters"][0]]]["id"]
+            own[entry["id"]] = largest["name"] if largest["named"] else f"part {number}"
     return _with_names(classes, made, clusters, own)
 
 

@@ -17,7 +17,9 @@ def summary_of(parts: Parts) -> list[str]:
     if parts.finer is not None:
         lines.append(f"in it, {_found(parts.finer)}")
     lines.append(_stability(parts))
-    unnamed = [f"{c['name']} ({c['guess']}?)" for c in _foreground(parts) if c.get("unsure")]
+    levels = (parts,) if parts.finer is None else (parts, parts.finer)
+    unsure = [c for level in levels for c in _foreground(level) if c.get("unsure")]
+    unnamed = [f"{c['name']} ({c['guess']}?)" for c in unsure]
     if unnamed:
         lines.append(f"no text fits {_listed(unnamed)}")
     return lines

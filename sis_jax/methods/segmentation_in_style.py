@@ -80,11 +80,11 @@ class SegmentationInStyle(SegmentationInStyleSettings):
     adds_clusters: ClassVar[bool] = True
     shaky_cure: ClassVar[str] = "merge them with a neighbour, lower k, or raise n"
 
-    def fit(self, gen: Generator, seed: int = 0) -> Fitted:
+    def fit(self, gen: Generator, seed: int = 0, finer: bool = True) -> Fitted:
         """Learn parts from `n` samples of `gen`. The same seed gives the same parts.
 
-        Raises UsageError for settings that cannot work with this generator, SisError for NaN
-        features.
+        finer: also the finer level, where k is "auto". Raises UsageError for settings that cannot
+        work with this generator, SisError for NaN features.
         """
         self._check(gen)
         seeds = sample_seeds(seed, self.n)
@@ -106,9 +106,9 @@ class SegmentationInStyle(SegmentationInStyleSettings):
             {"id": i, "agreement": float(stable[i])} | fact for i, fact in enumerate(facts)
         )
         fitted = Fitted(method, arrays, clusters, background, found)
-        return (
-            method._with_finer(fitted, gen, x, labels, places, seed) if self.k == "auto" else fitted
-        )
+        if self.k != "auto" or not finer:
+            return fitted
+        return method._with_finer(fitted, gen, x, labels, places, seed)
 
     def taps(self, arrays: Arrays | None = None) -> tuple[str, ...]:
         """The features that are compared; `layer` must be resolved (not "auto")."""

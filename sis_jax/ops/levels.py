@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from sis_jax.ops import kmeans, selection, sweep
+from sis_jax.ops import selection, sweep
 
 KS = (3, 4, 5, 6, 7, 8)
 DRAWS = 3  # of two halves each
 POINTS = 2_000  # of a part, per half and to compare on: one shape, so one compilation
 MOST = 16_384  # points of a part that k-means goes on with
 RESTARTS = 4
+STEPS = 100  # of k-means with all samples, at most
 TOLERANCE = 0.05
 CRITERION = (
     "in each part of the foreground the smallest k within "
@@ -89,7 +90,7 @@ def _split_one(
         first = np.isin(sample[inside], order[: len(order) // 2])
         groups += [half if len(half) else inside for half in (inside[first], inside[~first])]
     drawn = [rng.choice(g, POINTS, replace=len(g) < POINTS) for g in groups]
-    points = sweep.project(x[np.concatenate(drawn)]).reshape(len(drawn), POINTS, -1)
+    points = sweep.project(x[np.concatenate(drawn)], POINTS).reshape(len(drawn), POINTS, -1)
     found = sweep.cluster_many(points[1:], KS, points[0], seed, RESTARTS)
     rows = [
         {"k": k, "agreement": _mean_agreement(f, k), "chosen": False} for k, f in zip(KS, found)
@@ -102,10 +103,23 @@ def _split_one(
     if len(used) < 2:
         return x[inside].mean(0, keepdims=True), np.ones(1), rows
     means = np.stack([x[drawn[0][start == i]].mean(0) for i in used])
-    count = min(MOST, 1 << (len(inside).bit_length() - 1))  # few shapes, so few compilations
-    even = np.linspace(0, len(inside) - 1, count).astype(int)
-    fit = kmeans.kmeans(x[inside[even]], len(used), init=means)
-    return np.asarray(fit.centers), overlap[used], rows
+    even = np.linspace(0, len(inside) - 1, min(MOST, len(inside))).astype(int)
+    return _lloyd(x[inside[even]], means), overlap[used], rows
+
+
+def _lloyd(x: Float[np.ndarray, "m d"], centers: Float[np.ndarray, "k d"]) -> np.ndarray:
+    """The centres after Lloyd's steps until no label changes. In NumPy: every part has other
+    shapes, and each would be compiled.
+    """
+    labels = np.full(len(x), -1)
+    for _ in range(STEPS):
+        found = (np.square(centers).sum(1) - 2 * (x @ centers.T)).argmin(1)
+        if (found == labels).all():
+            break
+        labels, member = found, np.eye(len(centers), dtype=x.dtype)[found]
+        count = member.sum(0)[:, None]
+        centers = np.where(count > 0, member.T @ x / np.maximum(count, 1), centers)
+    return centers
 
 
 def _mean_agreement(found: Sequence[Int[np.ndarray, "j"]], k: int) -> float:

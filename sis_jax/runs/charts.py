@@ -76,8 +76,8 @@ def line_chart_svg(
         dots = [at(p) for p in sorted(points)]
         line = " ".join(f"{x},{y}" for x, y in dots)
         parts.append(
-            f'<polyline points="{line}" fill="none" stroke="{colour(i + 1)}" stroke-width="2" '
-            'stroke-linejoin="round"/>'
+            f'<polyline points="{line}" fill="none" {_series(i)} stroke="currentColor" '
+            'stroke-width="2" stroke-linejoin="round"/>'
         )
         parts += [_marker(i, x, y) for x, y in dots] if len(dots) <= 60 else []
         if legend:
@@ -101,7 +101,14 @@ def _marker(i: int, x: Real, y: Real) -> str:
         "M0-4L4 3h-8z",
         "M0-4.5L4.5 0L0 4.5L-4.5 0z",
     )
-    return f'<path d="{shapes[i % 4]}" transform="translate({x} {y})" fill="{colour(i + 1)}"/>'
+    place = f'transform="translate({x} {y})"'
+    return f'<path d="{shapes[i % 4]}" {place} {_series(i)} fill="currentColor"/>'
+
+
+def _series(i: int) -> str:
+    """The colour of a line, which the page lightens on a dark ground."""
+    shade = colour(i + 1)
+    return f'class="series" color="{shade}" style="--shade:{shade}"'
 
 
 def heatmap_svg(

@@ -146,6 +146,8 @@ def _discover(
 ) -> tuple[Parts, dict[str, bytes]]:
     """Fit, label a few samples, and put all of it together; and further files of `parts/`."""
     seed = config.seed
+    if texts and texts.rare_class.rare is not None:
+        inputs = {**inputs, "finer": False}  # the rare class is one more coarse part
     fitted = settings.fit(gen, seed, **inputs)
     found = texts.extended(gen, fitted, seed) if texts else None
     if found:
@@ -153,7 +155,7 @@ def _discover(
     warnings = [*_warnings(fitted, found.cluster), *found.warnings] if found else _warnings(fitted)
     classes = classes_from(list(fitted.clusters), fitted.background["found"])
     parts = _level(gen, fitted, classes, seed, config.method, tuple(warnings))
-    if fitted.finer is not None and found is None:
+    if fitted.finer is not None:
         below = finer_classes(classes, fitted.finer.clusters)
         parts = replace(parts, finer=_level(gen, fitted.finer, below, seed, config.method))
     parts = parts.with_classes(classes)

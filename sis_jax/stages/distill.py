@@ -71,7 +71,7 @@ def _work(config: DistillConfig) -> Student:
     resolved = resolve(config)
     _check(resolved)
     place, source = _places(resolved)
-    _check_level(resolved, source)
+    resolved = _with_level(resolved, source)
     with RunFolder.open(place, config.overwrite) as run:
         inputs = _inputs(source, config.source.fly) | _weights_read(config)
         given = replace(config, data=None if source is None else str(source))
@@ -200,18 +200,21 @@ def _synthesized(source: Path) -> tuple[Path, dict[str, Any]]:
         return home, {}
 
 
-def _check_level(config: DistillConfig, source: Path | None) -> None:
-    """UsageError where another level is asked for than the dataset has."""
-    level = config.source.level
-    if level is None or source is None or config.source.fly or not _has_data(source):
-        return
-    home, record = _synthesized(source)
-    written = record.get("config", {}).get("level", 0)
-    if level != written:
-        raise UsageError(
-            f"level is {level}, and the dataset in {source} has level {written}: give --fly, or "
-            f"write the other one, python -m sis_jax.synthesize {home} --level {level} --overwrite"
-        )
+def _with_level(config: DistillConfig, source: Path | None) -> DistillConfig:
+    """The configuration with a level only where it says more than its absence would. UsageError
+    where another level is asked for than the dataset has.
+    """
+    level, usual = config.source.level, 0
+    if level is not None and source is not None and not config.source.fly and _has_data(source):
+        home, record = _synthesized(source)
+        usual = record.get("config", {}).get("level", 0)
+        if level != usual:
+            raise UsageError(
+                f"level is {level}, and the dataset in {source} has level {usual}: give --fly, or "
+                f"write the other one, python -m sis_jax.synthesize {home} --level {level} "
+                "--overwrite"
+            )
+    return config if level != usual else replace(config, source=replace(config.source, level=None))
 
 
 def _warn_of_other_parts(source: Path) -> None:

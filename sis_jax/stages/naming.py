@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice, pairwise
 from pathlib import Path
@@ -36,6 +36,7 @@ _PAD = 255  # no cluster has this number
 class Named:
     """Named parts, and the table behind: rows are clusters, columns classes (None: background).
 
+    prompts: cosine of every cluster with every prompt. finer_class: of the clusters that have one.
     finer: the table of the level below.
     """
 
@@ -45,6 +46,8 @@ class Named:
     probability: Float[np.ndarray, "k c"]
     verdicts: list[class_scores.Verdict]
     clip: str
+    prompts: Float[np.ndarray, "k p"]
+    finer_class: Mapping[int, str] = field(default_factory=dict)
     finer: Named | None = None
 
     def table(self) -> dict[str, Any]:
@@ -56,6 +59,7 @@ class Named:
                 "score": v.score,
                 "margin": v.margin,
                 "named": v.named,
+                **({"finer_class": self.finer_class[i]} if i in self.finer_class else {}),
             }
             for i, v in enumerate(self.verdicts)
         ]
@@ -104,7 +108,7 @@ def name_parts(teacher: Teacher, clip: CLIP, ontology: Ontology, how: Naming) ->
     said, finer, below = _statements(table, ontology), None, None
     if teacher.parts.finer is not None:
         below = _compared(Teacher.of(teacher.gen, teacher.parts.finer), clip, ontology, how, texts)
-        finer = _statements(below, ontology)
+        below, finer = _told_apart(below, ontology, float(clip.logit_scale), how.margin)
     parts = _described(teacher.parts.named(said, finer), said, ontology, cut, clip)
     if parts.finer is not None:
         parts = replace(parts, finer=replace(parts.finer, background=parts.background))
@@ -127,18 +131,66 @@ def _compared(
     )
     classes = ontology.classes
     neutral = [i for i, c in enumerate(classes) if c == NEUTRAL]
-    verdicts = class_scores.decide(probability, how.margin, neutral)
-    verdicts = [v if seen else replace(v, named=False) for v, seen in zip(verdicts, count > 0)]
     kept = rare_cluster(teacher.parts.arrays)
-    if (
-        kept is not None
-    ):  # it has its name from the text it was found by, and no other cluster gets that one
+    open_to = probability
+    if kept is not None:  # the name it was found by is taken, and it keeps that one
         taken = next(c["name"] for c in teacher.parts.classes if kept in c["clusters"])
-        verdicts = [
-            replace(v, named=v.named and i != kept and classes[v.best] != taken)
-            for i, v in enumerate(verdicts)
-        ]
-    return Named(teacher.parts, classes, cosine, probability, verdicts, clip.info.name)
+        open_to = probability * [c != taken for c in classes]
+    verdicts = class_scores.decide(open_to, how.margin, neutral)
+    verdicts = [
+        replace(v, named=v.named and bool(seen) and i != kept)
+        for i, (v, seen) in enumerate(zip(verdicts, count > 0))
+    ]
+    prompts = class_scores.unit(regions) @ class_scores.unit(texts).T
+    return Named(teacher.parts, classes, cosine, probability, verdicts, clip.info.name, prompts)
+
+
+def _told_apart(
+    table: Named, ontology: Ontology, scale: float, margin: float
+) -> tuple[Named, dict[int, dict[str, Any]]]:
+    """(the table of the finer level, what `Parts.named` takes); parts of the foreground are
+    compared with each other too.
+    """
+    classes, probability, verdicts = table.classes, table.probability.copy(), [*table.verdicts]
+    hidden = {i for c in table.parts.classes if c["id"] == BACKGROUND for i in c["clusters"]}
+    inside = [i for i, row in enumerate(table.prompts) if i not in hidden and row.any()]
+    if not inside:  # no sample shows any of them
+        return table, _statements(table, ontology)
+    logits = scale * table.prompts
+    probability[inside] = class_scores.apart(logits[inside], ontology.owner())
+    lead = max(margin, class_scores.FINER_MARGIN) if margin else 0.0
+    neutral = [i for i, c in enumerate(classes) if c == NEUTRAL]
+    decided = class_scores.decide(probability[inside], lead, neutral)
+    for i, verdict in zip(inside, decided):
+        verdicts[i] = verdict
+    table = replace(table, probability=probability, verdicts=verdicts)
+    said, own_names = _statements(table, ontology), {}
+    for number, name in enumerate(classes):
+        rows = [i for i in inside if verdicts[i].named and verdicts[i].best == number]
+        if len(rows) > 1 and ontology.finer_of(name):
+            for row, own in _finer_names(logits[rows], ontology, name, margin):
+                said[rows[row]] |= own
+                own_names[rows[row]] = own["name"]
+    return replace(table, finer_class=own_names), said
+
+
+def _finer_names(
+    logits: Float[np.ndarray, "k p"], ontology: Ontology, name: str | None, margin: float
+) -> list[tuple[int, dict[str, Any]]]:
+    """[(region, what `Parts.named` takes of it)] for those of one class that have a finer one."""
+    below = ontology.finer_of(name)
+    names = list(below)
+    texts = [text for several in below.values() for text in several]
+    owner = np.array([i for i, several in enumerate(below.values()) for _ in several])
+    usual = names.index(name) if name in below else None
+    columns = [ontology.texts.index(text) for text in texts]
+    found = []
+    for i, v in enumerate(class_scores.finer(logits[:, columns], owner, usual, margin)):
+        if v is not None:
+            own, second = names[v.best], None if v.second is None else names[v.second]
+            facts = {"score": v.score, "margin": v.margin, "runner_up": second}
+            found.append((i, {"name": own, "prompts": below[own], **facts}))
+    return found
 
 
 def _statements(table: Named, ontology: Ontology) -> dict[int, dict[str, Any]]:
@@ -193,7 +245,7 @@ def _said(
     classes = [_shown(c) for c in ontology.classes]
     name = ontology.classes[verdict.best]
     return {
-        "name": name if verdict.named or name != NEUTRAL else NEUTRAL,
+        "name": name,
         "score": verdict.score,
         "margin": verdict.margin,
         "runner_up": None if verdict.second is None else classes[verdict.second],

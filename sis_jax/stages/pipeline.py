@@ -56,7 +56,7 @@ def _stages(config: RunConfig, clock: Clock) -> Path:
     sis.discover(gen, out=out, seed=seed, overwrite=overwrite)
     sizes = planner.later(first).sizes
     say("writing images and masks")
-    sis.synthesize(out, n=sizes.n, seed=seed + 1, overwrite=overwrite)
+    sis.synthesize(out, n=sizes.n, level=config.level, seed=seed + 1, overwrite=overwrite)
     say("training the student")
     sis.distill(
         out, photos=photos, fit=first.fit, steps=sizes.steps, adapt_steps=sizes.adapt_steps,

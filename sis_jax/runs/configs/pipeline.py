@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from tyro.conf import Positional
 
@@ -30,6 +31,8 @@ class RunConfig(Config):
         resolution: pixels of the images of a generator trained here, a power of two.
         train_images: photos shown to its discriminator in all.
         n: generated images with masks.
+        level: of the parts that these masks, and so the student's, show: 0 is the coarse one, 1 the
+            finer.
         steps: of the student's training on them.
         seed: of every stage.
         overwrite: discard the results of other settings in `out`.
@@ -37,6 +40,7 @@ class RunConfig(Config):
 
     verb: ClassVar[str] = "run"
     makes: ClassVar[str] = "this plan"
+    later: ClassVar[Mapping[str, Any]] = {"level": 0}
 
     source: Annotated[str | None, Positional, spelled("[GEN|PHOTOS]")] = None
     _: KW_ONLY
@@ -47,6 +51,7 @@ class RunConfig(Config):
     resolution: int | None = None
     train_images: int | None = None
     n: int | None = None
+    level: Literal[0, 1] = 0
     steps: int | None = None
     seed: int = 0
     overwrite: bool = False
