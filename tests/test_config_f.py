@@ -1,7 +1,11 @@
 """`discover` at published size: the parts of a config-F network are those of the network in it."""
 
+from dataclasses import replace
+from functools import partial
+
 import checkpoint_factory as factory
 import config_f
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -13,6 +17,7 @@ from sis_jax.methods import latent_direction
 from sis_jax.methods.base import OUTLINE, small_image
 from sis_jax.methods.labels4free import Labels4Free
 from sis_jax.methods.segmentation_in_style import SegmentationInStyle
+from sis_jax.methods.style_mixing import StyleMixing
 from sis_jax.ops import plan
 from sis_jax.ops.sampling import collect
 from sis_jax.ops.selection import overlap
@@ -144,5 +149,16 @@ def test_methods_learn_from_images_of_an_outline(small):
         for name in (None, small_image(gen))
     ]
     assert needed[1][1] < needed[0][1] / 4
+    drawn = jax.eval_shape(
+        partial(
+            latent_direction._difference_body, space="z", shift=1.0, signs=(1.0,),
+            small=small_image(gen),
+        ),
+        gen, z, psi, {"directions": v, "scale": np.ones(1, np.float32)},
+    )  # fmt: skip
+    assert [a.shape for a in drawn[:2]] == [(1, 128, 128, 3), (1, 128, 128)]
+    mixing = StyleMixing()._checked(gen)
+    assert mixing._cut(gen).resolution == 256
+    assert replace(mixing, slots=17)._cut(gen) is gen
     assert Labels4Free().trains_at(gen) == 128
     assert Labels4Free(discriminator="own").trains_at(gen) == 1024

@@ -53,6 +53,14 @@ def test_moving_moves(lamp, clip):
     assert there.min() > 1 and back.max() < -1
 
 
+def test_layers_finer_than_the_text_model_sees_do_not_run(clip, monkeypatch):
+    asked, real = [], directions.collect
+    monkeypatch.setattr(directions, "collect", lambda *a, **k: asked.append(k) or real(*a, **k))
+    gen = fakes.tiny_stylegan2(256, channels=2, latent=4)
+    score, _ = directions.scores(gen, clip, "white", "black", [0])
+    assert asked[0]["small"] == "128x128/rgb" and np.isfinite(score).all()
+
+
 # Learning
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import clip_kit
+import cv2
 import fakes
 import jax.numpy as jnp
 import naming_kit
@@ -120,6 +121,21 @@ def test_completion_fills_the_hole_only():
     assert (
         compositing.complete(image, np.ones((32, 32), np.float32), None) is not None
     )  # nothing to learn from: as it was
+
+
+def test_the_hole_of_a_large_image_is_filled_at_fewer_pixels(monkeypatch):
+    """The fourth power of the resolution is too long at 1024 pixels; the surroundings stay."""
+    sizes, real = [], cv2.inpaint
+    monkeypatch.setattr(cv2, "inpaint", lambda a, *rest: sizes.append(a.shape) or real(a, *rest))
+    image = np.full((300, 600, 3), 80, np.uint8)
+    image[:, :40] = np.arange(40, dtype=np.uint8)[:, None]
+    hole = np.zeros((300, 600), bool)
+    hole[101:219, 203:431] = True
+    image[hole] = 250
+    filled = compositing.inpaint(image, hole)
+    assert sizes == [(128, 256, 3)]
+    assert np.array_equal(filled[~hole], image[~hole])
+    assert (np.abs(filled[hole].astype(int) - 80) < 9).all()
 
 
 def test_compositing_equations():

@@ -133,6 +133,16 @@ def test_fewer_devices_of_a_cpu_where_one_sample_is_large():
     assert len(plan.devices_at_once(5 * plan.CPU_BYTES, cpus)) == 1
 
 
+def test_a_large_pass_finds_no_holes_and_leaves_none(gen, monkeypatch):
+    happened = []
+    monkeypatch.setattr(plan, "give_back", lambda: happened.append("trimmed"))
+    for most, expected in ((1, ["trimmed", "drawn", "trimmed"]), (2**40, ["drawn"])):
+        monkeypatch.setattr("sis_jax.ops.sampling.LARGE", most)
+        happened.clear()
+        happened.extend("drawn" for _ in map_samples(gen, [0], draw))
+        assert happened == expected
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc")
 def test_freed_memory_is_given_back():
     code = """

@@ -4,6 +4,8 @@ precision.
 Gradients of R1 and path length against the reference are in `test_stylegan2.py`.
 """
 
+from functools import partial
+
 import fakes
 import jax
 import jax.numpy as jnp
@@ -56,6 +58,7 @@ def step(start, photos):
         recipe=RECIPE,
         state=state,
         photos=photos,
+        at_once=None,
     ):
         static = {} if phase == "g_regularise" else {"augmented": augmented}
         body = getattr(training, phase)
@@ -66,6 +69,7 @@ def step(start, photos):
             devices=devices,
             graphs=(g_graph, d_graph),
             recipe=recipe,
+            at_once=at_once,
             **static,
         )
         return jax.tree.map(
@@ -323,3 +327,49 @@ def test_a_step_at_1024_pixels_fits_into_a_laptop():
 
     ws = jax.ShapeDtypeStruct((4, 18, 512), jnp.float32)
     assert plan.bytes_of(jax.grad(loss), (g, d), rest, ws) < 4e9
+
+
+def test_a_gradient_in_groups_is_that_of_the_batch():
+    """Also where the discriminator compares images: groups are those that it compares."""
+    disc = fakes.tiny_discriminator(16, 4)
+    graph, params, _ = training.split(disc)
+    images = jax.random.normal(jax.random.key(0), (8, 16, 16, 3))
+
+    def loss(params, rows):
+        some = images if rows is None else images[rows]
+        scores = training.join(graph, params, {}).score(some)
+        return jax.nn.softplus(scores).mean(), scores.mean()
+
+    whole, apart = (training._gradient(loss, params, 8, at_once) for at_once in (None, 4))
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(apart), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_memory_of_large_images_does_not_grow_with_the_batch(networks, phase):
+    """Counted on shapes alone."""
+    gen, disc = networks
+    g_graph, d_graph, state = training.new_state(gen, disc, training.Recipe())
+    static = {} if phase == "g_regularise" else {"augmented": False}
+
+    def needed(n, at_once):
+        body = partial(
+            getattr(training, phase), graphs=(g_graph, d_graph), recipe=training.Recipe(),
+            at_once=at_once, **static,
+        )  # fmt: skip
+        images = np.zeros((n, gen.resolution, gen.resolution, 3), np.uint8)
+        return plan.bytes_of(body, state, jax.random.key(0), images)
+
+    assert needed(32, 4) < 1.5 * needed(4, 4) < needed(32, None)
+    assert training.images_at_once(gen, "cpu") is None
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_the_discriminator_learns_the_same_in_groups(step, photos, devices):
+    """R1 and its gradient draw nothing: those of the whole batch, on any number of devices."""
+    twice = np.concatenate([photos, photos[::-1]] * devices)
+    whole, apart = (
+        step("d_regularise", devices, photos=twice, at_once=at_once) for at_once in (None, 4)
+    )
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(apart), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)

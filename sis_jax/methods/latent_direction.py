@@ -114,8 +114,7 @@ class LatentDirection(LatentDirectionSettings):
             part; 0 for patches that were removed and images that a filter does not trust.
         """
         psi = self.truncation if truncation is None else truncation
-        for image, difference, spread, peaks in self._differences(arrays, gen, seeds, psi):
-            yield image, *self._masks(difference, spread, peaks)
+        yield from self._labels(arrays, gen, seeds, psi)
 
     def predict(
         self, arrays: Arrays, samples: Samples, gen: Generator | None = None
@@ -209,20 +208,22 @@ class LatentDirection(LatentDirectionSettings):
     def _described(
         self, arrays: Arrays, gen: Generator, seeds: list[int], halfway: np.ndarray
     ) -> tuple[tuple[dict[str, Any], ...], dict[str, Any]]:
-        """Facts per cluster; agreement: mean overlap with masks of other shifts, and halfway."""
+        """Facts per cluster, from images of `OUTLINE` pixels where they are on the way to larger
+        ones; agreement: mean overlap with masks of other shifts, and halfway.
+        """
+        small = small_image(gen)
 
-        def masks(fitted: Fitted) -> np.ndarray:
-            return np.concatenate(
-                [labels for _, labels, _ in fitted.label_seeds(gen, seeds[: DESCRIBED // 2])]
-            )
+        def masks(method: LatentDirection, arrays: Arrays) -> np.ndarray:
+            stream = method._labels(arrays, gen, seeds[: DESCRIBED // 2], self.truncation, small)
+            return np.concatenate([labels for _, labels, _ in stream])
 
-        facts, background = selection.describe(self.label_seeds(arrays, gen, seeds), 2)
-        own = masks(Fitted(self, arrays))
-        others = [Fitted(replace(self, shift=self.shift * f), arrays) for f in (0.7, 1.4)]
-        others.append(Fitted(self, {**arrays, "directions": halfway}))
+        stream = self._labels(arrays, gen, seeds, self.truncation, small)
+        facts, background = selection.describe(stream, 2)
+        own = masks(self, arrays)
+        others = [masks(replace(self, shift=self.shift * f), arrays) for f in (0.7, 1.4)]
+        others.append(masks(self, {**arrays, "directions": halfway}))
         stable = np.mean(
-            [[_overlap(own == i, other == i) for i in (0, 1)] for other in map(masks, others)],
-            axis=0,
+            [[_overlap(own == i, other == i) for i in (0, 1)] for other in others], axis=0
         )
         clusters = ({"id": i, "agreement": float(stable[i])} | facts[i] for i in (0, 1))
         return tuple(clusters), background
@@ -244,13 +245,18 @@ class LatentDirection(LatentDirectionSettings):
 
     # labelling
 
-    def _differences(
-        self, arrays: Arrays, gen: Generator, seeds: Sequence[int], psi: float
-    ) -> Iterator[tuple[np.ndarray, ...]]:
-        yield from map_samples(
+    def _labels(
+        self, arrays: Arrays, gen: Generator, seeds: Sequence[int], psi: float,
+        small: str | None = None,
+    ) -> Labelled:  # fmt: skip
+        """As `label_seeds`. small: the name of an image on the way, to be labelled in place of the
+        whole one.
+        """
+        for image, difference, spread, peaks in map_samples(
             gen, list(seeds), _difference_body, truncation=psi, shared=(dict(arrays),),
-            space=self.space, shift=self.shift, signs=SIGNS[self.mode],
-        )  # fmt: skip
+            space=self.space, shift=self.shift, signs=SIGNS[self.mode], small=small,
+        ):  # fmt: skip
+            yield image, *self._masks(difference, spread, peaks)
 
     def _masks(
         self,
@@ -425,11 +431,12 @@ def _difference_body(
     space: str,
     shift: float,
     signs: tuple[float, ...],
+    small: str | None = None,
 ) -> tuple[UInt8[Array, "b h w 3"], Float[Array, "b h w"], Float[Array, "b"], Float[Array, "b"]]:
     """Image, difference (above the threshold: object), its deviation, and the fewest peaks."""
-    image = gen.synthesize(gen.map(z, psi), "const", ())[0]
+    image = _image(gen, gen.map(z, psi), small)
     move = jnp.broadcast_to(shift * arrays["directions"], (z.shape[0], *arrays["directions"].shape))
-    y = jnp.clip(_shifted(gen, z, psi, move, arrays["scale"], space), -1, 1)
+    y = jnp.clip(_shifted(gen, z, psi, move, arrays["scale"], space, small), -1, 1)
     other = y[:, 1] if len(signs) == 2 else jnp.clip(luminance(image), -1, 1)
     difference = signs[0] * (y[:, 0] - other)
     return quantised(image), difference, difference.std((1, 2)), histogram_peaks(y).min(1)

@@ -38,6 +38,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from sis_jax.methods.base import Arrays, Fitted, Labelled, generator_of, small_image
 from sis_jax.methods.settings import StyleMixingSettings, check
+from sis_jax.models.stylegan2 import StyleGAN2
 from sis_jax.ops import kmeans, plan, selection
 from sis_jax.ops.patches import without_specks
 from sis_jax.ops.pixel_clusters import cluster, converted, vectors
@@ -198,6 +199,13 @@ class StyleMixing(StyleMixingSettings):
         )
         return replace(self, slots=slots, layer=layer, grid=self.grid or min(gen.resolution, 128))
 
+    def _cut(self, gen: Generator) -> Generator:
+        """The layers of `gen` that variants and features need, where it can be cut above them."""
+        if not isinstance(gen, StyleGAN2):
+            return gen
+        cut = gen.up_to(2 * self.grid)
+        return cut if self.slots < cut.num_ws and self.layer in cut.taps else gen
+
     def _mixing(self) -> Mixing:
         return Mixing(*(getattr(self, name) for name in Mixing._fields))
 
@@ -221,8 +229,10 @@ class StyleMixing(StyleMixingSettings):
     def _described(
         self, arrays: Arrays, gen: Generator, seeds: list[int], others: list[np.ndarray]
     ) -> Fitted:
-        """Facts per cluster; agreement: mean overlap with other samples' and variants' masks."""
-        k = len(arrays["centers"])
+        """Facts per cluster, from images as large as variants are; agreement: mean overlap with
+        other samples' and variants' masks.
+        """
+        k, gen = len(arrays["centers"]), self._cut(gen)
         facts, background = selection.describe(self.label_seeds(arrays, gen, seeds[:DESCRIBED]), k)
         few = seeds[: DESCRIBED // 2]
 

@@ -22,7 +22,7 @@ from sis_jax.types import Info, UsageError
 
 # Pixels from which on layers run for one image after another where they are differentiated, and
 # again on the way back: those of four images of 1024 pixels would take 10 GB.
-ONE_BY_ONE = 512
+ONE_BY_ONE = 256
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ Inpainter = Callable[
 
 LEAST_VOTE = 0.05  # so that a pixel of which nothing is certain still counts
 SOLID = 0.02  # alpha below this shows nothing of the foreground
+FILLED_AT = 256  # pixels of the longer edge, at most; the time grows with its fourth power
 
 
 def soft_alpha(
@@ -47,7 +48,9 @@ def hole_of(alpha: Float[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
 def inpaint(
     image: UInt8[np.ndarray, "h w 3"], hole: Bool[np.ndarray, "h w"]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The image with the hole filled by OpenCV (Telea 2004), where it has surroundings."""
+    """The image with the hole filled by OpenCV (Telea 2004), where it has surroundings; that of a
+    large image is filled at `FILLED_AT` pixels and enlarged.
+    """
     if not hole.any() or hole.all():
         return image
     try:
@@ -56,6 +59,15 @@ def inpaint(
         raise UsageError(
             "completing a background needs OpenCV: pip install opencv-python-headless"
         ) from None
+    scale, size = max(hole.shape) / FILLED_AT, hole.shape[::-1]
+    if scale > 1:
+        fewer = tuple(max(1, round(s / scale)) for s in size)
+        small, holes = (
+            cv2.resize(a, fewer, interpolation=cv2.INTER_AREA)
+            for a in (image, hole.astype(np.float32))
+        )
+        filled = cv2.resize(inpaint(small, holes > 0), size, interpolation=cv2.INTER_LINEAR)
+        return np.where(hole[..., None], filled, image)
     radius = max(3, image.shape[1] // 32)
     return cv2.inpaint(
         np.ascontiguousarray(image), hole.astype(np.uint8), radius, cv2.INPAINT_TELEA

@@ -73,6 +73,9 @@ def map_samples(
     here = plan.devices_at_once(needed, here[: max(1, -(-len(seeds) // rows))])
     used = len(here)
     plan.check_room(needed, here, f"drawing {rows} samples of {gen.resolution} pixels")
+    large = needed * used > LARGE
+    if large:  # what came before left holes that these blocks do not fit into
+        plan.give_back()
     everywhere = 0 if plain else parallel.replicate(gen, here)
     mapped = parallel.map_devices(function, in_axes, 0, devices=here, **static)
 
@@ -90,7 +93,7 @@ def map_samples(
         for n, out in _one_ahead(started()):
             yield jax.tree.map(lambda a: parallel.unshard(np.asarray(a), n), out)  # noqa: B023  (used before the next round)
             bar.update(n)
-    if needed * used > LARGE:  # what comes next has blocks of other sizes
+    if large:
         plan.give_back()
 
 

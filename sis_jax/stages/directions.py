@@ -23,6 +23,7 @@ from safetensors.numpy import save
 
 from sis_jax.checkpoints.clip import CLIP
 from sis_jax.data.files import parse_json, write_atomic
+from sis_jax.methods.base import OUTLINE, small_image
 from sis_jax.models.clip import CLIPNetwork
 from sis_jax.models.clip_regions import Colours, to_pixels
 from sis_jax.ops import class_scores
@@ -100,10 +101,11 @@ def scores(
     """
     texts = class_scores.unit(np.asarray(clip.encode_text([prompt, neutral])))
     shift = np.zeros((), np.float32) if move is None else np.asarray(move, np.float32)
+    seen = max(OUTLINE, 1 << (clip.config.vision.image_size - 1).bit_length())
     cosines, w = collect(
         gen, list(seeds), _score_body, truncation=truncation,
         shared=(clip.network, texts, shift), shown=f"scores of {prompt[:30]!r}",
-        colours=(clip.preprocessing.mean, clip.preprocessing.std),
+        colours=(clip.preprocessing.mean, clip.preprocessing.std), small=small_image(gen, seen),
     )  # fmt: skip
     score = cosines[:, 0] - cosines[:, 1]
     if not np.isfinite(score).all():
@@ -115,11 +117,14 @@ def scores(
 
 def _score_body(
     gen: Any, z: Array, truncation: Array, network: CLIPNetwork, texts: Array, move: Array,
-    *, colours: Colours,
+    *, colours: Colours, small: str | None,
 ) -> tuple[Float[Array, "b t"], Float[Array, "b w"]]:  # fmt: skip
-    """(cosines with the texts [t d], w of the first W+ layer)."""
+    """(cosines with the texts [t d], w of the first W+ layer). small: the name of an image on the
+    way to the whole one that is large enough for the text model.
+    """
     w = gen.map(z, truncation)
-    images = gen.synthesize(w + move, "const", ())[0]
+    image, features = gen.synthesize(w + move, "const", (small,) if small else ())
+    images = features[small] if small else image
     size = network.config.vision.image_size
     x = network.visual(to_pixels(images, (size, size), colours))
     return x * jax.lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + 1e-12) @ texts.T, w[:, 0]

@@ -9,7 +9,7 @@ standard deviation groups images of one device: another number of devices gives 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,6 +112,47 @@ def _apply(
     return optax.apply_updates(params, updates), opt_state
 
 
+def images_at_once(gen: StyleGAN2, platform: str) -> int | None:
+    """Images of a device that are differentiated at a time, None for all: of large images few, so
+    that memory does not grow with the batch. At least the four that the discriminator compares.
+    """
+    if gen.resolution < ONE_BY_ONE:
+        return None
+    return 4 if platform == "cpu" else 16
+
+
+def _gradient(
+    loss: Callable[[Any, Array | None], tuple[Array, Any]], params: Any, n: int, at_once: int | None
+) -> tuple[tuple[Array, Any], Any]:
+    """((value, more), gradient) of the mean of loss(params, rows) over groups of the n images.
+
+    rows: Int[m], the numbers of the images in a group, or None where that is all of them.
+    """
+    step = jax.value_and_grad(loss, has_aux=True)
+    if at_once is None or n <= at_once or n % at_once:
+        return step(params, None)
+    groups = n // at_once
+    # Images so far apart share a minibatch standard deviation.
+    rows = jnp.arange(n).reshape(at_once, groups).T
+
+    def add(total: Any, some: Array) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, step(params, some)), None
+
+    shapes = jax.eval_shape(step, params, rows[0])
+    start = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    total, _ = jax.lax.scan(add, start, rows)
+    return jax.tree.map(lambda a: a / groups, total)
+
+
+def _some(images: Array, rows: Array | None) -> Array:
+    return images if rows is None else images[rows]
+
+
+def _own(key: Array, rows: Array | None) -> Array:
+    """A group's key for what is drawn per image."""
+    return key if rows is None else jax.random.fold_in(key, rows[0])
+
+
 def _indices(n: int) -> jax.Array:
     """Numbers of this device's samples within the whole batch."""
     return jnp.arange(n) + (jax.lax.axis_index(AXIS) * n if is_mapped() else 0)
@@ -182,24 +223,28 @@ def g_main(
     graphs: tuple,
     recipe: Recipe,
     augmented: bool,
+    at_once: int | None = None,
 ) -> tuple[State, dict]:
-    """G main: mean softplus(-D(G(z))). `images`: one entry per image (its length counts)."""
+    """G main: mean softplus(-D(G(z))). `images`: one entry per image (its length counts).
+
+    at_once: as `images_at_once` gives it, here and in the other phases.
+    """
     n = images.shape[0]
     k_map, k_noise, k_aug = jax.random.split(key, 3)
 
-    def loss(params):
+    def loss(params, rows):
         gen, disc = join(graphs[0], params, state["buffers"]), join(graphs[1], state["d"], {})
         ws, w_avg = _map_mixed(gen, k_map, n)
         scores = _score(
             disc,
-            _render(gen, ws, k_noise, recipe.dtype),
-            k_aug if augmented else None,
+            _render(gen, _some(ws, rows), _own(k_noise, rows), recipe.dtype),
+            _own(k_aug, rows) if augmented else None,
             state["augment"],
             recipe.dtype,
         )
         return jax.nn.softplus(-scores).mean(), w_avg
 
-    (value, w_avg), grads = jax.value_and_grad(loss, has_aux=True)(state["g"])
+    (value, w_avg), grads = _gradient(loss, state["g"], n, at_once)
     g, opt_g = _apply(optimizers(recipe)[0], grads, state["opt_g"], state["g"])
     return state | {"g": g, "opt_g": opt_g, "buffers": _with_average(state["buffers"], w_avg)}, {
         "loss_g": pmean(value)
@@ -222,18 +267,25 @@ def path_lengths(
 
 
 def g_regularise(
-    state: State, key: jax.Array, images: jax.Array, *, graphs: tuple, recipe: Recipe
+    state: State,
+    key: jax.Array,
+    images: jax.Array,
+    *,
+    graphs: tuple,
+    recipe: Recipe,
+    at_once: int | None = None,
 ) -> tuple[State, dict]:
     """Path length penalty (eq. 4) on half the batch: 2 E(|J^T y| - a)^2 times the interval."""
     n = max(images.shape[0] // 2, 1)
     k_map, k_noise, k_y = jax.random.split(key, 3)
 
-    def loss(params):
+    def loss(params, rows):
         gen = join(graphs[0], params, state["buffers"])
         ws, _ = _map_mixed(gen, k_map, n)
         r = gen.resolution
-        y = _draw(k_y, n, r * r * 3).reshape(n, r, r, 3) / r
-        noise_key = jax.random.fold_in(k_noise, _indices(1)[0])
+        ws = _some(ws, rows)
+        y = _draw(_own(k_y, rows), len(ws), r * r * 3).reshape(len(ws), r, r, 3) / r
+        noise_key = jax.random.fold_in(_own(k_noise, rows), _indices(1)[0])
         lengths = path_lengths(
             gen, ws, y, noise="random", key=noise_key, dtype=jnp.dtype(recipe.dtype)
         )
@@ -243,26 +295,40 @@ def g_regularise(
             lengths.mean(),
         )
 
-    grads, (a, length) = jax.grad(loss, has_aux=True)(state["g"])
+    half = None if at_once is None else at_once // 2
+    (_, (a, length)), grads = _gradient(loss, state["g"], n, half)
     g, opt_g = _apply(optimizers(recipe)[0], grads, state["opt_g"], state["g"])
     return state | {"g": g, "opt_g": opt_g, "path_mean": a}, {"path_length": pmean(length)}
 
 
 def d_main(
-    state: State, key: jax.Array, real: jax.Array, *, graphs: tuple, recipe: Recipe, augmented: bool
+    state: State,
+    key: jax.Array,
+    real: jax.Array,
+    *,
+    graphs: tuple,
+    recipe: Recipe,
+    augmented: bool,
+    at_once: int | None = None,
 ) -> tuple[State, dict]:
     """D main: mean softplus(D(G(z))) + softplus(-D(x)); reports r_t = E[sign D(x)]."""
     k_map, k_noise, k_fake, k_real = jax.random.split(key, 4)
     gen = join(graphs[0], state["g"], state["buffers"])
-    ws, w_avg = _map_mixed(gen, k_map, real.shape[0])
-    fake = jax.lax.stop_gradient(_render(gen, ws, k_noise, recipe.dtype))
-    photos = _to_float(real)
+    n = real.shape[0]
+    ws, w_avg = _map_mixed(gen, k_map, n)
 
-    def loss(params):
+    def loss(params, rows):
         disc = join(graphs[1], params, {})
-        on_fake = _score(disc, fake, k_fake if augmented else None, state["augment"], recipe.dtype)
-        on_real = _score(
-            disc, photos, k_real if augmented else None, state["augment"], recipe.dtype
+        fake = _render(gen, _some(ws, rows), _own(k_noise, rows), recipe.dtype)
+        on_fake, on_real = (
+            _score(
+                disc,
+                images,
+                _own(k, rows) if augmented else None,
+                state["augment"],
+                recipe.dtype,
+            )
+            for images, k in ((fake, k_fake), (_to_float(_some(real, rows)), k_real))
         )
         aux = {
             "score_fake": on_fake.mean(),
@@ -271,7 +337,7 @@ def d_main(
         }
         return (jax.nn.softplus(on_fake) + jax.nn.softplus(-on_real)).mean(), aux
 
-    (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(state["d"])
+    (value, aux), grads = _gradient(loss, state["d"], n, at_once)
     d, opt_d = _apply(optimizers(recipe)[1], grads, state["opt_d"], state["d"])
     return state | {
         "d": d,
@@ -292,22 +358,29 @@ def r1_penalty(
 
 
 def d_regularise(
-    state: State, key: jax.Array, real: jax.Array, *, graphs: tuple, recipe: Recipe, augmented: bool
+    state: State,
+    key: jax.Array,
+    real: jax.Array,
+    *,
+    graphs: tuple,
+    recipe: Recipe,
+    augmented: bool,
+    at_once: int | None = None,
 ) -> tuple[State, dict]:
     """R1: gamma / 2 times the penalty, times the interval."""
     first = _indices(real.shape[0])[0]
 
-    def loss(params):
-        disc = join(graphs[1], params, {})
+    def loss(params, rows):
+        disc, photos = join(graphs[1], params, {}), _to_float(_some(real, rows))
         transform = (
-            (lambda x: augment(key, x, state["augment"], first=first))
+            (lambda x: augment(_own(key, rows), x, state["augment"], first=first))
             if augmented
             else (lambda x: x)
         )
-        penalty = r1_penalty(disc, _to_float(real), jnp.dtype(recipe.dtype), transform).mean()
+        penalty = r1_penalty(disc, photos, jnp.dtype(recipe.dtype), transform).mean()
         return penalty * (recipe.r1_gamma / 2 * recipe.r1_interval), penalty
 
-    grads, penalty = jax.grad(loss, has_aux=True)(state["d"])
+    (_, penalty), grads = _gradient(loss, state["d"], real.shape[0], at_once)
     d, opt_d = _apply(optimizers(recipe)[1], grads, state["opt_d"], state["d"])
     return state | {"d": d, "opt_d": opt_d}, {"r1": pmean(penalty)}
 

@@ -190,16 +190,24 @@ class GeneratorTraining:
             seconds.append(time.perf_counter() - began)
         first, whole, main = seconds
         lazy = max(whole - main, 0.0) / self.job.recipe.path_interval
-        fixed = {"graphs": (self.g_graph, self.d_graph), "recipe": self.job.recipe}
-        body = partial(gan.d_main, augmented=True, **fixed)
+        body = partial(gan.d_main, augmented=True, **self._fixed)
         return first, main + lazy, plan.bytes_of(body, self.run.state, jax.random.key(0), real)
+
+    @property
+    def _fixed(self) -> dict[str, Any]:
+        """What every phase is compiled for."""
+        job = self.job
+        return {
+            "graphs": (self.g_graph, self.d_graph), "recipe": job.recipe,
+            "at_once": gan.images_at_once(job.gen, jax.default_backend()),
+        }  # fmt: skip
 
     def _phases(self, step: int) -> list[Callable[..., Any] | None]:
         """G main, G regularisation, D main, D regularisation; None where one is not due."""
         recipe, augmented = self.job.recipe, self.p > 0
         run = partial(
             parallel.map_devices, in_axes=(None, None, 0), out_axes=None, devices=self.devices,
-            graphs=(self.g_graph, self.d_graph), recipe=recipe,
+            **self._fixed,
         )  # fmt: skip
         # `augmented` costs a second compilation, but nothing while nothing is augmented.
         g_due = recipe.path_length and step % recipe.path_interval == 0
