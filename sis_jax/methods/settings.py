@@ -7,11 +7,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sis_jax.types import SisError, UsageError
-
-M = TypeVar("M")
 
 
 @dataclass(frozen=True)
@@ -256,7 +254,7 @@ SETTINGS: dict[str, type] = {
 }
 
 
-def restored(method: type[M], stored: Mapping[str, Any]) -> M:
+def restored(method: type[Any], stored: Mapping[str, Any]) -> Any:
     """The method with settings as JSON keeps them, tuples as lists; SisError where one is none."""
     hints = get_type_hints(method)
     kinds = {f.name: hints[f.name] for f in fields(method)}

@@ -70,6 +70,8 @@ def _work(config: TrainGeneratorConfig) -> StyleGAN2:
                 for fakes in training.snapshots():
                     _write(run, training, fakes, config)
             stage.record |= training.facts()
+            earlier = (run.path / "samples").glob("*.png")  # of a process that was stopped, too
+            stage.files += [f"samples/{path.name}" for path in earlier]
             return training.generator()
 
 
