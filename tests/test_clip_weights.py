@@ -26,6 +26,7 @@ import sis_jax
 from sis_jax.checkpoints import convert, files, verify
 from sis_jax.checkpoints.build import arrays_of
 from sis_jax.checkpoints.containers import read_tree
+from sis_jax.checkpoints.layouts import clip as layout
 from sis_jax.types import SisError, UsageError
 
 pytestmark = pytest.mark.integration
@@ -507,3 +508,17 @@ def test_config_that_was_edited(folder, tmp_path):
         (out / "config.json").write_text(json.dumps(config))
         with pytest.raises(SisError, match=said):
             sis_jax.load_clip(out)
+
+
+def test_a_network_is_never_held_twice(folder, monkeypatch):
+    """RN50x64 is 2.5 GB: its arrays are let go one by one as the network takes them."""
+    seen, real = [], layout.build_network
+
+    def spied(config, arrays, *rest):
+        network = real(config, arrays, *rest)
+        seen.append(len(arrays))
+        return network
+
+    monkeypatch.setattr(layout, "build_network", spied)
+    sis_jax.load_clip(folder / "openai_script.pt")
+    assert seen == [0]

@@ -2,6 +2,7 @@
 is named and the rest is done.
 """
 
+import importlib
 import json
 import os
 import subprocess
@@ -21,6 +22,7 @@ from sis_jax import parallel
 from sis_jax.checkpoints import catalogue
 from sis_jax.checkpoints.student import _starts
 from sis_jax.models import students
+from sis_jax.runs import cli
 from sis_jax.stages.student import Student
 from sis_jax.types import Info, SisError, UsageError
 
@@ -423,3 +425,11 @@ def test_the_command_ends_with_1_and_names_what_was_skipped(folder, photos, tmp_
         command, env=environment, capture_output=True, text=True, timeout=240, check=False
     )
     assert missing.returncode == 2 and "--out is missing" in missing.stderr
+
+
+def test_pillow_does_not_warn_of_large_photos(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(photo(40, 60)).save(tmp_path / "photos/large.png")
+    words = [str(folder), str(tmp_path / "photos"), "--out", str(tmp_path / "masks"), "--quiet"]
+    assert cli.run(importlib.import_module("sis_jax.predict").predict, words) == 0

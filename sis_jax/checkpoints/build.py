@@ -58,13 +58,18 @@ def refuse(what: str, found: list[str]) -> None:
 
 
 def build(
-    make: Callable[[], Module], arrays: Mapping[str, np.ndarray], what: str, info: Info
-) -> Module:
-    """The module `make()` with the numbers of `arrays` as float32; `what` names them in errors."""
+    make: Callable[[], Module], arrays: Mapping[str, np.ndarray], what: str, info: Info,
+    *, emptied: bool = False,
+) -> Module:  # fmt: skip
+    """The module `make()` with the numbers of `arrays` as float32; `what` names them in errors.
+
+    emptied: take them out of `arrays`, a dict, one by one: a large network is never held twice.
+    """
     graph, state = nnx.split(nnx.eval_shape(make))
     flat = nnx.to_flat_state(state)
     refuse(what, faults(arrays, {_name(path): tuple(leaf.shape) for path, leaf in flat}))
-    values = jax.device_put([np.asarray(arrays[_name(path)], np.float32) for path, _ in flat])
+    take: Callable[[str], np.ndarray] = getattr(arrays, "pop" if emptied else "__getitem__")
+    values = [jax.device_put(np.asarray(take(_name(path)), np.float32)) for path, _ in flat]
     filled = [(path, leaf.replace(value)) for (path, leaf), value in zip(flat, values)]
     module = nnx.merge(graph, nnx.from_flat_state(filled))
     setattr(module, "info", info)  # noqa: B010  (nnx.Module declares no such attribute; every network here has it)

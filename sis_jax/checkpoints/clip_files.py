@@ -49,7 +49,7 @@ class Stored:
     """A CLIP as read: shape, arrays under our names as float32, inputs, origin."""
 
     config: CLIPConfig
-    arrays: Mapping[str, np.ndarray]
+    arrays: dict[str, np.ndarray]
     preprocessing: Preprocessing
     tokenizer: Tokenizer
     info: Info

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,6 +59,8 @@ def run(
 ) -> int:
     """`main` that returns the exit code; an unexpected exception prints its traceback."""
     any_console()
+    # Pillow's warning of large photos; `data/decode.py` refuses those that are too large.
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit")
     argv = list(sys.argv[1:] if argv is None else argv)
     prog = prog or f"python -m sis_jax.{verb.__name__}"
     try:

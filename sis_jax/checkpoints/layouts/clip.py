@@ -153,10 +153,12 @@ def convert(
 
 
 def build_network(
-    config: CLIPConfig, arrays: Mapping[str, np.ndarray], what: str, info: Info
+    config: CLIPConfig, arrays: dict[str, np.ndarray], what: str, info: Info
 ) -> CLIPNetwork:
-    """A network with these numbers; SisError that lists every array which does not fit."""
-    return build(lambda: CLIPNetwork(config), arrays, what, info)
+    """A network with these numbers, taken out of `arrays`; SisError that lists every array which
+    does not fit.
+    """
+    return build(lambda: CLIPNetwork(config), arrays, what, info, emptied=True)
 
 
 def _split(source: Mapping[str, np.ndarray]) -> Arrays:
