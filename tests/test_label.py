@@ -250,7 +250,7 @@ def test_the_papers_setting():
 def test_resnets_name_too(disc):
     gen, parts = disc
     clip = sis_jax.load_clip(clip_kit.GOLDENS / "openai_rn_tiny.pt")
-    found = naming._dense_regions(naming.Teacher.of(gen, parts), clip, naming.Naming(n=3), 2)
+    found, _ = naming._pooled(naming.Teacher.of(gen, parts), clip, naming.Naming(n=3))
     assert (
         found[0].shape == (2, clip.config.embed_dim)
         and np.isfinite(found[0]).all()

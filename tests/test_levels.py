@@ -295,3 +295,5 @@ def test_text_is_asked_at_both_levels():
     assert set(named.parts.level(0).names.values()) == {"disc", "ground"}
     assert named.parts.level(1).names == named.parts.level(0).names
     assert len(named.table()["finer"]["clusters"]) == 2
+    alone = name_parts(Teacher.of(gen, both.level(0)), naming_kit.two_words(), words, Naming(n=4))
+    np.testing.assert_allclose(named.cosine, alone.cosine, atol=1e-6)  # both from one pass

@@ -104,10 +104,11 @@ def default_clip(gen_name: str) -> str:
 def name_parts(teacher: Teacher, clip: CLIP, ontology: Ontology, how: Naming) -> Named:
     """Names for the clusters of both levels: pooled regions against prompts."""
     texts, cut = encode_prompts(clip, ontology)
-    table = _compared(teacher, clip, ontology, how, texts)
+    coarse, fine = _pooled(teacher, clip, how)
+    table = _compared(teacher.parts, coarse, clip, ontology, how, texts)
     said, finer, below = _statements(table, ontology), None, None
-    if teacher.parts.finer is not None:
-        below = _compared(Teacher.of(teacher.gen, teacher.parts.finer), clip, ontology, how, texts)
+    if teacher.parts.finer is not None and fine is not None:
+        below = _compared(teacher.parts.finer, fine, clip, ontology, how, texts)
         below, finer = _told_apart(below, ontology, float(clip.logit_scale), how.margin)
     parts = _described(teacher.parts.named(said, finer), said, ontology, cut, clip)
     if parts.finer is not None:
@@ -116,25 +117,24 @@ def name_parts(teacher: Teacher, clip: CLIP, ontology: Ontology, how: Naming) ->
 
 
 def _compared(
-    teacher: Teacher,
+    parts: Parts,
+    pooled: _Pooled,
     clip: CLIP,
     ontology: Ontology,
     how: Naming,
     texts: Float[np.ndarray, "p d"],
 ) -> Named:
     """The table for the clusters of one level, whose parts have their old names yet."""
-    k = 1 + max(cluster for c in teacher.parts.classes for cluster in c["clusters"])
-    pool = _dense_regions if how.mode == "dense" else _crop_regions
-    regions, count = pool(teacher, clip, how, k)
+    regions, count = pooled
     cosine, probability = class_scores.class_scores(
         regions, texts, ontology.owner(), float(clip.logit_scale)
     )
     classes = ontology.classes
     neutral = [i for i, c in enumerate(classes) if c == NEUTRAL]
-    kept = rare_cluster(teacher.parts.arrays)
+    kept = rare_cluster(parts.arrays)
     open_to = probability
     if kept is not None:  # the name it was found by is taken, and it keeps that one
-        taken = next(c["name"] for c in teacher.parts.classes if kept in c["clusters"])
+        taken = next(c["name"] for c in parts.classes if kept in c["clusters"])
         open_to = probability * [c != taken for c in classes]
     verdicts = class_scores.decide(open_to, how.margin, neutral)
     verdicts = [
@@ -142,7 +142,7 @@ def _compared(
         for i, (v, seen) in enumerate(zip(verdicts, count > 0))
     ]
     prompts = class_scores.unit(regions) @ class_scores.unit(texts).T
-    return Named(teacher.parts, classes, cosine, probability, verdicts, clip.info.name, prompts)
+    return Named(parts, classes, cosine, probability, verdicts, clip.info.name, prompts)
 
 
 def _told_apart(
@@ -301,11 +301,35 @@ _OURS = ("The text model", "The text '", 'The text "')
 
 # Regions
 
+_Pooled = tuple[Float[np.ndarray, "k d"], Float[np.ndarray, "k"]]  # per cluster; how much it is of
 
-def _dense_regions(
-    teacher: Teacher, clip: CLIP, how: Naming, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Means over all pixels of all samples of each cluster, [k, d], and the numbers of pixels."""
+
+def _pooled(teacher: Teacher, clip: CLIP, how: Naming) -> tuple[_Pooled, _Pooled | None]:
+    """Regions of the clusters, and of those of the finer level where there is one."""
+    finer = None if teacher.parts.finer is None else Teacher.of(teacher.gen, teacher.parts.finer)
+    if how.mode == "crop":
+        return _crop_regions(teacher, clip, how), finer and _crop_regions(finer, clip, how)
+    if finer is None:
+        return _means(*_dense_sums(teacher, clip, how)), None
+    total, count = _dense_sums(finer, clip, how)
+    # A cluster is all of the finer ones in it
+    inside = np.zeros((_clusters(teacher.parts), len(count)))
+    for cluster in finer.parts.clusters:
+        inside[cluster["parent"], cluster["id"]] = 1
+    return _means(inside @ total, inside @ count), _means(total, count)
+
+
+def _clusters(parts: Parts) -> int:
+    return 1 + max(cluster for c in parts.classes for cluster in c["clusters"])
+
+
+def _means(total: Float[np.ndarray, "k d"], count: Float[np.ndarray, "k"]) -> _Pooled:
+    return (total / np.maximum(count, 1)[:, None]).astype(np.float32), count
+
+
+def _dense_sums(teacher: Teacher, clip: CLIP, how: Naming) -> tuple[np.ndarray, np.ndarray]:
+    """Sums over all pixels of all samples of each cluster, [k, d], and the numbers of pixels."""
+    k = _clusters(teacher.parts)
     total, count = np.zeros((k, clip.config.embed_dim)), np.zeros(k)
     stream = _labelled(teacher, how)
     first = next(stream)
@@ -323,7 +347,7 @@ def _dense_regions(
             sums, pixels = _compiled_sums(clip.network, images, labels, **static)
             total, count = total + np.asarray(sums, np.float64), count + np.asarray(pixels)
             bar.update(n)
-    return (total / np.maximum(count, 1)[:, None]).astype(np.float32), count
+    return total, count
 
 
 def _sums(
@@ -374,11 +398,9 @@ def _labelled(
         yield np.asarray(images), np.asarray(labels)
 
 
-def _crop_regions(
-    teacher: Teacher, clip: CLIP, how: Naming, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean unit embeddings of up to `CROPS` masked crops of each cluster, [k, d], and how many."""
-    crops: list[list[np.ndarray]] = [[] for _ in range(k)]
+def _crop_regions(teacher: Teacher, clip: CLIP, how: Naming) -> _Pooled:
+    """Mean unit embeddings of up to `CROPS` masked crops of each cluster, and how many."""
+    crops: list[list[np.ndarray]] = [[] for _ in range(_clusters(teacher.parts))]
     for images, labels in _labelled(teacher, how):
         for image, label in zip(images, labels):
             for cluster in np.unique(label):
