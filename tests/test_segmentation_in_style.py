@@ -13,11 +13,12 @@ from sis_jax.discover import discover
 from sis_jax.methods.base import Fitted
 from sis_jax.methods.segmentation_in_style import (
     RECIPES,
+    SWEEP_KS,
     SegmentationInStyle,
     _standardise,
     candidate_layers,
 )
-from sis_jax.ops import kmeans, sweep
+from sis_jax.ops import kmeans, selection, sweep
 from sis_jax.ops.cluster_labels import label_maps
 from sis_jax.ops.resize import resize_bilinear
 from sis_jax.stages.discover import resolve
@@ -348,6 +349,29 @@ def test_a_given_k_changes_no_other_row(blocks):
         r["layer"] for r in more if r["k"] == 2
     } == set(columns)
     assert sweep.consensus_of_layers(more, (3, 4, 8)) == sweep.consensus_of_layers(plain, (3, 4, 8))
+
+
+def test_k_rises_until_the_background_is_found(monkeypatch):
+    """The table then states why another k than that of the highest score was taken."""
+    gen, asked, usual = fakes.tiny_stylegan2(16), {"n": 6, "n_init": 1}, selection.background
+    least = [256]
+
+    def background(share, *others):
+        return usual(share, *others)[0], len(share) >= least[0], "asked for"
+
+    monkeypatch.setattr(selection, "background", background)
+    first = SegmentationInStyle(**asked, max_points=1500).fit(gen, seed=0)
+    assert not first.background["found"] and "no background" not in first.sweep["criterion"]
+    least[0] = first.method.k + 1
+    fitted = SegmentationInStyle(**asked, max_points=1500).fit(gen, seed=0)
+    k = next(k for k in SWEEP_KS if k > first.method.k)
+    assert fitted.background["found"] and fitted.method.k == k == len(fitted.clusters)
+    chosen = [(r["layer"], r["k"]) for r in fitted.sweep["rows"] if r["chosen"]]
+    assert chosen == [(first.method.layer, k)]
+    words = f"With k {first.method.k} no background was found; {k} is the next"
+    assert words in fitted.sweep["criterion"]
+    given = dataclasses.replace(first.method, layer="auto").fit(gen, seed=0)
+    assert given.method.k == first.method.k and not given.background["found"]
 
 
 @pytest.mark.parametrize(

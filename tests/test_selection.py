@@ -95,17 +95,34 @@ def test_frame(height, width, edge):
     assert not mask[rows:, columns:-columns].any()  # not the bottom
 
 
+def _background(share, edge, sides=None):
+    return selection.background(*map(np.array, (share, edge, edge if sides is None else sides)))
+
+
 def test_background_that_is_plain():
-    chosen, sure, why = selection.background(np.array([0.5, 0.3, 0.2]), np.array([0.1, 0.75, 0.15]))
+    chosen, sure, why = _background([0.5, 0.3, 0.2], [0.1, 0.75, 0.15])
     assert chosen.tolist() == [False, True, False] and sure
     assert "cluster 1" in why and "75%" in why and "30%" in why
 
 
 def test_background_of_two_clusters():
-    chosen, sure, why = selection.background(
-        np.array([0.4, 0.2, 0.1, 0.3]), np.array([0.1, 0.5, 0.3, 0.1])
-    )
+    chosen, sure, why = _background([0.4, 0.2, 0.1, 0.3], [0.1, 0.5, 0.3, 0.1])
     assert chosen.tolist() == [False, True, True, False] and sure and "clusters 1, 2" in why
+
+
+# Of generated street photos: a wall, the street in front of people, and them, in two clusters.
+STREET = [0.45, 0.3, 0.22, 0.03], [0.667, 0.285, 0.044, 0.0], [0.52, 0.41, 0.06, 0.01]
+
+
+def test_background_around_a_small_object():
+    chosen, sure, why = _background(*STREET)
+    assert chosen.tolist() == [True, True, False, False] and sure and "75% of the image" in why
+
+
+def test_hair_that_reaches_the_sides_is_no_background():
+    """As found on the default faces: what is clearly outside is enough."""
+    chosen, sure, _ = _background([0.33, 0.24, 0.43], [0.36, 0.64, 0.0], [0.35, 0.65, 0.0])
+    assert chosen.tolist() == [False, True, False] and sure
 
 
 @pytest.mark.parametrize(
@@ -117,13 +134,13 @@ def test_background_of_two_clusters():
     ],
 )
 def test_background_that_is_not_sure(share, edge, guess):
-    chosen, sure, why = selection.background(np.array(share), np.array(edge))
+    chosen, sure, why = _background(share, edge)
     assert not sure and chosen.sum() == 1 and "closest" in why
     assert guess is None or chosen[guess]
 
 
 def test_an_empty_cluster_is_no_background():
-    chosen, sure, _ = selection.background(np.array([0.6, 0.4, 0.0]), np.array([0.2, 0.8, 0.0]))
+    chosen, sure, _ = _background([0.6, 0.4, 0.0], [0.2, 0.8, 0.0])
     assert chosen.tolist() == [False, True, False] and sure
 
 

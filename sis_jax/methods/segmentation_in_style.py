@@ -12,7 +12,8 @@ Where we differ, and why (`RECIPES["paper"]` is the published setting):
 * An even subset of each sample's pixels: memory does not grow with the number of samples.
 * Labels follow the image (`refine`): the nearest centre is evidence, weighed with the usual cluster
   at that place and with neighbours of the same colour (`ops/cluster_labels.py`).
-* Where k is left open there are two levels: the foreground is split further (`ops/levels.py`).
+* Where k is left open there are two levels: the foreground is split further (`ops/levels.py`); and
+  k rises until the background is found.
 * k and layer can be chosen by a sweep (`ops/sweep.py`), the background by a border rule, and
   `position_weight` adds the pixel's place to its features, which splits left from right.
 """
@@ -96,12 +97,17 @@ class SegmentationInStyle(SegmentationInStyleSettings):
         mean, scale, position = _standardise(points, method, method._widths(gen, taps))
         places = points[..., -2:].reshape(-1, 2).copy()
         x = _scaled(points, mean, scale * position, place=self.position_weight > 0)
-        arrays, labels = method._cluster(x, places, (mean, scale, position), seed)
+        learned = gen, seeds, x, places, (mean, scale, position), seed
+        arrays, labels, facts, background = method._clustered(*learned)
+        if found is not None and self.k == "auto" and not background["found"]:
+            for k in (k for k in SWEEP_KS if k > len(arrays["centers"])):
+                larger = replace(method, k=k)
+                more = larger._clustered(*learned)
+                if more[-1]["found"]:
+                    method, (arrays, labels, facts, background) = larger, more
+                    found = sweep.raised(found, k)
+                    break
         stable = _stability(x, labels, self.n, len(arrays["centers"]), seed)
-        if gen.resolution <= OUTLINE:
-            facts, background = method.describe(arrays, gen, seeds)
-        else:
-            facts, background = _facts_of_points(x, labels, places, arrays["centers"])
         clusters = tuple(
             {"id": i, "agreement": float(stable[i])} | fact for i, fact in enumerate(facts)
         )
@@ -258,6 +264,16 @@ class SegmentationInStyle(SegmentationInStyleSettings):
                 )
             )
         return arrays, labels
+
+    def _clustered(
+        self, gen: Generator, seeds: list[int], x: Float[np.ndarray, "n c"],
+        places: Float[np.ndarray, "n 2"], scaling: tuple, seed: int,
+    ) -> tuple[Any, Any, list[dict[str, Any]], dict[str, Any]]:  # fmt: skip
+        """The two values of `_cluster`, facts per cluster, and the background."""
+        arrays, labels = self._cluster(x, places, scaling, seed)
+        if gen.resolution <= OUTLINE:
+            return arrays, labels, *self.describe(arrays, gen, seeds)
+        return arrays, labels, *_facts_of_points(x, labels, places, arrays["centers"])
 
     def describe(
         self, arrays: Arrays, gen: Generator, seeds: Sequence[int]

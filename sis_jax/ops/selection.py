@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float, Int
 
 BORDER = 0.05  # width of the frame (top, left, right), as a fraction of the edge length
 BORDER_RATIO = 1.5  # a background cluster covers the frame this much more than the image
+BORDER_LEAST = 0.25  # share of the frame that such clusters hold together
+SIDES_LEAST = 0.85  # share of the sides that clusters at least as common there hold together
 BORDER_ODDS = 2.2  # see `only_just`
 
 
@@ -77,25 +79,33 @@ def frame(height: int, width: int) -> Bool[np.ndarray, "h w"]:
 
 
 def background(
-    share: Float[np.ndarray, "k"], frame_share: Float[np.ndarray, "k"]
+    share: Float[np.ndarray, "k"],
+    frame_share: Float[np.ndarray, "k"],
+    side_share: Float[np.ndarray, "k"],
 ) -> tuple[Bool[np.ndarray, "k"], bool, str]:
     """Which clusters are the background, whether the rule decided clearly, and why.
 
-    Rule: a cluster that covers the frame at least 1.5 times as much as the image. With none (or
-        all), or less than a quarter of the frame covered: the one that gains most from image to
-        frame, unsure.
+    share, frame_share, side_share: of each cluster in the image, its frame, and its outermost
+        columns, left and right.
+    Rule: a cluster that covers the frame at least 1.5 times as much as the image, if all such
+        clusters hold a quarter of the frame. Around a small object no background can be so much
+        more common there, and a street in front of it is not on top: else those that are at least
+        as common at the sides as in the image, where every row counts alike, if they hold nearly
+        all of the sides. With none (or all): the one that gains most from image to frame, unsure.
     """
-    chosen = (frame_share >= BORDER_RATIO * share) & (share > 0)
-    covered = float(frame_share[chosen].sum())
-    if chosen.any() and not chosen.all() and covered >= 0.25:
-        names = ", ".join(str(i) for i in np.flatnonzero(chosen))
-        plural = "clusters" if chosen.sum() > 1 else "cluster"
-        return (
-            chosen,
-            True,
-            f"{plural} {names}: {covered:.0%} of the frame, {float(share[chosen].sum()):.0%} of "
-            "the image",
-        )
+    outside = (frame_share >= BORDER_RATIO * share) & (share > 0)
+    around = (side_share >= share) & (share > 0)
+    rules = (outside, frame_share, BORDER_LEAST), (around, side_share, SIDES_LEAST)
+    for chosen, held, least in rules:
+        if chosen.any() and not chosen.all() and held[chosen].sum() >= least:
+            names = ", ".join(str(i) for i in np.flatnonzero(chosen))
+            plural = "clusters" if chosen.sum() > 1 else "cluster"
+            return (
+                chosen,
+                True,
+                f"{plural} {names}: {float(frame_share[chosen].sum()):.0%} of the frame, "
+                f"{float(share[chosen].sum()):.0%} of the image",
+            )
     best = np.arange(len(share)) == int(np.argmax(frame_share - share))
     i = int(np.argmax(best))
     why = (
@@ -136,13 +146,15 @@ def describe(
 
     Returns ([{"share", "border_share", "background", "confidence"}] per cluster, {"found", "why"}).
     """
-    area, border, sure = np.zeros(k), np.zeros(k), np.zeros(k)
+    area, border, sides, sure = (np.zeros(k) for _ in range(4))
     for _, labels, confidence in labelled:
         edge = frame(*labels.shape[1:])
+        outer = edge[-1]
         area += np.bincount(labels.ravel(), minlength=k)
         border += np.bincount(labels[:, edge].ravel(), minlength=k)
+        sides += np.bincount(labels[:, :, outer].ravel(), minlength=k)
         sure += np.bincount(labels.ravel(), confidence.ravel(), minlength=k)
-    return _facts(area, border, sure)
+    return _facts(area, border, sides, sure)
 
 
 def describe_points(
@@ -153,16 +165,23 @@ def describe_points(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """As `describe`, from single pixels; places: (column, row), -1 and 1 at the image's edges."""
     column, row = places.T
-    edge = (np.abs(column) > 1 - 2 * BORDER) | (row < 2 * BORDER - 1)
-    area, border = (np.bincount(part, minlength=k).astype(float) for part in (labels, labels[edge]))
-    return _facts(area, border, np.bincount(labels, confidence, minlength=k))
+    outer = np.abs(column) > 1 - 2 * BORDER
+    edge = outer | (row < 2 * BORDER - 1)
+    area, border, sides = (
+        np.bincount(part, minlength=k).astype(float)
+        for part in (labels, labels[edge], labels[outer])
+    )
+    return _facts(area, border, sides, np.bincount(labels, confidence, minlength=k))
 
 
 def _facts(
-    area: Float[np.ndarray, "k"], border: Float[np.ndarray, "k"], confidence: Float[np.ndarray, "k"]
+    area: Float[np.ndarray, "k"],
+    border: Float[np.ndarray, "k"],
+    sides: Float[np.ndarray, "k"],
+    confidence: Float[np.ndarray, "k"],
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     share, border_share = area / area.sum(), border / max(border.sum(), 1)
-    chosen, certain, why = background(share, border_share)
+    chosen, certain, why = background(share, border_share, sides / max(sides.sum(), 1))
     facts = [
         {
             "share": float(share[i]),

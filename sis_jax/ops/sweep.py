@@ -127,6 +127,16 @@ def criterion(layer: str, k: int | None) -> str:
     return f"{reasons[0].upper()}{reasons[1:]}; silhouette is shown but does not decide."
 
 
+def raised(found: Mapping[str, Any], k: int) -> dict[str, Any]:
+    """The table of a sweep whose k gave way to a larger one."""
+    best = next(row for row in found["rows"] if row["chosen"])
+    rows = [
+        row | {"chosen": row["layer"] == best["layer"] and row["k"] == k} for row in found["rows"]
+    ]
+    why = f"With k {best['k']} no background was found; {k} is the next with which one is."
+    return {**found, "criterion": f"{found['criterion']} {why}", "rows": rows}
+
+
 def project(
     points: Float[np.ndarray, "n d"], learned: int | None = None
 ) -> Float[np.ndarray, "n 64"]:

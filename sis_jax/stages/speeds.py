@@ -19,7 +19,7 @@ from sis_jax.ops import plan
 from sis_jax.ops.student_augment import ALIGNED
 from sis_jax.runs.configs.distill import RECIPES
 from sis_jax.runs.configs.train_generator import Network
-from sis_jax.stages.budget import FORWARD, Sizes, Speeds
+from sis_jax.stages.budget import BASE_BYTES, FORWARD, Sizes, Speeds
 from sis_jax.stages.distill import LEAST_SIDE
 from sis_jax.stages.train_generator import networks
 from sis_jax.training import gan
@@ -27,7 +27,7 @@ from sis_jax.training import student as training
 from sis_jax.training.generator_loop import SWD_IMAGES, GeneratorTraining, Job
 from sis_jax.training.loop import Checkpoints, on_devices
 
-SAMPLES = 4  # passes of the generator in a step of its training, per image: two of them backwards
+SAMPLES = 10  # images that a generator draws in the time that it learns from one
 COPIES = 3  # of the state: before and after a step, and the best one
 CLASSES = 6
 
@@ -70,7 +70,7 @@ def _of_generator(sizes: Sizes, seed: int) -> tuple[float, float, float]:
     job = Job(gen, disc, photos, photos, recipe, sizes.batch, 1, 1, None, 0, True, seed)
     trainer = GeneratorTraining(job, Checkpoints(None, {}))
     start, step, needed = trainer.measured(real)
-    return start, step / sizes.batch, needed + COPIES * _bytes(trainer.run.state)
+    return start, step / sizes.batch, _held(needed + COPIES * _bytes(trainer.run.state))
 
 
 def _of_student(resolution: int) -> tuple[float, float, float]:
@@ -92,7 +92,16 @@ def _of_student(resolution: int) -> tuple[float, float, float]:
     blocks, held = [parallel.shard(a, devices)[0] for a in batch], on_devices(state, devices)
     start, step = (_seconds(lambda: run(held, jax.random.key(0), *blocks)) for _ in range(2))
     needed = plan.bytes_of(body, state, jax.random.key(0), *batch)
-    return start, step / recipe.batch, needed + COPIES * _bytes(state)
+    return start, step / recipe.batch, _held(needed + COPIES * _bytes(state))
+
+
+def _held(counted: float) -> float:
+    """Bytes beside `BASE_BYTES`: on a CPU at least what this process held for the steps, since it
+    also compiles there, and keeps freed memory.
+    """
+    if jax.default_backend() != "cpu":
+        return counted
+    return max(counted, plan.memory_held() - BASE_BYTES)
 
 
 def _noise(n: int, resolution: int) -> UInt8[np.ndarray, "n r r 3"]:
