@@ -176,6 +176,8 @@ def content(folder: Path) -> dict[str, bytes]:
 def _timeless(name: str, data: bytes) -> bytes:
     if name.endswith("run.json"):
         return json.dumps(_without(json.loads(data), _CLOCKS)).encode()
+    if "array_record" in name:
+        return str(len(data)).encode()  # every process orders the fields of an example anew
     if name.endswith("report.html"):
         return b""  # made from the other files, with their clocks
     if name.endswith("curves.csv"):

@@ -109,6 +109,10 @@ def test_archive_members_that_lead_out_are_named(tmp_path):
     assert {name for name, _ in photos.skipped} == set(leading)
 
 
+def test_a_member_without_a_name_is_passed_over(tmp_path):
+    assert Photos.open(zipped(tmp_path / "p.zip", "", "a.jpg"), 8).names == ("a.jpg",)
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_a_member_whose_name_occurs_twice_is_named(tmp_path):
     photos = Photos.open(zipped(tmp_path / "p.zip", "a.jpg", "a.jpg"), 8)

@@ -153,6 +153,15 @@ def test_a_damaged_dataset_is_told(tmp_path):
         Dataset.open(tmp_path).split("train")[1]
 
 
+def test_pieces_that_a_stopped_process_left_are_cleared_away(tmp_path):
+    writer = SplitWriter(tmp_path, 3, 1)
+    (tmp_path / ".chunks").mkdir()
+    (tmp_path / "metadata.jsonl").write_text("whole")
+    (tmp_path / ".chunks/000002.jsonl").write_text("{}")
+    writer.finish()
+    assert [path.name for path in tmp_path.iterdir()] == ["metadata.jsonl"]
+
+
 def _command(run, n):
     environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC")} | {
         "PYTHONPATH": str(ROOT),

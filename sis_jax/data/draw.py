@@ -7,6 +7,7 @@ a tritan viewer at once (OKLab distance, dichromacy after Machado 2009).
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -162,9 +163,9 @@ def fit(label: str, width: Real, font: ImageFont.FreeTypeFont | ImageFont.ImageF
     """`label`, shortened with an ellipsis until it is at most `width` pixels wide."""
     if font.getlength(label) <= width:
         return label
-    while label and font.getlength(label + "…") > width:
-        label = label[:-1]
-    return label.rstrip() + "…" if label else ""
+    longer = range(1, len(label) + 1)
+    kept = bisect_right(longer, width, key=lambda n: font.getlength(label[:n] + "…"))
+    return label[:kept].rstrip() + "…" if kept else ""
 
 
 def sample_grid(

@@ -260,19 +260,20 @@ class SplitWriter:
 
     def finish(self) -> None:
         """Put the metadata of all chunks into one file; SisError where a chunk is missing."""
-        if self.finished:
-            return
         parts = [self._record(chunk.start) for chunk in self.chunks()]
-        missing = [p for p in parts if not p.is_file()]
-        if missing:
-            raise SisError(
-                f"{len(missing)} of {len(parts)} pieces of {self.folder} were not written: give "
-                "the same command again, it resumes"
-            )
-        write_atomic(self.folder / METADATA, b"".join(p.read_bytes() for p in parts), durable=True)
-        for part in parts:
+        if not self.finished:
+            missing = [p for p in parts if not p.is_file()]
+            if missing:
+                raise SisError(
+                    f"{len(missing)} of {len(parts)} pieces of {self.folder} were not written: "
+                    "give the same command again, it resumes"
+                )
+            rows = b"".join(p.read_bytes() for p in parts)
+            write_atomic(self.folder / METADATA, rows, durable=True)
+        for part in parts:  # a process that was stopped may have left some
             part.unlink(missing_ok=True)
-        (self.folder / _CHUNKS).rmdir()
+        if (self.folder / _CHUNKS).is_dir():
+            (self.folder / _CHUNKS).rmdir()
 
 
 def write_chunks(

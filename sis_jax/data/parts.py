@@ -30,6 +30,9 @@ from sis_jax.data.part_names import (
 )
 from sis_jax.types import Info, SisError, UsageError
 
+_UNREADABLE = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, Unusable
+)  # fmt: skip
 FINER = "finer/"  # names of arrays of the finer level begin so
 
 
@@ -282,12 +285,15 @@ class Parts:
                 for i in range(len(facts["samples"]))
             ]
             table = place / "sweep.json"
+            sweep = parse_json(table.read_text(encoding="utf-8")) if table.exists() else None
+            if not (sweep is None or isinstance(sweep, dict)):
+                raise ValueError("the sweep is no object")
             _check_origin(facts)
             whole = cls(
                 method=facts["method"], settings=facts["settings"], arrays={},
                 classes=(), clusters=(), background={}, generator=Info(**facts["generator"]),
                 seed=facts["seed"],
-                sweep=parse_json(table.read_text(encoding="utf-8")) if table.exists() else None,
+                sweep=sweep,
                 samples=np.stack(images) if images else np.zeros((0, 1, 1, 3), np.uint8),
             )  # fmt: skip
             finer = arrays.pop(f"{FINER}samples/clusters", None)
@@ -299,19 +305,11 @@ class Parts:
                 whole._with_level(facts, coarse, masks),
                 finer=replace(whole._with_level(facts["finer"], arrays, finer), sweep=None),
             )
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            SafetensorError,
-            Unusable,
-            AttributeError,
-        ) as error:
+        except _UNREADABLE as error:
             why = (
                 f"{Path(error.filename).name} is not there"
                 if isinstance(error, FileNotFoundError) and error.filename
-                else f"{type(error).__name__}: {error}"
+                else f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             )
             raise UsageError(
                 f"{folder} holds no parts that can be read ({why}): run python -m "

@@ -223,7 +223,7 @@ def _member_name(given: str) -> tuple[str, str]:
 def _list_zip(path: Path) -> Listing:
     try:
         with zipfile.ZipFile(path) as archive:
-            infos = [(m.filename, m) for m in archive.infolist() if not m.is_dir()]
+            infos = [(m.filename, m) for m in archive.infolist() if m.filename[-1:] != "/"]
     except _DAMAGED as error:
         raise SisError(f"{path} cannot be read as a zip archive: {because(error)}") from None
     members, refused = _members(infos)

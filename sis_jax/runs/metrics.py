@@ -167,7 +167,8 @@ class Metrics:
         except FileNotFoundError:
             raise UsageError(f"there is no file {path}") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SisError(f"{path} cannot be read as metrics: {error}") from None
+            why = " ".join(str(error).split())[:200]
+            raise SisError(f"{path} cannot be read as metrics: {why}") from None
 
 
 def write_summary(run: Path) -> Path:

@@ -78,9 +78,10 @@ def _config(kind, fields: Mapping[str, Any], what: str):
         clamp = fields.get("conv_clamp")
         more: dict[str, Any] = {"conv_clamp": None if clamp is None else float(clamp)}
         if "classes" in fields:
-            more["classes"] = check_classes(
-                tuple(fields["classes"]) or None, fields.get("c_dim", 0)
-            )
+            classes = tuple(fields["classes"])
+            if not all(type(c) is int for c in classes):
+                raise TypeError("a class is no integer")
+            more["classes"] = check_classes(classes or None, fields.get("c_dim", 0))
         if "label_concat" in fields:
             more["label_concat"] = bool(fields["label_concat"])
         config = kind(**whole, channels=channels, **more)
