@@ -18,6 +18,7 @@ from sis_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from sis_jax.models.stylegan2 import GeneratorConfig, StyleGAN2, channel_table
 from sis_jax.ops import plan
 from sis_jax.training import gan as training
+from sis_jax.training import generator_loop
 
 pytestmark = pytest.mark.integration
 
@@ -373,3 +374,14 @@ def test_the_discriminator_learns_the_same_in_groups(step, photos, devices):
     )
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(apart), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="a device's memory is another one")
+def test_memory_is_given_back_between_the_phases_of_large_images(networks, start, monkeypatch):
+    given = []
+    monkeypatch.setattr(plan, "give_back", lambda: given.append(1))
+    generator_loop.settle(start[2], networks[0])
+    assert not given
+    monkeypatch.setattr(generator_loop, "ONE_BY_ONE", SIDE)
+    generator_loop.settle(start[2], networks[0])
+    assert given == [1]

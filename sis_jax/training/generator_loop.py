@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 
 from sis_jax import parallel
 from sis_jax.data.photos import Photos
-from sis_jax.models.discriminator import Discriminator
+from sis_jax.models.discriminator import ONE_BY_ONE, Discriminator
 from sis_jax.models.stylegan2 import StyleGAN2
 from sis_jax.ops import plan
 from sis_jax.ops.augment import adjust_probability
@@ -173,6 +173,7 @@ class GeneratorTraining:
             if phase is not None:
                 state, measured = phase(state, key, blocks)
                 facts |= measured
+                settle(state, job.gen)
         decay = gan.ema_decay(job.recipe, job.batch, (step + 1) * job.batch)
         state["ema"] = _average(state["ema"], state["g"], decay)
         if job.adaptive:
@@ -256,6 +257,15 @@ class GeneratorTraining:
             "best": {k: best[k] for k in ("images", *MEASURED) if k in best},
             "recipe": asdict(job.recipe),
         }  # fmt: skip
+
+
+def settle(state: gan.State, gen: StyleGAN2) -> None:
+    """On a CPU, wait for a phase of large images and give its memory back: the next one has blocks
+    of other sizes, and both are long.
+    """
+    if gen.resolution >= ONE_BY_ONE and jax.default_backend() == "cpu":
+        jax.block_until_ready(state)
+        plan.give_back()
 
 
 def _networks(state: gan.State) -> dict[str, Any]:
