@@ -106,7 +106,7 @@ def _marker(i: int, x: Real, y: Real) -> str:
 
 
 def _series(i: int) -> str:
-    """The colour of a line, which the page lightens on a dark ground."""
+    """The colour of a line, lighter where the page is dark."""
     shade = colour(i + 1)
     return f'class="series" color="{shade}" style="--shade:{shade}"'
 
