@@ -180,7 +180,8 @@ def test_the_plan_of_photos(doors, tmp_path):
     assert 0 < training["minutes"] < 8
     assert given["synthesize"]["n"] == later["sizes"]["n"]
     assert all(distilled[k] == later["sizes"][k] for k in ("steps", "adapt_steps", "rounds"))
-    assert distilled["photos"] == str(place) and page.count("python -m sis_jax run ") == 1
+    assert distilled["photos"] == str(place) and distilled["alike"] is True
+    assert page.count("python -m sis_jax run ") == 1
     calls.clear()
     run(str(place), **asked)
     assert [verb for verb, _ in calls] == verbs[2:]  # not measured, nor trained again

@@ -130,6 +130,8 @@ def _check(config: DistillConfig) -> None:
     adapt = config.adapt
     if adapt.teacher and not adapt.photos:
         raise UsageError("--teacher needs --photos, which it labels")
+    if adapt.alike and not (adapt.photos and (config.data is not None or source.images)):
+        raise UsageError("--alike compares --photos with the images of a RUN: give both")
     if not (train.steps or net.start_from or (adapt.photos and adapt.rounds and adapt.adapt_steps)):
         raise UsageError("there is nothing to learn: give --steps, or --photos and --rounds")
     if net.start_from and net.backbone:
@@ -314,6 +316,7 @@ def _job(config: DistillConfig, source: Path | None, cache: Path) -> Job:
         backbone=backbone,
         teacher=teacher,
         fit=config.adapt.fit,
+        alike=config.adapt.alike,
     )
 
 

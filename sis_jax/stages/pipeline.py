@@ -60,7 +60,8 @@ def _stages(config: RunConfig, clock: Clock) -> Path:
     say("training the student")
     sis.distill(
         out, photos=photos, fit=first.fit, steps=sizes.steps, adapt_steps=sizes.adapt_steps,
-        rounds=sizes.rounds, seed=seed, overwrite=overwrite,
+        rounds=sizes.rounds, alike=trains and photos == config.source, seed=seed,
+        overwrite=overwrite,
     )  # fmt: skip
     if photos is not None:
         say("masks of the photos")

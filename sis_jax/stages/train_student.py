@@ -22,7 +22,7 @@ from sis_jax import parallel
 from sis_jax.checkpoints.student import Student
 from sis_jax.data.decode import Fit
 from sis_jax.data.files import write_atomic
-from sis_jax.data.pairs import Pairs
+from sis_jax.data.pairs import IGNORE, Pairs
 from sis_jax.data.photos import Photos
 from sis_jax.models import students
 from sis_jax.ops import metrics
@@ -47,6 +47,8 @@ class Job:
     train, val: pairs to learn from and to validate with; empty where only photos are learned from.
     start: the student to begin with. backbone: pretrained weights to begin with.
     teacher: a student whose masks of the photos are learned in the first round.
+    alike: whether the photos are framed like the images, so that their labels hold as much
+        background at the same places.
     origin: a few words on the images. fit: of the student, see `Student`.
     """
 
@@ -68,6 +70,7 @@ class Job:
     backbone: Any = None
     teacher: Student | None = None
     fit: Fit = "crop"
+    alike: bool = False
 
 
 class StudentTraining:
@@ -199,8 +202,17 @@ class StudentTraining:
             job.teacher if job.teacher is not None and not number else teacher,
             self.photos.images[rows], job.recipe.side,
             f"masks of photos, round {number + 1} of {job.rounds}",
-            mirrored=self.mirrored, pasted=job.pasted > 0,
+            mirrored=self.mirrored, pasted=job.pasted > 0, usual=self._usual(),
         )  # fmt: skip
+
+    def _usual(self) -> np.ndarray | None:
+        """Float32[side side]: share of the images that hold background there, for photos alike."""
+        masks = self.job.train.masks
+        if not (self.job.alike and len(masks)):
+            return None
+        share = (masks == 0).sum(0) / np.maximum((masks != IGNORE).sum(0), 1)
+        share = (share + share[:, ::-1]) / 2 if self.mirrored else share
+        return adapt.enlarged(share, (self.job.recipe.side, self.job.recipe.side))
 
     def _choose(self) -> None:
         """The better of the students from before and after, on held-out photos.

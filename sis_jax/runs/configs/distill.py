@@ -166,6 +166,8 @@ class Adapt:
         adapt_steps: of each round of adaptation, after the training (200).
         rounds: of adaptation: the student labels the photos, and learns from them (4).
         fit: as in `train_generator`, of these photos and of all that the student is given later.
+        alike: the photos are framed like the generated images, as those the generator learned from
+            are: their labels hold as much background, and at the same places.
     """
 
     photos: str | None = None
@@ -174,6 +176,7 @@ class Adapt:
     adapt_steps: OfRecipe[int] = OF_RECIPE
     rounds: OfRecipe[int] = OF_RECIPE
     fit: Literal["crop", "pad", "stretch"] = "crop"
+    alike: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +220,7 @@ class DistillConfig(Config):
     verb: ClassVar[str] = "distill"
     makes: ClassVar[str] = "this student"
     unrecorded: ClassVar[tuple[str, ...]] = ("data", "recipe", "out", "overwrite")
-    later: ClassVar[Mapping[str, Any]] = {"fit": "crop"}
+    later: ClassVar[Mapping[str, Any]] = {"fit": "crop", "alike": False}
 
     data: Annotated[str | Dataset | None, Positional, spelled("[RUN]")] = None
     _: KW_ONLY

@@ -1,0 +1,64 @@
+"""Labels of photos that are framed like the generated images."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from sis_jax.checkpoints.student import Student
+from sis_jax.models.students import StudentConfig
+from sis_jax.stages import adapt
+
+SIZE = 48
+CORE, LIMB = (slice(12, 24), slice(16, 32)), (slice(24, 44), slice(18, 30))
+
+
+class Timid(nnx.Module):
+    """Certain of what is red, doubtful of what is blue."""
+
+    def __call__(self, x, tape=None):
+        red, blue = x[..., :1] > 0, x[..., 2:] > 0
+        object_ = jnp.where(red, 1.5, jnp.where(blue, -1.0, -4.0))
+        return jnp.concatenate([-object_, object_], -1)
+
+
+def people(count=8):
+    """(photos of red over blue before a grey wall, their masks)."""
+    rng = np.random.default_rng(0)
+    photos = rng.integers(80, 110, (count, SIZE, SIZE, 3))
+    mask = np.zeros((SIZE, SIZE), bool)
+    for place, colour in ((CORE, (220, 30, 30)), (LIMB, (30, 40, 200))):
+        photos[(slice(None), *place)] = np.array(colour) + rng.integers(-10, 10, (count, 1, 1, 3))
+        mask[place] = True
+    return photos.astype(np.uint8), mask
+
+
+def overlap(round_, mask):
+    found = round_.target[..., 0] < 128
+    return float((found & mask).sum() / (found | mask).sum())
+
+
+def test_labels_hold_as_much_background_as_the_generated_images():
+    """What a timid teacher takes for background, and colours then confirm, is found."""
+    photos, mask = people()
+    classes = ({"id": 0, "name": "background"}, {"id": 1, "name": "person"})
+    teacher = Student(Timid(), StudentConfig(), classes, SIZE)
+    usual = np.full((SIZE, SIZE), 0.95, np.float32)
+    usual[8:46, 14:34] = 0.3  # roughly where people stand
+    given = {"mirrored": False, "pasted": False}
+    plain = adapt.Round.labelled(teacher, photos, SIZE, "photos", **given)
+    alike = adapt.Round.labelled(teacher, photos, SIZE, "photos", **given, usual=usual)
+    assert overlap(plain, mask) < 0.6 and overlap(alike, mask) > 0.9
+    assert np.abs(alike.target.sum(-1, dtype=int) - 255).max() <= 1
+
+
+@pytest.mark.parametrize("mean", [0.1, 0.5, 0.9])
+def test_one_factor_on_all_odds(mean):
+    """It gives the mean that is asked for and keeps the order."""
+    found = np.random.default_rng(0).beta(0.3, 0.6, (4, 32, 32))
+    factor = adapt.odds_factor(found, mean)
+    no_place = np.zeros((32, 32), np.float32)
+    there = 2 * adapt.aligned(found, no_place, factor)
+    assert there.mean() == pytest.approx(mean, abs=5e-3)
+    order = np.argsort(found, axis=None)
+    assert (np.diff(there.ravel()[order]) >= 0).all()
