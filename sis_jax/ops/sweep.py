@@ -137,13 +137,10 @@ def raised(found: Mapping[str, Any], k: int) -> dict[str, Any]:
     return {**found, "criterion": f"{found['criterion']} {why}", "rows": rows}
 
 
-def project(
-    points: Float[np.ndarray, "n d"], learned: int | None = None
-) -> Float[np.ndarray, "n 64"]:
-    """The first principal components (of the first `learned` points), filled up with zeros."""
+def project(points: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n 64"]:
+    """The first principal components, filled up with zeros."""
     centred = points - points.mean(0)
-    some = centred[:learned]
-    vectors = np.linalg.eigh((some.T @ some).astype(np.float64))[1][:, ::-1][:, :DIMENSIONS]
+    vectors = np.linalg.eigh((centred.T @ centred).astype(np.float64))[1][:, ::-1][:, :DIMENSIONS]
     out = np.zeros((len(points), DIMENSIONS), np.float32)
     out[:, : vectors.shape[1]] = centred @ vectors.astype(np.float32)
     return out
