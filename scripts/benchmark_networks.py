@@ -4,6 +4,7 @@ PyTorch, and the resampling convolutions' forms.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -63,6 +64,7 @@ def _rate(step, batch: int, seconds: float, whole: int = 1) -> float:
 
 
 def _report(rows: dict[str, list[float]]) -> None:
+    _say_where()
     base = float(np.median(next(iter(rows.values()))))
     print(f"{'':28}{'images/s':>10}{'ratio':>8}   min .. max")
     for name, rates in rows.items():
@@ -70,6 +72,15 @@ def _report(rows: dict[str, list[float]]) -> None:
             f"{name:28}{np.median(rates):10.2f}{np.median(rates) / base:8.2f}   {min(rates):.2f} "
             f".. {max(rates):.2f}"
         )
+
+
+def _say_where() -> None:
+    """The references know no accelerator."""
+    import jax
+
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        print(f"sis_jax on {device.device_kind}, the references on the processor: no like for like")
 
 
 # What `sis_jax.runs.machine.keep_memory` does to our own processes.
@@ -80,6 +91,38 @@ _ALLOCATOR = {
     "MALLOC_TOP_PAD_": str(64 << 20),
 }
 _GRID = 128  # of the paper's recipe
+_DISCOVER = """
+import json, sys, time
+began = time.perf_counter()
+import sis_jax
+from sis_jax.methods import segmentation_in_style as method
+from sis_jax.runs import cli
+from sis_jax.stages import discover as stage
+
+spent = {"imports": time.perf_counter() - began}
+
+def timed(owner, name, part):
+    usual = getattr(owner, name)
+    def run(*args, **settings):
+        at = time.perf_counter()
+        try:
+            return usual(*args, **settings)
+        finally:
+            spent[part] = spent.get(part, 0.0) + time.perf_counter() - at
+    setattr(owner, name, run)
+
+timed(stage, "load_generator", "checkpoint")
+timed(method.SegmentationInStyle, "_points", "features")
+timed(method.SegmentationInStyle, "_cluster", "k-means")
+timed(method, "_stability", "k-means of each half")
+timed(method, "_facts_of_points", "facts of the clusters")
+timed(stage, "_level", "labels of the gallery")
+timed(stage, "write_page", "report")
+code = cli.run(sis_jax.discover, sys.argv[1:])
+spent["the rest"] = time.perf_counter() - began - sum(spent.values())
+print(json.dumps(spent))
+sys.exit(code)
+"""
 _CLUSTERS = """
 import sys, time
 import numpy as np
@@ -107,7 +150,8 @@ def recipe(
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         network = _config_f(resolution, place)
-        ours = [_discover(network, place / f"run{i}", count) for i, count in enumerate((4, n))][1]
+        _discover(network, place / "first", 4)  # compiles for the other
+        whole, parts = _discover(network, place / "run", n)
         np.save(place / "points.npy", _features(network, n))
         numbers = (resolution, 32768, 512, 512, 8, 4, _GRID, n)
         script = Path(__file__).with_name("torch_reference.py")
@@ -115,11 +159,14 @@ def recipe(
         code = place / "clusters.py"
         code.write_text(_CLUSTERS)
         clustering = _printed(cluster_python, code, place / "points.npy", n)
+    _say_where()
     print(f"{resolution} pixels, {n} samples         seconds")
-    print(f"sis_jax, the whole process      {ours:9.1f}")
+    print(f"sis_jax, the whole process      {whole:9.1f}")
+    for part, seconds in parts.items():
+        print(f"  {part:<30}{seconds:9.1f}")
     print(f"PyTorch, features               {drawing:9.1f}")
     print(f"scikit-learn, fit and predict   {clustering:9.1f}")
-    print(f"ratio                           {(drawing + clustering) / ours:9.2f}")
+    print(f"ratio                           {(drawing + clustering) / whole:9.2f}")
 
 
 def _config_f(resolution: int, place: Path) -> Path:
@@ -137,12 +184,13 @@ def _config_f(resolution: int, place: Path) -> Path:
     return place / "network.safetensors"
 
 
-def _discover(network: Path, out: Path, n: int) -> float:
-    """Seconds of the command. The first one compiles for the others."""
-    command = [sys.executable, "-m", "sis_jax.discover", str(network), "--recipe", "paper"]
+def _discover(network: Path, out: Path, n: int) -> tuple[float, dict[str, float]]:
+    """Seconds of the command, and of its parts."""
+    words = [str(network), "--recipe", "paper", "--n", str(n), "--out", str(out), "--quiet"]
     began = time.perf_counter()
-    subprocess.run([*command, "--n", str(n), "--out", str(out), "--quiet"], check=True)
-    return time.perf_counter() - began
+    run = [sys.executable, "-c", _DISCOVER, *words]
+    done = subprocess.run(run, check=True, stdout=subprocess.PIPE, text=True)
+    return time.perf_counter() - began, json.loads(done.stdout.splitlines()[-1])
 
 
 def _features(network: Path, n: int) -> np.ndarray:

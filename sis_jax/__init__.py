@@ -90,6 +90,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str):
     if name in _HOMES or name == "methods":
         machine.prepare()
+        machine.enable_compilation_cache()
     if name in _HOMES:
         value = getattr(importlib.import_module(_HOMES[name]), name)
     elif name == "methods":

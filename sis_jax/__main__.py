@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     ):
         print(f"\n{title}")
         show(problems)
-    folder = cli.cache_folder()
+    folder = machine.cache_folder()
     print(f"\nCompilation cache\n  {folder or 'off (SIS_JAX_CACHE)'}")
     print("\nProblems" if problems else "\nNothing is missing.")
     for problem in problems:

@@ -478,20 +478,19 @@ def test_freed_memory_is_kept_unless_somebody_says_otherwise(setting, keeps):
 
 
 @pytest.mark.parametrize("before", ["", "import jax\n"])
-def test_python_sets_the_machine_up_at_first_use(before):
+def test_python_sets_the_machine_up_at_first_use(before, tmp_path):
     env = {k: v for k, v in os.environ.items() if k not in ("NPROC", "XLA_FLAGS")}
     env["JAX_PLATFORMS"] = "cpu"
+    env["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path)
     code = (
         f"{before}import os\nos.sched_getaffinity = lambda _: range(2)\nimport sis_jax as sis\n"
-        "sis.load_generator\nimport jax\nprint(len(jax.devices()))"
+        "sis.load_generator\nimport jax\nprint(len(jax.devices()))\n"
+        "jax.jit(lambda x: x * 2 + 1)(3.0).block_until_ready()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env=env | {"JAX_PLATFORMS": "cpu"},
-    )
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, capture_output=True, text=True, env=env, check=False)
     assert done.stdout == "2\n", done.stderr
+    assert list(tmp_path.glob("*-cache"))  # as the command line keeps what it compiles
 
 
 def test_compiled_programs_are_kept_between_processes(tmp_path):

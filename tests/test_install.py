@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sis_jax.checkpoints import catalogue, convert
-from sis_jax.runs import cli
+from sis_jax.runs import machine
 from sis_jax.types import UsageError
 
 ROOT = Path(__file__).parents[1]
@@ -76,5 +76,5 @@ def test_no_home(monkeypatch):
     monkeypatch.setattr(pwd, "getpwuid", no_entry)
     for name in ("HOME", "XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR", "SIS_JAX_CACHE"):
         monkeypatch.delenv(name, raising=False)
-    assert cli.cache_folder() is None
+    assert machine.cache_folder() is None
     assert Path(convert._cache_home()).is_dir()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -16,12 +16,15 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
+from sis_jax import parallel
 from sis_jax.checkpoints import clip_files, clip_names, convert, files, shards
 from sis_jax.checkpoints.clip_inputs import Preprocessing, Tokenizer
 from sis_jax.checkpoints.layouts import clip
 from sis_jax.data.files import CannotWrite
 from sis_jax.models.clip import CLIPConfig, CLIPNetwork
+from sis_jax.ops import plan
 from sis_jax.ops.progress import say
+from sis_jax.ops.sampling import one_ahead
 from sis_jax.types import Info, UsageError
 
 DEFAULT = "openai/clip-vit-base-patch32"
@@ -87,7 +90,7 @@ class CLIP:
         """Embeddings [b d] of images from `preprocess`; UsageError for integers and other sizes."""
         pixels = _array(pixels)
         self.network.check_pixels(pixels, native=True)
-        return _in_chunks(lambda x: _encode_image(self.network, x), pixels, batch)
+        return _in_chunks(_encode_image, self.network, pixels, batch)
 
     def encode_text(
         self, texts: str | Sequence[str] | Int[AnyArray, "b n"], batch: int = 64
@@ -95,7 +98,7 @@ class CLIP:
         """Embeddings [b d] of texts or of ids from `tokenize`; UsageError for unknown ids."""
         if not isinstance(texts, AnyArray):
             texts = self.tokenize(texts)
-        return _in_chunks(lambda x: _encode_text(self.network, x), self._ids(texts), batch)
+        return _in_chunks(_encode_text, self.network, self._ids(texts), batch)
 
     def dense_features(
         self, pixels: Float[AnyArray, "b h w 3"], batch: int = 8
@@ -108,7 +111,7 @@ class CLIP:
         """
         pixels = _array(pixels)
         self.network.check_pixels(pixels, native=False)
-        return _in_chunks(lambda x: _dense(self.network, x), pixels, batch)
+        return _in_chunks(_dense, self.network, pixels, batch)
 
     def _ids(self, ids: AnyArray) -> AnyArray:
         context, vocabulary = self.config.text.context, self.config.text.vocabulary
@@ -161,18 +164,28 @@ def _array(pixels: Any) -> AnyArray:
         ) from None
 
 
-def _in_chunks(run: Callable[[jax.Array], jax.Array], rows: AnyArray, batch: int) -> jax.Array:
-    """`run` on at most `batch` rows at a time; a traced array is left whole."""
+def _in_chunks(
+    body: Callable[[Any, Any], jax.Array], network: CLIPNetwork, rows: AnyArray, batch: int
+) -> jax.Array:
+    """`body` on at most `batch` rows per device at a time; a traced array is left whole."""
     if isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or batch < 1:
         raise UsageError(f"batch must be an integer of at least 1, got {batch!r}")
     n = rows.shape[0]
     if n <= batch or isinstance(rows, Tracer):
-        return run(jnp.asarray(rows))
-    missing = -n % batch
-    padded = np.concatenate([np.asarray(rows), np.zeros((missing, *rows.shape[1:]), rows.dtype)])
-    return jnp.concatenate([run(jnp.asarray(padded[i : i + batch])) for i in range(0, n, batch)])[
-        :n
-    ]
+        return body(network, jnp.asarray(rows))
+    here = parallel.local_devices()
+    batch, needed = plan.rows_at_once(body, (None, 0), (network, rows), here[0].platform, batch)
+    here = plan.devices_at_once(needed + plan.size_of(network), here[: -(-n // batch)])
+    everywhere = parallel.replicate(network, here)
+    run, step = parallel.map_devices(body, (None, 0), 0, devices=here), batch * len(here)
+
+    def begun() -> Iterator[tuple[int, jax.Array]]:
+        for at in range(0, n, step):
+            chunk = np.asarray(rows[at : at + step])
+            yield len(chunk), run(everywhere, parallel.shard(chunk, len(here), batch)[0])
+
+    found = [parallel.unshard(np.asarray(out), size) for size, out in one_ahead(begun())]
+    return jnp.concatenate(found)
 
 
 @jax.jit

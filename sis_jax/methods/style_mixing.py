@@ -40,6 +40,7 @@ from sis_jax.methods.base import Arrays, Fitted, Labelled, generator_of, small_i
 from sis_jax.methods.settings import StyleMixingSettings, check
 from sis_jax.models.stylegan2 import StyleGAN2
 from sis_jax.ops import kmeans, plan, selection
+from sis_jax.ops.crf import largest_two
 from sis_jax.ops.patches import without_specks
 from sis_jax.ops.pixel_clusters import cluster, converted, vectors
 from sis_jax.ops.resize import resize_bilinear
@@ -378,9 +379,9 @@ def _segmented(
         -1,
     )
     parts = resize_bilinear(parts, (image.shape[1], image.shape[2]), antialias=False)
-    nearest = -jax.lax.top_k(-parts, 2)[0]
-    confidence = 1 - nearest[..., 0] / jnp.maximum(nearest[..., 1], 1e-12)
-    return quantised(image), jnp.argmin(parts, -1).astype(jnp.uint8), jnp.clip(confidence, 0, 1)
+    nearest, first, second = largest_two(-parts)
+    confidence = 1 + first / jnp.maximum(-second, 1e-12)
+    return quantised(image), nearest.astype(jnp.uint8), jnp.clip(confidence, 0, 1)
 
 
 def _background(distance: Float[Array, "g g k"]) -> Bool[Array, "k"]:

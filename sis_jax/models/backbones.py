@@ -18,10 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import lax
 from jaxtyping import Array, Float
 
-from sis_jax.models.layers import BatchNorm, Conv, Rng, Tape, relu6
+from sis_jax.models.layers import BatchNorm, Conv, Rng, Tape, max_pool, relu6
 from sis_jax.ops.depthwise import depthwise_conv
 from sis_jax.types import unknown_name
 
@@ -255,9 +254,7 @@ class ResNet(nnx.Module):
             x = x * (0.5 / std).astype(x.dtype) + ((0.5 - mean) / std).astype(x.dtype)
         x = jax.nn.relu(self.norm(self.stem(x), tape))
         features = [x]
-        x = lax.reduce_window(
-            x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
-        )
+        x = max_pool(x, 3, pad=1)
         for i, block in enumerate(self.blocks):
             x = block(x, tape)
             if i in self.taps:

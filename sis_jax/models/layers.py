@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -131,6 +133,22 @@ class BatchNorm(nnx.Module):
 def relu6(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """min(max(x, 0), 6)."""
     return jnp.clip(x, 0, 6)
+
+
+def max_pool(x: Float[Array, "n h w c"], size: int = 2, pad: int = 0) -> Float[Array, "n h2 w2 c"]:
+    """The largest of every size x size pixels, two pixels on, with `pad` rows on every side that
+    never win.
+
+    By slices: the gradient of XLA's own reduction of windows is a loop over pixels on CPUs, and
+    adds in no fixed order on GPUs.
+    """
+    for axis in (1, 2):
+        around = [(pad, pad) if a == axis else (0, 0) for a in range(4)]
+        padded = jnp.pad(x, around, constant_values=-jnp.inf)
+        last = padded.shape[axis] - size + 1
+        shifted = (lax.slice_in_dim(padded, i, last + i, stride=2, axis=axis) for i in range(size))
+        x = functools.reduce(jnp.maximum, shifted)
+    return x
 
 
 def space_to_depth(

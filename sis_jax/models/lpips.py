@@ -16,6 +16,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from sis_jax.models.layers import max_pool
+
 # Channels in, then out of each convolution
 BLOCKS = (
     (3, 64, 64),
@@ -47,11 +49,12 @@ def lpips_maps(net: LPIPS, images: Float[Array, "n r r 3"]) -> list[Float[Array,
     """
     factor = max(1, images.shape[1] // LARGEST)
     if factor > 1:
-        images = _pooled(images, factor, lax.add) / factor**2
+        block = (1, factor, factor, 1)
+        images = lax.reduce_window(images, 0.0, lax.add, block, block, "VALID") / factor**2
     x, maps, at = (images - _SHIFT) / _SCALE, [], 0
     for block, gain in zip(BLOCKS, net.gains):
         if at:
-            x = _pooled(x, 2, lax.max)
+            x = max_pool(x)
         for _ in block[1:]:
             x = lax.conv_general_dilated(
                 x, net.kernels[at], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -61,8 +64,3 @@ def lpips_maps(net: LPIPS, images: Float[Array, "n r r 3"]) -> list[Float[Array,
         length = lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-20)
         maps.append(x * length * jnp.sqrt(gain))
     return maps
-
-
-def _pooled(x: Array, size: int, how: object) -> Array:
-    start = -jnp.inf if how is lax.max else 0.0
-    return lax.reduce_window(x, start, how, (1, size, size, 1), (1, size, size, 1), "VALID")  # type: ignore[arg-type]

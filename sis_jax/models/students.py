@@ -23,7 +23,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jaxtyping import Array, Float, UInt8
 
 from sis_jax.models import backbones
@@ -36,6 +35,7 @@ from sis_jax.models.layers import (
     Rng,
     Tape,
     depth_to_space,
+    max_pool,
     padded,
     space_to_depth,
 )
@@ -173,12 +173,7 @@ class UNet(nnx.Module):
         h, w = x.shape[1:3]
         x, kept = padded(x, 16), []
         for level, block in enumerate(self.down):
-            x = block(
-                lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
-                if level
-                else x,
-                tape,
-            )
+            x = block(max_pool(x) if level else x, tape)
             kept.append(x)
         x = kept.pop()
         for block, side in zip(self.up, reversed(kept)):

@@ -114,10 +114,8 @@ def _decided(
 ) -> tuple[UInt8[Array, "b r r"], Float[Array, "b r r"]]:
     """Clusters and confidence from squared distances; arrays["gap"]: [1] or one per pixel."""
     if "log_prior" not in arrays:
-        nearest = -jax.lax.top_k(-distances, 2)[0]
-        labels = jnp.argmin(distances, axis=-1).astype(jnp.uint8)
-        least = nearest[..., 0]
-        apart = nearest[..., 1] - nearest[..., 0]
+        nearest, first, second = crf.largest_two(-distances)
+        labels, least, apart = nearest.astype(jnp.uint8), -first, first - second
     else:
         least = distances.min(-1)
         nat = jnp.maximum(arrays["gap"], 1e-12) / NATS

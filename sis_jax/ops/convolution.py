@@ -56,7 +56,9 @@ def linear(
     lr_multiplier: float = 1.0,
 ) -> Float[Array, "*n o"]:
     """Fully connected layer with equalised learning rate: x W lr_mul / sqrt(fan_in) + b lr_mul."""
-    y = x @ (weight * (lr_multiplier / np.sqrt(weight.shape[0]))).astype(x.dtype)
+    weight = (weight * (lr_multiplier / np.sqrt(weight.shape[0]))).astype(x.dtype)
+    # Accelerators round the factors of a product of float32 to 10 bits or 7 unless asked not to.
+    y = jnp.matmul(x, weight, precision="highest")
     return y if bias is None else y + (bias * lr_multiplier).astype(x.dtype)
 
 
@@ -180,9 +182,50 @@ strided_kernel.defvjp(
 def conv_up(
     x: Float[Array, "n h w i"], kernel: Float[Array, "3 3 i o"]
 ) -> Float[Array, "n 2*h 2*w o"]:
-    """StyleGAN2's `Conv0_up`: zero-insertion, full 3x3 convolution, filter with gain 4."""
+    """StyleGAN2's `Conv0_up`: zero-insertion, full 3x3 convolution, filter with gain 4.
+
+    On accelerators one dense convolution where the input is narrow: it is bound by memory there.
+    """
+    if kernel.shape[2] > _FOLDED_CHANNELS:
+        return conv_up_by_phase(x, kernel)
+    return lax.platform_dependent(x, kernel, cpu=conv_up_by_phase, default=conv_up_folded)
+
+
+def conv_up_by_phase(
+    x: Float[Array, "n h w i"], kernel: Float[Array, "3 3 i o"]
+) -> Float[Array, "n 2*h 2*w o"]:
+    """`conv_up` with the fewest operations: a convolution per phase, then the filter."""
     flipped = jnp.swapaxes(kernel, 2, 3)[::-1, ::-1].astype(x.dtype)
     return blur(transposed_conv(x, flipped), 1, gain=4.0)
+
+
+def conv_up_folded(
+    x: Float[Array, "n h w i"], kernel: Float[Array, "3 3 i o"]
+) -> Float[Array, "n 2*h 2*w o"]:
+    """`conv_up` with the fewest bytes: the filter folded into a 3x3 kernel for all four phases.
+
+    At 64 -> 32 channels to 1024 pixels 39 GFLOP and 0.47 GB an image; by phase 10 and 2.3.
+    """
+    n, h, w, _ = x.shape
+    folded = jnp.einsum("pay,qbx,yxio->abipqo", _FOLD, _FOLD, kernel, precision="highest")
+    y = conv2d(x, folded.reshape(3, 3, kernel.shape[2], -1))
+    return y.reshape(n, h, w, 2, 2, -1).transpose(0, 1, 3, 2, 4, 5).reshape(n, 2 * h, 2 * w, -1)
+
+
+def _fold() -> Float[np.ndarray, "phase tap row"]:
+    """Along one axis: weight of a kernel's row in the tap of each phase of output pixels."""
+    filtered, fold = (0.25, 0.75, 0.75, 0.25), np.zeros((2, 3, 3), np.float32)
+    for phase, at, row in np.ndindex(2, 4, 3):
+        twice = phase + at + row - 3  # of the distance to the input pixel
+        if twice % 2 == 0 and abs(twice) <= 2:
+            fold[phase, twice // 2 + 1, row] += filtered[at]
+    return fold
+
+
+_FOLD = _fold()
+# Input channels up to which folding is faster by the roofline of a GPU (reads and writes saved
+# against operations added; not measured).
+_FOLDED_CHANNELS = 256
 
 
 def conv_down(
@@ -216,7 +259,7 @@ def modulated_conv(
     y = conv_up(y, kernel) if up else conv2d(y, kernel)
     if demodulate:
         energy = jnp.sum(jnp.square(kernel), axis=(0, 1))  # [i, o]
-        d = lax.rsqrt(jnp.square(style) @ energy + 1e-8)
+        d = lax.rsqrt(jnp.matmul(jnp.square(style), energy, precision="highest") + 1e-8)
         y = y * d[:, None, None, :].astype(y.dtype)
     return y
 

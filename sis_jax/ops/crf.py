@@ -13,7 +13,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from sis_jax.ops.resize import resize_bilinear
 
@@ -45,10 +45,30 @@ def best(
 
     def one(pair: tuple[Array, Array]) -> tuple[Array, Array]:
         logits = posterior(*pair)
-        two = jax.lax.top_k(logits, 2)[0]
-        return jnp.argmax(logits, axis=-1).astype(jnp.uint8), two[..., 0] - two[..., 1]
+        labels, first, second = largest_two(logits)
+        return labels.astype(jnp.uint8), first - second
 
     return jax.lax.map(one, (evidence, image), batch_size=together)
+
+
+def largest_two(
+    x: Float[Array, "*n k"],
+) -> tuple[Int[Array, "*n"], Float[Array, "*n"], Float[Array, "*n"]]:
+    """(place of the largest along the last axis, its value, that of the next)."""
+    place = jnp.argmax(x, axis=-1)
+    first, second = jax.lax.platform_dependent(x, place, cpu=_sorted_two, default=_masked_two)
+    return place, first, second
+
+
+def _sorted_two(x: Array, _: Array) -> tuple[Array, Array]:
+    two = jax.lax.top_k(x, 2)[0]
+    return two[..., 0], two[..., 1]
+
+
+def _masked_two(x: Array, place: Array) -> tuple[Array, Array]:
+    """Accelerators sort all classes for the two."""
+    others = jnp.where(jnp.arange(x.shape[-1]) == place[..., None], -jnp.inf, x)
+    return x.max(-1), others.max(-1)
 
 
 def _window_size(height: int, width: int) -> tuple[int, int]:

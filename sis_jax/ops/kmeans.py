@@ -24,7 +24,7 @@ in the inertia; samples of 8,192 to 65,536 rows lead to the same inertia, 16,384
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import jax
@@ -35,6 +35,7 @@ from jaxtyping import Array, Float, Int, Num
 
 from sis_jax import parallel
 from sis_jax.ops import kmeans_steps as steps
+from sis_jax.ops.sampling import one_ahead
 from sis_jax.types import UsageError
 
 # A restart further behind the best on the sample than this is not carried on.
@@ -98,12 +99,18 @@ def predict(
     if chunk < 1:
         raise UsageError(f"chunk is {chunk}, expected at least 1 row")
     out, size = np.empty(shape[0], np.int32), min(chunk, shape[0])
-    for i in range(0, shape[0], max(size, 1)):
-        # The last chunk overlaps the one before: one shape, one compilation
-        start = min(i, shape[0] - size)
-        block = np.asarray(x[start : start + size], np.float32)
-        _check_finite(block)
-        out[start : start + size] = _assign(block, jnp.asarray(centers))
+    centers = jnp.asarray(centers)
+
+    def begun() -> Iterator[tuple[int, Array]]:
+        for i in range(0, shape[0], max(size, 1)):
+            # The last chunk overlaps the one before: one shape, one compilation
+            start = min(i, shape[0] - size)
+            block = np.asarray(x[start : start + size], np.float32)
+            _check_finite(block)
+            yield start, _assign(block, centers)
+
+    for start, found in one_ahead(begun()):
+        out[start : start + size] = found
     return out
 
 

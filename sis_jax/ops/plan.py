@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.extend import core
+from jaxtyping import PyTree
 
 from sis_jax.types import SisError
 
@@ -84,6 +85,11 @@ def bytes_of(body: Callable[..., Any], *arguments: Any) -> int:
     """Bytes that `body(*arguments)` needs beside its arguments, results included."""
     closed = jax.make_jaxpr(body)(*arguments)
     return _peak(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
+
+
+def size_of(tree: PyTree) -> int:
+    """Bytes of all arrays."""
+    return sum(np.size(a) * a.dtype.itemsize for a in jax.tree.leaves(tree))
 
 
 def check_room(

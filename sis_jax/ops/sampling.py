@@ -77,6 +77,7 @@ def map_samples(
     if large:  # what came before left holes that these blocks do not fit into
         plan.give_back()
     everywhere = 0 if plain else parallel.replicate(gen, here)
+    shared = parallel.replicate(shared, here)
     mapped = parallel.map_devices(function, in_axes, 0, devices=here, **static)
 
     def started() -> Iterator[tuple[int, Any]]:
@@ -90,7 +91,7 @@ def map_samples(
             yield n, mapped(everywhere, blocks[0], psi, *blocks[1:], *shared)
 
     with progress(len(seeds), shown, "sample", hidden=not shown) as bar:
-        for n, out in _one_ahead(started()):
+        for n, out in one_ahead(started()):
             yield jax.tree.map(lambda a: parallel.unshard(np.asarray(a), n), out)  # noqa: B023  (used before the next round)
             bar.update(n)
     if large:
@@ -150,7 +151,7 @@ def probe(stream: Iterator[Any], seconds: float = 1.0) -> Probe:
     return Probe(first - began, each, plan.memory_held())
 
 
-def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:
+def one_ahead(items: Iterator[Any]) -> Iterator[Any]:
     """The same items, each after the next one was begun: devices work while the host does."""
     begun: deque[Any] = deque()
     for item in items:

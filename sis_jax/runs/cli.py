@@ -6,7 +6,6 @@ A verb's module ends with `if __name__ == "__main__": cli.main(discover)`. Nothi
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import signal
 import sys
@@ -16,7 +15,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Generic, NoReturn, TypeVar
 
 import tyro
@@ -26,9 +24,9 @@ from sis_jax.ops.progress import showing_progress
 from sis_jax.runs import machine
 from sis_jax.runs.config import Config, Door, markers
 from sis_jax.runs.console import any_console
+from sis_jax.runs.machine import enable_compilation_cache
 from sis_jax.types import SisError, UsageError
 
-_CACHE_BYTES = 2 * 1024**3
 C = TypeVar("C")
 
 
@@ -213,50 +211,3 @@ def byte_size(count: float | int) -> str:
             return f"{count:.0f} {unit}" if unit != "GiB" else f"{count:.1f} GiB"
         count /= 1024
     return f"{count:.1f} TiB"
-
-
-def cache_folder() -> Path | None:
-    """Where compiled programs are kept, None when SIS_JAX_CACHE=off or the user has no home."""
-    if os.environ.get("SIS_JAX_CACHE", "on").lower() in ("off", "0", "no", "false"):
-        return None
-    if chosen := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        return Path(chosen)
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return None if home.startswith("~") else Path(home) / "sis_jax" / "xla"
-
-
-def enable_compilation_cache() -> Path | None:
-    """Keep compiled programs in XDG_CACHE_HOME (or ~/.cache)/sis_jax/xla; returns the folder, None
-    when off.
-
-    SIS_JAX_CACHE=off turns it off, JAX_COMPILATION_CACHE_DIR wins. Call it before JAX compiles.
-    """
-    folder, ours = cache_folder(), not os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    if folder is None:
-        return None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None
-    if not os.access(folder, os.W_OK):
-        return None
-    settings: dict[str, Any] = {
-        "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    if ours and _has_filelock():  # a cache of other programs too has entries without access times
-        settings["jax_compilation_cache_max_size"] = _CACHE_BYTES
-    # A bounded cache cannot read entries that an unbounded one wrote: in our own folder, one rule.
-    ruled = {"jax_compilation_cache_dir", "jax_compilation_cache_max_size"}
-    for name, value in settings.items():
-        if name.upper() not in os.environ or name in ruled:
-            os.environ[name.upper()] = str(value)
-            if "jax" in sys.modules:  # it read the environment when it was imported
-                sys.modules["jax"].config.update(name, value)
-    return folder
-
-
-def _has_filelock() -> bool:
-    """JAX bounds the cache's size only with the package filelock, and fails without it."""
-    return importlib.util.find_spec("filelock") is not None

@@ -1,10 +1,15 @@
-"""Settings before JAX is first used: CPU cores as devices, memory that stays."""
+"""Settings before JAX is first used: CPU cores as devices, memory that stays, compiled programs
+that are kept.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import sys
+from pathlib import Path
+from typing import Any
 
 # glibc's mallopt: (parameter, value). Large buffers come from the heap, which keeps freed memory:
 # XLA otherwise returns every buffer to the system and faults it in again, a tenth to a third of the
@@ -17,6 +22,7 @@ _MALLOC = (
     (_M_ARENA_MAX, 1),
 )
 KEEP_MEMORY = "SIS_JAX_KEEP_MEMORY"
+_CACHE_BYTES = 2 * 1024**3
 
 
 def prepare() -> None:
@@ -49,3 +55,56 @@ def keep_memory() -> bool:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and all(mallopt(*setting) == 1 for setting in _MALLOC)
+
+
+def cache_folder() -> Path | None:
+    """Where compiled programs are kept, None when SIS_JAX_CACHE=off or the user has no home."""
+    if os.environ.get("SIS_JAX_CACHE", "on").lower() in ("off", "0", "no", "false"):
+        return None
+    if chosen := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return Path(chosen)
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return None if home.startswith("~") else Path(home) / "sis_jax" / "xla"
+
+
+def enable_compilation_cache() -> Path | None:
+    """Keep compiled programs in XDG_CACHE_HOME (or ~/.cache)/sis_jax/xla; returns the folder, None
+    when off.
+
+    SIS_JAX_CACHE=off turns it off, JAX_COMPILATION_CACHE_DIR wins, and so does a program's own
+    setting. Call it before JAX compiles.
+    """
+    folder, ours = cache_folder(), not os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if folder is None or _chosen_by_program() not in (None, str(folder)):
+        return None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    if not os.access(folder, os.W_OK):
+        return None
+    settings: dict[str, Any] = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    if ours and _has_filelock():  # a cache of other programs too has entries without access times
+        settings["jax_compilation_cache_max_size"] = _CACHE_BYTES
+    # A bounded cache cannot read entries that an unbounded one wrote: in our own folder, one rule.
+    ruled = {"jax_compilation_cache_dir", "jax_compilation_cache_max_size"}
+    for name, value in settings.items():
+        if name.upper() not in os.environ or name in ruled:
+            os.environ[name.upper()] = str(value)
+            if "jax" in sys.modules:  # it read the environment when it was imported
+                sys.modules["jax"].config.update(name, value)
+    return folder
+
+
+def _chosen_by_program() -> str | None:
+    """The folder of a program that imported JAX and set its cache itself."""
+    return sys.modules["jax"].config.jax_compilation_cache_dir if "jax" in sys.modules else None
+
+
+def _has_filelock() -> bool:
+    """JAX bounds the cache's size only with the package filelock, and fails without it."""
+    return importlib.util.find_spec("filelock") is not None

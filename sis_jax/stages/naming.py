@@ -9,11 +9,11 @@ from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Num, UInt8
 
+from sis_jax import parallel
 from sis_jax.checkpoints.catalogue import folders
 from sis_jax.checkpoints.clip import CLIP, load_clip
 from sis_jax.data.ontology import NEUTRAL, Ontology
@@ -22,12 +22,12 @@ from sis_jax.models.clip_regions import dense_map, pool_regions
 from sis_jax.models.moved import mixed, rare_cluster
 from sis_jax.ops import class_scores, plan
 from sis_jax.ops.progress import progress
-from sis_jax.ops.sampling import sample_seeds
+from sis_jax.ops.sampling import one_ahead, sample_seeds
 from sis_jax.runs.configs.label import Naming
 from sis_jax.stages.teacher import Teacher
 from sis_jax.types import SisError, UsageError
 
-BATCH = 8  # images in the CLIP at a time, at most
+BATCH = 8  # images in the CLIP at a time on a CPU, at most
 CROPS = 16  # crops per cluster in the mode "crop"
 _PAD = 255  # no cluster has this number
 
@@ -301,7 +301,7 @@ _OURS = ("The text model", "The text '", 'The text "')
 
 # Regions
 
-_Pooled = tuple[Float[np.ndarray, "k d"], Float[np.ndarray, "k"]]  # per cluster; how much it is of
+_Pooled = tuple[Float[np.ndarray, "k d"], Num[np.ndarray, "k"]]  # per cluster; how much it is of
 
 
 def _pooled(teacher: Teacher, clip: CLIP, how: Naming) -> tuple[_Pooled, _Pooled | None]:
@@ -337,15 +337,25 @@ def _dense_sums(teacher: Teacher, clip: CLIP, how: Naming) -> tuple[np.ndarray, 
         "size": _size(how.size, first[0].shape[1:3], clip), "align_corners": how.align_corners,
         "colours": (clip.preprocessing.mean, clip.preprocessing.std), "k": k,
     }  # fmt: skip
+    here = parallel.local_devices()
+    most = BATCH if here[0].platform == "cpu" else None
     rows, needed = plan.rows_at_once(
-        _sums, (None, 0, 0), (clip.network, *first), jax.default_backend(), BATCH, **static
+        _sums, (None, 0, 0), (clip.network, *first), here[0].platform, most, **static
     )
-    here, what = jax.local_devices()[:1], f"reading {rows} images with {clip.info.name}"
+    here = plan.devices_at_once(needed + plan.size_of(clip.network), here)
+    what = f"reading {rows} images with {clip.info.name}"
     plan.check_room(needed, here, what, "a smaller text model, or --size")
+    network = parallel.replicate(clip.network, here)
+    run = parallel.map_devices(_sums, (None, 0, 0), 0, devices=here, **static)
+
+    def begun() -> Iterator[tuple[int, tuple[Array, Array]]]:
+        for *both, n in _filled(chain([first], stream), rows * len(here)):
+            yield n, run(network, *(parallel.shard(a, len(here))[0] for a in both))
+
     with progress(how.n, "names", "sample") as bar:
-        for images, labels, n in _filled(chain([first], stream), rows):
-            sums, pixels = _compiled_sums(clip.network, images, labels, **static)
-            total, count = total + np.asarray(sums, np.float64), count + np.asarray(pixels)
+        for n, found in one_ahead(begun()):
+            for sums, pixels in zip(*map(np.asarray, found)):  # in order, whatever the devices
+                total, count = total + sums.astype(np.float64), count + pixels
             bar.update(n)
     return total, count
 
@@ -358,9 +368,6 @@ def _sums(
     pixels = images.astype(jnp.float32) / 127.5 - 1
     features = dense_map(network, pixels, size=size, colours=colours, align_corners=align_corners)
     return pool_regions(features, labels, k, align_corners)
-
-
-_compiled_sums = jax.jit(_sums, static_argnames=("size", "colours", "align_corners", "k"))
 
 
 def _size(asked: int, shape: Sequence[int], clip: CLIP) -> tuple[int, int]:

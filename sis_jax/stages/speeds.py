@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import PyTree, UInt8
+from jaxtyping import UInt8
 
 from sis_jax import parallel
 from sis_jax.checkpoints import load_generator
@@ -64,13 +64,13 @@ def _of_generator(sizes: Sizes, seed: int) -> tuple[float, float, float]:
     gen, disc = networks(network, seed)
     real = _noise(sizes.batch, sizes.resolution)
     photos = Photos(real, tuple(map(str, range(len(real)))))
-    dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    dtype = "bfloat16" if parallel.fast_in_bfloat16(jax.devices()[0]) else "float32"
     gamma = gan.r1_gamma_for(sizes.resolution, sizes.batch)
     recipe = gan.Recipe(r1_gamma=gamma, dtype=dtype)
     job = Job(gen, disc, photos, photos, recipe, sizes.batch, 1, 1, None, 0, True, seed)
     trainer = GeneratorTraining(job, Checkpoints(None, {}))
     start, step, needed = trainer.measured(real)
-    return start, step / sizes.batch, _held(needed + COPIES * _bytes(trainer.run.state))
+    return start, step / sizes.batch, _held(needed + COPIES * plan.size_of(trainer.run.state))
 
 
 def _of_student(resolution: int) -> tuple[float, float, float]:
@@ -92,7 +92,7 @@ def _of_student(resolution: int) -> tuple[float, float, float]:
     blocks, held = [parallel.shard(a, devices)[0] for a in batch], on_devices(state, devices)
     start, step = (_seconds(lambda: run(held, jax.random.key(0), *blocks)) for _ in range(2))
     needed = plan.bytes_of(body, state, jax.random.key(0), *batch)
-    return start, step / recipe.batch, _held(needed + COPIES * _bytes(state))
+    return start, step / recipe.batch, _held(needed + COPIES * plan.size_of(state))
 
 
 def _held(counted: float) -> float:
@@ -113,7 +113,3 @@ def _seconds(work: Callable[[], Any]) -> float:
     began = time.perf_counter()
     jax.block_until_ready(work())
     return time.perf_counter() - began
-
-
-def _bytes(tree: PyTree) -> int:
-    return sum(np.size(a) * a.dtype.itemsize for a in jax.tree.leaves(tree))

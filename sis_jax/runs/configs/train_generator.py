@@ -23,7 +23,7 @@ class Network:
         channel_max: see channel_base.
         latent: size of z and w.
         mapping_layers: depth of the mapping network.
-        dtype: of the convolutions; auto is bfloat16 on an accelerator, float32 on a CPU.
+        dtype: of the convolutions; auto is bfloat16 on accelerators that have it, else float32.
     """
 
     resolution: int = 64
