@@ -324,16 +324,20 @@ def together(processes: int) -> Iterator[None]:
 
     client, key = multihost.get_jax_distributed_client(), f"sis_jax/{next(_blocks)}"
     failure = None
+
+    def tell(said: str) -> None:
+        client.key_value_set(f"{key}/{jax.process_index()}", said, allow_overwrite=True)
+
     try:
-        yield
-    except BaseException as error:
-        interrupted = not isinstance(error, Exception)
-        said = _INTERRUPTED if interrupted else str(error) or type(error).__name__
-        client.key_value_set(f"{key}/{jax.process_index()}", said)
-        if interrupted:  # the others hear of it where they wait
-            raise
-        failure = error
-    _meet(client, key, multihost.get_barrier_sync_fn())
+        try:
+            yield
+        except Exception as error:
+            failure = error
+            tell(str(error) or type(error).__name__)
+        _meet(client, key, multihost.get_barrier_sync_fn())
+    except (KeyboardInterrupt, SystemExit):
+        tell(_INTERRUPTED)  # the others hear of it where they wait
+        raise
     if failure is not None:
         raise failure
     _check_others(client, key)

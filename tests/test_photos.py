@@ -2,8 +2,10 @@
 resumable stream.
 """
 
+import errno
 import io
 import itertools
+import os
 import tarfile
 import warnings
 import zipfile
@@ -13,6 +15,7 @@ import pytest
 from PIL import Image
 
 from sis_jax.data import photo_files
+from sis_jax.data.files import TEMPORARY
 from sis_jax.data.photos import Photos
 from sis_jax.types import SisError, UsageError
 
@@ -357,6 +360,19 @@ def test_a_half_written_cache_is_not_taken_for_whole(folder, tmp_path):
     np.testing.assert_array_equal(Photos.open(folder, 32, cache=cache).images, expected)
     next(cache.glob("*.json")).unlink()
     np.testing.assert_array_equal(Photos.open(folder, 32, cache=cache).images, expected)
+
+
+def test_a_disk_without_room_for_the_photos(folder, tmp_path, monkeypatch):
+    """Asked before the file is mapped: writing to a map without room ends the process."""
+
+    def full(*_):
+        assert [path.suffix for path in tmp_path.joinpath("c").iterdir()] == [TEMPORARY]
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(SisError, match="No space left on device; choose another cache folder"):
+        Photos.open(folder, 32, cache=tmp_path / "c")
+    assert not list((tmp_path / "c").iterdir())
 
 
 def test_a_cache_that_cannot_be_written(folder, tmp_path):

@@ -122,6 +122,17 @@ def write_parts(path: Path, parts: Iterable[bytes | memoryview], durable: bool =
     return digest.hexdigest()
 
 
+def make_room(path: Path, size: int) -> None:
+    """A file of so many bytes, to be mapped; OSError where the disk lacks them: a process that
+    writes to a map without room is killed.
+    """
+    with open(path, "wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, max(size, 1))
+        else:
+            file.truncate(size)
+
+
 def remove_temporary(folder: Path) -> None:
     """Remove what killed processes left unfinished below `folder`."""
     for left in folder.rglob(f".*{TEMPORARY}"):

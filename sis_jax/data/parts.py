@@ -183,6 +183,9 @@ class Parts:
 
     def with_classes(self, classes: tuple[dict[str, Any], ...]) -> Parts:
         owner = {cluster: c["id"] for c in classes for cluster in c["clusters"]}
+        lost = next((c["id"] for c in self.clusters if c["id"] not in owner), None)
+        if lost is not None:
+            raise SisError(f"cluster {lost} of these parts is in no class: discover again")
         clusters = tuple(
             c | {"class_id": owner[c["id"]], "background": owner[c["id"]] == BACKGROUND}
             for c in self.clusters
@@ -301,6 +304,9 @@ class Parts:
             if finer is None:
                 return whole._with_level(facts, arrays, masks)
             coarse = {k: v for k, v in arrays.items() if not k.startswith(FINER)}
+            known = {c["id"] for c in facts["clusters"]}
+            if not all(c["parent"] in known for c in facts["finer"]["clusters"]):
+                raise ValueError("a cluster of the finer level has no parent")
             return replace(
                 whole._with_level(facts, coarse, masks),
                 finer=replace(whole._with_level(facts["finer"], arrays, finer), sweep=None),

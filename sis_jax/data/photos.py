@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import warnings
 from collections import deque
@@ -23,7 +24,14 @@ from PIL import __version__ as pillow
 from tqdm.auto import tqdm
 
 from sis_jax.data.decode import Crop, Unusable, decode
-from sis_jax.data.files import CannotWrite, parse_json, write_atomic, write_parts
+from sis_jax.data.files import (
+    TEMPORARY,
+    CannotWrite,
+    make_room,
+    parse_json,
+    write_atomic,
+    write_parts,
+)
 from sis_jax.data.photo_files import (
     Listing,
     Raw,
@@ -259,14 +267,15 @@ def _decode_all(
     progress: Progress,
 ) -> Found:
     """(images, names, skipped) in slot order; cache: (folder, key) that stores the array."""
-    raw_file = None if cache is None else cache[0] / f".{cache[1]}.{os.getpid()}.tmp"
+    raw_file = None if cache is None else cache[0] / f".{cache[1]}.{os.getpid()}{TEMPORARY}"
     shape = (len(names), resolution, resolution, 3)
     try:
         if raw_file is None:
             images = np.empty(shape, np.uint8)
         else:
             raw_file.parent.mkdir(parents=True, exist_ok=True)
-            images = np.memmap(raw_file, np.uint8, "w+", shape=shape)
+            make_room(raw_file, math.prod(shape))
+            images = np.memmap(raw_file, np.uint8, "r+", shape=shape)
         failed = _fill(images, jobs, shape_up, max(2, threads or os.cpu_count() or 2), progress)
         good = [slot for slot in range(len(names)) if slot not in failed]
         for to, slot in enumerate(good):  # close the gaps in place: a copy would double the memory
