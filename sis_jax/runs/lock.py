@@ -57,7 +57,8 @@ def _acquire(path: str) -> FileLock | SoftFileLock:
             raise
         return _acquire_soft(path)
     about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
-    Path(path).write_text(json.dumps(about), "utf-8")
+    with contextlib.suppress(OSError):  # on a full disk the lock holds, without a name
+        Path(path).write_text(json.dumps(about), "utf-8")
     return lock
 
 
