@@ -169,7 +169,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {
         name: _timeless(name, path.read_bytes()).replace(os.fsencode(folder), b"")
         for name, path in sorted(files.items())
-        if not re.search("checkpoints/|parts/training/", name)
+        if not re.search("checkpoints/|parts/training/|^\\.seconds$", name)
     }
 
 

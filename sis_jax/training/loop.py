@@ -133,10 +133,11 @@ class Checkpoints:
         )  # fmt: skip
 
     def close(self) -> None:
-        """Let go of the folder."""
-        if self._manager is not None:
-            self._manager.close()
-            self._manager = None
+        """Let go of the folder; SisError for a full disk, on which a save can end here."""
+        if self._manager is not None and self.folder is not None:
+            manager, self._manager = self._manager, None
+            with disk_errors(self.folder):
+                manager.close()
 
     def _open(self) -> Any:
         if self._manager is None:
