@@ -64,6 +64,7 @@ def fresh(toys, stage):
 
 
 def same_bytes_after(toys, stage, folder):
+    gc.collect()  # what the frames of the error still hold, a lock among it
     toys.work(stage)(folder)
     found, expected = faults.content(folder), faults.content(toys.after(stage))
     assert found.keys() == expected.keys()
@@ -140,7 +141,6 @@ def refused_or_done(toys, stopper, stage, at):
             toys.work(stage)(folder)
         except SisError as error:
             assert "\n" not in str(error)
-    gc.collect()  # what the error's frames still held, a lock among it
     same_bytes_after(toys, stage, folder)
 
 

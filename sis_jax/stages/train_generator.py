@@ -71,7 +71,7 @@ def _work(config: TrainGeneratorConfig) -> StyleGAN2:
                     _write(run, training, fakes, config)
             stage.record |= training.facts()
             earlier = (run.path / "samples").glob("*.png")  # of a process that was stopped, too
-            stage.files += [f"samples/{path.name}" for path in earlier]
+            stage.files += ["curves.csv", *(f"samples/{path.name}" for path in earlier)]
             return training.generator()
 
 
