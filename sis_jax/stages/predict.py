@@ -92,8 +92,7 @@ def predict(config: PredictConfig) -> Masks:
         with parallel.together(processes):
             if process == 0:
                 settings = _record(config, student)
-                lock = _open_folder(folder, names, settings, classes, config.overwrite)
-                held.callback(lock.release)
+                _open_folder(folder, names, settings, classes, config.overwrite, held)
         with parallel.together(processes):
             mine = set(names[process::processes])
             done = {n for n in names if n not in mine or (folder / mask_file(n)).is_file()}
@@ -323,9 +322,14 @@ def _check_apart(folder: Path, photos: Any) -> None:
 
 
 def _open_folder(
-    folder: Path, names: list[str], config: dict[str, Any], classes: tuple, overwrite: bool
-) -> FolderLock:
-    """Make the folder, or open one that predict wrote, and hold it."""
+    folder: Path,
+    names: list[str],
+    config: dict[str, Any],
+    classes: tuple,
+    overwrite: bool,
+    held: contextlib.ExitStack,
+) -> None:
+    """Make the folder, or open one that predict wrote, and hold it as long as `held`."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; masks need a folder: give another --out")
     mark, config = folder / _MARK, plain(config)
@@ -342,7 +346,7 @@ def _open_folder(
         )
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FolderLock(folder / ".lock")
+        held.callback(FolderLock(folder / ".lock").release)
         remove_temporary(folder)
         if ours and (overwrite or not same):
             # so that a run that is stopped now does not take the old ones for its own
@@ -352,7 +356,6 @@ def _open_folder(
         write_atomic(mark, json.dumps(config).encode())  # first: now all that follows is ours
     if not (same and (folder / "classes.json").is_file()):
         write_classes(folder, classes)
-    return lock
 
 
 def _read_mark(mark: Path) -> Any:
