@@ -7,6 +7,9 @@ convolution. Milliseconds, two cores, batch 16:
                           forward   input gradient   kernel gradient     ours | XLA
     64 px  32, 3x3         1 | 62         4 | 124           10 | 93
     16 px 240, 5x5         1 | 47         6 |  95           25 | 92
+
+The kernel gradient has become faster since: 3.6 ms in both cases (one core, batch 8), 6.9 and 5.5
+before.
 """
 
 from __future__ import annotations
