@@ -315,7 +315,7 @@ def together(processes: int) -> Iterator[None]:
     """A block that all processes of a job enter, each for its own part, and none leaves before the
     others.
 
-    Raises SisError where another process failed in it, with what that one said.
+    Raises SisError where another process failed in it, with its message.
     """
     if processes == 1:
         yield
@@ -325,8 +325,8 @@ def together(processes: int) -> Iterator[None]:
     client, key = multihost.get_jax_distributed_client(), f"sis_jax/{next(_blocks)}"
     failure = None
 
-    def tell(said: str) -> None:
-        client.key_value_set(f"{key}/{jax.process_index()}", said, allow_overwrite=True)
+    def tell(message: str) -> None:
+        client.key_value_set(f"{key}/{jax.process_index()}", message, allow_overwrite=True)
 
     try:
         try:
@@ -374,12 +374,12 @@ def _end_waiting() -> None:
 
 
 def _check_others(client: Any, key: str, only: str = "") -> None:
-    """SisError where another process failed, with what that one said."""
+    """SisError where another process failed, with its message."""
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # one that is gone says nothing
-        for name, said in client.key_value_dir_get(f"{key}/"):
-            if only in said:
+        for name, message in client.key_value_dir_get(f"{key}/"):
+            if only in message:
                 number = name.rpartition("/")[2]
-                raise SisError(f"process {number} of this job stopped: {said}")
+                raise SisError(f"process {number} of this job stopped: {message}")
 
 
 _blocks = itertools.count()

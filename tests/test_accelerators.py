@@ -18,7 +18,7 @@ import sis_jax
 from sis_jax import parallel
 from sis_jax.models import layers, lpips, students
 from sis_jax.ops import convolution, crf
-from sis_jax.ops.sampling import map_samples, picture
+from sis_jax.ops.sampling import image_only, map_samples
 from sis_jax.training import gan
 
 pytestmark = pytest.mark.integration
@@ -185,7 +185,7 @@ def test_images_leave_the_device_as_uint8_and_weights_are_sent_once(monkeypatch)
 
 
 def shown_with(gen, z, truncation, one):
-    return picture(gen, z, truncation * one[0])
+    return image_only(gen, z, truncation * one[0])
 
 
 def test_a_text_model_reads_on_every_device_to_the_same_bits(monkeypatch):
@@ -206,7 +206,7 @@ def test_a_text_model_reads_on_every_device_to_the_same_bits(monkeypatch):
 def test_no_cache_keeps_a_generator():
     gen = fakes.tiny_stylegan2(8)
     kept = [weakref.ref(a) for a in jax.tree.leaves(gen)]
-    list(map_samples(gen, range(2), picture, devices=1))
+    list(map_samples(gen, range(2), image_only, devices=1))
     del gen
     gc.collect()
     assert not [a for a in kept if a() is not None]

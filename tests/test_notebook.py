@@ -18,7 +18,8 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 MOST_CELLS = 12
 SECRET = re.compile(
-    r"hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[0-9A-Z]{16}|://[^/\s\"']+:[^/\s\"']+@|(?i:password|api_key|token)\s*=\s*[\"']"
+    r"hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[0-9A-Z]{16}|://[^/\s\"']+:[^/\s\"']+@"
+    r"|(?i:password|api_key|token)\s*=\s*[\"']"
 )
 TOUCHES_JAX = re.compile(
     r"pip.*install.*(-U|--upgrade|--force-reinstall|\bjax\[)|[!%]pip install.*\bjax\b"

@@ -72,7 +72,8 @@ def build(
     values = [jax.device_put(np.asarray(take(_name(path)), np.float32)) for path, _ in flat]
     filled = [(path, leaf.replace(value)) for (path, leaf), value in zip(flat, values)]
     module = nnx.merge(graph, nnx.from_flat_state(filled))
-    setattr(module, "info", info)  # noqa: B010  (nnx.Module declares no such attribute; every network here has it)
+    # nnx.Module declares no such attribute; every network here has it.
+    setattr(module, "info", info)  # noqa: B010
     return module
 
 

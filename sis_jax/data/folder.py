@@ -288,12 +288,12 @@ def write_chunks(
         (writer, number), example = job
         return writer.write_one(number, example)
 
-    def told() -> Iterator[dict[str, Any]]:
+    def in_order() -> Iterator[dict[str, Any]]:
         for row in in_threads(write_one, zip(places, examples, strict=True)):
             written(1)
             yield row
 
-    rows = told()
+    rows = in_order()
     for writer, chunk in todo:
         writer.record(chunk, list(islice(rows, len(chunk))))
 

@@ -63,7 +63,12 @@ class Masks(Sequence):
     def __iter__(self) -> Iterator[Prediction]:
         return (self[i] for i in range(len(self)))
 
-    def save(self, folder: str | Path, format: str = "png", overwrite: bool = False) -> Path:  # noqa: A002
+    def save(
+        self,
+        folder: str | Path,
+        format: str = "png",  # noqa: A002
+        overwrite: bool = False,
+    ) -> Path:
         """Write the masks as "png" (palette <stem>.png beside classes.json), coco, voc, yolo, hf,
         npz or tfds; returns the folder.
         """
@@ -80,12 +85,12 @@ class Masks(Sequence):
     def cutout(self, index: int, image: UInt8[np.ndarray, "h w 3"] | None = None) -> Image.Image:
         """The photo's foreground as RGBA; alpha: probability of the foreground, or 0 and 255."""
         found = self[index]
-        picture = found.image if image is None else image
-        if picture is None:
+        photo = found.image if image is None else image
+        if photo is None:
             raise UsageError(
                 "the photos were not kept with these masks: give the photo as uint8[h w 3]"
             )
-        return cutout(picture, found.mask, found.scores)
+        return cutout(photo, found.mask, found.scores)
 
     def show(self, count: int = 8) -> Image.Image:
         """Photos over their masks over both, 128 pixels high, as one image."""

@@ -13,7 +13,7 @@ from jaxtyping import Int, UInt8
 
 from sis_jax.types import SisError, UsageError
 
-Picture = bytes | np.ndarray  # an encoded file, or its pixels
+Stored = bytes | np.ndarray  # an encoded file, or its pixels
 _MAX_SHRINK, _FREE = 200, 2**30  # an array may be so many times larger than its packed form
 _FAULTS = (
     ValueError, OSError, EOFError, AttributeError, TypeError, KeyError, NotImplementedError,
@@ -47,7 +47,7 @@ def load_npz(path: Path, wanted: Collection[str] | None = None) -> dict[str, np.
 
 def open_pictures(
     path: Path, names: Sequence[str], lone: bool = False
-) -> list[Callable[[], Picture]]:
+) -> list[Callable[[], Stored]]:
     """A function per image of an .npz that gives it.
 
     names: possible names of the array, the best first; a blob goes before an array. lone: take the

@@ -52,7 +52,7 @@ from sis_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from sis_jax.models.stylegan2 import StyleGAN2
 from sis_jax.ops import selection
 from sis_jax.ops.progress import say
-from sis_jax.ops.sampling import collect, map_samples, picture, sample_seeds
+from sis_jax.ops.sampling import collect, image_only, map_samples, sample_seeds
 from sis_jax.training import labels4free as training
 from sis_jax.training import labels4free_checks as checks
 from sis_jax.training.loop import Checkpoints, Training, as_csv, loop, on_devices
@@ -351,7 +351,7 @@ class _Run:
             return self.inputs.photos
         seeds = [(2**31 + s) % 2**32 for s in sample_seeds(self.seed, POOL)]
         return collect(
-            self.gen, seeds, picture, truncation=self.method.truncation,
+            self.gen, seeds, image_only, truncation=self.method.truncation,
             shown="images for the discriminator",
         )  # fmt: skip
 

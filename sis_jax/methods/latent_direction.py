@@ -343,7 +343,8 @@ def _adam(gradient: Array, state: Any, rate: float) -> tuple[Any, Any]:
 
 def luminance(images: Float[Array, "*n 3"]) -> Float[Array, "*n"]:
     """Grey of RGB, 0.299 R + 0.587 G + 0.114 B."""
-    return sum(images[..., i] * weight for i, weight in enumerate(GRAY))  # type: ignore[return-value]
+    red, green, blue = (images[..., i] * weight for i, weight in enumerate(GRAY))
+    return red + green + blue
 
 
 def edge_strength(x: Float[Array, "n h w"]) -> Float[Array, "n h w"]:

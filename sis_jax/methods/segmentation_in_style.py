@@ -309,8 +309,8 @@ class SegmentationInStyle(SegmentationInStyleSettings):
         if gen.resolution <= OUTLINE:
             facts, _ = self.describe(arrays, gen, sample_seeds(seed, self.n))
         else:
-            sure = np.minimum(_confidence(x, centers), 1 - first / second)
-            facts, _ = selection.describe_points(below, places, sure, k)
+            certainty = np.minimum(_confidence(x, centers), 1 - first / second)
+            facts, _ = selection.describe_points(below, places, certainty, k)
         clusters = tuple(
             {"id": i, "parent": int(parent), "agreement": float(finer.agreement[i])}
             | fact

@@ -264,7 +264,8 @@ class Synthesis(nnx.Module):
 
     def begin(self, n: int, dtype: Any = jnp.float32) -> Stem:
         """The start of every image: the learnt constant, and no image yet."""
-        const = getattr(self, "b4").const[...]  # noqa: B009  (the blocks are attributes by name, unknown to type checkers)
+        # Blocks are attributes by name, unknown to type checkers.
+        const = getattr(self, "b4").const[...]  # noqa: B009
         return jnp.broadcast_to(const.astype(dtype), (n, *const.shape)), jnp.zeros((n, 2, 2, 3))
 
     def advance(

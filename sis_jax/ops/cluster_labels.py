@@ -93,11 +93,11 @@ def label_maps(
         follow the image, d2 is as far behind d1 as the odds against the second class are.
     """
     resolution = resolution or image.shape[1]
-    labels, sure = _decided(
+    labels, certainty = _decided(
         squared_distances(features, resolution, arrays, align_corners, smooth), image, arrays
     )
     if "finer/parent" not in arrays:
-        return labels, sure
+        return labels, certainty
     finer = {k.removeprefix("finer/"): v for k, v in arrays.items() if k.startswith("finer/")}
     distances = squared_distances(
         features, resolution, arrays | {"centers": finer["centers"]}, align_corners, smooth
@@ -106,7 +106,7 @@ def label_maps(
     if "gap" in finer:
         finer["gap"] = finer["gap"][labels]
     below, own = _decided(jnp.where(inside, distances, FAR), image, finer)
-    return below, jnp.minimum(sure, own)
+    return below, jnp.minimum(certainty, own)
 
 
 def _decided(

@@ -121,7 +121,7 @@ def memory_there(device: Any) -> int | None:
 
 
 def give_back() -> None:
-    """Return freed memory to the system, which glibc is told to keep (`runs/machine.py`)."""
+    """Return freed memory to the system, which glibc keeps (`runs/machine.py`)."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)

@@ -92,7 +92,8 @@ def map_samples(
 
     with progress(len(seeds), shown, "sample", hidden=not shown) as bar:
         for n, out in one_ahead(started()):
-            yield jax.tree.map(lambda a: parallel.unshard(np.asarray(a), n), out)  # noqa: B023  (used before the next round)
+            # The function is used before the next round.
+            yield jax.tree.map(lambda a: parallel.unshard(np.asarray(a), n), out)  # noqa: B023
             bar.update(n)
     if large:
         plan.give_back()
@@ -122,7 +123,7 @@ def quantised(images: Float[Array, "*n h w 3"]) -> UInt8[Array, "*n h w 3"]:
     return jnp.clip(128 * images - 0.5 * images + 128, 0, 255).astype(jnp.uint8)
 
 
-def picture(gen: Generator, z: Array, truncation: Array) -> UInt8[Array, "b h w 3"]:
+def image_only(gen: Generator, z: Array, truncation: Array) -> UInt8[Array, "b h w 3"]:
     """The images alone: a body."""
     return quantised(gen.synthesize(gen.map(z, truncation), "const", ())[0])
 

@@ -146,15 +146,15 @@ def describe(
 
     Returns ([{"share", "border_share", "background", "confidence"}] per cluster, {"found", "why"}).
     """
-    area, border, sides, sure = (np.zeros(k) for _ in range(4))
+    area, border, sides, certainty = (np.zeros(k) for _ in range(4))
     for _, labels, confidence in labelled:
         edge = frame(*labels.shape[1:])
         outer = edge[-1]
         area += np.bincount(labels.ravel(), minlength=k)
         border += np.bincount(labels[:, edge].ravel(), minlength=k)
         sides += np.bincount(labels[:, :, outer].ravel(), minlength=k)
-        sure += np.bincount(labels.ravel(), confidence.ravel(), minlength=k)
-    return _facts(area, border, sides, sure)
+        certainty += np.bincount(labels.ravel(), confidence.ravel(), minlength=k)
+    return _facts(area, border, sides, certainty)
 
 
 def describe_points(

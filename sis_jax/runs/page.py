@@ -350,26 +350,26 @@ def _warnings(
 ) -> list[str]:
     """Warnings before the result is used, each with its remedy."""
     finer = found.get("finer") or {}
-    told = [str(w) for w in (*found.get("warnings", []), *finer.get("warnings", []))]
+    warnings = [str(w) for w in (*found.get("warnings", []), *finer.get("warnings", []))]
     background = found.get("background") or {}
     if background.get("found") is False:
         why = str(background.get("why", "")).rstrip(".")
-        told.append(
+        warnings.append(
             f"No background was found{': ' + why if why else ''}. Class 0 is empty; send parts to "
             f"it with parts.rename({{3: None}})."
         )
     if generator and generator.get("licence", "").startswith("unknown"):
-        told.append(
+        warnings.append(
             "The licence of the generator is unknown, so that of everything made with it is too. "
             "Ask whoever gave you the weights."
         )
     for name, record in stages.items():
         if record.get("state") != "done":
-            told.append(
+            warnings.append(
                 f"The stage {name} did not finish: {_again(name, folder)} with the same arguments "
                 "resumes it."
             )
-    return list(dict.fromkeys(told))
+    return list(dict.fromkeys(warnings))
 
 
 def _again(stage: str, folder: Path) -> str:

@@ -591,6 +591,7 @@ def results(value: Student, config: DistillConfig) -> list[Path]:
 
 _MEASURED = {
     "stability": "stability of the masks of held-out photos",
+    "steadiness": "stability of the masks of held-out photos",  # as earlier versions wrote it
     "agreement": "agreement with their colours",
     "val iou": "mean IoU on generated images",
 }

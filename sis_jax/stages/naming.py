@@ -106,11 +106,11 @@ def name_parts(teacher: Teacher, clip: CLIP, ontology: Ontology, how: Naming) ->
     texts, cut = encode_prompts(clip, ontology)
     coarse, fine = _pooled(teacher, clip, how)
     table = _compared(teacher.parts, coarse, clip, ontology, how, texts)
-    said, finer, below = _statements(table, ontology), None, None
+    stated, finer, below = _statements(table, ontology), None, None
     if teacher.parts.finer is not None and fine is not None:
         below = _compared(teacher.parts.finer, fine, clip, ontology, how, texts)
         below, finer = _told_apart(below, ontology, float(clip.logit_scale), how.margin)
-    parts = _described(teacher.parts.named(said, finer), said, ontology, cut, clip)
+    parts = _described(teacher.parts.named(stated, finer), stated, ontology, cut, clip)
     if parts.finer is not None:
         parts = replace(parts, finer=replace(parts.finer, background=parts.background))
     return replace(table, parts=parts, finer=below)
@@ -164,14 +164,14 @@ def _told_apart(
     for i, verdict in zip(inside, decided):
         verdicts[i] = verdict
     table = replace(table, probability=probability, verdicts=verdicts)
-    said, own_names = _statements(table, ontology), {}
+    stated, own_names = _statements(table, ontology), {}
     for number, name in enumerate(classes):
         rows = [i for i in inside if verdicts[i].named and verdicts[i].best == number]
         if len(rows) > 1 and ontology.finer_of(name):
             for row, own in _finer_names(logits[rows], ontology, name, margin):
-                said[rows[row]] |= own
+                stated[rows[row]] |= own
                 own_names[rows[row]] = own["name"]
-    return replace(table, finer_class=own_names), said
+    return replace(table, finer_class=own_names), stated
 
 
 def _finer_names(
@@ -260,11 +260,11 @@ def _shown(name: str | None) -> str:
 
 
 def _described(
-    parts: Parts, said: dict[int, dict[str, Any]], ontology: Ontology, cut: list[str], clip: CLIP
+    parts: Parts, stated: dict[int, dict[str, Any]], ontology: Ontology, cut: list[str], clip: CLIP
 ) -> Parts:
     """Warnings, and the background where the ontology has words for it."""
     warnings = [w for w in parts.warnings if not w.startswith(_OURS)] + cut
-    if not any(v["named"] for v in said.values()):
+    if not any(v["named"] for v in stated.values()):
         why = (
             f"{_OURS[0]} {clip.info.name} named no part: no class was ahead of the next by the "
             "margin."

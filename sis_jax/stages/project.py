@@ -130,7 +130,8 @@ def project(
         if starts
         else np.broadcast_to(mean, (len(images), *mean.shape))
     )
-    maps = {name: np.asarray(value) for name, value in nn.noise_maps(gen).items()} if noise else {}  # type: ignore[arg-type]
+    stored = nn.noise_maps(gen) if noise else {}  # type: ignore[arg-type]
+    maps = {name: np.asarray(value) for name, value in stored.items()}
     step, devices = _planned(gen, net, images, mask, start, maps, recipe, batch)
     found = [
         _block(

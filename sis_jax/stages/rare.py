@@ -232,7 +232,7 @@ def _joined(
     return replace(fitted, arrays=arrays, clusters=clusters)
 
 
-def picture(rare: Rare, class_id: int) -> Image.Image:
+def sheet(rare: Rare, class_id: int) -> Image.Image:
     """Samples before and after the move, and the class after it, to judge the direction by."""
     plain: Any = rare.gen.gen
     everywhere: Any = moved(rare.gen.gen, rare.direction.move)

@@ -243,10 +243,10 @@ def results(data: Dataset, config: SynthesizeConfig) -> list[Path]:
 
 def summary(data: Dataset, config: SynthesizeConfig) -> list[str]:
     known = [row["confidence"] for row in data.split("train").rows if row.get("confidence")]
-    sure = f"; mean confidence {sum(known) / len(known):.2f}" if known else ""
+    certainty = f"; mean confidence {sum(known) / len(known):.2f}" if known else ""
     place = shlex.quote(str(config.out or config.run))
     return [
-        f"{len(data):,} images with masks of {', '.join(data.names.values())}{sure}",
+        f"{len(data):,} images with masks of {', '.join(data.names.values())}{certainty}",
         f"next: python -m sis_jax.distill {place} --photos MY_PHOTOS/ (photos need no masks, and "
         "may be left out)",
     ]

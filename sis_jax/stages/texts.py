@@ -16,7 +16,7 @@ from sis_jax.runs.configs.discover import DiscoverConfig, RareClass
 from sis_jax.runs.configs.label import Naming
 from sis_jax.stages.directions import LEAST_N
 from sis_jax.stages.naming import check_words, load_text_model, name_parts
-from sis_jax.stages.rare import Rare, add_rare, class_name, described, picture
+from sis_jax.stages.rare import Rare, add_rare, class_name, described, sheet
 from sis_jax.stages.teacher import Teacher
 from sis_jax.types import Generator, UsageError
 
@@ -77,11 +77,11 @@ class Texts:
             parts, files["names.json"] = named.parts, _json(named.table())
         if rare is not None:
             class_id = next(c["id"] for c in parts.classes if rare.cluster in c["clusters"])
-            sheet = io.BytesIO()
-            picture(rare, class_id).save(sheet, "PNG", optimize=True)
+            png = io.BytesIO()
+            sheet(rare, class_id).save(png, "PNG", optimize=True)
             files |= {
                 "rare.json": _json(described(rare)),
-                "rare.png": sheet.getvalue(),
+                "rare.png": png.getvalue(),
                 "rare.safetensors": rare.direction.to_bytes(),
             }
         return parts, files

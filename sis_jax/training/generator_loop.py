@@ -20,7 +20,7 @@ from sis_jax.models.stylegan2 import StyleGAN2
 from sis_jax.ops import plan
 from sis_jax.ops.augment import adjust_probability
 from sis_jax.ops.progress import say
-from sis_jax.ops.sampling import collect, picture
+from sis_jax.ops.sampling import collect, image_only
 from sis_jax.ops.wasserstein import SwdReference
 from sis_jax.training import gan
 from sis_jax.training.loop import Checkpoints, Training, loop, on_devices
@@ -159,7 +159,7 @@ class GeneratorTraining:
         return since >= self.job.patience
 
     def _samples(self) -> UInt8[np.ndarray, "n r r 3"]:
-        return collect(self._now(), range(self.judged), picture)
+        return collect(self._now(), range(self.judged), image_only)
 
     def _step(
         self, state: gan.State, step: int, real: UInt8[np.ndarray, "b r r 3"]

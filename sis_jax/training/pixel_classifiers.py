@@ -217,7 +217,7 @@ def label_maps(
     }
     turns = _turns(layers, features, members if len(layers) == 1 else 1)
 
-    def picture(maps: dict[int, Array]) -> tuple[Array, Array]:
+    def of_one(maps: dict[int, Array]) -> tuple[Array, Array]:
         fine = maps.pop(side).swapaxes(0, 1).reshape(side * side, -1) if side in maps else None
 
         def turn(
@@ -243,7 +243,7 @@ def label_maps(
         (p, entropy, votes), _ = jax.lax.scan(turn, (empty, empty[:, 0], empty), turns)
         return _verdict(p / members, entropy / members, votes, members, side)
 
-    return jax.lax.map(picture, by_size)
+    return jax.lax.map(of_one, by_size)
 
 
 def _turns(

@@ -211,7 +211,7 @@ def _fold(arrays: Arrays) -> list[str]:
 
 
 def _config(arrays: Arrays, facts: Facts, what: str, wrong: list[str]) -> CLIPConfig:
-    """The config that the arrays imply; raises with all faults so far where it cannot be told."""
+    """The config that the arrays imply; raises with all faults so far where they leave it open."""
     vit = "visual.patch" in arrays
     needed = {**_TELLING, **(_TELLING_VIT if vit else _TELLING_RESNET)}
     found: dict[str, tuple[int, ...]] = {
