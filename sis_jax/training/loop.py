@@ -142,11 +142,12 @@ class Checkpoints:
     def _open(self) -> Any:
         if self._manager is None:
             assert self.folder is not None
-            options = _orbax().CheckpointManagerOptions(
-                max_to_keep=1, create=False, cleanup_tmp_directories=True, **_alone()
-            )
+            options = _orbax().CheckpointManagerOptions(max_to_keep=1, create=False, **_alone())
             with disk_errors(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
+                # Orbax would remove these in a thread, which may run until after `close`.
+                for half_written in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                    shutil.rmtree(half_written, ignore_errors=True)
                 self._manager = _orbax().CheckpointManager(self.folder.absolute(), options=options)
         return self._manager
 
