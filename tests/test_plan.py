@@ -129,8 +129,7 @@ def test_a_trial_counts_the_samples_after_the_first_batch():
 def test_fewer_devices_of_a_cpu_where_one_sample_is_large():
     cpus = jax.devices()[:2]
     assert len(plan.devices_at_once(plan.CPU_BYTES, cpus)) == 2
-    assert len(plan.devices_at_once(2 * plan.CPU_BYTES, cpus)) == 2
-    assert len(plan.devices_at_once(5 * plan.CPU_BYTES, cpus)) == 1
+    assert len(plan.devices_at_once(plan.CPU_BYTES + 1, cpus)) == 1
 
 
 def test_a_large_pass_finds_no_holes_and_leaves_none(gen, monkeypatch):

@@ -78,7 +78,7 @@ def devices_at_once(needed: int, devices: Sequence[Any]) -> Sequence[Any]:
     """
     if devices[0].platform != "cpu":
         return devices
-    return devices[: max(1, 2 * CPU_BYTES * len(devices) // max(needed, 1))]
+    return devices[: max(1, CPU_BYTES * len(devices) // max(needed, 1))]
 
 
 def bytes_of(body: Callable[..., Any], *arguments: Any) -> int:
