@@ -81,10 +81,10 @@ def counted(
     for i in range(0, len(rows), batch):
         found = student.masks([photo for photo, _ in rows[i : i + batch]])
         for (_, mask), got in zip(rows[i : i + batch], found):
-            truth = np.where(mask == 255, 255, mask > 0).astype(np.uint8)
-            near = np.where(metrics.boundary_band(truth, BORDER), truth, 255)
+            gt = np.where(mask == 255, 255, mask > 0).astype(np.uint8)
+            near = np.where(metrics.boundary_band(gt, BORDER), gt, 255)
             guess = (got > 0).astype(np.uint8)
-            yield metrics.confusion(truth, guess, 2), metrics.confusion(near, guess, 2), guess
+            yield metrics.confusion(gt, guess, 2), metrics.confusion(near, guess, 2), guess
 
 
 def summary(counts: np.ndarray, borders: np.ndarray) -> str:
@@ -142,9 +142,9 @@ def main() -> None:
     flags.add_argument("--changes", action="store_true")
     flags.add_argument("--worst", metavar="DIR")
     args = flags.parse_args()
-    student, truth = sis.load_student(args.student), open_pairs(args.photos, args.masks)
-    pairs = [(photo, mask) for _, photo, mask in truth]
-    names = {int(c["id"]): str(c["name"]) for c in truth.classes}
+    student, gt = sis.load_student(args.student), open_pairs(args.photos, args.masks)
+    pairs = [(photo, mask) for _, photo, mask in gt]
+    names = {int(c["id"]): str(c["name"]) for c in gt.classes}
     for name in CHANGES if args.changes else ["as framed"]:
         changed = [CHANGES[name](*pair) for pair in pairs]
         counts, borders, masks = zip(*counted(student, iter(changed)))

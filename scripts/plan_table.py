@@ -65,7 +65,7 @@ def passes() -> Iterator[tuple[str, int, tuple[int, int]]]:
         yield (
             f"features at 64 pixels, {name}", plan.size_of(gen),
             plan.rows_at_once(
-                _collect_body, (*drawn, 0), (*given, np.zeros(1, np.int32)), "gpu", side=128,
+                _collect_body, (*drawn, 0), (*given, np.zeros(1, np.int32)), "gpu", grid=128,
                 count=128 * 128, **shown,
             ),
         )  # fmt: skip

@@ -200,15 +200,15 @@ def test_slots_and_strength_zero(room):
     same = edit(parts, gen=gen, seed=3, strength=0.0)
     np.testing.assert_array_equal(same.plain[:, 0], same.originals)
     move = np.arange(1, 4, dtype=np.float32)
-    np.testing.assert_array_equal(ways.in_slots(move, "1-2", 4), [0 * move, move, move, 0 * move])
-    np.testing.assert_array_equal(ways.in_slots(move, "3", 4)[:, 0], [0, 0, 0, 1])
+    np.testing.assert_array_equal(ways.in_layers(move, "1-2", 4), [0 * move, move, move, 0 * move])
+    np.testing.assert_array_equal(ways.in_layers(move, "3", 4)[:, 0], [0, 0, 0, 1])
     for slots, said in (
         ("a", "expected numbers such as"),
         ("2-9", "layers 0 to 3"),
         ("3-1", "layers 0 to 3"),
     ):
         with pytest.raises(UsageError, match=said):
-            ways.in_slots(move, slots, 4)
+            ways.in_layers(move, slots, 4)
 
 
 def test_a_foreign_inpainter(room):

@@ -268,13 +268,13 @@ def test_a_picture_in_two_runs(networks):
     gen, _, z = networks["tf32"]
     w, other = jnp.asarray(z["ws"]), jnp.asarray(z["ws"])[::-1]
     image, features = gen.synthesize(w, taps=gen.taps)
-    for slots in range(1, gen.num_ws):
-        stem = gen.stem(w, slots)
-        again, found = gen.synthesize_from(stem, w, slots, taps=gen.taps_from(slots))
+    for first in range(1, gen.num_ws):
+        stem = gen.stem(w, first)
+        again, found = gen.synthesize_from(stem, w, first, taps=gen.taps_from(first))
         close(again, image, 1e-6)
         assert all(np.allclose(found[tap], features[tap], atol=1e-5) for tap in found)
-        mixed, _ = gen.synthesize_from(stem, other, slots)
-        swapped, _ = gen.synthesize(jnp.concatenate([w[:, :slots], other[:, slots:]], axis=1))
+        mixed, _ = gen.synthesize_from(stem, other, first)
+        swapped, _ = gen.synthesize(jnp.concatenate([w[:, :first], other[:, first:]], axis=1))
         close(mixed, swapped, 1e-6)
     assert gen.taps_from(gen.num_ws - 1) == () and gen.taps_from(gen.num_ws - 2) == (
         "32x32",
@@ -285,7 +285,7 @@ def test_a_picture_in_two_runs(networks):
     (_, joined), _ = gen.synthesis.advance(stem, styles, "random", key, first=4)
     close(joined, gen.synthesize(w, noise="random", key=key)[0], 1e-6)
     for wrong in (0, gen.num_ws):
-        with pytest.raises(UsageError, match=f"slots is {wrong}, expected 1 to {gen.num_ws - 1}"):
+        with pytest.raises(UsageError, match=f"first is {wrong}, expected 1 to {gen.num_ws - 1}"):
             gen.stem(w, wrong)
     with pytest.raises(UsageError, match="w must be"):
         gen.stem(w[:, :3], 2)

@@ -55,7 +55,7 @@ def few_pictures():
     patch = pytest.MonkeyPatch()
     patch.setattr(generator_loop, "SWD_IMAGES", 100)
     patch.setattr(stage, "load_backbone", Edges)
-    patch.setattr(quality, "SIDES", (8, 8))
+    patch.setattr(quality, "SIZES", (8, 8))
     yield
     patch.undo()
 

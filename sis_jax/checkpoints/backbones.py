@@ -84,7 +84,7 @@ def _maker(table: Mapping[str, Any], path: Path) -> Callable[[], nnx.Module]:
 
 def fingerprint(backbone: Any) -> Float[np.ndarray, "c"]:
     """The mean coarsest features of an image of noise, of unit length: names the network."""
-    side = 4 * backbone.strides[-1]
-    images = np.random.RandomState(0).uniform(-1, 1, (1, side, side, 3)).astype(np.float32)
+    size = 4 * backbone.strides[-1]
+    images = np.random.RandomState(0).uniform(-1, 1, (1, size, size, 3)).astype(np.float32)
     mean = np.asarray(jax.jit(lambda net, x: net(x))(backbone, images)[-1].mean((0, 1, 2)))
     return mean / np.linalg.norm(mean)

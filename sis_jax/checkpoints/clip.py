@@ -205,9 +205,9 @@ def _dense(network: CLIPNetwork, pixels: jax.Array) -> jax.Array:
 
 def fingerprint(model: CLIP) -> Float[np.ndarray, "2 d"]:
     """Unit embeddings of an image of noise and of random tokens: they name the network."""
-    side, text = model.config.vision.image_size, model.config.text
+    size, text = model.config.vision.image_size, model.config.text
     rng = np.random.RandomState(0)
-    pixels = rng.randn(1, side, side, 3).astype(np.float32)
+    pixels = rng.randn(1, size, size, 3).astype(np.float32)
     ids = rng.randint(0, text.vocabulary, (1, text.context)).astype(np.int32)
     ids[0, -1] = text.vocabulary - 1 if text.end is None else text.end
     points = np.concatenate([model.encode_image(pixels), model.encode_text(ids)])

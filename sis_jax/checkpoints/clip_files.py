@@ -234,9 +234,9 @@ def _table(config: Mapping[str, Any], key: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _preprocessing(folder: Path, layout: str, side: int) -> Preprocessing:
+def _preprocessing(folder: Path, layout: str, native: int) -> Preprocessing:
     """Sizes and colours from the file beside the weights, else OpenAI's at the network's size."""
-    usual = Preprocessing(side, side)
+    usual = Preprocessing(native, native)
     if layout == "openai-clip":
         return usual
     path = folder / (OPEN_CLIP_CONFIG if layout == "open_clip" else PREPROCESSOR)
@@ -246,15 +246,15 @@ def _preprocessing(folder: Path, layout: str, side: int) -> Preprocessing:
     if layout == "open_clip":
         settings = _table(settings, "preprocess_cfg")
         _refuse_steps(path, settings, _OPEN_CLIP_STEPS)
-        sides = settings.get("size", side)
-        if (sides if isinstance(sides, list) else [sides, sides]) != [side, side]:
+        sides = settings.get("size", native)
+        if (sides if isinstance(sides, list) else [sides, sides]) != [native, native]:
             raise SisError(
-                f"{path} cuts photos to {sides} pixels, but the network reads {side}: they do not "
-                "belong together"
+                f"{path} cuts photos to {sides} pixels, but the network reads {native}: they do "
+                "not belong together"
             )
         fields = {
-            "size": side,
-            "resize": side,
+            "size": native,
+            "resize": native,
             "mean": settings.get("mean", MEAN),
             "std": settings.get("std", STD),
         }
@@ -262,7 +262,7 @@ def _preprocessing(folder: Path, layout: str, side: int) -> Preprocessing:
         _refuse_sizes(path, settings)
         _refuse_steps(path, settings, _TRANSFORMERS_STEPS)
         crop, size = (
-            _one(settings.get(key, side), *names)
+            _one(settings.get(key, native), *names)
             for key, names in (("crop_size", ("height",)), ("size", ("shortest_edge", "height")))
         )
         fields = {
@@ -278,9 +278,9 @@ def _preprocessing(folder: Path, layout: str, side: int) -> Preprocessing:
             f"{path} does not describe a preprocessing: sizes in pixels, three means and three "
             "positive deviations"
         ) from None
-    if found.size != side:
+    if found.size != native:
         raise SisError(
-            f"{path} cuts photos to {found.size} pixels, but the network reads {side}: they do "
+            f"{path} cuts photos to {found.size} pixels, but the network reads {native}: they do "
             "not belong together"
         )
     return found

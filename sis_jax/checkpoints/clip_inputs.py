@@ -63,10 +63,10 @@ class Preprocessing:
         image = _image(photo)
         short = min(image.size)
         size = tuple(
-            self.resize if side == short else int(self.resize * side / short) for side in image.size
+            self.resize if edge == short else int(self.resize * edge / short) for edge in image.size
         )
         # Torchvision's rule, half to even
-        left, top = (round((side - self.size) / 2) for side in size)
+        left, top = (round((edge - self.size) / 2) for edge in size)
         image = image.resize((size[0], size[1]), Image.Resampling.BICUBIC).crop(
             (left, top, left + self.size, top + self.size)
         )

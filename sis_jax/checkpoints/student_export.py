@@ -21,14 +21,14 @@ OPSET = 18  # read by the runtimes of the last years
 Network = Callable[[jax.Array], jax.Array]
 
 
-def write(network: nnx.Module, side: int, path: Path, *, flip: bool, facts: dict[str, str]) -> Path:
-    """The probabilities uint8[b side side 3] -> float32[b side side k] in the format of the suffix.
+def write(network: nnx.Module, size: int, path: Path, *, flip: bool, facts: dict[str, str]) -> Path:
+    """The probabilities uint8[b size size 3] -> float32[b size size k] in the format of the suffix.
 
     flip: mean with the mirror image. facts: ONNX's metadata. Raises UsageError for ONNX without the
         package jax2onnx, SisError where the file cannot be written.
     """
     (b,) = jax_export.symbolic_shape("b")
-    shape, run = jax.ShapeDtypeStruct((b, side, side, 3), np.uint8), _probabilities(network, flip)
+    shape, run = jax.ShapeDtypeStruct((b, size, size, 3), np.uint8), _probabilities(network, flip)
     data = _onnx(run, shape, facts) if path.suffix.lower() == ".onnx" else _jax(run, shape)
     write_atomic(path, data)
     return path

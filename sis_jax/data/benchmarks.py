@@ -1,4 +1,4 @@
-"""Published test sets as they are on disk; `open_benchmark` gives a `Truth`."""
+"""Published test sets as they are on disk; `open_benchmark` gives a `GroundTruth`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sis_jax.data.benchmark_layouts import (
     pets,
     saliency,
 )
-from sis_jax.data.ground_truth import BINARY, Truth
+from sis_jax.data.ground_truth import BINARY, GroundTruth
 from sis_jax.types import SisError, UsageError, unknown_name
 
 _FACES = (
@@ -214,7 +214,7 @@ def open_benchmark(
     *,
     grey_from: int = 128,
     limit: int | None = None,
-) -> Truth:
+) -> GroundTruth:
     """A benchmark's split, ready to iterate.
 
     name: of `BENCHMARKS`. root: the folder it was unpacked to, or one above. split: by default the
@@ -248,7 +248,7 @@ def open_benchmark(
         except OSError as error:
             raise SisError(f"{entries[i].name} of {spec.title} cannot be read: {error}") from None
 
-    found = Truth(
+    found = GroundTruth(
         f"{name}/{split}",
         spec.classes,
         tuple(e.name for e in entries),

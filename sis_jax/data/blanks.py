@@ -81,7 +81,7 @@ def write_blanks(
             f"{dataset.path} has {len(split)} images in its split train, asked for {n}: give a "
             "smaller --n"
         )
-    _refuse_painted(Path(folder))
+    _refuse_annotated(Path(folder))
     classes = [
         {"id": c["id"], "name": c["name"], "colour": c.get("colour") or draw.colour(c["id"])}
         for c in dataset.classes
@@ -137,7 +137,7 @@ def _write_one(place: Path, example: Any, filled: bool) -> dict[str, Any]:
     }
 
 
-def _refuse_painted(folder: Path) -> None:
+def _refuse_annotated(folder: Path) -> None:
     """Hours of painting are not replaced by an option."""
     if not (folder / FACTS).is_file():
         return
@@ -202,12 +202,12 @@ def read_blanks(folder: str | Path) -> Blanks:
     """
     folder = Path(folder).expanduser()
     facts = _facts(folder)
-    side = facts["resolution"]
+    resolution = facts["resolution"]
     classes = _classes(folder)
-    masks = np.full((len(facts["pictures"]), side, side), IGNORE, np.uint8)
+    masks = np.full((len(facts["pictures"]), resolution, resolution), IGNORE, np.uint8)
     for i, row in enumerate(facts["pictures"]):
         if (folder / row["mask"]).is_file():
-            masks[i] = _mask(folder / row["mask"], side, classes)
+            masks[i] = _mask(folder / row["mask"], resolution, classes)
     used = np.unique(masks[masks != IGNORE])
     if not used.size:
         raise UsageError(
@@ -221,7 +221,9 @@ def read_blanks(folder: str | Path) -> Blanks:
         )
     files = [folder / row["image"] for row in facts["pictures"]]
     images = (
-        np.stack([_picture(f, side) for f in files]) if all(f.is_file() for f in files) else None
+        np.stack([_image(f, resolution) for f in files])
+        if all(f.is_file() for f in files)
+        else None
     )
     seeds = tuple(row["seed"] for row in facts["pictures"])
     names = {i: name for i, (name, _) in classes.items()}
@@ -243,8 +245,8 @@ def _facts(folder: Path) -> dict[str, Any]:
         for row in rows:
             below(folder, row["image"], folder / FACTS)
             below(folder, row["mask"], folder / FACTS)
-        side = kept["resolution"]
-        if not rows or side < 1 or side**2 * len(rows) > _MOST:
+        resolution = kept["resolution"]
+        if not rows or resolution < 1 or resolution**2 * len(rows) > _MOST:
             raise ValueError(f"{len(rows)} images of {kept['resolution']} pixels")
         return kept | {"pictures": rows}
     except (FileNotFoundError, NotADirectoryError):
@@ -308,10 +310,10 @@ def _classes(folder: Path) -> dict[int, tuple[str, int]]:
 
 
 def _mask(
-    path: Path, side: int, classes: Mapping[int, tuple[str, int]]
+    path: Path, size: int, classes: Mapping[int, tuple[str, int]]
 ) -> UInt8[np.ndarray, "r r"]:
     """Class ids of a mask: by colour, since editors reorder palettes, else by value."""
-    image = _open(path, side)
+    image = _open(path, size)
     known = np.zeros(256, bool)
     known[[IGNORE, *classes]] = True
     values = np.asarray(image) if image.mode in ("P", "L") else None
@@ -341,14 +343,14 @@ def _mask(
     )
 
 
-def _picture(path: Path, side: int) -> UInt8[np.ndarray, "r r 3"]:
-    return np.asarray(_open(path, side).convert("RGB"))
+def _image(path: Path, size: int) -> UInt8[np.ndarray, "r r 3"]:
+    return np.asarray(_open(path, size).convert("RGB"))
 
 
-def _open(path: Path, side: int) -> Image.Image:
+def _open(path: Path, size: int) -> Image.Image:
     try:
         with Image.open(path, formats=("PNG",)) as image:
-            if image.size == (side, side):
+            if image.size == (size, size):
                 image.load()
                 return image.copy()
             width, height = image.size
@@ -357,6 +359,6 @@ def _open(path: Path, side: int) -> Image.Image:
             f"{path} cannot be read as a PNG image: {' '.join(str(error).split())[:120]}"
         ) from None
     raise UsageError(
-        f"{path} is {width}x{height}, expected {side}x{side} like its image: paint without "
+        f"{path} is {width}x{height}, expected {size}x{size} like its image: paint without "
         "resizing or cropping"
     )

@@ -162,9 +162,9 @@ def _fit(image: Image.Image, resolution: int, crop: str) -> UInt8[np.ndarray, "r
     if crop == "pad":
         image = Image.fromarray(padded(np.asarray(image)))
     if crop == "center":
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side))
+        edge = min(image.size)
+        left, top = (image.width - edge) // 2, (image.height - edge) // 2
+        image = image.crop((left, top, left + edge, top + edge))
     if image.size != (resolution, resolution):
         whole = image.width % resolution == 0 and image.height % resolution == 0
         image = image.resize(

@@ -98,10 +98,10 @@ def cells(images: UInt8[np.ndarray, "n h w *c"]) -> UInt8[np.ndarray, "n H W *c"
 
 def reduced(images: UInt8[np.ndarray, "n h w *c"]) -> UInt8[np.ndarray, "n H W *c"]:
     """Images or masks with a longer edge of at most `CELL` pixels."""
-    side = max(images.shape[1:3])
-    if side <= CELL:
+    longest = max(images.shape[1:3])
+    if longest <= CELL:
         return images
-    height, width = (max(1, round(s * CELL / side)) for s in images.shape[1:3])
+    height, width = (max(1, round(s * CELL / longest)) for s in images.shape[1:3])
     rule = Image.Resampling.NEAREST if images.ndim == 3 else Image.Resampling.BOX
     return np.stack(
         [np.asarray(Image.fromarray(image).resize((width, height), rule)) for image in images]

@@ -16,7 +16,7 @@ from sis_jax.data import names as file_names
 from sis_jax.data.decode import Unusable, decode, open_image, read_file
 from sis_jax.data.files import parse_json
 from sis_jax.data.mask_files import alike, read_shape, turned_like
-from sis_jax.data.npz import load_npz, open_pictures
+from sis_jax.data.npz import load_npz, open_images
 from sis_jax.data.photo_files import Listing, list_source
 from sis_jax.types import SisError, UsageError
 
@@ -25,7 +25,7 @@ BINARY = ({"id": 0, "name": "background"}, {"id": 1, "name": "foreground"})
 
 
 @dataclass(frozen=True)
-class Truth:
+class GroundTruth:
     """Photos with masks of class ids, 255 = ignore; iterate over (name, image uint8[h w 3], mask
     uint8[h w]).
 
@@ -95,7 +95,7 @@ def open_pairs(
     classes: Sequence[Mapping[str, Any]] | None = None,
     values: MaskValues = "auto",
     grey_from: int = 128,
-) -> Truth:
+) -> GroundTruth:
     """Photos and masks that belong together by the stem of their names; or one .npz with both.
 
     images: a folder, a .zip, or an .npz (`img_blob`/`img_off`, or `images`). masks: likewise
@@ -112,24 +112,24 @@ def open_pairs(
             "the masks"
         )
     (photos, bad_photos) = _files(images, ("img", "image", "images"))
-    (truths, bad_masks) = _files(masks, ("mask", "masks", "segmentation", "masks"))
-    found, skipped = _partners(photos, truths)
+    (labels, bad_masks) = _files(masks, ("mask", "masks", "segmentation", "masks"))
+    found, skipped = _partners(photos, labels)
     skipped += [*bad_photos, *bad_masks]
     if not found:
-        shown = [next(iter(x), "nothing") for x in (photos, truths)]
+        shown = [next(iter(x), "nothing") for x in (photos, labels)]
         raise UsageError(
             f"no photo in {images} has a mask of its name in {masks}: the first are called "
             f"{shown[0]} and {shown[1]}"
         )
 
     classes = classes or _named_classes(masks)
-    kind, classes = _kind(values, classes, (truths[m] for _, m in found), [m for _, m in found])
+    kind, classes = _kind(values, classes, (labels[m] for _, m in found), [m for _, m in found])
 
     def load(i: int) -> tuple[np.ndarray, np.ndarray]:
         photo, mask = found[i]
         raw = photos[photo]()
         image = read_photo(raw, photo)
-        values, in_alpha = read_shape(truths[mask](), mask)
+        values, in_alpha = read_shape(labels[mask](), mask)
         values = turned_like(values, raw, image.shape[:2])
         if kind == "grey":
             return image, (values >= grey_from).astype(np.uint8)
@@ -139,7 +139,7 @@ def open_pairs(
         Path(p).with_suffix("").as_posix() if Path(p).suffix.lower() in _SUFFIXES else p
         for p, _ in found
     )
-    return Truth(images.stem, tuple(dict(c) for c in classes), names, load, tuple(skipped))
+    return GroundTruth(images.stem, tuple(dict(c) for c in classes), names, load, tuple(skipped))
 
 
 def _of_alpha(
@@ -194,7 +194,7 @@ def _member_of(listing: Listing, name: str) -> bytes | np.ndarray:
 
 
 def _npz(path: Path, blobs: tuple[str, ...]) -> dict[str, Read]:
-    read = open_pictures(path, blobs)
+    read = open_images(path, blobs)
     given = load_npz(path, {"name"}).get("name")
     names = [str(n) for n in given.ravel()] if given is not None else []
     if len(set(names)) != len(read):

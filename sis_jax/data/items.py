@@ -118,15 +118,15 @@ def ahead(work: Callable[[Item], Any], stream: Iterable[Item]) -> Iterator[tuple
 
 def pngs(item: Item) -> tuple[bytes | None, bytes]:
     """(image, mask) as PNG files; the mask is an 8-bit palette image, pixel = class id."""
-    return picture_png(item), png(draw.palette_png(item.mask))
+    return image_png(item), png(draw.palette_png(item.mask))
 
 
 def grey_pngs(item: Item) -> tuple[bytes | None, bytes]:
     """Like `pngs`, the mask as a grey image: OpenCV, by which TFDS decodes, loses a palette."""
-    return picture_png(item), png(Image.fromarray(item.mask))
+    return image_png(item), png(Image.fromarray(item.mask))
 
 
-def picture_png(item: Item) -> bytes | None:
+def image_png(item: Item) -> bytes | None:
     """The image alone as a PNG file, for formats that keep the mask in another way."""
     return None if item.image is None else png(Image.fromarray(item.image))
 

@@ -151,15 +151,15 @@ def cutout(
 
 
 def _thumbnail(
-    image: np.ndarray, mask: np.ndarray, side: int = 128
+    image: np.ndarray, mask: np.ndarray, size: int = 128
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The largest centred square, resized to `side` pixels."""
+    """The largest centred square, resized to `size` pixels."""
     h, w = mask.shape
     s = min(h, w)
     box = ((w - s) // 2, (h - s) // 2, (w - s) // 2 + s, (h - s) // 2 + s)
     images = (Image.fromarray(image), Image.fromarray(mask))
     rules = (Image.Resampling.LANCZOS, Image.Resampling.NEAREST)
     photo, ids = (
-        np.asarray(p.crop(box).resize((side, side), rule)) for p, rule in zip(images, rules)
+        np.asarray(p.crop(box).resize((size, size), rule)) for p, rule in zip(images, rules)
     )
     return photo, ids

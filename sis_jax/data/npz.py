@@ -45,9 +45,7 @@ def load_npz(path: Path, wanted: Collection[str] | None = None) -> dict[str, np.
         raise SisError(f"{path} cannot be read as an .npz of plain arrays: {why}") from None
 
 
-def open_pictures(
-    path: Path, names: Sequence[str], lone: bool = False
-) -> list[Callable[[], Stored]]:
+def open_images(path: Path, names: Sequence[str], lone: bool = False) -> list[Callable[[], Stored]]:
     """A function per image of an .npz that gives it.
 
     names: possible names of the array, the best first; a blob goes before an array. lone: take the

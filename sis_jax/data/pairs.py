@@ -34,13 +34,13 @@ class Pairs:
         return len(self.images)
 
     @classmethod
-    def read(cls, examples: Sequence[Any], ids: Sequence[int], side: int, source: str) -> Pairs:
-        """Examples of one size, at most `side` pixels; ids: the class id of each channel."""
+    def read(cls, examples: Sequence[Any], ids: Sequence[int], size: int, source: str) -> Pairs:
+        """Examples of one size, at most `size` pixels; ids: the class id of each channel."""
         table, held = channel_table(ids), []
 
         def one(i: int) -> tuple[np.ndarray, ...]:
             example = examples[i]
-            image, mask, confidence = _reduced(example, side)
+            image, mask, confidence = _reduced(example, size)
             channels = table[mask]
             strange = mask[(channels == IGNORE) & (mask != IGNORE)]
             if len(strange):
@@ -115,8 +115,8 @@ def _grey(certainty: Float[np.ndarray, "*n h w"]) -> UInt8[np.ndarray, "*n h w"]
     return np.round(255 * np.clip(certainty, 0, 1)).astype(np.uint8)
 
 
-def _reduced(example: Any, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(image, mask, confidence) with the shorter edge at most `side` pixels."""
+def _reduced(example: Any, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(image, mask, confidence) with the shorter edge at most `size` pixels."""
     image, mask = example.image, example.mask
     confidence = (
         np.full(mask.shape, 255, np.uint8)
@@ -124,9 +124,9 @@ def _reduced(example: Any, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
         else _grey(example.certainty)
     )
     short = min(mask.shape)
-    if short <= side:
+    if short <= size:
         return image, mask, confidence
-    height, width = (max(1, round(s * side / short)) for s in mask.shape)
+    height, width = (max(1, round(s * size / short)) for s in mask.shape)
     area, nearest = Image.Resampling.BOX, Image.Resampling.NEAREST
     shrunk = (
         np.asarray(Image.fromarray(a).resize((width, height), rule))

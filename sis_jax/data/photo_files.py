@@ -24,7 +24,7 @@ from jaxtyping import UInt8
 
 from sis_jax.data import names as file_names
 from sis_jax.data.decode import MAX_BYTES, Unusable, because, decode, read_file, too_large
-from sis_jax.data.npz import open_pictures
+from sis_jax.data.npz import open_images
 from sis_jax.types import SisError, UsageError
 
 EXTENSIONS = (
@@ -333,7 +333,7 @@ def _real_members(
 
 
 def _list_npz(path: Path) -> Listing:
-    images = open_pictures(path, ("img", "image", "images"), lone=True)
+    images = open_images(path, ("img", "image", "images"), lone=True)
     table = {f"{i:06d}": read for i, read in enumerate(images)}
 
     def read(wanted: set[str]) -> Iterator[tuple[str, Raw]]:

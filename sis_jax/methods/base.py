@@ -36,12 +36,12 @@ METHODS: dict[str, str] = {
 OUTLINE = 128
 
 
-def small_image(gen: Generator, side: int = OUTLINE) -> str | None:
-    """The name of the generator's image of `side` pixels, for `synthesize`, where it draws a larger
+def small_image(gen: Generator, size: int = OUTLINE) -> str | None:
+    """The name of the generator's image of `size` pixels, for `synthesize`, where it draws a larger
     one and has this one on the way: the layers above need not run.
     """
-    name = f"{side}x{side}/rgb"
-    if isinstance(gen, SkipGenerator) and gen.resolution > side and name in gen.skips:
+    name = f"{size}x{size}/rgb"
+    if isinstance(gen, SkipGenerator) and gen.resolution > size and name in gen.skips:
         return name
     return None
 

@@ -102,8 +102,8 @@ class DatasetGAN(DatasetGANSettings):
         self, arrays: Arrays, samples: Samples, gen: Generator | None = None
     ) -> UInt8[np.ndarray, "n h w"]:
         """Position among the annotated ids of the class of every pixel; `gen` is not used."""
-        features, side = features_of(samples, self.taps()), samples.images.shape[1]
-        return np.asarray(_label(_layers(arrays), features, side, self.vote == "majority")[0])
+        features, resolution = features_of(samples, self.taps()), samples.images.shape[1]
+        return np.asarray(_label(_layers(arrays), features, resolution, self.vote == "majority")[0])
 
     def label_seeds(
         self, arrays: Arrays, gen: Generator, seeds: Sequence[int], truncation: float | None = None
@@ -142,7 +142,7 @@ class DatasetGAN(DatasetGANSettings):
         """Hypercolumns of the chosen pixels of every annotated sample."""
         x = collect(
             gen, seeds, _collect_body, truncation=self.truncation, per_sample=(at,),
-            shown="features of annotated pixels", taps=taps, side=gen.resolution,
+            shown="features of annotated pixels", taps=taps, resolution=gen.resolution,
         )  # fmt: skip
         if not np.isfinite(x).all():
             raise SisError(
@@ -247,7 +247,7 @@ def choose_pixels(
 
 
 def _annotated(
-    inputs: Inputs | None, side: int
+    inputs: Inputs | None, resolution: int
 ) -> tuple[UInt8[np.ndarray, "n r r"], list[int], Int[np.ndarray, "k"]]:
     """Masks with at least one annotated pixel, their seeds, and the class ids in them."""
     if inputs is None or inputs.annotated is None:
@@ -262,10 +262,10 @@ def _annotated(
             f"there are {len(masks)} annotated masks and {len(seeds)} seeds: each mask belongs to "
             "the sample of one seed"
         )
-    if masks.shape[1:] != (side, side):
+    if masks.shape[1:] != (resolution, resolution):
         raise UsageError(
             f"the annotated masks are {masks.shape[2]}x{masks.shape[1]}, expected the generator's "
-            f"{side}x{side}"
+            f"{resolution}x{resolution}"
         )
     used = (masks != IGNORE).any((1, 2))
     if not used.any():
@@ -352,10 +352,10 @@ def _collect_body(
     at: Int[Array, "b p"],
     *,
     taps: tuple[str, ...],
-    side: int,
+    resolution: int,
 ) -> Float[Array, "b p d"]:
     features = _render(gen, z, truncation, taps)[1]
-    return pixels.hypercolumns(tuple(features[t] for t in taps), at, side)
+    return pixels.hypercolumns(tuple(features[t] for t in taps), at, resolution)
 
 
 def _label_body(
@@ -374,5 +374,5 @@ def _label_body(
     return quantised(image), label, confidence
 
 
-_label = jax.jit(pixels.label_maps, static_argnames=("side", "majority"))
+_label = jax.jit(pixels.label_maps, static_argnames=("size", "majority"))
 _logits = jax.jit(pixels.logits)

@@ -278,9 +278,9 @@ class LatentDirection(LatentDirectionSettings):
         at = np.array([chosen(d, s) for d, s in zip(difference, spread)], np.float32)[:, None, None]
         mask, margin = difference > at, np.abs(difference - at)
         usual = [
-            (margin * side).sum((1, 2), keepdims=True)
-            / np.maximum(side.sum((1, 2), keepdims=True), 1)
-            for side in (~mask, mask)
+            (margin * region).sum((1, 2), keepdims=True)
+            / np.maximum(region.sum((1, 2), keepdims=True), 1)
+            for region in (~mask, mask)
         ]
         confidence = np.clip(
             margin / np.maximum(np.where(mask, usual[1], usual[0]), 1e-6), 0, 1
@@ -308,8 +308,8 @@ def _overlap(a: Bool[np.ndarray, "n h w"], b: Bool[np.ndarray, "n h w"]) -> floa
 def _dimension(gen: Generator, space: str) -> int:
     if space == "z":
         return gen.z_dim
-    slots, width = jax.eval_shape(lambda z: gen.map(z, 1.0), jnp.zeros((1, gen.z_dim))).shape[1:]
-    return width if space == "w" else slots * width
+    layers, width = jax.eval_shape(lambda z: gen.map(z, 1.0), jnp.zeros((1, gen.z_dim))).shape[1:]
+    return width if space == "w" else layers * width
 
 
 def _spread(gen: Generator, truncation: float, space: str) -> float:
@@ -356,14 +356,14 @@ def edge_strength(x: Float[Array, "n h w"]) -> Float[Array, "n h w"]:
     return jnp.sqrt(gx**2 + gy**2 + 1e-6)
 
 
-def prior_map(side: int, kind: str) -> Float[np.ndarray, "side side"]:
+def prior_map(size: int, kind: str) -> Float[np.ndarray, "size size"]:
     """The weights of brightness, positive where the object is expected; corners at (+-1, +-1).
 
     "center": -4 (rho - mean rho), rho the distance from the centre (the code). "linear": 3 (1 - |p
     - c| / a), a a quarter of the diagonal (the paper). "portrait": as "center", horizontal below
     the centre.
     """
-    at = np.linspace(-1, 1, side, dtype=np.float32)
+    at = np.linspace(-1, 1, size, dtype=np.float32)
     down = np.minimum(at, 0) if kind == "portrait" else at
     rho = np.hypot(at[None], down[:, None])
     return 3 * (1 - np.sqrt(np.float32(2)) * rho) if kind == "linear" else -4 * (rho - rho.mean())

@@ -221,15 +221,15 @@ class SegmentationInStyle(SegmentationInStyleSettings):
 
     def _reading(self, seeds: list[int], taps: tuple[str, ...], count: int) -> dict[str, Any]:
         """Settings of `map_samples` with `_collect_body`. count: pixels of each sample."""
-        side = self._grid(taps)
-        starts = np.array([np.random.default_rng(s).integers(side * side) for s in seeds], np.int32)
+        grid = self._grid(taps)
+        starts = np.array([np.random.default_rng(s).integers(grid * grid) for s in seeds], np.int32)
         return {
-            "truncation": self.truncation, "per_sample": (starts,), "taps": taps, "side": side,
+            "truncation": self.truncation, "per_sample": (starts,), "taps": taps, "grid": grid,
             "count": count, "align_corners": self.align_corners, "smooth": self.smooth == "on",
         }  # fmt: skip
 
     def _grid(self, taps: tuple[str, ...]) -> int:
-        return self.grid or max(_side(t) for t in taps)
+        return self.grid or max(_resolution(t) for t in taps)
 
     def _cluster(
         self, x: Float[np.ndarray, "n c"], places: Float[np.ndarray, "n 2"], scaling: tuple,
@@ -376,7 +376,8 @@ class SegmentationInStyle(SegmentationInStyleSettings):
 def candidate_layers(gen: Generator, single: bool = False) -> list[str]:
     """The candidates of `layer="auto"`: taps from 8 x 8 to 64 x 64, and two or three neighbours."""
     whole = [t for t in gen.taps if "/" not in t]
-    sizes = [t for t in whole if 8 <= _side(t) <= 64] or whole  # a tiny generator has what it has
+    # A tiny generator has what it has
+    sizes = [t for t in whole if 8 <= _resolution(t) <= 64] or whole
     runs = [
         sizes[i : i + length]
         for length in ((1,) if single else (1, 2, 3))
@@ -385,7 +386,7 @@ def candidate_layers(gen: Generator, single: bool = False) -> list[str]:
     return ["+".join(r) for r in runs]
 
 
-def _side(tap: str) -> int:
+def _resolution(tap: str) -> int:
     return int(tap.split("/")[0].split("x")[0])
 
 
@@ -495,7 +496,7 @@ def _collect_body(
     start: Array,
     *,
     taps: tuple[str, ...],
-    side: int,
+    grid: int,
     count: int,
     align_corners: bool,
     smooth: bool,
@@ -503,17 +504,17 @@ def _collect_body(
     """Features of `count` pixels of each sample, and their place, by a golden-ratio walk."""
     features = _render(gen, z, truncation, taps)[1]
     common = [
-        resize_bilinear(filtered(features[t], smooth), (side, side), align_corners=align_corners)
+        resize_bilinear(filtered(features[t], smooth), (grid, grid), align_corners=align_corners)
         for t in taps
     ]
-    place = jnp.broadcast_to(place_of(side), (z.shape[0], side, side, 2))
-    flat = jnp.concatenate([*common, place], axis=-1).reshape(z.shape[0], side * side, -1)
-    if count == side * side:
+    place = jnp.broadcast_to(place_of(grid), (z.shape[0], grid, grid, 2))
+    flat = jnp.concatenate([*common, place], axis=-1).reshape(z.shape[0], grid * grid, -1)
+    if count == grid * grid:
         return flat
-    stride = int(side * side * 0.6180339887) | 1
-    while np.gcd(stride, side * side) > 1:
+    stride = int(grid * grid * 0.6180339887) | 1
+    while np.gcd(stride, grid * grid) > 1:
         stride += 2
-    picks = (start[:, None] + stride * jnp.arange(count)[None]) % (side * side)
+    picks = (start[:, None] + stride * jnp.arange(count)[None]) % (grid * grid)
     return jnp.take_along_axis(flat, picks[:, :, None], axis=1)
 
 

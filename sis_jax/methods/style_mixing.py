@@ -303,9 +303,9 @@ def summary(
         styles = jnp.broadcast_to(donors[pair % d][:, None], (group, *w.shape[1:]))
         image, features = gen.synthesize_from(own, styles, slots, taps=(small,) if small else ())
         image = features[small] if small else image
-        side = image.shape[1] // grid
+        factor = image.shape[1] // grid
         return converted(
-            jnp.clip(image, -1, 1).reshape(group, grid, side, grid, side, 3).mean((2, 4)), color
+            jnp.clip(image, -1, 1).reshape(group, grid, factor, grid, factor, 3).mean((2, 4)), color
         )
 
     variants = jax.lax.map(draw, pairs).reshape(-1, grid, grid, 3)[: n * d]

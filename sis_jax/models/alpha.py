@@ -143,11 +143,11 @@ def background_generator(gen: StyleGAN2, stage: str) -> StyleGAN2:
         _clear(synthesis.b4.const)
         return other
     size, _, conv = stage.partition("/")
-    side = int(size.split("x")[0])
+    resolution = int(size.split("x")[0])
     for r in resolutions(gen.resolution):
-        if r < side:
+        if r < resolution:
             _clear(getattr(synthesis, f"b{r}").torgb.weight)
-    layer = getattr(getattr(synthesis, f"b{side}"), conv or "conv1")
+    layer = getattr(getattr(synthesis, f"b{resolution}"), conv or "conv1")
     for variable in (layer.weight, layer.bias, layer.noise_strength):
         _clear(variable)
     return other

@@ -265,7 +265,7 @@ class BigGAN(Sampling, nnx.Module):
 
     def synthesize(
         self,
-        w: Float[AnyArray, "n *slots w"],
+        w: Float[AnyArray, "n *layers w"],
         noise: Noise = "const",
         taps: tuple[str, ...] = (),
         key: jax.Array | None = None,

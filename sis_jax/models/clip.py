@@ -194,11 +194,11 @@ class ViT(nnx.Module):
 
 def resize_positions(positions: Float[Array, "n c"], grid: tuple[int, int]) -> Float[Array, "m c"]:
     """Positional embeddings (class token, then a square grid) for another grid, bicubic."""
-    side = round((positions.shape[0] - 1) ** 0.5)
-    if grid == (side, side):
+    size = round((positions.shape[0] - 1) ** 0.5)
+    if grid == (size, size):
         return positions
-    x = positions[1:].reshape(side, side, -1)
-    rows, columns = (jnp.asarray(cubic_matrix(side, m), x.dtype) for m in grid)
+    x = positions[1:].reshape(size, size, -1)
+    rows, columns = (jnp.asarray(cubic_matrix(size, m), x.dtype) for m in grid)
     x = jnp.einsum("yi,xj,ijc->yxc", rows, columns, x, precision=jax.lax.Precision.HIGHEST)
     return jnp.concatenate([positions[:1], x.reshape(grid[0] * grid[1], -1)])
 
@@ -240,15 +240,15 @@ class CLIPNetwork(nnx.Module):
     def check_pixels(self, pixels: Shaped[Array | np.ndarray, "..."], *, native: bool) -> None:
         """UsageError unless these images can be read; native: only at the size of training."""
         shape = pixels.shape
-        side, stride = self.config.vision.image_size, self.visual.stride
-        square = f"{side}x{side}"
+        size, stride = self.config.vision.image_size, self.visual.stride
+        square = f"{size}x{size}"
         if len(shape) != 4 or shape[3] != 3:
             raise UsageError(
-                f"pixels must be [b, {side}, {side}, 3], got {list(shape)}: use "
+                f"pixels must be [b, {size}, {size}, 3], got {list(shape)}: use "
                 "clip.preprocess(photos)"
             )
         check_floating(pixels)
-        if native and shape[1:3] != (side, side):
+        if native and shape[1:3] != (size, size):
             raise UsageError(
                 f"this CLIP reads images of {square} pixels, got {shape[1]}x{shape[2]}: use "
                 "clip.preprocess(photos)"

@@ -132,7 +132,7 @@ class DCGAN(Sampling, nnx.Module):
 
     def synthesize(
         self,
-        w: Float[Array, "n *slots z"],
+        w: Float[Array, "n *layers z"],
         noise: Noise = "const",
         taps: tuple[str, ...] = (),
         key: jax.Array | None = None,

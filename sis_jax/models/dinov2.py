@@ -94,11 +94,11 @@ class DINOv2(nnx.Module):
 
     def _positions(self, grid: tuple[int, int]) -> Float[Array, "t c"]:
         """The table for another grid: plain bicubic without registers, antialiased with."""
-        table, side = self.positions[...], self.config.grid
-        if self.registers is None or grid == (side, side):
+        table, size = self.positions[...], self.config.grid
+        if self.registers is None or grid == (size, size):
             return resize_positions(table, grid)
         patches = jax.image.resize(
-            table[1:].reshape(side, side, -1),
+            table[1:].reshape(size, size, -1),
             (*grid, table.shape[1]),
             "cubic",
             precision=jax.lax.Precision.HIGHEST,

@@ -188,10 +188,10 @@ class Discriminator(nnx.Module):
         conditional.
         """
         images = jnp.asarray(images, jnp.float32)
-        side = self.config.resolution
-        if images.ndim != 4 or images.shape[1:] != (side, side, 3):
+        resolution = self.config.resolution
+        if images.ndim != 4 or images.shape[1:] != (resolution, resolution, 3):
             raise UsageError(
-                f"images must be [n, {side}, {side}, 3] for this discriminator, got "
+                f"images must be [n, {resolution}, {resolution}, 3] for this discriminator, got "
                 f"{list(images.shape)}"
             )
         rows = check_labels(labels, len(images), self.config.c_dim) if labels is not None else None

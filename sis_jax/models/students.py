@@ -70,9 +70,9 @@ class StudentConfig:
         return f"{self.arch} of width {self.width} and block {self.block}"
 
 
-def usual_block(side: int) -> int:
-    """The `block` for images of `side` pixels: 128 costs as much as 64, and sees as far."""
-    return 4 if side >= 128 else 2
+def usual_block(size: int) -> int:
+    """The `block` for images of `size` pixels: 128 costs as much as 64, and sees as far."""
+    return 4 if size >= 128 else 2
 
 
 def build(config: StudentConfig, rng: Rng = None) -> nnx.Module:
@@ -137,8 +137,8 @@ class SmallUNet(nnx.Module):
             kept.append(x)
         x = kept.pop()
         x = x + jax.nn.relu(self.context(x.mean((1, 2), keepdims=True)))
-        for block, side in zip(self.up, reversed(kept)):
-            x = block(jnp.concatenate([jnp.repeat(jnp.repeat(x, 2, 1), 2, 2), side], axis=-1))
+        for block, skip in zip(self.up, reversed(kept)):
+            x = block(jnp.concatenate([jnp.repeat(jnp.repeat(x, 2, 1), 2, 2), skip], axis=-1))
         return depth_to_space(self.head(x), self.block)[:, :h, :w]
 
 
@@ -176,9 +176,9 @@ class UNet(nnx.Module):
             x = block(max_pool(x) if level else x, tape)
             kept.append(x)
         x = kept.pop()
-        for block, side in zip(self.up, reversed(kept)):
+        for block, skip in zip(self.up, reversed(kept)):
             x = block(
-                jnp.concatenate([side, upsample(x, (side.shape[1], side.shape[2]))], axis=-1), tape
+                jnp.concatenate([skip, upsample(x, (skip.shape[1], skip.shape[2]))], axis=-1), tape
             )
         return self.head(x)[:, :h, :w]
 

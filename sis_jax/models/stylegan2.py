@@ -250,7 +250,7 @@ class Synthesis(nnx.Module):
 
     def styles(self, w: Float[Array, "n s w"]) -> dict[str, Float[Array, "n _"]]:
         """W+ to style space: the per-channel scales of every layer (StyleSpace, Wu et al. 2021)."""
-        return {name: self.layer(name).affine(w[:, slot]) for name, slot in self.layers()}
+        return {name: self.layer(name).affine(w[:, index]) for name, index in self.layers()}
 
     def __call__(
         self, styles: dict[str, Float[Array, "n _"]], noise: Noise = "const",
@@ -284,17 +284,17 @@ class Synthesis(nnx.Module):
             )
         x, image = stem
         features: dict[str, jax.Array] = {}
-        for name, slot in self.layers():
+        for name, index in self.layers():
             layer, used = self.layer(name), None
             if noise == "random" and key is not None and isinstance(layer, StyledConv):
                 # Also for layers that are passed over: each keeps its own noise
                 key, used = jax.random.split(key)
-            if slot < first or (stop is not None and slot >= stop):
+            if index < first or (stop is not None and index >= stop):
                 continue
             if isinstance(layer, StyledConv):
                 x = layer(x, styles[name], noise, used)
-                side = f"{layer.resolution}x{layer.resolution}"
-                features[f"{side}/{name.split('.')[1]}"] = features[side] = x
+                block = f"{layer.resolution}x{layer.resolution}"
+                features[f"{block}/{name.split('.')[1]}"] = features[block] = x
             else:
                 image = convolution.upsample2d(image) + layer(x, styles[name])
                 features[f"{image.shape[1]}x{image.shape[1]}/rgb"] = image
@@ -416,45 +416,45 @@ class StyleGAN2(Sampling, nnx.Module):
         check_noise(noise)
         return _synthesize(self, w, key, noise, taps, dtype)
 
-    def stem(self, w: Float[AnyArray, "n s w"], slots: int) -> Stem:
-        """What the first `slots` W+ layers draw, for images that differ in later layers only."""
-        self._check_slots(w, slots)
-        return _stem(self, jnp.asarray(w), slots)
+    def stem(self, w: Float[AnyArray, "n s w"], stop: int) -> Stem:
+        """What the W+ layers before `stop` draw, for images that differ in later layers only."""
+        self._check_layer(w, stop)
+        return _stem(self, jnp.asarray(w), stop)
 
     def synthesize_from(
-        self, stem: Stem, w: Float[AnyArray, "n s w"], slots: int, taps: tuple[str, ...] = ()
+        self, stem: Stem, w: Float[AnyArray, "n s w"], first: int, taps: tuple[str, ...] = ()
     ) -> tuple[Float[Array, "n r r 3"], dict[str, Float[Array, "n ..."]]]:
-        """The rest of `synthesize` after `stem(..., slots)`, with w's styles from that layer on.
+        """The rest of `synthesize` after `stem(..., first)`, with w's styles from that layer on.
 
         taps: of layers that run here, or of `skips_from`.
         """
-        self._check_slots(w, slots)
-        if not set(taps) <= set(self.skips_from(slots)):
-            taps = check_taps(taps, self.taps_from(slots))
-        return _synthesize_from(self, stem, jnp.asarray(w), slots, taps)
+        self._check_layer(w, first)
+        if not set(taps) <= set(self.skips_from(first)):
+            taps = check_taps(taps, self.taps_from(first))
+        return _synthesize_from(self, stem, jnp.asarray(w), first, taps)
 
-    def taps_from(self, slots: int) -> tuple[str, ...]:
+    def taps_from(self, first: int) -> tuple[str, ...]:
         """Taps of the layers that `synthesize_from` runs."""
         convs = [
             name[1:].split(".")
-            for name, slot in self.synthesis.layers()
-            if slot >= slots and not name.endswith("torgb")
+            for name, index in self.synthesis.layers()
+            if index >= first and not name.endswith("torgb")
         ]
         names = {f"{r}x{r}/{conv}" for r, conv in convs} | {
             f"{r}x{r}" for r, conv in convs if conv == "conv1"
         }
         return tuple(tap for tap in self.taps if tap in names)
 
-    def skips_from(self, slots: int) -> tuple[str, ...]:
+    def skips_from(self, first: int) -> tuple[str, ...]:
         """Images on the way that `synthesize_from` passes, named as in `skips`."""
         layers = dict(self.synthesis.layers())
         sizes = resolutions(self.resolution)
-        return tuple(f"{r}x{r}/rgb" for r in sizes if layers[f"b{r}.torgb"] >= slots)
+        return tuple(f"{r}x{r}/rgb" for r in sizes if layers[f"b{r}.torgb"] >= first)
 
-    def _check_slots(self, w: AnyArray, slots: int) -> None:
-        if not 1 <= slots < self.num_ws:
+    def _check_layer(self, w: AnyArray, first: int) -> None:
+        if not 1 <= first < self.num_ws:
             raise UsageError(
-                f"slots is {slots}, expected 1 to {self.num_ws - 1}: this generator has "
+                f"first is {first}, expected 1 to {self.num_ws - 1}: this generator has "
                 f"{self.num_ws} W+ layers"
             )
         if np.ndim(w) != 3 or np.shape(w)[1:] != (self.num_ws, self.config.w_dim):
@@ -493,13 +493,13 @@ def _synthesize(
     return gen.synthesis(gen.synthesis.styles(w), noise, taps, key, jnp.dtype(dtype))
 
 
-@partial(jax.jit, static_argnames=("slots",))
-def _stem(gen: StyleGAN2, w: jax.Array, slots: int) -> Stem:
+@partial(jax.jit, static_argnames=("stop",))
+def _stem(gen: StyleGAN2, w: jax.Array, stop: int) -> Stem:
     start = gen.synthesis.begin(w.shape[0])
-    return gen.synthesis.advance(start, gen.synthesis.styles(w), stop=slots)[0]
+    return gen.synthesis.advance(start, gen.synthesis.styles(w), stop=stop)[0]
 
 
-@partial(jax.jit, static_argnames=("slots", "taps"))
-def _synthesize_from(gen: StyleGAN2, stem: Stem, w: jax.Array, slots: int, taps: tuple[str, ...]):
-    (_, image), features = gen.synthesis.advance(stem, gen.synthesis.styles(w), first=slots)
+@partial(jax.jit, static_argnames=("first", "taps"))
+def _synthesize_from(gen: StyleGAN2, stem: Stem, w: jax.Array, first: int, taps: tuple[str, ...]):
+    (_, image), features = gen.synthesis.advance(stem, gen.synthesis.styles(w), first=first)
     return image, {tap: features[tap] for tap in taps}

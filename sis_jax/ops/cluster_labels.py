@@ -54,10 +54,10 @@ def log_prior(
     labels: Int[np.ndarray, "n"], places: Float[np.ndarray, "n 2"], k: int, grid: int
 ) -> Float[np.ndarray, "s s k"]:
     """As `learn_refinement` describes it."""
-    side = int(np.clip(np.sqrt(len(labels) / k), 1, min(grid, CELLS)))
-    column, row = np.clip((places.T + 1) / 2 * side, 0, side - 1).astype(np.int64)
-    counts = np.bincount((row * side + column) * k + labels, minlength=side * side * k).reshape(
-        side, side, k
+    cells = int(np.clip(np.sqrt(len(labels) / k), 1, min(grid, CELLS)))
+    column, row = np.clip((places.T + 1) / 2 * cells, 0, cells - 1).astype(np.int64)
+    counts = np.bincount((row * cells + column) * k + labels, minlength=cells * cells * k).reshape(
+        cells, cells, k
     )
     prior = (counts + 1) / (counts.sum(-1, keepdims=True) + k)
     return np.log(prior).astype(np.float32)
@@ -129,12 +129,12 @@ def _decided(
 
 def squared_distances(
     features: tuple[Float[Array, "b _ _ _"], ...],
-    side: int,
+    size: int,
     arrays: dict[str, Array],
     align_corners: bool,
     smooth: bool,
 ) -> Float[Array, "b h w k"]:
-    """Of every pixel to every centre, upsampled tap by tap to `side` pixels."""
+    """Of every pixel to every centre, upsampled tap by tap to `size` pixels."""
     centers, mean, scale = arrays["centers"], arrays["mean"], arrays["scale"]
     total = jnp.zeros(())
     at = 0
@@ -145,15 +145,15 @@ def squared_distances(
         own = jnp.sum(y * y, axis=-1, keepdims=True)
         scores = own + kmeans.scores(y, centers[:, c])
         total = total + resize_bilinear(
-            scores, (side, side), align_corners=align_corners, antialias=False
+            scores, (size, size), align_corners=align_corners, antialias=False
         )
-    place = (jnp.asarray(place_of(side)) - mean[at:]) * scale[at:]
+    place = (jnp.asarray(place_of(size)) - mean[at:]) * scale[at:]
     return total + jnp.sum(place * place, -1, keepdims=True) + kmeans.scores(place, centers[:, at:])
 
 
-def place_of(side: int) -> Float[np.ndarray, "side side 2"]:
+def place_of(size: int) -> Float[np.ndarray, "size size 2"]:
     """Column and row of each pixel's centre, in [-1, 1]."""
-    at = (np.arange(side, dtype=np.float32) + 0.5) / side * 2 - 1
+    at = (np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1
     return np.stack(np.meshgrid(at, at), axis=-1)
 
 

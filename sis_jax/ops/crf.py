@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from sis_jax.ops.resize import resize_bilinear
 
-SIDE = 64  # pixels at least, of the image that the window moves over
+SMALLEST = 64  # pixels at least, of the image that the window moves over
 RADIUS = 3
 PLACE = 0.75 * RADIUS  # standard deviation t, in pixels
 COLOUR = 0.2  # standard deviation s, of colours in [-1, 1]
@@ -73,7 +73,7 @@ def _masked_two(x: Array, place: Array) -> tuple[Array, Array]:
 
 def _window_size(height: int, width: int) -> tuple[int, int]:
     """Size at which neighbours are compared."""
-    factor = max(1, max(height, width) // SIDE)
+    factor = max(1, max(height, width) // SMALLEST)
     return -(-height // factor), -(-width // factor)
 
 

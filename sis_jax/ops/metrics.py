@@ -34,7 +34,7 @@ def confusion(
         )
     keep = gt != IGNORE
     gt, pred = gt[keep].astype(np.int64), pred[keep].astype(np.int64)
-    for kind, ids in (("truth", gt), ("prediction", pred)):
+    for kind, ids in (("ground truth", gt), ("prediction", pred)):
         if ids.size and (ids.min() < 0 or ids.max() >= n_classes):
             bad = ids[(ids < 0) | (ids >= n_classes)][0]
             raise UsageError(f"the {kind} holds class id {bad}, expected 0 to {n_classes - 1}")

@@ -23,7 +23,7 @@ Fit = Literal["native", "square", "short"]
 class Protocol:
     """One way to measure.
 
-    side, fit: the photo's size for the network: "native", "square" (side x side) or "short"
+    size, fit: the photo's size for the network: "native", "square" (size x size) or "short"
         (shorter edge). through: a square before that (0: none). scores: how soft masks return to
         the ground truth's size: "logits" (bilinear), "aligned" (corners aligned), "8-bit" (a grey
         image). grey_from: grey values from here on are foreground. binary: foreground is a score
@@ -37,7 +37,7 @@ class Protocol:
     name: str
     source: str
     headline: str
-    side: int = 0
+    size: int = 0
     fit: Fit = "native"
     through: int = 0
     scores: Literal["logits", "aligned", "8-bit"] = "logits"
@@ -56,7 +56,7 @@ class Protocol:
         if size < 0:
             raise UsageError(f"size is a number of pixels, 0 for the photo's own size, got {size}")
         fit: Fit = "native" if size == 0 else "short" if self.fit == "native" else self.fit
-        return replace(self, side=size, fit=fit, through=0)
+        return replace(self, size=size, fit=fit, through=0)
 
     def photo(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H W 3"]:
         """The photo as the network sees it, by Pillow's bilinear filter."""
@@ -69,12 +69,12 @@ class Protocol:
                 )
             )
             return np.round(
-                resize_plain(squeezed.astype(np.float32), (self.side, self.side), aligned=True)
+                resize_plain(squeezed.astype(np.float32), (self.size, self.size), aligned=True)
             ).astype(np.uint8)
         if self.fit == "native":
             return image
         height, width = (
-            (self.side, self.side) if self.fit == "square" else _short(image.shape[:2], self.side)
+            (self.size, self.size) if self.fit == "square" else _short(image.shape[:2], self.size)
         )
         return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
@@ -114,7 +114,7 @@ PROTOCOLS = {
             "Segmentation in Style, Pakhomov et al. 2021: 512 then 128 pixels square, one "
             "confusion matrix",
             "mean IoU of foreground and background",
-            side=128,
+            size=128,
             fit="square",
             through=512,
             scores="aligned",
@@ -133,7 +133,7 @@ PROTOCOLS = {
             "foreground "
             "IoU per image",
             _FOREGROUND,
-            side=128,
+            size=128,
             fit="short",
             scores="8-bit",
             binary=True,
@@ -144,7 +144,7 @@ PROTOCOLS = {
             "empty "
             "pair counts 0",
             _FOREGROUND,
-            side=128,
+            size=128,
             fit="short",
             binary=True,
             thresholds=(1, 255),
@@ -173,11 +173,11 @@ def get(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def _short(shape: tuple[int, ...], side: int) -> tuple[int, int]:
-    """Height and width with the shorter edge at `side`, the longer rounded down."""
+def _short(shape: tuple[int, ...], size: int) -> tuple[int, int]:
+    """Height and width with the shorter edge at `size`, the longer rounded down."""
     height, width = shape[:2]
     short = min(height, width)
-    return side * height // short, side * width // short
+    return size * height // short, size * width // short
 
 
 # ---------------------------------------------------------------------------------------- F-measure
@@ -185,7 +185,7 @@ def _short(shape: tuple[int, ...], side: int) -> tuple[int, int]:
 
 def f_curve(
     score: Float[np.ndarray, "h w"],
-    truth: Bool[np.ndarray, "h w"],
+    gt: Bool[np.ndarray, "h w"],
     keep: Bool[np.ndarray, "h w"],
     beta2: float,
 ) -> Float32[np.ndarray, "255"]:
@@ -198,7 +198,7 @@ def f_curve(
     level = np.clip(np.ceil(np.round(np.asarray(score, np.float64)[keep] * 255, 4)), 0, 255).astype(
         np.int64
     )
-    inside = truth[keep]
+    inside = gt[keep]
     predicted = _at_least(level)
     hits = _at_least(level[inside])
     return f_measure(hits, predicted, int(inside.sum()), beta2).astype(np.float32)
@@ -213,12 +213,12 @@ def _at_least(level: np.ndarray) -> np.ndarray:
 def f_measure(
     hits: Float[np.ndarray, "k"],
     predicted: Float[np.ndarray, "k"],
-    truth: int | float,
+    gt: int | float,
     beta2: float,
 ) -> Float[np.ndarray, "k"]:
     """F-measure from pixel counts, with the conventions of `f_curve`."""
     precision = np.divide(hits, predicted, out=np.ones_like(hits), where=predicted > 0)
-    recall = hits / truth if truth else np.ones_like(hits)
+    recall = hits / gt if gt else np.ones_like(hits)
     below = beta2 * precision + recall
     return np.divide(
         (1 + beta2) * precision * recall, below, out=np.zeros_like(hits), where=below > 0

@@ -62,8 +62,8 @@ def measure(
             raise UsageError(f"unknown matching {name!r}: type {' or '.join(map(repr, MATCHINGS))}")
     rows, assigned, lookup, warnings = match_names(classes_pred, classes_true, classes_map)
     tally = Tally(len(rows), len(assigned), rule, radius, lookup)
-    for name, prediction, truth in pairs:
-        tally.add(name, prediction, truth)
+    for name, prediction, gt in pairs:
+        tally.add(name, prediction, gt)
     if not tally.names:
         raise SisError("nothing was measured: there was no pair of a prediction and a mask")
     weights = (
@@ -186,22 +186,22 @@ class Tally:
         self.fg_band: list[np.ndarray] = []
         self.curves: list[np.ndarray] = []
 
-    def add(self, name: str, prediction: np.ndarray, truth: np.ndarray) -> None:
+    def add(self, name: str, prediction: np.ndarray, gt: np.ndarray) -> None:
         """Count one image; see `measure` for the arrays."""
-        truth = np.asarray(truth)
-        if truth.ndim != 2 or truth.dtype != np.uint8:
+        gt = np.asarray(gt)
+        if gt.ndim != 2 or gt.dtype != np.uint8:
             raise SisError(
-                f"the true mask of {name} is {truth.dtype}{list(truth.shape)}, expected uint8[h w]"
+                f"the true mask of {name} is {gt.dtype}{list(gt.shape)}, expected uint8[h w]"
             )
-        ids, soft = self._read(name, np.asarray(prediction), *truth.shape)
-        rows = self.lookup[truth]
+        ids, soft = self._read(name, np.asarray(prediction), *gt.shape)
+        rows = self.lookup[gt]
         if (rows == 254).any():
             raise SisError(
-                f"the true mask of {name} holds class id {truth[rows == 254][0]}, which is not "
+                f"the true mask of {name} holds class id {gt[rows == 254][0]}, which is not "
                 "among the true classes"
             )
-        keep = truth != 255
-        fg_true = np.where(keep, truth > 0, 255).astype(np.uint8)
+        keep = gt != 255
+        fg_true = np.where(keep, gt > 0, 255).astype(np.uint8)
         fg = soft > 0.5 if self.rule.binary else ids > 0
         band = metrics.boundary_band(rows, self.radius)
         fg_band = metrics.boundary_band(fg_true, self.radius)
@@ -210,7 +210,7 @@ class Tally:
         self.band.append(self._count(rows, ids, band))
         self.fg.append(metrics.confusion(fg_true, fg, 2))
         self.fg_band.append(metrics.confusion(fg_true[fg_band], fg[fg_band], 2))
-        self.curves.append(protocols.f_curve(soft, truth > 0, keep, self.rule.beta2))
+        self.curves.append(protocols.f_curve(soft, gt > 0, keep, self.rule.beta2))
 
     def _count(self, rows: np.ndarray, ids: np.ndarray, where: np.ndarray) -> np.ndarray:
         flat = rows[where].astype(np.int64) * self.n_pred + ids[where]
@@ -259,8 +259,8 @@ def regions(
 
 
 def _iou(found: Float[np.ndarray, "3 *n k"]) -> np.ndarray:
-    hits, predicted, truth = found
-    return metrics.ratio(hits, predicted + truth - hits)
+    hits, predicted, gt = found
+    return metrics.ratio(hits, predicted + gt - hits)
 
 
 def _mean(values: np.ndarray, axis: int | None = None) -> Any:
@@ -282,13 +282,13 @@ def _classes(
 ) -> dict[str, Any]:  # fmt: skip
     """The scores of one assignment. The assignment itself is not redone in the resamples."""
     found, border = regions(counts, to), regions(band, to).sum(1)
-    hits, predicted, truth = whole = found.sum(1)
+    hits, predicted, gt = whole = found.sum(1)
     drawn = None if weights is None else np.einsum("rn,snk->srk", weights, found, optimize=True)
     boot = None if drawn is None else _iou(drawn)
     table = {
-        "iou": _iou(whole), "f1": metrics.ratio(2 * hits, predicted + truth),
-        "precision": metrics.ratio(hits, predicted), "recall": metrics.ratio(hits, truth),
-        "iou_image_mean": _mean(_iou(found), 0), "border_iou": _iou(border), "pixels": truth,
+        "iou": _iou(whole), "f1": metrics.ratio(2 * hits, predicted + gt),
+        "precision": metrics.ratio(hits, predicted), "recall": metrics.ratio(hits, gt),
+        "iou_image_mean": _mean(_iou(found), 0), "border_iou": _iou(border), "pixels": gt,
     }  # fmt: skip
     return {
         "classes": [
@@ -304,7 +304,7 @@ def _classes(
         "mean_f1": float(_mean(table["f1"])),
         "mean_precision": float(_mean(table["precision"])),
         "mean_recall": float(_mean(table["recall"])),
-        "accuracy": float(metrics.ratio(hits.sum(), truth.sum())),
+        "accuracy": float(metrics.ratio(hits.sum(), gt.sum())),
         "accuracy_interval": _interval(
             None if drawn is None else metrics.ratio(drawn[0].sum(1), drawn[2].sum(1))
         ),
@@ -333,15 +333,15 @@ def _foreground(
     def scores(draw: np.ndarray) -> dict[str, np.ndarray]:
         """Every number for resamples draw[r, n] of the images."""
         whole = np.einsum("rn,snk->srk", draw, found, optimize=True)
-        iou, (hits, predicted, truth) = _iou(whole), whole
+        iou, (hits, predicted, gt) = _iou(whole), whole
         n, known = draw.sum(1), ~np.isnan(images)
         best = curves.max(1)[None] if rule.f_order == "max-mean" else None
         return {
             "iou_foreground": iou[:, 1],
             "iou_background": iou[:, 0],
             "mean_iou": _mean(iou, 1),
-            "accuracy": metrics.ratio(hits.sum(1), truth.sum(1)),
-            "f1": metrics.ratio(2 * hits, predicted + truth)[:, 1],
+            "accuracy": metrics.ratio(hits.sum(1), gt.sum(1)),
+            "f1": metrics.ratio(2 * hits, predicted + gt)[:, 1],
             "iou_image_mean": metrics.ratio(
                 draw @ np.where(known, images, 0), draw @ known.astype(float)
             ),

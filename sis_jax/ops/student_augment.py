@@ -88,11 +88,11 @@ def warp(
     certainty: Float[Array, "n h w"],
     maps: Float[Array, "n 2 3"],
     mirrored: Float[Array, "n"],
-    side: int,
+    size: int,
     swap: tuple[int, ...] = (),
-) -> tuple[Float[Array, "n side side c"], UInt8[Array, "n side side"], Float[Array, "n side side"]]:
+) -> tuple[Float[Array, "n size size c"], UInt8[Array, "n size size"], Float[Array, "n size size"]]:
     """Images (bilinear), masks and confidence (nearest) through the maps, reflected."""
-    source_x, source_y = _sources(maps, images.shape[1:3], side)
+    source_x, source_y = _sources(maps, images.shape[1:3], size)
     images = _bilinear(images, source_x, source_y)
     row, column = jnp.round(source_y).astype(jnp.int32), jnp.round(source_x).astype(jnp.int32)
     pick = jax.vmap(lambda a, r, c: a[r, c])

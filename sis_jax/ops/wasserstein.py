@@ -112,12 +112,12 @@ def _check_images(images: np.ndarray) -> tuple[int, int]:
     return images.shape[1], images.shape[2]
 
 
-def _sides(h: int, w: int) -> list[tuple[int, int]]:
-    sides = [(h, w)]
+def _shapes(h: int, w: int) -> list[tuple[int, int]]:
+    shapes = [(h, w)]
     while not h % 2 and not w % 2 and min(h, w) // 2 >= SMALLEST:
         h, w = h // 2, w // 2
-        sides.append((h, w))
-    return sides
+        shapes.append((h, w))
+    return shapes
 
 
 def _descriptors(
@@ -131,8 +131,8 @@ def _descriptors(
         if n <= total
         else np.sort(np.random.default_rng([seed, 2]).choice(n, total, replace=False))
     )
-    sides = _sides(*images.shape[1:3])
-    out: dict[str, list[np.ndarray]] = {str(min(side)): [] for side in sides}
+    shapes = _shapes(*images.shape[1:3])
+    out: dict[str, list[np.ndarray]] = {str(min(shape)): [] for shape in shapes}
     for number, start in enumerate(range(0, len(rows), _CHUNK)):
         chosen = rows[start : start + _CHUNK]
         # Padded to one shape, so that the last chunk compiles nothing; the padding is cut off
@@ -141,12 +141,12 @@ def _descriptors(
         batch[: len(chosen)] = images[chosen]
         rng = np.random.default_rng([seed, 3, number])
         tops = [
-            np.stack([rng.integers(0, s - PATCH + 1, (_CHUNK, each)) for s in side], -1).astype(
+            np.stack([rng.integers(0, s - PATCH + 1, (_CHUNK, each)) for s in shape], -1).astype(
                 np.int32
             )
-            for side in sides
+            for shape in shapes
         ]
-        read = _patch_reader(len(sides))
+        read = _patch_reader(len(shapes))
         together = plan.rows_at_once(read, (0, 0), (batch, tops), jax.default_backend(), _CHUNK)[0]
         for i in range(0, len(chosen), together):
             part = [a[i : i + together] for a in (batch, *tops)]

@@ -93,7 +93,7 @@ def samples_of(folder: Path, found: Mapping[str, Any], most: int = 8) -> list[Sa
         image = Image.open(path).convert("RGB")
         if max(image.size) > _SHOWN:
             scale = _SHOWN / max(image.size)
-            width, height = (max(1, round(scale * side)) for side in image.size)
+            width, height = (max(1, round(scale * edge)) for edge in image.size)
             image = image.resize((width, height), Image.Resampling.LANCZOS)
         note = notes[number] if number < len(notes) else {}
         masks = tuple(_mask(mask, image.size) for mask in paths)
@@ -188,7 +188,7 @@ def _row(
 
 
 def _crops(
-    samples: Sequence[Sample], level: int, id_: int, count: int = 4, side: int = 72
+    samples: Sequence[Sample], level: int, id_: int, count: int = 4, shown: int = 72
 ) -> list[str]:
     """Where the class is largest: a square around it, everything else faded."""
     crops = []
@@ -203,6 +203,6 @@ def _crops(
         left = int(np.clip((columns[0] + columns[-1] - size) // 2, 0, width - size))
         faded = np.where(inside[..., None], sample.pixels, 0.25 * sample.pixels + 0.75 * 235)
         crop = Image.fromarray(faded.astype(np.uint8)[top : top + size, left : left + size])
-        crop = crop.resize((side, side), Image.Resampling.BICUBIC)
+        crop = crop.resize((shown, shown), Image.Resampling.BICUBIC)
         crops.append(data_uri(crop, "JPEG", quality=85))
     return crops

@@ -30,7 +30,7 @@ from sis_jax.runs.configs.edit import EditConfig
 from sis_jax.runs.page import write_page
 from sis_jax.runs.run import RunFolder
 from sis_jax.stages.directions import Direction
-from sis_jax.stages.edit_directions import amount, in_slots, resolve
+from sis_jax.stages.edit_directions import amount, in_layers, resolve
 from sis_jax.stages.project import Projection, project
 from sis_jax.stages.teacher import Teacher
 from sis_jax.types import Generator, SisError, UsageError
@@ -175,7 +175,7 @@ def _edit(teacher: Teacher, way: Direction, config: EditConfig, place: Path | No
     gen, photo, psi = _plain(teacher.gen), config.photo, _psi(teacher, config)
     seeds, strengths = _seeds(config), _strengths(config.move.strength)
     total = np.asarray(gen.map(gen.latents([0]))).shape[1]
-    step = in_slots(amount(way) * way.unit, config.move.slots, total)
+    step = in_layers(amount(way) * way.unit, config.move.slots, total)
     moves = [np.zeros_like(step), *(s * step for s in strengths)]
     if photo is None:
         names = tuple(f"seed {s}" for s in seeds)

@@ -131,7 +131,7 @@ def amount(direction: Direction) -> float:
     return direction.displacement or direction.spread or 1.0
 
 
-def in_slots(
+def in_layers(
     move: Float[np.ndarray, "w"], slots: str | None, total: int
 ) -> Float[np.ndarray, "s w"]:
     """`move` in the W+ layers "0-3", "5" or None (all), 0 elsewhere; UsageError for others."""

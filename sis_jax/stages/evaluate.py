@@ -14,7 +14,7 @@ from sis_jax import parallel
 from sis_jax.checkpoints.student import load_student
 from sis_jax.data.benchmarks import PAPER, canonical, open_benchmark
 from sis_jax.data.files import parse_json, plain
-from sis_jax.data.ground_truth import Truth, _named_classes, open_pairs
+from sis_jax.data.ground_truth import GroundTruth, _named_classes, open_pairs
 from sis_jax.data.mask_files import read_mask
 from sis_jax.ops import protocols
 from sis_jax.ops.progress import progress, say
@@ -36,28 +36,28 @@ def evaluate(config: EvaluateConfig) -> Metrics:
 def _work(config: EvaluateConfig) -> Metrics:
     rule = protocols.get(config.measure.protocol).at(config.measure.size)
     _check(config)
-    truth = _truth(config, rule)
-    for name, reason in truth.skipped[:3]:
-        more = f" (and {len(truth.skipped) - 3} more)" if len(truth.skipped) > 3 else ""
+    gt = _ground_truth(config, rule)
+    for name, reason in gt.skipped[:3]:
+        more = f" (and {len(gt.skipped) - 3} more)" if len(gt.skipped) > 3 else ""
         say(f"left out {name}: {reason}{more}")
     classes_map = _read_map(config.measure.classes_map)
     resolved = replace(config, measure=replace(config.measure, classes_map=classes_map))
     if isinstance(config.run, str | Path) and (Path(config.run) / "run.json").is_file():
-        found = _in_run(Path(config.run), resolved, config, truth, rule)
+        found = _in_run(Path(config.run), resolved, config, gt, rule)
     else:
-        found = _measure(resolved, truth, rule)
+        found = _measure(resolved, gt, rule)
     if config.out is not None:
         found.save(config.out)
     say(found.show())
     return found
 
 
-def _name(config: EvaluateConfig, truth: Truth) -> str:
+def _name(config: EvaluateConfig, gt: GroundTruth) -> str:
     """The name of the file of metrics: the measurement and its settings."""
     size, limit = config.measure.size, config.truth.limit
     return "-".join(
         [
-            truth.name.replace("/", "-"),
+            gt.name.replace("/", "-"),
             config.measure.protocol,
             *([] if size is None else [f"{size}px"]),
             *([f"first{limit}"] if limit else []),
@@ -92,7 +92,7 @@ def _check(config: EvaluateConfig) -> None:
             raise unknown_name("matching", name, ("hungarian", "majority"))
 
 
-def _truth(config: EvaluateConfig, rule: protocols.Protocol) -> Truth:
+def _ground_truth(config: EvaluateConfig, rule: protocols.Protocol) -> GroundTruth:
     given = config.truth
     if given.benchmark is not None:
         return open_benchmark(
@@ -132,17 +132,17 @@ def _in_run(
     run: Path,
     config: EvaluateConfig,
     given: EvaluateConfig,
-    truth: Truth,
+    gt: GroundTruth,
     rule: protocols.Protocol,
 ) -> Metrics:
     """Measure as a stage of the run, or read the numbers of the same configuration and student."""
-    name = _name(config, truth)
+    name = _name(config, gt)
     with RunFolder.open(run, config.overwrite) as folder:
         with folder.stage(
             config, given=given, name=f"evaluate {name}", inputs=_digest(run, config)
         ) as stage:
             if not stage.done:
-                found = _measure(config, truth, rule)
+                found = _measure(config, gt, rule)
                 folder.write_json(
                     f"{FOLDER}/{name}.json",
                     plain({"name": found.name, "paper": found.paper, **found.values}),
@@ -174,28 +174,28 @@ def _stamp(place: str | None) -> str:
     return " " + hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
 
 
-def _measure(config: EvaluateConfig, truth: Truth, rule: protocols.Protocol) -> Metrics:
+def _measure(config: EvaluateConfig, gt: GroundTruth, rule: protocols.Protocol) -> Metrics:
     """config: resolved."""
     benchmark, how = config.truth.benchmark, config.measure
     assert not isinstance(how.classes_map, str)
     square = benchmark is not None and canonical(benchmark) in rule.square
-    with progress(len(truth), "evaluate", "photo") as bar:
+    with progress(len(gt), "evaluate", "photo") as bar:
         if config.predictions is not None:
-            classes, pairs = _from_folder(config.predictions, truth, square)
+            classes, pairs = _from_folder(config.predictions, gt, square)
         else:
             student = _load(config.run)
-            pairs = _from_student(student, truth, rule, config.batch, square)
+            pairs = _from_student(student, gt, rule, config.batch, square)
             classes = student.classes
         found = measure(
-            _counted(pairs, bar), list(classes), truth.classes, rule, matching=how.matching,
+            _counted(pairs, bar), list(classes), gt.classes, rule, matching=how.matching,
             resamples=how.resamples, seed=how.seed, classes_map=how.classes_map,
         )  # fmt: skip
-    if truth.skipped:
-        found["warnings"].append(f"{len(truth.skipped)} files had no partner and were left out")
-    found["warnings"] += [truth.note] if truth.note else []
-    found |= {"truth": truth.name, "licence": truth.licence, "size": rule.side}
+    if gt.skipped:
+        found["warnings"].append(f"{len(gt.skipped)} files had no partner and were left out")
+    found["warnings"] += [gt.note] if gt.note else []
+    found |= {"truth": gt.name, "licence": gt.licence, "size": rule.size}
     paper = PAPER.get((canonical(benchmark), rule.name), {}) if benchmark else {}
-    return Metrics(_name(config, truth), found, dict(paper))
+    return Metrics(_name(config, gt), found, dict(paper))
 
 
 def _counted(pairs: Iterator[Any], bar: Any) -> Iterator[Any]:
@@ -217,11 +217,11 @@ def _load(run: Any) -> Segmenter:
 
 
 def _from_student(
-    student: Segmenter, truth: Truth, rule: protocols.Protocol, batch: int, square: bool
+    student: Segmenter, gt: GroundTruth, rule: protocols.Protocol, batch: int, square: bool
 ) -> Iterator[Any]:
     """(name, scores, mask), a batch of photos at a time."""
-    for start in range(0, len(truth), batch):
-        rows = [truth[i] for i in range(start, min(start + batch, len(truth)))]
+    for start in range(0, len(gt), batch):
+        rows = [gt[i] for i in range(start, min(start + batch, len(gt)))]
         if square:
             rows = [(name, _centre(image), _centre(mask)) for name, image, mask in rows]
         scores = student.scores([rule.photo(image) for _, image, _ in rows])
@@ -231,7 +231,7 @@ def _from_student(
 
 
 def _from_folder(
-    folder: str, truth: Truth, square: bool
+    folder: str, gt: GroundTruth, square: bool
 ) -> tuple[Sequence[Mapping[str, Any]], Iterator[Any]]:
     """(name, predicted mask, ground truth); a photo without a prediction is an error."""
     place = Path(folder)
@@ -241,15 +241,15 @@ def _from_folder(
             f"{place} has no classes.json that names the classes of its masks; give a folder that "
             "predict wrote"
         )
-    missing = [n for n in truth.names if not (place / f"{Path(n).name}.png").is_file()]
+    missing = [n for n in gt.names if not (place / f"{Path(n).name}.png").is_file()]
     if missing:
         raise UsageError(
-            f"{place} has no mask for {len(missing)} of {len(truth)} photos, the first would be "
+            f"{place} has no mask for {len(missing)} of {len(gt)} photos, the first would be "
             f"{Path(missing[0]).name}.png"
         )
 
     def pairs() -> Iterator[Any]:
-        for name, _, mask in truth:
+        for name, _, mask in gt:
             predicted = read_mask(place / f"{Path(name).name}.png")
             yield (name, _centre(predicted), _centre(mask)) if square else (name, predicted, mask)
 
@@ -259,9 +259,9 @@ def _from_folder(
 def _centre(image: np.ndarray) -> np.ndarray:
     """The largest square in the middle."""
     height, width = image.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return image[top : top + side, left : left + side]
+    edge = min(height, width)
+    top, left = (height - edge) // 2, (width - edge) // 2
+    return image[top : top + edge, left : left + edge]
 
 
 def plan(config: EvaluateConfig) -> dict[str, Any]:

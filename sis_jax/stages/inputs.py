@@ -105,7 +105,7 @@ def _annotated(settings: Any, gen: Generator, named: str | None) -> dict[str, An
             f"{blanks.path} holds images of {blanks.masks.shape[1]} pixels, {gen.info.name} "
             f"draws {gen.resolution}"
         )
-    _same_pictures(blanks, gen)
+    _same_images(blanks, gen)
     return {
         "annotated": blanks.masks,
         "annotated_seeds": blanks.seeds,
@@ -113,7 +113,7 @@ def _annotated(settings: Any, gen: Generator, named: str | None) -> dict[str, An
     }
 
 
-def _same_pictures(blanks: Any, gen: Generator) -> None:
+def _same_images(blanks: Any, gen: Generator) -> None:
     """UsageError for seeds that stand for other images: they would spoil the features silently."""
     if blanks.images is None:
         return

@@ -374,7 +374,7 @@ def _size(asked: int, shape: Sequence[int], clip: CLIP) -> tuple[int, int]:
     """Rows and columns at which images are read, in steps of the network; 0: its own choice."""
     stride, native = clip.network.visual.stride, clip.config.vision.image_size
     short = asked or clip.preprocessing.dense or 2 * native
-    steps = [max(1, round(short * side / min(shape) / stride)) for side in shape]
+    steps = [max(1, round(short * edge / min(shape) / stride)) for edge in shape]
     return steps[0] * stride, steps[1] * stride
 
 
@@ -433,9 +433,9 @@ def masked_crop(
 ) -> UInt8[np.ndarray, "s s 3"]:
     """A square around a region of uint8[h w 3], with a border; grey outside the region."""
     rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
-    side = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
-    side += 2 * max(1, round(border * side))
-    top, left = (int(a[0] + a[-1] + 1 - side) // 2 for a in (rows, columns))
+    edge = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
+    edge += 2 * max(1, round(border * edge))
+    top, left = (int(a[0] + a[-1] + 1 - edge) // 2 for a in (rows, columns))
     masked = np.where(inside[..., None], image, 127).astype(np.uint8)
-    padded = np.pad(masked, [(side, side), (side, side), (0, 0)], constant_values=127)
-    return padded[top + side : top + 2 * side, left + side : left + 2 * side]
+    padded = np.pad(masked, [(edge, edge), (edge, edge), (0, 0)], constant_values=127)
+    return padded[top + edge : top + 2 * edge, left + edge : left + 2 * edge]

@@ -191,19 +191,19 @@ def _check(recipe: Any, gen: Generator, steps: int, starts: int, batch: int) -> 
 
 
 def _read(
-    photos: Any, side: int
+    photos: Any, size: int
 ) -> tuple[np.ndarray, tuple[str, ...], tuple[tuple[str, str], ...]]:
-    """(photos of `side` x `side` pixels, names, those skipped with the reason)."""
+    """(photos of `size` x `size` pixels, names, those skipped with the reason)."""
     if isinstance(photos, np.ndarray):
         photos = photos[None] if photos.ndim == 3 else photos
-        if photos.dtype != np.uint8 or photos.shape[1:] != (side, side, 3) or not len(photos):
+        if photos.dtype != np.uint8 or photos.shape[1:] != (size, size, 3) or not len(photos):
             raise UsageError(
-                f"photos are {photos.dtype}{list(photos.shape)}, expected uint8[n {side} {side} "
+                f"photos are {photos.dtype}{list(photos.shape)}, expected uint8[n {size} {size} "
                 "3], the generator's size"
             )
         return photos, tuple(f"photo {i}" for i in range(len(photos))), ()
 
-    found = Photos.open(photos, side, min_size=1)
+    found = Photos.open(photos, size, min_size=1)
     for name, reason in found.skipped:
         say(f"skipped {name}: {reason}")
     return np.asarray(found.images), tuple(found.names), tuple(found.skipped)
@@ -254,9 +254,9 @@ def _discriminator(gen: Generator, given: Any) -> Any:
 def _statistics(gen: Generator) -> tuple[Float[np.ndarray, "s w"], np.float32]:
     """(mean of w in every W+ layer, root mean squared distance of w from it)."""
     w = collect(gen, sample_seeds(STARTS_SEED, STATISTICS), nn.map_body, batch=256)
-    slots = np.asarray(gen.map(gen.latents([0]))).shape[1]
+    layers = np.asarray(gen.map(gen.latents([0]))).shape[1]
     mean = w.mean(0)
-    return np.tile(mean, (slots, 1)), np.float32(np.sqrt(np.square(w - mean).sum(1).mean()))
+    return np.tile(mean, (layers, 1)), np.float32(np.sqrt(np.square(w - mean).sum(1).mean()))
 
 
 def _nearest(

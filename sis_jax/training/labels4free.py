@@ -233,12 +233,12 @@ def to_float(real: jax.Array) -> Float[Array, "n r r 3"]:
 
 
 def mask(
-    params: Params, features: tuple[jax.Array, ...], side: int | None = None
+    params: Params, features: tuple[jax.Array, ...], size: int | None = None
 ) -> Float[Array, "n r r"]:
-    """alpha, 0..1, at the finest features' size or enlarged to `side` pixels."""
+    """alpha, 0..1, at the finest features' size or enlarged to `size` pixels."""
     alpha = jax.nn.sigmoid(alpha_logits(params, features))
-    side = side or alpha.shape[1]
-    return resize_bilinear(alpha, (side, side), antialias=False)[..., 0]
+    size = size or alpha.shape[1]
+    return resize_bilinear(alpha, (size, size), antialias=False)[..., 0]
 
 
 def masked(

@@ -121,9 +121,9 @@ def _between(x: Float[Array, "n h w c"], hard: Float[Array, "n r r 1"]) -> Float
     """Variance between the two parts over all variance, at the features' size."""
     x = x.astype(jnp.float32) / (x.std((0, 1, 2)) + 1e-6)
     x = x - x.mean((1, 2), keepdims=True)
-    n, side = x.shape[:2]
-    factor = hard.shape[1] // side
-    inside = hard.reshape(n, side, factor, side, factor).mean((2, 4))[..., None]
+    n, size = x.shape[:2]
+    factor = hard.shape[1] // size
+    inside = hard.reshape(n, size, factor, size, factor).mean((2, 4))[..., None]
     between = jnp.zeros(n)
     for part in (inside, 1 - inside):
         weight = part.sum((1, 2)) + 1e-6

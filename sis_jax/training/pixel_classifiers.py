@@ -32,36 +32,36 @@ def hidden_widths(classes: int) -> tuple[int, int]:
 
 
 def hypercolumns(
-    features: tuple[Float[Array, "b _ _ _"], ...], at: Int[Array, "b p"], side: int
+    features: tuple[Float[Array, "b _ _ _"], ...], at: Int[Array, "b p"], size: int
 ) -> Float[Array, "b p d"]:
     """Hypercolumns of single pixels, by bilinear interpolation (half-pixel centres).
 
-    at: row * side + column of each pixel in an image of side x side.
+    at: row * size + column of each pixel in an image of size x size.
     """
-    return jnp.concatenate([_read(x.astype(jnp.float32), at, side) for x in features], axis=-1)
+    return jnp.concatenate([_read(x.astype(jnp.float32), at, size) for x in features], axis=-1)
 
 
-def _read(x: Float[Array, "b r s c"], at: Int[Array, "b p"], side: int) -> Float[Array, "b p c"]:
+def _read(x: Float[Array, "b r s c"], at: Int[Array, "b p"], size: int) -> Float[Array, "b p c"]:
     """One map at pixels of a finer (or equal) grid; four neighbours, edges repeated."""
     b, rows, columns, c = x.shape
     flat = x.reshape(b, rows * columns, c)
-    if rows == columns == side:
+    if rows == columns == size:
         return jnp.take_along_axis(flat, at[..., None], axis=1)
     total = jnp.zeros(())
-    for row, down in _neighbours(at // side, rows, side):
-        for column, right in _neighbours(at % side, columns, side):
+    for row, down in _neighbours(at // size, rows, size):
+        for column, right in _neighbours(at % size, columns, size):
             picked = jnp.take_along_axis(flat, (row * columns + column)[..., None], axis=1)
             total = total + (down * right)[..., None] * picked
     return total
 
 
-def _neighbours(at: Any, size: int, side: int) -> list[tuple[Any, Any]]:
+def _neighbours(at: Any, cells: int, size: int) -> list[tuple[Any, Any]]:
     """(index, weight) of the two neighbours of positions; NumPy or JAX, as `at` is."""
     lib = np if isinstance(at, np.ndarray) else jnp
-    where = lib.clip((at + 0.5) * (size / side) - 0.5, 0, size - 1)
+    where = lib.clip((at + 0.5) * (cells / size) - 0.5, 0, cells - 1)
     low = lib.floor(where).astype(np.int32)
     part = where - low
-    return [(low, 1 - part), (lib.minimum(low + 1, size - 1), part)]
+    return [(low, 1 - part), (lib.minimum(low + 1, cells - 1), part)]
 
 
 # training
@@ -200,9 +200,9 @@ def _deeper(layers: Layers, y: Float[Array, "e *n h"]) -> Float[Array, "e *n k"]
 
 
 def label_maps(
-    layers: Layers, features: tuple[Float[Array, "b _ _ _"], ...], side: int, majority: bool = False
+    layers: Layers, features: tuple[Float[Array, "b _ _ _"], ...], size: int, majority: bool = False
 ) -> tuple[UInt8[Array, "b h w"], Float[Array, "b h w"]]:
-    """Class of every pixel and confidence; features square, `side` pixels at most.
+    """Class of every pixel and confidence; features square, `size` pixels at most.
 
     The first layer is applied to every map at its own size and its result enlarged, which is equal
     because enlarging is linear. Images and members take turns: flat memory. Class: the largest mean
@@ -218,20 +218,20 @@ def label_maps(
     turns = _turns(layers, features, members if len(layers) == 1 else 1)
 
     def of_one(maps: dict[int, Array]) -> tuple[Array, Array]:
-        fine = maps.pop(side).swapaxes(0, 1).reshape(side * side, -1) if side in maps else None
+        fine = maps.pop(size).swapaxes(0, 1).reshape(size * size, -1) if size in maps else None
 
         def turn(
             total: tuple[Array, Array, Array], own: Any
         ) -> tuple[tuple[Array, Array, Array], None]:
             first, bias, deeper = own
-            y = _enlarged(maps, first, side) + (0.0 if fine is None else fine @ first[side])
-            y = jnp.moveaxis(y.reshape(side * side, *bias.shape), 1, 0) + bias[:, None]
+            y = _enlarged(maps, first, size) + (0.0 if fine is None else fine @ first[size])
+            y = jnp.moveaxis(y.reshape(size * size, *bias.shape), 1, 0) + bias[:, None]
             score = jax.nn.log_softmax(_deeper(deeper, y), axis=-1)
             p = jnp.exp(score)
             votes = (
                 jax.nn.one_hot(jnp.argmax(score, axis=-1), classes).sum(0)
                 if majority
-                else jnp.zeros((side * side, classes))
+                else jnp.zeros((size * size, classes))
             )
             return (
                 total[0] + p.sum(0),
@@ -239,9 +239,9 @@ def label_maps(
                 total[2] + votes,
             ), None
 
-        empty = jnp.zeros((side * side, classes))
+        empty = jnp.zeros((size * size, classes))
         (p, entropy, votes), _ = jax.lax.scan(turn, (empty, empty[:, 0], empty), turns)
-        return _verdict(p / members, entropy / members, votes, members, side)
+        return _verdict(p / members, entropy / members, votes, members, size)
 
     return jax.lax.map(of_one, by_size)
 
@@ -267,26 +267,26 @@ def _turns(
 
 
 def _enlarged(
-    maps: dict[int, Float[Array, "_ _ _"]], weight: dict[int, Float[Array, "_ o"]], side: int
+    maps: dict[int, Float[Array, "_ _ _"]], weight: dict[int, Float[Array, "_ o"]], size: int
 ) -> Float[Array, "p o"]:
     """Sum over maps of (map x weight) enlarged bilinearly, pixels column by column."""
     if not maps:
-        return jnp.zeros((side * side, next(iter(weight.values())).shape[1]))
-    matrices = {r: linear_matrix(r, side).astype(np.float32) for r in maps}
+        return jnp.zeros((size * size, next(iter(weight.values())).shape[1]))
+    matrices = {r: linear_matrix(r, size).astype(np.float32) for r in maps}
     rows = [
-        (matrices[r] @ (x.reshape(r * r, -1) @ weight[r]).reshape(r, -1)).reshape(side, r, -1)
+        (matrices[r] @ (x.reshape(r * r, -1) @ weight[r]).reshape(r, -1)).reshape(size, r, -1)
         for r, x in maps.items()
     ]
     flat = jnp.concatenate(rows, axis=1).swapaxes(0, 1)
     columns = np.concatenate([matrices[r] for r in maps], axis=1)
-    return (jnp.asarray(columns) @ flat.reshape(columns.shape[1], -1)).reshape(side * side, -1)
+    return (jnp.asarray(columns) @ flat.reshape(columns.shape[1], -1)).reshape(size * size, -1)
 
 
 def _verdict(
-    p: Array, entropy: Array, votes: Array, members: int, side: int
+    p: Array, entropy: Array, votes: Array, members: int, size: int
 ) -> tuple[Array, Array]:
     """Label and confidence from mean probability, mean entropy and votes, column by column."""
     divergence = -(p * jnp.log(jnp.maximum(p, 1e-30))).sum(-1) - entropy
     label = jnp.argmax(votes + 0.5 * p, axis=-1).astype(jnp.uint8)  # without votes p alone decides
     confidence = jnp.clip(1 - divergence / np.log(max(min(members, p.shape[-1]), 2)), 0, 1)
-    return label.reshape(side, side).T, confidence.reshape(side, side).T
+    return label.reshape(size, size).T, confidence.reshape(size, size).T

@@ -243,7 +243,7 @@ def steps_body(
         (None: everywhere); elsewhere it is the generated image. seeds: of the exploration, per
         photo.
     """
-    slots, width = gen.num_ws, state[0]["w"].shape[-1]
+    layers, width = gen.num_ws, state[0]["w"].shape[-1]
     spread = length / np.sqrt(width)
     whole = None if known is not None else seen(net, photos, recipe)
 
@@ -254,7 +254,7 @@ def steps_body(
 
     def loss(values: dict[str, Any], away: Array) -> tuple[Array, Array]:
         w = values["w"]
-        moved = jnp.broadcast_to(w + away, (w.shape[0], slots, width))
+        moved = jnp.broadcast_to(w + away, (w.shape[0], layers, width))
         images = drawn(gen, moved, values["noise"])
         each = distance(seen(net, images, recipe), target(images), recipe)
         extra = (

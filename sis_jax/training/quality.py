@@ -21,7 +21,7 @@ from sis_jax.ops.resize import resize_bilinear
 
 LEAST = 16  # held-out photos: fewer say nothing
 REFERENCE = 2000  # photos compared with, at most
-SIDES = 128, 224  # pixels: smaller images are enlarged, larger ones reduced to be seen
+SIZES = 128, 224  # pixels: smaller images are enlarged, larger ones reduced to be seen
 NAMES = ("frechet", "kernel", "precision", "recall")
 
 
@@ -69,12 +69,12 @@ class Quality:
 
     def _features(self, images: UInt8[np.ndarray, "n r r 3"]) -> Float[np.ndarray, "n d"]:
         graph, weights = nnx.split(self.backbone)
-        side = int(np.clip(images.shape[1], *SIDES))
+        size = int(np.clip(images.shape[1], *SIZES))
         devices = parallel.local_devices()
         rows = plan.rows_at_once(
-            _pooled, (None, 0), (weights, images), devices[0].platform, graph=graph, side=side
+            _pooled, (None, 0), (weights, images), devices[0].platform, graph=graph, size=size
         )[0]
-        run = parallel.map_devices(_pooled, (None, 0), 0, graph=graph, side=side)
+        run = parallel.map_devices(_pooled, (None, 0), 0, graph=graph, size=size)
         found, step = [], rows * len(devices)
         for i in range(0, len(images), step):
             part = images[i : i + step]
@@ -83,7 +83,7 @@ class Quality:
         return np.concatenate(found)
 
 
-def _pooled(weights: Any, images: jax.Array, *, graph: Any, side: int) -> jax.Array:
+def _pooled(weights: Any, images: jax.Array, *, graph: Any, size: int) -> jax.Array:
     """Mean over the image of the coarsest features."""
-    x = resize_bilinear(images.astype(np.float32) / 127.5 - 1, (side, side))
+    x = resize_bilinear(images.astype(np.float32) / 127.5 - 1, (size, size))
     return nnx.merge(graph, weights)(x)[-1].mean((1, 2))

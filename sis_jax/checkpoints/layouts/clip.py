@@ -260,14 +260,14 @@ def _vit(arrays: Arrays, found: dict[str, tuple[int, ...]], facts: Facts) -> ViT
         facts.vision_activation,
         facts.vision_epsilon,
     )
-    return ViTConfig(_side(found["visual.positions"][0]) * patch, patch, config)
+    return ViTConfig(_grid(found["visual.positions"][0]) * patch, patch, config)
 
 
 def _resnet(arrays: Arrays, found: dict[str, tuple[int, ...]]) -> ResNetConfig:
     a, b, c, d = (_count(arrays, rf"visual\.layer{n}_(\d\d?)\.") for n in (1, 2, 3, 4))
     positions, trunk = found["visual.attnpool.positions"]
     return ResNetConfig(
-        32 * _side(positions), found["visual.conv3.weight"][3], (a, b, c, d), trunk // _HEAD
+        32 * _grid(positions), found["visual.conv3.weight"][3], (a, b, c, d), trunk // _HEAD
     )
 
 
@@ -290,7 +290,7 @@ def _count(arrays: Arrays, pattern: str) -> int:
     return max((int(m[1]) + 1 for key in arrays if (m := re.match(pattern, key))), default=0)
 
 
-def _side(positions: int) -> int:
+def _grid(positions: int) -> int:
     """Edge of the square grid of a table of positions, which has one row more."""
     return max(1, round((positions - 1) ** 0.5))
 

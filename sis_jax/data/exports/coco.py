@@ -17,7 +17,7 @@ from pycocotools import mask as rle
 
 from sis_jax.data.exports.common import Classes, Splits
 from sis_jax.data.files import json_text, plain
-from sis_jax.data.items import Item, ahead, picture_png
+from sis_jax.data.items import Item, ahead, image_png
 
 
 def save(splits: Splits, classes: Classes, folder: Path, card: str) -> str:
@@ -48,7 +48,7 @@ def _save_split(folder: Path, split: str, stream: Iterable[Item], head: Mapping[
         open(lists["images"], "w", encoding="utf-8") as images,
         open(lists["annotations"], "w", encoding="utf-8") as found,
     ):
-        for number, (item, image) in enumerate(ahead(picture_png, stream), 1):
+        for number, (item, image) in enumerate(ahead(image_png, stream), 1):
             # Masks alone are annotations of the photos where these are.
             file = item.place if image is None else f"{item.name}.png"
             if image is not None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from sis_jax.data.exports.common import Classes, Splits, yaml_text
 from sis_jax.data.exports.polygons import fill, polygons
-from sis_jax.data.items import ahead, picture_png
+from sis_jax.data.items import ahead, image_png
 from sis_jax.ops import metrics
 
 _DIGITS = 6
@@ -26,7 +26,7 @@ def save(splits: Splits, classes: Classes, folder: Path, card: str) -> str:
     for split, stream in splits.items():
         for kind in ("images", "labels"):
             (folder / kind / split).mkdir(parents=True)
-        for item, image in ahead(picture_png, stream):
+        for item, image in ahead(image_png, stream):
             if image is not None:
                 (folder / "images" / split / f"{item.name}.png").write_bytes(image)
             lines, drawn = _label(item.mask, number)
