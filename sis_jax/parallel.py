@@ -18,9 +18,9 @@ Several processes. Each calls `initialize` before any other JAX call, then runs 
 its own devices, which is all that `map_devices` uses: no result depends on the number of processes.
 They share the work by what each of them writes (`together`), or the first one does it (`by_turns`).
 
-On virtual CPU devices the environment variable NPROC must be at least four times their number
-before JAX is first used (`runs/machine.py` sets it): with fewer threads than queued collectives, jax
-0.10 and 0.11 can deadlock.
+On virtual CPU devices NPROC in the environment must be at least four times their number before JAX
+is first used (`runs/machine.py` sets it): with fewer threads than queued collectives, jax 0.10 and
+0.11 can deadlock.
 """
 
 from __future__ import annotations
