@@ -320,7 +320,7 @@ def _clustered(
 
     def one(tensor: Array) -> Array:
         x = vectors(tensor, mixing.mode)
-        centers = cluster(x, jnp.ones(x.shape[0]), mixing.clusters, mixing.n_init)
+        centers = cluster(x, mixing.clusters, mixing.n_init)
         return jnp.maximum(
             jnp.sum(x * x, -1, keepdims=True) + kmeans.scores(x, centers), 0
         ).reshape(*tensor.shape[:2], -1)

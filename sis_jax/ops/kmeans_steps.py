@@ -1,8 +1,9 @@
-"""The device code of k-means: passes over the rows for all restarts, Lloyd's loop, k-means++.
+"""The device code of k-means: passes over the rows for all restarts, Lloyd's step, k-means++.
 
-Bodies for `parallel.map_devices`: x [m d] and w [m] are one device's rows and weights (0 =
-filling), `mean` [d] is the origin, subtracted chunk by chunk so that 32-bit squares keep their
-digits. r = restarts, k = clusters.
+`lloyd` is the loop over rows on any number of devices, `lloyd_steps` the one for a few rows inside
+a compiled function; both make the same step. Bodies for `parallel.map_devices`: x [m d] and w [m]
+are one device's rows and weights (0 = filling), `mean` [d] is the origin, subtracted chunk by chunk
+so that 32-bit squares keep their digits. r = restarts, k = clusters.
 k-means++: Arthur and Vassilvitskii, SODA 2007, greedy as its section 5 suggests: of 2 + floor(ln k)
 candidates keep the one that lowers the sum of distances most.
 """
@@ -120,9 +121,7 @@ def _chunks(
     return lax.scan(step, carry, jnp.arange(-(-m // size)))
 
 
-def _scores_by_row(
-    centers: Float[Array, "r k d"], xb: Float[Array, "b d"]
-) -> Float[Array, "r k b"]:
+def scores_by_row(centers: Float[Array, "r k d"], xb: Float[Array, "b d"]) -> Float[Array, "r k b"]:
     """|c|^2 - 2 c.x for all restarts in one product; rows last, the faster layout."""
     r, k, d = centers.shape
     c = centers.reshape(r * k, d)
@@ -143,6 +142,31 @@ def moments(x: Float[Array, "m d"], w: Float[Array, " m"], mean: Float[Array, " 
     return parallel.psum(_chunks(x, w, mean, (zero, zero, jnp.zeros(())), visit)[0])
 
 
+def sums_of(
+    nearest: Int[Array, "r m"], x: Float[Array, "m d"], w: Float[Array, " m"], k: int
+) -> tuple[Float[Array, "r k d"], Float[Array, "r k"]]:
+    """The weighted sum of the rows of every cluster, and its weight."""
+    member = jnp.where(nearest[:, None] == jnp.arange(k)[:, None], w, 0)
+    sums = jnp.matmul(member.reshape(-1, x.shape[0]), x, precision="highest")
+    return sums.reshape(-1, k, x.shape[1]), member.sum(2)
+
+
+def _means(
+    sums: Float[Array, "r k d"], counts: Float[Array, "r k"], centers: Float[Array, "r k d"]
+) -> Float[Array, "r k d"]:
+    """The centres after a step of Lloyd; an empty cluster keeps its own."""
+    # A weight can be tiny, so test for zero instead of dividing by max(counts, 1).
+    mass = jnp.where(counts > 0, counts, 1)[..., None]
+    return jnp.where((counts > 0)[..., None], sums / mass, centers)
+
+
+def lloyd_steps(
+    centers: Float[Array, "r k d"], sums: Callable[[Array], tuple[Array, Array]], count: int
+) -> Float[Array, "r k d"]:
+    """The centres after `count` steps; sums: as `sums_of`, of the clusters around given centres."""
+    return lax.fori_loop(0, count, lambda _, centers: _means(*sums(centers), centers), centers)
+
+
 def cluster_sums(
     x: Float[Array, "m d"],
     w: Float[Array, " m"],
@@ -153,16 +177,11 @@ def cluster_sums(
     r, k, d = centers.shape
 
     def visit(carry, _, xb, wb):
-        nearest = jnp.argmin(_scores_by_row(centers, xb), 1)
-        member = jnp.where(nearest[:, None] == jnp.arange(k)[:, None], wb, 0).reshape(r * k, -1)
-        return (
-            carry[0] + jnp.matmul(member, xb, precision="highest"),
-            carry[1] + member.sum(1),
-        ), None
+        sums, counts = sums_of(jnp.argmin(scores_by_row(centers, xb), 1), xb, wb, k)
+        return (carry[0] + sums, carry[1] + counts), None
 
-    zero = (jnp.zeros((r * k, d)), jnp.zeros(r * k))
-    sums, counts = parallel.psum(_chunks(x, w, mean, zero, visit, r * k)[0])
-    return sums.reshape(r, k, d), counts.reshape(r, k)
+    zero = (jnp.zeros((r, k, d)), jnp.zeros((r, k)))
+    return parallel.psum(_chunks(x, w, mean, zero, visit, r * k)[0])
 
 
 def lloyd(
@@ -189,11 +208,7 @@ def lloyd(
     def step(s):
         old, moving = s["new"], ~s["done"]
         sums, counts = cluster_sums(x, w, mean, old)
-        # A weight can be tiny, so test for zero instead of dividing by max(counts, 1).
-        new = jnp.where(
-            (counts > 0)[..., None], sums / jnp.where(counts > 0, counts, 1)[..., None], old
-        )
-        new = jnp.where(moving[:, None, None], new, old)
+        new = jnp.where(moving[:, None, None], _means(sums, counts, old), old)
         vacant = jnp.any(counts == 0, 1)
         # With an empty cluster the step is not over: the host moves it, and only then looks at how
         # far the centres went.
@@ -224,7 +239,7 @@ def farthest(x, w, mean, centers: Float[Array, "r k d"]):
     r, k, _ = centers.shape
 
     def visit(carry, start, xb, wb):
-        s = _scores_by_row(centers, xb)
+        s = scores_by_row(centers, xb)
         dist = jnp.where(wb > 0, jnp.maximum(jnp.min(s, 1) + jnp.sum(xb * xb, 1), 0), -1)
         value = jnp.concatenate([carry[0], dist], 1)
         index = jnp.concatenate(
@@ -247,7 +262,7 @@ def inertias(x, w, mean, centers: Float[Array, "r k d"]):
     """Sum of squared distances per restart, by chunk [c r]: the host adds in double precision."""
 
     def visit(carry, _, xb, wb):
-        nearest = jnp.min(_scores_by_row(centers, xb), 1) + jnp.sum(xb * xb, 1)
+        nearest = jnp.min(scores_by_row(centers, xb), 1) + jnp.sum(xb * xb, 1)
         return carry, jnp.matmul(jnp.maximum(nearest, 0), wb, precision="highest")
 
     return _chunks(x, w, mean, (), visit, centers.shape[0] * centers.shape[1])[1]
@@ -257,7 +272,7 @@ def labels(x, w, mean, centers: Float[Array, "k d"]):
     """Labels [m] for one set of centres, and the inertia by chunk, exact for tight clusters."""
 
     def visit(labels, start, xb, wb):
-        lab = jnp.argmin(_scores_by_row(centers[None], xb)[0], 0).astype(jnp.int32)
+        lab = jnp.argmin(scores_by_row(centers[None], xb)[0], 0).astype(jnp.int32)
         inertia = jnp.sum(wb * jnp.sum((xb - centers[lab]) ** 2, 1))
         return lax.dynamic_update_slice_in_dim(labels, lab, start, 0), inertia
 

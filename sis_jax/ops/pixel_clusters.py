@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sis_jax.ops import kmeans
+from sis_jax.ops import kmeans_steps as steps
 
 ITERATIONS = 20  # of Lloyd's algorithm, in every restart
 
@@ -49,9 +50,7 @@ def vectors(tensor: Float[Array, "h w d 3"], mode: str) -> Float[Array, "p v"]:
     return tensor.reshape(tensor.shape[0] * tensor.shape[1], -1)
 
 
-def cluster(
-    x: Float[Array, "p v"], weight: Float[Array, "p"], k: int, n_init: int
-) -> Float[Array, "k v"]:
+def cluster(x: Float[Array, "p v"], k: int, n_init: int) -> Float[Array, "k v"]:
     """k-means of one image's pixels: the best of n_init starts, the same draws for every image."""
     own = jnp.sum(x * x, -1)
 
@@ -61,7 +60,7 @@ def cluster(
     def start(key: Array) -> Float[Array, "k v"]:
         def pick(carry: tuple[Array, Array], key: Array) -> tuple[tuple[Array, Array], Array]:
             near, _ = carry
-            chosen = x[jax.random.categorical(key, jnp.log(near * weight + 1e-12))]
+            chosen = x[jax.random.categorical(key, jnp.log(near + 1e-12))]
             return (
                 jnp.minimum(near, jnp.maximum(own + jnp.sum(chosen**2) - 2 * x @ chosen, 0)),
                 chosen,
@@ -69,14 +68,14 @@ def cluster(
 
         return jax.lax.scan(pick, (jnp.ones_like(own), x[0]), jax.random.split(key, k))[1]
 
-    def step(centers: Array, _: None) -> tuple[Array, None]:
-        member = jax.nn.one_hot(jnp.argmin(distances(centers), -1), k) * weight[:, None]
-        mass = member.sum(0)[:, None]
-        return jnp.where(mass > 0, member.T @ x / jnp.maximum(mass, 1e-6), centers), None
+    def sums(centers: Float[Array, "1 k v"]) -> tuple[Array, Array]:
+        # Rows first, unlike `steps.sums_of`: its product adds them in another order
+        member = jax.nn.one_hot(jnp.argmin(distances(centers[0]), -1), k)
+        return (member.T @ x)[None], member.sum(0)[None]
 
     def run(key: Array) -> tuple[Array, Array]:
-        centers = jax.lax.scan(step, start(key), None, length=ITERATIONS)[0]
-        return jnp.sum(distances(centers).min(-1) * weight), centers
+        centers = steps.lloyd_steps(start(key)[None], sums, ITERATIONS)[0]
+        return jnp.sum(distances(centers).min(-1)), centers
 
     inertia, centers = jax.lax.map(run, jax.random.split(jax.random.key(0), n_init))
     return centers[jnp.argmin(inertia)]

@@ -17,8 +17,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from sis_jax.ops import kmeans_steps as steps
 from sis_jax.ops import selection
 
 FEW = 6  # clusters: up to here a layer is judged by its clusterings
@@ -185,33 +186,30 @@ def _plus_plus(
 
 @jax.jit
 def _lloyd_all(
-    halves: jax.Array, starts: jax.Array, alive: jax.Array, look: jax.Array
-) -> jax.Array:
-    """Labels [h, K, j]: Lloyd from every start, the best of the restarts by inertia."""
+    halves: Float[Array, "h m d"],
+    starts: Float[Array, "h K R most d"],
+    alive: Bool[Array, "K most"],
+    look: Float[Array, "j d"],
+) -> Int[Array, "h K j"]:
+    """Labels by Lloyd from every start, the best of the restarts by inertia."""
+    every = starts.shape[1:3]
+    unused = jnp.repeat(~alive, every[1], 0)[..., None]
 
-    def distances(
-        x: jax.Array, centers: jax.Array, on: jax.Array
-    ) -> jax.Array:  # [most, m]; squared, less |x|^2
-        return jnp.where(
-            on[:, None], jnp.square(centers).sum(1)[:, None] - 2 * centers @ x.T, jnp.inf
-        )
+    def of_half(half: tuple[Array, Array]) -> tuple[Array, Array]:
+        x, start = half
+        weights, k = jnp.ones(len(x)), start.shape[2]
 
-    def one(x: jax.Array, start: jax.Array, on: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def step(_: jax.Array, centers: jax.Array) -> jax.Array:
-            member = jax.nn.one_hot(
-                jnp.argmin(distances(x, centers, on), axis=0), centers.shape[0], axis=0
-            )
-            count = member.sum(1, keepdims=True)
-            return jnp.where(count > 0, member @ x / jnp.maximum(count, 1), centers)
+        def scores(points: Array, centers: Array) -> Float[Array, "r most n"]:
+            return jnp.where(unused, jnp.inf, steps.scores_by_row(centers, points))
 
-        centers = jax.lax.fori_loop(0, STEPS, step, start)
-        return jnp.argmin(distances(look, centers, on), axis=0), distances(x, centers, on).min(
-            0
-        ).sum()
+        def sums(centers: Array) -> tuple[Array, Array]:
+            return steps.sums_of(jnp.argmin(scores(x, centers), 1), x, weights, k)
 
-    restarts = jax.vmap(one, in_axes=(None, 0, None))
-    every_k = jax.vmap(restarts, in_axes=(None, 0, 0))
+        centers = steps.lloyd_steps(start.reshape(-1, k, x.shape[1]), sums, STEPS)
+        labels, inertia = jnp.argmin(scores(look, centers), 1), scores(x, centers).min(1).sum(1)
+        return labels.reshape(*every, -1), inertia.reshape(every)
+
     # [h, K, R, j], [h, K, R]
-    labels, inertia = jax.lax.map(lambda h: every_k(h[0], h[1], alive), (halves, starts))
+    labels, inertia = jax.lax.map(of_half, (halves, starts))
     best = jnp.argmin(inertia, axis=2)
     return jnp.take_along_axis(labels, best[:, :, None, None], axis=2)[:, :, 0]
