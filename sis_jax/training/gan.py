@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -101,17 +101,6 @@ def new_state(
     return g_graph, d_graph, state
 
 
-def _apply(
-    optimiser: optax.GradientTransformation, grads: dict, opt_state: optax.OptState, params: dict
-) -> tuple[Any, optax.OptState]:
-    """(parameters, optimiser's state) after a step along the mean of all devices' gradients."""
-    grads = jax.tree.map(
-        lambda g: jnp.nan_to_num(g, nan=0.0, posinf=1e5, neginf=-1e5), pmean(grads)
-    )
-    updates, opt_state = optimiser.update(grads, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state
-
-
 def images_at_once(gen: StyleGAN2, platform: str) -> int | None:
     """Images of a device that are differentiated at a time, None for all: of large images few, so
     that memory does not grow with the batch. At least the four that the discriminator compares.
@@ -142,6 +131,25 @@ def _gradient(
     start = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
     total, _ = jax.lax.scan(add, start, rows)
     return jax.tree.map(lambda a: a / groups, total)
+
+
+def _stepped(
+    state: State,
+    network: Literal["g", "d"],
+    loss: Callable[[Any, Array | None], tuple[Array, Any]],
+    recipe: Recipe,
+    n: int,
+    at_once: int | None,
+) -> tuple[State, Array, Any]:
+    """(state, value, more) of a step of one network along the mean of all devices' gradients."""
+    params, optimiser = state[network], optimizers(recipe)["gd".index(network)]
+    (value, more), grads = _gradient(loss, params, n, at_once)
+    grads = jax.tree.map(
+        lambda g: jnp.nan_to_num(g, nan=0.0, posinf=1e5, neginf=-1e5), pmean(grads)
+    )
+    updates, opt_state = optimiser.update(grads, state[f"opt_{network}"], params)
+    new = {network: optax.apply_updates(params, updates), f"opt_{network}": opt_state}
+    return state | new, value, more
 
 
 def _some(images: Array, rows: Array | None) -> Array:
@@ -244,15 +252,13 @@ def g_main(
         )
         return jax.nn.softplus(-scores).mean(), w_avg
 
-    (value, w_avg), grads = _gradient(loss, state["g"], n, at_once)
-    g, opt_g = _apply(optimizers(recipe)[0], grads, state["opt_g"], state["g"])
-    return state | {"g": g, "opt_g": opt_g, "buffers": _with_average(state["buffers"], w_avg)}, {
-        "loss_g": pmean(value)
-    }
+    state, value, w_avg = _stepped(state, "g", loss, recipe, n, at_once)
+    return _with_average(state, w_avg), {"loss_g": pmean(value)}
 
 
-def _with_average(buffers: dict, w_avg: jax.Array) -> dict:
-    return buffers | {"mapping": buffers["mapping"] | {"w_avg": w_avg}}
+def _with_average(state: State, w_avg: jax.Array) -> State:
+    buffers = state["buffers"]
+    return state | {"buffers": buffers | {"mapping": buffers["mapping"] | {"w_avg": w_avg}}}
 
 
 def path_lengths(
@@ -296,9 +302,8 @@ def g_regularise(
         )
 
     half = None if at_once is None else at_once // 2
-    (_, (a, length)), grads = _gradient(loss, state["g"], n, half)
-    g, opt_g = _apply(optimizers(recipe)[0], grads, state["opt_g"], state["g"])
-    return state | {"g": g, "opt_g": opt_g, "path_mean": a}, {"path_length": pmean(length)}
+    state, _, (a, length) = _stepped(state, "g", loss, recipe, n, half)
+    return state | {"path_mean": a}, {"path_length": pmean(length)}
 
 
 def d_main(
@@ -337,13 +342,8 @@ def d_main(
         }
         return (jax.nn.softplus(on_fake) + jax.nn.softplus(-on_real)).mean(), aux
 
-    (value, aux), grads = _gradient(loss, state["d"], n, at_once)
-    d, opt_d = _apply(optimizers(recipe)[1], grads, state["opt_d"], state["d"])
-    return state | {
-        "d": d,
-        "opt_d": opt_d,
-        "buffers": _with_average(state["buffers"], w_avg),
-    }, pmean({"loss_d": value} | aux)
+    state, value, aux = _stepped(state, "d", loss, recipe, n, at_once)
+    return _with_average(state, w_avg), pmean({"loss_d": value} | aux)
 
 
 def r1_penalty(
@@ -380,9 +380,8 @@ def d_regularise(
         penalty = r1_penalty(disc, photos, jnp.dtype(recipe.dtype), transform).mean()
         return penalty * (recipe.r1_gamma / 2 * recipe.r1_interval), penalty
 
-    (_, penalty), grads = _gradient(loss, state["d"], real.shape[0], at_once)
-    d, opt_d = _apply(optimizers(recipe)[1], grads, state["opt_d"], state["d"])
-    return state | {"d": d, "opt_d": opt_d}, {"r1": pmean(penalty)}
+    state, _, penalty = _stepped(state, "d", loss, recipe, real.shape[0], at_once)
+    return state, {"r1": pmean(penalty)}
 
 
 def _to_float(real: jax.Array) -> jax.Array:
