@@ -131,9 +131,9 @@ def local_devices(devices: Devices = None) -> tuple[Any, ...]:
     return tuple(devices)
 
 
-def device_count(devices: Devices = None) -> int:
+def device_count() -> int:
     """How many blocks `shard` must cut for `map_devices`: the devices of this process."""
-    return len(local_devices(devices))
+    return len(local_devices())
 
 
 def fast_in_bfloat16(device: Any) -> bool:

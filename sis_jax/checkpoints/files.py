@@ -126,10 +126,10 @@ def write_arrays(path: Path, arrays: Arrays, dtype: str) -> str:
     return write_parts(path, _parts(arrays, dtype))
 
 
-def digest_of(arrays: Arrays, dtype: str = "float32") -> str:
-    """The sha256 that the file of these arrays would have."""
+def digest_of(arrays: Arrays) -> str:
+    """The sha256 that the float32 file of these arrays would have."""
     digest = hashlib.sha256()
-    for part in _parts(arrays, dtype):
+    for part in _parts(arrays, "float32"):
         digest.update(part)
     return digest.hexdigest()
 

@@ -81,7 +81,6 @@ def save_generator(
     *,
     card: str | None = None,
     dtype: str = "float32",
-    notes: tuple[str, ...] = (),
 ) -> Path:
     """Write a generator (and its discriminator) as a weights folder; returns its path.
 
@@ -96,7 +95,6 @@ def save_generator(
         generator=asdict(gen.config),
         discriminator=asdict(discriminator.config) if discriminator is not None else None,
         source={"file": gen.info.source, "layout": gen.info.layout},
-        notes=notes,
     )
     model = _finite(arrays_of(gen), "the generator")
     other = (

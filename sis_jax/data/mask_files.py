@@ -15,13 +15,13 @@ _JPEG = 8  # how far the channels of a grey JPEG may differ
 _ASPECT = 0.02  # a photo and its mask may differ in size, not in shape
 
 
-def read_mask(source: bytes | Path | np.ndarray, name: str = "") -> UInt8[np.ndarray, "h w"]:
+def read_mask(source: bytes | Path | np.ndarray) -> UInt8[np.ndarray, "h w"]:
     """A mask image as its values, upright: palette index, grey value, or alpha of a single colour.
 
     Of equal channels the first counts. 16-bit images hold class ids or white is 65535,
     floating-point ones integers or 0..1. SisError, naming the mask, for everything else.
     """
-    return read_shape(source, name)[0]
+    return read_shape(source)[0]
 
 
 def read_shape(

@@ -63,14 +63,14 @@ class Pairs:
             raise SisError(f"there are no images in {source}: {_ONE_SIZE}")
         return cls(*held)
 
-    def without_odd_ones(self, trim: float, channel: int = 0) -> Pairs:
-        """Without the share `trim` of images on whose frame the least of `channel` (background) is.
+    def without_odd_ones(self, trim: float) -> Pairs:
+        """Without the share `trim` of images on whose frame the least background (channel 0) is.
 
         A mask without background is the commonest large mistake of a teacher that clusters.
         """
-        if not 0 < trim < 1 or not (self.masks == channel).any():
+        if not 0 < trim < 1 or not (self.masks == 0).any():
             return self
-        share = (self.masks[:, frame(*self.masks.shape[1:])] == channel).mean(1)
+        share = (self.masks[:, frame(*self.masks.shape[1:])] == 0).mean(1)
         kept = np.sort(np.argsort(-share, kind="stable")[: max(1, round(len(self) * (1 - trim)))])
         return replace(
             self, images=self.images[kept], masks=self.masks[kept], certainty=self.certainty[kept]

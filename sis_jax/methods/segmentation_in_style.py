@@ -45,7 +45,6 @@ from sis_jax.ops.resize import resize_bilinear
 from sis_jax.ops.sampling import collect, map_samples, probe, quantised, sample_seeds
 from sis_jax.types import (
     Generator,
-    Noise,
     Samples,
     SisError,
     UsageError,
@@ -145,10 +144,9 @@ class SegmentationInStyle(SegmentationInStyleSettings):
         self, arrays: Arrays, gen: Generator, seeds: Sequence[int]
     ) -> Iterator[tuple[None, UInt8[np.ndarray, "b r r"], Float[np.ndarray, "b r r"]]]:
         """Stream (None, clusters, confidence) at `OUTLINE` pixels: only the needed layers run."""
-        outline = small_image(gen)
         for label, confidence in map_samples(
-            gen, list(seeds), _small_label_body, truncation=self.truncation,
-            shared=(dict(arrays),), outline=outline, **self._static(),
+            gen, list(seeds), _label_body, truncation=self.truncation, shared=(dict(arrays),),
+            outline=small_image(gen), small=True, **self._static(),
         ):  # fmt: skip
             yield None, label, confidence
 
@@ -350,9 +348,8 @@ class SegmentationInStyle(SegmentationInStyleSettings):
         widths = self._widths(gen, taps)
         own = dict(zip(taps, np.split(np.arange(sum(widths)), np.cumsum(widths)[:-1])))
         columns = {}
-        for layer in (
-            layers
-        ):  # each as if it were the only one: the place weighs against the layer's own channels
+        # Each as if it were the only one: the place weighs against the layer's own channels
+        for layer in layers:
             used = [own[t] for t in layer.split("+")]
             x = points[..., [*np.concatenate(used), -2, -1]]
             mean, scale, position = _standardise(x, self, [len(channels) for channels in used])
@@ -485,8 +482,7 @@ def _stability(x: np.ndarray, labels: np.ndarray, n: int, k: int, seed: int) -> 
 def _render(
     gen: Generator, z: Array, truncation: Array, taps: tuple[str, ...]
 ) -> tuple[Array, dict[str, Array]]:
-    noise: Noise = "const"
-    return gen.synthesize(gen.map(z, truncation), noise, taps)
+    return gen.synthesize(gen.map(z, truncation), "const", taps)
 
 
 def _collect_body(
@@ -534,25 +530,15 @@ def _phase_body(
 
 def _label_body(
     gen: Generator, z: Array, truncation: Array, arrays: dict, *, taps: tuple[str, ...],
-    outline: str | None, align_corners: bool, smooth: bool,
-) -> tuple[Array, Array, Array]:  # fmt: skip
+    outline: str | None, align_corners: bool, smooth: bool, small: bool = False,
+) -> tuple[Array, ...]:  # fmt: skip
+    """Image, clusters and confidence; small: the latter two alone, at `OUTLINE` pixels."""
     image, features = _render(gen, z, truncation, (*taps, *([outline] if outline else [])))
     labels, confidence = label_maps(
         tuple(features[t] for t in taps), features[outline] if outline else image, arrays,
-        align_corners, smooth, image.shape[1],
+        align_corners, smooth, OUTLINE if small else image.shape[1],
     )  # fmt: skip
-    return quantised(image), labels, confidence
-
-
-def _small_label_body(
-    gen: Generator, z: Array, truncation: Array, arrays: dict, *, taps: tuple[str, ...],
-    outline: str | None, align_corners: bool, smooth: bool,
-) -> tuple[Array, Array]:  # fmt: skip
-    image, features = _render(gen, z, truncation, (*taps, *([outline] if outline else [])))
-    return label_maps(
-        tuple(features[t] for t in taps), features[outline] if outline else image, arrays,
-        align_corners, smooth, OUTLINE,
-    )  # fmt: skip
+    return (labels, confidence) if small else (quantised(image), labels, confidence)
 
 
 _label = jax.jit(label_maps, static_argnames=("align_corners", "smooth"))

@@ -237,11 +237,12 @@ class Synthesis(nnx.Module):
 
     def layers(self) -> list[tuple[str, int]]:
         """(name, W+ layer) of every layer in the order they run."""
-        found = []
+        found, index = [], 0
         for r in resolutions(self.config.resolution):
-            first = 2 * (r.bit_length() - 1) - 5  # W+ layer of conv0; 4x4 has none
-            found += [(f"b{r}.conv0", first)] if r > 4 else []
-            found += [(f"b{r}.conv1", first + 1), (f"b{r}.torgb", first + 2)]
+            for conv in ("conv0", "conv1") if r > 4 else ("conv1",):
+                found.append((f"b{r}.{conv}", index))
+                index += 1
+            found.append((f"b{r}.torgb", index))  # shares that of the next convolution
         return found
 
     def layer(self, name: str) -> StyledConv | ToRGB:

@@ -109,7 +109,7 @@ def name_parts(teacher: Teacher, clip: CLIP, ontology: Ontology, how: Naming) ->
     stated, finer, below = _statements(table, ontology), None, None
     if teacher.parts.finer is not None and fine is not None:
         below = _compared(teacher.parts.finer, fine, clip, ontology, how, texts)
-        below, finer = _told_apart(below, ontology, float(clip.logit_scale), how.margin)
+        below, finer = _separated(below, ontology, float(clip.logit_scale), how.margin)
     parts = _described(teacher.parts.named(stated, finer), stated, ontology, cut, clip)
     if parts.finer is not None:
         parts = replace(parts, finer=replace(parts.finer, background=parts.background))
@@ -145,7 +145,7 @@ def _compared(
     return Named(parts, classes, cosine, probability, verdicts, clip.info.name, prompts)
 
 
-def _told_apart(
+def _separated(
     table: Named, ontology: Ontology, scale: float, margin: float
 ) -> tuple[Named, dict[int, dict[str, Any]]]:
     """(the table of the finer level, what `Parts.named` takes); parts of the foreground are
@@ -197,7 +197,7 @@ def _statements(table: Named, ontology: Ontology) -> dict[int, dict[str, Any]]:
     """What `Parts.named` takes: every cluster but that of a rare class."""
     kept = rare_cluster(table.parts.arrays)
     return {
-        c["id"]: _said(table.verdicts[c["id"]], table.probability[c["id"]], ontology)
+        c["id"]: _statement(table.verdicts[c["id"]], table.probability[c["id"]], ontology)
         for c in table.parts.clusters
         if c["id"] != kept
     }
@@ -239,7 +239,7 @@ def _readable(clip: CLIP, text: str) -> str:
     return " ".join(words[:low]) if low else text[:1]
 
 
-def _said(
+def _statement(
     verdict: class_scores.Verdict, row: Float[np.ndarray, "c"], ontology: Ontology
 ) -> dict[str, Any]:
     classes = [_shown(c) for c in ontology.classes]
