@@ -389,13 +389,15 @@ _INTERRUPTED = "it was interrupted"
 _PATIENCE = 30 * 24 * 3600 * 1000  # milliseconds: the first process may train for days
 
 
-def by_turns(work: Callable[[Any], R], config: Any) -> R:
-    """`work(config)`, whose result is a folder: the first process of a job does the work, then one
-    after the other finds it done and reads it.
+def by_turns(work: Callable[[Any], R], config: Any, stored: bool = True) -> R:
+    """`work(config)`. stored: its result is a folder, so the first process of a job does the work,
+    then one after the other finds it done and reads it.
 
     config: a dataclass; its field `overwrite` counts in the first process only.
     """
     process, processes = initialize()
+    if not stored:
+        return work(config)
     result: Any = None
     for turn in range(processes):
         with together(processes):

@@ -145,6 +145,15 @@ def check_taps(taps: Sequence[str], available: Sequence[str]) -> tuple[str, ...]
     return tuple(taps)
 
 
+def check_w(w: Any, width: int) -> Any:
+    """w [n, 1, width] or [n, width] as [n, width], or UsageError: of networks without W+ layers."""
+    if w.ndim not in (2, 3) or w.shape[-1] != width or (w.ndim == 3 and w.shape[1] != 1):
+        raise UsageError(
+            f"w must be [n, 1, {width}] or [n, {width}] for this generator, got {list(w.shape)}"
+        )
+    return w.reshape(len(w), width)
+
+
 def latents_from_seeds(seeds: Iterable[int], z_dim: int) -> np.ndarray:
     """z = `RandomState(seed).randn(1, z_dim)` per seed, Float32[n z_dim], as published."""
     seeds = [int(s) for s in seeds]

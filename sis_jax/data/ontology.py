@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from sis_jax.data.files import parse_json
+from sis_jax.data.files import parse_json, unique
 from sis_jax.types import UsageError
 
 NEUTRAL = "(neutral)"
@@ -142,18 +141,11 @@ def _read(source: Any) -> _Read:
 
 
 def _json(path: Path) -> Any:
-    """A JSON file whose objects have no key twice: readers silently keep the last."""
-
-    def no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
-        if twice:
-            raise UsageError(
-                f"{path} has the prompt {twice[0]!r} twice: every prompt belongs to one class"
-            )
-        return dict(pairs)
-
+    hook = unique(
+        lambda key: f"{path} has the prompt {key!r} twice: every prompt belongs to one class"
+    )
     try:
-        return parse_json(path.read_text(encoding="utf-8"), object_pairs_hook=no_twins)
+        return parse_json(path.read_text(encoding="utf-8"), object_pairs_hook=hook)
     except FileNotFoundError:
         names = ", ".join(map(repr, SHIPPED))
         raise UsageError(

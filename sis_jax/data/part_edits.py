@@ -16,13 +16,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sis_jax.data.files import json_text, parse_json
+from sis_jax.data.files import json_text, parse_json, unique
 from sis_jax.data.parts import Parts
 from sis_jax.types import UsageError
 
@@ -104,18 +103,13 @@ def read_edits(source: str | os.PathLike[str] | Mapping[str, Any]) -> PartEdits:
 
 
 def _json(path: Path) -> Any:
-    def no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
-        if twice:
-            raise UsageError(f"{path} has the key {twice[0]!r} twice")
-        return dict(pairs)
-
     try:
         with path.open("rb") as file:
             data = file.read(_LARGEST + 1)
         if len(data) > _LARGEST:
             raise UsageError(f"{path} has more than {_LARGEST} bytes and is no edits.json; {FORM}")
-        return parse_json(data, object_pairs_hook=no_twins)
+        hook = unique(lambda key: f"{path} has the key {key!r} twice")
+        return parse_json(data, object_pairs_hook=hook)
     except FileNotFoundError:
         raise UsageError(
             f"there is no file {path}: give the path of the edits.json that the report downloaded"

@@ -30,6 +30,7 @@ from sis_jax.types import (
     UsageError,
     check_noise,
     check_taps,
+    check_w,
     latents_from_seeds,
 )
 
@@ -277,14 +278,9 @@ class BigGAN(Sampling, nnx.Module):
         dtype: "float32", or "bfloat16" for the blocks. UsageError for another w or an unknown tap.
         """
         taps = check_taps(taps, self.taps)
-        w = jnp.asarray(w)
-        if w.ndim not in (2, 3) or w.shape[-1] != self.w_dim or (w.ndim == 3 and w.shape[1] != 1):
-            raise UsageError(
-                f"w must be [n, 1, {self.w_dim}] or [n, {self.w_dim}] for this generator, got "
-                f"{list(w.shape)}"
-            )
+        w = check_w(jnp.asarray(w), self.w_dim)
         check_noise(noise)
-        return _synthesize(self, w.reshape(len(w), self.w_dim), taps, dtype)
+        return _synthesize(self, w, taps, dtype)
 
 
 @jax.jit

@@ -25,6 +25,7 @@ from sis_jax.types import (
     UsageError,
     check_noise,
     check_taps,
+    check_w,
     latents_from_seeds,
 )
 
@@ -145,14 +146,9 @@ class DCGAN(Sampling, nnx.Module):
             tap.
         """
         taps = check_taps(taps, self.taps)
-        w = jnp.asarray(w)
-        if w.ndim not in (2, 3) or w.shape[-1] != self.z_dim or (w.ndim == 3 and w.shape[1] != 1):
-            raise UsageError(
-                f"w must be [n, 1, {self.z_dim}] or [n, {self.z_dim}] for this generator, got "
-                f"{list(w.shape)}"
-            )
+        w = check_w(jnp.asarray(w), self.z_dim)
         check_noise(noise)
-        return _synthesize(self, w.reshape(w.shape[0], self.z_dim), taps, dtype)
+        return _synthesize(self, w, taps, dtype)
 
 
 @partial(jax.jit, static_argnames=("taps", "dtype"))

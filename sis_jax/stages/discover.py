@@ -35,10 +35,7 @@ UNSURE = 0.7  # agreement below this causes a warning
 
 def discover(config: DiscoverConfig) -> Parts:
     """As `sis_jax.discover`, which explains the configuration."""
-    if config.out is not None:
-        return parallel.by_turns(_work, config)
-    parallel.initialize()
-    return _work(config)
+    return parallel.by_turns(_work, config, stored=config.out is not None)
 
 
 def _work(config: DiscoverConfig) -> Parts:

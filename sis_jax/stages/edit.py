@@ -38,10 +38,7 @@ from sis_jax.types import Generator, SisError, UsageError
 
 def edit(config: EditConfig) -> Edit:
     """As `sis_jax.edit`, which explains the configuration."""
-    if isinstance(config.run, str | Path):
-        return parallel.by_turns(_work, config)
-    parallel.initialize()
-    return _work(config)
+    return parallel.by_turns(_work, config, stored=isinstance(config.run, str | Path))
 
 
 def _work(config: EditConfig) -> Edit:

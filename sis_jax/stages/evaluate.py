@@ -27,10 +27,8 @@ from sis_jax.types import UsageError, unknown_name
 
 def evaluate(config: EvaluateConfig) -> Metrics:
     """As `sis_jax.evaluate`, which explains the configuration."""
-    if isinstance(config.run, str | Path) and (Path(config.run) / "run.json").is_file():
-        return parallel.by_turns(_work, config)
-    parallel.initialize()
-    return _work(config)
+    stored = isinstance(config.run, str | Path) and (Path(config.run) / "run.json").is_file()
+    return parallel.by_turns(_work, config, stored)
 
 
 def _work(config: EvaluateConfig) -> Metrics:

@@ -27,10 +27,7 @@ from sis_jax.types import Generator, UsageError, unknown_name
 
 def label(config: LabelConfig) -> Parts:
     """As `sis_jax.label`, which explains the configuration."""
-    if isinstance(config.run, str | Path):
-        return parallel.by_turns(_work, config)
-    parallel.initialize()
-    return _work(config)
+    return parallel.by_turns(_work, config, stored=isinstance(config.run, str | Path))
 
 
 def _work(config: LabelConfig) -> Parts:

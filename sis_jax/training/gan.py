@@ -17,13 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from jaxtyping import Array, Float
 
 from sis_jax.models.discriminator import ONE_BY_ONE, Discriminator
 from sis_jax.models.stylegan2 import StyleGAN2
 from sis_jax.ops.augment import augment
 from sis_jax.parallel import AXIS, is_mapped, pmean
+from sis_jax.training.trees import descended, join, split
 from sis_jax.types import Noise
 
 State = dict[str, Any]  # a pytree of arrays, Optax state included
@@ -61,24 +61,6 @@ def optimizers(recipe: Recipe) -> tuple[optax.GradientTransformation, optax.Grad
     return optimizer(recipe, recipe.path_interval if recipe.path_length else None), optimizer(
         recipe, recipe.r1_interval
     )
-
-
-def split(module: nnx.Module) -> tuple[Any, dict, dict]:
-    """(structure, trained parameters, other arrays); the last two as plain nested dicts."""
-    graph, params, rest = nnx.split(module, nnx.Param, ...)
-    return graph, nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
-
-
-def join(graph: Any, params: dict, rest: dict) -> Any:
-    """The module again."""
-    return nnx.merge(graph, jax.tree.map(lambda a: a, _merged(params, rest)))
-
-
-def _merged(a: dict, b: dict) -> dict:
-    out = dict(a)
-    for key, value in b.items():
-        out[key] = _merged(out[key], value) if isinstance(value, dict) and key in out else value
-    return out
 
 
 def new_state(
@@ -147,9 +129,8 @@ def _stepped(
     grads = jax.tree.map(
         lambda g: jnp.nan_to_num(g, nan=0.0, posinf=1e5, neginf=-1e5), pmean(grads)
     )
-    updates, opt_state = optimiser.update(grads, state[f"opt_{network}"], params)
-    new = {network: optax.apply_updates(params, updates), f"opt_{network}": opt_state}
-    return state | new, value, more
+    params, held = descended(optimiser, grads, state[f"opt_{network}"], params)
+    return state | {network: params, f"opt_{network}": held}, value, more
 
 
 def _some(images: Array, rows: Array | None) -> Array:

@@ -32,7 +32,8 @@ from sis_jax.ops.resize import resize_bilinear
 from sis_jax.ops.sampling import quantised
 from sis_jax.ops.selection import frame
 from sis_jax.parallel import pmean
-from sis_jax.training.gan import join, r1_penalty, split
+from sis_jax.training.gan import r1_penalty
+from sis_jax.training.trees import descended, join, split
 
 Scaling = tuple[Float[Array, "2 _"], ...]
 State = dict[str, Any]  # a pytree of arrays, Optax state included
@@ -99,14 +100,6 @@ def order(batch: int, devices: int, group: int = 4) -> np.ndarray:
         .swapaxes(0, 1)
         .reshape(devices, -1)
     )
-
-
-def _apply(
-    optimiser: optax.GradientTransformation, grads: Any, opt_state: optax.OptState, params: Any
-) -> tuple[Any, optax.OptState]:
-    """(parameters, optimiser's state) after a step along the mean of all devices' gradients."""
-    updates, opt_state = optimiser.update(pmean(grads), opt_state, params)
-    return optax.apply_updates(params, updates), opt_state
 
 
 def draw(
@@ -199,9 +192,9 @@ def step(
     opt_a, opt_d = optimizers(recipe)
     fake = composite(mask(state["a"], features)[..., None], front, back)
     (value_d, scores), grads = jax.value_and_grad(loss_d, has_aux=True)(state["d"], fake)
-    d, next_d = _apply(opt_d, grads, state["opt_d"], state["d"])
+    d, next_d = descended(opt_d, pmean(grads), state["opt_d"], state["d"])
     (value_a, parts), grads = jax.value_and_grad(loss_a, has_aux=True)(state["a"])
-    a, next_a = _apply(opt_a, grads, state["opt_a"], state["a"])
+    a, next_a = descended(opt_a, pmean(grads), state["opt_a"], state["a"])
     ema = jax.tree.map(lambda e, p: p + recipe.ema * (e - p), state["ema"], a)
     facts = pmean({"loss_d": value_d, "loss_a": value_a} | scores | parts)
     return state | {"a": a, "ema": ema, "d": d, "opt_a": next_a, "opt_d": next_d}, facts
@@ -220,7 +213,7 @@ def regularise(
         return penalty * (recipe.r1_gamma / 2 * recipe.r1_interval) + stray, penalty
 
     grads, penalty = jax.grad(loss, has_aux=True)(state["d"])
-    d, opt_d = _apply(optimizers(recipe)[1], grads, state["opt_d"], state["d"])
+    d, opt_d = descended(optimizers(recipe)[1], pmean(grads), state["opt_d"], state["d"])
     return state | {"d": d, "opt_d": opt_d}, {"r1": pmean(penalty)}
 
 

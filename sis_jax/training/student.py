@@ -27,6 +27,7 @@ from sis_jax.ops.student_augment import (
     warp,
 )
 from sis_jax.parallel import pmean, psum, step_key
+from sis_jax.training.trees import descended, join, split
 
 State = dict[str, Any]  # a pytree of arrays only
 
@@ -77,26 +78,6 @@ def _schedule(recipe: Recipe, rate: float) -> optax.Schedule:
         return optax.polynomial_schedule(rate, 0.0, 0.9, recipe.steps)
     warm = max(recipe.steps // 20, 1)
     return optax.warmup_cosine_decay_schedule(0.0, rate, warm, max(recipe.steps, warm + 1))
-
-
-def split(network: nnx.Module) -> tuple[Any, dict, dict]:
-    """(structure, trained parameters, running statistics); the last two as plain nested dicts."""
-    graph, params, rest = nnx.split(network, nnx.Param, ...)
-    return graph, nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
-
-
-def join(graph: Any, params: dict, statistics: dict) -> Any:
-    """The network again."""
-
-    def merged(a: dict, b: dict) -> dict:
-        return {
-            k: merged(a.get(k, {}), b.get(k, {}))
-            if isinstance(a.get(k, b.get(k)), dict)
-            else a.get(k, b.get(k))
-            for k in {**a, **b}
-        }
-
-    return nnx.merge(graph, merged(params, statistics))
 
 
 def new_state(network: nnx.Module, recipe: Recipe) -> tuple[Any, State]:
@@ -152,8 +133,7 @@ def _with_statistics(statistics: dict, tape: dict, momentum: float = 0.1) -> dic
 
 def updated(state: State, grads: Any, statistics: dict, recipe: Recipe) -> State:
     """The state after a step with these gradients of this device."""
-    updates, held = optimizer(recipe).update(pmean(grads), state["optimizer"], state["params"])
-    params = optax.apply_updates(state["params"], updates)
+    params, held = descended(optimizer(recipe), pmean(grads), state["optimizer"], state["params"])
     # A fixed decay would remember the random start of a short run.
     decay = jnp.minimum(recipe.ema, (1.0 + state["step"]) / (10.0 + state["step"]))
     ema = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, state["ema"], params)
