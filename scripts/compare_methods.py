@@ -6,7 +6,7 @@ human masks.
 
 Each method gets RUN/<method>, a run of its own: discover, synthesize, distill, evaluate, every one
 in a fresh process, so that the peak memory is its own. The table (comparison.md, comparison.json,
-report.html) stands beside published numbers, which come from other pictures, sizes and networks:
+report.html) stands beside published numbers, which come from other images, sizes and networks:
 they show the order of magnitude, not a race. A method that fails, or lacks what it needs, keeps a
 row that says why. Give the command again to go on; rows that are there are kept.
 """
@@ -23,12 +23,12 @@ from typing import Any, ClassVar
 
 from sis_jax.runs.config import Config
 
-# CelebAMask-HQ, DeepLabV3 trained on pictures of FFHQ's generator: IoU of foreground, background,
+# CelebAMask-HQ, DeepLabV3 trained on images of FFHQ's generator: IoU of foreground, background,
 # their mean, mean in a border of 3 pixels, labels used; as Feng et al. 2023 (CVPR) report them for
 # all methods.
 PUBLISHED: dict[str, tuple[str, float, float, float, float, str]] = {
     "segmentation_in_style": (
-        "Segmentation in Style, 50 + 15k pictures",
+        "Segmentation in Style, 50 + 15k images",
         0.92,
         0.80,
         0.86,
@@ -106,12 +106,12 @@ def compare(
         methods: Names; all that are registered where none is given.
         blanks: Painted samples for methods that learn from some.
         photos: Unlabelled photos for methods that want some.
-        n: Generated pictures per method.
+        n: Generated images per method.
         steps: Of every student's training.
         limit: Measure on the first so many photos.
         seed: Of every stage.
         settings: JSON, {"method": {"setting": value}}.
-        smoke: A few pictures and steps, to see that everything runs.
+        smoke: A few images and steps, to see that everything runs.
         overwrite: Throw away the rows and runs that are there.
     """
     from sis_jax.methods.base import METHODS
@@ -205,7 +205,7 @@ def measure(name: str, job: Job, overwrite: bool = False) -> dict[str, Any]:
 
 
 def given(name: str, job: Job) -> tuple[list[str], int]:
-    """Flags of `discover` for this method, and how many labelled pictures it learns from.
+    """Flags of `discover` for this method, and how many labelled images it learns from.
     ValueError where something it needs was not given.
     """
     import dataclasses

@@ -1,7 +1,7 @@
-"""A quick teacher of attributes for aligned pictures: gradients and colours per cell, and kernel
+"""A quick teacher of attributes for aligned images: gradients and colours per cell, and kernel
 ridge regression.
 
-Few pictures have attributes, many have none. Histograms of oriented gradients (Dalal & Triggs 2005,
+Few images have attributes, many have none. Histograms of oriented gradients (Dalal & Triggs 2005,
 section 6) with the colours of the same cells, and ridge regression in the space of a Gaussian
 kernel (Saunders et al. 1998), learn from the few within seconds; a network then learns from what
 the teacher says of all. The same regression on the cells of one part tells which part a word is
@@ -25,15 +25,15 @@ FOLDS, CHUNK = 5, 500
 
 
 @jax.jit
-def descriptor(pictures: Float[Array, "n s s 3"]) -> Float[Array, "n c c 18"]:
+def descriptor(images: Float[Array, "n s s 3"]) -> Float[Array, "n c c 18"]:
     """Per cell of 4 x 4 pixels: 12 orientations of the strongest channel's gradient, normalised
     over 3 x 3 cells, colour, and its difference from the mean.
 
-    pictures: in [-1, 1], sides multiples of 4.
+    images: in [-1, 1], sides multiples of 4.
     """
-    n, side = pictures.shape[:2]
+    n, side = images.shape[:2]
     cells = side // CELL
-    x = pictures * 0.5 + 0.5
+    x = images * 0.5 + 0.5
     edge = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     across, down = edge[:, 1:-1, 2:] - edge[:, 1:-1, :-2], edge[:, 2:, 1:-1] - edge[:, :-2, 1:-1]
     strongest = jnp.argmax(across**2 + down**2, axis=-1)[..., None]
@@ -51,9 +51,9 @@ def descriptor(pictures: Float[Array, "n s s 3"]) -> Float[Array, "n c c 18"]:
     return jnp.concatenate([jnp.sqrt(histogram / (jnp.sqrt(around) + 0.05)), colour, relative], -1)
 
 
-def described(pictures: UInt8[np.ndarray, "n s s 3"]) -> Float[np.ndarray, "n c c 18"]:
+def described(images: UInt8[np.ndarray, "n s s 3"]) -> Float[np.ndarray, "n c c 18"]:
     """`descriptor` of photos uint8, a few hundred at a time."""
-    parts = [pictures[i : i + CHUNK] for i in range(0, len(pictures), CHUNK)]
+    parts = [images[i : i + CHUNK] for i in range(0, len(images), CHUNK)]
     return np.concatenate(
         [np.asarray(descriptor(jnp.asarray(p, jnp.float32) / 127.5 - 1)) for p in parts]
     )
@@ -74,11 +74,11 @@ class Teacher:
     slope: Float[np.ndarray, "a"]
     bias: Float[np.ndarray, "a"]
 
-    def __call__(self, pictures: UInt8[np.ndarray, "m s s 3"]) -> Float[np.ndarray, "m a"]:
-        """Probability of each attribute for each picture."""
+    def __call__(self, images: UInt8[np.ndarray, "m s s 3"]) -> Float[np.ndarray, "m a"]:
+        """Probability of each attribute for each image."""
         told = []
-        for i in range(0, len(pictures), CHUNK):
-            x = described(pictures[i : i + CHUNK])
+        for i in range(0, len(images), CHUNK):
+            x = described(images[i : i + CHUNK])
             x = (x.reshape(len(x), -1) - self.shift) / self.scale
             told.append(np.asarray(_kernel(x, self.known, self.width)) @ self.weights + self.offset)
         score = np.concatenate(told)
@@ -88,13 +88,13 @@ class Teacher:
 
 
 def fit(
-    pictures: UInt8[np.ndarray, "n s s 3"], attributes: Bool[np.ndarray, "n a"], ridge: float = 1.0
+    images: UInt8[np.ndarray, "n s s 3"], attributes: Bool[np.ndarray, "n a"], ridge: float = 1.0
 ) -> Teacher:
-    """Learn from pictures and their mirror images; the calibration is that of predictions for
-    pictures which were left out (five folds).
+    """Learn from images and their mirrored copies; the calibration is that of predictions for
+    images which were left out (five folds).
     """
-    both = np.concatenate([described(pictures), described(pictures[:, :, ::-1])]).reshape(
-        2 * len(pictures), -1
+    both = np.concatenate([described(images), described(images[:, :, ::-1])]).reshape(
+        2 * len(images), -1
     )
     shift, scale = both.mean(0), both.std(0) + 1e-3
     known = (both - shift) / scale
@@ -109,7 +109,7 @@ def fit(
     kernel = np.asarray(_kernel(known, known, width))
     target = np.concatenate([attributes, attributes]).astype(np.float32)
     offset = target.mean(0)
-    fold = np.tile(np.arange(len(pictures)) % FOLDS, 2)
+    fold = np.tile(np.arange(len(images)) % FOLDS, 2)
     left_out = np.zeros_like(target)
     for i in range(FOLDS):
         learn, hold = fold != i, fold == i
@@ -157,18 +157,18 @@ def calibration(
 
 
 def evidence(
-    pictures: UInt8[np.ndarray, "n s s 3"],
+    images: UInt8[np.ndarray, "n s s 3"],
     attributes: Bool[np.ndarray, "n a"],
     where: Float[np.ndarray, "k s s"],
     ridge: float = 1.0,
 ) -> Float[np.ndarray, "a k"]:
     """How well the cells of each part alone tell each attribute: area under the ROC curve on the
-    last quarter of the pictures, learned from the others.
+    last quarter of the images, learned from the others.
 
-    where: how often each pixel of an (aligned) picture belongs to each part, 0..1. A part is taken
+    where: how often each pixel of an (aligned) image belongs to each part, 0..1. A part is taken
         to lie in the cells that it fills most.
     """
-    x = described(pictures)[..., :-3]  # colours against the picture's mean tell of other parts, too
+    x = described(images)[..., :-3]  # colours against the image's mean tell of other parts, too
     n, cells = x.shape[:2]
     x = (x - x.mean(0)) / (x.std(0) + 1e-3)
     learn = n * 3 // 4

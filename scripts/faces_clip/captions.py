@@ -1,5 +1,5 @@
 """Captions from attributes: the words a small image-text model of faces is taught, and of which
-pictures each is true.
+images each is true.
 
 The forty attributes are those of CelebA (Liu et al. 2015). "Attractive" and "Blurry" are left out:
 one is an opinion, the other says nothing of a part.
@@ -65,7 +65,7 @@ WHO: dict[tuple[str, bool], tuple[str, ...]] = {
     ("Bald", False): ("a person with hair",),
 }
 # what a word can be about -> the attributes that tell of it; which parts these are is found in
-# pictures, see `grounded`.
+# images, see `grounded`.
 TELLS: dict[str, tuple[str, ...]] = {
     "hair": (
         "Bald",
@@ -91,7 +91,7 @@ LANDMARKS = {
     "nose": ((0.5, 0.62),),
     "mouth": ((0.499, 0.749),),
 }
-# part of a picture -> what it is called.
+# part of an image -> what it is called.
 NOUNS: dict[str, tuple[str, ...]] = {
     "hair": ("hair", "a hairstyle", "a head of hair"),
     "eyebrows": ("eyebrows", "an eyebrow"),
@@ -132,20 +132,20 @@ WITHOUT = (
     "Heavy_Makeup",
     "Wearing_Necktie",
 )
-_RARE = 4.0  # how much more often a held attribute that few pictures have is mentioned
+_RARE = 4.0  # how much more often a held attribute that few images have is mentioned
 
 
 @dataclass(frozen=True)
 class Caption:
-    """A text, and the attributes (column, value) that a picture must have for it to be true; none:
-    true of every picture.
+    """A text, and the attributes (column, value) that an image must have for it to be true; none:
+    true of every image.
     """
 
     text: str
     needs: tuple[tuple[int, bool], ...] = ()
 
     def true_of(self, attributes: Bool[np.ndarray, "n a"]) -> Bool[np.ndarray, "n"]:
-        """Of which pictures it is true."""
+        """Of which images it is true."""
         return (
             np.all([attributes[:, i] == value for i, value in self.needs], axis=0)
             if self.needs
@@ -179,7 +179,7 @@ def grounded(
     background: Sequence[int],
 ) -> tuple[dict[str, Float[np.ndarray, "k"]], dict[str, list[int]]]:
     """(how much each part is what the attributes of `TELLS` are about, 0..1; the parts of each of
-    `NOUNS`), from pictures and attributes alone.
+    `NOUNS`), from images and attributes alone.
 
     evidence: how well each part by itself tells each attribute, area under the ROC curve. where:
         how often each pixel belongs to each part. background: parts that are known to be it. An
@@ -259,10 +259,10 @@ def composed_caption(
     frequency: Float[np.ndarray, "a"],
     rng: np.random.Generator,
 ) -> Caption:
-    """A caption of one to four things that hold for one picture, rare ones more often: "a photo of
+    """A caption of one to four things that hold for one image, rare ones more often: "a photo of
     a young woman with blond hair and a smile".
 
-    row: its attributes; frequency: share of all pictures that have each.
+    row: its attributes; frequency: share of all images that have each.
     """
     at = {name: i for i, name in enumerate(names)}
     held = [name for name in WITH if row[at[name]]]

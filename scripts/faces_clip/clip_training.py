@@ -1,15 +1,15 @@
-"""Training of a small CLIP: pictures against texts, globally and per patch.
+"""Training of a small CLIP: images against texts, globally and per patch.
 
 Global loss: the sigmoid loss of SigLIP (Zhai et al. 2023, arXiv 2303.15343, equation 1), where a
-text may be true of several pictures of a batch, as captions from few attributes are, and where for
+text may be true of several images of a batch, as captions from few attributes are, and where for
 each text those it is true of weigh as much as those it is not. Patch loss: the same, where the
-similarity of a picture and a text is that of the patches which resemble the text most (after PACL,
+similarity of an image and a text is that of the patches which resemble the text most (after PACL,
 Mukhoti et al. 2023, arXiv 2212.04994): nothing tells where a word's place is, but what is common to
-the pictures that a word is true of has to be found in few patches. During training a part of the
+the images that a word is true of has to be found in few patches. During training a part of the
 patches is left out (FLIP, Li et al. 2023, arXiv 2212.00794), which saves time and keeps a patch
 from speaking for its neighbours.
 
-Where the parts of generated pictures are known (without labels: a clustering), `grounded_step` uses
+Where the parts of generated images are known (without labels: a clustering), `grounded_step` uses
 them instead: dense features learn to tell the parts apart, and a word is looked for in the parts
 that it can be about.
 """
@@ -41,7 +41,7 @@ class Recipe:
 
     learning_rate: the peak, see `rate_at`. weight_decay: AdamW's, of matrices only. ema: decay of
         the averaged network.
-    keep: share of the patches that a picture is seen by. dense: weight of the patch loss.
+    keep: share of the patches that an image is seen by. dense: weight of the patch loss.
         sharpness: of the choice of patches, in the patch loss.
     parts, contrast: weight of the loss of parts in `grounded_step`, and the factor on its cosines.
         told: weight of its regression on a teacher's scores;
@@ -83,7 +83,7 @@ def _deviation(name: str, shape: tuple[int, ...], config: CLIPConfig) -> float:
         # patches come in at about 1: a small network should see from the start where a patch lies
         return 0.3
     if name.endswith("token_embedding"):
-        # texts should differ from the start, or they pull pictures together before they are told
+        # texts should differ from the start, or they pull images together before they are told
         # apart
         return 0.5
     if name.endswith("positions"):
@@ -101,10 +101,10 @@ def _deviation(name: str, shape: tuple[int, ...], config: CLIPConfig) -> float:
 def contrast(
     logits: Float[Array, "n m"], true: Bool[Array, "n m"] | Float[Array, "n m"]
 ) -> Float[Array, ""]:
-    """Mean over texts of -log sigmoid of +logit where the text (column) is true of the picture
+    """Mean over texts of -log sigmoid of +logit where the text (column) is true of the image
     (row), of -logit where not, both kinds with half the weight.
 
-    A text that is true of all pictures, or of none, has one kind only, with its half of the weight:
+    A text that is true of all images, or of none, has one kind only, with its half of the weight:
     it says where it lies, but compares nothing.
     """
     t = true.astype(logits.dtype)
@@ -118,7 +118,7 @@ def contrast(
 def patch_similarity(
     patches: Float[Array, "n p d"], texts: Float[Array, "m d"], sharpness: float
 ) -> Float[Array, "n m"]:
-    """Similarity (cosine, inputs of unit length) of pictures and texts by the patches that resemble
+    """Similarity (cosine, inputs of unit length) of images and texts by the patches that resemble
     the text most: a softmax-weighted mean over patches.
     """
     cosine = jnp.einsum("npd,md->nmp", patches, texts)
@@ -140,7 +140,7 @@ def _vit(network: CLIPNetwork) -> ViT:
 def encode(
     network: CLIPNetwork, pixels: Float[Array, "n h w 3"], kept: Int[Array, "n p"] | None
 ) -> tuple[Float[Array, "n d"], Float[Array, "n p d"]]:
-    """(points of pictures, dense features of the patches kept) in one pass; kept: numbers of
+    """(points of images, dense features of the patches kept) in one pass; kept: numbers of
     patches, None is all of them. Not of unit length.
     """
     tower = _vit(network)
@@ -165,7 +165,7 @@ def loss(
     recipe: Recipe,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """(global + weighted patch loss, both apart). texts: points, of any length; true: which text is
-    true of which picture.
+    true of which image.
     """
     n, count = pixels.shape[0], _vit(network).positions.shape[0] - 1
     order = jnp.argsort(jax.random.uniform(key, (n, count)), axis=1)
@@ -261,9 +261,9 @@ def grounded_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Global loss, loss of parts, and loss of facts in their parts.
 
-    true: probability of each fact for each picture. score: what a teacher says of it, mean 0 and
-        deviation 1 per fact; regression on it learns from far fewer pictures than the contrast of
-        probabilities does, so both are used. share: for the last m pictures, how much of every
+    true: probability of each fact for each image. score: what a teacher says of it, mean 0 and
+        deviation 1 per fact; regression on it learns from far fewer images than the contrast of
+        probabilities does, so both are used. share: for the last m images, how much of every
         patch belongs to which part, summing to 1. about: which parts a fact can be about, 0..1; a
         fact about none is learned globally only. Parts: cross-entropy of softmax(contrast x cosine
         with the points of the parts) against `share`. Facts in parts: the mean similarity over
@@ -303,7 +303,7 @@ def grounded_step(
     instead of texts.
 
     A text tower that begins with nothing holds the image tower up: until texts are told apart, they
-    pull all pictures to one place.
+    pull all images to one place.
     """
 
     def objective(params: dict[str, Any]) -> tuple[Array, dict[str, Array]]:
@@ -323,7 +323,7 @@ def text_step(
     rate: Float[Array, ""],
     recipe: Recipe,
 ) -> tuple[State, dict[str, Float[Array, ""]]]:
-    """One step of the text tower towards known points: mean of 1 - cosine. No pictures are
+    """One step of the text tower towards known points: mean of 1 - cosine. No images are
     needed.
     """
 
@@ -363,7 +363,7 @@ def class_points(
     patch belongs to on its dense features.
 
     share: how much of each patch belongs to which class. avoid: directions, orthonormal rows, in
-        which whole pictures differ. The points stay out of them: where a thing is must not say
+        which whole images differ. The points stay out of them: where a thing is must not say
         whether it is there.
     """
     dense, tune, rng = _unit(dense), optax.adam(0.02), np.random.default_rng(0)

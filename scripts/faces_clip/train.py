@@ -9,7 +9,7 @@ The last 400 of the rows with attributes are held out and measured.
    for all photos and for generated faces.
 2. Parts of the generated faces are found by `discover`; which part a word is about follows from
    which part alone tells its attributes.
-3. The image tower learns from the teacher, over whole pictures and in those parts, and to tell the
+3. The image tower learns from the teacher, over whole images and in those parts, and to tell the
    parts of generated faces apart.
 4. The text tower learns to say what the image tower knows.
 """
@@ -86,12 +86,12 @@ UNUSED = ("Attractive", "Blurry")
 
 @dataclass(frozen=True)
 class Material:
-    """What the image tower learns from: photos, then generated pictures, uint8[n 64 64 3]; the
+    """What the image tower learns from: photos, then generated images, uint8[n 64 64 3]; the
     teacher's probabilities and standardised scores, [n a]; cluster numbers of the generated
-    pictures, [m 64 64]; how likely each photo is taken, [n - m]; which parts an attribute is about,
+    images, [m 64 64]; how likely each photo is taken, [n - m]; which parts an attribute is about,
     [a k]."""
 
-    pictures: np.ndarray
+    images: np.ndarray
     probability: np.ndarray
     score: np.ndarray
     labels: np.ndarray
@@ -126,11 +126,11 @@ DEFAULTS: dict[str, Any] = {
     "minutes": 20.0,  # of the image tower
     "text_minutes": 6.0,  # of the text tower, afterwards
     "steps": 100_000,  # of each, if that is over first
-    "batch": 24,  # photos; half as many generated pictures beside them
-    "drawn": 2500,  # generated pictures
+    "batch": 24,  # photos; half as many generated images beside them
+    "drawn": 2500,  # generated images
     "parts": 20,  # clusters in them
     "texts": 64,
-    "captions": 4,  # composed per picture
+    "captions": 4,  # composed per image
     "width": 96,
     "layers": 3,
     "embed": 128,
@@ -155,8 +155,8 @@ def _options() -> argparse.Namespace:
 
 
 def read_faces(path: str) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarray]:
-    """(pictures uint8[n 64 64 3] of the rows that have attributes, attributes bool[n 40], their
-    names, pictures of the other rows).
+    """(images uint8[n 64 64 3] of the rows that have attributes, attributes bool[n 40], their
+    names, images of the other rows).
     """
     from PIL import Image
 
@@ -170,7 +170,7 @@ def read_faces(path: str) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarray
             for i in which
         )
         return np.stack(
-            [np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX)) for picture in opened]
+            [np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX)) for image in opened]
         )
 
     return read(rows), attributes, names, read(np.setdiff1d(np.arange(UNLABELLED), rows))
@@ -293,11 +293,11 @@ def train_tower(material: Material, options: Any) -> tuple[Any, dict[str, Any]]:
         jnp.asarray(start[count:]),
     )
     rng, key = np.random.default_rng(options.seed), jax.random.key(options.seed)
-    stored, labels = jnp.asarray(material.pictures), jnp.asarray(material.labels)
+    stored, labels = jnp.asarray(material.images), jnp.asarray(material.labels)
     photos = len(material.chance)
     see = jax.jit(partial(_see, graph, recipe=recipe), donate_argnums=0)
 
-    def picture(state: Any, rate: np.ndarray, i: int) -> Any:
+    def image(state: Any, rate: np.ndarray, i: int) -> Any:
         rows = rng.choice(photos, options.batch, p=material.chance)
         drawn = rng.choice(len(material.labels), options.batch // 2, replace=False)
         both = np.concatenate([rows, photos + drawn])
@@ -313,7 +313,7 @@ def train_tower(material: Material, options: Any) -> tuple[Any, dict[str, Any]]:
             jax.random.fold_in(key, i),
         )
 
-    return graph, _timed(picture, state, options.minutes, options.steps, recipe)["ema"]
+    return graph, _timed(image, state, options.minutes, options.steps, recipe)["ema"]
 
 
 def _timed(step: Any, state: Any, minutes: float, steps: int, recipe: training.Recipe) -> Any:
@@ -348,7 +348,7 @@ def _see(
     key: jax.Array,
     recipe: Any,
 ) -> Any:
-    """Vary the batch's pictures, and learn."""
+    """Vary the batch's images, and learn."""
     keys = jax.random.split(key)
     photos, _ = _vary(keys[0], photos, jnp.zeros(photos.shape[:3], jnp.uint8), PHOTOS)
     drawn, labels = _vary(keys[1], drawn, labels, DRAWN)
@@ -359,14 +359,14 @@ def _see(
 
 
 def _vary(
-    key: jax.Array, pictures: jax.Array, labels: jax.Array, how: Augmentation
+    key: jax.Array, images: jax.Array, labels: jax.Array, how: Augmentation
 ) -> tuple[jax.Array, jax.Array]:
     where, look = jax.random.split(key)
-    maps, mirrored = geometry(where, len(pictures), how)
+    maps, mirrored = geometry(where, len(images), how)
     seen, labels, _ = warp(
-        pictures.astype(jnp.float32) / 127.5 - 1,
+        images.astype(jnp.float32) / 127.5 - 1,
         labels,
-        jnp.zeros(pictures.shape[:3]),
+        jnp.zeros(images.shape[:3]),
         maps,
         mirrored,
         SIDE,
@@ -429,7 +429,7 @@ def say(
     middle = _unit(points).mean(0)
     neutral = _unit(
         middle - middle @ apart.T @ apart
-    )  # else pictures would differ in how much they are of nobody in particular
+    )  # else images would differ in how much they are of nobody in particular
     places = _places(noun, nouns, names)
     spoken, singles = texts(attributes, names, options)
     targets = [captions.target(c, concepts, neutral, places) for c in spoken]
@@ -456,7 +456,7 @@ def say(
     info = Info(
         "faces-clip",
         LICENCE,
-        "trained by sis_jax on CelebA faces, their attributes, and pictures of faces64",
+        "trained by sis_jax on CelebA faces, their attributes, and images of faces64",
     )
     return CLIP(network, Preprocessing(SIDE, SIDE, dense=SIDE), tokenizer, info)
 

@@ -210,8 +210,8 @@ def fingerprint(model: CLIP) -> Float[np.ndarray, "2 d"]:
     pixels = rng.randn(1, size, size, 3).astype(np.float32)
     ids = rng.randint(0, text.vocabulary, (1, text.context)).astype(np.int32)
     ids[0, -1] = text.vocabulary - 1 if text.end is None else text.end
-    points = np.concatenate([model.encode_image(pixels), model.encode_text(ids)])
-    return points / np.linalg.norm(points, axis=1, keepdims=True)
+    embedded = np.concatenate([model.encode_image(pixels), model.encode_text(ids)])
+    return embedded / np.linalg.norm(embedded, axis=1, keepdims=True)
 
 
 def load_clip(name_or_path: str | os.PathLike = DEFAULT) -> CLIP:

@@ -42,7 +42,7 @@ class Ontology:
     unnamed.
 
     templates: every prompt is put in place of each "{}", and the results are averaged. finer:
-        (text, finer class) of some prompts, by which the finer level of parts tells apart what is
+        (text, finer class) of some prompts, by which the finer level of parts separates what is
         one class at the coarse one.
     """
 

@@ -46,7 +46,7 @@ def _linear_models(
     """Every score as a function of colour, a . colour + b: three a and b.
 
     Of each window the least-squares a and b (equations 4, 5; with three colours 19, 20), then the
-    mean over the windows that a pixel lies in (equations 8, 21).
+    mean over the windows that hold a pixel (equations 8, 21).
     """
     import cv2  # late: large, and only needed here
 

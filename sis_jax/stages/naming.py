@@ -225,8 +225,8 @@ def encode_prompts(clip: CLIP, ontology: Ontology) -> tuple[Float[np.ndarray, "p
         reads = f"the {clip.config.text.context} tokens that {clip.info.name} reads"
         cut.append(f"The text {text!r} is longer than {reads}: cut off was {lost!r}. Shorten it.")
         flat = [read if t == text else t for t in flat]
-    points = np.asarray(clip.encode_text(flat))
-    return class_scores.ensemble(points.reshape(len(filled), -1, points.shape[-1])), cut
+    embedded = np.asarray(clip.encode_text(flat))
+    return class_scores.ensemble(embedded.reshape(len(filled), -1, embedded.shape[-1])), cut
 
 
 def _readable(clip: CLIP, text: str) -> str:
@@ -415,14 +415,14 @@ def _crop_regions(teacher: Teacher, clip: CLIP, how: Naming) -> _Pooled:
                     crops[cluster].append(masked_crop(image, label == cluster))
     flat = [crop for several in crops for crop in several]
     encode = partial(clip.encode_image, batch=4 * BATCH)
-    points = (
+    embedded = (
         class_scores.unit(np.asarray(encode(clip.preprocess(flat))))
         if flat
         else np.zeros((0, clip.config.embed_dim), np.float32)
     )
     ends = np.cumsum([0, *map(len, crops)])
     means = [
-        points[a:b].mean(0) if b > a else np.zeros(points.shape[1], np.float32)
+        embedded[a:b].mean(0) if b > a else np.zeros(embedded.shape[1], np.float32)
         for a, b in pairwise(ends)
     ]
     return np.stack(means), np.diff(ends)

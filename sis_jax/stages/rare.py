@@ -136,10 +136,12 @@ def _chosen(
         for before, after in shares
     ]
     if max(new) < 0:
-        said = ", ".join(f"{100 * before:.2f} to {100 * after:.2f} %" for before, after in shares)
+        changed = ", ".join(
+            f"{100 * before:.2f} to {100 * after:.2f} %" for before, after in shares
+        )
         raise SisError(
             f"no cluster grows when samples are moved towards {direction.prompt!r} (of the "
-            f"pixels, from {said}): raise k, or take a finer layer"
+            f"pixels, from {changed}): raise k, or take a finer layer"
         )
     best = int(
         np.argmax([float(evidence[c]) * n if n > 0 else -np.inf for c, n in zip(order, new)])

@@ -37,8 +37,8 @@ def composite(
 ) -> tuple[Float[Array, "n h w 3"], Float[Array, "n h w k"]]:
     """Photos before other backgrounds where `pasted` is 1; channel 0 of `target` is the background.
 
-    The cut lies a little inside the foreground: alpha = clip(2.5 (p - 0.5) + 0.3). The labels of
-    a pasted photo are alpha itself, what is seen of the foreground, not what the teacher said.
+    The cut is a little inside the foreground: alpha = clip(2.5 (p - 0.5) + 0.3). The labels of
+    a pasted photo are alpha itself, what is seen of the foreground, not the teacher's prediction.
     """
     front = 1 - target[..., :1]
     alpha = jnp.clip(2.5 * (front - 0.5) + 0.3, 0, 1)
