@@ -21,7 +21,8 @@ import sis_jax
 from sis_jax.data.pairs import Pairs
 from sis_jax.data.threads import in_threads
 from sis_jax.ops import grabcut
-from sis_jax.stages import adapt, train_student
+from sis_jax.runs.configs.distill import DistillConfig, Network, Source, Train
+from sis_jax.stages import adapt, distill, train_student
 from sis_jax.stages.adapt import Judgement
 from sis_jax.types import SisError, UsageError
 
@@ -307,6 +308,31 @@ def test_on_the_fly_needs_no_dataset(tiny_run, tmp_path):
     shutil.copytree(tiny_run, tmp_path / "r")
     student = sis_jax.distill(str(tmp_path / "r"), n=20, **QUICK)
     assert student.facts["learned from"] == "19 images of tiny"
+
+
+def test_an_estimate_follows_the_steps_and_the_images(run, tiny_run, monkeypatch):
+    """With a student of known speed: 1 s for the first step, 0.01 s an image, 1 GB."""
+    asked = []
+
+    def known(config, recipe, resolution):
+        asked.append((config.arch, recipe.side, recipe.batch, resolution))
+        return 1.0, 0.01, 1e9
+
+    monkeypatch.setattr(distill, "of_student", known)
+
+    def estimated(source, steps, n=2):
+        net, train = Network(student="unet-small", width=8), Train(steps=steps, batch=8)
+        return distill.plan(
+            DistillConfig(str(source), network=net, train=train, source=Source(n=n))
+        )
+
+    few, many = (estimated(run, steps) for steps in (2, 100_000))
+    assert asked == [("unet-small", 16, 8, 16)] * 2
+    assert 8000 < many["seconds"] - few["seconds"] < 9000
+    assert 2e9 < few["memory_bytes"] == many["memory_bytes"] < 3e9
+    drawn = [estimated(tiny_run, 2, n) for n in (2, 10_000_000)]
+    assert drawn[1]["seconds"] > 100 + drawn[0]["seconds"]
+    assert drawn[1]["memory_bytes"] - drawn[0]["memory_bytes"] > 1e10
 
 
 def test_the_papers_recipe(run, tmp_path):

@@ -22,8 +22,10 @@ from sis_jax.data.edits import Edit
 from sis_jax.data.parts import Parts
 from sis_jax.ops import compositing
 from sis_jax.runs import cli
+from sis_jax.runs.configs.edit import EditConfig
 from sis_jax.stages import edit_directions as ways
 from sis_jax.stages.directions import Direction
+from sis_jax.stages.edit import plan
 from sis_jax.types import Info, SisError, UsageError
 
 pytestmark = pytest.mark.integration
@@ -445,8 +447,16 @@ def test_dry_run(tmp_path, capsys):
         )
         == 0
     )
-    assert "edits/a-person-with-glasses/edit.png" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "edits/a-person-with-glasses/edit.png" in said and said.count("not estimated") == 2
     assert not (tmp_path / "r").exists()
+
+
+def test_an_estimate_grows_with_the_images(run):
+    few, many = (plan(EditConfig(str(run), seed=tuple(range(16 * n)))) for n in (1, 1000))
+    assert many["seconds"] > 3 * few["seconds"] > 0 and not (run / "edits").exists()
+    assert few["memory_bytes"] > 2**26
+    assert "seconds" not in plan(EditConfig(str(run), photo="me.jpg"))
 
 
 def test_the_paths_that_are_printed_are_those_that_were_written(run, capsys):

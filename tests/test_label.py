@@ -19,9 +19,9 @@ from sis_jax.label import label
 from sis_jax.models.clip_regions import pool_regions, to_pixels
 from sis_jax.ops.resize import resize_bilinear
 from sis_jax.runs import cli
-from sis_jax.runs.configs.label import LabelConfig, Naming
+from sis_jax.runs.configs.label import LabelConfig, Naming, Words
 from sis_jax.stages import naming
-from sis_jax.stages.label import resolve
+from sis_jax.stages.label import plan, resolve
 from sis_jax.types import SisError, UsageError
 
 pytestmark = pytest.mark.integration
@@ -366,12 +366,24 @@ def test_names_after_the_parts_were_found_again(run, tiny_weights):
 
 
 def test_dry_run(run, capfd):
-    folder, _ = run
+    """A trial with the text model that is there; nothing is written or downloaded."""
+    folder, clip = run
     before = sorted(p.name for p in folder.rglob("*"))
-    assert (
-        cli.run(label, argv=[str(folder), "--prompt", "a=b", "--prompt", "c=d", "--dry-run"]) == 0
+    asked = [str(folder), "--prompt", "a=b", "--prompt", "c=d", "--dry-run"]
+    assert cli.run(label, argv=asked) == 0
+    said = capfd.readouterr().out
+    assert "parts/names.json" in said and said.count("not estimated") == 2
+    assert cli.run(label, argv=[*asked, "--clip", str(clip)]) == 0
+    assert "not estimated" not in capfd.readouterr().out
+    assert sorted(p.name for p in folder.rglob("*")) == before
+
+
+def test_an_estimate_grows_with_the_samples(run):
+    folder, clip = run
+    words = Words(ontology=LIGHT)
+    few, many = (
+        plan(LabelConfig(str(folder), words, naming=Naming(n=n), clip=str(clip)))
+        for n in (1, 100_000)
     )
-    assert (
-        "parts/names.json" in capfd.readouterr().out
-        and sorted(p.name for p in folder.rglob("*")) == before
-    )
+    assert many["seconds"] > 3 * few["seconds"] > 0
+    assert few["memory_bytes"] > 2**26

@@ -159,7 +159,7 @@ class SegmentationInStyle(SegmentationInStyleSettings):
 
     def estimate(self, gen: Generator) -> dict[str, float]:
         """Seconds and bytes of a whole `discover`, from a second's worth of the features and of the
-        labels of `gen`.
+        labels of `gen`: points are held while features are drawn, no longer for the gallery.
         """
         self._check(gen)
         began, swept = time.perf_counter(), "auto" in (self.layer, self.k)
@@ -174,12 +174,15 @@ class SegmentationInStyle(SegmentationInStyleSettings):
         arrays = self._blank(sum(self._widths(gen, taps)), k)
         labels = probe(replace(self, layer="+".join(taps)).label_seeds(arrays, gen, seeds))
         drawn = _SHOWN + (min(self.n, 200) if gen.resolution <= OUTLINE else 0)
+        drawn *= 1 + (self.k == "auto")  # levels
         # k-means as measured on two cores: 15 s for 819,200 points of 512 numbers, k 9, ten starts.
         clustering = 15 * self.n * points * widest * k / (819_200 * 512 * 9) + 5 * swept
         seconds = self.n * features.each * (1 + swept) + drawn * labels.each + clustering
         return {
             "seconds": time.perf_counter() - began + seconds,
-            "memory_bytes": labels.memory + 4 * self.n * points * (widest + 2),
+            "memory_bytes": max(
+                labels.memory, features.memory + 4 * self.n * points * (widest + 2)
+            ),
         }
 
     def _blank(self, d: int, k: int) -> dict[str, np.ndarray]:

@@ -70,6 +70,9 @@ class StudentConfig:
         return f"{self.arch} of width {self.width} and block {self.block}"
 
 
+LEAST_SIDE = 128  # pixels, on a backbone whose coarsest features have a stride of 32
+
+
 def usual_block(size: int) -> int:
     """The `block` for images of `size` pixels: 128 costs as much as 64, and sees as far."""
     return 4 if size >= 128 else 2

@@ -63,10 +63,10 @@ def run(
     prog = prog or f"python -m sis_jax.{verb.__name__}"
     try:
         asked = parse(verb, argv, prog)
+        enable_compilation_cache()
         if asked.dry_run:
             print_plan(verb, asked.config)
             return 0
-        enable_compilation_cache()
         with showing_progress(not asked.quiet), _ended_by_sigterm():
             value = verb(asked.config)
         for path in result_paths(verb, value, asked.config):

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import shlex
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,22 +38,24 @@ from sis_jax.data.pairs import IGNORE, Pairs, labelled
 from sis_jax.data.parts import Parts
 from sis_jax.data.photo_files import list_source
 from sis_jax.data.photos import Photos, own_side
+from sis_jax.data.threads import cores
 from sis_jax.models import backbones, students
 from sis_jax.ops.progress import progress, progress_shown, say
-from sis_jax.ops.sampling import sample_seeds
+from sis_jax.ops.sampling import probe, sample_seeds
 from sis_jax.ops.student_augment import ALIGNED, NONE, WEAK, Augmentation
 from sis_jax.runs.configs.distill import RECIPES, DistillConfig
 from sis_jax.runs.run import RunFolder, Stage
-from sis_jax.stages.adapt import HELD
+from sis_jax.stages import budget
+from sis_jax.stages.budget import Sizes, Speeds
+from sis_jax.stages.speeds import of_student
 from sis_jax.stages.student import Student, load_student
 from sis_jax.stages.teacher import Teacher
-from sis_jax.stages.train_student import VIEWS_PER_PHOTO, Job, StudentTraining
+from sis_jax.stages.train_student import VALIDATED, VIEWS_PER_PHOTO, Job, StudentTraining
 from sis_jax.training.self_training import VIEWS
 from sis_jax.training.student import Recipe
 from sis_jax.types import SisError, UsageError, unknown_name
 
-_JUDGED, _CORRECTED = 0.06, 0.03  # seconds for the mask of a held-out, and of a learned photo
-LEAST_SIDE = 128  # pixels, on a backbone whose coarsest features have a stride of 32
+_CORRECTED = 0.03  # seconds to correct the mask of a photo
 _LEAST = {
     **dict.fromkeys(("batch", "rows", "limit", "snapshot"), 1),
     **dict.fromkeys(("side", "weight_decay", "background", "trim", "weighting", "ema"), 0),
@@ -322,7 +325,7 @@ def _job(config: DistillConfig, source: Path | None, cache: Path) -> Job:
 
 def _side(config: DistillConfig, edge: int) -> int:
     """The resolution to train at, in pixels. edge: the shorter one of the images as held."""
-    least = LEAST_SIDE if str(config.network.student).startswith("unet-") else 16
+    least = students.LEAST_SIDE if str(config.network.student).startswith("unet-") else 16
     least = 16 if config.network.student == "unet-small" else least
     return config.train.side or max(least, 16 * round(edge / 16))
 
@@ -531,50 +534,68 @@ def _head(pairs: Pairs, count: int) -> Pairs:
 
 
 def plan(config: DistillConfig) -> dict[str, Any]:
+    """Files, and what two steps of the student and one image to learn from take."""
     config = resolve(config)
     _check(config)
     place, source = _places(config)
-    net, train = config.network, config.train
-    start = load_student(net.start_from) if net.start_from else None
     files = ["config.json", "model.safetensors", "README.md", "curves.csv", "checkpoints/"]
-    images, edge, classes = _data(config, source)
+    recipe = [f"{k} {v}" for k, v in config.flat().items() if k in RECIPES["default"]]
+    found = {"files": [f"{place}/student/{f}" for f in files], "recipe": recipe}
+    return found | _tried(config, source)
+
+
+def _tried(config: DistillConfig, source: Path | None) -> dict[str, float]:
+    """Seconds and bytes: `budget.rows` of speeds measured with this student, and the images."""
+    began, train = time.perf_counter(), config.train
+    start = load_student(config.network.start_from) if config.network.start_from else None
+    images, edge, classes, reading = _data(config, source)
+    classes = tuple(map(dict, _two_classes(classes) if config.source.binary else classes))
     side, batch = _side(config, edge), train.batch or 1
-    # Images a second on two cores at 64 pixels, in proportion to the pixels; without the backward
-    # pass three times as many.
-    block = net.block or (start.config.block if start else students.usual_block(side))
-    rate = {"unet-efficientnet-lite0": 100, "unet-small": 77 * block**2 / 4}.get(
-        str(net.student), 13
-    )
-    per_image = (side / 64) ** 2 / rate
+    network = _network(config, side, len(classes), start, None)
+    speeds = Speeds(reading, *of_student(network, _recipe(config, side, classes), edge), batch)
     photos = _photos_of_a_round(config) if config.adapt.photos else 0
-    rounds = config.adapt.rounds or 0 if photos else 0
-    steps = (train.steps or 0) + rounds * (config.adapt.adapt_steps or 0)
-    judged = 2 * min(HELD, photos) * _JUDGED + rounds * photos * (2 * per_image / 3 + _CORRECTED)
-    pixels = images * edge**2 * 5 + photos * side**2 * (3 + 3 + classes)
+    rounds, of_round = (config.adapt.rounds or 0) if photos else 0, config.adapt.adapt_steps or 0
+    sizes = Sizes(n=images, steps=train.steps or 0, adapt_steps=of_round, rounds=rounds)
+    row = next(r for r in budget.rows(sizes, speeds, photos) if r.stage == "distill")
+    snapshots = -(-(sizes.steps + rounds * of_round) // train.snapshot)
+    judged = min(images, VALIDATED) * snapshots * budget.FORWARD * speeds.student_image
+    labels = rounds * photos * (2 * budget.FORWARD * speeds.student_image + _CORRECTED)
+    # The first step compiles, now and not again: that is kept for the run.
+    now = time.perf_counter() - began - 2 * speeds.student_start
+    pixels = images * edge**2 * 5 + photos * side**2 * (3 + 3 + len(classes))
     return {
-        "files": [f"{place}/student/{f}" for f in files],
-        "recipe": [f"{k} {v}" for k, v in config.flat().items() if k in RECIPES["default"]],
-        "seconds": 20 + steps * batch * per_image + judged,
-        "memory_bytes": 1.2e9 + 4e5 * batch * (side / 64) ** 2 + pixels,
+        "seconds": now + images * reading + row.seconds + judged + labels,
+        "memory_bytes": row.memory_bytes + pixels,
     }
 
 
-def _data(config: DistillConfig, source: Path | None) -> tuple[int, int, int]:
-    """(images to learn from, their shorter edge as they are held, classes); one image is read."""
-    most = config.train.side or 256
+def _data(
+    config: DistillConfig, source: Path | None
+) -> tuple[int, int, Sequence[Mapping[str, Any]], float]:
+    """(images to learn from, their shorter edge as they are held, classes, seconds to read or draw
+    one).
+    """
+    side = config.train.side or 256
     if config.source.images is not None:
         truth = open_pairs(config.source.images, config.source.masks)
-        edge = min(Example(*truth[0]).mask.shape)
-        return min(len(truth), config.source.limit or len(truth)), min(edge, most), 9
-    if source is None:
-        teacher = load_student(config.adapt.teacher)
-        return 0, teacher.side, len(teacher.classes)
-    if config.source.fly or not _has_data(source):
-        parts = Parts.load(source)
-        return config.source.n, parts.samples.shape[1], len(parts.classes)
-    data = Dataset.open(source)
-    edge = min(data.split("train")[0].mask.shape)
-    return len(data), min(edge, most), len(data.classes)
+        count, classes = min(len(truth), config.source.limit or len(truth)), truth.classes
+        read = (Example(*truth[0]) for _ in range(2))
+    elif source is None:
+        learned = load_student(config.adapt.teacher)
+        return 0, learned.side, learned.classes, 0.0
+    elif config.source.fly or not _has_data(source):
+        teacher = Teacher.from_run(source, config.source.level or 0)
+        each = probe(teacher.label(range(2**16))).each
+        return config.source.n, teacher.gen.resolution, teacher.parts.classes, each
+    else:
+        data = Dataset.open(source)
+        count, classes, split = len(data), data.classes, data.split("train")
+        read = (split[0] for _ in range(2))
+    ids, times, edge = [c["id"] for c in classes], [], side
+    for example in read:  # the first one loads a decoder
+        edge = min(Pairs.read([example], ids, side, "the data").masks.shape[1:])
+        times.append(time.perf_counter())
+    return count, edge, classes, (times[1] - times[0]) / cores()
 
 
 def _photos_of_a_round(config: DistillConfig) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from sis_jax.data.files import read_run
 from sis_jax.data.parts import Parts
 from sis_jax.models.moved import Moved, moved
 from sis_jax.ops.compositing import soft_alpha
+from sis_jax.ops.plan import memory_held
 from sis_jax.ops.progress import say
 from sis_jax.runs.configs.edit import EditConfig
 from sis_jax.runs.page import write_page
@@ -34,6 +36,8 @@ from sis_jax.stages.edit_directions import amount, in_layers, resolve
 from sis_jax.stages.project import Projection, project
 from sis_jax.stages.teacher import Teacher
 from sis_jax.types import Generator, SisError, UsageError
+
+_TRIED = 16  # images, for the estimate
 
 
 def edit(config: EditConfig) -> Edit:
@@ -251,15 +255,34 @@ def _folder(config: EditConfig) -> Path:
 
 
 def plan(config: EditConfig) -> dict[str, Any]:
-    """Files, and figures for the default generator on two processor cores."""
-    images = 1 if config.photo else len(_seeds(config))
-    projected = 0.06 * config.projection.steps * images if config.photo else 0
+    """Files, and what a trial takes."""
     names = ("edit.png", "edit.json", "edit.safetensors", "direction.safetensors", "*.png")
-    return {
-        "files": [f"{_folder(config)}/{n}" for n in names],
-        "seconds": 10 + 0.1 * images + projected,
-        "memory_bytes": 1.2e9,
-    }
+    return {"files": [f"{_folder(config)}/{n}" for n in names]} | _tried(config)
+
+
+def _tried(config: EditConfig) -> dict[str, float]:
+    """Seconds and bytes, from the direction and two drawings of the seeds; nothing where there are
+    no parts yet, for photos, and for a text, from which the direction is learned.
+    """
+    move = config.move
+    if config.photo is not None or move.clip is not None or " " in str(move.direction):
+        return {}
+    try:
+        teacher = _teacher(config.run, config.gen)
+    except UsageError:
+        return {}
+    began, config = time.perf_counter(), _resolve(config, teacher)
+    _check(teacher, config)
+    _direction(teacher, config, Path(config.run) if isinstance(config.run, str | Path) else None)
+    gen, psi, seeds = _plain(teacher.gen), _psi(teacher, config), _seeds(config)
+    still = np.zeros_like(np.asarray(gen.map(gen.latents([0])))[0])
+    some, times = list(seeds[:_TRIED]), [time.perf_counter()]
+    for _ in range(2):  # the first one compiles, and that is kept for the run
+        _drawn(teacher, gen, still, some, psi)
+        times.append(time.perf_counter())
+    images = len(seeds) * (1 + len(_strengths(config.move.strength)))
+    seconds = times[0] - began + images / len(some) * (times[2] - times[1])
+    return {"seconds": seconds, "memory_bytes": memory_held()}
 
 
 def results(value: Edit, config: EditConfig) -> list[Path]:

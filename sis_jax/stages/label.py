@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import shlex
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from sis_jax import parallel
-from sis_jax.checkpoints import load_generator
+from sis_jax.checkpoints import hub, load_generator
 from sis_jax.data.files import read_run, write_atomic
 from sis_jax.data.ontology import ontology_of
 from sis_jax.data.part_edits import PartEdits, read_edits, state_of
@@ -20,7 +21,13 @@ from sis_jax.runs.config import without
 from sis_jax.runs.configs.label import RECIPES, LabelConfig
 from sis_jax.runs.page import write_page
 from sis_jax.runs.run import RunFolder
-from sis_jax.stages.naming import load_text_model, name_parts
+from sis_jax.stages.naming import (
+    default_clip,
+    encode_prompts,
+    load_text_model,
+    name_parts,
+    trial,
+)
 from sis_jax.stages.teacher import Teacher
 from sis_jax.types import Generator, UsageError, unknown_name
 
@@ -158,13 +165,33 @@ def _digest(parts: Parts) -> str:
 
 
 def plan(config: LabelConfig) -> dict[str, Any]:
-    """Files, and figures for a ViT-B/32 at twice its native size on two processor cores."""
+    """Files, and what a trial takes."""
     record = _FILE if config.edits is not None else "parts/names.json"
     names = ("parts/classes.json", record, "parts/gallery.png", "report.html")
     files = [f"{config.run}/{n}" for n in names]
     if config.edits is not None:
         return {"files": files, "seconds": 1, "memory_bytes": 0.3e9}
-    return {"files": files, "seconds": 8 + 0.6 * config.naming.n, "memory_bytes": 2.0e9}
+    return {"files": files} | _tried(resolve(config))
+
+
+def _tried(config: LabelConfig) -> dict[str, float]:
+    """Seconds and bytes, from the text and a second's worth of samples; nothing where there are no
+    parts yet, for crops, whose number the samples decide, and before a model was downloaded.
+    """
+    words, how = config.words, config.naming
+    ontology = ontology_of(words.ontology, words.prompt, words.neutral, words.templates)
+    try:
+        teacher = _teacher(config.run, config.gen)
+    except UsageError:
+        return {}
+    name = default_clip(teacher.gen.info.name) if config.clip is None else config.clip
+    if how.mode == "crop" or (isinstance(name, str) and hub.is_name(name)):
+        return {}
+    began, model = time.perf_counter(), load_text_model(name, teacher.gen.info.name)
+    encode_prompts(model, ontology)
+    tried = trial(teacher, model, how)
+    seconds = time.perf_counter() - began + how.n * tried.each
+    return {"seconds": seconds, "memory_bytes": tried.memory}
 
 
 def results(parts: Parts, config: LabelConfig) -> list[Path]:

@@ -9,6 +9,7 @@ from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num, UInt8
@@ -22,7 +23,7 @@ from sis_jax.models.clip_regions import dense_map, pool_regions
 from sis_jax.models.moved import mixed, rare_cluster
 from sis_jax.ops import class_scores, plan
 from sis_jax.ops.progress import progress
-from sis_jax.ops.sampling import one_ahead, sample_seeds
+from sis_jax.ops.sampling import Probe, one_ahead, probe, sample_seeds
 from sis_jax.runs.configs.label import Naming
 from sis_jax.stages.teacher import Teacher
 from sis_jax.types import SisError, UsageError
@@ -331,7 +332,32 @@ def _dense_sums(teacher: Teacher, clip: CLIP, how: Naming) -> tuple[np.ndarray, 
     """Sums over all pixels of all samples of each cluster, [k, d], and the numbers of pixels."""
     k = _clusters(teacher.parts)
     total, count = np.zeros((k, clip.config.embed_dim)), np.zeros(k)
-    stream = _labelled(teacher, how)
+    with progress(how.n, "names", "sample") as bar:
+        for n, found in _read(teacher, clip, how):
+            for sums, pixels in zip(*map(np.asarray, found)):  # in order, whatever the devices
+                total, count = total + sums.astype(np.float64), count + pixels
+            bar.update(n)
+    return total, count
+
+
+def trial(teacher: Teacher, clip: CLIP, how: Naming) -> Probe:
+    """The speed of the mode "dense", from a second's worth of samples."""
+    finer = teacher.parts.finer
+    deepest = teacher if finer is None else Teacher.of(teacher.gen, finer)
+
+    def batches() -> Iterator[np.ndarray]:
+        for n, found in _read(deepest, clip, replace(how, n=2**16)):
+            jax.block_until_ready(found)
+            yield np.empty(n)
+
+    return probe(batches())
+
+
+def _read(
+    teacher: Teacher, clip: CLIP, how: Naming
+) -> Iterator[tuple[int, tuple[Float[Array, "d k c"], Num[Array, "d k"]]]]:
+    """Stream (samples, results of `_sums` on each device) of the mode "dense", in batches."""
+    k, stream = _clusters(teacher.parts), _labelled(teacher, how)
     first = next(stream)
     static = {
         "size": _size(how.size, first[0].shape[1:3], clip), "align_corners": how.align_corners,
@@ -352,12 +378,7 @@ def _dense_sums(teacher: Teacher, clip: CLIP, how: Naming) -> tuple[np.ndarray, 
         for *both, n in _filled(chain([first], stream), rows * len(here)):
             yield n, run(network, *(parallel.shard(a, len(here))[0] for a in both))
 
-    with progress(how.n, "names", "sample") as bar:
-        for n, found in one_ahead(begun()):
-            for sums, pixels in zip(*map(np.asarray, found)):  # in order, whatever the devices
-                total, count = total + sums.astype(np.float64), count + pixels
-            bar.update(n)
-    return total, count
+    return one_ahead(begun())
 
 
 def _sums(

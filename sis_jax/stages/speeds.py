@@ -1,4 +1,4 @@
-"""How fast this machine is: a few steps of each training of `run`, on random images."""
+"""How fast this machine is: a few steps of a training, on random images."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from jaxtyping import UInt8
 from sis_jax import parallel
 from sis_jax.checkpoints import load_generator
 from sis_jax.data.photos import Photos
-from sis_jax.models.students import StudentConfig, build, usual_block
+from sis_jax.models.students import LEAST_SIDE, StudentConfig, build, usual_block
 from sis_jax.ops import plan
 from sis_jax.ops.student_augment import ALIGNED
 from sis_jax.runs.configs.distill import RECIPES
 from sis_jax.runs.configs.train_generator import Network
 from sis_jax.stages.budget import BASE_BYTES, FORWARD, Sizes, Speeds
-from sis_jax.stages.distill import LEAST_SIDE
 from sis_jax.stages.train_generator import networks
 from sis_jax.training import gan
 from sis_jax.training import student as training
@@ -80,6 +79,15 @@ def _of_student(resolution: int) -> tuple[float, float, float]:
         usual["steps"], usual["batch"], side, ema=usual["ema"], augmentation=ALIGNED
     )
     config = StudentConfig(usual["student"], CLASSES, block=usual_block(side))
+    return of_student(config, recipe, resolution)
+
+
+def of_student(
+    config: StudentConfig, recipe: training.Recipe, resolution: int
+) -> tuple[float, float, float]:
+    """(seconds of the first step, seconds of an image later, bytes with the state) of a student
+    that learns images of `resolution` pixels.
+    """
     graph, state = training.new_state(build(config, np.random.default_rng(0)), recipe)
     devices = max(d for d in range(1, parallel.device_count() + 1) if recipe.batch % d == 0)
     body = partial(training.train_step, graph=graph, recipe=recipe)
@@ -88,7 +96,7 @@ def _of_student(resolution: int) -> tuple[float, float, float]:
         recipe=recipe,
     )  # fmt: skip
     images = _noise(recipe.batch, resolution)
-    batch = (images, images[..., 0] % CLASSES, images[..., 0])
+    batch = (images, images[..., 0] % config.classes, images[..., 0])
     blocks, held = [parallel.shard(a, devices)[0] for a in batch], on_devices(state, devices)
     start, step = (_seconds(lambda: run(held, jax.random.key(0), *blocks)) for _ in range(2))
     needed = plan.bytes_of(body, state, jax.random.key(0), *batch)

@@ -35,7 +35,7 @@ from sis_jax.types import Info, SisError, UsageError
 
 COLUMNS = ("step", "loss", "accuracy", "val_iou", "phase")
 VIEWS_PER_PHOTO = 2  # of a round, which takes as many photos as give that; the next takes others
-_VALIDATED = 200  # images
+VALIDATED = 200  # images
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ class StudentTraining:
         """Held-out photos with the teacher's masks, where there are no generated images."""
         if self.held is None or self.job.teacher is None:
             return self.job.val
-        images = adapt.reduced(self.held.images[:_VALIDATED], self.job.recipe.side)
+        images = adapt.reduced(self.held.images[:VALIDATED], self.job.recipe.side)
         masks = adapt.predicted(self.job.teacher, images, self.mirrored).argmax(-1)
         return Pairs(images, masks.astype(np.uint8), np.full(masks.shape, 255, np.uint8))
 
@@ -308,7 +308,7 @@ class StudentTraining:
 
     def _val_iou(self, student: Student) -> float | None:
         """Mean IoU with the parts' masks of held-out generated images; None without any."""
-        val, count = self.val, min(len(self.val), _VALIDATED)
+        val, count = self.val, min(len(self.val), VALIDATED)
         if not count:
             return None
         table = np.full(256, 255, np.uint8)
