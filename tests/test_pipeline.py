@@ -15,7 +15,7 @@ from PIL import Image
 from sis_jax.checkpoints.student import Student
 from sis_jax.data.masks import Prediction, write_mask
 from sis_jax.models.students import StudentConfig
-from sis_jax.stages import clock, photo_samples, speeds
+from sis_jax.stages import background, clock, photo_samples, speeds
 from sis_jax.stages.budget import Speeds
 from sis_jax.stages.pipeline import run
 from sis_jax.types import UsageError
@@ -155,6 +155,7 @@ def doors(monkeypatch):
         Bright(), StudentConfig(), ({"id": 0, "name": "background"}, {"id": 1, "name": "light"}), 32
     )
     monkeypatch.setattr(photo_samples, "load_student", lambda run: student)
+    monkeypatch.setattr(background, "complete_background", lambda run: None)
     monkeypatch.setattr(speeds, "measured", lambda *a: calls.append(("measured", a)) or SLOW)
     monkeypatch.setattr(clock, "perf_counter", lambda: now[0])
     return took, calls
@@ -188,6 +189,35 @@ def test_the_plan_of_photos(doors, tmp_path):
     assert dict(calls)["distill"] == distilled
     with pytest.raises(UsageError, match="budget='8m', now asked for '9m'"):
         run(str(place), **asked | {"budget": "9m"})
+
+
+OLDER = {"state": "started", "started": "2026", "config": {}}  # before there was `--alike`
+
+
+def test_a_resumed_run_goes_on_as_it_began(doors, tmp_path):
+    """A generator that is finished is not trained again, and a student from before `--alike` stays
+    without it, unless all is repeated.
+    """
+    took, calls = doors
+    place, out = photos_in(tmp_path / "photos"), tmp_path / "r"
+
+    def trained():
+        record = {"state": "done", "images": 32, "training_seconds": 100.0, "started": "2026"}
+        write_run(out / "training", {"train_generator": record})
+        raise KeyboardInterrupt
+
+    took["then"] = trained
+    with pytest.raises(KeyboardInterrupt):
+        run(str(place), out=str(out), budget="8m")
+    content = {"format": 1, "stages": stages_of(out) | {"distill": OLDER}}
+    (out / "run.json").write_text(json.dumps(content))
+    calls.clear()
+    run(str(place), out=str(out), budget="8m")
+    assert [verb for verb, _ in calls] == ["discover", "synthesize", "distill", "predict"]
+    assert dict(calls)["distill"]["alike"] is False
+    took["then"] = None
+    run(str(place), out=str(out), budget="8m", overwrite=True)
+    assert dict(calls)["distill"]["alike"] is True and "train_generator" in dict(calls)
 
 
 def test_a_slow_training_leaves_a_smaller_student(doors, tmp_path):
@@ -279,8 +309,11 @@ def test_either_level(doors, tmp_path):
     assert "level" not in asked[0] and asked[1]["level"] == 1
 
 
-def test_a_folder_without_photos_is_refused_first(doors, tmp_path):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="empty"):
-        run(str(tmp_path / "empty"), out=str(tmp_path / "r"), budget="2h")
+@pytest.mark.parametrize("count", [0, 7])
+def test_a_folder_of_too_few_photos_is_refused_first(doors, tmp_path, count):
+    place = photos_in(tmp_path / "few")
+    for photo in sorted(place.iterdir())[count:]:
+        photo.unlink()
+    with pytest.raises(UsageError, match="few holds 7 photos, .* at least 8" if count else "few"):
+        run(str(place), out=str(tmp_path / "r"), budget="2h")
     assert not doors[1]

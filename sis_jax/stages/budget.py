@@ -156,7 +156,13 @@ def fitted(sizes: Sizes, speeds: Speeds, given: float, spent: float, photos: int
     snapshots = min(max(int(MEASURE_SHARE * spent / speeds.snapshot), 1), MOST_SNAPSHOTS)
     images = int((spent - snapshots * speeds.snapshot) / speeds.gan_image)
     images = max(images // sizes.batch * sizes.batch, least.images)
-    return replace(sizes, images=images, snapshot=math.ceil(images / snapshots))
+    # Whole batches, or a few images would be left for one more snapshot.
+    return replace(sizes, images=images, snapshot=_whole(images / snapshots, sizes.batch))
+
+
+def _whole(images: float, batch: int) -> int:
+    """Rounded up to whole batches."""
+    return math.ceil(images / batch) * batch
 
 
 def again(sizes: Sizes, speeds: Speeds, left: float, photos: int) -> Sizes:

@@ -36,6 +36,7 @@ def run(config: RunConfig) -> Path:
 
 
 def _stages(config: RunConfig, clock: Clock) -> Path:
+    from sis_jax.stages.background import complete_background
     from sis_jax.stages.photo_samples import write_samples
     from sis_jax.stages.planning import Planner
 
@@ -54,14 +55,15 @@ def _stages(config: RunConfig, clock: Clock) -> Path:
         gen = f"{out}/training/generator"
     say("finding the parts")
     sis.discover(gen, out=out, seed=seed, overwrite=overwrite)
+    if trains:
+        complete_background(out)
     sizes = planner.later(first).sizes
     say("writing images and masks")
     sis.synthesize(out, n=sizes.n, level=config.level, seed=seed + 1, overwrite=overwrite)
     say("training the student")
     sis.distill(
         out, photos=photos, fit=first.fit, steps=sizes.steps, adapt_steps=sizes.adapt_steps,
-        rounds=sizes.rounds, alike=trains and photos == config.source, seed=seed,
-        overwrite=overwrite,
+        rounds=sizes.rounds, alike=planner.alike(), seed=seed, overwrite=overwrite,
     )  # fmt: skip
     if photos is not None:
         say("masks of the photos")

@@ -26,6 +26,7 @@ from sis_jax.types import UsageError
 
 AGAIN = "run, planned again"  # the stage of run.json with the later plan
 PACES = 0.5, 4.0  # bounds of how slow the machine became since it was timed
+LEAST_PHOTOS = 8  # two of the smallest batches
 SQUARE = 1.2  # longer to shorter edge: photos up to here are cropped
 
 
@@ -50,13 +51,20 @@ class Plan:
 
 class Planner:
     """The plans of one call of `run`. photos: that the student adapts to; trains: whether they also
-    train a generator. clock: of the run.
+    train a generator. clock: of the run. Raises UsageError for fewer photos than `LEAST_PHOTOS`.
     """
 
     def __init__(self, config: RunConfig, photos: str | None, trains: bool, clock: Clock):
         self.config, self.photos, self.trains = config, photos, trains
         self.budget = config.seconds()
         self.count = 0 if photos is None else _count(photos)
+        self.shown = _count(str(config.source)) if trains else 0  # to the generator
+        if trains and self.shown < LEAST_PHOTOS:
+            raise UsageError(
+                f"{config.source} holds {self.shown} photos, and a generator learns from at least "
+                f"{LEAST_PHOTOS}, better from hundreds: add photos of the same kind, or give a "
+                "generator of such images and --photos"
+            )
         self.out, self.clock = Path(config.out), clock
 
     def first(self) -> Plan:
@@ -68,8 +76,20 @@ class Planner:
         return self._kept(AGAIN, lambda: self._again(plan))
 
     def past_training(self) -> bool:
-        """Whether an earlier call came further than the generator's training."""
-        return not self.config.overwrite and AGAIN in read_run(self.out)["stages"]
+        """Whether an earlier call finished the generator's training."""
+        if self.config.overwrite:
+            return False
+        training = _record(self.out / "training", "train_generator")
+        return training.get("state") == "done" or AGAIN in read_run(self.out)["stages"]
+
+    def alike(self) -> bool:
+        """Whether the student's photos are framed like the generated images; a student that an
+        earlier version began goes on as it began.
+        """
+        begun = {} if self.config.overwrite else _record(self.out, "distill")
+        if begun:
+            return begun.get("config", {}).get("alike", False)
+        return self.trains and self.photos == self.config.source
 
     def minutes(self, plan: Plan) -> float | None:
         """After which a training that is slower than planned must stop for the stages behind it,
@@ -124,7 +144,7 @@ class Planner:
 
     def _first(self) -> Plan:
         config, platform = self.config, jax.default_backend()
-        sizes = budget.asked(budget.usual(platform, self.count if self.trains else 0), config)
+        sizes = budget.asked(budget.usual(platform, self.shown), config)
         if self.budget is None:
             if self.trains:
                 say(
@@ -156,10 +176,7 @@ class Planner:
         """How many times as long the generator's training took as it should have: the later stages
         then run on the same machine.
         """
-        place = self.out / "training"
-        if not self.trains or not (place / "run.json").is_file():
-            return 1.0
-        record = read_run(place)["stages"].get("train_generator", {})
+        record = _record(self.out / "training", "train_generator") if self.trains else {}
         if "training_seconds" not in record or plan.speeds is None:
             return 1.0
         sizes = replace(plan.sizes, images=record["images"])
@@ -173,6 +190,11 @@ class Planner:
         stages = tuple(budget.rows(sizes, plan.speeds, self.count)[past:])
         say("\n  ".join([title, *map(str, stages)]))
         return replace(plan, sizes=sizes, stages=stages)
+
+
+def _record(run: Path, stage: str) -> dict[str, Any]:
+    """Of a stage in a run.json, empty where there is none."""
+    return read_run(run)["stages"].get(stage, {}) if (run / "run.json").is_file() else {}
 
 
 def _count(photos: str) -> int:

@@ -30,6 +30,7 @@ from sis_jax.data.folder import (
     classes_json,
     write_chunks,
 )
+from sis_jax.data.part_names import BACKGROUND
 from sis_jax.data.threads import cores
 from sis_jax.ops.progress import progress, say
 from sis_jax.ops.sampling import probe
@@ -104,7 +105,8 @@ def _stage(
         RunFolder.open(place, config.overwrite) as run,
         run.stage(config, given=given, inputs=inputs, generator=teacher.gen.info) as stage,
     ):
-        if teacher.parts.background.get("found") is False:
+        found = teacher.parts.background.get("found", True)
+        if not (found or BACKGROUND in teacher.parts.names):
             say(
                 "the background was not found, so no pixel has class 0: see the warnings in "
                 "report.html"

@@ -50,7 +50,8 @@ class Optimisation:
         snapshot: images between two checkpoints, sample grids and entries of the curve.
         minutes: stop after this time, whatever `images` asks for, and save.
         patience: stop after so many snapshots without a better one (by the Fréchet distance to the
-            photos in a backbone's features); 0 goes on. The best snapshot is kept.
+            photos in a backbone's features); 0 goes on. The best snapshot is kept, the last of
+            those within 5 % of it.
         seed: of weights, latents and order.
     """
 

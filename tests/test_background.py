@@ -1,0 +1,71 @@
+"""The background of a run on photos: parts at the sides, where `discover` found too little."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from parts_kit import quarters, write_run
+
+from sis_jax.data.parts import Parts, classes_from
+from sis_jax.stages import background
+
+
+def blurred(count=40, side=32):
+    """Masks of class ids: grass (1) or a floor (2) around an animal's head (3) and body (4), one
+    pixel in five of a wrong part.
+    """
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:side, :side] / (side - 1) * 2 - 1
+    centre = rng.normal(0, 0.15, (2, count, 1, 1))
+    inside = ((x - centre[0]) / 0.8) ** 2 + ((y - 0.2 - centre[1]) / 0.75) ** 2 < 1
+    around, animal = rng.integers(1, 3, (count, 1, 1)), np.where(y < 0, 3, 4)
+    wrong = rng.random(inside.shape) < 0.2
+    return np.where(inside ^ wrong, animal, around).astype(np.uint8)
+
+
+def parts_of(found, border_share):
+    """Parts 1 to 4 without a background, or with part 1 as one that holds this much of the
+    frame.
+    """
+    shares = [0.3, 0.25, 0.23, 0.22]
+    clusters = [
+        {"id": i, "share": share, "border_share": border_share, "background": found and i == 0}
+        | {"agreement": 0.9, "confidence": 0.4}
+        for i, share in enumerate(shares)
+    ]
+    parts = replace(quarters(), background={"found": found, "why": "a test"}, masks=blurred(2) - 1)
+    return replace(parts, clusters=tuple(clusters)).with_classes(classes_from(clusters, found))
+
+
+def as_teacher(parts):
+    """A generator whose images have the masks of `blurred`, in the classes of these parts."""
+    return SimpleNamespace(label=lambda seeds: [(None, parts.classify(blurred() - 1), None)])
+
+
+@pytest.mark.parametrize("found", [False, True], ids=["none", "a part"])
+def test_a_background_that_is_missing_is_completed(found, tmp_path, monkeypatch):
+    run = write_run(parts_of(found, 0.3), tmp_path / "r")
+    monkeypatch.setattr(background.Teacher, "from_run", lambda run: as_teacher(Parts.load(run)))
+    said = []
+    monkeypatch.setattr(background, "say", said.append)
+    for _ in range(2):
+        background.complete_background(str(run))
+        first, *others = Parts.load(run).classes
+        assert first["id"] == 0 and first["clusters"] == [0, 1]
+        assert sorted(c["clusters"][0] for c in others) == [2, 3]
+    assert len(said) == 1 and ("only a part" in said[0]) == found
+
+
+def test_a_background_that_holds_half_of_the_frame_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(background.Teacher, "from_run", None)  # nothing is drawn
+    run = write_run(parts_of(True, 0.6), tmp_path / "r")
+    background.complete_background(str(run))
+    assert Parts.load(run).classes[0]["clusters"] == [0]
+
+
+def test_some_part_is_left():
+    """Masks without an order, or of one part alone, name no background."""
+    assert background.at_the_sides([np.full((1, 32, 32), 3, np.uint8)], [3]) == []
+    both = np.tile(np.array([3, 4], np.uint8), (1, 32, 16))
+    assert background.at_the_sides([both], [3, 4]) == []
