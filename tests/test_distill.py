@@ -477,3 +477,10 @@ def test_photos_are_reduced_to_any_side(side):
     assert (
         abs(found.mean() - ramp.mean()) < 2 and (np.diff(found[0, :, 0, 0].astype(int)) >= 0).all()
     )
+
+
+def test_photos_are_looked_for_first(tiny_run, tmp_path, monkeypatch):
+    """A mistyped name is told before ten thousand images are labelled."""
+    monkeypatch.setattr(distill, "_on_the_fly", lambda *a: pytest.fail("labelled first"))
+    with pytest.raises(UsageError, match="no file or folder nosuch"):
+        sis_jax.distill(str(tiny_run), out=str(tmp_path / "x"), photos="nosuch", **QUICK)

@@ -165,6 +165,15 @@ def test_the_background_can_be_given_another_name(parts):
     assert named.names[0] == "wall" and named.classes[0]["clusters"] == [1, 4]
 
 
+@pytest.mark.parametrize(
+    ("names", "why"),
+    [({1: "background"}, "as the background is"), ({1: None, 2: None, 3: None}, "at least one")],
+)
+def test_rename_keeps_background_and_parts_apart(parts, names, why):
+    with pytest.raises(UsageError, match=why):
+        parts.rename(names)
+
+
 def test_rename_refuses_what_is_not_there(parts):
     with pytest.raises(UsageError, match=r"no part 11; there are 0 \(background\), 1 \(part 1\)"):
         parts.rename({1: "hair", 11: None})

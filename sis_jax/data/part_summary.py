@@ -29,7 +29,7 @@ def _found(parts: Parts) -> str:
     shares = {c["id"]: sum(f.get("share") or 0 for f in facts_of(parts, c)) for c in parts.classes}
     named = [f"{c['name']} {shares[c['id']]:.0%}" for c in _foreground(parts)]
     background = (
-        f"background {shares[BACKGROUND]:.0%}"
+        f"{parts.names[BACKGROUND]} {shares[BACKGROUND]:.0%}"
         if BACKGROUND in shares
         else "no background was found"
     )
@@ -41,14 +41,23 @@ def _foreground(parts: Parts) -> list[dict[str, Any]]:
 
 
 def _stability(parts: Parts) -> str:
-    known = {c["name"]: weighted(facts_of(parts, c), "agreement") for c in parts.classes}
-    agreement = {name: value for name, value in known.items() if value is not None}
-    low = [f"{name} ({value:.2f})" for name, value in agreement.items() if value < UNSTABLE]
-    if low:
+    agreement = _agreement(parts)
+    finer = {} if parts.finer is None else _agreement(parts.finer)
+    both = [*agreement.items(), *finer.items()]
+    if low := [f"{name} ({value:.2f})" for name, value in both if value < UNSTABLE]:
         return f"other seeds find other outlines of {_listed(low)} (agreement below {UNSTABLE})"
     if not agreement:
         return "how much other seeds agree was not measured"
-    return f"other seeds find the same parts (agreement {min(agreement.values()):.2f} or more)"
+    least = f"agreement {min(agreement.values()):.2f} or more"
+    if finer:
+        least += f", finer parts {min(finer.values()):.2f} or more"
+    return f"other seeds find the same parts ({least})"
+
+
+def _agreement(parts: Parts) -> dict[str, float]:
+    """The mean over the clusters of each part whose agreement with other seeds was measured."""
+    known = {c["name"]: weighted(facts_of(parts, c), "agreement") for c in parts.classes}
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def _listed(words: list[str]) -> str:

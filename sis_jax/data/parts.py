@@ -101,8 +101,8 @@ class Parts:
         background.
 
         Keys are class ids; a merged class keeps its smallest id and loses the text model's scores.
-        The finer level follows: "hair 1", "hair 2". UsageError for an unknown id, or a name that is
-        no text.
+        The finer level follows: "hair 1", "hair 2". UsageError for an unknown id, a name that is no
+        text or the background's, and where no part is left.
         """
         self._known(names)
         for key, name in names.items():
@@ -118,11 +118,18 @@ class Parts:
             name = names.get(entry["id"], entry["name"])
             if name is None or entry["id"] == BACKGROUND:
                 background += entry["clusters"]
+            elif name == label:
+                raise UsageError(
+                    f"part {entry['id']} cannot be called {label!r}, as the background is: give "
+                    "None (null in edits.json) to send it there"
+                )
             elif name in groups:
                 groups[name]["clusters"] = sorted(groups[name]["clusters"] + entry["clusters"])
             else:
                 by_hand = entry["id"] in names and name != entry["name"]
                 groups[name] = entry | {"name": name} | (UNSAID if by_hand else {})
+        if not groups and any(entry["id"] != BACKGROUND for entry in self.classes):
+            raise UsageError("these names send every part to the background: keep at least one")
         first = [new_class(BACKGROUND, label, sorted(background))] if background else []
         return self.with_classes((*first, *groups.values()))
 

@@ -258,6 +258,8 @@ def _train(
 
 def _job(config: DistillConfig, source: Path | None, cache: Path) -> Job:
     """Everything the trainer needs: pairs in memory, photos in a memory map below `cache`."""
+    # Looked at before anything that takes time: a mistyped --photos is an error at once.
+    own_size = own_side(config.adapt.photos) if config.adapt.photos else 0
     teacher = load_student(config.adapt.teacher) if config.adapt.teacher else None
     start = load_student(config.network.start_from) if config.network.start_from else None
     backbone = None if start else _backbone(config)
@@ -284,9 +286,7 @@ def _job(config: DistillConfig, source: Path | None, cache: Path) -> Job:
     photos = None
     if config.adapt.photos:
         rows = slice(0, config.adapt.rows) if config.adapt.rows else None
-        finer = (
-            2 if own_side(config.adapt.photos) >= 2 * side else 1
-        )  # smaller photos have no colours to add at twice the size
+        finer = 2 if own_size >= 2 * side else 1  # smaller ones have no colours to add at twice
         photos = Photos.open(
             config.adapt.photos,
             finer * side,
