@@ -18,7 +18,7 @@ from sis_jax.ops.cluster_labels import label_maps
 from sis_jax.runs.configs.distill import DistillConfig, Source
 from sis_jax.runs.configs.label import Naming
 from sis_jax.stages import distill as distill_stage
-from sis_jax.stages.naming import Named, _told_apart, name_parts
+from sis_jax.stages.naming import Named, _separated, name_parts
 from sis_jax.stages.teacher import Teacher
 from sis_jax.types import Info, UsageError
 
@@ -119,7 +119,7 @@ def test_finer_parts_are_compared_with_each_other(parts):
     assert [words.classes[v.best] for v in verdicts] == ["face", "face", None, "hair", "face"]
     best = cosine[:, [0, 2, 3]]
     table = Named(parts.finer, words.classes, best, probability, verdicts, "x", cosine)
-    table, said = _told_apart(table, words, 10.0, 0.1)
+    table, said = _separated(table, words, 10.0, 0.1)
     assert [said[i]["name"] for i in range(4)] == ["face", "mouth", None, "hair"]
     assert [said[i]["named"] for i in range(5)] == [True] * 4 + [False]
     assert said[1]["prompts"] == ["lips"] and said[4]["score"] < 0.6
