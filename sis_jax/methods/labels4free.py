@@ -1,7 +1,6 @@
 """Labels4Free: what may be replaced by background unnoticed is background (Abdal et al. 2021, arXiv
 2103.14968).
 
-
 Equations of the paper, a = the alpha network's mask of an image G(w), read from its features:
 
     x   = a G(w) + (1 - a) G_bg(w')
@@ -46,7 +45,7 @@ from jaxtyping import Array, Float, UInt8
 
 from sis_jax import parallel
 from sis_jax.methods.base import Arrays, Fitted, Inputs, Labelled, features_of
-from sis_jax.methods.settings import Labels4FreeSettings
+from sis_jax.methods.settings import Labels4FreeSettings, check
 from sis_jax.models import alpha as nets
 from sis_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from sis_jax.models.stylegan2 import StyleGAN2
@@ -167,13 +166,9 @@ class Labels4Free(Labels4FreeSettings):
     ) -> Iterator[tuple[UInt8[np.ndarray, "b h w 3"], Float[np.ndarray, "b h w"]]]:
         """Stream (images, soft masks alpha in 0..1) of seeds, in batches."""
         psi = self.truncation if truncation is None else truncation
+        shared, taps = (dict(arrays),), self.taps(arrays)
         yield from map_samples(
-            gen,
-            list(seeds),
-            training.masked,
-            truncation=psi,
-            shared=(dict(arrays),),
-            taps=self.taps(arrays),
+            gen, list(seeds), training.masked, truncation=psi, shared=shared, taps=taps
         )
 
     def label_seeds(
@@ -208,10 +203,8 @@ class Labels4Free(Labels4FreeSettings):
         agreement = checks.stability(gen, dict(arrays), seeds, self.truncation, self.threshold)
         # the training decides which is which, not a guess from the frame
         clusters = tuple(
-            fact
-            | {"id": i, "name": NAMES[i], "background": i == 0}
-            | {"agreement": float(agreement[i])}
-            for i, fact in enumerate(facts)
+            fact | {"id": i, "name": name, "background": i == 0, "agreement": float(agreement[i])}
+            for i, (fact, name) in enumerate(zip(facts, NAMES))
         )
         why = f"the part that a background may replace; by the frame: {verdict['why']}"
         return clusters, {"found": True, "why": why}
@@ -239,21 +232,10 @@ class Labels4Free(Labels4FreeSettings):
                 f"least_foreground + least_background is {self.least_foreground} + "
                 f"{self.least_background}: over 1 together"
             )
-        for name in (
-            "steps",
-            "check",
-            "r1_interval",
-            "tries",
-            "learning_rate",
-            "d_learning_rate",
-            "d_width",
-        ):
-            least = 1 if isinstance(getattr(self, name), int) else 1e-9
-            if getattr(self, name) < least:
-                raise UsageError(
-                    f"{name} is {getattr(self, name)}, expected "
-                    f"{'at least 1' if least == 1 else 'a number above 0'}"
-                )
+        check(self, steps=1, check=1, r1_interval=1, tries=1)
+        for name in ("learning_rate", "d_learning_rate", "d_width"):
+            if getattr(self, name) < 1e-9:
+                raise UsageError(f"{name} is {getattr(self, name)}, expected a number above 0")
         nets.alpha_taps(gen.resolution)
         return gen
 
@@ -273,16 +255,14 @@ class _Run:
         m = self.method
         # Of weights and batches; samples that judge are those of `seed`
         self.draws = self.seed + 1000 * self.attempt
-        whole = [
+        # Each device needs whole groups of 4 for the minibatch standard deviation
+        self.devices = max(
             d
             for d in range(1, parallel.device_count() + 1)
             if m.batch % d == 0 and (d == 1 or m.batch // d % 4 == 0)
-        ]
-        # Each device needs whole groups of 4 for the minibatch standard deviation
-        self.devices = max(whole)
-        given = {
-            f.name: getattr(m, f.name) for f in fields(training.Recipe) if f.name != "decay_steps"
-        }
+        )
+        names = {f.name for f in fields(training.Recipe)} - {"decay_steps"}
+        given = {name: getattr(m, name) for name in names}
         self.recipe = training.Recipe(**given, decay_steps=m.steps if m.decay else 0)
         self.taps = nets.flat_taps(self.gen.resolution)
         self.scaling = self._scaling()

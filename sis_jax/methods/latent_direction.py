@@ -1,7 +1,6 @@
 """Latent direction: the object gets lighter, the background darker (Melas-Kyriazi et al., ICLR
 2022, arXiv 2105.08127; after Voynov et al., ICML 2021).
 
-
 One unit vector v for all samples. With x = G(z), x' = G(z + e v), S the Sobel edge strength and r a
 map that is positive near the centre and negative near the border (section 3 of the paper):
 
@@ -56,7 +55,6 @@ RECIPES["paper"] = RECIPES["code"] | {
     "prior": "linear", "center_weight": 5.0, "structure_weight": 1.0,
 }  # fmt: skip
 
-
 SIGNS = {"light": (1.0,), "dark": (-1.0,), "both": (1.0, -1.0)}
 GRAY = (0.299, 0.587, 0.114)
 BINS = 12  # of the histogram filter
@@ -80,21 +78,15 @@ class LatentDirection(LatentDirectionSettings):
         gives NaN.
         """
         self._check()
-        scale = np.full(
-            1, 1.0 if self.space == "z" else _spread(gen, self.truncation, self.space), np.float32
-        )
+        spread = 1.0 if self.space == "z" else _spread(gen, self.truncation, self.space)
+        scale = np.full(1, spread, np.float32)
         halfway, directions, curve = self._directions(gen, scale, seed)
         seeds = sample_seeds(seed, DESCRIBED)
         arrays = {"directions": directions, "scale": scale}
         clusters, background = self._described(arrays, gen, seeds, halfway)
-        header = ",".join(
-            ["step"]
-            + [
-                f"{what}_{name}"
-                for what in ("brightness", "structure")
-                for name in _names(self.mode)
-            ]
-        )
+        names = ("light", "dark") if self.mode == "both" else (self.mode,)
+        terms = [f"{term}_{name}" for term in ("brightness", "structure") for name in names]
+        header = ",".join(["step", *terms])
         rows = [f"{i},{','.join(f'{v:.6g}' for v in row)}" for i, row in enumerate(curve)]
         return Fitted(
             self, arrays, clusters, background, warnings=tuple(self._doubts(curve, clusters)),
@@ -165,24 +157,17 @@ class LatentDirection(LatentDirectionSettings):
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(halfway, at the end, terms of each step): Adam, the unit norm restored each step."""
         rng = np.random.default_rng(seed)
-        v = _unit(
-            rng.standard_normal((len(SIGNS[self.mode]), _dimension(gen, self.space))).astype(
-                np.float32
-            )
-        )
+        shape = len(SIGNS[self.mode]), _dimension(gen, self.space)
+        v = _unit(rng.standard_normal(shape).astype(np.float32))
         seeds, curve, halfway = sample_seeds(seed, self.steps * self.batch), [], v
         state = optax.adam(self.learning_rate).init(jnp.asarray(v))
         bar = progress(self.steps, "direction", "step")
         for step in range(self.steps):
-            length = (
-                rng.normal(self.fit_shift, self.fit_shift_std, (self.batch, v.shape[1]))
-                .clip(0.1)
-                .astype(np.float32)
-            )
+            length = rng.normal(self.fit_shift, self.fit_shift_std, (self.batch, v.shape[1]))
             blocks = map_samples(
                 gen, seeds[step * self.batch :][: self.batch], _gradient_body,
-                truncation=self.truncation, per_sample=(length,), shared=(v, scale),
-                batch=self.batch, signs=SIGNS[self.mode], space=self.space,
+                truncation=self.truncation, per_sample=(length.clip(0.1).astype(np.float32),),
+                shared=(v, scale), batch=self.batch, signs=SIGNS[self.mode], space=self.space,
                 prior=self.prior, weights=(self.center_weight, self.structure_weight),
                 small=small_image(gen),
             )  # fmt: skip
@@ -291,10 +276,6 @@ class LatentDirection(LatentDirectionSettings):
             mask = kept
         confidence[(mask.mean((1, 2)) > self.max_area) | (peaks < self.min_peaks)] = 0
         return mask.astype(np.uint8), confidence
-
-
-def _names(mode: str) -> tuple[str, ...]:
-    return ("light", "dark") if mode == "both" else (mode,)
 
 
 def _unit(v: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m d"]:
@@ -409,13 +390,10 @@ def _gradient_body(
     def loss(own: Float[Array, "b m d"]) -> tuple[Array, tuple[Array, Array]]:
         y = _shifted(gen, z, psi, length[:, None] * own, scale, space, small)
         brightness = (y * weight).mean((2, 3))
-        structure = (
-            (edge_strength(y.reshape(-1, *x.shape[1:])).reshape(y.shape) - edges[:, None]) ** 2
-        ).mean((2, 3))
-        return jnp.sum(-weights[0] * jnp.asarray(signs) * brightness + weights[1] * structure), (
-            brightness,
-            structure,
-        )
+        own_edges = edge_strength(y.reshape(-1, *x.shape[1:])).reshape(y.shape)
+        structure = ((own_edges - edges[:, None]) ** 2).mean((2, 3))
+        total = jnp.sum(-weights[0] * jnp.asarray(signs) * brightness + weights[1] * structure)
+        return total, (brightness, structure)
 
     # Each sample has a copy of v of its own, so one backward pass gives the gradients of all
     # samples apart.

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -123,15 +124,11 @@ class Mapping(nnx.Module):
     def __init__(self, config: GeneratorConfig, rng: Rng = None):
         embedded = (config.embed_dim or config.w_dim) if config.c_dim else 0
         self.embed = Linear(config.c_dim, embedded, rng) if config.c_dim else None
-        widths = (
-            [config.z_dim + embedded]
-            + [config.mapping_width] * (config.mapping_layers - 1)
-            + [config.w_dim]
-        )
-        for i in range(config.mapping_layers):
-            setattr(
-                self, f"fc{i}", Linear(widths[i], widths[i + 1], rng, lr_multiplier=LR_MULTIPLIER)
-            )
+        inner = [config.mapping_width] * (config.mapping_layers - 1)
+        for i, (n_in, n_out) in enumerate(
+            pairwise([config.z_dim + embedded, *inner, config.w_dim])
+        ):
+            setattr(self, f"fc{i}", Linear(n_in, n_out, rng, lr_multiplier=LR_MULTIPLIER))
         self.w_avg = Buffer(jnp.zeros((config.w_dim,)))
         self.config = config
 
@@ -183,11 +180,8 @@ class StyledConv(nnx.Module):
         y = convolution.modulated_conv(x, self.weight[...], style, up=self.up)
         if noise != "none":
             shape = (x.shape[0], self.resolution, self.resolution, 1)
-            pattern = (
-                self.noise_const[...][None, :, :, None]
-                if key is None
-                else jax.random.normal(key, shape)
-            )
+            stored = self.noise_const[...][None, :, :, None]
+            pattern = stored if key is None else jax.random.normal(key, shape)
             y = y + (pattern * self.noise_strength[...]).astype(y.dtype)
         return convolution.leaky_relu(y + self.bias[...].astype(y.dtype), self.clamp)
 
@@ -202,12 +196,8 @@ class ToRGB(nnx.Module):
         self.clamp = config.conv_clamp
 
     def __call__(self, x: jax.Array, style: jax.Array) -> jax.Array:
-        rgb = (
-            convolution.modulated_conv(x, self.weight[...], style, demodulate=False).astype(
-                jnp.float32
-            )
-            + self.bias[...]
-        )
+        y = convolution.modulated_conv(x, self.weight[...], style, demodulate=False)
+        rgb = y.astype(jnp.float32) + self.bias[...]
         return rgb if self.clamp is None else jnp.clip(rgb, -self.clamp, self.clamp)
 
 
@@ -380,11 +370,8 @@ class StyleGAN2(Sampling, nnx.Module):
         z = jnp.asarray(z)
         bare = labels is not None and z.ndim == 2 and z.shape[1] == self.config.z_dim
         if z.ndim != 2 or not (bare or z.shape[1] == self.z_dim):
-            more = (
-                " (the last number picks the class; leave it out if you give labels)"
-                if self.config.c_dim
-                else ""
-            )
+            more = " (the last number picks the class; leave it out if you give labels)"
+            more = more if self.config.c_dim else ""
             raise UsageError(
                 f"z must be [n, {self.z_dim}] for this generator{more}, got {list(z.shape)}"
             )
