@@ -14,6 +14,7 @@ import pytest
 
 from sis_jax.methods.base import Fitted, Inputs, get
 from sis_jax.methods.datasetgan import DatasetGAN, choose_pixels
+from sis_jax.ops import plan
 from sis_jax.ops.resize import resize_bilinear
 from sis_jax.training import pixel_classifiers as pixels
 from sis_jax.types import UsageError
@@ -100,6 +101,21 @@ def test_whole_pictures_are_labelled_as_their_hypercolumns(shapes, majority, hid
     assert (
         mean.argmax(-1) != votes.argmax(-1)
     ).any()  # the two ways to vote are not the same thing
+
+
+@pytest.mark.parametrize("shapes", [SHAPES, ((4, 3),), ((16, 5),)], ids=str)
+def test_large_images_are_labelled_in_strips(shapes, monkeypatch):
+    """The same labels, in a part of the memory."""
+
+    def body(features):
+        return pixels.label_maps(own, features, SIDE, True)
+
+    features, own = maps(*shapes), layers(sum(c for _, c in shapes), hidden=(32, 16))
+    whole, needed = body(features), plan.bytes_of(body, features)
+    monkeypatch.setattr(pixels, "STRIP", SIDE * SIDE // 8)
+    assert plan.bytes_of(lambda x: body(x), features) < 0.9 * needed
+    for strips, once in zip(body(features), whole):
+        np.testing.assert_allclose(strips, once, atol=1e-5)
 
 
 def test_members_that_agree_are_sure_and_members_that_contradict_each_other_are_not():

@@ -24,6 +24,7 @@ Layers = list[tuple[Any, Any]]  # (weight Float[e i o], bias Float[e o]) of ever
 EPSILON = 1e-5  # of batch normalisation
 INITIAL = 0.02  # deviation of the first weights
 CHUNK = 50  # steps between two signs of life
+STRIP = 2**16  # pixels of an image that are labelled at a time
 
 
 def hidden_widths(classes: int) -> tuple[int, int]:
@@ -205,9 +206,9 @@ def label_maps(
     """Class of every pixel and confidence; features square, `size` pixels at most.
 
     The first layer is applied to every map at its own size and its result enlarged, which is equal
-    because enlarging is linear. Images and members take turns: flat memory. Class: the largest mean
-    probability, or with `majority` the most votes. Confidence: 1 minus the Jensen-Shannon
-    divergence H(mean p) - mean H(p) over log min(members, classes).
+    because enlarging is linear. Images, members and strips of columns take turns: flat memory.
+    Class: the largest mean probability, or with `majority` the most votes. Confidence: 1 minus the
+    Jensen-Shannon divergence H(mean p) - mean H(p) over log min(members, classes).
     """
     members, classes = layers[-1][1].shape
     sizes = sorted({x.shape[1] for x in features})
@@ -216,28 +217,40 @@ def label_maps(
         for r in sizes
     }
     turns = _turns(layers, features, members if len(layers) == 1 else 1)
+    strips = next(n for n in range(max(1, size**2 // STRIP), size + 1) if size % n == 0)
 
     def of_one(maps: dict[int, Array]) -> tuple[Array, Array]:
         fine = maps.pop(size).swapaxes(0, 1).reshape(size * size, -1) if size in maps else None
+        columns = jnp.asarray(_matrices(maps, size))
 
         def turn(
             total: tuple[Array, Array, Array], own: Any
         ) -> tuple[tuple[Array, Array, Array], None]:
             first, bias, deeper = own
-            y = _enlarged(maps, first, size) + (0.0 if fine is None else fine @ first[size])
-            y = jnp.moveaxis(y.reshape(size * size, *bias.shape), 1, 0) + bias[:, None]
-            score = jax.nn.log_softmax(_deeper(deeper, y), axis=-1)
-            p = jnp.exp(score)
-            votes = (
-                jax.nn.one_hot(jnp.argmax(score, axis=-1), classes).sum(0)
-                if majority
-                else jnp.zeros((size * size, classes))
-            )
-            return (
-                total[0] + p.sum(0),
-                total[1] - (p * score).sum((0, -1)),
-                total[2] + votes,
-            ), None
+            rows = _rows(maps, first, size)
+
+            def strip(columns: Array, fine: Array | None) -> tuple[Array, Array, Array]:
+                y = (columns @ rows).reshape(len(columns) * size, -1)
+                y = y + (0.0 if fine is None else fine @ first[size])
+                y = jnp.moveaxis(y.reshape(len(y), *bias.shape), 1, 0) + bias[:, None]
+                score = jax.nn.log_softmax(_deeper(deeper, y), axis=-1)
+                p = jnp.exp(score)
+                votes = (
+                    jax.nn.one_hot(jnp.argmax(score, axis=-1), classes).sum(0)
+                    if majority
+                    else jnp.zeros((y.shape[1], classes))
+                )
+                return p.sum(0), (p * score).sum((0, -1)), votes
+
+            if strips == 1:
+                p, score, votes = strip(columns, fine)
+            else:
+                parts = jax.tree.map(
+                    lambda a: a.reshape(strips, len(a) // strips, a.shape[-1]), (columns, fine)
+                )
+                found = jax.lax.map(lambda part: strip(*part), parts)
+                p, score, votes = (a.reshape(size * size, *a.shape[2:]) for a in found)
+            return (total[0] + p, total[1] - score, total[2] + votes), None
 
         empty = jnp.zeros((size * size, classes))
         (p, entropy, votes), _ = jax.lax.scan(turn, (empty, empty[:, 0], empty), turns)
@@ -266,20 +279,25 @@ def _turns(
     return first, split(bias), jax.tree.map(split, layers[1:])
 
 
-def _enlarged(
+def _matrices(maps: dict[int, Any], size: int) -> Float[np.ndarray, "size r"]:
+    """What enlarges one axis of each map bilinearly to `size`, side by side."""
+    matrices = [linear_matrix(r, size).astype(np.float32) for r in maps]
+    return np.concatenate([np.zeros((size, 0), np.float32), *matrices], axis=1)
+
+
+def _rows(
     maps: dict[int, Float[Array, "_ _ _"]], weight: dict[int, Float[Array, "_ o"]], size: int
-) -> Float[Array, "p o"]:
-    """Sum over maps of (map x weight) enlarged bilinearly, pixels column by column."""
-    if not maps:
-        return jnp.zeros((size * size, next(iter(weight.values())).shape[1]))
-    matrices = {r: linear_matrix(r, size).astype(np.float32) for r in maps}
-    rows = [
-        (matrices[r] @ (x.reshape(r * r, -1) @ weight[r]).reshape(r, -1)).reshape(size, r, -1)
-        for r, x in maps.items()
-    ]
-    flat = jnp.concatenate(rows, axis=1).swapaxes(0, 1)
-    columns = np.concatenate([matrices[r] for r in maps], axis=1)
-    return (jnp.asarray(columns) @ flat.reshape(columns.shape[1], -1)).reshape(size * size, -1)
+) -> Float[Array, "r q"]:
+    """(map x weight) of each map, enlarged bilinearly along its rows, q = size x o; the columns of
+    all maps below each other: `_matrices` enlarges these and adds the maps up.
+    """
+    width = next(iter(weight.values())).shape[1]
+    found: list[Any] = [jnp.zeros((size, 0, width))]
+    for r, x in maps.items():
+        own = (x.reshape(r * r, -1) @ weight[r]).reshape(r, -1)
+        found.append((linear_matrix(r, size).astype(np.float32) @ own).reshape(size, r, -1))
+    rows = jnp.concatenate(found, axis=1).swapaxes(0, 1)
+    return rows.reshape(-1, size * width)
 
 
 def _verdict(
