@@ -1,5 +1,7 @@
 """Labels of photos that are framed like the generated images."""
 
+from types import SimpleNamespace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from flax import nnx
 
 from sis_jax.checkpoints.student import Student
 from sis_jax.models.students import StudentConfig
-from sis_jax.stages import adapt
+from sis_jax.stages import adapt, train_student
 
 SIZE = 48
 CORE, LIMB = (slice(12, 24), slice(16, 32)), (slice(24, 44), slice(18, 30))
@@ -62,3 +64,25 @@ def test_one_factor_on_all_odds(mean):
     assert there.mean() == pytest.approx(mean, abs=5e-3)
     order = np.argsort(found, axis=None)
     assert (np.diff(there.ravel()[order]) >= 0).all()
+
+
+@pytest.mark.parametrize(("minutes", "rounds"), [(None, 4), (100 / 60, 2), (0.0, 1)])
+def test_no_round_begins_that_would_end_too_late(monkeypatch, minutes, rounds):
+    """Rounds of 40 seconds: two fit 100."""
+    now, done = [0.0], []
+    monkeypatch.setattr(train_student.time, "perf_counter", lambda: now[0])
+    training = object.__new__(train_student.StudentTraining)
+    training.job = SimpleNamespace(rounds=4)
+    training.stop_at = np.inf if minutes is None else 60 * minutes
+    training.state = SimpleNamespace(facts={"phase": "adapt", "round": 0})
+
+    def adapt_once():
+        now[0] += 40
+        done.append(training.state.facts["round"])
+
+    training._adapt = adapt_once
+    training._begin = lambda number: training.state.facts.update(round=number)
+    training._choose = lambda: None
+    training._finish = lambda: training.state.facts.update(phase="done")
+    training.run()
+    assert done == list(range(rounds))

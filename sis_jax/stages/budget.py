@@ -26,10 +26,13 @@ LEAST_BATCHES, LEAST_IMAGES, LEAST_SHARE = 32, 128, 0.05  # of a training, a dat
 # The networks of a CPU, (resolution, channel_base), the best first; one is taken that is shown
 # ENOUGH photos in the time, at so many multiply-adds of a forward pass a second on one core.
 NETWORKS, ENOUGH, MULTIPLY_ADDS = ((64, 2048), (64, 1024), (32, 1024)), 150_000, 7e9
-# Seconds on two cores of stages whose time hardly depends on their size, and of one item of others.
+# Seconds on two cores of stages whose time hardly depends on their size, and of one item of others:
+# of runs on 2,098 photos within an hour, where `discover` took 64 to 74, and a round of adaptation,
+# most of it GrabCut on its photos, 2 to 2.5 times as long as its steps. Where these are wrong, the
+# student's stage ends by the clock.
 DISCOVER, REPORT, PER_FILE, PER_JUDGED = 60.0, 10.0, 0.006, 0.15
 JUDGED = 256  # photos on which an adaptation is judged
-ROUND_STEP = 1.5  # a step of adaptation with its share of the labels, in steps of the training
+ROUND_STEP = 2.0  # a step of adaptation with its share of the labels, in steps of the training
 FORWARD = 0.35  # a student's forward pass, in passes of its training
 BASE_BYTES = 1.1e9  # of a process with its libraries, data and compiled programs
 
@@ -217,12 +220,17 @@ def rows(sizes: Sizes, speeds: Speeds, photos: int) -> list[Row]:
     if photos:
         asks += f", {sizes.rounds} rounds of {sizes.adapt_steps:,} on photos"
         took += speeds.student_start + sizes.rounds * sizes.adapt_steps * ROUND_STEP * step
-        took += 2 * min(photos // 4, JUDGED) * PER_JUDGED
+        took += judging(photos)
     found.append(Row("distill", asks, took, BASE_BYTES + speeds.student_bytes))
     if photos:
         seen = photos * (2 * FORWARD * speeds.student_image + PER_FILE)
         found.append(Row("predict", f"{photos:,} photos", seen, BASE_BYTES))
     return [*found, Row("report", "", REPORT, BASE_BYTES)]
+
+
+def judging(photos: int) -> float:
+    """Seconds of the comparison at the end of an adaptation."""
+    return 2 * min(photos // 4, JUDGED) * PER_JUDGED
 
 
 def total(stages: Iterable[Row]) -> float:

@@ -43,6 +43,7 @@ from sis_jax.models import backbones, students
 from sis_jax.ops.progress import progress, progress_shown, say
 from sis_jax.ops.sampling import probe, sample_seeds
 from sis_jax.ops.student_augment import ALIGNED, NONE, WEAK, Augmentation
+from sis_jax.runs.config import without
 from sis_jax.runs.configs.distill import RECIPES, DistillConfig
 from sis_jax.runs.run import RunFolder, Stage
 from sis_jax.stages import budget
@@ -59,7 +60,7 @@ _CORRECTED = 0.03  # seconds to correct the mask of a photo
 _LEAST = {
     **dict.fromkeys(("batch", "rows", "limit", "snapshot"), 1),
     **dict.fromkeys(("side", "weight_decay", "background", "trim", "weighting", "ema"), 0),
-    **dict.fromkeys(("adapt_steps", "rounds", "seed"), 0),
+    **dict.fromkeys(("adapt_steps", "rounds", "minutes", "seed"), 0),
     "n": 2,
 }
 _BELOW = {"trim": 1, "ema": 1, "background": 1.0001}
@@ -306,7 +307,7 @@ def _job(config: DistillConfig, source: Path | None, cache: Path) -> Job:
         adaptation=_adaptation(config, recipe),
         rounds=config.adapt.rounds or 0,
         pasted=recipe.augmentation.background,
-        config=config.settled(),
+        config=without(config.settled(), ("minutes",)),
         classes=classes,
         train=kept,
         val=val,
@@ -320,6 +321,7 @@ def _job(config: DistillConfig, source: Path | None, cache: Path) -> Job:
         teacher=teacher,
         fit=config.adapt.fit,
         alike=config.adapt.alike,
+        minutes=config.adapt.minutes,
     )
 
 

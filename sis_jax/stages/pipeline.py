@@ -50,20 +50,22 @@ def _stages(config: RunConfig, clock: Clock) -> Path:
             say("training a generator on the photos")
             sis.train_generator(
                 gen, out=f"{out}/training", fit=first.fit, seed=seed, overwrite=overwrite,
-                minutes=planner.minutes(first), **first.sizes.training(),
+                minutes=planner.minutes(first, "train_generator"), **first.sizes.training(),
             )  # fmt: skip
         gen = f"{out}/training/generator"
     say("finding the parts")
     sis.discover(gen, out=out, seed=seed, overwrite=overwrite)
     if trains:
         complete_background(out)
-    sizes = planner.later(first).sizes
+    later = planner.later(first)
+    sizes = later.sizes
     say("writing images and masks")
     sis.synthesize(out, n=sizes.n, level=config.level, seed=seed + 1, overwrite=overwrite)
     say("training the student")
     sis.distill(
         out, photos=photos, fit=first.fit, steps=sizes.steps, adapt_steps=sizes.adapt_steps,
-        rounds=sizes.rounds, alike=planner.alike(), seed=seed, overwrite=overwrite,
+        rounds=sizes.rounds, alike=planner.alike(), minutes=planner.minutes(later, "distill"),
+        seed=seed, overwrite=overwrite,
     )  # fmt: skip
     if photos is not None:
         say("masks of the photos")

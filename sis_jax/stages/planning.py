@@ -91,13 +91,16 @@ class Planner:
             return begun.get("config", {}).get("alike", False)
         return self.trains and self.photos == self.config.source
 
-    def minutes(self, plan: Plan) -> float | None:
-        """After which a training that is slower than planned must stop for the stages behind it,
-        which then keep their share of the reserve.
+    def minutes(self, plan: Plan, stage: str) -> float | None:
+        """After which a stage that is slower than planned must stop for those behind it, which then
+        keep their share of the reserve.
         """
         if self.budget is None or plan.speeds is None:
             return None
-        behind = budget.total(plan.stages[1:]) / budget.USED
+        past = [row.stage for row in plan.stages].index(stage) + 1
+        behind = budget.total(plan.stages[past:])
+        behind += budget.judging(self.count) if stage == "distill" else 0.0
+        behind /= budget.USED
         return max(self.budget - behind - self.clock.seconds, 0.0) / 60
 
     def say_used(self) -> None:

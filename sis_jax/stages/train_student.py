@@ -8,6 +8,7 @@ adaptation is kept only where it is the better one.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -49,6 +50,7 @@ class Job:
     teacher: a student whose masks of the photos are learned in the first round.
     alike: whether the photos are framed like the images, so that their labels hold as much
         background at the same places.
+    minutes: the adaptation ends this long after the start.
     origin: a few words on the images. fit: of the student, see `Student`.
     """
 
@@ -71,6 +73,7 @@ class Job:
     teacher: Student | None = None
     fit: Fit = "crop"
     alike: bool = False
+    minutes: float | None = None
 
 
 class StudentTraining:
@@ -78,6 +81,7 @@ class StudentTraining:
 
     def __init__(self, folder: Path, job: Job):
         self.folder, self.job = folder, job
+        self.stop_at = np.inf if job.minutes is None else time.perf_counter() + 60 * job.minutes
         batch = job.recipe.batch
         self.devices = max(d for d in range(1, parallel.device_count() + 1) if batch % d == 0)
         # The resolution at which the student from before the photos works.
@@ -130,10 +134,15 @@ class StudentTraining:
             self.state.kept["before"] = self._weights()
             self._begin(0) if self.rounds else self._finish()
         while facts["phase"] == "adapt":
+            began = time.perf_counter()
             self._adapt()
-            if facts["round"] + 1 < job.rounds:
+            now = time.perf_counter()
+            another = facts["round"] + 1 < job.rounds
+            if another and now + (now - began) <= self.stop_at:
                 self._begin(facts["round"] + 1)
             else:
+                if another:
+                    say(f"the time is up after round {facts['round'] + 1} of {job.rounds}")
                 self._choose()
                 self._finish()
 
@@ -151,7 +160,9 @@ class StudentTraining:
         seed = self.job.seed + number
         run = self._step(self_training_step, 5, recipe)
         batches = partial(photos.batches, recipe.batch, seed, pasted=self.job.pasted)
-        self._loop(run, jax.random.key(seed), batches, recipe)
+        self._loop(
+            run, jax.random.key(seed), batches, recipe, lambda: time.perf_counter() > self.stop_at
+        )
 
     def _step(self, body: Callable[..., Any], arrays: int, recipe: Recipe) -> Callable[..., Any]:
         axes = (None, None, *(0,) * arrays)
@@ -159,7 +170,10 @@ class StudentTraining:
             body, axes, None, devices=self.devices, graph=self.graph, recipe=recipe
         )
 
-    def _loop(self, run: Any, key: jax.Array, batches: Any, recipe: Recipe) -> None:
+    def _loop(
+        self, run: Any, key: jax.Array, batches: Any, recipe: Recipe,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:  # fmt: skip
         def step(state: Any, number: int, rows: tuple[np.ndarray, ...]) -> tuple[Any, Any]:
             return run(state, jax.random.fold_in(key, number), *self._blocks(rows))
 
@@ -167,7 +181,7 @@ class StudentTraining:
         for number, facts in loop(
             self.state, step, batches, steps=recipe.steps, every=self.job.snapshot,
             checkpoints=self.checkpoints, name=self.state.facts["phase"],
-            unit=("img", recipe.batch), devices=self.devices, cure=cure, show=_shown,
+            unit=("img", recipe.batch), devices=self.devices, cure=cure, stop=stop, show=_shown,
         ):  # fmt: skip
             self._note(number, facts)
 

@@ -168,6 +168,8 @@ class Adapt:
         fit: as in `train_generator`, of these photos and of all that the student is given later.
         alike: the photos are framed like the generated images, as those the generator learned from
             are: their labels hold as much background, and at the same places.
+        minutes: end the adaptation this long after the start, and begin no round that would take
+            longer, whatever `rounds` asks for.
     """
 
     photos: str | None = None
@@ -177,6 +179,7 @@ class Adapt:
     rounds: OfRecipe[int] = OF_RECIPE
     fit: Literal["crop", "pad", "stretch"] = "crop"
     alike: bool = False
+    minutes: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +222,7 @@ class DistillConfig(Config):
 
     verb: ClassVar[str] = "distill"
     makes: ClassVar[str] = "this student"
-    unrecorded: ClassVar[tuple[str, ...]] = ("data", "recipe", "out", "overwrite")
+    unrecorded: ClassVar[tuple[str, ...]] = ("data", "recipe", "minutes", "out", "overwrite")
     later: ClassVar[Mapping[str, Any]] = {"fit": "crop", "alike": False}
 
     data: Annotated[str | Dataset | None, Positional, spelled("[RUN]")] = None
