@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -32,6 +32,9 @@ class Pairs:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> Pairs:
+        return Pairs(self.images[rows], self.masks[rows], self.certainty[rows])
 
     @classmethod
     def read(cls, examples: Sequence[Any], ids: Sequence[int], size: int, source: str) -> Pairs:
@@ -71,10 +74,8 @@ class Pairs:
         if not 0 < trim < 1 or not (self.masks == 0).any():
             return self
         share = (self.masks[:, frame(*self.masks.shape[1:])] == 0).mean(1)
-        kept = np.sort(np.argsort(-share, kind="stable")[: max(1, round(len(self) * (1 - trim)))])
-        return replace(
-            self, images=self.images[kept], masks=self.masks[kept], certainty=self.certainty[kept]
-        )
+        count = max(1, round(len(self) * (1 - trim)))
+        return self[np.sort(np.argsort(-share, kind="stable")[:count])]
 
     def batches(
         self, batch: int, seed: int = 0, start: int = 0

@@ -403,9 +403,12 @@ def _check_teacher(teacher: Student | None, classes: tuple[dict[str, Any], ...])
         )
 
 
-def _of_teacher(
-    teacher: Student | None,
-) -> tuple[Sequence[Mapping[str, Any]], Pairs, Pairs, str, str]:
+# Classes, images to train and to validate with, their origin in words, its licence
+_Material = tuple[Sequence[Mapping[str, Any]], Pairs, Pairs, str, str]
+_UNNAMED = {"prompts": [], "clusters": [], "score": None, "margin": None}  # not from text
+
+
+def _of_teacher(teacher: Student | None) -> _Material:
     """Nothing to learn from but a teacher's masks of photos."""
     assert teacher is not None
     shape = (0, teacher.side, teacher.side)
@@ -417,9 +420,7 @@ def _has_data(source: Path) -> bool:
     return (source / "classes.json").is_file() or (source / "data" / "classes.json").is_file()
 
 
-def _from_folder(
-    source: Path, config: DistillConfig
-) -> tuple[Sequence[Mapping[str, Any]], Pairs, Pairs, str, str]:
+def _from_folder(source: Path, config: DistillConfig) -> _Material:
     data = Dataset.open(source)
     _warn_of_other_parts(source)
     if config.train.soft and not data.split("train").rows[0].get("certainty_file_name"):
@@ -433,20 +434,13 @@ def _from_folder(
     val = (
         Pairs.read(data.split("val"), ids, side, str(data.path))
         if "val" in data.splits
-        else _head(train, 100)
+        else train[:100]
     )
-    return (
-        data.classes,
-        train,
-        val,
-        f"{len(train):,} images of {data.path.parent.name}",
-        data.licence,
-    )
+    origin = f"{len(train):,} images of {data.path.parent.name}"
+    return data.classes, train, val, origin, data.licence
 
 
-def _on_the_fly(
-    source: Path, config: DistillConfig
-) -> tuple[Sequence[Mapping[str, Any]], Pairs, Pairs, str, str]:
+def _on_the_fly(source: Path, config: DistillConfig) -> _Material:
     teacher = Teacher.from_run(source, config.source.level or 0)
     ids = [c["id"] for c in teacher.parts.classes]
     seeds = sample_seeds(1 + config.train.seed, config.source.n)
@@ -460,45 +454,24 @@ def _on_the_fly(
     pairs = labelled(counted(), ids)
     bar.close()
     held = max(1, len(pairs) // 20)
-    train, val = _part(pairs, slice(held, None)), _part(pairs, slice(0, held))
-    return (
-        teacher.parts.classes,
-        train,
-        val,
-        f"{len(train):,} images of {teacher.gen.info.name}",
-        teacher.gen.info.licence,
-    )
+    info = teacher.gen.info
+    origin = f"{len(pairs) - held:,} images of {info.name}"
+    return teacher.parts.classes, pairs[held:], pairs[:held], origin, info.licence
 
 
-def _human(config: DistillConfig) -> tuple[Sequence[Mapping[str, Any]], Pairs, Pairs, str, str]:
+def _human(config: DistillConfig) -> _Material:
     """Photos with human masks; every tenth is held out to validate with."""
     assert config.source.images is not None
-    truth = open_pairs(config.source.images, config.source.masks)
-    count = min(len(truth), config.source.limit or len(truth))
+    gt = open_pairs(config.source.images, config.source.masks)
+    count = min(len(gt), config.source.limit or len(gt))
     if count < 2:
         raise UsageError(f"{count} photo with a mask is too few to train on: give at least 2")
-    rows = [Example(*truth[i]) for i in range(count)]
-    classes = [
-        {
-            "colour": draw.colour(c["id"]),
-            "prompts": [],
-            "clusters": [],
-            "score": None,
-            "margin": None,
-            **c,
-        }
-        for c in truth.classes
-    ]
-    pairs = Pairs.read(
-        rows, [c["id"] for c in classes], config.train.side or 256, str(config.source.images)
-    )
-    return (
-        classes,
-        pairs,
-        _head(pairs, max(1, count // 10)),
-        f"{count} photos with human masks of {truth.name}",
-        truth.licence,
-    )
+    rows = [Example(*gt[i]) for i in range(count)]
+    classes = [{"colour": draw.colour(c["id"]), **_UNNAMED, **c} for c in gt.classes]
+    ids, side = [c["id"] for c in classes], config.train.side or 256
+    pairs = Pairs.read(rows, ids, side, str(config.source.images))
+    origin = f"{count} photos with human masks of {gt.name}"
+    return classes, pairs, pairs[: max(1, count // 10)], origin, gt.licence
 
 
 def _two_classes(classes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -507,15 +480,7 @@ def _two_classes(classes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "there is no background among these parts, so nothing to separate from it: name one "
             "with parts.rename({id: None})"
         )
-    rest = {
-        "id": 1,
-        "name": "foreground",
-        "colour": draw.colour(1),
-        "prompts": [],
-        "clusters": [],
-        "score": None,
-        "margin": None,
-    }
+    rest = {"id": 1, "name": "foreground", "colour": draw.colour(1), **_UNNAMED}
     return [dict(classes[0]), rest]
 
 
@@ -523,16 +488,6 @@ def _as_two(pairs: Pairs) -> Pairs:
     return replace(
         pairs, masks=np.where(pairs.masks == IGNORE, IGNORE, pairs.masks > 0).astype(np.uint8)
     )
-
-
-def _part(pairs: Pairs, rows: slice) -> Pairs:
-    return replace(
-        pairs, images=pairs.images[rows], masks=pairs.masks[rows], certainty=pairs.certainty[rows]
-    )
-
-
-def _head(pairs: Pairs, count: int) -> Pairs:
-    return _part(pairs, slice(0, count))
 
 
 def plan(config: DistillConfig) -> dict[str, Any]:
