@@ -57,11 +57,14 @@ def test_a_background_that_is_missing_is_completed(found, tmp_path, monkeypatch)
     assert len(said) == 1 and ("only a part" in said[0]) == found
 
 
-def test_a_background_that_holds_half_of_the_frame_stays(tmp_path, monkeypatch):
-    monkeypatch.setattr(background.Teacher, "from_run", None)  # nothing is drawn
-    run = write_run(parts_of(True, 0.6), tmp_path / "r")
-    background.complete_background(str(run))
-    assert Parts.load(run).classes[0]["clusters"] == [0]
+def test_a_background_that_holds_half_of_the_sides_stays():
+    """As in portraits, where hair is at the sides, too; the upper half of a street is less."""
+    portrait = np.zeros((1, 40, 40), np.uint8)
+    portrait[:, 20:], portrait[:, 10:30, 10:30] = 1, 2
+    assert background.at_the_sides([portrait], [0, 1, 2]) == []
+    street = portrait.copy()
+    street[:, 16:20][street[:, 16:20] == 0] = 1
+    assert background.at_the_sides([street], [0, 1, 2]) == [1]
 
 
 def test_some_part_is_left():
