@@ -132,24 +132,30 @@ def image_only(gen: Generator, z: Array, truncation: Array) -> UInt8[Array, "b h
 class Probe:
     """What the first batches of a stream took. first: seconds until the first one, compilation
     included. each: seconds per sample from there on. memory: bytes that the process then held.
+    read: samples of all these batches.
     """
 
     first: float
     each: float
     memory: int
+    read: int
 
 
 def probe(stream: Iterator[Any], seconds: float = 1.0) -> Probe:
     """Read a stream of batches for so long after its first one: what the whole will take, tried."""
-    began = time.perf_counter()
-    next(stream)
-    first, n = time.perf_counter(), 0
+    began, n = time.perf_counter(), 0
+    before = _samples(next(stream))
+    first = time.perf_counter()
     for batch in stream:
-        n += len(jax.tree.leaves(batch)[0])
+        n += _samples(batch)
         if time.perf_counter() - first >= seconds:
             break
     each = (time.perf_counter() - first) / max(n, 1)
-    return Probe(first - began, each, plan.memory_held())
+    return Probe(first - began, each, plan.memory_held(), before + n)
+
+
+def _samples(batch: Any) -> int:
+    return len(jax.tree.leaves(batch)[0])
 
 
 def one_ahead(items: Iterator[Any]) -> Iterator[Any]:

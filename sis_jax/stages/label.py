@@ -190,7 +190,7 @@ def _tried(config: LabelConfig) -> dict[str, float]:
     began, model = time.perf_counter(), load_text_model(name, teacher.gen.info.name)
     encode_prompts(model, ontology)
     tried = trial(teacher, model, how)
-    seconds = time.perf_counter() - began + how.n * tried.each
+    seconds = time.perf_counter() - began + (how.n - tried.read) * tried.each
     return {"seconds": seconds, "memory_bytes": tried.memory}
 
 

@@ -346,7 +346,7 @@ def trial(teacher: Teacher, clip: CLIP, how: Naming) -> Probe:
     deepest = teacher if finer is None else Teacher.of(teacher.gen, finer)
 
     def batches() -> Iterator[np.ndarray]:
-        for n, found in _read(deepest, clip, replace(how, n=2**16)):
+        for n, found in _read(deepest, clip, how):
             jax.block_until_ready(found)
             yield np.empty(n)
 
