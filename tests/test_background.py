@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from parts_kit import quarters, write_run
 
+import sis_jax
 from sis_jax.data.parts import Parts, classes_from
 from sis_jax.stages import background
 
@@ -49,11 +50,12 @@ def test_a_background_that_is_missing_is_completed(found, tmp_path, monkeypatch)
     monkeypatch.setattr(background.Teacher, "from_run", lambda run: as_teacher(Parts.load(run)))
     said = []
     monkeypatch.setattr(background, "say", said.append)
-    for _ in range(2):
-        background.complete_background(str(run))
-        first, *others = Parts.load(run).classes
-        assert first["id"] == 0 and first["clusters"] == [0, 1]
-        assert sorted(c["clusters"][0] for c in others) == [2, 3]
+    names = background.missing_background(str(run))
+    first, *others = Parts.load(run).rename({int(i): name for i, name in names.items()}).classes
+    assert first["id"] == 0 and first["clusters"] == [0, 1]
+    assert sorted(c["clusters"][0] for c in others) == [2, 3]
+    sis_jax.label(str(run), edits={"format": 1, "levels": {"0": names}})
+    assert background.missing_background(str(run)) == {}
     assert len(said) == 1 and ("only a part" in said[0]) == found
 
 

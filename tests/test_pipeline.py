@@ -155,7 +155,7 @@ def doors(monkeypatch):
         Bright(), StudentConfig(), ({"id": 0, "name": "background"}, {"id": 1, "name": "light"}), 32
     )
     monkeypatch.setattr(photo_samples, "load_student", lambda run: student)
-    monkeypatch.setattr(background, "complete_background", lambda run: None)
+    monkeypatch.setattr(background, "missing_background", lambda run: {})
     monkeypatch.setattr(speeds, "measured", lambda *a: calls.append(("measured", a)) or SLOW)
     monkeypatch.setattr(clock, "perf_counter", lambda: now[0])
     return took, calls

@@ -17,7 +17,6 @@ from collections.abc import Iterable
 import numpy as np
 from jaxtyping import UInt8
 
-import sis_jax as sis
 from sis_jax.data.part_names import BACKGROUND
 from sis_jax.data.parts import Parts
 from sis_jax.ops.progress import say
@@ -29,22 +28,21 @@ SAMPLES = 256
 HALF = 0.5
 
 
-def complete_background(run: str) -> None:
-    """Send the parts of `run` to the background that `at_the_sides` names."""
+def missing_background(run: str) -> dict[str, None]:
+    """The parts of `run` that `at_the_sides` names, as the names of an edits.json; most often {}."""
     parts = Parts.load(run)
     teacher = Teacher.from_run(run)
     seeds = sample_seeds(parts.seed, SAMPLES)
     names = parts.names
     chosen = at_the_sides((masks for _, masks, _ in teacher.label(seeds)), list(names))
-    if not chosen:
-        return
-    found = "only a part of the background" if BACKGROUND in names else "no background"
-    say(
-        f"{found} was found with confidence, so {', '.join(names[i] for i in chosen)}, at least as "
-        f"common at the sides as elsewhere, became background: if {run}/report.html shows the "
-        "object there, give another --seed, or more time"
-    )
-    sis.label(run, edits={"format": 1, "levels": {"0": dict.fromkeys(map(str, chosen))}})
+    if chosen:
+        found = "only a part of the background" if BACKGROUND in names else "no background"
+        say(
+            f"{found} was found with confidence, so {', '.join(names[i] for i in chosen)}, at "
+            "least as common at the sides as elsewhere, became background: if "
+            f"{run}/report.html shows the object there, give another --seed, or more time"
+        )
+    return dict.fromkeys(map(str, chosen))
 
 
 def at_the_sides(masks: Iterable[UInt8[np.ndarray, "b h w"]], ids: list[int]) -> list[int]:

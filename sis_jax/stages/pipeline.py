@@ -36,7 +36,7 @@ def run(config: RunConfig) -> Path:
 
 
 def _stages(config: RunConfig, clock: Clock) -> Path:
-    from sis_jax.stages.background import complete_background
+    from sis_jax.stages.background import missing_background
     from sis_jax.stages.photo_samples import write_samples
     from sis_jax.stages.planning import Planner
 
@@ -55,8 +55,8 @@ def _stages(config: RunConfig, clock: Clock) -> Path:
         gen = f"{out}/training/generator"
     say("finding the parts")
     sis.discover(gen, out=out, seed=seed, overwrite=overwrite)
-    if trains:
-        complete_background(out)
+    if trains and (names := missing_background(out)):
+        sis.label(out, edits={"format": 1, "levels": {"0": names}})
     later = planner.later(first)
     sizes = later.sizes
     say("writing images and masks")
