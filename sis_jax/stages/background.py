@@ -29,7 +29,7 @@ HALF = 0.5
 
 
 def missing_background(run: str) -> dict[str, None]:
-    """The parts of `run` that `at_the_sides` names, as the names of an edits.json; most often {}."""
+    """The parts of `run` that `at_the_sides` names, as names of an edits.json; most often {}."""
     parts = Parts.load(run)
     teacher = Teacher.from_run(run)
     seeds = sample_seeds(parts.seed, SAMPLES)
