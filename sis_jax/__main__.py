@@ -23,7 +23,7 @@ _NEEDED = (
 
 # {verb: module}
 _COMMANDS = {
-    "run": "sis_jax.stages.pipeline",
+    "run": "sis_jax.run",
     "export": "sis_jax.export",
     **{verb: f"sis_jax.{verb}" for verb in sis_jax._VERBS},
 }

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sis_jax.data.masks import Masks
 
 
-@door(PredictConfig, needs=("out",))
+@door(PredictConfig, needs={"out": "DIR, a folder for the masks"})
 def predict(config: PredictConfig) -> Masks:
     """Segment photos: one mask each, at the photo's own size.
 

@@ -24,7 +24,7 @@ import sis_jax
 from sis_jax.checkpoints import save_generator
 from sis_jax.export import export
 from sis_jax.models import students
-from sis_jax.stages import pipeline
+from sis_jax.run import run
 
 ROOT = Path(__file__).parents[1]
 STUDENT = {
@@ -150,7 +150,7 @@ class Toys:
             for verb, small in sizes.items():
                 door = partial(_smaller, getattr(sis_jax, verb), small)
                 stack.enter_context(patch.object(sis_jax, verb, door))
-            pipeline.run(self.weights, out=str(folder), photos=self.photos, n=20)
+            run(self.weights, out=str(folder), photos=self.photos, n=20)
 
 
 def _smaller(door: Callable[..., object], small: dict, *words: object, **options) -> object:

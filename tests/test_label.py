@@ -287,7 +287,7 @@ def test_refused(disc, settings, said):
 def test_parts_of_a_generator_that_is_not_found(disc, clip):
     with pytest.raises(UsageError, match=r"not found by its name .*gen=gen"):
         label(disc[1], LIGHT, clip=clip)
-    with pytest.raises(UsageError, match="holds no parts"):
+    with pytest.raises(UsageError, match="no folder nowhere"):
         label("nowhere", LIGHT, clip=clip)
 
 

@@ -13,7 +13,7 @@ import sis_jax
 
 ROOT = Path(sis_jax.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-DOORS = {*sis_jax._VERBS, "export"}
+DOORS = {*sis_jax._VERBS, "export", "run"}
 SINGLE = {"parallel", "types"}  # the only files at the top beside the doors and the package's own
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 OUTSIDE = {
@@ -161,15 +161,15 @@ def test_data_and_runs_bring_no_jax_with_them():
     assert done.returncode == 0, done.stderr
 
 
-# What may be imported inside a function: slow to import, optional, or of one platform. Doors, of
-# which stages/pipeline.py holds one, import their stages there.
+# What may be imported inside a function: slow to import, optional, or of one platform. Doors
+# import their stages there.
 LATE = {"cv2", "fcntl", "google_crc32c", "huggingface_hub", "jax2onnx", "orbax"}
 LATE |= {"scipy.optimize", "scipy.stats", "tensorflow_datasets", "transformers"}
 
 
 @pytest.mark.parametrize(
     "file",
-    [f for f in FILES if f.stem in SINGLE or (f.parent != ROOT and f.stem != "pipeline")],
+    [f for f in FILES if f.stem in SINGLE or f.parent != ROOT],
     ids=lambda f: str(f.relative_to(ROOT)),
 )
 def test_imports_stand_at_the_top(file):
@@ -188,7 +188,8 @@ def test_a_door_and_its_stage_take_the_same():
     """One configuration; the work of `report` is runs/page.write_page."""
     for verb in sorted(DOORS - {"report"}):
         door = getattr(importlib.import_module(f"sis_jax.{verb}"), verb)
-        stage = getattr(importlib.import_module(f"sis_jax.stages.{verb}"), verb)
+        module = "pipeline" if verb == "run" else verb
+        stage = getattr(importlib.import_module(f"sis_jax.stages.{module}"), verb)
         (param,) = inspect.signature(stage, eval_str=True).parameters.values()
         assert param.annotation is vars(door)["door"].config
 

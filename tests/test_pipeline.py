@@ -15,9 +15,9 @@ from PIL import Image
 from sis_jax.checkpoints.student import Student
 from sis_jax.data.masks import Prediction, write_mask
 from sis_jax.models.students import StudentConfig
+from sis_jax.run import run
 from sis_jax.stages import background, clock, photo_samples, speeds
 from sis_jax.stages.budget import Speeds
-from sis_jax.stages.pipeline import run
 from sis_jax.types import UsageError
 
 

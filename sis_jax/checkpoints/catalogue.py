@@ -316,6 +316,22 @@ def find(name_or_path: str | os.PathLike | None) -> Path:
     )
 
 
+def check_run(name_or_path: str | os.PathLike) -> None:
+    """UsageError for a generator, by name or folder, where a run is expected."""
+    text = text_of(name_or_path)
+    path = Path(text) if os.path.exists(text) else folders().get(text)
+    if path is None:
+        is_generator = text in PUBLIC
+    else:
+        kind = files.read_config(path).kind if files.is_ours(path) else "clip"
+        is_generator = files.loader(kind) == "load_generator"
+    if is_generator:
+        raise UsageError(
+            f"{text} is a generator, expected a run: python -m sis_jax.discover {text} --out RUN "
+            "makes one"
+        )
+
+
 def check_installed(name: str) -> None:
     """UsageError for weights that ship, where they are looked for in vain."""
     if name in SHIPS:

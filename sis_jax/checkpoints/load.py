@@ -14,6 +14,7 @@ from sis_jax.checkpoints.build import arrays_of
 from sis_jax.checkpoints.convert import cached, unkept
 from sis_jax.checkpoints.layouts import biggan, dcgan, stylegan2
 from sis_jax.data.files import CannotWrite
+from sis_jax.data.photo_files import ARCHIVES, holds_photos
 from sis_jax.models.biggan import BigGAN
 from sis_jax.models.conditional import check_classes
 from sis_jax.models.dcgan import DCGAN
@@ -153,9 +154,30 @@ def _place(name_or_path: str | os.PathLike | None) -> Path:
             f"{text} is a folder of another program, no weights folder: a CLIP is loaded with "
             f"sis.load_clip, a backbone with sis.load_backbone; {_CONVERT}"
         )
+    if foreign == path and not files.is_folder(path):
+        _check_is_generator(text, path)
     kind = files.read_config(path).kind if files.is_ours(path) else ""
     if kind in ("clip", "backbone"):
         raise UsageError(
             f"{text} holds {files.in_words(kind)}, not a generator: use sis.{files.loader(kind)}"
         )
     return path
+
+
+def _check_is_generator(text: str, path: Path) -> None:
+    """UsageError, with what to type, for a run or photos in place of a generator."""
+    if (path / "run.json").is_file():
+        trained = files.is_folder(path / "generator")
+        cure = "give" if trained else "continue with python -m sis_jax.synthesize"
+        place = f"{text}/generator" if trained else text
+        raise UsageError(f"{text} is a run, expected a generator: {cure} {place}")
+    if holds_photos(path):
+        masks = f"python -m sis_jax.predict {catalogue.DEFAULT_STUDENT} {text} --out DIR"
+        if path.is_file() and not path.name.lower().endswith(ARCHIVES):
+            raise UsageError(
+                f"{text} is a photo, expected a generator: {masks} gives the mask of a portrait"
+            )
+        raise UsageError(
+            f"{text} holds photos, expected a generator: python -m sis_jax run {text} --out RUN "
+            f"trains one, {masks} gives masks of portraits"
+        )

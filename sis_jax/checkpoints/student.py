@@ -22,7 +22,7 @@ from sis_jax.checkpoints import catalogue, files, hub
 from sis_jax.checkpoints.build import arrays_of, build
 from sis_jax.checkpoints.student_export import write
 from sis_jax.data.decode import CROPS, Fit, pad_before, padded
-from sis_jax.data.files import parse_json, utf8, write_atomic
+from sis_jax.data.files import check_folder, parse_json, utf8, write_atomic
 from sis_jax.data.folder import checked_classes
 from sis_jax.data.threads import in_threads
 from sis_jax.models import students
@@ -108,14 +108,11 @@ class Student:
         place = path / "student" if (path / "student" / files.CONFIG).is_file() else path
         try:
             raw = parse_json((place / files.CONFIG).read_text("utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
+            check_folder(path)
             raise UsageError(
-                f"{path} holds no student: train one with python -m sis_jax.distill {path}"
-            ) from None
-        except NotADirectoryError:
-            raise UsageError(
-                f"{path} is a file: give the run of a student, or the folder that "
-                "Student.save wrote"
+                f"{path} holds no student: train one with python -m sis_jax.distill {path}, or "
+                f"take {catalogue.DEFAULT_STUDENT}"
             ) from None
         except (OSError, ValueError) as error:
             raise SisError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import errno
 import hashlib
 import json
@@ -43,12 +44,32 @@ def unique(error: Callable[[str], str]) -> Callable[[list[tuple[str, Any]]], dic
     return checked
 
 
+def check_folder(path: str | os.PathLike[str]) -> None:
+    """UsageError for a file, or for nothing, where the folder of a run is expected."""
+    path = Path(path)
+    if os.path.isdir(path):
+        return
+    if os.path.exists(path):
+        run = next((place for place in path.parents if (place / "run.json").is_file()), None)
+        raise UsageError(
+            f"{path} is a file: " + (f"give its folder {run}" if run else "give a run folder")
+        )
+    try:
+        beside = [place.name for place in path.parent.iterdir() if place.is_dir()]
+    except OSError:
+        beside = []
+    near = [str(path.parent / name) for name in difflib.get_close_matches(path.name, beside)]
+    hint = f"; did you mean {', '.join(map(repr, near))}?" if near else ""
+    raise UsageError(f"there is no folder {path}{hint}")
+
+
 def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The run.json of a folder; raises UsageError when there is none or it is no run.json."""
     file = Path(path) / "run.json"
     try:
         content = parse_json(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
+        check_folder(path)
         raise UsageError(f"{os.fspath(path)} is not a run folder: it has no run.json") from None
     except (OSError, ValueError):
         raise UsageError(f"{file} cannot be read as a run.json; give another folder") from None

@@ -29,7 +29,7 @@ from PIL import Image
 
 from sis_jax.data import draw
 from sis_jax.data.decode import Unusable, load_image
-from sis_jax.data.files import json_text, parse_json, write_atomic
+from sis_jax.data.files import check_folder, json_text, parse_json, write_atomic
 from sis_jax.data.items import png
 from sis_jax.data.names import below
 from sis_jax.data.threads import in_threads
@@ -118,6 +118,7 @@ class Dataset:
     def open(cls, path: str | Path) -> Dataset:
         """The dataset in a data folder or a run; UsageError without one that is finished."""
         path = Path(path)
+        check_folder(path)
         place = path / "data" if (path / "data" / CLASSES).is_file() else path
         if not (place / CLASSES).is_file():
             raise UsageError(f"{path} holds no dataset (looked for {CLASSES}): {_MAKE}")

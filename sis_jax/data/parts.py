@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save
 
 from sis_jax.data import draw
 from sis_jax.data.decode import Unusable, load_image
-from sis_jax.data.files import parse_json, plain, utf8, write_atomic
+from sis_jax.data.files import check_folder, parse_json, plain, read_run, utf8, write_atomic
 from sis_jax.data.folder import checked_classes
 from sis_jax.data.part_names import (
     BACKGROUND,
@@ -286,6 +286,7 @@ class Parts:
     def load(cls, folder: str | Path) -> Parts:
         """Parts from a run folder or its `parts/`. Raises UsageError where there are none."""
         folder = Path(folder)
+        check_folder(folder)
         place = folder / "parts" if (folder / "parts" / "classes.json").exists() else folder
         try:
             facts = parse_json((place / "classes.json").read_text(encoding="utf-8"))
@@ -319,6 +320,8 @@ class Parts:
                 finer=replace(whole._with_level(facts["finer"], arrays, finer), sweep=None),
             )
         except _UNREADABLE as error:
+            if not (place / "classes.json").exists():
+                raise UsageError(no_parts(folder)) from None
             why = (
                 f"{Path(error.filename).name} is not there"
                 if isinstance(error, FileNotFoundError) and error.filename
@@ -328,6 +331,25 @@ class Parts:
                 f"{folder} holds no parts that can be read ({why}): run python -m "
                 f"sis_jax.discover --out {folder}, with --overwrite if it exists"
             ) from None
+
+
+def no_parts(folder: Path) -> str:
+    """The sentence for a folder without parts: why there are none, and what to type."""
+    try:
+        record = read_run(folder)["stages"].get("discover", {})
+    except UsageError:
+        record = {}
+    if record.get("state") == "started":
+        command = str(record.get("command", ""))
+        known = command.startswith("python -m sis_jax.") and command.isprintable()
+        again = "give its command again, it resumes" + (f": {command}" if known else "")
+        return f"discover did not finish in {folder}: {again}"
+    if not (folder / "run.json").exists() and any(folder.iterdir()):
+        return f"{folder} holds no parts: expected the run folder that discover wrote, its --out"
+    return (
+        f"{folder} holds no parts that can be read (classes.json is not there): run python -m "
+        f"sis_jax.discover --out {folder}, with --overwrite if it exists"
+    )
 
 
 def _check_origin(facts: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ _NOT_READ = (
     ".nef", ".arw", ".orf", ".rw2", ".raf", ".psd", ".tga", ".exr", ".hdr", ".dcm", ".svg", ".eps",
 )  # fmt: skip
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".npz")
+_LOOKED_AT = 10_000  # files of a folder that may be no folder of photos at all
 _MAX_LINKS = 40  # one after another, as on Linux
 _LINKS_AND_DEVICES = (
     tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE,
@@ -73,6 +75,9 @@ def list_source(path: Path) -> Listing:
     if path.is_dir():
         return _list_folder(path)
     if not path.exists():
+        if path.parts[:1] in (("http:",), ("https:",)):
+            address = str(path).replace(":/", "://", 1)  # a path holds one slash of two
+            raise UsageError(f"{address} is an address: download the file, and give its path")
         raise UsageError(f"there is no file or folder {path}")
     name = path.name.lower()
     if name.endswith(".npz"):
@@ -95,6 +100,19 @@ def list_source(path: Path) -> Listing:
         f"{path} is neither a folder, an image ({' '.join(EXTENSIONS)}) nor an archive "
         f"({' '.join(ARCHIVES)})"
     )
+
+
+def holds_photos(path: Path) -> bool:
+    """Whether a folder (by its first files) or an archive holds photos, or a file is one."""
+    if path.is_dir():
+        names = (name for _, _, found in os.walk(path) for name in found if not _hidden(name))
+        return any(map(_is_photo, islice(names, _LOOKED_AT)))
+    if path.name.lower().endswith(ARCHIVES):
+        try:
+            return bool(list_source(path).names)
+        except SisError:  # a checkpoint of that name, perhaps
+            return False
+    return _is_photo(path.name)
 
 
 def _is_photo(name: str) -> bool:

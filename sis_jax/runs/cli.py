@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Generic, NoReturn, TypeVar
 
 import tyro
-from tyro.conf import OmitArgPrefixes, Suppress, arg
+from tyro.conf import DisallowNone, OmitArgPrefixes, Suppress, arg
 
 from sis_jax.ops.progress import showing_progress
 from sis_jax.runs import machine
-from sis_jax.runs.config import Config, Door, markers
+from sis_jax.runs.config import Config, Door, Switch, markers
 from sis_jax.runs.console import any_console
 from sis_jax.runs.machine import enable_compilation_cache
 from sis_jax.types import SisError, UsageError
@@ -40,8 +40,8 @@ class CommandLine(Generic[C]):
     """
 
     config: Annotated[C, arg(name="")]
-    dry_run: bool = False
-    quiet: bool = False
+    dry_run: Switch = False
+    quiet: Switch = False
 
 
 def main(verb: Callable[..., Any], argv: Sequence[str] | None = None) -> NoReturn:
@@ -132,17 +132,20 @@ def _fail(message: str, code: int) -> int:
 def parse(verb: Callable[..., Any], argv: Sequence[str], prog: str = "") -> CommandLine[Any]:
     """The command line as values; UsageError or tyro's SystemExit for what it refuses."""
     door: Door = vars(verb)["door"]
+    for name, sentence in door.config.elsewhere.items():
+        if _choice(name, argv) is not None:
+            raise UsageError(sentence)
     config = door.config_for(_choice(door.config.choice, argv))
     parsed = tyro.cli(
         CommandLine[config],
         prog=prog,
         description=(verb.__doc__ or "").partition("\nReturns")[0].strip(),
         args=argv,
-        config=(OmitArgPrefixes,),
+        config=(OmitArgPrefixes, DisallowNone),
     )
-    for name in door.needs:  # what Python can do without: there the result is returned
+    for name, value in door.needs.items():  # Python does without: there the result is returned
         if parsed.config.flat()[name] is None:
-            raise UsageError(f"--{name} is missing; --help lists the flags")
+            raise UsageError(f"give --{name} {value}")
     return parsed
 
 

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from tyro.conf import Fixed, Positional, Suppress, UseAppendAction, arg
+from tyro.conf import Fixed, FlagCreatePairsOff, Positional, Suppress, UseAppendAction, arg
 
 from sis_jax.types import unknown_name
 
@@ -36,6 +36,7 @@ C = TypeVar("C", bound="Config")
 R = TypeVar("R")
 T = TypeVar("T")
 PythonOnly = Annotated[T, Suppress, Fixed]  # a field that no flag can spell
+Switch = Annotated[bool, FlagCreatePairsOff]  # one that is off: --help shows no --no-x
 RESOLVED = {"resolved": True}  # metadata of a field that recipes or stages fill in, not callers
 
 
@@ -51,7 +52,8 @@ class Config:
 
     `verb` names the door, `makes` its result, `unrecorded` the fields that run.json neither stores
     nor compares; `renamed` maps names in older records to today's or None, `later` gives what older
-    records mean by a missing field. `choice` names the field whose value decides the `settings`.
+    records mean by a missing field. `choice` names the field whose value decides the `settings`;
+    `elsewhere` has a sentence for flags that other verbs have.
     """
 
     verb: ClassVar[str]
@@ -60,6 +62,7 @@ class Config:
     renamed: ClassVar[Mapping[str, str | None]] = {}
     later: ClassVar[Mapping[str, Any]] = {}
     choice: ClassVar[str] = ""
+    elsewhere: ClassVar[Mapping[str, str]] = {}
 
     def flat(self) -> dict[str, Any]:
         """Every field by its own name, groups opened."""
@@ -198,11 +201,12 @@ def _spelled(value: Any) -> list[str]:
 @functools.cache
 def variant(cls: type[C], settings: type) -> type[C]:
     """`cls` with the fields of `settings` as its group of that name."""
+    first = Annotated[settings, arg(name="")]  # in the first box of --help
     group = dataclasses.field(default_factory=settings, kw_only=True)
     return typing.cast(
         type[C],
         dataclasses.make_dataclass(
-            cls.__name__, [("settings", settings, group)], bases=(cls,), frozen=True
+            cls.__name__, [("settings", first, group)], bases=(cls,), frozen=True
         ),
     )
 
@@ -213,13 +217,13 @@ class Door:
 
     stage: the module with optional hooks, `plan(config) -> dict`, `results(value, config) -> paths`
         for stdout, `summary(value, config) -> lines` for stderr, `problems(value) -> str`. needs:
-        fields that only a shell must give. variants: {value of `config.choice`: dataclass of its
-        settings}.
+        {field that only a shell must give: its value in words}. variants: {value of
+        `config.choice`: dataclass of its settings}.
     """
 
     config: type[Config]
     stage: str
-    needs: tuple[str, ...] = ()
+    needs: Mapping[str, str] = dataclasses.field(default_factory=dict)
     variants: Mapping[str, type] = dataclasses.field(default_factory=dict)
 
     def config_for(self, choice: str | None = None) -> type[Config]:
@@ -255,7 +259,7 @@ def door(
     config: type[C],
     *,
     stage: str = "",
-    needs: tuple[str, ...] = (),
+    needs: Mapping[str, str] | None = None,
     variants: Mapping[str, type] | None = None,
 ) -> Callable[[Callable[[C], R]], Callable[..., R]]:
     """Make `verb(config)` callable with the configuration's fields as arguments, too.
@@ -265,7 +269,9 @@ def door(
 
     def wrap(work: Callable[[C], R]) -> Callable[..., R]:
         shown = signature(config, work.__annotations__.get("return", inspect.Signature.empty))
-        itself = Door(config, stage or f"sis_jax.stages.{work.__name__}", needs, variants or {})
+        itself = Door(
+            config, stage or f"sis_jax.stages.{work.__name__}", needs or {}, variants or {}
+        )
 
         @functools.wraps(work)
         def verb(*args: Any, **kwargs: Any) -> R:

@@ -148,7 +148,9 @@ class RunFolder:
             yield stage
             return
         entry = {"state": "started", "config": resolved, "inputs": inputs, "started": _now()}
-        self._stage, self._entry, started = stage, entry, time.perf_counter()
+        command = (given or config).command()
+        self._stage, self._entry = stage, entry | {"command": command}
+        started = time.perf_counter()
         if not (late and stage.replaces):
             self._start(stage)
         try:
@@ -172,7 +174,7 @@ class RunFolder:
                 "state": "done",
                 "finished": _now(),
                 "seconds": round(time.perf_counter() - started, 3),
-                "command": (given or config).command(),
+                "command": command,
                 "seeds": {k: v for k, v in resolved.items() if k == "seed"},
                 "versions": versions(),
                 "device": _device(),

@@ -27,15 +27,16 @@ import numpy as np
 from flax import nnx
 
 from sis_jax import parallel
+from sis_jax.checkpoints import catalogue
 from sis_jax.checkpoints.backbones import load_backbone
 from sis_jax.checkpoints.student import mirrored
 from sis_jax.data import draw
 from sis_jax.data.decode import CROPS
-from sis_jax.data.files import read_run
+from sis_jax.data.files import check_folder, read_run
 from sis_jax.data.folder import Dataset, Example
 from sis_jax.data.ground_truth import open_pairs
 from sis_jax.data.pairs import IGNORE, Pairs, labelled
-from sis_jax.data.parts import Parts
+from sis_jax.data.parts import Parts, no_parts
 from sis_jax.data.photo_files import list_source
 from sis_jax.data.photos import Photos, own_side
 from sis_jax.data.threads import cores
@@ -160,10 +161,9 @@ def _places(config: DistillConfig) -> tuple[Path, Path | None]:
         return Path(str(config.out)), None
     source = Path(data if isinstance(data, str | Path) else data.path)
     if not _has_data(source) and not (source / "parts" / "classes.json").is_file():
-        raise UsageError(
-            f"{source} holds no parts and no dataset to learn from: run python -m "
-            f"sis_jax.discover --out {source} first"
-        )
+        catalogue.check_run(source)
+        check_folder(source)
+        raise UsageError(no_parts(source))
     inside = source.name == "data" and (source.parent / "run.json").is_file()
     home = source.parent if inside else source
     return Path(config.out) if config.out else home, source

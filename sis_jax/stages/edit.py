@@ -23,7 +23,6 @@ from sis_jax import parallel
 from sis_jax.checkpoints import load_discriminator
 from sis_jax.data.edits import Edit, keep_background
 from sis_jax.data.files import read_run
-from sis_jax.data.parts import Parts
 from sis_jax.models.moved import Moved, moved
 from sis_jax.ops.compositing import soft_alpha
 from sis_jax.ops.plan import memory_held
@@ -34,7 +33,7 @@ from sis_jax.runs.run import RunFolder
 from sis_jax.stages.directions import Direction
 from sis_jax.stages.edit_directions import amount, in_layers, resolve
 from sis_jax.stages.project import Projection, project
-from sis_jax.stages.teacher import Teacher
+from sis_jax.stages.teacher import Teacher, load_parts
 from sis_jax.types import Generator, SisError, UsageError
 
 _TRIED = 16  # images, for the estimate
@@ -105,7 +104,7 @@ def _recorded(config: EditConfig, way: Direction) -> EditConfig:
 def _teacher(run: Any, gen: Generator | None) -> Teacher:
     """The generator and its parts; UsageError where either is missing."""
     if isinstance(run, str | Path):
-        return Teacher.from_run(run) if gen is None else Teacher.of(gen, Parts.load(run))
+        return Teacher.from_run(run) if gen is None else Teacher.of(gen, load_parts(run))
     if gen is None:
         raise UsageError("parts need their generator to be edited: sis.edit(parts, gen=gen, ...)")
     return Teacher.of(gen, run)

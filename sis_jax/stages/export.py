@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sis_jax import parallel
+from sis_jax.checkpoints import catalogue
 from sis_jax.checkpoints.student import find, load_student
 from sis_jax.data.blanks import write_blanks
 from sis_jax.data.exports.formats import FORMATS, write_dataset
@@ -29,6 +30,7 @@ def _work(config: ExportConfig) -> Path:
     if form in STUDENT:
         _check(config)
         return _export_student(config)
+    catalogue.check_run(run)
     place = _place(config)
     if form == "blanks":
         n = 16 if config.n is None else config.n

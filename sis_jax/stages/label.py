@@ -28,7 +28,7 @@ from sis_jax.stages.naming import (
     name_parts,
     trial,
 )
-from sis_jax.stages.teacher import Teacher
+from sis_jax.stages.teacher import Teacher, load_parts
 from sis_jax.types import Generator, UsageError, unknown_name
 
 
@@ -95,7 +95,8 @@ def _by_hand(config: LabelConfig, edits: PartEdits) -> Parts:
     if not isinstance(config.run, str | Path):
         return edits.apply(config.run)
     run = Path(config.run)
-    stages, parts = read_run(run)["stages"], Parts.load(run)
+    parts = load_parts(run)
+    stages = read_run(run)["stages"]
     records = [record for name, record in stages.items() if name.startswith(_EDITS)]
     done = sum(record.get("state") == "done" for record in records)
     applied = _edited(run, parts) and _stored(run).levels == edits.levels
@@ -144,7 +145,7 @@ def _teacher(run: str | Path | Parts, gen: Generator | None) -> Teacher:
     """The generator that the parts were found in, with them."""
     if isinstance(run, str | Path) and gen is None:
         return Teacher.from_run(run)
-    parts = Parts.load(run) if isinstance(run, str | Path) else run
+    parts = load_parts(run) if isinstance(run, str | Path) else run
     if gen is not None:
         return Teacher.of(gen, parts)
     try:

@@ -1,6 +1,4 @@
-"""Every stage, one after the other: `python -m sis_jax run [GEN | PHOTOS] --out RUN --budget 2h`.
-Each stage resumes, so the command can be stopped and given again.
-"""
+"""The work of `sis_jax.run`: the doors of all stages, one after the other."""
 
 from __future__ import annotations
 
@@ -10,22 +8,18 @@ from typing import Any
 import sis_jax as sis
 from sis_jax import parallel
 from sis_jax.ops.progress import say
-from sis_jax.runs.config import door
 from sis_jax.runs.configs.pipeline import RunConfig
+from sis_jax.stages import background
 from sis_jax.stages.clock import Clock
+from sis_jax.stages.photo_samples import write_samples
+from sis_jax.stages.planning import Planner
 from sis_jax.types import UsageError
 
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".npz")
 
 
-@door(RunConfig, stage=__name__)
 def run(config: RunConfig) -> Path:
-    """From a generator, or a folder of photos, to a segmenter: plan, train (photos only), discover,
-    synthesize, distill, predict (photos only), report.
-
-    Returns the path of the report. Raises UsageError for inputs that a stage cannot work with, and
-    for a budget that is too short.
-    """
+    """As `sis_jax.run`, which explains the configuration."""
     if parallel.initialize()[1] > 1:
         raise UsageError(
             "run measures one machine and plans for it: start it in one process, or give the "
@@ -36,10 +30,6 @@ def run(config: RunConfig) -> Path:
 
 
 def _stages(config: RunConfig, clock: Clock) -> Path:
-    from sis_jax.stages.background import missing_background
-    from sis_jax.stages.photo_samples import write_samples
-    from sis_jax.stages.planning import Planner
-
     gen, out, seed, overwrite = config.source, config.out, config.seed, config.overwrite
     trains = gen is not None and _is_photos(Path(gen))
     photos = config.photos or (gen if trains else None)
@@ -55,7 +45,7 @@ def _stages(config: RunConfig, clock: Clock) -> Path:
         gen = f"{out}/training/generator"
     say("finding the parts")
     sis.discover(gen, out=out, seed=seed, overwrite=overwrite)
-    if trains and (names := missing_background(out)):
+    if trains and (names := background.missing_background(out)):
         sis.label(out, edits={"format": 1, "levels": {"0": names}})
     later = planner.later(first)
     sizes = later.sizes

@@ -386,7 +386,7 @@ def problems(masks: Masks) -> str:
 
 
 def summary(masks: Masks, config: PredictConfig) -> list[str]:
-    if config.out is None or not isinstance(config.run, str):
+    if config.out is None or not isinstance(config.run, str) or not len(masks):
         return []
     photos = shlex.quote(config.photos) if isinstance(config.photos, str) else "PHOTOS/"
     return [

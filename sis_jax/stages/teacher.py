@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from sis_jax import methods
-from sis_jax.checkpoints import load_generator
+from sis_jax.checkpoints import catalogue, load_generator
 from sis_jax.data.files import plain, read_run
 from sis_jax.data.parts import Parts
 from sis_jax.methods.base import Fitted
@@ -48,7 +48,7 @@ class Teacher:
     @classmethod
     def from_run(cls, run: str | Path, level: int = 0) -> Teacher:
         """From a run folder of `discover`; the generator is found again by its name."""
-        parts = Parts.load(run)
+        parts = load_parts(run)
         parts = parts.level(level) if level else parts
         asked = read_run(run)["stages"].get("discover", {}).get("config", {}).get("gen")
         return cls.of(load_generator(asked), parts)
@@ -71,3 +71,9 @@ class Teacher:
         """Stream (images, masks of class ids, confidence in 0..1) of seeds, in batches."""
         for images, clusters, confidence in self.fitted.label_seeds(self.gen, seeds, truncation):
             yield images, self.parts.classify(clusters), confidence
+
+
+def load_parts(run: str | Path) -> Parts:
+    """The parts of a run; UsageError where there are none, or a generator in its place."""
+    catalogue.check_run(run)
+    return Parts.load(run)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from tyro.conf import Positional
 
-from sis_jax.runs.config import Config, spelled, without
+from sis_jax.runs.config import Config, Switch, spelled, without
 
 if TYPE_CHECKING:
     from sis_jax.checkpoints.clip import CLIP
@@ -61,6 +61,9 @@ class DiscoverConfig(Config):
     verb: ClassVar[str] = "discover"
     makes: ClassVar[str] = "these parts"
     choice: ClassVar[str] = "method"
+    elsewhere: ClassVar[Mapping[str, str]] = {
+        "level": "--level belongs to synthesize, distill and run; discover finds both levels"
+    }
 
     gen: Annotated[str | Path | Generator | None, Positional, spelled("[GEN]")] = None
     _: KW_ONLY
@@ -70,7 +73,7 @@ class DiscoverConfig(Config):
     ontology: Annotated[str | Mapping[str, Any] | None, spelled("FILE|faces")] = None
     clip: Annotated[str | CLIP | None, spelled("NAME|PATH")] = None
     seed: int = 0
-    overwrite: bool = False
+    overwrite: Switch = False
     rare_class: RareClass = field(default_factory=RareClass)
     settings: Any = None
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
-from sis_jax.runs.config import Config, spelled
+from sis_jax.runs.config import Config, Switch, spelled
 
 T = TypeVar("T")
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     OfRecipe = Annotated[T, "None until the recipe fills it in"]
 else:
     Dataset = Any
-    OfRecipe = T | None
+    OfRecipe = Annotated[T | None, arg(help_behavior_hint="")]
 OF_RECIPE: Any = None
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -134,7 +134,7 @@ class Train:
     schedule: OfRecipe[Literal["cosine", "poly"]] = OF_RECIPE
     trim: OfRecipe[float] = OF_RECIPE
     weighting: OfRecipe[float] = OF_RECIPE
-    soft: bool = False
+    soft: Switch = False
     ema: OfRecipe[float] = OF_RECIPE
     snapshot: int = 250
     seed: int = 0
@@ -178,7 +178,7 @@ class Adapt:
     adapt_steps: OfRecipe[int] = OF_RECIPE
     rounds: OfRecipe[int] = OF_RECIPE
     fit: Literal["crop", "pad", "stretch"] = "crop"
-    alike: bool = False
+    alike: Switch = False
     minutes: float | None = None
 
 
@@ -197,9 +197,9 @@ class Source:
         limit: use only the first so many of these.
     """
 
-    binary: bool = False
+    binary: Switch = False
     level: int | None = None
-    fly: bool = False
+    fly: Switch = False
     n: int = 10_000
     images: str | None = None
     masks: str | None = None
@@ -229,9 +229,9 @@ class DistillConfig(Config):
     _: KW_ONLY
     out: str | None = None
     recipe: str = "default"
-    overwrite: bool = False
+    overwrite: Switch = False
     network: Network = field(default_factory=Network)
     train: Train = field(default_factory=Train)
     augmentation: Augmentation = field(default_factory=Augmentation)
-    adapt: Adapt = field(default_factory=Adapt)
+    adapt: Annotated[Adapt, arg(name="")] = field(default_factory=Adapt)
     source: Source = field(default_factory=Source)

@@ -7,9 +7,9 @@ from dataclasses import KW_ONLY, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
-from sis_jax.runs.config import Config, PythonOnly, spelled, without
+from sis_jax.runs.config import Config, PythonOnly, Switch, spelled, without
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,7 +61,7 @@ class Projection:
 
     space: Literal["w", "w+"] = "w+"
     steps: int = 200
-    lpips: tuple[str, ...] = ()
+    lpips: Annotated[tuple[str, ...], arg(help_behavior_hint="")] = ()
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class EditConfig(Config):
     name: str | None = None
     gen: PythonOnly[Generator | None] = None
     inpainter: PythonOnly[Callable[..., Any] | str | None] = None
-    overwrite: bool = False
+    overwrite: Switch = False
     move: Move = field(default_factory=Move)
     projection: Projection = field(default_factory=Projection)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from tyro.conf import Positional
 
-from sis_jax.runs.config import Config, spelled
+from sis_jax.runs.config import Config, Switch, spelled
 
 if TYPE_CHECKING:
     from sis_jax.ops.scoring import Segmenter
@@ -90,6 +90,6 @@ class EvaluateConfig(Config):
     predictions: str | None = None
     batch: int = 16
     out: str | None = None
-    overwrite: bool = False
+    overwrite: Switch = False
     truth: Truth = field(default_factory=Truth)
     measure: Measure = field(default_factory=Measure)

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 from tyro.conf import Positional
 
-from sis_jax.runs.config import Config, spelled
+from sis_jax.runs.config import Config, Switch, spelled
 
 
 @dataclass(frozen=True)
@@ -34,5 +34,5 @@ class ExportConfig(Config):
     format: str = "coco"
     out: str | None = None
     n: int | None = None
-    filled: bool = False
-    overwrite: bool = False
+    filled: Switch = False
+    overwrite: Switch = False

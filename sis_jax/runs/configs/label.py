@@ -7,9 +7,9 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from tyro.conf import Positional, UseAppendAction
+from tyro.conf import Positional, UseAppendAction, arg
 
-from sis_jax.runs.config import RESOLVED, Config, PythonOnly, spelled
+from sis_jax.runs.config import RESOLVED, Config, PythonOnly, Switch, spelled
 from sis_jax.types import UsageError
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ class Words:
         spelled("FILE|faces"),
     ] = field(default=None, kw_only=False)
     prompt: UseAppendAction[tuple[str, ...]] = ()
-    neutral: tuple[str, ...] = ()
-    templates: tuple[str, ...] = ()
+    neutral: Annotated[tuple[str, ...], arg(help_behavior_hint="")] = ()
+    templates: Annotated[tuple[str, ...], arg(help_behavior_hint="")] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ class LabelConfig(Config):
     edits: Annotated[str | Path | Mapping[str, Any] | None, spelled("FILE")] = None
     recipe: str | None = None
     naming: Naming = field(default_factory=Naming)
-    overwrite: bool = False
+    overwrite: Switch = False
 
     def record(self) -> dict[str, Any]:
         return {"edits": self.edits} if self.edits is not None else super().record()

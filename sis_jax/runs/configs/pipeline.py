@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from tyro.conf import Positional
 
-from sis_jax.runs.config import Config, spelled
+from sis_jax.runs.config import Config, Switch, spelled
 from sis_jax.types import UsageError
 
 
@@ -54,7 +54,7 @@ class RunConfig(Config):
     level: Literal[0, 1] = 0
     steps: int | None = None
     seed: int = 0
-    overwrite: bool = False
+    overwrite: Switch = False
 
     def seconds(self) -> float | None:
         """The budget in seconds, None without one. Raises UsageError where it is no time."""

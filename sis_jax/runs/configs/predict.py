@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from tyro.conf import Positional
 
-from sis_jax.runs.config import Config, spelled
+from sis_jax.runs.config import Config, Switch, spelled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,11 +52,11 @@ class PredictConfig(Config):
     _: KW_ONLY
     out: str | None = None
     format: Literal["png", "coco", "voc", "yolo", "hf", "npz", "tfds"] = "png"
-    soft: bool = False
-    cutouts: bool = False
+    soft: Switch = False
+    cutouts: Switch = False
     flip: bool = True
     size: int | None = None
     tile: int = 1024
     edges: bool = True
     batch: int = 16
-    overwrite: bool = False
+    overwrite: Switch = False

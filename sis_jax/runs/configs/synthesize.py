@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from tyro.conf import Positional
 
-from sis_jax.runs.config import RESOLVED, Config, PythonOnly, spelled, without
+from sis_jax.runs.config import RESOLVED, Config, PythonOnly, Switch, spelled, without
 
 if TYPE_CHECKING:
     from sis_jax.data.parts import Parts
@@ -50,10 +50,10 @@ class SynthesizeConfig(Config):
     level: int = 0
     val: float = 0.05
     truncation: float | None = None
-    soft: bool = False
+    soft: Switch = False
     mix: float | None = None
     seed: int = 1
-    overwrite: bool = False
+    overwrite: Switch = False
     classes: PythonOnly[tuple[str, ...]] = field(default=(), metadata=RESOLVED)  # of the parts
 
     def record(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from tyro.conf import Positional
 
-from sis_jax.runs.config import Config, spelled
+from sis_jax.runs.config import Config, Switch, spelled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ class TrainGeneratorConfig(Config):
     _: KW_ONLY
     out: str
     licence: str = "as the photos it was trained on"
-    overwrite: bool = False
+    overwrite: Switch = False
     network: Network = field(default_factory=Network)
     train: Optimisation = field(default_factory=Optimisation)
     data: Photos = field(default_factory=Photos)
