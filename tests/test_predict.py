@@ -424,7 +424,7 @@ def test_the_command_ends_with_1_and_names_what_was_skipped(folder, photos, tmp_
     missing = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=240, check=False
     )
-    assert missing.returncode == 2 and "--out is missing" in missing.stderr
+    assert missing.returncode == 2 and "give --out DIR" in missing.stderr
 
 
 def test_pillow_does_not_warn_of_large_photos(folder, tmp_path, monkeypatch):
