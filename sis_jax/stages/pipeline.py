@@ -9,7 +9,7 @@ import sis_jax as sis
 from sis_jax import parallel
 from sis_jax.ops.progress import say
 from sis_jax.runs.configs.pipeline import RunConfig
-from sis_jax.stages import background
+from sis_jax.stages import background, budget
 from sis_jax.stages.clock import Clock
 from sis_jax.stages.photo_samples import write_samples
 from sis_jax.stages.planning import Planner
@@ -52,10 +52,12 @@ def _stages(config: RunConfig, clock: Clock) -> Path:
     say("writing images and masks")
     sis.synthesize(out, n=sizes.n, level=config.level, seed=seed + 1, overwrite=overwrite)
     say("training the student")
+    minutes = planner.minutes(later, "distill")
+    # The rounds of the plan, and more of them while there is time.
+    rounds = sizes.rounds if minutes is None else budget.Sizes().rounds
     sis.distill(
         out, photos=photos, fit=first.fit, steps=sizes.steps, adapt_steps=sizes.adapt_steps,
-        rounds=sizes.rounds, alike=planner.alike(), minutes=planner.minutes(later, "distill"),
-        seed=seed, overwrite=overwrite,
+        rounds=rounds, alike=planner.alike(), minutes=minutes, seed=seed, overwrite=overwrite,
     )  # fmt: skip
     if photos is not None:
         say("masks of the photos")
