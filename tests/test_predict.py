@@ -169,7 +169,7 @@ def test_any_number_of_photos_runs_in_two_programs_per_shape(student, monkeypatc
 def test_mirrored_photos_get_mirrored_masks(student):
     image = photo(32, 32)
     scores = student.scores([image, image[:, ::-1]], flip=True)
-    np.testing.assert_allclose(scores[0], scores[1][:, ::-1], atol=1e-5)
+    np.testing.assert_allclose(scores[0], scores[1][:, ::-1], atol=1e-4)
 
 
 def test_large_photos_are_cut_and_put_together(student):

@@ -49,7 +49,8 @@ def rows_at_once(
         the largest power of two within the platform's bound.
     """
     leaves, structure = jax.tree.flatten(arguments)
-    shapes = tuple((np.shape(a), np.dtype(getattr(a, "dtype", np.float32))) for a in leaves)
+    kinds = (jax.dtypes.canonicalize_dtype(getattr(a, "dtype", np.float32)) for a in leaves)
+    shapes = tuple((np.shape(a), kind) for a, kind in zip(leaves, kinds))
     rows = most or (CPU_ROWS if platform == "cpu" else ACCELERATOR_ROWS)
     room = CPU_BYTES if platform == "cpu" else ACCELERATOR_BYTES
     return _planned(body, in_axes, structure, shapes, rows, room, tuple(sorted(static.items())))
