@@ -240,7 +240,7 @@ class Student:
         return graph, parallel.replicate(params)
 
     def _forward(self, images: Sequence[np.ndarray], flip: bool) -> Iterator[np.ndarray]:
-        """Images of one shape, in blocks of one row or as planned: at most two programs per shape."""
+        """Images of one shape, in blocks of one row or as planned: two programs at most."""
         graph, params = self._placed
         devices = parallel.local_devices()
         static = {"graph": graph, "flip": flip, "swap": mirrored(self.classes)}
