@@ -66,7 +66,8 @@
         const all = group.id === BACKGROUND ? edited : group.members;
         const kept = all.filter((id) =>
           !(at > 0 && edits[at - 1][classes.find((c) => c.id === id).parent] === null));
-        if (edited.length) for (const id of kept) names[id] = group.id === BACKGROUND ? null : group.name;
+        const name = group.id === BACKGROUND ? null : group.name;
+        if (edited.length) for (const id of kept) names[id] = name;
       }
       if (Object.keys(names).length) levels[at] = names;
     });
@@ -155,7 +156,8 @@
         return id === BACKGROUND || id === 255 ? [0, 0, 0, 0] : [...run.colours[id], 128];
       });
       paint(partCanvas[i], [[flat, "source-over"]]);
-      paint(overlayCanvas[i], [[photo, "source-over"], [tint, alone ? "destination-out" : "source-over"]]);
+      const how = alone ? "destination-out" : "source-over";
+      paint(overlayCanvas[i], [[photo, "source-over"], [tint, how]]);
       partCanvas[i].setAttribute("aria-label", `mask of image ${i + 1}: ${what}`);
       overlayCanvas[i].setAttribute("aria-label", `image ${i + 1}: ${what}`);
     });
@@ -273,7 +275,8 @@
   byId("merge").addEventListener("click", () => {
     const alone = groups().find((g) => g.id === chosen);
     const target = groups().find((g) => g.id === Number(byId("into").value));
-    if (alone && target) edit(alone.members, target.name, `${alone.name} is now part of ${target.name}.`);
+    if (!alone || !target) return;
+    edit(alone.members, target.name, `${alone.name} is now part of ${target.name}.`);
   });
   byId("drop").addEventListener("click", () => {
     const alone = groups().find((g) => g.id === chosen);
