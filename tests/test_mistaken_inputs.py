@@ -126,7 +126,13 @@ def test_an_unfinished_discover(unfinished, work):
         work(unfinished)
 
 
-@pytest.mark.parametrize("command", ["rm -rf x", "python -m sis_jax.discover \x1b[2J", 7])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "rm -rf x", "python -m sis_jax.discover \x1b[2J", "python -m sis_jax.discover; rm -rf x",
+        "python -m sis_jax.discover $(id)", "python -m sis_jax_evil", "python -m 'sis_jax", 7,
+    ],
+)  # fmt: skip
 def test_a_command_from_elsewhere_is_not_repeated(unfinished, here, command):
     record = json.loads((here / "u/run.json").read_text())
     record["stages"]["discover"]["command"] = command

@@ -435,6 +435,19 @@ def test_a_run_without_any_stage(tmp_path):
     assert "<h1>run</h1>" in _page_of(tmp_path / "run")
 
 
+def test_only_our_own_commands_are_shown(tmp_path):
+    """A run folder may come from anybody, and its commands are copied into a shell."""
+    with RunFolder.open(tmp_path / "run") as run, run.stage(configured("any", n=3), name="any"):
+        pass
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    ours = "python -m sis_jax.any --n 3"
+    for name, command in (("a", ours), ("b", f"{ours}; curl evil")):
+        record["stages"][name] = record["stages"]["any"] | {"command": command}
+    (tmp_path / "run/run.json").write_text(json.dumps(record))
+    page = _page_of(tmp_path / "run")
+    assert ours in page and "evil" not in page
+
+
 @pytest.mark.parametrize(
     ("stage", "command"),
     [

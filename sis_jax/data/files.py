@@ -11,6 +11,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -81,6 +82,21 @@ def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
         if not _is_record(record):
             raise UsageError(f"{file} is damaged in the stage {name[:60]!a}: give another folder")
     return content
+
+
+def command_of(record: Mapping[str, Any]) -> str | None:
+    """The command in a stage's record, None unless it is one of ours and nothing beside it: it is
+    shown to be typed, and run.json may come from anybody.
+    """
+    command = record.get("command")
+    if not isinstance(command, str) or not command.isprintable():
+        return None
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return None
+    ours = words[:2] == ["python", "-m"] and words[2:] and words[2].split(".")[0] == "sis_jax"
+    return command if ours and shlex.join(words) == command else None
 
 
 def _is_record(record: Any) -> bool:

@@ -18,7 +18,15 @@ from safetensors.numpy import load_file, save
 
 from sis_jax.data import draw
 from sis_jax.data.decode import Unusable, load_image
-from sis_jax.data.files import check_folder, parse_json, plain, read_run, utf8, write_atomic
+from sis_jax.data.files import (
+    check_folder,
+    command_of,
+    parse_json,
+    plain,
+    read_run,
+    utf8,
+    write_atomic,
+)
 from sis_jax.data.folder import checked_classes
 from sis_jax.data.part_names import (
     BACKGROUND,
@@ -340,9 +348,8 @@ def no_parts(folder: Path) -> str:
     except UsageError:
         record = {}
     if record.get("state") == "started":
-        command = str(record.get("command", ""))
-        known = command.startswith("python -m sis_jax.") and command.isprintable()
-        again = "give its command again, it resumes" + (f": {command}" if known else "")
+        command = command_of(record)
+        again = "give its command again, it resumes" + (f": {command}" if command else "")
         return f"discover did not finish in {folder}: {again}"
     if not (folder / "run.json").exists() and any(folder.iterdir()):
         return f"{folder} holds no parts: expected the run folder that discover wrote, its --out"

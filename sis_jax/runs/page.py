@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from sis_jax.data.edits import Edit
-from sis_jax.data.files import parse_json, read_run, utf8, write_atomic
+from sis_jax.data.files import command_of, parse_json, read_run, utf8, write_atomic
 from sis_jax.data.part_summary import UNSTABLE
 from sis_jax.runs import charts, cli, page_parts
 from sis_jax.runs.page_images import reduced
@@ -110,7 +110,7 @@ def _context(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
         "title": folder.resolve().name,
         "generator": generator,
         "facts": _facts(stages),
-        "commands": list(dict.fromkeys(s["command"] for s in stages.values() if s.get("command"))),
+        "commands": list(dict.fromkeys(filter(None, map(command_of, stages.values())))),
         "seconds": sum(s.get("seconds") or 0 for s in stages.values()),
         "finished": max(finished, default=""),
         "photos": _photos(folder / "photos"),
