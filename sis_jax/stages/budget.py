@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from sis_jax.models.stylegan2 import channel_table
 from sis_jax.runs.cli import byte_size, duration
@@ -26,6 +27,10 @@ LEAST_BATCHES, LEAST_IMAGES, LEAST_SHARE = 32, 128, 0.05  # of a training, a dat
 # The networks of a CPU, (resolution, channel_base), the best first; one is taken that is shown
 # ENOUGH photos in the time, at so many multiply-adds of a forward pass a second on one core.
 NETWORKS, ENOUGH, MULTIPLY_ADDS = ((64, 2048), (64, 1024), (32, 1024)), 150_000, 7e9
+# The generator that a training on a CPU begins with, and its learning rate there. The averaged
+# generator must forget the earlier images soon: half-life of this share of the training, at most.
+START, START_SIZE = "faces64", 64
+STARTED_RATE, AVERAGED_SHARE, MOST_AVERAGED = 0.001, 1 / 8, 10_000
 # Seconds on two cores of stages whose time hardly depends on their size, and of one item of others:
 # of runs on 2,098 photos within an hour, where `discover` took 64 to 74, and a round of adaptation,
 # most of it GrabCut on its photos, 2 to 2.5 times as long as its steps. Where these are wrong, the
@@ -41,7 +46,7 @@ BASE_BYTES = 1.1e9  # of a process with its libraries, data and compiled program
 class Sizes:
     """The settings of the stages.
 
-    resolution to snapshot: of the generator's training, as in `train_generator`. n: generated
+    resolution to discriminator: of the generator's training, as in `train_generator`. n: generated
         images with masks. steps, adapt_steps, rounds: of the student, as in `distill`.
     """
 
@@ -53,15 +58,21 @@ class Sizes:
     batch: int = 32
     images: int = 1_000_000
     snapshot: int = 50_000
+    start_from: str | None = None
+    discriminator: Literal["stylegan2", "projected"] = "stylegan2"
     n: int = 10_000
     steps: int = RECIPES["default"]["steps"]
     adapt_steps: int = RECIPES["default"]["adapt_steps"]
     rounds: int = RECIPES["default"]["rounds"]
 
-    def training(self) -> dict[str, int]:
+    def training(self) -> dict[str, Any]:
         """The settings of `train_generator`."""
         later = ("n", "steps", "adapt_steps", "rounds")
-        return {k: v for k, v in asdict(self).items() if k not in later}
+        settings = {k: v for k, v in asdict(self).items() if k not in later}
+        if self.start_from is None:
+            return settings
+        averaged = min(MOST_AVERAGED, AVERAGED_SHARE * self.images)
+        return settings | {"learning_rate": STARTED_RATE, "ema_images": averaged}
 
 
 @dataclass(frozen=True)
@@ -103,11 +114,11 @@ class Row:
 
 def usual(platform: str, photos: int) -> Sizes:
     """The sizes for a platform ("cpu", "gpu", "tpu"). photos: to train a generator on, if any."""
-    sizes = Sizes()
+    sizes = Sizes(start_from=START) if photos else Sizes()
     if platform != "cpu":
         sizes = replace(
             sizes, channel_base=16384, channel_max=512, latent=512, mapping_layers=8,
-            images=5_000_000,
+            images=5_000_000, start_from=None,
         )  # fmt: skip
     if photos:
         sizes = replace(sizes, batch=max(4, min(sizes.batch, photos // 8 * 4)))
@@ -115,16 +126,24 @@ def usual(platform: str, photos: int) -> Sizes:
 
 
 def asked(sizes: Sizes, config: RunConfig) -> Sizes:
-    """`sizes` with what the configuration names in place of what was chosen."""
+    """`sizes` with what the configuration names in place of what was chosen. A generator that
+    begins with another one has a projected discriminator, which needs no stored one.
+    """
     given = {"resolution": config.resolution, "images": config.train_images}
     given |= {"n": config.n, "steps": config.steps}
-    return replace(sizes, **{k: v for k, v in given.items() if v is not None})
+    sizes = replace(sizes, **{k: v for k, v in given.items() if v is not None})
+    start = config.start_from or (sizes.start_from if sizes.resolution == START_SIZE else None)
+    if start in (None, "none"):
+        return replace(sizes, start_from=None, discriminator="stylegan2")
+    return replace(sizes, start_from=start, discriminator="projected")
 
 
 def candidate(sizes: Sizes, seconds: float, cores: int) -> Sizes:
     """On a CPU, the network to measure, in place of that of `sizes`: the first that is likely to be
-    shown `ENOUGH` photos. `sizes` bound its resolution.
+    shown `ENOUGH` photos. `sizes` bound its resolution; a network to start from stays.
     """
+    if sizes.start_from is not None:
+        return sizes
     most = MULTIPLY_ADDS * cores * (USED - LATER_SHARE) * seconds / ENOUGH
     fitting = [pair for pair in NETWORKS if pair[0] <= sizes.resolution] or [NETWORKS[-1]]
     for resolution, base in fitting:
@@ -209,8 +228,7 @@ def rows(sizes: Sizes, speeds: Speeds, photos: int) -> list[Row]:
     if speeds.gan_image:
         took = speeds.gan_start + sizes.images * speeds.gan_image
         took += math.ceil(sizes.images / sizes.snapshot) * speeds.snapshot
-        asks = f"{sizes.images:,} images, {sizes.resolution} pixels, {sizes.channel_base} / "
-        asks += f"{sizes.channel_max} channels"
+        asks = f"{sizes.images:,} images, {sizes.resolution} pixels, {origin(sizes)}"
         found.append(Row("train_generator", asks, took, BASE_BYTES + speeds.gan_bytes))
     found.append(Row("discover", "k and layer by a sweep", DISCOVER, BASE_BYTES))
     drawn = sizes.n * (speeds.sample + PER_FILE)
@@ -226,6 +244,13 @@ def rows(sizes: Sizes, speeds: Speeds, photos: int) -> list[Row]:
         seen = photos * (2 * FORWARD * speeds.student_image + PER_FILE)
         found.append(Row("predict", f"{photos:,} photos", seen, BASE_BYTES))
     return [*found, Row("report", "", REPORT, BASE_BYTES)]
+
+
+def origin(sizes: Sizes) -> str:
+    """What a generator trained here begins with, in words."""
+    if sizes.start_from is not None:
+        return f"from {sizes.start_from}"
+    return f"{sizes.channel_base} / {sizes.channel_max} channels"
 
 
 def judging(photos: int) -> float:

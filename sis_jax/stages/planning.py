@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sis_jax.checkpoints import load_generator
 from sis_jax.data.decode import Fit
 from sis_jax.data.files import read_run
 from sis_jax.data.photo_files import list_source, nothing_found
@@ -148,19 +149,22 @@ class Planner:
     def _first(self) -> Plan:
         config, platform = self.config, jax.default_backend()
         sizes = budget.asked(budget.usual(platform, self.shown), config)
+        if self.trains and config.start_from not in (None, "none") and config.resolution is None:
+            sizes = replace(sizes, resolution=load_generator(config.start_from).resolution)
         if self.budget is None:
             if self.trains:
                 say(
                     f"no --budget, so sizes for a {platform}: {sizes.images:,} images of "
-                    f"{sizes.resolution} pixels, {sizes.channel_base} / {sizes.channel_max} "
-                    "channels"
+                    f"{sizes.resolution} pixels, {budget.origin(sizes)}"
                 )
+                _say_terms(sizes)
             return Plan(sizes, self._fit())
         if self.trains and platform == "cpu":
             sizes = budget.candidate(sizes, self.budget, cores())
         say("timing a few steps of each training (compiling them takes minutes the first time)")
         found = speeds.measured(sizes, config.source, self.trains, config.seed)
         sizes = budget.fitted(sizes, found, self.budget, self.clock.seconds, self.count)
+        _say_terms(sizes)
         plan = Plan(sizes, self._fit(), found)
         return self._shown(f"the plan for {duration(self.budget)}:", plan, 0)
 
@@ -193,6 +197,15 @@ class Planner:
         stages = tuple(budget.rows(sizes, plan.speeds, self.count)[past:])
         say("\n  ".join([title, *map(str, stages)]))
         return replace(plan, sizes=sizes, stages=stages)
+
+
+def _say_terms(sizes: Sizes) -> None:
+    """State whose terms the weights of a generator trained here share."""
+    if sizes.start_from is not None:
+        say(
+            f"the generator's training starts from {sizes.start_from}, and its weights share the "
+            "terms of that one; --start-from none begins with random weights, and needs more time"
+        )
 
 
 def _record(run: Path, stage: str) -> dict[str, Any]:

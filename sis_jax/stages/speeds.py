@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 
 from sis_jax import parallel
 from sis_jax.checkpoints import load_generator
+from sis_jax.checkpoints.backbones import load_backbone
 from sis_jax.data.photos import Photos
 from sis_jax.models.students import LEAST_SIDE, StudentConfig, build, usual_block
 from sis_jax.ops import plan
@@ -59,14 +60,17 @@ def _of_generator(sizes: Sizes, seed: int) -> tuple[float, float, float]:
     network = Network(
         resolution=sizes.resolution, channel_base=sizes.channel_base, latent=sizes.latent,
         channel_max=sizes.channel_max, mapping_layers=sizes.mapping_layers,
+        start_from=sizes.start_from, discriminator=sizes.discriminator,
     )  # fmt: skip
-    gen, disc = networks(network, seed)
+    backbone = load_backbone()
+    gen, disc = networks(network, seed, backbone)
     real = _noise(sizes.batch, sizes.resolution)
     photos = Photos(real, tuple(map(str, range(len(real)))))
     dtype = "bfloat16" if parallel.fast_in_bfloat16(jax.devices()[0]) else "float32"
     gamma = gan.r1_gamma_for(sizes.resolution, sizes.batch)
     recipe = gan.Recipe(r1_gamma=gamma, dtype=dtype)
-    job = Job(gen, disc, photos, photos, recipe, sizes.batch, 1, 1, None, 0, True, seed)
+    ada = sizes.discriminator == "stylegan2"
+    job = Job(gen, disc, photos, photos, recipe, sizes.batch, 1, 1, None, 0, ada, seed, backbone)
     trainer = GeneratorTraining(job, Checkpoints(None, {}))
     start, step, needed = trainer.measured(real)
     return start, step / sizes.batch, _held(needed + COPIES * plan.size_of(trainer.run.state))

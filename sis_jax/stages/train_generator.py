@@ -28,8 +28,9 @@ from sis_jax.checkpoints.backbones import load_backbone
 from sis_jax.data import draw
 from sis_jax.data.decode import CROPS
 from sis_jax.data.photos import Photos
-from sis_jax.models import stylegan2
+from sis_jax.models import projected, stylegan2
 from sis_jax.models.discriminator import Discriminator, DiscriminatorConfig
+from sis_jax.models.projected import ProjectedDiscriminator
 from sis_jax.models.stylegan2 import StyleGAN2
 from sis_jax.ops.progress import progress_shown, say
 from sis_jax.runs.configs.train_generator import Network, TrainGeneratorConfig
@@ -79,7 +80,8 @@ def _job(config: TrainGeneratorConfig, cache: Path) -> Job:
     """Photos, networks and hyper-parameters of a configuration."""
     net, train = config.network, config.train
     photos = _photos(config, cache)
-    gen, disc = networks(net, train.seed)
+    backbone = load_backbone()
+    gen, disc = networks(net, train.seed, backbone)
     dtype = "bfloat16" if parallel.fast_in_bfloat16(jax.devices()[0]) else "float32"
     gamma = gan.r1_gamma_for(net.resolution, train.batch)
     recipe = gan.Recipe(
@@ -90,7 +92,8 @@ def _job(config: TrainGeneratorConfig, cache: Path) -> Job:
     )  # fmt: skip
     return Job(
         gen, disc, *photos, recipe, train.batch, train.images, train.snapshot, train.minutes,
-        train.patience, config.data.augment == "ada", train.seed, load_backbone(),
+        train.patience,
+        config.data.augment == "ada" and net.discriminator == "stylegan2", train.seed, backbone,
     )  # fmt: skip
 
 
@@ -111,29 +114,41 @@ def _photos(config: TrainGeneratorConfig, cache: Path) -> tuple[Photos, Photos]:
     return photos.holdout(min(data.holdout, len(photos) // 5), seed=config.train.seed)
 
 
-def networks(net: Network, seed: int) -> tuple[StyleGAN2, Discriminator]:
+def networks(
+    net: Network, seed: int, backbone: Any
+) -> tuple[StyleGAN2, Discriminator | ProjectedDiscriminator]:
     """Generator and discriminator to begin with: stored ones, or random weights."""
-    if net.start_from:
-        gen, disc = load_generator(net.start_from), load_discriminator(net.start_from)
-        if not isinstance(gen, StyleGAN2):
-            raise UsageError(
-                f"{net.start_from} is a {type(gen).__name__}, expected a StyleGAN2: leave out "
-                "--start-from to begin from random weights"
-            )
-        if gen.resolution != net.resolution:
-            raise UsageError(
-                f"{net.start_from} generates {gen.resolution} pixels, asked for --resolution "
-                f"{net.resolution}; they must be equal"
-            )
-        return gen, disc
     rng = np.random.default_rng(seed)
+    gen = _started(net) if net.start_from else None
     channels = stylegan2.channel_table(net.resolution, net.channel_base, net.channel_max)
-    shape = stylegan2.GeneratorConfig(
-        net.resolution, channels, net.latent, net.latent, mapping_layers=net.mapping_layers,
-        mapping_width=net.latent,
-    )  # fmt: skip
-    judge = DiscriminatorConfig(net.resolution, channels)
-    return StyleGAN2(shape, rng), Discriminator(judge, rng)
+    if gen is None:
+        shape = stylegan2.GeneratorConfig(
+            net.resolution, channels, net.latent, net.latent, mapping_layers=net.mapping_layers,
+            mapping_width=net.latent,
+        )  # fmt: skip
+        gen = StyleGAN2(shape, rng)
+    if net.discriminator == "projected":
+        judge = projected.config_for(backbone, net.resolution)
+        return gen, ProjectedDiscriminator(judge, rng)
+    if net.start_from:
+        return gen, load_discriminator(net.start_from)
+    return gen, Discriminator(DiscriminatorConfig(net.resolution, channels), rng)
+
+
+def _started(net: Network) -> StyleGAN2:
+    """The stored generator to begin with."""
+    gen = load_generator(net.start_from)
+    if not isinstance(gen, StyleGAN2):
+        raise UsageError(
+            f"{net.start_from} is a {type(gen).__name__}, expected a StyleGAN2: leave out "
+            "--start-from to begin from random weights"
+        )
+    if gen.resolution != net.resolution:
+        raise UsageError(
+            f"{net.start_from} generates {gen.resolution} pixels, asked for --resolution "
+            f"{net.resolution}; they must be equal"
+        )
+    return gen
 
 
 def _write(
@@ -148,11 +163,18 @@ def _write(
     if not training.improved:
         return
     gen, name = training.generator(), run.path.resolve().name
-    gen.info = Info(name, config.licence, f"trained on {Path(config.photos).name}")
+    gen.info = Info(name, _licence(training, config), f"trained on {Path(config.photos).name}")
     save_generator(
         gen, run.path / "generator", training.discriminator(), dtype="float16",
         card=_card(name, training, config),
     )  # fmt: skip
+
+
+def _licence(training: GeneratorTraining, config: TrainGeneratorConfig) -> str:
+    """The terms of the photos, and those of the weights that the training began with."""
+    if not config.network.start_from:
+        return config.licence
+    return f"{config.licence}; {training.job.gen.info.licence}"
 
 
 def _card(name: str, training: GeneratorTraining, config: TrainGeneratorConfig) -> str:
@@ -162,7 +184,7 @@ def _card(name: str, training: GeneratorTraining, config: TrainGeneratorConfig) 
     rows = {
         "photos": f"{facts['photos']:,} of {Path(config.photos).name}"
         + (", mirrored" if config.data.mirror else ""),
-        "licence": config.licence,
+        "licence": _licence(training, config),
         "images seen": f"{training.best['images']:,}{before}",
         "training": f"{facts['training_seconds']:,.0f} s on {facts['device']}",
         **_measured(training),

@@ -126,11 +126,13 @@ def _stepped(
     """(state, value, more) of a step of one network along the mean of all devices' gradients."""
     params, optimiser = state[network], optimizers(recipe)["gd".index(network)]
     (value, more), grads = _gradient(loss, params, n, at_once)
-    grads = jax.tree.map(
-        lambda g: jnp.nan_to_num(g, nan=0.0, posinf=1e5, neginf=-1e5), pmean(grads)
-    )
-    params, held = descended(optimiser, grads, state[f"opt_{network}"], params)
+    params, held = descended(optimiser, finite(pmean(grads)), state[f"opt_{network}"], params)
     return state | {network: params, f"opt_{network}": held}, value, more
+
+
+def finite(grads: Any) -> Any:
+    """Gradients with 0 for what is no number, and a bound for what is infinite."""
+    return jax.tree.map(lambda g: jnp.nan_to_num(g, nan=0.0, posinf=1e5, neginf=-1e5), grads)
 
 
 def _some(images: Array, rows: Array | None) -> Array:
@@ -142,17 +144,17 @@ def _own(key: Array, rows: Array | None) -> Array:
     return key if rows is None else jax.random.fold_in(key, rows[0])
 
 
-def _indices(n: int) -> jax.Array:
+def indices(n: int) -> jax.Array:
     """Numbers of this device's samples within the whole batch."""
     return jnp.arange(n) + (jax.lax.axis_index(AXIS) * n if is_mapped() else 0)
 
 
 def _draw(key: jax.Array, n: int, size: int) -> jax.Array:
     """N(0, 1) [n, size], row i from (key, number of sample i)."""
-    return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), (size,)))(_indices(n))
+    return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), (size,)))(indices(n))
 
 
-def _map_mixed(
+def map_mixed(
     gen: StyleGAN2, key: jax.Array, n: int
 ) -> tuple[Float[Array, "n s w"], Float[Array, "w"]]:
     """w with style mixing (probability 0.9), and the average w moved towards this batch's."""
@@ -171,8 +173,9 @@ def _map_mixed(
     ), moved
 
 
-def _render(gen: StyleGAN2, ws: jax.Array, key: jax.Array, dtype: str) -> jax.Array:
-    key = jax.random.fold_in(key, _indices(1)[0])
+def render(gen: StyleGAN2, ws: jax.Array, key: jax.Array, dtype: str) -> jax.Array:
+    """Images [n r r 3] with noise of this device's own."""
+    key = jax.random.fold_in(key, indices(1)[0])
     return rendered(gen, ws, "random", key, jnp.dtype(dtype))
 
 
@@ -200,7 +203,7 @@ def _score(
     disc: Discriminator, images: jax.Array, key: jax.Array | None, p: jax.Array, dtype: str
 ) -> jax.Array:
     if key is not None:
-        images = augment(key, images, p, first=_indices(images.shape[0])[0])
+        images = augment(key, images, p, first=indices(images.shape[0])[0])
     return disc.score(images, dtype=jnp.dtype(dtype))[:, 0]
 
 
@@ -223,10 +226,10 @@ def g_main(
 
     def loss(params, rows):
         gen, disc = join(graphs[0], params, state["buffers"]), join(graphs[1], state["d"], {})
-        ws, w_avg = _map_mixed(gen, k_map, n)
+        ws, w_avg = map_mixed(gen, k_map, n)
         scores = _score(
             disc,
-            _render(gen, _some(ws, rows), _own(k_noise, rows), recipe.dtype),
+            render(gen, _some(ws, rows), _own(k_noise, rows), recipe.dtype),
             _own(k_aug, rows) if augmented else None,
             state["augment"],
             recipe.dtype,
@@ -234,10 +237,11 @@ def g_main(
         return jax.nn.softplus(-scores).mean(), w_avg
 
     state, value, w_avg = _stepped(state, "g", loss, recipe, n, at_once)
-    return _with_average(state, w_avg), {"loss_g": pmean(value)}
+    return with_average(state, w_avg), {"loss_g": pmean(value)}
 
 
-def _with_average(state: State, w_avg: jax.Array) -> State:
+def with_average(state: State, w_avg: jax.Array) -> State:
+    """The state with this average w."""
     buffers = state["buffers"]
     return state | {"buffers": buffers | {"mapping": buffers["mapping"] | {"w_avg": w_avg}}}
 
@@ -268,11 +272,11 @@ def g_regularise(
 
     def loss(params, rows):
         gen = join(graphs[0], params, state["buffers"])
-        ws, _ = _map_mixed(gen, k_map, n)
+        ws, _ = map_mixed(gen, k_map, n)
         r = gen.resolution
         ws = _some(ws, rows)
         y = _draw(_own(k_y, rows), len(ws), r * r * 3).reshape(len(ws), r, r, 3) / r
-        noise_key = jax.random.fold_in(_own(k_noise, rows), _indices(1)[0])
+        noise_key = jax.random.fold_in(_own(k_noise, rows), indices(1)[0])
         lengths = path_lengths(
             gen, ws, y, noise="random", key=noise_key, dtype=jnp.dtype(recipe.dtype)
         )
@@ -301,11 +305,11 @@ def d_main(
     k_map, k_noise, k_fake, k_real = jax.random.split(key, 4)
     gen = join(graphs[0], state["g"], state["buffers"])
     n = real.shape[0]
-    ws, w_avg = _map_mixed(gen, k_map, n)
+    ws, w_avg = map_mixed(gen, k_map, n)
 
     def loss(params, rows):
         disc = join(graphs[1], params, {})
-        fake = _render(gen, _some(ws, rows), _own(k_noise, rows), recipe.dtype)
+        fake = render(gen, _some(ws, rows), _own(k_noise, rows), recipe.dtype)
         on_fake, on_real = (
             _score(
                 disc,
@@ -314,7 +318,7 @@ def d_main(
                 state["augment"],
                 recipe.dtype,
             )
-            for images, k in ((fake, k_fake), (_to_float(_some(real, rows)), k_real))
+            for images, k in ((fake, k_fake), (to_float(_some(real, rows)), k_real))
         )
         aux = {
             "score_fake": on_fake.mean(),
@@ -324,7 +328,7 @@ def d_main(
         return (jax.nn.softplus(on_fake) + jax.nn.softplus(-on_real)).mean(), aux
 
     state, value, aux = _stepped(state, "d", loss, recipe, n, at_once)
-    return _with_average(state, w_avg), pmean({"loss_d": value} | aux)
+    return with_average(state, w_avg), pmean({"loss_d": value} | aux)
 
 
 def r1_penalty(
@@ -349,10 +353,10 @@ def d_regularise(
     at_once: int | None = None,
 ) -> tuple[State, dict]:
     """R1: gamma / 2 times the penalty, times the interval."""
-    first = _indices(real.shape[0])[0]
+    first = indices(real.shape[0])[0]
 
     def loss(params, rows):
-        disc, photos = join(graphs[1], params, {}), _to_float(_some(real, rows))
+        disc, photos = join(graphs[1], params, {}), to_float(_some(real, rows))
         transform = (
             (lambda x: augment(_own(key, rows), x, state["augment"], first=first))
             if augmented
@@ -365,7 +369,8 @@ def d_regularise(
     return state, {"r1": pmean(penalty)}
 
 
-def _to_float(real: jax.Array) -> jax.Array:
+def to_float(real: jax.Array) -> jax.Array:
+    """Photos in [-1, 1] from bytes."""
     return real.astype(jnp.float32) / 127.5 - 1
 
 

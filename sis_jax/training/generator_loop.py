@@ -16,13 +16,14 @@ from jaxtyping import UInt8
 from sis_jax import parallel
 from sis_jax.data.photos import Photos
 from sis_jax.models.discriminator import ONE_BY_ONE, Discriminator
+from sis_jax.models.projected import ProjectedDiscriminator
 from sis_jax.models.stylegan2 import StyleGAN2
 from sis_jax.ops import plan
 from sis_jax.ops.augment import adjust_probability
 from sis_jax.ops.progress import say
 from sis_jax.ops.sampling import collect, image_only
 from sis_jax.ops.wasserstein import SwdReference
-from sis_jax.training import gan
+from sis_jax.training import gan, projected
 from sis_jax.training.loop import Checkpoints, Training, loop, on_devices
 from sis_jax.training.quality import LEAST, Quality, spread
 
@@ -45,11 +46,12 @@ class Job:
         devices. images: shown to the discriminator in all. snapshot: between two snapshots.
         minutes: stop after so long. patience: stop after so many snapshots without a better one, 0
         never. adaptive: augment as soon as the discriminator overfits. backbone: whose features
-        judge a snapshot; without one the last counts as the best.
+        judge a snapshot, and a projected discriminator uses; without one the last counts as the
+        best.
     """
 
     gen: StyleGAN2
-    disc: Discriminator
+    disc: Discriminator | ProjectedDiscriminator
     photos: Photos
     held_out: Photos
     recipe: gan.Recipe
@@ -61,6 +63,11 @@ class Job:
     adaptive: bool
     seed: int
     backbone: Any = None
+
+    @property
+    def projected(self) -> bool:
+        """Whether the discriminator is a projected one."""
+        return isinstance(self.disc, ProjectedDiscriminator)
 
     def identity(self) -> dict[str, Any]:
         """The settings that a checkpoint must share, for JSON; the precision may change."""
@@ -80,7 +87,7 @@ class GeneratorTraining:
         # batch some devices stay idle.
         counts = range(1, parallel.device_count() + 1)
         self.devices = max((d for d in counts if job.batch % (4 * d) == 0), default=1)
-        self.g_graph, self.d_graph, state = gan.new_state(job.gen, job.disc, job.recipe)
+        self.graphs, state = _begun(job)
         found = checkpoints.restore(state, best=_networks(state))
         self.run = found or Training(state)
         self.run.facts.setdefault("signs", [])  # of scores of photos, since the last correction
@@ -115,7 +122,7 @@ class GeneratorTraining:
             self.run, self._step, partial(job.photos.batches, job.batch, job.seed),
             steps=total, every=max(job.snapshot // job.batch, 1), checkpoints=self.checkpoints,
             unit=("img", job.batch), devices=self.devices, losses=("loss_d", "loss_g"),
-            cure=f"run again with --r1-gamma {job.recipe.r1_gamma * 4:g} and --overwrite",
+            cure=f"run again with {_steadier(job)} and --overwrite",
             stop=lambda: time.perf_counter() > stop_at or self.exhausted, show=_shown,
         ):  # fmt: skip
             fakes = self._samples()
@@ -203,26 +210,32 @@ class GeneratorTraining:
             jax.block_until_ready(self._step(state, step, real))
             seconds.append(time.perf_counter() - began)
         first, whole, main = seconds
-        lazy = max(whole - main, 0.0) / self.job.recipe.path_interval
-        body = partial(gan.d_main, augmented=True, **self._fixed)
+        recipe = self.job.recipe
+        interval = recipe.path_interval if recipe.path_length else recipe.r1_interval
+        lazy = max(whole - main, 0.0) / interval
+        body = partial(projected.step if self.job.projected else _d_augmented, **self._fixed)
         return first, main + lazy, plan.bytes_of(body, self.run.state, jax.random.key(0), real)
 
     @property
     def _fixed(self) -> dict[str, Any]:
         """What every phase is compiled for."""
         job = self.job
-        return {
-            "graphs": (self.g_graph, self.d_graph), "recipe": job.recipe,
-            "at_once": gan.images_at_once(job.gen, jax.default_backend()),
-        }  # fmt: skip
+        fixed = {"graphs": self.graphs, "recipe": job.recipe}
+        if job.projected:
+            return fixed
+        return fixed | {"at_once": gan.images_at_once(job.gen, jax.default_backend())}
 
     def _phases(self, step: int) -> list[Callable[..., Any] | None]:
-        """G main, G regularisation, D main, D regularisation; None where one is not due."""
+        """G main, G regularisation, D main, D regularisation; None where one is not due. A
+        projected discriminator has one phase.
+        """
         recipe, augmented = self.job.recipe, self.p > 0
         run = partial(
             parallel.map_devices, in_axes=(None, None, 0), out_axes=None, devices=self.devices,
             **self._fixed,
         )  # fmt: skip
+        if self.job.projected:
+            return [run(projected.step)]
         # `augmented` costs a second compilation, but nothing while nothing is augmented.
         g_due = recipe.path_length and step % recipe.path_interval == 0
         d_due = step % recipe.r1_interval == 0
@@ -246,16 +259,18 @@ class GeneratorTraining:
 
     def _now(self) -> StyleGAN2:
         """The averaged generator of this step."""
-        return gan.join(self.g_graph, self.run.state["ema"], self.run.state["buffers"])
+        return gan.join(self.graphs[0], self.run.state["ema"], self.run.state["buffers"])
 
     def generator(self) -> StyleGAN2:
         """The averaged generator of the best snapshot."""
         kept = self.run.kept.get("best", self.run.state)
-        return gan.join(self.g_graph, kept["ema"], kept["buffers"])
+        return gan.join(self.graphs[0], kept["ema"], kept["buffers"])
 
-    def discriminator(self) -> Discriminator:
-        """The discriminator of the best snapshot."""
-        return gan.join(self.d_graph, self.run.kept.get("best", self.run.state)["d"], {})
+    def discriminator(self) -> Discriminator | None:
+        """The discriminator of the best snapshot, None for a projected one: it is not stored."""
+        if self.job.projected:
+            return None
+        return gan.join(self.graphs[1], self.run.kept.get("best", self.run.state)["d"], {})
 
     def facts(self) -> dict[str, Any]:
         """The facts of the training in the record and the card."""
@@ -272,6 +287,14 @@ class GeneratorTraining:
         }  # fmt: skip
 
 
+def _begun(job: Job) -> tuple[tuple[Any, ...], gan.State]:
+    """(structures of the networks, state) at the start."""
+    if isinstance(job.disc, ProjectedDiscriminator):
+        return projected.new_state(job.gen, job.disc, job.backbone, job.recipe)
+    *graphs, state = gan.new_state(job.gen, job.disc, job.recipe)
+    return tuple(graphs), state
+
+
 def settle(state: gan.State, gen: StyleGAN2) -> None:
     """On a CPU, wait for a phase of large images and give its memory back: the next one has blocks
     of other sizes, and both are long.
@@ -279,6 +302,13 @@ def settle(state: gan.State, gen: StyleGAN2) -> None:
     if gen.resolution >= ONE_BY_ONE and jax.default_backend() == "cpu":
         jax.block_until_ready(state)
         plan.give_back()
+
+
+def _steadier(job: Job) -> str:
+    """The flag that keeps losses finite."""
+    if job.projected:
+        return f"--learning-rate {job.recipe.learning_rate / 4:g}"
+    return f"--r1-gamma {job.recipe.r1_gamma * 4:g}"
 
 
 def _networks(state: gan.State) -> dict[str, Any]:
@@ -294,3 +324,4 @@ def _shown(row: dict[str, Any]) -> str:
 
 
 _average = jax.jit(gan.average)
+_d_augmented = partial(gan.d_main, augmented=True)

@@ -30,6 +30,9 @@ class RunConfig(Config):
             they are nearly square, and stretch. Masks are always those of the whole photo.
         resolution: pixels of the images of a generator trained here, a power of two.
         train_images: photos shown to its discriminator in all.
+        start_from: where its training begins: a generator with its discriminator (a name, a folder,
+            a checkpoint file), whose terms its weights then share, or "none" for random weights; by
+            default faces64 on a CPU, where hours are too short to begin with nothing.
         n: generated images with masks.
         level: of the parts that these masks, and so the student's, show: 0 is the coarse one, 1 the
             finer.
@@ -40,7 +43,7 @@ class RunConfig(Config):
 
     verb: ClassVar[str] = "run"
     makes: ClassVar[str] = "this plan"
-    later: ClassVar[Mapping[str, Any]] = {"level": 0}
+    later: ClassVar[Mapping[str, Any]] = {"level": 0, "start_from": None}
 
     source: Annotated[str | None, Positional, spelled("[GEN|PHOTOS]")] = None
     _: KW_ONLY
@@ -50,6 +53,7 @@ class RunConfig(Config):
     fit: Literal["crop", "pad", "stretch"] | None = None
     resolution: int | None = None
     train_images: int | None = None
+    start_from: str | None = None
     n: int | None = None
     level: Literal[0, 1] = 0
     steps: int | None = None
