@@ -74,3 +74,11 @@ def test_some_part_is_left():
     assert background.at_the_sides([np.full((1, 32, 32), 3, np.uint8)], [3]) == []
     both = np.tile(np.array([3, 4], np.uint8), (1, 32, 16))
     assert background.at_the_sides([both], [3, 4]) == []
+
+
+def test_what_lies_further_outside_than_the_background_is_background():
+    """A background found behind a person, with a hedge at both sides."""
+    street = np.zeros((1, 40, 40), np.uint8)
+    street[:, 5:35, 14:26] = 1
+    street[:, 10:20, 1:11] = street[:, 10:20, 29:39] = 2
+    assert background.at_the_sides([street], [0, 1, 2]) == [2]
