@@ -26,9 +26,10 @@ def strip() -> Image.Image:
     parts = sis.discover(sis.load_generator())
     faces = parts.samples[:COUNT]
     predicted = sis.load_student("faces-student").predict(list(faces))
-    levels = (parts.level(0), parts.level(1))
+    coarse, finer = parts.level(0), parts.level(1)
     masks = [
-        *(level.classify(level.masks)[:COUNT] for level in levels),
+        coarse.classify(coarse.masks)[:COUNT],
+        coarse.beside(finer.classify(finer.masks)[:COUNT]),
         np.stack([item.mask for item in predicted]),
     ]
     faces = _grown(faces, Image.Resampling.BICUBIC)

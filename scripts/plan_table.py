@@ -22,7 +22,7 @@ from sis_jax.models.clip_resnet import ResNetConfig
 from sis_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from sis_jax.models.stylegan2 import GeneratorConfig, StyleGAN2, channel_table
 from sis_jax.ops import plan
-from sis_jax.stages import naming
+from sis_jax.stages import regions
 from sis_jax.training import gan
 
 MEMORY = (8, 16, 24, 40, 80, 141)  # GB
@@ -84,7 +84,7 @@ def passes() -> Iterator[tuple[str, int, tuple[int, int]]]:
         yield (
             f"`label` with {name}", plan.size_of(network),
             plan.rows_at_once(
-                naming._sums, (None, 0, 0), (network, *images), "gpu", **static
+                regions._sums, (None, 0, 0), (network, *images), "gpu", **static
             ),
         )  # fmt: skip
 

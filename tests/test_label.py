@@ -14,14 +14,16 @@ import numpy as np
 import pytest
 
 import sis_jax
+from sis_jax.data.ontology import Ontology
 from sis_jax.data.parts import Parts
 from sis_jax.label import label
 from sis_jax.models.clip_regions import pool_regions, to_pixels
 from sis_jax.ops.resize import resize_bilinear
 from sis_jax.runs import cli
 from sis_jax.runs.configs.label import LabelConfig, Naming, Words
-from sis_jax.stages import naming
+from sis_jax.stages import naming, regions
 from sis_jax.stages.label import plan, resolve
+from sis_jax.stages.teacher import Teacher
 from sis_jax.types import SisError, UsageError
 
 pytestmark = pytest.mark.integration
@@ -85,7 +87,7 @@ def test_crops():
     image = np.full((8, 10, 3), 200, np.uint8)
     inside = np.zeros((8, 10), bool)
     inside[2:6, 0:2] = True
-    crop = naming.masked_crop(image, inside)
+    crop = regions.masked_crop(image, inside)
     assert (
         crop.shape == (6, 6, 3)
         and (crop == 200).all(-1).sum() == 8
@@ -125,9 +127,9 @@ def test_the_score_is_the_one_of_the_equation(disc, clip):
     hand.
     """
     gen, parts = disc
-    teacher = naming.Teacher.of(gen, parts)
+    teacher = Teacher.of(gen, parts)
     found = naming.name_parts(
-        teacher, clip, naming.Ontology((("white", "disc"), ("black", "ground"))), naming.Naming(n=4)
+        teacher, clip, Ontology((("white", "disc"), ("black", "ground"))), Naming(n=4)
     )
     np.testing.assert_allclose(np.abs(found.cosine), 1, atol=1e-4)
     np.testing.assert_allclose(found.probability.max(1), 1 / (1 + np.exp(-10)), rtol=1e-4)
@@ -228,12 +230,12 @@ def test_long_prompts_say_what_was_cut(disc, clip):
 def test_batches_change_nothing(disc, clip, monkeypatch):
     gen, parts = disc
     teacher, words = (
-        naming.Teacher.of(gen, parts),
-        naming.Ontology((("white", "disc"), ("black", "ground"))),
+        Teacher.of(gen, parts),
+        Ontology((("white", "disc"), ("black", "ground"))),
     )
-    one = naming.name_parts(teacher, clip, words, naming.Naming(n=11))
-    monkeypatch.setattr(naming, "BATCH", 3)
-    other = naming.name_parts(teacher, clip, words, naming.Naming(n=11))
+    one = naming.name_parts(teacher, clip, words, Naming(n=11))
+    monkeypatch.setattr(regions, "BATCH", 3)
+    other = naming.name_parts(teacher, clip, words, Naming(n=11))
     np.testing.assert_allclose(one.cosine, other.cosine, atol=1e-5)
 
 
@@ -250,7 +252,7 @@ def test_the_papers_setting():
 def test_resnets_name_too(disc):
     gen, parts = disc
     clip = sis_jax.load_clip(clip_kit.GOLDENS / "openai_rn_tiny.pt")
-    found, _ = naming._pooled(naming.Teacher.of(gen, parts), clip, naming.Naming(n=3))
+    found, _ = regions.pooled(Teacher.of(gen, parts), clip, Naming(n=3))
     assert (
         found[0].shape == (2, clip.config.embed_dim)
         and np.isfinite(found[0]).all()

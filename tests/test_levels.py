@@ -18,7 +18,14 @@ from sis_jax.ops.cluster_labels import label_maps
 from sis_jax.runs.configs.distill import DistillConfig, Source
 from sis_jax.runs.configs.label import Naming
 from sis_jax.stages import distill as distill_stage
-from sis_jax.stages.naming import Named, _separated, name_parts
+from sis_jax.stages.naming import (
+    Named,
+    Query,
+    _separated,
+    _statements,
+    _with_mixtures,
+    name_parts,
+)
 from sis_jax.stages.teacher import Teacher
 from sis_jax.types import Info, UsageError
 
@@ -119,11 +126,51 @@ def test_finer_parts_are_compared_with_each_other(parts):
     assert [words.classes[v.best] for v in verdicts] == ["face", "face", None, "hair", "face"]
     best = cosine[:, [0, 2, 3]]
     table = Named(parts.finer, words.classes, best, probability, verdicts, "x", cosine)
-    table, said = _separated(table, words, 10.0, 0.1)
+    table = _separated(table, query_of(words))
+    said = _statements(table, words)
     assert [said[i]["name"] for i in range(4)] == ["face", "mouth", None, "hair"]
     assert [said[i]["named"] for i in range(5)] == [True] * 4 + [False]
     assert said[1]["prompts"] == ["lips"] and said[4]["score"] < 0.6
-    assert [row.get("finer_class") for row in table.table()["clusters"]][:2] == [None, "mouth"]
+    rows = table.table("finer_class")["clusters"]
+    assert [row.get("finer_class") for row in rows][:2] == [None, "mouth"]
+
+
+def query_of(words):
+    clip = dataclasses.replace(naming_kit.two_words(), info=Info("x"))
+    return Query(words, np.zeros((len(words.texts), 3), np.float32), clip, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("finer", "name", "named"),
+    [
+        ([4.0, 0, 0], "hair", True),  # of one class
+        ([0, 4.0, 0], "hair with clothes", True),
+        ([1.0, 0.99, 0], "hair", True),  # not clear enough to be named
+        ([0, 0, 4.0], "hair", False),  # it holds background
+        ([6.0, 5.0, 0], "hair", True),  # clothes beside the other, hair by itself
+    ],
+)
+def test_a_coarse_part_of_several_classes_has_all_their_names(parts, finer, name, named):
+    words = ontology_of({"hair": "hair", "clothes": "clothes", "a wall": None})
+    scale = query_of(words).scale
+
+    def table(parts, logits, verdicts=None):
+        logits = np.array(logits, float)
+        likely = class_scores.softmax(logits)
+        decided = verdicts or class_scores.decide(likely)
+        return Named(parts, words.classes, logits / scale, likely, decided, "x", logits / scale)
+
+    coarse = table(parts, [[0, 0, 4.0], [0, 0, 4.0], [4.0, 0, 0]])
+    below = table(parts.finer, [[0, 0, 4.0]] * 3 + [[4.0, 0, 0], finer])
+    if finer[0] > 4:  # what `_separated` makes of it
+        below.verdicts[4] = class_scores.Verdict(1, 0, 0.9, 0.8, True)
+    mixed = _with_mixtures(coarse, below, query_of(words))
+    said = _statements(mixed, words)[2]
+    assert (said["name"], said["named"]) == (name, named)
+    assert mixed.table()["clusters"][2].get("mixture") == (name if "with" in name else None)
+    if "with" in name:
+        assert said["prompts"] == ["hair", "clothes"] and said["runner_up"] == "background"
+        assert said["score"] == pytest.approx(mixed.probability[2, :2].sum())
 
 
 def test_text_may_take_a_cluster_from_the_background(parts):

@@ -149,11 +149,11 @@
     photos.forEach((photo, i) => {
       const ids = masks[level][i];
       const flat = layer(ids, owner, (id) =>
-        alone && id !== alone.id ? [128, 128, 128, 45] : [...run.colours[id], 255]);
+        alone && id !== alone.id ? [128, 128, 128, 45] : [...run.levels[level].colours[id], 255]);
       const tint = layer(ids, owner, (id, edge) => {
         if (alone) return [0, 0, 0, id === alone.id ? 0 : 215];
         if (edge) return [255, 255, 255, 190];
-        return id === BACKGROUND || id === 255 ? [0, 0, 0, 0] : [...run.colours[id], 128];
+        return id === BACKGROUND || id === 255 ? [0, 0, 0, 0] : [...run.levels[level].colours[id], 128];
       });
       paint(partCanvas[i], [[flat, "source-over"]]);
       const how = alone ? "destination-out" : "source-over";
@@ -187,7 +187,7 @@
   function swatch(id) {
     const made = document.createElement("span");
     made.className = "dot";
-    made.style.backgroundColor = `rgb(${run.colours[id].join()})`;
+    made.style.backgroundColor = `rgb(${run.levels[level].colours[id].join()})`;
     return made;
   }
 

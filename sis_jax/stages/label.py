@@ -21,13 +21,8 @@ from sis_jax.runs.config import without
 from sis_jax.runs.configs.label import RECIPES, LabelConfig
 from sis_jax.runs.page import write_page
 from sis_jax.runs.run import RunFolder
-from sis_jax.stages.naming import (
-    default_clip,
-    encode_prompts,
-    load_text_model,
-    name_parts,
-    trial,
-)
+from sis_jax.stages.naming import default_clip, encode_prompts, load_text_model, name_parts
+from sis_jax.stages.regions import trial
 from sis_jax.stages.teacher import Teacher, load_parts
 from sis_jax.types import Generator, UsageError, unknown_name
 
