@@ -1,6 +1,7 @@
 """Another thing than the one asked for: the sentence names both, and what to type."""
 
 import json
+import re
 import zipfile
 
 import fakes
@@ -171,8 +172,9 @@ def test_flags_of_other_verbs(capfd):
 @pytest.mark.parametrize(
     ("verb", "flags"),
     [
-        (discover, "out k layer n ontology seed recipe method dry-run"),
+        (discover, "out ontology seed recipe method dry-run"),
         (sis_jax.distill, "out recipe photos dry-run"),
+        (sis_jax.predict, "out format cutouts dry-run"),
     ],
 )
 def test_the_first_box_of_help(verb, flags, capfd):
@@ -180,4 +182,11 @@ def test_the_first_box_of_help(verb, flags, capfd):
     page = capfd.readouterr().out
     first = page.partition("─ options ─")[2].partition("╰")[0]
     assert all(f"--{flag} " in first for flag in flags.split())
+    assert len(re.findall(r"^│ (?:-h, )?--", first, re.MULTILINE)) <= 12
     assert "--no-overwrite" not in page and "None}" not in page
+
+
+def test_the_settings_of_the_method_are_the_second_box(capfd):
+    assert cli.run(discover, ["--help"]) == 0
+    second = capfd.readouterr().out.partition("─ method options ─")[2].partition("╰")[0]
+    assert re.findall(r"^│ --(\w+)", second, re.MULTILINE)[:3] == ["k", "layer", "n"]

@@ -201,7 +201,7 @@ def _spelled(value: Any) -> list[str]:
 @functools.cache
 def variant(cls: type[C], settings: type) -> type[C]:
     """`cls` with the fields of `settings` as its group of that name."""
-    first = Annotated[settings, arg(name="")]  # in the first box of --help
+    first = Annotated[settings, arg(name=cls.choice)]  # titles its box of --help
     group = dataclasses.field(default_factory=settings, kw_only=True)
     return typing.cast(
         type[C],

@@ -133,11 +133,13 @@ def _check(config: DistillConfig) -> None:
     if source.masks and not source.images:
         raise UsageError("--masks needs --images, the photos they belong to")
     adapt = config.adapt
-    if adapt.teacher and not adapt.photos:
+    if adapt.teacher and not config.photos:
         raise UsageError("--teacher needs --photos, which it labels")
-    if adapt.alike and not (adapt.photos and (config.data is not None or source.images)):
+    if adapt.alike and not (config.photos and (config.data is not None or source.images)):
         raise UsageError("--alike compares --photos with the images of a RUN: give both")
-    if not (train.steps or net.start_from or (adapt.photos and adapt.rounds and adapt.adapt_steps)):
+    if not (
+        train.steps or net.start_from or (config.photos and adapt.rounds and adapt.adapt_steps)
+    ):
         raise UsageError("there is nothing to learn: give --steps, or --photos and --rounds")
     if net.start_from and net.backbone:
         raise UsageError("--start-from brings its own backbone: leave out --backbone")
@@ -260,7 +262,7 @@ def _train(
 def _job(config: DistillConfig, source: Path | None, cache: Path) -> Job:
     """Everything the trainer needs: pairs in memory, photos in a memory map below `cache`."""
     # Looked at before anything that takes time: a mistyped --photos is an error at once.
-    own_size = own_side(config.adapt.photos) if config.adapt.photos else 0
+    own_size = own_side(config.photos) if config.photos else 0
     teacher = load_student(config.adapt.teacher) if config.adapt.teacher else None
     start = load_student(config.network.start_from) if config.network.start_from else None
     backbone = None if start else _backbone(config)
@@ -285,11 +287,11 @@ def _job(config: DistillConfig, source: Path | None, cache: Path) -> Job:
     _check_teacher(teacher, classes)
     side = _side(config, min(train.masks.shape[1:]))
     photos = None
-    if config.adapt.photos:
+    if config.photos:
         rows = slice(0, config.adapt.rows) if config.adapt.rows else None
         finer = 2 if own_size >= 2 * side else 1  # smaller ones have no colours to add at twice
         photos = Photos.open(
-            config.adapt.photos,
+            config.photos,
             finer * side,
             rows=rows,
             cache=cache,
@@ -510,7 +512,7 @@ def _tried(config: DistillConfig, source: Path | None) -> dict[str, float]:
     side, batch = _side(config, edge), train.batch or 1
     network = _network(config, side, len(classes), start, None)
     speeds = Speeds(reading, *of_student(network, _recipe(config, side, classes), edge), batch)
-    photos = _photos_of_a_round(config) if config.adapt.photos else 0
+    photos = _photos_of_a_round(config) if config.photos else 0
     rounds, of_round = (config.adapt.rounds or 0) if photos else 0, config.adapt.adapt_steps or 0
     sizes = Sizes(n=images, steps=train.steps or 0, adapt_steps=of_round, rounds=rounds)
     row = next(r for r in budget.rows(sizes, speeds, photos) if r.stage == "distill")
@@ -558,7 +560,7 @@ def _data(
 def _photos_of_a_round(config: DistillConfig) -> int:
     """Photos that are held at a time."""
     adapt = config.adapt
-    photos = len(list_source(Path(str(adapt.photos))).names)
+    photos = len(list_source(Path(str(config.photos))).names)
     views = (adapt.adapt_steps or 0) * (config.train.batch or 1)
     return min(photos, adapt.rows or photos, max(views // VIEWS_PER_PHOTO, 1))
 

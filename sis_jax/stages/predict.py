@@ -51,12 +51,12 @@ def predict(config: PredictConfig) -> Masks:
     process, processes = parallel.initialize()
     run, out = config.run, config.out
     student: Student = load_student(run) if isinstance(run, str | Path) else run
-    if config.batch < 1:
-        raise UsageError(f"batch is {config.batch}, expected at least 1")
+    if config.inference.batch < 1:
+        raise UsageError(f"batch is {config.inference.batch}, expected at least 1")
     if out is None and (config.format != "png" or config.cutouts):
         raise UsageError("a format or cut-outs need a folder: give --out")
     classes = tuple(dict(c) for c in student.classes)
-    student.check(config.size, config.tile)
+    student.check(config.inference.size, config.inference.tile)
     sources, skipped = _sources(config.photos), []
     if not sources:
         raise UsageError("there are no photos: the list is empty")
@@ -254,7 +254,7 @@ def _segment(
             image = read()
         except Unusable as reason:
             return Seen(name, None, str(reason))
-        found = student.look(image, config.size, edges=config.edges)
+        found = student.look(image, config.inference.size, edges=config.inference.edges)
         return Seen(name, image if kept else None, found)
 
     def finish(labelled: tuple[str, np.ndarray | None, Look, np.ndarray]) -> Prediction:
@@ -277,7 +277,7 @@ def _labelled(
     student: Student, seen: Iterator[Seen], config: PredictConfig, skipped: list[tuple[str, str]]
 ) -> Iterator[tuple[str, np.ndarray | None, Look, np.ndarray]]:
     """(name, image, look, probabilities at the size the network works at) of photos."""
-    count = config.batch * len(parallel.local_devices())
+    count = config.inference.batch * len(parallel.local_devices())
     while chunk := list(islice(seen, count)):
         good = []
         for name, image, look in chunk:
@@ -287,7 +287,9 @@ def _labelled(
             else:
                 good.append((name, image, look))
         inputs = [look.seen for _, _, look in good]
-        found = student.probabilities(inputs, flip=config.flip, tile=config.tile)
+        found = student.probabilities(
+            inputs, flip=config.inference.flip, tile=config.inference.tile
+        )
         yield from ((*photo, scores) for photo, scores in zip(good, found))
 
 

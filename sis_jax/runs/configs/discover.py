@@ -55,7 +55,7 @@ class DiscoverConfig(Config):
         clip: text model for names and rare classes, a name or a path; by default as in `label`.
         seed: of samples and clustering, from 0 on.
         overwrite: replace the results of another configuration in `out`.
-        settings: of the method.
+        settings: those of the method chosen.
     """
 
     verb: ClassVar[str] = "discover"
@@ -74,8 +74,8 @@ class DiscoverConfig(Config):
     clip: Annotated[str | CLIP | None, spelled("NAME|PATH")] = None
     seed: int = 0
     overwrite: Switch = False
-    rare_class: RareClass = field(default_factory=RareClass)
     settings: Any = None
+    rare_class: RareClass = field(default_factory=RareClass)
 
     def record(self) -> dict[str, Any]:
         unused = () if self.rare_class.rare else (f.name for f in fields(RareClass))

@@ -159,8 +159,7 @@ class Adapt:
     """The adaptation to photos without labels.
 
     Args:
-        photos: real photos without masks to adapt to, a folder, an archive or .npz.
-        rows: use only the first so many of them.
+        rows: use only the first so many photos.
         teacher: a student (a run, folder or name) whose masks of the photos are learned in the
             first round; then no RUN is needed, and --steps 0 learns from nothing else.
         adapt_steps: of each round of adaptation, after the training (200).
@@ -172,7 +171,6 @@ class Adapt:
             longer, whatever `rounds` asks for.
     """
 
-    photos: str | None = None
     rows: int | None = None
     teacher: str | None = None
     adapt_steps: OfRecipe[int] = OF_RECIPE
@@ -215,6 +213,7 @@ class DistillConfig(Config):
         data: a run, its data folder or a Dataset; of a run without a dataset images are labelled on
             the fly.
         out: run folder to write `student/` to; by default the run the data belong to.
+        photos: real photos without masks to adapt to, a folder, an archive or .npz.
         recipe: settings by name: default; paper, the published one of Segmentation in Style; faces,
             the long one behind the student that ships. Settings given beside it win.
         overwrite: discard a student that was trained with other settings.
@@ -228,10 +227,11 @@ class DistillConfig(Config):
     data: Annotated[str | Dataset | None, Positional, spelled("[RUN]")] = None
     _: KW_ONLY
     out: str | None = None
+    photos: str | None = None
     recipe: str = "default"
     overwrite: Switch = False
     network: Network = field(default_factory=Network)
     train: Train = field(default_factory=Train)
     augmentation: Augmentation = field(default_factory=Augmentation)
-    adapt: Annotated[Adapt, arg(name="")] = field(default_factory=Adapt)
+    adapt: Adapt = field(default_factory=Adapt)
     source: Source = field(default_factory=Source)

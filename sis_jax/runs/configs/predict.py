@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from tyro.conf import Positional
@@ -18,6 +18,26 @@ if TYPE_CHECKING:
     Photos = str | np.ndarray | Sequence[Any]
 else:
     Student = Photos = Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inference:
+    """How the network reads a photo.
+
+    Args:
+        flip: average with the mirror image: a little better, twice the time.
+        size: pixels of the shorter edge at which the network sees a photo; by default that of its
+            training.
+        tile: pixels; a photo that is larger at that size is cut into overlapping tiles.
+        edges: let borders follow the photo's edges; without it they are as smooth as the network's.
+        batch: photos at once on each device, from 1 on.
+    """
+
+    flip: bool = True
+    size: int | None = None
+    tile: int = 1024
+    edges: bool = True
+    batch: int = 16
 
 
 @dataclass(frozen=True)
@@ -36,12 +56,6 @@ class PredictConfig(Config):
         soft: keep class probabilities: <stem>.npz with `scores` float16[h w c] beside each mask, or
             `.scores` in memory.
         cutouts: also write <stem>-cutout.png, the foreground with transparency.
-        flip: average with the mirror image: a little better, twice the time.
-        size: pixels of the shorter edge at which the network sees a photo; by default that of its
-            training.
-        tile: pixels; a photo that is larger at that size is cut into overlapping tiles.
-        edges: let borders follow the photo's edges; without it they are as smooth as the network's.
-        batch: photos at once on each device, from 1 on.
         overwrite: replace masks in `out` that were made with other settings.
     """
 
@@ -54,9 +68,5 @@ class PredictConfig(Config):
     format: Literal["png", "coco", "voc", "yolo", "hf", "npz", "tfds"] = "png"
     soft: Switch = False
     cutouts: Switch = False
-    flip: bool = True
-    size: int | None = None
-    tile: int = 1024
-    edges: bool = True
-    batch: int = 16
     overwrite: Switch = False
+    inference: Inference = field(default_factory=Inference)
