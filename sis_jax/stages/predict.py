@@ -107,7 +107,7 @@ def predict(config: PredictConfig) -> Masks:
 def _record(config: PredictConfig, student: Student) -> dict[str, Any]:
     """The settings that decide the masks, kept in the folder."""
     names = ("flip", "size", "tile", "edges", "soft", "cutouts")
-    return {"student": student.info.sha256, **{name: getattr(config, name) for name in names}}
+    return {"student": student.info.sha256, **{name: config.flat()[name] for name in names}}
 
 
 def _without(names: Sequence[str], skipped: list[tuple[str, str]]) -> tuple[str, ...]:
