@@ -2,6 +2,8 @@
 objects, every seed the same bytes, the verbs after it.
 """
 
+from dataclasses import replace
+
 import fakes
 import jax
 import jax.numpy as jnp
@@ -108,6 +110,21 @@ def test_the_direction_and_the_masks_are_those_known(fitted):
     )
     curve = np.array([[float(v) for v in row.split(",")] for row in rows])
     assert curve[-1, 1] > curve[0, 1] + 0.05 and curve[-1, 2] < curve[0, 2] - 0.05
+
+
+def test_facts_label_no_sample_twice(fitted, monkeypatch):
+    method, arrays, seeds = fitted.method, fitted.arrays, list(range(ld.DESCRIBED))
+    masks = [
+        np.concatenate([m for _, m, _ in how.label_seeds(arrays, Mine(), seeds[:64], 0.7)]) == 1
+        for how in (replace(method, shift=method.shift * f) for f in (1.0, 0.7, 1.4))
+    ]
+    expected = np.mean([iou(masks[0], masks[1]), iou(masks[0], masks[2]), 1.0])
+    asked, plain = [], LatentDirection._labels
+    monkeypatch.setattr(
+        LatentDirection, "_labels", lambda *a: (asked.append(len(a[3])), plain(*a))[1]
+    )
+    facts, _ = method._described(arrays, Mine(), seeds, arrays["directions"])
+    assert asked == [128, 64, 64, 64] and facts[1]["agreement"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("mode", ["light", "dark"])

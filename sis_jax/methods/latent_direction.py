@@ -202,9 +202,16 @@ class LatentDirection(LatentDirectionSettings):
             stream = method._labels(arrays, gen, seeds[: DESCRIBED // 2], self.truncation, small)
             return np.concatenate([labels for _, labels, _ in stream])
 
+        found: list[np.ndarray] = []
+
+        def kept(stream: Labelled) -> Labelled:
+            for image, labels, confidence in stream:
+                found.append(labels)
+                yield image, labels, confidence
+
         stream = self._labels(arrays, gen, seeds, self.truncation, small)
-        facts, background = selection.describe(stream, 2)
-        own = masks(self, arrays)
+        facts, background = selection.describe(kept(stream), 2)
+        own = np.concatenate(found)[: DESCRIBED // 2]
         others = [masks(replace(self, shift=self.shift * f), arrays) for f in (0.7, 1.4)]
         others.append(masks(self, {**arrays, "directions": halfway}))
         stable = np.mean(
