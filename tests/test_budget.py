@@ -120,3 +120,20 @@ def test_measured_here(monkeypatch):
     assert 0 < found.batch * found.student_image < found.student_start
     images = 8 * 8 * 8 * 3 * np.dtype(np.float32).itemsize
     assert found.gan_bytes > images and found.student_bytes > images and found.snapshot > 0
+
+
+@pytest.mark.parametrize(
+    ("given", "start", "judge"),
+    [({}, "faces64", "projected"), ({"resolution": 32}, None, "stylegan2"),
+     ({"start_from": "none"}, None, "stylegan2"), ({"start_from": "mine"}, "mine", "projected"),
+     ({"start_from": "mine", "resolution": 32}, "mine", "projected")],
+)  # fmt: skip
+def test_where_a_generator_begins(given, start, judge):
+    """On a CPU with the faces, of their size only; a network to start from is taken as it is."""
+    sizes = budget.asked(budget.usual("cpu", PHOTOS), RunConfig(out="r", **given))
+    assert (sizes.start_from, sizes.discriminator) == (start, judge)
+    assert (budget.candidate(sizes, 600, cores=2) == sizes) == (start is not None)
+    assert budget.asked(budget.usual("gpu", PHOTOS), RunConfig(out="r")).start_from is None
+    settings = replace(sizes, images=16_000).training()
+    assert settings.get("ema_images", 10_000) == (2000 if start else 10_000)
+    assert settings["discriminator"] == judge

@@ -66,6 +66,11 @@ class Pairs:
             raise SisError(f"there are no images in {source}: {_ONE_SIZE}")
         return cls(*held)
 
+    def shares(self, classes: int) -> Float[np.ndarray, "{classes}"]:
+        """Of the pixels that are labelled."""
+        counts = np.bincount(self.masks.ravel(), minlength=256)[:classes]
+        return counts / max(counts.sum(), 1)
+
     def without_odd_ones(self, trim: float) -> Pairs:
         """Without the share `trim` of images on whose frame the least background (channel 0) is.
 

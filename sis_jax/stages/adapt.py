@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Integer, UInt8
 from PIL import Image
 
 from sis_jax import parallel
@@ -182,10 +182,7 @@ def stability(student: Student, photos: UInt8[np.ndarray, "n s s 3"]) -> float:
             np.asarray(a)[0]
             for a in run(params, statistics, jax.random.key(i), photos[i : i + 64][None])
         )
-        found += [
-            metrics.mean_iou(metrics.confusion(a, b, len(student.classes)))
-            for a, b in zip(straight, varied)
-        ]
+        found += [_same(a, b, len(student.classes)) for a, b in zip(straight, varied)]
     return float(np.mean(found))
 
 
@@ -206,9 +203,16 @@ def agreement(
         half = enlarged((background[i] + prior) / 2, size)
         cut = grabcut.foreground(photos[i], half, grabcut.LOOSE)
         own = enlarged(background[i], size) < 0.5
-        return metrics.mean_iou(metrics.confusion(own.astype(int), cut.astype(int), 2))
+        return _same(own.astype(int), cut.astype(int), 2)
 
     return float(np.mean(list(in_threads(one, range(len(photos))))))
+
+
+def _same(a: Integer[np.ndarray, "h w"], b: Integer[np.ndarray, "h w"], classes: int) -> float:
+    """Mean IoU of two masks; 0 where both are of one class alone, which is stable but no mask."""
+    if (a == a.flat[0]).all() and (b == a.flat[0]).all():
+        return 0.0
+    return metrics.mean_iou(metrics.confusion(a, b, classes))
 
 
 def _has_background(student: Student) -> bool:

@@ -36,6 +36,7 @@ STARTED_RATE, AVERAGED_SHARE, MOST_AVERAGED = 0.001, 1 / 8, 10_000
 # most of it GrabCut on its photos, 2 to 2.5 times as long as its steps. Where these are wrong, the
 # student's stage ends by the clock.
 DISCOVER, REPORT, PER_FILE, PER_JUDGED = 60.0, 10.0, 0.006, 0.15
+COMPARED = 100.0  # the clusterings of a generator that was trained here
 JUDGED = 256  # photos on which an adaptation is judged
 ROUND_STEP = 2.0  # a step of adaptation with its share of the labels, in steps of the training
 FORWARD = 0.35  # a student's forward pass, in passes of its training
@@ -230,7 +231,11 @@ def rows(sizes: Sizes, speeds: Speeds, photos: int) -> list[Row]:
         took += math.ceil(sizes.images / sizes.snapshot) * speeds.snapshot
         asks = f"{sizes.images:,} images, {sizes.resolution} pixels, {origin(sizes)}"
         found.append(Row("train_generator", asks, took, BASE_BYTES + speeds.gan_bytes))
-    found.append(Row("discover", "k and layer by a sweep", DISCOVER, BASE_BYTES))
+    if speeds.gan_image:
+        asks, took = "k and layer by a comparison of foregrounds", DISCOVER + COMPARED
+    else:
+        asks, took = "k and layer by a sweep", DISCOVER
+    found.append(Row("discover", asks, took, BASE_BYTES))
     drawn = sizes.n * (speeds.sample + PER_FILE)
     found.append(Row("synthesize", f"{sizes.n:,} images with masks", drawn, BASE_BYTES))
     asks, step = f"{sizes.steps:,} steps", speeds.batch * speeds.student_image

@@ -44,7 +44,8 @@ def _stages(config: RunConfig, clock: Clock) -> Path:
             )  # fmt: skip
         gen = f"{out}/training/generator"
     say("finding the parts")
-    sis.discover(gen, out=out, seed=seed, overwrite=overwrite)
+    clustering = planner.clustering(str(gen))
+    sis.discover(gen, out=out, seed=seed, overwrite=overwrite, **clustering)
     if trains and (names := background.missing_background(out)):
         sis.label(out, edits={"format": 1, "levels": {"0": names}})
     later = planner.later(first)

@@ -20,12 +20,13 @@ from sis_jax.ops.progress import say
 from sis_jax.runs.cli import duration
 from sis_jax.runs.configs.pipeline import RunConfig
 from sis_jax.runs.run import RunFolder
-from sis_jax.stages import budget, speeds
+from sis_jax.stages import budget, foreground, speeds
 from sis_jax.stages.budget import Row, Sizes, Speeds
 from sis_jax.stages.clock import Clock
 from sis_jax.types import UsageError
 
 AGAIN = "run, planned again"  # the stage of run.json with the later plan
+CLUSTERING = "run, the clustering"  # the stage with the settings of `discover`
 PACES = 0.5, 4.0  # bounds of how slow the machine became since it was timed
 LEAST_PHOTOS = 8  # two of the smallest batches
 SQUARE = 1.2  # longer to shorter edge: photos up to here are cropped
@@ -91,6 +92,22 @@ class Planner:
         if begun:
             return begun.get("config", {}).get("alike", False)
         return self.trains and self.photos == self.config.source
+
+    def clustering(self, generator: str) -> dict[str, Any]:
+        """Settings of `discover` for a generator trained here, chosen once: none where the sweep
+        chooses, since only it has two levels, or an earlier version began.
+        """
+        begun = {} if self.config.overwrite else _record(self.out, "discover")
+        known = not self.config.overwrite and _record(self.out, CLUSTERING)
+        if not self.trains or self.config.level or (begun and not known):
+            return {}
+        with (
+            RunFolder.open(self.out, self.config.overwrite) as folder,
+            folder.stage(self.config, name=CLUSTERING) as stage,
+        ):
+            if not stage.done:
+                stage.record["settings"] = foreground.common(generator, self.config.seed)
+            return dict(stage.record["settings"])
 
     def minutes(self, plan: Plan, stage: str) -> float | None:
         """After which a stage that is slower than planned must stop for those behind it, which then

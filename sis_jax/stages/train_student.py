@@ -105,6 +105,8 @@ class StudentTraining:
         job = self.job
         if job.start is None:
             network: Any = students.build(job.network, np.random.default_rng(job.seed))
+            if len(job.train):
+                students.begin_with(network, job.train.shares(len(job.classes)))
             trunk = "backbone" if hasattr(network, "backbone") else "trunk"
             if job.backbone is not None:
                 nnx.update(getattr(network, trunk), nnx.state(job.backbone))
