@@ -16,7 +16,7 @@ from sis_jax.checkpoints.student import Student
 from sis_jax.data.masks import Prediction, write_mask
 from sis_jax.models.students import StudentConfig
 from sis_jax.run import run
-from sis_jax.stages import background, budget, clock, photo_samples, speeds
+from sis_jax.stages import background, budget, clock, foreground, photo_samples, speeds
 from sis_jax.stages.budget import Speeds
 from sis_jax.types import UsageError
 
@@ -100,7 +100,7 @@ def test_from_photos(quick, tmp_path, monkeypatch):
     """
     place, out, timed = photos_in(tmp_path / "photos"), tmp_path / "r", []
     monkeypatch.setattr(speeds, "measured", lambda *a: timed.append(a) or SLOW)
-    asked = {"out": str(out), "budget": "8m", "resolution": 16, "fit": "pad"}
+    asked = {"out": str(out), "budget": "12m", "resolution": 16, "fit": "pad"}
     asked |= {"train_images": 24, "steps": 4}
     report = run(str(place), **asked)
     stages = stages_of(out)
@@ -156,6 +156,7 @@ def doors(monkeypatch):
     )
     monkeypatch.setattr(photo_samples, "load_student", lambda run: student)
     monkeypatch.setattr(background, "missing_background", lambda run: {})
+    monkeypatch.setattr(foreground, "common", lambda *a: {"k": 4, "layer": "16x16"})
     monkeypatch.setattr(speeds, "measured", lambda *a: calls.append(("measured", a)) or SLOW)
     monkeypatch.setattr(clock, "perf_counter", lambda: now[0])
     return took, calls
@@ -165,7 +166,7 @@ def test_the_plan_of_photos(doors, tmp_path):
     """Kept in run.json and made once; what the stages are asked for follows it."""
     _, calls = doors
     place, out = photos_in(tmp_path / "photos"), tmp_path / "r"
-    asked = {"out": str(out), "budget": "8m", "fit": "pad", "seed": 3}
+    asked = {"out": str(out), "budget": "12m", "fit": "pad", "seed": 3}
     page = run(str(place), **asked).read_text()
     verbs = ["measured", "train_generator", "discover", "synthesize", "distill", "predict"]
     given = dict(calls)
@@ -174,11 +175,13 @@ def test_the_plan_of_photos(doors, tmp_path):
     first, later = stages["run"], stages["run, planned again"]
     assert [s["stage"] for s in first["stages"]] == [*verbs[1:], "report"]
     assert all(s["seconds"] > 0 and s["memory_bytes"] > 1e8 for s in first["stages"])
-    assert 0.7 * 480 < sum(s["seconds"] for s in first["stages"]) <= 0.92 * 480
+    assert 0.7 * 720 < sum(s["seconds"] for s in first["stages"]) <= 0.92 * 720
     training, distilled = given["train_generator"], given["distill"]
     assert all(first["sizes"][k] == training[k] for k in ("images", "batch", "channel_base"))
     assert training["fit"] == distilled["fit"] == "pad" and training["seed"] == 3
-    assert 0 < training["minutes"] < distilled["minutes"] < 8
+    assert 0 < training["minutes"] < distilled["minutes"] < 12
+    chosen = stages["run, the clustering"]["settings"]
+    assert chosen.items() <= given["discover"].items() and chosen["k"] == 4
     assert given["synthesize"]["n"] == later["sizes"]["n"]
     assert all(distilled[k] == later["sizes"][k] for k in ("steps", "adapt_steps"))
     assert distilled["rounds"] == budget.Sizes().rounds >= later["sizes"]["rounds"]
@@ -190,8 +193,8 @@ def test_the_plan_of_photos(doors, tmp_path):
     again = dict(calls)["distill"]
     assert again["minutes"] <= distilled["minutes"]
     assert again | {"minutes": 0} == distilled | {"minutes": 0}
-    with pytest.raises(UsageError, match="budget='8m', now asked for '9m'"):
-        run(str(place), **asked | {"budget": "9m"})
+    with pytest.raises(UsageError, match="budget='12m', now asked for '13m'"):
+        run(str(place), **asked | {"budget": "13m"})
 
 
 OLDER = {"state": "started", "started": "2026", "config": {}}  # before there was `--alike`
@@ -211,15 +214,15 @@ def test_a_resumed_run_goes_on_as_it_began(doors, tmp_path):
 
     took["then"] = trained
     with pytest.raises(KeyboardInterrupt):
-        run(str(place), out=str(out), budget="8m")
+        run(str(place), out=str(out), budget="12m")
     content = {"format": 1, "stages": stages_of(out) | {"distill": OLDER}}
     (out / "run.json").write_text(json.dumps(content))
     calls.clear()
-    run(str(place), out=str(out), budget="8m")
+    run(str(place), out=str(out), budget="12m")
     assert [verb for verb, _ in calls] == ["discover", "synthesize", "distill", "predict"]
     assert dict(calls)["distill"]["alike"] is False
     took["then"] = None
-    run(str(place), out=str(out), budget="8m", overwrite=True)
+    run(str(place), out=str(out), budget="12m", overwrite=True)
     assert dict(calls)["distill"]["alike"] is True and "train_generator" in dict(calls)
 
 
@@ -228,7 +231,7 @@ def test_a_slow_training_leaves_a_smaller_student(doors, tmp_path):
     place, steps = photos_in(tmp_path / "photos"), {}
     for seconds in (50.0, 300.0, 4000.0):
         took["train_generator"] = seconds
-        run(str(place), out=str(tmp_path / f"{seconds:g}"), budget="8m")
+        run(str(place), out=str(tmp_path / f"{seconds:g}"), budget="12m")
         steps[seconds] = dict(calls)["distill"]["steps"]
     assert steps[50.0] > steps[300.0] >= steps[4000.0] > 0
 
@@ -248,7 +251,7 @@ def test_a_machine_that_became_slow_is_planned_for(doors, tmp_path):
             write_run(out / "training", {"train_generator": record})
 
         took["then"] = trained
-        run(str(place), out=str(out), budget="8m")
+        run(str(place), out=str(out), budget="12m")
         work[pace] = dict(calls)["distill"]["steps"]
     assert 0 < work[2] < 0.8 * work[1]
 
@@ -277,7 +280,7 @@ def test_the_time_of_a_killed_call_counts(doors, tmp_path, monkeypatch):
 
 def test_photos_of_least_confidence_come_first(doors, tmp_path):
     place, out = photos_in(tmp_path / "photos"), tmp_path / "r"
-    run(str(place), out=str(out), budget="8m")
+    run(str(place), out=str(out), budget="12m")
     shown = json.loads((out / "photos/photos.json").read_text())
     confidence = [p["confidence"] for p in shown["photos"]]
     assert shown["looked_at"] == 24 and len(confidence) == 16 and confidence == sorted(confidence)

@@ -238,3 +238,15 @@ def test_no_augmentation_changes_nothing_but_the_size():
 def test_impossible_students_are_told(fields, said):
     with pytest.raises(UsageError, match=said):
         students.StudentConfig(**fields)
+
+
+def test_a_new_student_expects_the_shares_of_the_classes():
+    """Every pixel of every network, also of those that predict whole blocks."""
+    shares = np.array([0.9, 0.1, 0.0])
+    for kind in ("unet-small", "unet-efficientnet-lite0"):
+        network = students.build(students.StudentConfig(kind, 3), np.random.default_rng(0))
+        network.head.weight[...] = network.head.weight[...] * 0
+        students.begin_with(network, shares)
+        found = jax.nn.softmax(network(jnp.zeros((1, 64, 64, 3))))
+        np.testing.assert_allclose(found[..., 1], 0.1, atol=2e-3)
+        assert 0 < float(found[..., 2].max()) < 2e-3
