@@ -3,6 +3,7 @@ objects, every seed the same bytes, the verbs after it.
 """
 
 from dataclasses import replace
+from functools import partial
 
 import fakes
 import jax
@@ -121,7 +122,7 @@ def test_facts_label_no_sample_twice(fitted, monkeypatch):
     expected = np.mean([iou(masks[0], masks[1]), iou(masks[0], masks[2]), 1.0])
     asked, plain = [], LatentDirection._labels
     monkeypatch.setattr(
-        LatentDirection, "_labels", lambda *a: (asked.append(len(a[3])), plain(*a))[1]
+        LatentDirection, "_labels", lambda *a, **how: (asked.append(len(a[3])), plain(*a, **how))[1]
     )
     facts, _ = method._described(arrays, Mine(), seeds, arrays["directions"])
     assert asked == [128, 64, 64, 64] and facts[1]["agreement"] == pytest.approx(expected)
@@ -147,6 +148,19 @@ def test_the_same_seed_is_the_same_bytes(fitted):
     few = next(iter(fitted.label_seeds(Mine(), [*range(7, 11), *[10] * 12])))
     many = [np.concatenate(x) for x in zip(*fitted.label_seeds(Mine(), range(40)))]
     assert all(a[:4].tobytes() == b[7:11].tobytes() for a, b in zip(few, many))
+
+
+def test_two_directions_without_the_image_do_not_draw_it():
+    gen, how = fakes.tiny_stylegan2(), {"space": "z", "shift": 1.0, "signs": (1.0, -1.0)}
+    arrays = {"directions": np.eye(2, 8, dtype=np.float32), "scale": np.ones(1, np.float32)}
+    given = gen, np.asarray(gen.latents([3, 4])), np.float32(1), arrays
+    with_image, without = (
+        jax.jit(partial(ld._difference_body, drawn=drawn, **how)).lower(*given).compile()
+        for drawn in (True, False)
+    )
+    for a, b in zip(with_image(*given)[1:], without(*given), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert without.cost_analysis()["flops"] < 0.75 * with_image.cost_analysis()["flops"]
 
 
 def test_restored_and_predict(fitted):

@@ -5,6 +5,7 @@ set of labels covers both kinds of samples.
 import json
 
 import clip_kit
+import fakes
 import jax.numpy as jnp
 import naming_kit
 import numpy as np
@@ -85,6 +86,16 @@ def test_the_rare_class_is_a_part(found):
     white = parts.classify(parts.masks) == next(i for i, n in parts.names.items() if n == "white")
     assert 0 < chosen.sum() < 8 and truth.any()
     assert (white & truth).sum() / (white | truth).sum() > 0.95
+
+
+def test_shares_of_a_large_generator_draw_no_whole_image(monkeypatch):
+    gen, seeds = fakes.tiny_stylegan2(256, channels=4), [0, 1, 2]
+    method = SegmentationInStyle(k=2, layer="16x16", n=2, n_init=1, max_points=100, refine="none")
+    fitted = method.fit(gen)
+    whole = np.concatenate([labels for _, labels, _ in fitted.label_seeds(gen, seeds)])
+    monkeypatch.setattr(SegmentationInStyle, "label_seeds", None)
+    share = rare._share_of_last(fitted, gen, seeds)
+    assert 0 < share < 0.5 and abs(share - (whole == 1).mean()) < 0.01
 
 
 def test_the_other_labels_are_those_without_it(found):

@@ -128,9 +128,7 @@ class LatentDirection(LatentDirectionSettings):
         """Seconds and bytes of `fit`, roughly, on two processor cores; none known above 64 px."""
         if gen.resolution > 64:
             return {}
-        passes = self.steps * self.batch * (1 + 3 * len(SIGNS[self.mode])) + 5 * DESCRIBED * (
-            1 + len(SIGNS[self.mode])
-        )
+        passes = self.steps * self.batch * (1 + 3 * len(SIGNS[self.mode])) + 5 * DESCRIBED
         return {"seconds": 15 + passes / 250, "memory_bytes": 1.5e9}
 
     # learning
@@ -196,22 +194,16 @@ class LatentDirection(LatentDirectionSettings):
         """Facts per cluster, from images of `OUTLINE` pixels where they are on the way to larger
         ones; agreement: mean overlap with masks of other shifts, and halfway.
         """
-        small = small_image(gen)
+        how = {"psi": self.truncation, "small": small_image(gen), "drawn": False}
+        few = seeds[: DESCRIBED // 2]
 
         def masks(method: LatentDirection, arrays: Arrays) -> np.ndarray:
-            stream = method._labels(arrays, gen, seeds[: DESCRIBED // 2], self.truncation, small)
+            stream = method._labels(arrays, gen, few, **how)
             return np.concatenate([labels for _, labels, _ in stream])
 
-        found: list[np.ndarray] = []
-
-        def kept(stream: Labelled) -> Labelled:
-            for image, labels, confidence in stream:
-                found.append(labels)
-                yield image, labels, confidence
-
-        stream = self._labels(arrays, gen, seeds, self.truncation, small)
-        facts, background = selection.describe(kept(stream), 2)
-        own = np.concatenate(found)[: DESCRIBED // 2]
+        labelled = list(self._labels(arrays, gen, seeds, **how))
+        facts, background = selection.describe(labelled, 2)
+        own = np.concatenate([labels for _, labels, _ in labelled])[: len(few)]
         others = [masks(replace(self, shift=self.shift * f), arrays) for f in (0.7, 1.4)]
         others.append(masks(self, {**arrays, "directions": halfway}))
         stable = np.mean(
@@ -239,16 +231,16 @@ class LatentDirection(LatentDirectionSettings):
 
     def _labels(
         self, arrays: Arrays, gen: Generator, seeds: Sequence[int], psi: float,
-        small: str | None = None,
-    ) -> Labelled:  # fmt: skip
+        small: str | None = None, drawn: bool = True,
+    ) -> Iterator[tuple[Any, UInt8[np.ndarray, "b h w"], Float[np.ndarray, "b h w"]]]:  # fmt: skip
         """As `label_seeds`. small: the name of an image on the way, to be labelled in place of the
-        whole one.
+        whole one. drawn: False leaves the images out, None.
         """
-        for image, difference, spread, peaks in map_samples(
+        for *image, difference, spread, peaks in map_samples(
             gen, list(seeds), _difference_body, truncation=psi, shared=(dict(arrays),),
-            space=self.space, shift=self.shift, signs=SIGNS[self.mode], small=small,
+            space=self.space, shift=self.shift, signs=SIGNS[self.mode], small=small, drawn=drawn,
         ):  # fmt: skip
-            yield image, *self._masks(difference, spread, peaks)
+            yield image[0] if drawn else None, *self._masks(difference, spread, peaks)
 
     def _masks(
         self,
@@ -418,14 +410,18 @@ def _difference_body(
     shift: float,
     signs: tuple[float, ...],
     small: str | None = None,
-) -> tuple[UInt8[Array, "b h w 3"], Float[Array, "b h w"], Float[Array, "b"], Float[Array, "b"]]:
-    """Image, difference (above the threshold: object), its deviation, and the fewest peaks."""
+    drawn: bool = True,
+) -> tuple[Array, ...]:
+    """Image, difference (above the threshold: object), its deviation, and the fewest peaks; drawn:
+    False leaves the image out, and XLA does not draw it for two directions.
+    """
     image = _image(gen, gen.map(z, psi), small)
     move = jnp.broadcast_to(shift * arrays["directions"], (z.shape[0], *arrays["directions"].shape))
     y = jnp.clip(_shifted(gen, z, psi, move, arrays["scale"], space, small), -1, 1)
     other = y[:, 1] if len(signs) == 2 else jnp.clip(luminance(image), -1, 1)
     difference = signs[0] * (y[:, 0] - other)
-    return quantised(image), difference, difference.std((1, 2)), histogram_peaks(y).min(1)
+    found = difference, difference.std((1, 2)), histogram_peaks(y).min(1)
+    return (quantised(image), *found) if drawn else found
 
 
 def histogram_peaks(y: Float[Array, "b m h w"]) -> Float[Array, "b m"]:

@@ -200,16 +200,7 @@ def _with_centre(fitted: Fitted, centre: Float[np.ndarray, "d"]) -> Fitted:
 
 
 def _share_of_last(fitted: Fitted, gen: Generator, seeds: Sequence[int]) -> float:
-    last = len(fitted.arrays["centers"]) - 1
-    return float(
-        np.mean(
-            [
-                (labels == last).mean()
-                for _, batch, _ in fitted.label_seeds(gen, list(seeds))
-                for labels in batch
-            ]
-        )
-    )
+    return fitted.method.describe(fitted.arrays, gen, seeds)[0][-1]["share"]
 
 
 def _translated(found: Fitted, base: Any, cluster: int) -> Float[np.ndarray, "d"]:
