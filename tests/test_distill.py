@@ -484,3 +484,20 @@ def test_photos_are_looked_for_first(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setattr(distill, "_on_the_fly", lambda *a: pytest.fail("labelled first"))
     with pytest.raises(UsageError, match="no file or folder nosuch"):
         sis_jax.distill(str(tiny_run), out=str(tmp_path / "x"), photos="nosuch", **QUICK)
+
+
+@pytest.mark.parametrize(("edge", "side"), [(64, 128), (256, 256), (1024, 512)])
+def test_the_side_follows_the_images_within_bounds(edge, side):
+    student = Network(student="unet-efficientnet-lite0")
+    config = DistillConfig("r", network=student, train=Train(side=0))
+    assert distill._side(config, edge) == side
+    asked = DistillConfig("r", network=student, train=Train(side=1024))
+    assert distill._side(asked, edge) == 1024
+
+
+def test_masks_of_one_class_are_no_stable_masks():
+    """Without an object they agree in any colours; a student without any used to win."""
+    empty, half = np.zeros((8, 8), np.uint8), np.repeat(np.uint8([[0], [1]]), 8, 1).repeat(4, 0)
+    assert adapt._same(empty, empty, 2) == 0
+    assert adapt._same(half, half, 2) == 1
+    assert 0 < adapt._same(half, empty, 2) < 1
