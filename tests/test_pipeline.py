@@ -162,6 +162,13 @@ def doors(monkeypatch):
     return took, calls
 
 
+def test_a_budget_too_short_for_any_machine_is_refused_before_it_is_timed(doors, tmp_path):
+    place = photos_in(tmp_path / "photos")
+    with pytest.raises(UsageError, match=r"the budget is 2 min, .* --budget \d+m or more"):
+        run(str(place), out=str(tmp_path / "r"), budget="2m")
+    assert doors[1] == []
+
+
 def test_the_plan_of_photos(doors, tmp_path):
     """Kept in run.json and made once; what the stages are asked for follows it."""
     _, calls = doors

@@ -99,6 +99,10 @@ class Speeds:
         return replace(self, **slower)
 
 
+# Of a machine that trains in no time: a budget that is too short even there needs no timing.
+INSTANT = Speeds(sample=0.0, student_start=0.0, student_image=1e-9, student_bytes=0.0)
+
+
 @dataclass(frozen=True)
 class Row:
     """One stage of the plan."""
@@ -160,16 +164,7 @@ def fitted(sizes: Sizes, speeds: Speeds, given: float, spent: float, photos: int
     seconds of the budget and of the timing. photos: that the student adapts to. Raises UsageError
     where the smallest counts take longer.
     """
-    seconds = given - spent
-    least = replace(_later(sizes, speeds, 0.0, photos), images=LEAST_BATCHES * sizes.batch)
-    least = replace(least, snapshot=least.images)
-    needed = total(rows(least, speeds, photos))
-    if needed > USED * seconds:
-        minutes = math.ceil((needed / USED + spent) / 60)
-        raise UsageError(
-            f"the budget is {duration(given)}, and the smallest run takes about {minutes} min on "
-            f"this machine: give --budget {minutes}m or more"
-        )
+    seconds, least = given - spent, smallest(sizes, speeds, given, spent, photos)
     if not speeds.gan_image:
         return again(sizes, speeds, seconds - DISCOVER / USED, photos)
     later = LATER_SHARE * seconds - _ends(least, speeds, photos)
@@ -181,6 +176,22 @@ def fitted(sizes: Sizes, speeds: Speeds, given: float, spent: float, photos: int
     images = max(images // sizes.batch * sizes.batch, least.images)
     # Whole batches, or a few images would be left for one more snapshot.
     return replace(sizes, images=images, snapshot=_whole(images / snapshots, sizes.batch))
+
+
+def smallest(sizes: Sizes, speeds: Speeds, given: float, spent: float, photos: int) -> Sizes:
+    """`sizes` with the smallest counts. Raises UsageError where these take longer than the budget,
+    as in `fitted`.
+    """
+    least = replace(_later(sizes, speeds, 0.0, photos), images=LEAST_BATCHES * sizes.batch)
+    least = replace(least, snapshot=least.images)
+    needed = total(rows(least, speeds, photos))
+    if needed > USED * (given - spent):
+        minutes = math.ceil((needed / USED + spent) / 60)
+        raise UsageError(
+            f"the budget is {duration(given)}, and the smallest run takes about {minutes} min on "
+            f"this machine: give --budget {minutes}m or more"
+        )
+    return least
 
 
 def _whole(images: float, batch: int) -> int:

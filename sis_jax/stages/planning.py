@@ -178,6 +178,8 @@ class Planner:
             return Plan(sizes, self._fit())
         if self.trains and platform == "cpu":
             sizes = budget.candidate(sizes, self.budget, cores())
+        instant = replace(budget.INSTANT, gan_image=1e-9 * self.trains)
+        budget.smallest(sizes, instant, self.budget, self.clock.seconds, self.count)
         say("timing a few steps of each training (compiling them takes minutes the first time)")
         found = speeds.measured(sizes, config.source, self.trains, config.seed)
         sizes = budget.fitted(sizes, found, self.budget, self.clock.seconds, self.count)
