@@ -87,7 +87,7 @@ class Head(nnx.Module):
     def __init__(self, channels: int, size: int, rng: np.random.Generator):
         layers = []
         while size // 2 >= LAST:
-            wide = min(2 * channels, WIDEST)
+            wide = min(4 * channels, WIDEST)
             layers.append(NormedConv(channels, wide, rng, size=4, stride=2))
             channels, size = wide, size // 2
         layers.append(NormedConv(channels, WIDEST, rng, size=3))

@@ -44,6 +44,7 @@ def measured(sizes: Sizes, gen: str | None, trains: bool, seed: int) -> Speeds:
     start, image, needed = _of_student(resolution)
     snapshot = SWD_IMAGES * (sample + FORWARD * image)
     batch = RECIPES["default"]["batch"]
+    plan.give_back()
     return Speeds(sample, start, image, needed, batch, snapshot, *found)
 
 
