@@ -110,7 +110,7 @@ class Train:
         steps: of training on generated images (400).
         batch: images per step over all devices (32).
         side: pixels of the images trained on, and of the shorter side of photos later, a multiple
-            of 16; 0, the default, takes the generator's, at least 128 on a backbone, at most 512.
+            of 16; 0, the default, takes the generator's, at least 128 on a backbone, at most 256.
         learning_rate: at its highest (0.001).
         weight_decay: see optimizer (0.01).
         optimizer: adamw, the default, decouples the weight decay, adam adds it to the gradient.
