@@ -126,7 +126,7 @@ class Planner:
         if self.budget is None:
             return
         took = f"took {duration(self.clock.seconds)} of {duration(self.budget)}"
-        names = {self.config.verb: "the plan"}
+        names = {self.config.verb: "the plan", CLUSTERING: "k and layer"}
         found = [f"{names.get(k, k)} {duration(v)}" for k, v in self._seconds().items()]
         say(f"{took}: {', '.join(found)}")
 
