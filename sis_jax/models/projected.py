@@ -107,8 +107,9 @@ class NormedConv(nnx.Module):
     def __init__(
         self, n_in: int, n_out: int, rng: np.random.Generator, *, size: int, stride: int = 1
     ):
-        shape = (size, size, n_in, n_out)
-        self.weight = nnx.Param(jnp.asarray(rng.standard_normal(shape, dtype=np.float32)))
+        # The kernel's size is divided out, but not from the learning rate.
+        kernel = rng.standard_normal((size, size, n_in, n_out), dtype=np.float32)
+        self.weight = nnx.Param(jnp.asarray(kernel / (size * np.sqrt(n_in))))
         self.vector = SingularVector(jnp.asarray(rng.standard_normal(n_out, dtype=np.float32)))
         self.channels, self.stride, self.pad = n_out, stride, (size - 1) // 2
 
