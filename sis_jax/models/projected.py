@@ -10,6 +10,7 @@ Where this differs from the released code:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -109,7 +110,7 @@ class NormedConv(nnx.Module):
     ):
         # The kernel's size is divided out, but not from the learning rate.
         kernel = rng.standard_normal((size, size, n_in, n_out), dtype=np.float32)
-        self.weight = nnx.Param(jnp.asarray(kernel / (size * np.sqrt(n_in))))
+        self.weight = nnx.Param(jnp.asarray(kernel / (size * math.sqrt(n_in))))
         self.vector = SingularVector(jnp.asarray(rng.standard_normal(n_out, dtype=np.float32)))
         self.channels, self.stride, self.pad = n_out, stride, (size - 1) // 2
 
@@ -138,7 +139,7 @@ class BatchMoments(nnx.Module):
 
 
 def _random(rng: np.random.Generator, n_in: int, n_out: int) -> Array:
-    return jnp.asarray(rng.standard_normal((n_in, n_out), dtype=np.float32) / np.sqrt(n_in))
+    return jnp.asarray(rng.standard_normal((n_in, n_out), dtype=np.float32) / math.sqrt(n_in))
 
 
 def _mix(x: Float[Array, "n h w i"], kernel: Any) -> Float[Array, "n h w o"]:
