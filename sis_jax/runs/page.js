@@ -153,7 +153,8 @@
       const tint = layer(ids, owner, (id, edge) => {
         if (alone) return [0, 0, 0, id === alone.id ? 0 : 215];
         if (edge) return [255, 255, 255, 190];
-        return id === BACKGROUND || id === 255 ? [0, 0, 0, 0] : [...run.levels[level].colours[id], 128];
+        if (id === BACKGROUND || id === 255) return [0, 0, 0, 0];
+        return [...run.levels[level].colours[id], 128];
       });
       paint(partCanvas[i], [[flat, "source-over"]]);
       const how = alone ? "destination-out" : "source-over";
