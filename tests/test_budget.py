@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from sis_jax.runs.config import build
 from sis_jax.runs.configs.distill import RECIPES
 from sis_jax.runs.configs.pipeline import RunConfig
 from sis_jax.stages import budget, speeds
@@ -93,12 +94,13 @@ def test_the_network_follows_the_time(hours, network):
 
 
 def test_the_network_is_no_finer_than_asked():
-    sizes = budget.asked(Sizes(), RunConfig(out="r", resolution=16))
+    sizes = budget.asked(Sizes(), build(RunConfig, {"out": "r", "resolution": 16}))
     assert budget.candidate(sizes, 1e5, cores=2).resolution == 16
 
 
 def test_what_is_asked_for_stands():
-    config = RunConfig(out="r", resolution=32, train_images=96, n=50, steps=7)
+    given = {"resolution": 32, "train_images": 96, "n": 50, "steps": 7}
+    config = build(RunConfig, {"out": "r", **given})
     sizes = budget.asked(Sizes(), config)
     assert (sizes.resolution, sizes.images, sizes.n, sizes.steps) == (32, 96, 50, 7)
 
@@ -130,7 +132,7 @@ def test_measured_here(monkeypatch):
 )  # fmt: skip
 def test_where_a_generator_begins(given, start, judge):
     """On a CPU with the faces, of their size only; a network to start from is taken as it is."""
-    sizes = budget.asked(budget.usual("cpu", PHOTOS), RunConfig(out="r", **given))
+    sizes = budget.asked(budget.usual("cpu", PHOTOS), build(RunConfig, {"out": "r", **given}))
     assert (sizes.start_from, sizes.discriminator) == (start, judge)
     assert (budget.candidate(sizes, 600, cores=2) == sizes) == (start is not None)
     assert budget.asked(budget.usual("gpu", PHOTOS), RunConfig(out="r")).start_from is None

@@ -524,6 +524,18 @@ def test_metrics_save_load_and_show(tmp_path):
         Metrics.load(tmp_path / "none.json")
 
 
+def test_long_names_stand_whole_in_the_tables():
+    """Each name in one cell of the scores, and word by word above its column of the confusion."""
+    parts = [*PRED[:2], {"id": 2, "name": "hair with neck and clothes"}]
+    true = [*TRUE[:4], {"id": 4, "name": "everything that is worn"}]
+    text = Metrics("m", measure(pairs(), parts, true, resamples=0), {}).show()
+    scores, _, confusion = text.partition("confusion, rows are the ground truth\n")
+    assert "everything that is worn" in scores and "everything that is worn" in confusion
+    heads = [line.split() for line in confusion.splitlines()[:3]]
+    assert heads == [["hair", "with"], ["neck", "and"], ["background", "Hair", "clothes"]]
+    assert len({len(line) for line in confusion.splitlines()[3:8]}) == 1
+
+
 def test_an_npz_holds_photos_and_masks(tmp_path):
     place = disc_folders(tmp_path)
     read = [

@@ -6,6 +6,7 @@ import html
 import json
 import math
 import os
+import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,8 +209,9 @@ def _table(
         "border_iou": "border IoU",
     }
     yield f"{title}: mean IoU {_n(found['mean_iou'])}, accuracy {_n(found['accuracy'])}"
+    wide = max(len("class"), *(len(row["name"]) for row in found["classes"]))
     yield (
-        f"  {'class':<20}"
+        f"  {'class':<{wide}}"
         + "".join(f"{c:>{18 if k == 'iou_interval' else 11}}" for k, c in columns.items())
         + "  from"
     )
@@ -224,19 +226,21 @@ def _table(
         source = (
             ", ".join(p for p, t in zip(predicted, assignment) if t == row["name"]) or "nothing"
         )
-        yield f"  {row['name'][:20]:<20}{''.join(cells)}  {source}"
+        yield f"  {row['name']:<{wide}}{''.join(cells)}  {source}"
 
 
 def _confusion(v: dict[str, Any]) -> Iterable[str]:
-    """Counts as shares of each true class, in percent; twelve columns at most fit a terminal."""
-    shown = v["predicted_classes"][:12]
-    yield (
-        f"  {'':<16}"
-        + "".join(f"{name[:9]:>10}" for name in shown)
-        + ("  ..." if len(v["predicted_classes"]) > 12 else "")
-    )
+    """Counts as shares of each true class, in percent; twelve columns at most fit a terminal.
+    Long names stand in several lines above their column.
+    """
+    heads = [textwrap.wrap(name, 10) for name in v["predicted_classes"][:12]]
+    wide = max(len(name) for name in v["true_classes"])
+    high = max(len(lines) for lines in heads)
+    more = "  ..." if len(v["predicted_classes"]) > 12 else ""
+    for row in zip(*([""] * (high - len(lines)) + lines for lines in heads)):
+        yield f"  {'':<{wide}}" + "".join(f"{line:>11}" for line in row) + more
     for name, counts in zip(v["true_classes"], v["confusion"]):
         total = sum(counts)
-        yield f"  {name[:16]:<16}" + "".join(
-            f"{100 * c / total:>9.1f}%" if total else f"{'-':>10}" for c in counts[:12]
+        yield f"  {name:<{wide}}" + "".join(
+            f"{100 * c / total:>10.1f}%" if total else f"{'-':>11}" for c in counts[:12]
         )

@@ -134,10 +134,15 @@ def asked(sizes: Sizes, config: RunConfig) -> Sizes:
     """`sizes` with what the configuration names in place of what was chosen. A generator that
     begins with another one has a projected discriminator, which needs no stored one.
     """
-    given = {"resolution": config.resolution, "images": config.train_images}
-    given |= {"n": config.n, "steps": config.steps}
+    own = config.sizes
+    given = {
+        "resolution": own.resolution,
+        "images": own.train_images,
+        "n": own.n,
+        "steps": own.steps,
+    }
     sizes = replace(sizes, **{k: v for k, v in given.items() if v is not None})
-    start = config.start_from or (sizes.start_from if sizes.resolution == START_SIZE else None)
+    start = own.start_from or (sizes.start_from if sizes.resolution == START_SIZE else None)
     if start in (None, "none"):
         return replace(sizes, start_from=None, discriminator="stylegan2")
     return replace(sizes, start_from=start, discriminator="projected")
