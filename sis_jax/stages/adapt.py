@@ -4,7 +4,8 @@ A round: the student labels its share of the photos (the mean with their mirror 
 probabilities; foreground against background, the mean with what GrabCut and a guided filter make
 of that from the photo's own colours), and goes on learning from varied views of them, many before
 other photos' backgrounds (`training/self_training.py`). The next round's labels are the better for
-it.
+it. In the first round, when the student has only seen generated images, one classifier of its
+backbone's features tells background from the rest (`training/photo_labels.py`).
 
 The criterion, without labels, on held-out photos: how stable the masks are under other colours, how
 far they agree with what GrabCut makes of them from each photo's own colours, and whether the masks
@@ -41,11 +42,11 @@ from sis_jax.ops import grabcut, metrics
 from sis_jax.ops.progress import progress
 from sis_jax.ops.student_augment import Augmentation, appearance
 from sis_jax.training import student as training
+from sis_jax.training.photo_labels import PhotoLabels
 
 HELD = 256  # held-out photos of the judgement
 FORGOTTEN = 0.1  # mean IoU on generated images that adaptation may cost
 _BLOCK = 64
-_LEAST, _MOST_LOG = 1e-3, 7.0  # of a probability there, and of the logarithm of `odds_factor`
 
 
 @dataclass(frozen=True)
@@ -122,26 +123,26 @@ class Round:
         *,
         mirrored: bool = True,
         pasted: bool = True,
-        usual: Float[np.ndarray, "s s"] | None = None,
+        classifier: PhotoLabels | None = None,
     ) -> Round:
         """Photos at `side` pixels with the masks of `teacher`.
 
         mirrored: whether the mean with the mirror image is meant, wrong where classes swap there.
         pasted: whether foregrounds will be pasted; without a background there are none to paste.
-        usual: probability of background at each pixel, for photos framed like the generated images:
-            the labels follow it (`aligned`).
+        classifier: tells background from the rest in place of the teacher.
         """
         seen = reduced(photos, min(photos.shape[1], max(side, teacher.side)))
-        photos = reduced(photos, side)
-        factor = 1.0 if usual is None else _factor(teacher, seen, mirrored, float(usual.mean()))
+        own, photos = photos, reduced(photos, side)
         target = np.empty((*photos.shape[:3], len(teacher.classes)), np.uint8)
         with progress(len(photos), note, "photo") as bar:
             for i in range(0, len(photos), _BLOCK):
                 scores = predicted(teacher, seen[i : i + _BLOCK], mirrored)
                 scores = np.stack([_resized(score, side) for score in scores])
+                if classifier is not None:
+                    background = classifier(np.asarray(own[i : i + _BLOCK]))
+                    background = np.stack([enlarged(b, (side, side)) for b in background])
+                    scores = with_background(scores, background)
                 if _has_background(teacher):
-                    if usual is not None:
-                        scores = with_background(scores, aligned(scores[..., 0], usual, factor))
                     scores = _corrected(photos[i : i + _BLOCK], scores)
                 target[i : i + _BLOCK] = np.round(255 * scores)
                 bar.update(len(scores))
@@ -256,47 +257,10 @@ def with_background(
     """Probabilities with another background, channel 0; the other classes share the rest as
     before.
     """
-    rest = scores[..., 1:] / np.maximum(1 - scores[..., :1], 1e-6)
+    rest = scores[..., 1:] + 1e-6  # even where the teacher is certain that none is there
+    rest /= rest.sum(-1, keepdims=True)
     background = background[..., None]
     return np.concatenate([background, rest * (1 - background)], -1)
-
-
-def aligned(
-    background: Float[np.ndarray, "n s s"], usual: Float[np.ndarray, "s s"], factor: float
-) -> Float[np.ndarray, "n s s"]:
-    """The mean of `usual` and of the probabilities with `factor` times their odds.
-
-    A student of crude images takes most of a real object for background, and GrabCut then shrinks
-    it further. `factor` gives as much background as generated images hold, as in distribution
-    alignment (Berthelot et al. 2020).
-    """
-    return ((_likelier(background, factor) + usual) / 2).astype(np.float32)
-
-
-def odds_factor(found: Float[np.ndarray, "*n"], mean: float) -> float:
-    """The factor on the odds of these probabilities after which their mean is `mean`."""
-    low, high = -_MOST_LOG, _MOST_LOG
-    for _ in range(30):
-        middle = (low + high) / 2
-        more = float(_likelier(found, np.exp(middle)).mean()) < mean
-        low, high = (middle, high) if more else (low, middle)
-    return float(np.exp((low + high) / 2))
-
-
-def _likelier(found: Float[np.ndarray, "*n"], factor: float) -> Float[np.ndarray, "*n"]:
-    """Probabilities with `factor` times their odds; none is taken for certain."""
-    found = np.clip(found, _LEAST, 1 - _LEAST)
-    return factor * found / (1 + (factor - 1) * found)
-
-
-def _factor(
-    teacher: Student, photos: UInt8[np.ndarray, "n r r 3"], mirrored: bool, mean: float
-) -> float:
-    """`odds_factor` of the teacher's background, from some of the photos; 1 where it knows none."""
-    if not _has_background(teacher):
-        return 1.0
-    some = photos[np.unique(np.linspace(0, len(photos) - 1, HELD).round().astype(int))]
-    return odds_factor(predicted(teacher, some, mirrored)[..., 0], mean)
 
 
 def _two_views(

@@ -267,6 +267,11 @@ def _job(config: DistillConfig, source: Path | None, cache: Path) -> Job:
     teacher = load_student(config.adapt.teacher) if config.adapt.teacher else None
     start = load_student(config.network.start_from) if config.network.start_from else None
     backbone = None if start else _backbone(config)
+    if config.adapt.alike and backbone is None:
+        raise UsageError(
+            "--alike labels photos by the features of a pretrained backbone, and this student "
+            "begins without one: leave out --alike"
+        )
     if config.source.images is not None:
         classes, train, val, origin, licence = _human(config)
     elif source is None:

@@ -30,6 +30,7 @@ from sis_jax.ops import metrics
 from sis_jax.ops.progress import say
 from sis_jax.stages import adapt
 from sis_jax.training.loop import Checkpoints, Training, as_csv, loop
+from sis_jax.training.photo_labels import STEPS, STEPS_OF_PLACE, PhotoLabels, fitted
 from sis_jax.training.self_training import self_training_step
 from sis_jax.training.student import Recipe, join, new_state, train_step
 from sis_jax.types import Info, SisError, UsageError
@@ -48,8 +49,7 @@ class Job:
     train, val: pairs to learn from and to validate with; empty where only photos are learned from.
     start: the student to begin with. backbone: pretrained weights to begin with.
     teacher: a student whose masks of the photos are learned in the first round.
-    alike: whether the photos are framed like the images, so that their labels hold as much
-        background at the same places.
+    alike: whether the photos are framed like the images: their background is at the same places.
     minutes: the adaptation ends this long after the start.
     origin: a few words on the images. fit: of the student, see `Student`.
     """
@@ -214,12 +214,26 @@ class StudentTraining:
         rows = np.sort(order[(number * size + np.arange(size)) % len(order)])
         side = job.recipe.side if number else self.first_side
         teacher = self._student_of(self.state.kept["teacher"], side)
+        photos, first = self.photos.images[rows], not number
         return adapt.Round.labelled(
-            job.teacher if job.teacher is not None and not number else teacher,
-            self.photos.images[rows], job.recipe.side,
-            f"masks of photos, round {number + 1} of {job.rounds}",
-            mirrored=self.mirrored, pasted=job.pasted > 0, usual=self._usual(),
+            job.teacher if job.teacher is not None and first else teacher, photos,
+            job.recipe.side, f"masks of photos, round {number + 1} of {job.rounds}",
+            mirrored=self.mirrored, pasted=job.pasted > 0,
+            classifier=self._classifier(teacher, photos) if first else None,
         )  # fmt: skip
+
+    def _classifier(self, teacher: Student, photos: np.ndarray) -> PhotoLabels | None:
+        """Fitted to the masks of a teacher that learned from generated images alone; for photos
+        alike, to the place of their background.
+        """
+        job, usual = self.job, self._usual()
+        if job.backbone is None or job.teacher is not None or job.classes[0]["id"] != 0:
+            return None
+        some = np.asarray(photos[fitted(job.backbone, len(photos))])
+        if usual is not None:
+            return PhotoLabels(job.backbone, some, usual[None], STEPS_OF_PLACE)
+        scores = adapt.predicted(teacher, adapt.reduced(some, teacher.side), self.mirrored)
+        return PhotoLabels(job.backbone, some, scores[..., 0], STEPS)
 
     def _usual(self) -> np.ndarray | None:
         """Float32[side side]: share of the images that hold background there, for photos alike."""
@@ -246,7 +260,7 @@ class StudentTraining:
             adapt.judge(student, held, self._val_iou(student), self.mirrored)
             for student in (first, self._student_of(after, job.recipe.side))
         )
-        # Labels of photos alike hold as much background as the images: no collapse to guard from,
+        # Labels of photos alike begin with the place of the background: no collapse to guard from,
         # and crude images' own masks are no measure (street photos: IoU 0.58, then 0.33, refused
         # students that were better on photos, 0.06, then 0.14).
         better = new.score > old.score if job.alike else new.better_than(old)

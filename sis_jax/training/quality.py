@@ -25,9 +25,9 @@ SIZES = 128, 224  # pixels: smaller images are enlarged, larger ones reduced to 
 NAMES = ("frechet", "kernel", "precision", "recall")
 
 
-def spread(count: int) -> np.ndarray:
-    """Numbers of at most `REFERENCE` of so many photos, evenly spread."""
-    return np.unique(np.linspace(0, count - 1, REFERENCE).round().astype(int))
+def spread(count: int, most: int = REFERENCE) -> np.ndarray:
+    """Numbers of at most `most` of so many photos, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, most).round().astype(int))
 
 
 class Quality:

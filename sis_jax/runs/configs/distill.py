@@ -166,7 +166,7 @@ class Adapt:
         rounds: of adaptation: the student labels the photos, and learns from them (4).
         fit: as in `train_generator`, of these photos and of all that the student is given later.
         alike: the photos are framed like the generated images, as those the generator learned from
-            are: their labels hold as much background, and at the same places.
+            are: their first labels begin with the background at the same places.
         minutes: end the adaptation this long after the start, and begin no round that would take
             longer, whatever `rounds` asks for.
     """
