@@ -117,7 +117,7 @@ def discover(config: VerbConfig) -> Path:
     if config.group.fail:
         raise {"usage": UsageError("asked wrongly"), "work": SisError("went wrong"),
                "bug": RuntimeError("a bug"), "stop": KeyboardInterrupt()}[config.group.fail]
-    for _ in progress(range(3), "working", "step"):
+    for _ in progress(3, "working", "step", range(3)):
         pass
     with open(config.out, "w") as file:
         json.dump(config.flat(), file)
@@ -437,7 +437,7 @@ def test_byte_sizes(count, text):
 
 
 def test_progress_is_quiet_until_asked(capsys):
-    assert list(progress([1, 2], "x", "u")) == [1, 2]
+    assert list(progress(2, "x", "u", [1, 2])) == [1, 2]
     assert capsys.readouterr().err == ""
     with showing_progress(), progress(4, "counting", "thing") as bar:
         bar.update(4)

@@ -22,7 +22,7 @@ from sis_jax.checkpoints import catalogue, files, hub
 from sis_jax.checkpoints.build import arrays_of, build
 from sis_jax.checkpoints.student_export import write
 from sis_jax.data.decode import CROPS, Fit, pad_before, padded
-from sis_jax.data.files import check_folder, parse_json, utf8, write_atomic
+from sis_jax.data.files import check_folder, json_bytes, parse_json, utf8, write_atomic
 from sis_jax.data.folder import checked_classes
 from sis_jax.data.threads import in_threads
 from sis_jax.models import students
@@ -153,10 +153,7 @@ class Student:
             "sha256": {files.MODEL: digest}, "facts": self.facts,
         }  # fmt: skip
         content |= {} if self.fit == "crop" else {"fit": self.fit}
-        write_atomic(
-            folder / files.CONFIG,
-            utf8(json.dumps(content, indent=1, ensure_ascii=False) + "\n"),
-        )
+        write_atomic(folder / files.CONFIG, json_bytes(content))
         return folder
 
     def export(self, path: str | Path, flip: bool = False) -> Path:

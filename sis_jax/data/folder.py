@@ -15,7 +15,6 @@ write one dataset. Hugging Face `datasets` loads the folder as it is (`imagefold
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from PIL import Image
 
 from sis_jax.data import draw
 from sis_jax.data.decode import Unusable, load_image
-from sis_jax.data.files import check_folder, json_text, parse_json, write_atomic
+from sis_jax.data.files import check_folder, json_bytes, parse_json, write_atomic
 from sis_jax.data.items import png
 from sis_jax.data.names import below
 from sis_jax.data.threads import in_threads
@@ -250,12 +249,12 @@ class SplitWriter:
         """Write the files of one example; returns its line of metadata.jsonl."""
         name = f"{number:0{self.digits}d}.png"
         row: dict[str, Any] = {"file_name": f"images/{name}", "mask_file_name": f"masks/{name}"}
-        write_atomic(self.folder / row["file_name"], _png(Image.fromarray(example.image), _LEVEL))
-        write_atomic(self.folder / row["mask_file_name"], _png(draw.palette_png(example.mask)))
+        write_atomic(self.folder / row["file_name"], png(example.image, compress_level=_LEVEL))
+        write_atomic(self.folder / row["mask_file_name"], png(draw.palette_png(example.mask)))
         if example.certainty is not None:
             row["certainty_file_name"] = f"certainty/{name}"
             grey = np.round(255 * np.clip(example.certainty, 0, 1)).astype(np.uint8)
-            write_atomic(self.folder / row["certainty_file_name"], _png(Image.fromarray(grey)))
+            write_atomic(self.folder / row["certainty_file_name"], png(grey))
         confidence = None if example.confidence is None else round(float(example.confidence), 5)
         return row | {"seed": example.seed, "confidence": confidence}
 
@@ -301,10 +300,4 @@ def write_chunks(
 
 def classes_json(classes: Sequence[Mapping[str, Any]]) -> bytes:
     """The content of classes.json."""
-    return (json_text(list(classes)) + "\n").encode()
-
-
-def _png(image: Image.Image, level: int = 6) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=level)
-    return buffer.getvalue()
+    return json_bytes(classes)

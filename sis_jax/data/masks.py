@@ -14,7 +14,7 @@ from PIL import Image
 from sis_jax.data import draw
 from sis_jax.data.decode import Unusable, load_image
 from sis_jax.data.exports.formats import write
-from sis_jax.data.files import json_text, write_atomic
+from sis_jax.data.files import json_bytes, write_atomic
 from sis_jax.data.items import png
 from sis_jax.data.names import below, check_parents
 from sis_jax.types import SisError, UsageError
@@ -133,7 +133,7 @@ def write_mask(folder: Path, prediction: Prediction) -> Path:
 
 def write_classes(folder: Path, classes: Sequence[dict[str, Any]]) -> None:
     """Write classes.json, the names of the masks' values."""
-    write_atomic(folder / CLASSES, (json_text(list(classes)) + "\n").encode())
+    write_atomic(folder / CLASSES, json_bytes(classes))
 
 
 def cutout(

@@ -35,7 +35,7 @@ from sis_jax import parallel
 from sis_jax.checkpoints.student import Student
 from sis_jax.data.composites import Layers
 from sis_jax.data.pairs import shuffled
-from sis_jax.data.threads import cores, in_threads
+from sis_jax.data.threads import in_threads
 from sis_jax.models import students
 from sis_jax.ops import grabcut, metrics
 from sis_jax.ops.progress import progress
@@ -147,7 +147,7 @@ class Round:
                 bar.update(len(scores))
         if not (pasted and _has_background(teacher)):
             return cls(photos, target, None)
-        return cls(photos, target, Layers.of(photos, target[..., 0], cores()))
+        return cls(photos, target, Layers.of(photos, target[..., 0]))
 
     def batches(
         self, batch: int, seed: int, start: int, pasted: float
@@ -158,7 +158,7 @@ class Round:
         """
         pool = np.flatnonzero(self.layers.reliable) if self.layers is not None else ()
         count = round(batch * pasted) if len(pool) else 0
-        for step, rows in shuffled(len(self.images), batch, seed, start):
+        for step, rows in shuffled(len(self.images), batch, (seed, 5), start):
             rng = np.random.default_rng([seed, 8, step])
             on = rng.permutation(batch) < count  # in any order, so that every device gets some
             rows = np.where(on, rng.choice(pool, batch), rows) if count else rows

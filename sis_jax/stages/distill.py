@@ -41,7 +41,7 @@ from sis_jax.data.photo_files import list_source
 from sis_jax.data.photos import Photos, own_side
 from sis_jax.data.threads import cores
 from sis_jax.models import backbones, students
-from sis_jax.ops.progress import progress, progress_shown, say
+from sis_jax.ops.progress import progress, say
 from sis_jax.ops.sampling import probe, sample_seeds
 from sis_jax.ops.student_augment import ALIGNED, NONE, WEAK, Augmentation
 from sis_jax.runs.config import without
@@ -297,7 +297,6 @@ def _job(config: DistillConfig, source: Path | None, cache: Path) -> Job:
             rows=rows,
             cache=cache,
             crop=CROPS[config.adapt.fit],
-            progress=progress_shown(),
             min_size=min(side, *train.masks.shape[1:]),  # no finer than what was learned first
         )
         say(photos.summary())

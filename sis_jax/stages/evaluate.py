@@ -177,29 +177,22 @@ def _measure(config: EvaluateConfig, gt: GroundTruth, rule: protocols.Protocol) 
     benchmark, how = config.truth.benchmark, config.measure
     assert not isinstance(how.classes_map, str)
     square = benchmark is not None and canonical(benchmark) in rule.square
-    with progress(len(gt), "evaluate", "photo") as bar:
-        if config.predictions is not None:
-            classes, pairs = _from_folder(config.predictions, gt, square)
-        else:
-            student = _load(config.run)
-            pairs = _from_student(student, gt, rule, config.batch, square)
-            classes = student.classes
-        found = measure(
-            _counted(pairs, bar), list(classes), gt.classes, rule, matching=how.matching,
-            resamples=how.resamples, seed=how.seed, classes_map=how.classes_map,
-        )  # fmt: skip
+    if config.predictions is not None:
+        classes, pairs = _from_folder(config.predictions, gt, square)
+    else:
+        student = _load(config.run)
+        pairs = _from_student(student, gt, rule, config.batch, square)
+        classes = student.classes
+    found = measure(
+        progress(len(gt), "evaluate", "photo", pairs), list(classes), gt.classes, rule,
+        matching=how.matching, resamples=how.resamples, seed=how.seed, classes_map=how.classes_map,
+    )  # fmt: skip
     if gt.skipped:
         found["warnings"].append(f"{len(gt.skipped)} files had no partner and were left out")
     found["warnings"] += [gt.note] if gt.note else []
     found |= {"truth": gt.name, "licence": gt.licence, "size": rule.size}
     paper = PAPER.get((canonical(benchmark), rule.name), {}) if benchmark else {}
     return Metrics(_name(config, gt), found, dict(paper))
-
-
-def _counted(pairs: Iterator[Any], bar: Any) -> Iterator[Any]:
-    for pair in pairs:
-        yield pair
-        bar.update(1)
 
 
 def _load(run: Any) -> Segmenter:

@@ -70,7 +70,7 @@ def _photos_digest(source: str) -> str:
 def _photos(settings: Any, gen: Generator, named: str | None) -> dict[str, Any]:
     if not settings.photos:
         return {"photos": None}
-    photos = Photos.open(settings.photos, settings.trains_at(gen), progress=True)
+    photos = Photos.open(settings.photos, settings.trains_at(gen))
     say(photos.summary())
     return {"photos": photos.images}
 

@@ -267,10 +267,7 @@ def _segment(
 
     threads = min(cores(), _THREADS)
     labelled = _labelled(student, in_threads(read_one, photos, threads), config, skipped)
-    with progress(total, "predict", "photo") as bar:
-        for prediction in in_threads(finish, labelled, threads):
-            yield prediction
-            bar.update(1)
+    yield from progress(total, "predict", "photo", in_threads(finish, labelled, threads))
 
 
 def _labelled(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from sis_jax import parallel
 from sis_jax.checkpoints import load_discriminator, load_lpips
 from sis_jax.data import draw
 from sis_jax.data.files import write_atomic
+from sis_jax.data.items import png
 from sis_jax.data.photos import Photos
 from sis_jax.methods.base import small_image
 from sis_jax.ops import plan
@@ -75,10 +75,8 @@ class Projection:
         arrays = {"w": np.ascontiguousarray(self.w)} | {
             f"noise/{k}": np.ascontiguousarray(v) for k, v in self.noise.items()
         }
-        image = io.BytesIO()
-        self.show(len(self)).save(image, "PNG")
         write_atomic(Path(folder) / "projection.safetensors", save(arrays))
-        write_atomic(Path(folder) / "projection.png", image.getvalue())
+        write_atomic(Path(folder) / "projection.png", png(self.show(len(self))))
         return Path(folder)
 
 
