@@ -275,8 +275,7 @@ def initialize(
     if coordinator is None or num_processes is None or process_id is None:
         raise UsageError(
             "joining processes takes a coordinator (host:port), the number of processes and this "
-            "one's number: "
-            "set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+            "one's number: set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
         )
     if not 0 <= process_id < num_processes:
         raise UsageError(

@@ -260,8 +260,7 @@ def _student(path: Path) -> Info | SisError:
     if raw.get("version") != files.STUDENT_VERSION:
         return SisError(
             f"{path / files.CONFIG} has version {raw.get('version')}, this sis_jax reads version "
-            f"{files.STUDENT_VERSION}: "
-            "update sis_jax, or distil again"
+            f"{files.STUDENT_VERSION}: update sis_jax, or distil again"
         )
     if not (path / files.MODEL).is_file():
         return SisError(f"{path} holds no {files.MODEL}: copy it again")
@@ -359,8 +358,7 @@ def public_file(public: Public) -> Path:
     here = os.environ.get(SEARCH_PATH, "").split(os.pathsep)[0] or "ported_weights"
     raise UsageError(
         f"{public.name} is not here: download {public.source}/{public.file} and put it at "
-        f"{Path(here) / public.file} ({public.licence}); "
-        f"it is read on first use"
+        f"{Path(here) / public.file} ({public.licence}); it is read on first use"
     )
 
 

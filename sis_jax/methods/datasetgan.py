@@ -253,8 +253,7 @@ def _annotated(
     if inputs is None or inputs.annotated is None:
         raise UsageError(
             "datasetgan learns from annotated samples and got none: python -m sis_jax export RUN "
-            "--format blanks --n 16, paint the masks, "
-            "then give their folder as --masks"
+            "--format blanks --n 16, paint the masks, then give their folder as --masks"
         )
     masks, seeds = inputs.annotated, inputs.annotated_seeds
     if len(masks) != len(seeds):
@@ -290,9 +289,8 @@ def _warnings(table: list[dict[str, Any]]) -> Iterator[str]:
         if row["held_out_iou"] < UNSURE:
             yield (
                 f"The class {row['name']} ({row['painted_pixels']:,} pixels) is not yet learned: "
-                "classifiers that saw one half of the annotated "
-                f"samples reach an IoU of {row['held_out_iou']:.2f} on the other half. Paint it "
-                "in more samples."
+                "classifiers that saw one half of the annotated samples reach an IoU of "
+                f"{row['held_out_iou']:.2f} on the other half. Paint it in more samples."
             )
 
 

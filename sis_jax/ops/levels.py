@@ -29,9 +29,8 @@ STEPS = 50  # of k-means with all samples, at most
 MOVING = 1e-3  # share of the labels that change: below this, k-means is at its end
 TOLERANCE = 0.05
 CRITERION = (
-    "in each part of the foreground the smallest k within "
-    f"{TOLERANCE} of the highest agreement (mean adjusted Rand index between k-means on "
-    f"{2 * DRAWS} halves of the samples)"
+    f"in each part of the foreground the smallest k within {TOLERANCE} of the highest agreement "
+    f"(mean adjusted Rand index between k-means on {2 * DRAWS} halves of the samples)"
 )
 _LOOKED_AT = 32_768  # points at a time, where all are gone through
 

@@ -201,8 +201,7 @@ class RunFolder:
             key, old, new = change
             raise UsageError(
                 f"{self.path} already has {name} with {key}={_show(old)}, now asked for "
-                f"{_show(new)}; "
-                f"give another --out, or --overwrite to replace the old files"
+                f"{_show(new)}; give another --out, or --overwrite to replace the old files"
             )
         if (
             not again

@@ -202,10 +202,9 @@ def with_strength(
             )
     raise SisError(
         f"{direction.prompt!r} was not reached: at the largest displacement "
-        f"{100 * passing[-1]:.0f} % of {TRIED} samples pass, at best "
-        f"{100 * max(passing):.0f} %, needed 90 % above {direction.threshold:.3f}; "
-        f"{histogram(score)}. "
-        "Give other prompts, or learn from more samples (discover --rare-n, edit --n)"
+        f"{100 * passing[-1]:.0f} % of {TRIED} samples pass, at best {100 * max(passing):.0f} %, "
+        f"needed 90 % above {direction.threshold:.3f}; {histogram(score)}. Give other prompts, or "
+        "learn from more samples (discover --rare-n, edit --n)"
     )
 
 

@@ -187,8 +187,7 @@ def _warnings(fitted: Fitted, rare: int | None = None) -> list[str]:
     if not fitted.background["found"]:
         found.append(
             f"The background was not found ({fitted.background['why']}), so no class has id 0. "
-            "Look at the gallery and send the background "
-            "there by hand: parts.rename({id: None})."
+            "Look at the gallery and send the background there by hand: parts.rename({id: None})."
         )
     elif "annotated" not in method.wants:
         held = sum(c["border_share"] for c in clusters if c["background"])

@@ -122,7 +122,6 @@ def _same_images(blanks: Any, gen: Generator) -> None:
     if far.max() > 4:  # grey values; another processor rounds differently by a fraction of one
         raise UsageError(
             f"the image of seed {blanks.seeds[int(far.argmax())]} in {blanks.path} is not the "
-            f"image that {gen.info.name} draws for it (mean difference "
-            f"{far.max():.0f} of 255): use the generator that drew the blanks, without --rare, "
-            "and leave images/ as it is"
+            f"image that {gen.info.name} draws for it (mean difference {far.max():.0f} of 255): "
+            "use the generator that drew the blanks, without --rare, and leave images/ as it is"
         )

@@ -38,8 +38,7 @@ class Teacher:
         if mine and theirs and mine != theirs:
             raise SisError(
                 f"the parts were found in {parts.generator.name} ({theirs[:12]}), this generator "
-                f"is {gen.info.name} ({mine[:12]}): "
-                f"run python -m sis_jax.discover again"
+                f"is {gen.info.name} ({mine[:12]}): run python -m sis_jax.discover again"
             )
         gen = mixed(gen, parts.arrays)  # rare classes are drawn beside plain samples
         method = restored(methods.get(parts.method), plain(parts.settings))

@@ -19,9 +19,8 @@ from sis_jax.training.labels4free import draw, mask, masked
 # stability are at most 1
 WRONG_SIDE = 1.0
 WRONG = (
-    "The background is not at the frame of the images, or the masks separate features less "
-    "than a box in the middle would: "
-    "they are probably wrong; give another --seed."
+    "The background is not at the frame of the images, or the masks separate features less than a "
+    "box in the middle would: they are probably wrong; give another --seed."
 )
 COLLAPSED = 0.02  # masks with less than this share in one class do not count
 
