@@ -179,9 +179,7 @@ def check_published(path: Path, public: Public | None, digest: str | None = None
 
 
 def text_of(name_or_path: str | os.PathLike) -> str:
-    """A name or path as text; UsageError for anything else: an address, or more than a path can
-    be long.
-    """
+    """A name or path as text; UsageError for anything else, such as an address."""
     text = os.fspath(name_or_path) if isinstance(name_or_path, (str, os.PathLike)) else None
     if not isinstance(text, str):
         raise UsageError(f"expected a name or a path, got {name_or_path!r}")

@@ -374,9 +374,7 @@ def _at_most(image: np.ndarray, side: int) -> np.ndarray:
 def _fields(
     raw: dict[str, Any],
 ) -> tuple[students.StudentConfig, tuple[dict[str, Any], ...], int, dict[str, Any]]:
-    """Network, classes, resolution and facts of a config.json; ValueError and its like where one
-    is none.
-    """
+    """Network, classes, resolution and facts of a config.json; ValueError for a damaged one."""
     network, usual = raw["network"], students.StudentConfig()
     if any(type(value) is not type(getattr(usual, key, None)) for key, value in network.items()):
         raise ValueError("a field of its network is of another kind")
@@ -394,9 +392,7 @@ def _fields(
 
 
 def _brought_to(image: np.ndarray, side: int, fit: Fit) -> np.ndarray:
-    """The photo with its shorter edge at about `side` pixels, both edges multiples of 16; padded or
-    stretched, a square.
-    """
+    """The photo with a shorter edge of about `side`, edges multiples of 16; for a fit, a square."""
     image = padded(image) if fit == "pad" else image
     h, w = image.shape[:2]
     edges = (side, side) if fit == "stretch" else (s * side / min(h, w) for s in (h, w))

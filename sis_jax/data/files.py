@@ -134,9 +134,7 @@ def json_bytes(value: Any) -> bytes:
 
 
 def utf8(text: str) -> bytes:
-    """Text as UTF-8; a byte of a name that is no text as a backslash and its number, which is how
-    JSON writes it, too.
-    """
+    """Text as UTF-8; bytes that are no text as a backslash and their number, as in JSON."""
     return text.encode("utf-8", "backslashreplace")
 
 

@@ -269,9 +269,7 @@ def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes | Unus
 
 
 class _Member(tarfile.TarInfo):
-    """A member of a tar archive; one of the blocks before it, which Python reads whole, is a name
-    or a few facts.
-    """
+    """A member of a tar archive; a block before it, which Python reads whole, is a few facts."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:

@@ -129,9 +129,7 @@ def _mean_agreement(found: Sequence[Int[np.ndarray, "j"]], k: int) -> float:
 def _typical(
     found: Sequence[Int[np.ndarray, "j"]], k: int
 ) -> tuple[Int[np.ndarray, "j"], Float[np.ndarray, "k"]]:
-    """The clustering that overlaps most with the others, and by how much each of its clusters
-    does.
-    """
+    """The clustering that overlaps most with the others, and how much each of its clusters does."""
     overlaps = [
         np.mean([selection.cluster_agreement(a, b, k) for b in found if b is not a], axis=0)
         for a in found

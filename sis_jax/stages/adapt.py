@@ -50,9 +50,7 @@ _LEAST, _MOST_LOG = 1e-3, 7.0  # of a probability there, and of the logarithm of
 
 @dataclass(frozen=True)
 class Judgement:
-    """stability, agreement: mean IoU, 0 to 1, see `judge`. val_iou: on generated images that
-    were held out.
-    """
+    """stability, agreement: mean IoU, see `judge`. val_iou: on held-out generated images."""
 
     stability: float
     agreement: float | None
@@ -64,9 +62,7 @@ class Judgement:
         return self.stability if self.agreement is None else (self.stability + self.agreement) / 2
 
     def better_than(self, other: Judgement) -> bool:
-        """A higher score that was not paid for with the generated images: masks without any
-        object are stable, too.
-        """
+        """A higher score, not paid for with the generated images: empty masks are stable, too."""
         if self.val_iou is None or other.val_iou is None:
             return self.score > other.score
         return self.score > other.score and self.val_iou > other.val_iou - FORGOTTEN
@@ -171,9 +167,7 @@ class Round:
 
 
 def stability(student: Student, photos: UInt8[np.ndarray, "n s s 3"]) -> float:
-    """Mean IoU between the masks of photos, of the student's side, and those of the same photos in
-    other colours.
-    """
+    """Mean IoU between masks of photos and of the same photos in other colours."""
     graph, params, statistics = training.split(student.network)
     run = parallel.map_devices(_two_views, (None, None, None, 0), 0, devices=1, graph=graph)
     found = []
@@ -253,9 +247,7 @@ def _corrected(
 def with_background(
     scores: Float[np.ndarray, "n s s k"], background: Float[np.ndarray, "n s s"]
 ) -> Float[np.ndarray, "n s s k"]:
-    """Probabilities with another background, channel 0; the other classes share the rest as
-    before.
-    """
+    """Probabilities with another background, channel 0; the other classes share the rest."""
     rest = scores[..., 1:] / np.maximum(1 - scores[..., :1], 1e-6)
     background = background[..., None]
     return np.concatenate([background, rest * (1 - background)], -1)

@@ -199,9 +199,7 @@ def _weights_read(config: DistillConfig) -> dict[str, str]:
 
 
 def _synthesized(source: Path) -> tuple[Path, dict[str, Any]]:
-    """The run that a dataset belongs to, and the record of how it was written, empty where none
-    is.
-    """
+    """The run that a dataset belongs to, and the record of its writing, empty without one."""
     home = source.parent if source.name == "data" else source
     try:
         return home, read_run(home)["stages"]["synthesize"]
@@ -531,9 +529,7 @@ def _tried(config: DistillConfig, source: Path | None) -> dict[str, float]:
 def _data(
     config: DistillConfig, source: Path | None
 ) -> tuple[int, int, Sequence[Mapping[str, Any]], float]:
-    """(images to learn from, their shorter edge as they are held, classes, seconds to read or draw
-    one).
-    """
+    """(images to learn from, their shorter edge as held, classes, seconds to get one)."""
     side = config.train.side or 256
     if config.source.images is not None:
         truth = open_pairs(config.source.images, config.source.masks)

@@ -225,9 +225,7 @@ def _checked(image: np.ndarray) -> np.ndarray:
 
 
 class Seen(NamedTuple):
-    """A photo that was read. image: at its own size, where that is needed later. look: or why there
-    is none.
-    """
+    """A photo that was read. image: where it is needed later. look: or why there is none."""
 
     name: str
     image: np.ndarray | None

@@ -279,9 +279,7 @@ def _planned(
     gen: Any, net: Any, photos: np.ndarray, known: np.ndarray | None, start: np.ndarray,
     maps: dict[str, np.ndarray], recipe: Any, batch: int,
 ) -> tuple[int, Sequence[Any]]:  # fmt: skip
-    """(photos at once, at most `batch` per device; the devices). SisError where the memory there is
-    cannot hold them.
-    """
+    """(photos at once, at most `batch` per device; the devices). SisError for too little memory."""
     data = np.empty((1, *photos.shape[1:]), np.float32), known, np.zeros(1, np.int32)
     given = (gen, net, np.float32(0), nn.begin(start[:1], maps, recipe), *data, np.zeros(3, int))
     devices = parallel.local_devices()

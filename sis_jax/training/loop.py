@@ -286,9 +286,7 @@ def _finite(state: PyTree) -> bool:
 
 @contextmanager
 def _interrupt_after() -> Iterator[list[int]]:
-    """Ctrl-C or a handled SIGTERM inside the block is noted; a second one takes effect. Nothing
-    outside the main thread.
-    """
+    """Ctrl-C or a handled SIGTERM in the block (main thread) waits; a second one does not."""
     caught: list[int] = []
     usual: dict[int, Callable[[int, Any], Any]] = {}
     if threading.current_thread() is threading.main_thread():

@@ -155,9 +155,7 @@ def convert(
 def build_network(
     config: CLIPConfig, arrays: dict[str, np.ndarray], what: str, info: Info
 ) -> CLIPNetwork:
-    """A network with these numbers, taken out of `arrays`; SisError that lists every array which
-    does not fit.
-    """
+    """A network with these numbers, taken out of `arrays`; SisError lists all misfits."""
     return build(lambda: CLIPNetwork(config), arrays, what, info, emptied=True)
 
 
