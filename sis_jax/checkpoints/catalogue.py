@@ -255,11 +255,10 @@ def inventory() -> dict[str, Info | SisError]:
 
 def _student(path: Path) -> Info | SisError:
     raw = parse_json((path / files.CONFIG).read_text("utf-8"))  # `is_ours` has read it
-    if raw.get("version") != files.STUDENT_VERSION:
-        return SisError(
-            f"{path / files.CONFIG} has version {raw.get('version')}, this sis_jax reads version "
-            f"{files.STUDENT_VERSION}: update sis_jax, or distil again"
-        )
+    try:
+        files.check_version(path, raw, "distil again")
+    except UsageError as error:
+        return error
     if not (path / files.MODEL).is_file():
         return SisError(f"{path} holds no {files.MODEL}: copy it again")
     return Info(path.name, str(raw.get("licence", Info.licence)), "distilled by sis_jax")

@@ -235,10 +235,6 @@ class SplitWriter:
     def finished(self) -> bool:
         return (self.folder / METADATA).is_file()
 
-    def write(self, chunk: range, examples: Iterator[Example]) -> None:
-        """Write the examples of one chunk, in order; their names become their numbers."""
-        write_chunks([(self, chunk)], examples)
-
     def record(self, chunk: range, rows: Iterable[Mapping[str, Any]]) -> None:
         """Note that a chunk is written. rows: its lines of metadata.jsonl."""
         write_atomic(
@@ -281,7 +277,9 @@ def write_chunks(
     examples: Iterator[Example],
     written: Callable[[int], object] = lambda count: None,
 ) -> None:
-    """Write chunks one after another on all cores while the next images are drawn."""
+    """Write chunks one after another on all cores while the next images are drawn; the examples'
+    names become their numbers.
+    """
     places = ((writer, number) for writer, chunk in todo for number in chunk)
 
     def write_one(job: tuple[tuple[SplitWriter, int], Example]) -> dict[str, Any]:
