@@ -143,10 +143,7 @@ def open_pairs(
 
 
 def _of_alpha(
-    alpha: UInt8[np.ndarray, "h w"],
-    classes: Sequence[Mapping[str, Any]],
-    name: str,
-    grey_from: int,
+    alpha: UInt8[np.ndarray, "h w"], classes: Sequence[Mapping[str, Any]], name: str, grey_from: int
 ) -> UInt8[np.ndarray, "h w"]:
     """Class ids of a shape in the alpha channel; SisError where it could be that of several."""
     ids = [c["id"] for c in classes if c["id"]]

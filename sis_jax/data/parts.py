@@ -26,14 +26,7 @@ from sis_jax.data.files import (
 )
 from sis_jax.data.folder import checked_classes
 from sis_jax.data.items import png
-from sis_jax.data.part_names import (
-    BACKGROUND,
-    UNSAID,
-    finer_named,
-    followed,
-    grouped,
-    new_class,
-)
+from sis_jax.data.part_names import BACKGROUND, UNSAID, finer_named, followed, grouped, new_class
 from sis_jax.types import Info, SisError, UsageError
 
 _UNREADABLE = (

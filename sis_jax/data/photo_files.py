@@ -215,9 +215,7 @@ def _kind_of(entry: os.DirEntry) -> str:
 # ----------------------------------------------------------------------------------------- archives
 
 
-def _members(
-    pairs: Iterable[tuple[str, Any]],
-) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+def _members(pairs: Iterable[tuple[str, Any]]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """Name -> member of those whose name is a place below a folder; and the rest."""
     found: dict[str, Any] = {}
     refused: list[tuple[str, str]] = []

@@ -43,13 +43,7 @@ from sis_jax.ops.cluster_labels import (
 )
 from sis_jax.ops.resize import resize_bilinear
 from sis_jax.ops.sampling import collect, map_samples, probe, quantised, sample_seeds
-from sis_jax.types import (
-    Generator,
-    Samples,
-    SisError,
-    UsageError,
-    check_taps,
-)
+from sis_jax.types import Generator, Samples, SisError, UsageError, check_taps
 
 RECIPES: dict[str, dict[str, Any]] = {
     # The notebook that trains the published face model: 50 samples, psi 0.7, "layer 7", 128 x 128

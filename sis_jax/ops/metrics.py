@@ -16,9 +16,7 @@ IGNORE = 255  # in a mask: pixels of no class
 
 
 def confusion(
-    gt: Shaped[np.ndarray, "..."],
-    pred: Shaped[np.ndarray, "..."],
-    n_classes: int,
+    gt: Shaped[np.ndarray, "..."], pred: Shaped[np.ndarray, "..."], n_classes: int
 ) -> Int64[np.ndarray, "k k"]:
     """Pixel counts [ground truth, prediction]; add them up over images.
 

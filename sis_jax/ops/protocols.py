@@ -208,10 +208,7 @@ def _at_least(level: np.ndarray) -> np.ndarray:
 
 
 def f_measure(
-    hits: Float[np.ndarray, "k"],
-    predicted: Float[np.ndarray, "k"],
-    gt: int | float,
-    beta2: float,
+    hits: Float[np.ndarray, "k"], predicted: Float[np.ndarray, "k"], gt: int | float, beta2: float
 ) -> Float[np.ndarray, "k"]:
     """F-measure from pixel counts, with the conventions of `f_curve`."""
     precision = np.divide(hits, predicted, out=np.ones_like(hits), where=predicted > 0)

@@ -69,11 +69,7 @@ class Judgement:
 
     def facts(self, when: str) -> dict[str, float]:
         """For run.json and the student's card."""
-        named = {
-            "stability": self.stability,
-            "agreement": self.agreement,
-            "val_iou": self.val_iou,
-        }
+        named = {"stability": self.stability, "agreement": self.agreement, "val_iou": self.val_iou}
         return {
             f"{name}_{when}": round(value, 4) for name, value in named.items() if value is not None
         }

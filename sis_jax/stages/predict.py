@@ -116,11 +116,7 @@ def _without(names: Sequence[str], skipped: list[tuple[str, str]]) -> tuple[str,
 
 
 def _names(
-    sources: list[Source],
-    folder: Path,
-    kind: str,
-    cutouts: bool,
-    skipped: list[tuple[str, str]],
+    sources: list[Source], folder: Path, kind: str, cutouts: bool, skipped: list[tuple[str, str]]
 ) -> list[str]:
     """The photos that can be done; those whose result no file system takes go to `skipped`.
     UsageError where two would be written to one file.

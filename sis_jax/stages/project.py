@@ -308,14 +308,7 @@ def _block(
     state, each = cut(nn.begin(start, maps, recipe)), np.zeros(0)
     bar = progress(steps, f"projection of {n} photos", "step")
     everywhere = parallel.replicate((gen, net, length), devices)
-    run = parallel.map_devices(
-        nn.steps_body,
-        _AXES,
-        0,
-        devices=devices,
-        donate=(3,),
-        recipe=recipe,
-    )
+    run = parallel.map_devices(nn.steps_body, _AXES, 0, devices=devices, donate=(3,), recipe=recipe)
     for first in range(0, steps, BLOCK):
         last = min(first + BLOCK, steps)
         state, each = run(*everywhere, state, *data, np.array([first, last, steps], np.int32))

@@ -5,13 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from sis_jax.data.exports.common import (
-    Classes,
-    Splits,
-    need_image,
-    with_background,
-    yaml_text,
-)
+from sis_jax.data.exports.common import Classes, Splits, need_image, with_background, yaml_text
 from sis_jax.data.files import plain
 from sis_jax.data.items import ahead, pngs
 

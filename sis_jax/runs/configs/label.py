@@ -48,10 +48,9 @@ class Words:
             reliable than one.
     """
 
-    ontology: Annotated[
-        str | Path | Mapping[str, Any] | Ontology | None,
-        spelled("FILE|faces"),
-    ] = field(default=None, kw_only=False)
+    ontology: Annotated[str | Path | Mapping[str, Any] | Ontology | None, spelled("FILE|faces")] = (
+        field(default=None, kw_only=False)
+    )
     prompt: UseAppendAction[tuple[str, ...]] = ()
     neutral: Annotated[tuple[str, ...], arg(help_behavior_hint="")] = ()
     templates: Annotated[tuple[str, ...], arg(help_behavior_hint="")] = ()
