@@ -28,7 +28,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from sis_jax.methods.base import Arrays, Fitted, Inputs, Labelled, features_of
+from sis_jax.methods.base import Arrays, Fitted, Inputs, Labelled, features_of, rendered
 from sis_jax.methods.settings import DatasetGANSettings, check
 from sis_jax.ops import selection
 from sis_jax.ops.progress import progress, say
@@ -337,12 +337,6 @@ def _layers(arrays: Arrays) -> pixels.Layers:
 # device code
 
 
-def _render(
-    gen: Generator, z: Array, truncation: Array, taps: tuple[str, ...]
-) -> tuple[Array, dict[str, Array]]:
-    return gen.synthesize(gen.map(z, truncation), "const", taps)
-
-
 def _collect_body(
     gen: Generator,
     z: Array,
@@ -352,7 +346,7 @@ def _collect_body(
     taps: tuple[str, ...],
     resolution: int,
 ) -> Float[Array, "b p d"]:
-    features = _render(gen, z, truncation, taps)[1]
+    features = rendered(gen, z, truncation, taps)[1]
     return pixels.hypercolumns(tuple(features[t] for t in taps), at, resolution)
 
 
@@ -365,7 +359,7 @@ def _label_body(
     taps: tuple[str, ...],
     majority: bool,
 ) -> tuple[Array, Array, Array]:
-    image, features = _render(gen, z, truncation, taps)
+    image, features = rendered(gen, z, truncation, taps)
     label, confidence = pixels.label_maps(
         layers, tuple(features[t] for t in taps), image.shape[1], majority
     )

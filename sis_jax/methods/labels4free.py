@@ -125,16 +125,8 @@ class Labels4Free(Labels4FreeSettings):
         )
         runs: list[_Run] = []
         while len(runs) < self.tries and (not runs or runs[-1].verdict() < 0):
-            runs.append(
-                _Run(
-                    method,
-                    gen,
-                    seed,
-                    inputs,
-                    attempt=len(runs),
-                    real=runs[-1].real if runs else None,
-                )
-            )
+            real = runs[-1].real if runs else None
+            runs.append(_Run(method, gen, seed, inputs, len(runs), real))
             runs[-1].train()
         run = max(runs, key=_Run.verdict)
         arrays = {k: np.asarray(v) for k, v in run.chosen().items()}
@@ -256,11 +248,7 @@ class _Run:
         # Of weights and batches; samples that judge are those of `seed`
         self.draws = self.seed + 1000 * self.attempt
         # Each device needs whole groups of 4 for the minibatch standard deviation
-        self.devices = max(
-            d
-            for d in range(1, parallel.device_count() + 1)
-            if m.batch % d == 0 and (d == 1 or m.batch // d % 4 == 0)
-        )
+        self.devices = parallel.devices_for(m.batch, group=4)
         names = {f.name for f in fields(training.Recipe)} - {"decay_steps"}
         given = {name: getattr(m, name) for name in names}
         self.recipe = training.Recipe(**given, decay_steps=m.steps if m.decay else 0)

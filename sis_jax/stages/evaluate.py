@@ -196,15 +196,14 @@ def _measure(config: EvaluateConfig, gt: GroundTruth, rule: protocols.Protocol) 
 
 
 def _load(run: Any) -> Segmenter:
-    if not isinstance(run, str | Path):
-        if not isinstance(run, Segmenter):
-            raise UsageError(
-                f"a {type(run).__name__} is no network that can be measured: expected `.classes` "
-                "and `.scores(images)`"
-            )
-        return run
-
-    return load_student(run)
+    if isinstance(run, str | Path):
+        return load_student(run)
+    if not isinstance(run, Segmenter):
+        raise UsageError(
+            f"a {type(run).__name__} is no network that can be measured: expected `.classes` and "
+            "`.scores(images)`"
+        )
+    return run
 
 
 def _from_student(

@@ -82,8 +82,7 @@ class StudentTraining:
     def __init__(self, folder: Path, job: Job):
         self.folder, self.job = folder, job
         self.stop_at = np.inf if job.minutes is None else time.perf_counter() + 60 * job.minutes
-        batch = job.recipe.batch
-        self.devices = max(d for d in range(1, parallel.device_count() + 1) if batch % d == 0)
+        self.devices = parallel.devices_for(job.recipe.batch)
         # The resolution at which the student from before the photos works.
         given = job.start.side if job.start is not None and not job.recipe.steps else None
         self.first_side = given or job.recipe.side

@@ -85,8 +85,7 @@ class GeneratorTraining:
         self.job, self.checkpoints = job, checkpoints
         # Each device needs whole groups of 4 for the minibatch standard deviation: with a small
         # batch some devices stay idle.
-        counts = range(1, parallel.device_count() + 1)
-        self.devices = max((d for d in counts if job.batch % (4 * d) == 0), default=1)
+        self.devices = parallel.devices_for(job.batch, group=4)
         self.graphs, state = _begun(job)
         found = checkpoints.restore(state, best=_networks(state))
         self.run = found or Training(state)
