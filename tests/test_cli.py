@@ -270,7 +270,8 @@ def test_help_of_a_real_verb_loads_nothing_heavy(verb):
     """Without these `--help` answers in a fraction of a second; seconds themselves depend on who
     else uses the machine.
     """
-    heavy = "jax flax optax orbax scipy cv2 transformers tensorflow_datasets matplotlib jinja2"
+    heavy = "numpy jaxtyping jax flax optax orbax scipy cv2 transformers tensorflow_datasets"
+    heavy += " matplotlib jinja2"
     code = (
         "import sys, runpy\nsys.argv[1:] = ['--help']\n"
         f"try:\n    runpy.run_module('sis_jax.{verb}', run_name='__main__')\n"

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from sis_jax.errors import UsageError
 from sis_jax.runs.config import RESOLVED, Config, PythonOnly, Switch, spelled
-from sis_jax.types import UsageError
 
 if TYPE_CHECKING:
     from sis_jax.checkpoints.clip import CLIP
