@@ -25,7 +25,6 @@ from sis_jax.data import draw
 from sis_jax.data.exports.formats import new_folder
 from sis_jax.data.files import json_bytes, parse_json, read_run, utf8
 from sis_jax.data.folder import Dataset
-from sis_jax.data.items import png
 from sis_jax.data.names import below
 from sis_jax.types import SisError, UsageError
 
@@ -122,8 +121,10 @@ def _write_one(place: Path, example: Any, filled: bool) -> dict[str, Any]:
             "again: write the dataset anew"
         )
     name = f"{example.seed}.png"
-    mask = png(draw.palette_png(example.mask if filled else np.full_like(example.mask, IGNORE)))
-    for kind, data in (("images", png(example.image)), ("masks", mask)):
+    mask = draw.png(
+        draw.palette_png(example.mask if filled else np.full_like(example.mask, IGNORE))
+    )
+    for kind, data in (("images", draw.png(example.image)), ("masks", mask)):
         (place / kind).mkdir(exist_ok=True)
         (place / kind / name).write_bytes(data)
     return {

@@ -7,6 +7,7 @@ a tritan viewer at once (OKLab distance, dichromacy after Machado 2009).
 
 from __future__ import annotations
 
+import io
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
@@ -201,6 +202,14 @@ def palette_png(mask: Integer[np.ndarray, "h w"]) -> Image.Image:
     # Turns the grey image into a palette one, pixels unchanged
     image.putpalette(palette().ravel().tolist())
     return image
+
+
+def png(image: Image.Image | UInt8[np.ndarray, "h w *c"], **options: Any) -> bytes:
+    """One image as a PNG file; options: Pillow's."""
+    buffer = io.BytesIO()
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    image.save(buffer, "PNG", **options)
+    return buffer.getvalue()
 
 
 def _as_mask(mask: Any) -> np.ndarray:

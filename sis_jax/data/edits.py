@@ -15,7 +15,6 @@ from safetensors.numpy import load_file, save
 
 from sis_jax.data import draw
 from sis_jax.data.files import json_bytes, parse_json, write_atomic
-from sis_jax.data.items import png
 from sis_jax.data.names import flat, key, twins
 from sis_jax.ops import compositing
 from sis_jax.types import SisError, UsageError
@@ -128,14 +127,14 @@ class Edit:
             "edits": self.table(),
         }
         out = {
-            "edit.png": png(self.show(len(self))),
+            "edit.png": draw.png(self.show(len(self))),
             "edit.safetensors": save({k: np.ascontiguousarray(getattr(self, k)) for k in _ARRAYS}),
         }
         for i, stem in enumerate(_stems(self.names, self.strengths)):
-            out[f"{stem}.png"] = png(self.originals[i])
+            out[f"{stem}.png"] = draw.png(self.originals[i])
             for j, strength in enumerate(self.strengths):
-                out[f"{stem}_{strength:+g}.png"] = png(self.images[i, j])
-                out[f"{stem}_{strength:+g}_plain.png"] = png(self.plain[i, j])
+                out[f"{stem}_{strength:+g}.png"] = draw.png(self.images[i, j])
+                out[f"{stem}_{strength:+g}_plain.png"] = draw.png(self.plain[i, j])
         # Last: it marks the folder as complete
         return out | {"edit.json": json_bytes(facts)}
 

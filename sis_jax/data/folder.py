@@ -29,7 +29,6 @@ from PIL import Image
 from sis_jax.data import draw
 from sis_jax.data.decode import Unusable, load_image
 from sis_jax.data.files import check_folder, json_bytes, parse_json, write_atomic
-from sis_jax.data.items import png
 from sis_jax.data.names import below
 from sis_jax.data.threads import in_threads
 from sis_jax.types import SisError, UsageError
@@ -180,7 +179,7 @@ class Dataset:
         return Image.fromarray(draw.sample_grid(images, masks, [e.name for e in shown]))
 
     def _repr_png_(self) -> bytes:
-        return png(self.show())
+        return draw.png(self.show())
 
 
 def _check_row(number: int, row: Any) -> None:
@@ -245,12 +244,12 @@ class SplitWriter:
         """Write the files of one example; returns its line of metadata.jsonl."""
         name = f"{number:0{self.digits}d}.png"
         row: dict[str, Any] = {"file_name": f"images/{name}", "mask_file_name": f"masks/{name}"}
-        write_atomic(self.folder / row["file_name"], png(example.image, compress_level=_LEVEL))
-        write_atomic(self.folder / row["mask_file_name"], png(draw.palette_png(example.mask)))
+        write_atomic(self.folder / row["file_name"], draw.png(example.image, compress_level=_LEVEL))
+        write_atomic(self.folder / row["mask_file_name"], draw.png(draw.palette_png(example.mask)))
         if example.certainty is not None:
             row["certainty_file_name"] = f"certainty/{name}"
             grey = np.round(255 * np.clip(example.certainty, 0, 1)).astype(np.uint8)
-            write_atomic(self.folder / row["certainty_file_name"], png(grey))
+            write_atomic(self.folder / row["certainty_file_name"], draw.png(grey))
         confidence = None if example.confidence is None else round(float(example.confidence), 5)
         return row | {"seed": example.seed, "confidence": confidence}
 

@@ -15,7 +15,6 @@ from sis_jax.data import draw
 from sis_jax.data.decode import Unusable, load_image
 from sis_jax.data.exports.formats import write
 from sis_jax.data.files import json_bytes, write_atomic
-from sis_jax.data.items import png
 from sis_jax.data.names import below, check_parents
 from sis_jax.types import SisError, UsageError
 
@@ -109,7 +108,7 @@ class Masks(Sequence):
         )
 
     def _repr_png_(self) -> bytes | None:
-        return png(self.show()) if self.held and self.held[0].image is not None else None
+        return draw.png(self.show()) if self.held and self.held[0].image is not None else None
 
 
 def mask_file(name: str) -> str:
@@ -127,7 +126,7 @@ def mask_path(folder: Path, name: str) -> Path:
 def write_mask(folder: Path, prediction: Prediction) -> Path:
     """Write one palette PNG; returns its path."""
     path = mask_path(folder, prediction.name)
-    write_atomic(path, png(draw.palette_png(prediction.mask)))
+    write_atomic(path, draw.png(draw.palette_png(prediction.mask)))
     return path
 
 

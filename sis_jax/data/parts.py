@@ -25,7 +25,6 @@ from sis_jax.data.files import (
     write_atomic,
 )
 from sis_jax.data.folder import checked_classes
-from sis_jax.data.items import png
 from sis_jax.data.part_names import BACKGROUND, UNSAID, finer_named, followed, grouped, new_class
 from sis_jax.types import Info, SisError, UsageError
 
@@ -227,7 +226,7 @@ class Parts:
         return draw.beside(finer, max(self.names, default=0))
 
     def _repr_png_(self) -> bytes | None:
-        return png(self.show()) if len(self.samples) else None
+        return draw.png(self.show()) if len(self.samples) else None
 
     # files
 
@@ -235,10 +234,10 @@ class Parts:
         """Everything `save` writes, by name: images of the samples, arrays, classes, the sweep."""
         out: dict[str, bytes] = {}
         for i, (image, mask) in enumerate(zip(self.samples, self.classify(self.masks))):
-            out[f"samples/{i:02d}_image.png"] = png(image)
-            out[f"samples/{i:02d}_mask.png"] = png(draw.palette_png(mask))
+            out[f"samples/{i:02d}_image.png"] = draw.png(image)
+            out[f"samples/{i:02d}_mask.png"] = draw.png(draw.palette_png(mask))
         if len(self.samples):
-            out["gallery.png"] = png(self.show(len(self.samples)), optimize=True)
+            out["gallery.png"] = draw.png(self.show(len(self.samples)), optimize=True)
         if self.sweep:
             out["sweep.json"] = json_bytes(self.sweep)
         arrays = dict(self.arrays) | {"samples/clusters": self.masks}
@@ -251,7 +250,7 @@ class Parts:
         }
         if self.finer is not None:
             for i, mask in enumerate(self.finer.classify(self.finer.masks)):
-                out[f"samples/{i:02d}_finer.png"] = png(draw.palette_png(mask))
+                out[f"samples/{i:02d}_finer.png"] = draw.png(draw.palette_png(mask))
             arrays |= dict(self.finer.arrays) | {f"{FINER}samples/clusters": self.finer.masks}
             facts["finer"] = self.finer._facts_of_level() | {"samples": self.finer._shown()}
         out["parts.safetensors"] = save({k: np.ascontiguousarray(v) for k, v in arrays.items()})

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from sis_jax import methods, parallel
+from sis_jax import parallel
 from sis_jax.checkpoints import hub, load_generator
 from sis_jax.data.part_names import finer_classes
 from sis_jax.data.part_summary import summary_of
 from sis_jax.data.parts import Parts, classes_from
+from sis_jax.methods import base as methods
 from sis_jax.methods.base import Fitted
 from sis_jax.ops.sampling import sample_seeds
 from sis_jax.ops.selection import only_just

@@ -19,10 +19,10 @@ import numpy as np
 
 from sis_jax import parallel
 from sis_jax.checkpoints.student import Look, Student, load_student
+from sis_jax.data import draw
 from sis_jax.data.decode import Unusable
 from sis_jax.data.exports.formats import write
 from sis_jax.data.files import disk_errors, parse_json, plain, remove_temporary, write_atomic
-from sis_jax.data.items import png
 from sis_jax.data.masks import (
     Masks,
     Prediction,
@@ -297,7 +297,7 @@ def _write_extras(folder: Path, prediction: Prediction, config: PredictConfig) -
     if config.cutouts and prediction.image is not None:
         write_atomic(
             target.with_name(f"{target.stem}-cutout.png"),
-            png(cutout(prediction.image, prediction.mask, prediction.scores)),
+            draw.png(cutout(prediction.image, prediction.mask, prediction.scores)),
         )
 
 

@@ -17,7 +17,6 @@ from sis_jax import parallel
 from sis_jax.checkpoints import load_discriminator, load_lpips
 from sis_jax.data import draw
 from sis_jax.data.files import write_atomic
-from sis_jax.data.items import png
 from sis_jax.data.photos import Photos
 from sis_jax.methods.base import small_image
 from sis_jax.ops import plan
@@ -76,7 +75,7 @@ class Projection:
             f"noise/{k}": np.ascontiguousarray(v) for k, v in self.noise.items()
         }
         write_atomic(Path(folder) / "projection.safetensors", save(arrays))
-        write_atomic(Path(folder) / "projection.png", png(self.show(len(self))))
+        write_atomic(Path(folder) / "projection.png", draw.png(self.show(len(self))))
         return Path(folder)
 
 

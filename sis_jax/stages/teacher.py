@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from sis_jax import methods
 from sis_jax.checkpoints import catalogue, load_generator
 from sis_jax.data.files import plain, read_run
 from sis_jax.data.parts import Parts
+from sis_jax.methods import base as methods
 from sis_jax.methods.base import Fitted
 from sis_jax.methods.settings import restored
 from sis_jax.models.moved import Moved, mixed

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sis_jax.checkpoints.clip import CLIP
+from sis_jax.data import draw
 from sis_jax.data.files import json_bytes
-from sis_jax.data.items import png
 from sis_jax.data.ontology import Ontology, ontology_of
 from sis_jax.data.parts import Parts
 from sis_jax.runs.configs.discover import DiscoverConfig, RareClass
@@ -78,7 +78,7 @@ class Texts:
             class_id = next(c["id"] for c in parts.classes if rare.cluster in c["clusters"])
             files |= {
                 "rare.json": json_bytes(described(rare)),
-                "rare.png": png(sheet(rare, class_id), optimize=True),
+                "rare.png": draw.png(sheet(rare, class_id), optimize=True),
                 "rare.safetensors": rare.direction.to_bytes(),
             }
         return parts, files

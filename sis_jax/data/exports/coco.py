@@ -16,8 +16,8 @@ import numpy as np
 from pycocotools import mask as rle
 
 from sis_jax.data.exports.common import Classes, Splits
+from sis_jax.data.exports.items import Item, ahead, image_png
 from sis_jax.data.files import plain, utf8
-from sis_jax.data.items import Item, ahead, image_png
 
 
 def save(splits: Splits, classes: Classes, folder: Path, card: str) -> str:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sis_jax.data.exports.items import items
 from sis_jax.data.files import json_bytes, replacing, utf8
-from sis_jax.data.items import items
 from sis_jax.ops.progress import progress, say
 from sis_jax.types import UsageError, unknown_name
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from sis_jax.data.exports.common import Classes, Splits, yaml_text
+from sis_jax.data.exports.items import ahead, image_png
 from sis_jax.data.exports.polygons import fill, polygons
-from sis_jax.data.items import ahead, image_png
 from sis_jax.ops import metrics
 
 _DIGITS = 6

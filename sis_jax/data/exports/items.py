@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image
 
 from sis_jax.data import draw
 from sis_jax.data import names as file_names
@@ -107,22 +105,14 @@ def ahead(work: Callable[[Item], Any], stream: Iterable[Item]) -> Iterator[tuple
 
 def pngs(item: Item) -> tuple[bytes | None, bytes]:
     """(image, mask) as PNG files; the mask is an 8-bit palette image, pixel = class id."""
-    return image_png(item), png(draw.palette_png(item.mask))
+    return image_png(item), draw.png(draw.palette_png(item.mask))
 
 
 def grey_pngs(item: Item) -> tuple[bytes | None, bytes]:
     """Like `pngs`, the mask as a grey image: OpenCV, by which TFDS decodes, loses a palette."""
-    return image_png(item), png(item.mask)
+    return image_png(item), draw.png(item.mask)
 
 
 def image_png(item: Item) -> bytes | None:
     """The image alone as a PNG file, for formats that keep the mask in another way."""
-    return None if item.image is None else png(item.image)
-
-
-def png(image: Image.Image | UInt8[np.ndarray, "h w *c"], **options: Any) -> bytes:
-    """One image as a PNG file; options: Pillow's."""
-    buffer = io.BytesIO()
-    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    image.save(buffer, "PNG", **options)
-    return buffer.getvalue()
+    return None if item.image is None else draw.png(item.image)
