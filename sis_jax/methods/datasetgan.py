@@ -177,11 +177,9 @@ class DatasetGAN(DatasetGANSettings):
             bar.update(steps)
             bar.set_postfix_str(f"loss {loss:.3f}")
 
-        layers = pixels.train(
-            x, y, weight, seen, classes=classes, hidden=hidden, steps=self.steps,
-            batch=min(self.batch, len(x)), learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay, seed=seed, tick=tick,
-        )  # fmt: skip
+        batch = min(self.batch, len(x))
+        recipe = pixels.Recipe(hidden, self.steps, batch, self.learning_rate, self.weight_decay)
+        layers = pixels.train(x, y, weight, seen, classes, recipe, seed, tick)
         bar.close()
         return layers, seen
 

@@ -54,7 +54,7 @@ from sis_jax.ops.progress import say
 from sis_jax.ops.sampling import collect, image_only, map_samples, sample_seeds
 from sis_jax.training import labels4free as training
 from sis_jax.training import labels4free_checks as checks
-from sis_jax.training.loop import Checkpoints, Training, as_csv, loop, on_devices
+from sis_jax.training.loop import Checkpoints, Course, Training, as_csv, loop, on_devices
 from sis_jax.types import Generator, Samples, SisError, UsageError
 
 _PUBLISHED: dict[str, Any] = {
@@ -328,13 +328,14 @@ class _Run:
         m = self.method
         rate = m.d_learning_rate / 3
         if not self._hopeless():
-            for step, facts in loop(
-                self.run, self._step_fn(), self._batches, steps=m.steps, every=m.check,
-                checkpoints=self.checkpoints, name="alpha network", devices=self.devices,
-                losses=("loss_a", "loss_d"), cure=f"give --d-learning-rate {rate:g}",
-                stop=self._hopeless,
+            course = Course(
+                m.steps, m.check, self._hopeless, ("loss_a", "loss_d"),
+                f"give --d-learning-rate {rate:g}", "alpha network",
                 show=lambda row: f"foreground {row['share']:.2f}, score {row['score']:.3f}",
-            ):  # fmt: skip
+            )  # fmt: skip
+            for step, facts in loop(
+                self.run, self._step_fn(), self._batches, course, self.checkpoints, self.devices
+            ):
                 self._judge(step, facts)
         self.checkpoints.close()
 

@@ -29,7 +29,7 @@ from sis_jax.models import students
 from sis_jax.ops import metrics
 from sis_jax.ops.progress import say
 from sis_jax.stages import adapt
-from sis_jax.training.loop import Checkpoints, Training, as_csv, loop
+from sis_jax.training.loop import Checkpoints, Course, Training, as_csv, loop
 from sis_jax.training.self_training import self_training_step
 from sis_jax.training.student import Recipe, join, new_state, train_step
 from sis_jax.types import Info, SisError, UsageError
@@ -178,12 +178,14 @@ class StudentTraining:
         def step(state: Any, number: int, rows: tuple[np.ndarray, ...]) -> tuple[Any, Any]:
             return run(state, jax.random.fold_in(key, number), *self._blocks(rows))
 
-        cure = f"give --learning-rate {recipe.learning_rate / 3:g} --overwrite"
+        course = Course(
+            recipe.steps, self.job.snapshot, stop, name=self.state.facts["phase"],
+            cure=f"give --learning-rate {recipe.learning_rate / 3:g} --overwrite",
+            unit=("img", recipe.batch), show=_shown,
+        )  # fmt: skip
         for number, facts in loop(
-            self.state, step, batches, steps=recipe.steps, every=self.job.snapshot,
-            checkpoints=self.checkpoints, name=self.state.facts["phase"],
-            unit=("img", recipe.batch), devices=self.devices, cure=cure, stop=stop, show=_shown,
-        ):  # fmt: skip
+            self.state, step, batches, course, self.checkpoints, self.devices
+        ):
             self._note(number, facts)
 
     def _blocks(self, rows: tuple[np.ndarray, ...]) -> list[Any]:
