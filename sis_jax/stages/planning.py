@@ -164,8 +164,9 @@ class Planner:
     def _first(self) -> Plan:
         config, platform = self.config, jax.default_backend()
         sizes = budget.asked(budget.usual(platform, self.shown), config)
-        if self.trains and config.start_from not in (None, "none") and config.resolution is None:
-            sizes = replace(sizes, resolution=load_generator(config.start_from).resolution)
+        start = config.sizes.start_from
+        if self.trains and start not in (None, "none") and config.sizes.resolution is None:
+            sizes = replace(sizes, resolution=load_generator(start).resolution)
         if self.budget is None:
             if self.trains:
                 say(
