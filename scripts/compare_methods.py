@@ -133,10 +133,7 @@ def compare(
     job = Job(gen, Path(out), images, masks, blanks, photos, seed=seed, settings=own, **small)
     chosen = methods or tuple(METHODS)
     config = CompareConfig(gen, images, masks, seed, own, **small)
-    with (
-        RunFolder.open(out, overwrite) as run,
-        run.stage(config, again=True) as stage,
-    ):
+    with RunFolder.open(out, overwrite) as run, run.stage(config, again=True) as stage:
         rows = [] if overwrite or not stage.resumed else _read(run.path / "comparison.json")
         for name in chosen:
             if any(r["method"] == name and not r["note"] for r in rows):

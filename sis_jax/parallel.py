@@ -136,6 +136,12 @@ def device_count() -> int:
     return len(local_devices())
 
 
+def devices_for(batch: int, group: int = 1) -> int:
+    """How many devices share a batch evenly, each in whole groups; 1 where no number does."""
+    counts = range(1, device_count() + 1)
+    return max((d for d in counts if batch % (group * d) == 0), default=1)
+
+
 def fast_in_bfloat16(device: Any) -> bool:
     """Whether convolutions gain from bfloat16 there: on TPUs and on GPUs that have it, NVIDIA's
     from compute capability 8 on (a T4 or V100 emulates it).
@@ -275,8 +281,7 @@ def initialize(
     if coordinator is None or num_processes is None or process_id is None:
         raise UsageError(
             "joining processes takes a coordinator (host:port), the number of processes and this "
-            "one's number: "
-            "set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+            "one's number: set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
         )
     if not 0 <= process_id < num_processes:
         raise UsageError(

@@ -117,7 +117,7 @@ def discover(config: VerbConfig) -> Path:
     if config.group.fail:
         raise {"usage": UsageError("asked wrongly"), "work": SisError("went wrong"),
                "bug": RuntimeError("a bug"), "stop": KeyboardInterrupt()}[config.group.fail]
-    for _ in progress(range(3), "working", "step"):
+    for _ in progress(3, "working", "step", range(3)):
         pass
     with open(config.out, "w") as file:
         json.dump(config.flat(), file)
@@ -270,7 +270,8 @@ def test_help_of_a_real_verb_loads_nothing_heavy(verb):
     """Without these `--help` answers in a fraction of a second; seconds themselves depend on who
     else uses the machine.
     """
-    heavy = "jax flax optax orbax scipy cv2 transformers tensorflow_datasets matplotlib jinja2"
+    heavy = "numpy jaxtyping jax flax optax orbax scipy cv2 transformers tensorflow_datasets"
+    heavy += " matplotlib jinja2"
     code = (
         "import sys, runpy\nsys.argv[1:] = ['--help']\n"
         f"try:\n    runpy.run_module('sis_jax.{verb}', run_name='__main__')\n"
@@ -437,7 +438,7 @@ def test_byte_sizes(count, text):
 
 
 def test_progress_is_quiet_until_asked(capsys):
-    assert list(progress([1, 2], "x", "u")) == [1, 2]
+    assert list(progress(2, "x", "u", [1, 2])) == [1, 2]
     assert capsys.readouterr().err == ""
     with showing_progress(), progress(4, "counting", "thing") as bar:
         bar.update(4)

@@ -21,7 +21,7 @@ RED, BLUE, DARK, WHITE = (200, 0, 0), (0, 0, 200), (10, 10, 10), (250, 250, 250)
 
 def test_the_foreground_is_filled_with_the_background_around_it():
     images, background = photos([(RED, BLUE), (WHITE, DARK)])
-    layers = Layers.of(images, background, threads=2)
+    layers = Layers.of(images, background)
     assert layers.usable.all()
     np.testing.assert_array_equal(layers.backgrounds[0], np.broadcast_to(BLUE, (32, 32, 3)))
     np.testing.assert_array_equal(layers.backgrounds[1], np.broadcast_to(DARK, (32, 32, 3)))
@@ -32,23 +32,23 @@ def test_the_foreground_is_filled_with_the_background_around_it():
 def test_only_the_edge_of_the_foreground_counts_for_its_colour():
     images, background = photos([(RED, BLUE)], size=64)
     images[0, 30:34, 30:34] = WHITE  # the middle, far from the background
-    assert Layers.of(images, background, 1).edge_colour[0] == pytest.approx(RED)
+    assert Layers.of(images, background).edge_colour[0] == pytest.approx(RED)
 
 
 def test_photos_without_background_lend_none():
     images, background = photos([(RED, BLUE), (WHITE, DARK)])
     background[0] = 0
-    layers = Layers.of(images, background, threads=1)
+    layers = Layers.of(images, background)
     assert layers.usable.tolist() == [False, True]
     partners = layers.partners(np.zeros(50, int), np.random.default_rng(0))
     assert set(partners) == {1}
     background[1] = 0
-    assert not Layers.of(images, background, threads=1).reliable.any()
+    assert not Layers.of(images, background).reliable.any()
 
 
 def test_backgrounds_like_the_edge_are_preferred():
     images, background = photos([(DARK, WHITE), (RED, DARK), (RED, WHITE)] + [(RED, BLUE)] * 7)
-    layers = Layers.of(images, background, threads=1)
+    layers = Layers.of(images, background)
     partners = layers.partners(np.zeros(2000, int), np.random.default_rng(0))
     # Ten backgrounds, one of which is dark as the first photo's foreground.
     assert 0.25 < (partners == 1).mean() < 0.6
@@ -59,5 +59,5 @@ def test_backgrounds_like_the_edge_are_preferred():
 def test_foregrounds_are_pasted_from_photos_where_they_stand_out():
     images, background = photos([(DARK, (30, 30, 30)), (RED, BLUE), (WHITE, DARK), (DARK, DARK)])
     background[2, :16] = 128  # a teacher that is uncertain about half of it
-    layers = Layers.of(images, background, threads=1)
+    layers = Layers.of(images, background)
     assert layers.reliable.tolist() == [False, True, False, False]

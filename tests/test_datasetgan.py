@@ -139,18 +139,8 @@ def points(n=400, d=6, seed=0):
 
 def trained(x, y, seen, steps=150, hidden=(32, 16), weight=None, **more):
     weight = np.ones(len(x), np.float32) if weight is None else weight
-    return pixels.train(
-        x,
-        y,
-        weight,
-        seen,
-        classes=int(y.max()) + 1,
-        hidden=hidden,
-        steps=steps,
-        batch=64,
-        learning_rate=1e-2,
-        **more,
-    )
+    recipe = pixels.Recipe(hidden, steps, batch=64, learning_rate=1e-2)
+    return pixels.train(x, y, weight, seen, int(y.max()) + 1, recipe, **more)
 
 
 def test_networks_learn_what_a_linear_read_out_cannot():

@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from sis_jax import __main__ as door
 from sis_jax.data.exports import formats
 from sis_jax.data.exports.polygons import fill, polygons
-from sis_jax.data.folder import Dataset, Example, SplitWriter, classes_json
+from sis_jax.data.folder import Dataset, Example, SplitWriter, classes_json, write_chunks
 from sis_jax.data.ground_truth import open_pairs
 from sis_jax.export import export
 from sis_jax.types import SisError, UsageError
@@ -320,7 +320,7 @@ def run(tmp_path):
     for split, examples in SPLITS.items():
         writer = SplitWriter(data / split, len(examples), 4)
         for chunk in writer.chunks():
-            writer.write(chunk, iter(examples[chunk.start : chunk.stop]))
+            write_chunks([(writer, chunk)], iter(examples[chunk.start : chunk.stop]))
         writer.finish()
     return tmp_path / "run"
 

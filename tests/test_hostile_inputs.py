@@ -183,7 +183,7 @@ def open_file(place, seed):
     name = rng.choice(list(FILES))
     path = place / "in" / name
     path.write_bytes(mutated(FILES[name], rng))
-    survives(lambda: Photos.open(path, 8, min_size=0, threads=1))
+    survives(lambda: Photos.open(path, 8, min_size=0))
     if name.startswith("a."):
         survives(lambda: read_mask(path))
     else:

@@ -11,15 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from sis_jax import parallel
 from sis_jax.ops import kmeans_steps as steps
-from sis_jax.ops.kmeans import (
-    KMeans,
-    _contenders,
-    _Data,
-    assign,
-    kmeans,
-    predict,
-    scores,
-)
+from sis_jax.ops.kmeans import KMeans, _contenders, _Data, assign, kmeans, predict, scores
 from sis_jax.types import UsageError
 
 

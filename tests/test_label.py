@@ -229,10 +229,7 @@ def test_long_prompts_say_what_was_cut(disc, clip):
 
 def test_batches_change_nothing(disc, clip, monkeypatch):
     gen, parts = disc
-    teacher, words = (
-        Teacher.of(gen, parts),
-        Ontology((("white", "disc"), ("black", "ground"))),
-    )
+    teacher, words = (Teacher.of(gen, parts), Ontology((("white", "disc"), ("black", "ground"))))
     one = naming.name_parts(teacher, clip, words, Naming(n=11))
     monkeypatch.setattr(regions, "BATCH", 3)
     other = naming.name_parts(teacher, clip, words, Naming(n=11))

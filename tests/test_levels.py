@@ -18,14 +18,7 @@ from sis_jax.ops.cluster_labels import label_maps
 from sis_jax.runs.configs.distill import DistillConfig, Source
 from sis_jax.runs.configs.label import Naming
 from sis_jax.stages import distill as distill_stage
-from sis_jax.stages.naming import (
-    Named,
-    Query,
-    _separated,
-    _statements,
-    _with_mixtures,
-    name_parts,
-)
+from sis_jax.stages.naming import Named, Query, _separated, _statements, _with_mixtures, name_parts
 from sis_jax.stages.teacher import Teacher
 from sis_jax.types import Info, UsageError
 

@@ -15,7 +15,7 @@ import pytest
 from sis_jax import parallel
 from sis_jax.data.files import CannotWrite
 from sis_jax.training import loop as loops
-from sis_jax.training.loop import Checkpoints, Training, loop
+from sis_jax.training.loop import Checkpoints, Course, Training, loop
 from sis_jax.types import SisError, UsageError
 
 ADAM = optax.adam(optax.cosine_decay_schedule(0.1, 100), b1=0.5)
@@ -52,9 +52,10 @@ def train(folder, steps=6, step_fn=step_fn, every=2, **settings):
     checkpoints = Checkpoints(folder, CONFIG)
     run = checkpoints.restore(first_state(), best=first_state()["params"])
     run = run or Training(first_state(), kept={"best": first_state()["params"]})
-    settings = {"steps": steps, "every": every, "checkpoints": checkpoints} | settings
+    devices = settings.pop("devices", 1)
+    course = Course(steps, every, **settings)
     try:
-        for step, facts in loop(run, step_fn, batches, **settings):
+        for step, facts in loop(run, step_fn, batches, course, checkpoints, devices):
             run.curve.append({"step": step} | facts)
             run.kept["best"] = run.state["params"]
     finally:
@@ -208,11 +209,10 @@ def test_stop_ends_with_a_snapshot(tmp_path):
     assert run.step == 1 and [row["step"] for row in run.curve] == [1]
     assert saved(tmp_path / "c").step == 1
     rows = []
-    for _ in loop(
-        run := Training(first_state()), step_fn, batches, steps=9, every=2,
-        checkpoints=Checkpoints(None, CONFIG), stop=lambda: bool(rows),
-    ):  # fmt: skip
-        rows.append(run.step)
+    course = Course(9, 2, stop=lambda: bool(rows))
+    run = Training(first_state())
+    for _ in loop(run, step_fn, batches, course, Checkpoints(None, CONFIG)):
+        rows += [run.step]
     assert rows == [2] and run.step == 2  # asked after the snapshot too, before another step
 
 
@@ -226,7 +226,7 @@ def test_phases_number_on(tmp_path):
     """A second phase begins at step 0 with a state of its own; the newer checkpoint is found."""
     checkpoints = Checkpoints(tmp_path / "c", CONFIG)
     run = Training(first_state(), facts={"phase": "one"})
-    for _ in loop(run, step_fn, batches, steps=3, every=3, checkpoints=checkpoints):
+    for _ in loop(run, step_fn, batches, Course(3, 3), checkpoints):
         run.curve.append({"step": run.step})
     run.kept["best"] = run.state["params"]
     run.next_phase(first_state())
@@ -314,9 +314,7 @@ def test_nothing_compiles_twice(caplog, devices):
     with jax.log_compiles(), caplog.at_level("WARNING", logger="jax"):
         run = train(None, 2, step_fn, devices=devices)
         run.state = jax.tree.map(np.asarray, run.state)  # as a checkpoint gives it back
-        kept_none = Checkpoints(None, CONFIG)
-        settings = {"steps": 4, "every": 4, "checkpoints": kept_none, "devices": devices}
-        for _ in loop(run, step_fn, batches, **settings):
+        for _ in loop(run, step_fn, batches, Course(4, 4), Checkpoints(None, CONFIG), devices):
             pass
     assert compiled == [1, 0, 0, 0]
 

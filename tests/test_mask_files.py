@@ -2,6 +2,8 @@
 name.
 """
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -125,11 +127,13 @@ def test_alpha_with_named_classes(tmp_path):
     save(tmp_path / "p/a.png", np.dstack([FULL] * 3))
     save(tmp_path / "m/a.png", np.dstack([NONE, WHITE]))
     one = [{"id": 0, "name": "background"}, {"id": 4, "name": "cat"}]
-    found = open_pairs(tmp_path / "p", tmp_path / "m", classes=one)[0][2]
+    (tmp_path / "m/classes.json").write_text(json.dumps(one))
+    found = open_pairs(tmp_path / "p", tmp_path / "m")[0][2]
     np.testing.assert_array_equal(found, 4 * SHAPE)
-    two = [*one, {"id": 5, "name": "dog"}]
+    (tmp_path / "m/classes.json").write_text(json.dumps([*one, {"id": 5, "name": "dog"}]))
     with pytest.raises(SisError, match="alpha"):
-        open_pairs(tmp_path / "p", tmp_path / "m", classes=two)[0]
+        open_pairs(tmp_path / "p", tmp_path / "m")[0]
+    (tmp_path / "m/classes.json").unlink()
     save(tmp_path / "p/b.png", np.dstack([FULL] * 3))
     save(tmp_path / "m/b.png", 2 * SHAPE)
     with pytest.raises(SisError, match="alpha"):

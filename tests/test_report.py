@@ -123,10 +123,7 @@ def _make_run(folder: Path, *, size: int = 128, full: bool = True) -> Path:
     ]
     config = {"gen": "discs", "k": "auto", "layer": "auto", "seed": 0}
     info = Info(name="discs-128", licence="CC0-1.0", source="made by the test", sha256="ab" * 32)
-    with (
-        RunFolder.open(folder) as run,
-        run.stage(configured("discover", **config), generator=info),
-    ):
+    with RunFolder.open(folder) as run, run.stage(configured("discover", **config), generator=info):
         if not full:
             return folder
         run.write_json(
@@ -416,10 +413,7 @@ def test_without_scores_there_is_no_such_column(tmp_path):
 
 def test_a_run_whose_first_stage_knows_no_layer_and_no_generator(tmp_path):
     """Such as one that only holds a dataset, or only a training."""
-    with (
-        RunFolder.open(tmp_path / "run") as run,
-        run.stage(configured("distill", steps=3)),
-    ):
+    with RunFolder.open(tmp_path / "run") as run, run.stage(configured("distill", steps=3)):
         run.write_bytes("student/a.txt", b"x")
     page = _page_of(tmp_path / "run")
     assert (

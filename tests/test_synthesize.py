@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import sis_jax
-from sis_jax.data.folder import Dataset, Example, SplitWriter
+from sis_jax.data.folder import Dataset, Example, SplitWriter, write_chunks
 from sis_jax.stages import synthesize as synthesize_stage
 from sis_jax.types import SisError, UsageError
 
@@ -143,7 +143,7 @@ def test_a_folder_without_parts_is_told(tmp_path):
 def test_a_damaged_dataset_is_told(tmp_path):
     writer = SplitWriter(tmp_path / "train", 2, 2)
     picture = np.zeros((8, 8, 3), np.uint8)
-    writer.write(range(2), iter([Example("", picture, picture[..., 0], 1, 0.5)] * 2))
+    write_chunks([(writer, range(2))], iter([Example("", picture, picture[..., 0], 1, 0.5)] * 2))
     (tmp_path / "classes.json").write_text("[]")
     with pytest.raises(UsageError, match="not finished"):
         Dataset.open(tmp_path)

@@ -15,9 +15,8 @@ from jaxtyping import Float
 
 from sis_jax.checkpoints import catalogue, clip_files, files, hub, shards
 from sis_jax.checkpoints.build import build
-from sis_jax.checkpoints.convert import cached, unkept
+from sis_jax.checkpoints.convert import opened
 from sis_jax.checkpoints.layouts import dinov2
-from sis_jax.data.files import CannotWrite
 from sis_jax.models import backbones
 from sis_jax.models.dinov2 import DINOv2
 from sis_jax.types import SisError, UsageError
@@ -35,24 +34,14 @@ def load_backbone(name_or_path: str | os.PathLike | None = None) -> Any:
     Raises UsageError for a name that is unknown or not here, SisError for damaged or foreign
     weights.
     """
-    path = find(name_or_path)
-    unwritten = None
-    if path.is_file():
-        try:
-            path = cached(path, "backbone")
-        except CannotWrite:
-            unwritten = unkept(path, "backbone")
-    folder = files.read_config(path) if unwritten is None else unwritten[0]
+    path, folder, read = opened(find(name_or_path), "backbone")
     if folder.kind != "backbone":
         raise UsageError(
             f"{path} holds {files.in_words(folder.kind)}, not a backbone: use "
             f"sis.{files.loader(folder.kind)}"
         )
     make = _maker(folder.backbone or {}, path)
-    if unwritten is None:
-        arrays, digest = files.read_arrays(path, folder)
-    else:
-        arrays, digest = unwritten[1][files.MODEL], folder.sha256[files.MODEL]
+    arrays, digest = read(files.MODEL)
     return build(make, arrays, str(path), replace(folder.info(), sha256=digest))
 
 

@@ -57,6 +57,16 @@ def refuse(what: str, found: list[str]) -> None:
         )
 
 
+def checked(
+    arrays: Mapping[str, np.ndarray], wrong: list[str], make: Callable[[], nnx.Module], what: str
+) -> dict[str, np.ndarray]:
+    """`arrays` as float32 where they are the parameters of `make()`; SisError that lists every
+    fault, those found before, `wrong`, first.
+    """
+    refuse(what, wrong + faults(arrays, shapes_of(make)))
+    return {key: np.array(value, np.float32, order="C") for key, value in arrays.items()}
+
+
 def build(
     make: Callable[[], Module], arrays: Mapping[str, np.ndarray], what: str, info: Info,
     *, emptied: bool = False,

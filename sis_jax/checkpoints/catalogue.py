@@ -179,9 +179,7 @@ def check_published(path: Path, public: Public | None, digest: str | None = None
 
 
 def text_of(name_or_path: str | os.PathLike) -> str:
-    """A name or path as text; UsageError for anything else: an address, or more than a path can
-    be long.
-    """
+    """A name or path as text; UsageError for anything else, such as an address."""
     text = os.fspath(name_or_path) if isinstance(name_or_path, (str, os.PathLike)) else None
     if not isinstance(text, str):
         raise UsageError(f"expected a name or a path, got {name_or_path!r}")
@@ -257,12 +255,10 @@ def inventory() -> dict[str, Info | SisError]:
 
 def _student(path: Path) -> Info | SisError:
     raw = parse_json((path / files.CONFIG).read_text("utf-8"))  # `is_ours` has read it
-    if raw.get("version") != files.STUDENT_VERSION:
-        return SisError(
-            f"{path / files.CONFIG} has version {raw.get('version')}, this sis_jax reads version "
-            f"{files.STUDENT_VERSION}: "
-            "update sis_jax, or distil again"
-        )
+    try:
+        files.check_version(path, raw, "distil again")
+    except UsageError as error:
+        return error
     if not (path / files.MODEL).is_file():
         return SisError(f"{path} holds no {files.MODEL}: copy it again")
     return Info(path.name, str(raw.get("licence", Info.licence)), "distilled by sis_jax")
@@ -359,8 +355,7 @@ def public_file(public: Public) -> Path:
     here = os.environ.get(SEARCH_PATH, "").split(os.pathsep)[0] or "ported_weights"
     raise UsageError(
         f"{public.name} is not here: download {public.source}/{public.file} and put it at "
-        f"{Path(here) / public.file} ({public.licence}); "
-        f"it is read on first use"
+        f"{Path(here) / public.file} ({public.licence}); it is read on first use"
     )
 
 

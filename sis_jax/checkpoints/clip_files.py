@@ -369,8 +369,7 @@ def read_folder(path: Path) -> Stored:
     if preprocessing.size != config.vision.image_size:
         raise SisError(
             f"{path / files.CONFIG} cuts photos to {preprocessing.size} pixels, but the network "
-            f"reads {config.vision.image_size}: "
-            f"convert the checkpoint again"
+            f"reads {config.vision.image_size}: convert the checkpoint again"
         )
     return Stored(config, arrays, preprocessing, tokenizer, info, folder.notes)
 

@@ -150,9 +150,8 @@ class Tokenizer:
         ids, _ = read_vocabulary(Path(self.folder))
         if max(ids.values()) >= self.vocabulary:
             raise SisError(
-                f"{Path(self.folder) / VOCABULARY} has the id {max(ids.values())}, but the "
-                f"network knows {self.vocabulary} tokens: "
-                f"they do not belong together"
+                f"{Path(self.folder) / VOCABULARY} has the id {max(ids.values())}, but the network "
+                f"knows {self.vocabulary} tokens: they do not belong together"
             )
 
     def _tokenizer(self) -> CLIPTokenizer:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ import numpy as np
 from sis_jax.checkpoints import catalogue, clip_files, clip_names, files, shards
 from sis_jax.checkpoints.layouts import biggan, dcgan, dinov2, efficientnet, resnet, stylegan2
 from sis_jax.checkpoints.sources import Source, recognise
-from sis_jax.data.files import disk_errors
+from sis_jax.data.files import CannotWrite, disk_errors
 from sis_jax.data.names import flat
 from sis_jax.models.conditional import check_classes
 from sis_jax.types import Info, SisError, UsageError
@@ -267,10 +267,27 @@ def _check_cache(folder: Path) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
-def unkept(
+Read = Callable[[str], tuple[files.Arrays, str]]  # the name of a file to (arrays, sha256)
+
+
+def opened(path: Path, wanted: Literal["generator", "backbone"]) -> tuple[Path, files.Folder, Read]:
+    """The weights folder at `path`, or that of a checkpoint file (in memory, where none can be
+    kept): its place, its config, and what reads its arrays.
+    """
+    if path.is_file():
+        try:
+            path = cached(path, wanted)
+        except CannotWrite:
+            folder, arrays = _unkept(path, wanted)
+            return path, folder, lambda file: (arrays[file], folder.sha256[file])
+    folder = files.read_config(path)
+    return path, folder, lambda file: files.read_arrays(path, folder, file)
+
+
+def _unkept(
     path: Path, wanted: Literal["generator", "backbone"]
 ) -> tuple[files.Folder, dict[str, files.Arrays]]:
-    """The config and arrays that the converted folder would hold, where nothing can be written."""
+    """The config and arrays that the converted folder would hold."""
     own = shards.sha256_of(path)
     header, model, other = _prepared(_checked(path, wanted, own), path, _Wishes(own))
     arrays = {files.MODEL: model} | ({} if other is None else {files.DISCRIMINATOR: other})

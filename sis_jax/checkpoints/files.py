@@ -32,7 +32,7 @@ DISCRIMINATOR = "discriminator.safetensors"
 CARD = "README.md"
 FORMAT = "sis_jax weights"
 STUDENT_FORMAT = "sis_jax student"
-VERSION = STUDENT_VERSION = 1
+VERSION = 1  # of both
 _FLOAT16_MAX = 6e4
 _OURS = {CONFIG, MODEL, DISCRIMINATOR, CARD, "vocab.json", "merges.txt"}
 KINDS = {
@@ -178,11 +178,7 @@ def read_config(path: Path) -> Folder:
         raise UsageError(
             f'{path / CONFIG} is no weights folder of sis_jax: expected "format": "{FORMAT}" in it'
         )
-    if raw.get("version") != VERSION:
-        raise UsageError(
-            f"{path / CONFIG} has version {raw.get('version')}, this sis_jax reads version "
-            f"{VERSION}: update sis_jax or convert again"
-        )
+    check_version(path, raw, "convert again")
     kind, generator = raw.get("kind"), raw.get("generator")
     if not isinstance(kind, str) or not isinstance(generator, dict):
         raise SisError(f'{path / CONFIG} lacks "kind" or "generator": convert the checkpoint again')
@@ -204,6 +200,15 @@ def read_config(path: Path) -> Folder:
         clip=clip,
         backbone=backbone,
     )
+
+
+def check_version(path: Path, raw: Mapping[str, Any], cure: str) -> None:
+    """UsageError for the `config.json` of a later version."""
+    if raw.get("version") != VERSION:
+        raise UsageError(
+            f"{path / CONFIG} has version {raw.get('version')}, this sis_jax reads version "
+            f"{VERSION}: update sis_jax, or {cure}"
+        )
 
 
 def _texts(table: Any) -> dict[str, str]:

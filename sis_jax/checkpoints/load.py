@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,9 +11,8 @@ import numpy as np
 
 from sis_jax.checkpoints import catalogue, clip_files, files, hub
 from sis_jax.checkpoints.build import arrays_of
-from sis_jax.checkpoints.convert import cached, unkept
+from sis_jax.checkpoints.convert import opened
 from sis_jax.checkpoints.layouts import biggan, dcgan, stylegan2
-from sis_jax.data.files import CannotWrite
 from sis_jax.data.photo_files import ARCHIVES, holds_photos
 from sis_jax.models.biggan import BigGAN
 from sis_jax.models.conditional import check_classes
@@ -37,7 +36,7 @@ def load_generator(
         UsageError for an unknown name or a folder without a generator, SisError for damaged
         weights, NaN included.
     """
-    path, folder, read = _open(name_or_path)
+    path, folder, read = opened(_place(name_or_path), "generator")
     if folder.kind not in ("stylegan2", "dcgan", "biggan"):
         raise UsageError(
             f'{path} holds {files.in_words(folder.kind)}: expected "stylegan2", "dcgan" or '
@@ -61,7 +60,7 @@ def load_discriminator(name_or_path: str | os.PathLike | None = None) -> Discrim
     """The discriminator beside a generator, named as in `load_generator`: images [n r r 3] in [-1,
     1] to scores [n 1], higher for real ones.
     """
-    path, folder, read = _open(name_or_path)
+    path, folder, read = opened(_place(name_or_path), "generator")
     if folder.discriminator is None:
         asked = catalogue.DEFAULT if name_or_path is None else os.fspath(name_or_path)
         raise UsageError(
@@ -115,22 +114,6 @@ def _finite(arrays: Mapping[str, np.ndarray], what: str) -> Mapping[str, np.ndar
             "other arrays)"
         )
     return arrays
-
-
-Read = Callable[[str], tuple[Mapping[str, np.ndarray], str]]
-
-
-def _open(name_or_path: str | os.PathLike | None) -> tuple[Path, files.Folder, Read]:
-    """The folder, its config, and a function from a file name to (arrays, sha256)."""
-    path = _place(name_or_path)
-    if path.is_file():
-        try:
-            path = cached(path, "generator")
-        except CannotWrite:
-            folder, arrays = unkept(path, "generator")
-            return path, folder, lambda file: (arrays[file], folder.sha256[file])
-    folder = files.read_config(path)
-    return path, folder, lambda file: files.read_arrays(path, folder, file)
 
 
 def _place(name_or_path: str | os.PathLike | None) -> Path:

@@ -132,9 +132,8 @@ def recognise(tree: Any, size: int, what: str) -> Source:
         )
         raise SisError(
             f"{what} holds no network known here: looked for StyleGAN2 (NVIDIA's PyTorch and "
-            "TensorFlow pickles, rosinality's .pt, state dicts, "
-            f"flaxmodels' .h5), DCGAN, BigGAN, CLIP and backbones (EfficientNet-Lite, ResNet, "
-            f"DINOv2), found {keys}"
+            "TensorFlow pickles, rosinality's .pt, state dicts, flaxmodels' .h5), DCGAN, BigGAN, "
+            f"CLIP and backbones (EfficientNet-Lite, ResNet, DINOv2), found {keys}"
         )
     return source
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from sis_jax.checkpoints import catalogue, files, hub
 from sis_jax.checkpoints.build import arrays_of, build
 from sis_jax.checkpoints.student_export import write
 from sis_jax.data.decode import CROPS, Fit, pad_before, padded
-from sis_jax.data.files import check_folder, parse_json, utf8, write_atomic
+from sis_jax.data.files import check_folder, json_bytes, parse_json, utf8, write_atomic
 from sis_jax.data.folder import checked_classes
 from sis_jax.data.threads import in_threads
 from sis_jax.models import students
@@ -32,7 +32,6 @@ from sis_jax.ops.enlarge import Box, enlarged, winners
 from sis_jax.ops.guided_filter import guided
 from sis_jax.types import Info, SisError, UsageError, unknown_name
 
-FORMAT, VERSION = files.STUDENT_FORMAT, files.STUDENT_VERSION
 TILE = 1024  # pixels: a photo that is larger, at the size the network works at, is cut
 _OVERLAP = 64
 _FINE = 4  # times the resolution of the network: how finely borders follow the photo
@@ -80,9 +79,7 @@ class Student:
             larger is cut into overlapping tiles. edges: let borders follow the photo's edges
             (`ops/guided_filter.py`).
         """
-        looks = list(in_threads(lambda image: self.look(image, size, edges=edges), images))
-        small = self.probabilities([look.seen for look in looks], flip=flip, tile=tile)
-        return list(in_threads(lambda pair: self.full_scores(*pair), zip(small, looks)))
+        return self._of_each(self.full_scores, images, flip, size, tile, edges)
 
     def masks(
         self,
@@ -94,9 +91,15 @@ class Student:
         edges: bool = True,
     ) -> list[UInt8[np.ndarray, "_ _"]]:
         """Masks of class ids at each photo's own size. Arguments as in `scores`."""
+        return self._of_each(self.mask, images, flip, size, tile, edges)
+
+    def _of_each(
+        self, finish: Callable[..., np.ndarray], images: Sequence[np.ndarray], flip: bool,
+        size: int | None, tile: int, edges: bool,
+    ) -> list[np.ndarray]:  # fmt: skip
         looks = list(in_threads(lambda image: self.look(image, size, edges=edges), images))
         small = self.probabilities([look.seen for look in looks], flip=flip, tile=tile)
-        return list(in_threads(lambda pair: self.mask(*pair), zip(small, looks)))
+        return list(in_threads(lambda pair: finish(*pair), zip(small, looks)))
 
     @classmethod
     def load(cls, name_or_path: str | os.PathLike | None = None) -> Any:
@@ -119,15 +122,12 @@ class Student:
             raise SisError(
                 f"{place / files.CONFIG} cannot be read ({error}): distil again"
             ) from None
-        if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        if not isinstance(raw, dict) or raw.get("format") != files.STUDENT_FORMAT:
             raise UsageError(
-                f'{place} holds no student: its {files.CONFIG} does not state "format": "{FORMAT}"'
+                f"{place} holds no student: its {files.CONFIG} does not state "
+                f'"format": "{files.STUDENT_FORMAT}"'
             )
-        if raw.get("version") != VERSION:
-            raise UsageError(
-                f"{place / files.CONFIG} has version {raw.get('version')}, this sis_jax reads "
-                f"version {VERSION}: update sis_jax, or distil again"
-            )
+        files.check_version(place, raw, "distil again")
         try:
             config, classes, side, facts = _fields(raw)
             header = files.Folder("student", raw["name"], raw["licence"], {}, sha256=raw["sha256"])
@@ -148,24 +148,22 @@ class Student:
         digest = files.write_arrays(folder / files.MODEL, arrays_of(self.network), dtype)
         write_atomic(folder / files.CARD, utf8(self._card()))
         content = {
-            "format": FORMAT, "version": VERSION, "network": asdict(self.config), "side": self.side,
-            "classes": list(self.classes), "name": self.info.name, "licence": self.info.licence,
+            "format": files.STUDENT_FORMAT, "version": files.VERSION,
+            "network": asdict(self.config), "side": self.side, "classes": list(self.classes),
+            "name": self.info.name, "licence": self.info.licence,
             "sha256": {files.MODEL: digest}, "facts": self.facts,
         }  # fmt: skip
         content |= {} if self.fit == "crop" else {"fit": self.fit}
-        write_atomic(
-            folder / files.CONFIG,
-            utf8(json.dumps(content, indent=1, ensure_ascii=False) + "\n"),
-        )
+        write_atomic(folder / files.CONFIG, json_bytes(content))
         return folder
 
-    def export(self, path: str | Path, flip: bool = False) -> Path:
+    def export(self, path: str | Path) -> Path:
         """Write the network as one file that works without this library: .onnx, else a JAX
         function.
 
         It maps uint8[b side side 3] to probabilities float32[b side side k], channels as in
-        `classes`; `jax.export.deserialize(bytes).call(images)` runs the JAX function. flip: mean
-        with the mirror image. Raises UsageError for ONNX without the package jax2onnx.
+        `classes`; `jax.export.deserialize(bytes).call(images)` runs the JAX function. Raises
+        UsageError for ONNX without the package jax2onnx.
         """
         facts = {
             "name": self.info.name,
@@ -173,7 +171,12 @@ class Student:
             "side": str(self.side),
             "classes": json.dumps(list(self.classes)),
         }
-        return write(self.network, self.side, Path(path), flip=flip, facts=facts)
+        graph, params = nnx.split(self.network)
+
+        def run(images: jax.Array) -> jax.Array:
+            return _probabilities(params, images, graph=graph, flip=False, swap=())
+
+        return write(run, self.side, Path(path), facts)
 
     def check(self, size: int | None = None, tile: int = TILE) -> None:
         """UsageError for a size or tile that cannot work."""
@@ -377,9 +380,7 @@ def _at_most(image: np.ndarray, side: int) -> np.ndarray:
 def _fields(
     raw: dict[str, Any],
 ) -> tuple[students.StudentConfig, tuple[dict[str, Any], ...], int, dict[str, Any]]:
-    """Network, classes, resolution and facts of a config.json; ValueError and its like where one
-    is none.
-    """
+    """Network, classes, resolution and facts of a config.json; ValueError for a damaged one."""
     network, usual = raw["network"], students.StudentConfig()
     if any(type(value) is not type(getattr(usual, key, None)) for key, value in network.items()):
         raise ValueError("a field of its network is of another kind")
@@ -397,9 +398,7 @@ def _fields(
 
 
 def _brought_to(image: np.ndarray, side: int, fit: Fit) -> np.ndarray:
-    """The photo with its shorter edge at about `side` pixels, both edges multiples of 16; padded or
-    stretched, a square.
-    """
+    """The photo with a shorter edge of about `side`, edges multiples of 16; for a fit, a square."""
     image = padded(image) if fit == "pad" else image
     h, w = image.shape[:2]
     edges = (side, side) if fit == "stretch" else (s * side / min(h, w) for s in (h, w))

@@ -8,49 +8,31 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax import export as jax_export
 
 from sis_jax.data.files import write_atomic
-from sis_jax.models.students import to_float
 from sis_jax.types import UsageError
 
 OPSET = 18  # read by the runtimes of the last years
 Network = Callable[[jax.Array], jax.Array]
 
 
-def write(network: nnx.Module, size: int, path: Path, *, flip: bool, facts: dict[str, str]) -> Path:
-    """The probabilities uint8[b size size 3] -> float32[b size size k] in the format of the suffix.
+def write(run: Network, size: int, path: Path, facts: dict[str, str]) -> Path:
+    """The function uint8[b size size 3] -> float32[b size size k] in the format of the suffix.
 
-    flip: mean with the mirror image. facts: ONNX's metadata. Raises UsageError for ONNX without the
-        package jax2onnx, SisError where the file cannot be written.
+    facts: ONNX's metadata. Raises UsageError for ONNX without the package jax2onnx, SisError where
+        the file cannot be written.
     """
     (b,) = jax_export.symbolic_shape("b")
-    shape, run = jax.ShapeDtypeStruct((b, size, size, 3), np.uint8), _probabilities(network, flip)
-    data = _onnx(run, shape, facts) if path.suffix.lower() == ".onnx" else _jax(run, shape)
+    shape = jax.ShapeDtypeStruct((b, size, size, 3), np.uint8)
+    if path.suffix.lower() == ".onnx":
+        data = _onnx(run, shape, facts)
+    else:
+        platforms = ("cpu", "cuda", "tpu")
+        data = bytes(jax_export.export(jax.jit(run), platforms=platforms)(shape).serialize())
     write_atomic(path, data)
     return path
-
-
-def _probabilities(network: nnx.Module, flip: bool) -> Network:
-    graph, params = nnx.split(network)
-
-    def run(images: jax.Array) -> jax.Array:
-        found, x = nnx.merge(graph, params), to_float(images)
-        scores = jax.nn.softmax(found(x), -1)
-        if flip:
-            return (scores + jnp.flip(jax.nn.softmax(found(jnp.flip(x, 2)), -1), 2)) / 2
-        return scores
-
-    return run
-
-
-def _jax(network: Network, shape: jax.ShapeDtypeStruct) -> bytes:
-    return bytes(
-        jax_export.export(jax.jit(network), platforms=("cpu", "cuda", "tpu"))(shape).serialize()
-    )
 
 
 def _onnx(network: Network, shape: jax.ShapeDtypeStruct, facts: dict[str, str]) -> bytes:

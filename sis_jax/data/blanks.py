@@ -12,7 +12,6 @@ blanks/
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +23,8 @@ from PIL import Image
 
 from sis_jax.data import draw
 from sis_jax.data.exports.formats import new_folder
-from sis_jax.data.files import parse_json, plain, read_run, utf8
+from sis_jax.data.files import json_bytes, parse_json, read_run, utf8
 from sis_jax.data.folder import Dataset
-from sis_jax.data.items import png
 from sis_jax.data.names import below
 from sis_jax.types import SisError, UsageError
 
@@ -96,10 +94,8 @@ def write_blanks(
             "truncation": truncation,
             "resolution": split[0].image.shape[0],
         }
-        (place / FACTS).write_text(
-            _json(facts | {"filled": filled, "pictures": rows}), encoding="utf-8"
-        )
-        (place / CLASSES).write_bytes(utf8(_json(classes)))
+        (place / FACTS).write_bytes(json_bytes(facts | {"filled": filled, "pictures": rows}))
+        (place / CLASSES).write_bytes(json_bytes(classes))
         (place / "classes.gpl").write_bytes(utf8(_gimp_palette(classes)))
         (place / "README.md").write_bytes(utf8(_readme(dataset, classes, n, filled)))
     return Path(folder)
@@ -125,8 +121,10 @@ def _write_one(place: Path, example: Any, filled: bool) -> dict[str, Any]:
             "again: write the dataset anew"
         )
     name = f"{example.seed}.png"
-    mask = png(draw.palette_png(example.mask if filled else np.full_like(example.mask, IGNORE)))
-    for kind, data in (("images", png(Image.fromarray(example.image))), ("masks", mask)):
+    mask = draw.png(
+        draw.palette_png(example.mask if filled else np.full_like(example.mask, IGNORE))
+    )
+    for kind, data in (("images", draw.png(example.image)), ("masks", mask)):
         (place / kind).mkdir(exist_ok=True)
         (place / kind / name).write_bytes(data)
     return {
@@ -185,10 +183,6 @@ def _readme(dataset: Dataset, classes: Sequence[Mapping[str, Any]], n: int, fill
         "roughly is enough. `blanks.json` ties the masks to the "
         f"generator and must stay.\n\nLicence: {dataset.licence}\n"
     )
-
-
-def _json(value: Any) -> str:
-    return json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n"
 
 
 # reading

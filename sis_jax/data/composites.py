@@ -6,12 +6,12 @@ a photo in which it is right is pasted on another background, the boundary is kn
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
+
+from sis_jax.data.threads import in_threads
 
 CANDIDATES = 8  # backgrounds looked at for each photo
 ALIKE = 0.6  # how often the one nearest in colour is taken, otherwise any
@@ -40,11 +40,7 @@ class Layers:
 
     @classmethod
     def of(
-        cls,
-        photos: UInt8[np.ndarray, "n h w 3"],
-        background: UInt8[np.ndarray, "n h w"],
-        threads: int,
-        report: Callable[[int], object] = lambda _: None,
+        cls, photos: UInt8[np.ndarray, "n h w 3"], background: UInt8[np.ndarray, "n h w"]
     ) -> Layers:
         """From photos and the probability of background per pixel, 255 = certain."""
         import cv2  # late: takes long to import
@@ -55,11 +51,9 @@ class Layers:
 
         def one(i: int) -> tuple[bool, np.ndarray, np.ndarray]:
             filled[i], usable, behind, edge = _layers(photos[i], background[i])
-            report(1)
             return usable, behind, edge
 
-        with ThreadPoolExecutor(max(1, threads)) as pool:
-            usable, behind, edge = zip(*pool.map(one, range(len(photos))))
+        usable, behind, edge = zip(*in_threads(one, range(len(photos))))
         behind, edge, usable = np.stack(behind), np.stack(edge), np.array(usable)
         contrast = np.linalg.norm(edge - behind, axis=1)
         doubtful = (background > 255 * _BACKGROUND) & (background < 255 * _FOREGROUND)

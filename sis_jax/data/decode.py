@@ -106,9 +106,7 @@ def decode(
     crop: Crop = "center",
     min_size: int = 0,
 ) -> UInt8[np.ndarray, "_ _ 3"]:
-    """One encoded image or array as uint8[r r 3] (None: its own size), as `Photos.open` describes;
-    raises `Unusable`.
-    """
+    """One image as uint8[r r 3] (None: its own size), as in `Photos.open`; raises `Unusable`."""
     image = open_image(data)
     short = min(image.size)
     if short < min_size:

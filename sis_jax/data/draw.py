@@ -7,6 +7,7 @@ a tritan viewer at once (OKLab distance, dichromacy after Machado 2009).
 
 from __future__ import annotations
 
+import io
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
@@ -26,6 +27,7 @@ _COLOURS = (
     "87003c a5d269 ff78d2 875a87 3c5aff 4b1e5a c3f0e1 ffb4d2 c31e3c f0783c 960f78"
 )
 _HEX = _COLOURS.split()
+PAD = 4  # white pixels around an image of a sheet
 CELL = 256  # pixels of the longer edge of an image in a sheet, at most
 DISTINCT = len(_HEX) - 1  # classes before colours repeat in a lighter or darker shade
 
@@ -66,14 +68,10 @@ def colour_mask(mask: Integer[np.ndarray, "*n h w"]) -> UInt8[np.ndarray, "*n h 
 
 
 def overlay(
-    image: UInt8[np.ndarray, "*n h w 3"],
-    mask: Integer[np.ndarray, "*n h w"],
-    alpha: Real = 0.5,
-    outline: bool = True,
+    image: UInt8[np.ndarray, "*n h w 3"], mask: Integer[np.ndarray, "*n h w"]
 ) -> UInt8[np.ndarray, "*n h w 3"]:
-    """The photo tinted by class with a line where classes meet; background and ignored pixels stay.
-
-    alpha: 0 is the photo, 1 the flat colours.
+    """The photo tinted by class with a line where classes meet; background and ignored pixels
+    stay.
     """
     image, mask = np.asarray(image), _as_mask(mask)
     if image.shape[:-1] != mask.shape:
@@ -81,11 +79,10 @@ def overlay(
             f"an overlay needs a mask of the image's size, got image {image.shape} and mask "
             f"{mask.shape}"
         )
-    tinted = image + alpha * (palette()[mask].astype(np.float32) - image)
+    tinted = image + 0.5 * (palette()[mask].astype(np.float32) - image)
     plain = (mask == 0) | (mask == IGNORE)
     out = np.where(plain[..., None], image, tinted)
-    if outline:
-        out = np.where(edges(mask)[..., None], 0.25 * out + 0.75 * 255, out)
+    out = np.where(edges(mask)[..., None], 0.25 * out + 0.75 * 255, out)
     return out.round().astype(np.uint8)
 
 
@@ -120,7 +117,7 @@ def reduced(images: UInt8[np.ndarray, "n h w *c"]) -> UInt8[np.ndarray, "n H W *
 def grid(
     images: Sequence[UInt8[np.ndarray, "h w 3"]] | UInt8[np.ndarray, "n h w 3"],
     columns: int,
-    pad: int = 4,
+    pad: int = PAD,
     labels: Sequence[str] | None = None,
     font_size: int = 14,
 ) -> UInt8[np.ndarray, "H W 3"]:
@@ -181,7 +178,6 @@ def sample_grid(
     images: UInt8[np.ndarray, "n h w 3"],
     masks: Integer[np.ndarray, "n h w"],
     labels: Sequence[str] | None = None,
-    pad: int = 4,
     finer: Integer[np.ndarray, "n h w"] | None = None,
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Three rows for n samples: image, parts, overlay; with `finer` masks two overlays."""
@@ -191,9 +187,10 @@ def sample_grid(
     else:
         cells = [*images, *overlay(images, masks), *overlay(images, finer)]
     if labels is None:
-        return grid(cells, len(images), pad)
-    top = grid(cells[: 2 * len(images)], len(images), pad)
-    return np.concatenate([top, grid(cells[2 * len(images) :], len(images), pad, labels)[pad:]])
+        return grid(cells, len(images))
+    top = grid(cells[: 2 * len(images)], len(images))
+    below = grid(cells[2 * len(images) :], len(images), labels=labels)
+    return np.concatenate([top, below[PAD:]])
 
 
 def palette_png(mask: Integer[np.ndarray, "h w"]) -> Image.Image:
@@ -205,6 +202,14 @@ def palette_png(mask: Integer[np.ndarray, "h w"]) -> Image.Image:
     # Turns the grey image into a palette one, pixels unchanged
     image.putpalette(palette().ravel().tolist())
     return image
+
+
+def png(image: Image.Image | UInt8[np.ndarray, "h w *c"], **options: Any) -> bytes:
+    """One image as a PNG file; options: Pillow's."""
+    buffer = io.BytesIO()
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    image.save(buffer, "PNG", **options)
+    return buffer.getvalue()
 
 
 def _as_mask(mask: Any) -> np.ndarray:

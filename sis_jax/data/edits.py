@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from sis_jax.data import draw
-from sis_jax.data.files import parse_json, plain, utf8, write_atomic
-from sis_jax.data.items import png
+from sis_jax.data.files import json_bytes, parse_json, write_atomic
 from sis_jax.data.names import flat, key, twins
 from sis_jax.ops import compositing
 from sis_jax.types import SisError, UsageError
@@ -129,21 +126,17 @@ class Edit:
             "summary": self.summary(),
             "edits": self.table(),
         }
-        sheet = io.BytesIO()
-        self.show(len(self)).save(sheet, "PNG")
         out = {
-            "edit.png": sheet.getvalue(),
+            "edit.png": draw.png(self.show(len(self))),
             "edit.safetensors": save({k: np.ascontiguousarray(getattr(self, k)) for k in _ARRAYS}),
         }
         for i, stem in enumerate(_stems(self.names, self.strengths)):
-            out[f"{stem}.png"] = _png(self.originals[i])
+            out[f"{stem}.png"] = draw.png(self.originals[i])
             for j, strength in enumerate(self.strengths):
-                out[f"{stem}_{strength:+g}.png"] = _png(self.images[i, j])
-                out[f"{stem}_{strength:+g}_plain.png"] = _png(self.plain[i, j])
+                out[f"{stem}_{strength:+g}.png"] = draw.png(self.images[i, j])
+                out[f"{stem}_{strength:+g}_plain.png"] = draw.png(self.plain[i, j])
         # Last: it marks the folder as complete
-        return out | {
-            "edit.json": utf8(json.dumps(plain(facts), indent=1, ensure_ascii=False) + "\n")
-        }
+        return out | {"edit.json": json_bytes(facts)}
 
     def save(self, folder: str | Path) -> Path:
         """Write images, masks and the PSNRs into a folder; `Edit.load` reads them back."""
@@ -229,10 +222,6 @@ def _endings(strengths: tuple[float, ...]) -> list[str]:
 
 def _grey(alpha: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
     return np.repeat((255 * alpha + 0.5).astype(np.uint8)[..., None], 3, axis=2)
-
-
-def _png(image: np.ndarray) -> bytes:
-    return png(Image.fromarray(image))
 
 
 def keep_background(

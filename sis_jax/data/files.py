@@ -128,15 +128,13 @@ def plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be kept in a JSON file: {value!r}")
 
 
-def json_text(value: Any, indent: int | None = 1) -> str:
-    """`value` as JSON for a UTF-8 file: letters as they are, those outside UTF-8 escaped."""
-    return utf8(json.dumps(value, indent=indent, ensure_ascii=False)).decode()
+def json_bytes(value: Any) -> bytes:
+    """`plain(value)` as a JSON file: letters as they are, those outside UTF-8 escaped."""
+    return utf8(json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n")
 
 
 def utf8(text: str) -> bytes:
-    """Text as UTF-8; a byte of a name that is no text as a backslash and its number, which is how
-    JSON writes it, too.
-    """
+    """Text as UTF-8; bytes that are no text as a backslash and their number, as in JSON."""
     return text.encode("utf-8", "backslashreplace")
 
 

@@ -15,7 +15,6 @@ write one dataset. Hugging Face `datasets` loads the folder as it is (`imagefold
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,8 +28,7 @@ from PIL import Image
 
 from sis_jax.data import draw
 from sis_jax.data.decode import Unusable, load_image
-from sis_jax.data.files import check_folder, json_text, parse_json, write_atomic
-from sis_jax.data.items import png
+from sis_jax.data.files import check_folder, json_bytes, parse_json, write_atomic
 from sis_jax.data.names import below
 from sis_jax.data.threads import in_threads
 from sis_jax.types import SisError, UsageError
@@ -181,7 +179,7 @@ class Dataset:
         return Image.fromarray(draw.sample_grid(images, masks, [e.name for e in shown]))
 
     def _repr_png_(self) -> bytes:
-        return png(self.show())
+        return draw.png(self.show())
 
 
 def _check_row(number: int, row: Any) -> None:
@@ -236,10 +234,6 @@ class SplitWriter:
     def finished(self) -> bool:
         return (self.folder / METADATA).is_file()
 
-    def write(self, chunk: range, examples: Iterator[Example]) -> None:
-        """Write the examples of one chunk, in order; their names become their numbers."""
-        write_chunks([(self, chunk)], examples)
-
     def record(self, chunk: range, rows: Iterable[Mapping[str, Any]]) -> None:
         """Note that a chunk is written. rows: its lines of metadata.jsonl."""
         write_atomic(
@@ -250,12 +244,12 @@ class SplitWriter:
         """Write the files of one example; returns its line of metadata.jsonl."""
         name = f"{number:0{self.digits}d}.png"
         row: dict[str, Any] = {"file_name": f"images/{name}", "mask_file_name": f"masks/{name}"}
-        write_atomic(self.folder / row["file_name"], _png(Image.fromarray(example.image), _LEVEL))
-        write_atomic(self.folder / row["mask_file_name"], _png(draw.palette_png(example.mask)))
+        write_atomic(self.folder / row["file_name"], draw.png(example.image, compress_level=_LEVEL))
+        write_atomic(self.folder / row["mask_file_name"], draw.png(draw.palette_png(example.mask)))
         if example.certainty is not None:
             row["certainty_file_name"] = f"certainty/{name}"
             grey = np.round(255 * np.clip(example.certainty, 0, 1)).astype(np.uint8)
-            write_atomic(self.folder / row["certainty_file_name"], _png(Image.fromarray(grey)))
+            write_atomic(self.folder / row["certainty_file_name"], draw.png(grey))
         confidence = None if example.confidence is None else round(float(example.confidence), 5)
         return row | {"seed": example.seed, "confidence": confidence}
 
@@ -282,7 +276,9 @@ def write_chunks(
     examples: Iterator[Example],
     written: Callable[[int], object] = lambda count: None,
 ) -> None:
-    """Write chunks one after another on all cores while the next images are drawn."""
+    """Write chunks one after another on all cores while the next images are drawn; the examples'
+    names become their numbers.
+    """
     places = ((writer, number) for writer, chunk in todo for number in chunk)
 
     def write_one(job: tuple[tuple[SplitWriter, int], Example]) -> dict[str, Any]:
@@ -301,10 +297,4 @@ def write_chunks(
 
 def classes_json(classes: Sequence[Mapping[str, Any]]) -> bytes:
     """The content of classes.json."""
-    return (json_text(list(classes)) + "\n").encode()
-
-
-def _png(image: Image.Image, level: int = 6) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=level)
-    return buffer.getvalue()
+    return json_bytes(classes)

@@ -92,17 +92,16 @@ def open_pairs(
     images: str | Path,
     masks: str | Path | None = None,
     *,
-    classes: Sequence[Mapping[str, Any]] | None = None,
     values: MaskValues = "auto",
     grey_from: int = 128,
 ) -> GroundTruth:
     """Photos and masks that belong together by the stem of their names; or one .npz with both.
 
     images: a folder, a .zip, or an .npz (`img_blob`/`img_off`, or `images`). masks: likewise
-        (`mask_blob`/`mask_off`, or `masks`); None: those in the .npz. classes: names of the ids; by
-        default classes.json beside the masks, `labels` of the .npz, or the ids found. values: "ids"
-        are class ids, "grey" is foreground from `grey_from` on; "auto": palette images and small
-        numbers are ids, 0 and 255 or soft edges are grey.
+        (`mask_blob`/`mask_off`, or `masks`); None: those in the .npz. Names of the ids: those of
+        classes.json beside the masks or of `labels` in the .npz. values: "ids" are class ids,
+        "grey" is foreground from `grey_from` on; "auto": palette images and small numbers are ids,
+        0 and 255 or soft edges are grey.
     Raises UsageError where nothing pairs; files without a partner are in `skipped`.
     """
     images, masks = Path(images), Path(images if masks is None else masks)
@@ -122,8 +121,9 @@ def open_pairs(
             f"{shown[0]} and {shown[1]}"
         )
 
-    classes = classes or _named_classes(masks)
-    kind, classes = _kind(values, classes, (labels[m] for _, m in found), [m for _, m in found])
+    kind, classes = _kind(
+        values, _named_classes(masks), (labels[m] for _, m in found), [m for _, m in found]
+    )
 
     def load(i: int) -> tuple[np.ndarray, np.ndarray]:
         photo, mask = found[i]
@@ -143,10 +143,7 @@ def open_pairs(
 
 
 def _of_alpha(
-    alpha: UInt8[np.ndarray, "h w"],
-    classes: Sequence[Mapping[str, Any]],
-    name: str,
-    grey_from: int,
+    alpha: UInt8[np.ndarray, "h w"], classes: Sequence[Mapping[str, Any]], name: str, grey_from: int
 ) -> UInt8[np.ndarray, "h w"]:
     """Class ids of a shape in the alpha channel; SisError where it could be that of several."""
     ids = [c["id"] for c in classes if c["id"]]

@@ -14,8 +14,7 @@ from PIL import Image
 from sis_jax.data import draw
 from sis_jax.data.decode import Unusable, load_image
 from sis_jax.data.exports.formats import write
-from sis_jax.data.files import json_text, write_atomic
-from sis_jax.data.items import png
+from sis_jax.data.files import json_bytes, write_atomic
 from sis_jax.data.names import below, check_parents
 from sis_jax.types import SisError, UsageError
 
@@ -109,7 +108,7 @@ class Masks(Sequence):
         )
 
     def _repr_png_(self) -> bytes | None:
-        return png(self.show()) if self.held and self.held[0].image is not None else None
+        return draw.png(self.show()) if self.held and self.held[0].image is not None else None
 
 
 def mask_file(name: str) -> str:
@@ -127,13 +126,13 @@ def mask_path(folder: Path, name: str) -> Path:
 def write_mask(folder: Path, prediction: Prediction) -> Path:
     """Write one palette PNG; returns its path."""
     path = mask_path(folder, prediction.name)
-    write_atomic(path, png(draw.palette_png(prediction.mask)))
+    write_atomic(path, draw.png(draw.palette_png(prediction.mask)))
     return path
 
 
 def write_classes(folder: Path, classes: Sequence[dict[str, Any]]) -> None:
     """Write classes.json, the names of the masks' values."""
-    write_atomic(folder / CLASSES, (json_text(list(classes)) + "\n").encode())
+    write_atomic(folder / CLASSES, json_bytes(classes))
 
 
 def cutout(

@@ -240,8 +240,7 @@ def _check(ontology: Ontology) -> None:
     if len(classes) == 1:
         raise UsageError(
             f"the ontology has the class {classes[0]!r} only, which every part would get: give a "
-            "second class, a background "
-            f"(null), or neutral words"
+            "second class, a background (null), or neutral words"
         )
 
 

@@ -86,15 +86,18 @@ class Pairs:
         self, batch: int, seed: int = 0, start: int = 0
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """An endless stream of permutations; batch t depends on (seed, t) alone."""
-        for _, chosen in shuffled(len(self), batch, seed, start):
+        for _, chosen in shuffled(len(self), batch, (seed, 5), start):
             yield self.images[chosen], self.masks[chosen], self.certainty[chosen]
 
 
-def shuffled(n: int, batch: int, seed: int, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-    """An endless stream of (step, rows): each epoch a fresh permutation, a batch may span two."""
-    order = lru_cache(maxsize=4)(
-        lambda epoch: np.random.default_rng([seed, 5, epoch]).permutation(n)
-    )
+def shuffled(
+    n: int, batch: int, seed: tuple[int, int], start: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """An endless stream of (step, rows): each epoch a fresh permutation, a batch may span two.
+
+    seed: the user's, and the number of the stream.
+    """
+    order = lru_cache(maxsize=4)(lambda epoch: np.random.default_rng([*seed, epoch]).permutation(n))
     for step in itertools.count(start):
         at = np.arange(step * batch, (step + 1) * batch)
         epochs = range(at[0] // n, at[-1] // n + 1)

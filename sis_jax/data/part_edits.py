@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sis_jax.data.files import json_text, parse_json, unique
+from sis_jax.data.files import json_bytes, parse_json, unique
 from sis_jax.data.parts import Parts
 from sis_jax.types import UsageError
 
@@ -75,7 +75,7 @@ class PartEdits:
 
     def dump(self) -> bytes:
         """edits.json as bytes."""
-        return (json_text(self.content()) + "\n").encode()
+        return json_bytes(self.content())
 
 
 def fingerprint(*levels: Iterable[Mapping[str, Any]]) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,21 +19,13 @@ from sis_jax.data.decode import Unusable, load_image
 from sis_jax.data.files import (
     check_folder,
     command_of,
+    json_bytes,
     parse_json,
-    plain,
     read_run,
-    utf8,
     write_atomic,
 )
 from sis_jax.data.folder import checked_classes
-from sis_jax.data.part_names import (
-    BACKGROUND,
-    UNSAID,
-    finer_named,
-    followed,
-    grouped,
-    new_class,
-)
+from sis_jax.data.part_names import BACKGROUND, UNSAID, finer_named, followed, grouped, new_class
 from sis_jax.types import Info, SisError, UsageError
 
 _UNREADABLE = (
@@ -236,7 +226,7 @@ class Parts:
         return draw.beside(finer, max(self.names, default=0))
 
     def _repr_png_(self) -> bytes | None:
-        return _png(np.asarray(self.show())) if len(self.samples) else None
+        return draw.png(self.show()) if len(self.samples) else None
 
     # files
 
@@ -244,14 +234,12 @@ class Parts:
         """Everything `save` writes, by name: images of the samples, arrays, classes, the sweep."""
         out: dict[str, bytes] = {}
         for i, (image, mask) in enumerate(zip(self.samples, self.classify(self.masks))):
-            out[f"samples/{i:02d}_image.png"] = _png(image)
-            out[f"samples/{i:02d}_mask.png"] = _png(mask)
+            out[f"samples/{i:02d}_image.png"] = draw.png(image)
+            out[f"samples/{i:02d}_mask.png"] = draw.png(draw.palette_png(mask))
         if len(self.samples):
-            gallery = io.BytesIO()
-            self.show(len(self.samples)).save(gallery, "PNG", optimize=True)
-            out["gallery.png"] = gallery.getvalue()
+            out["gallery.png"] = draw.png(self.show(len(self.samples)), optimize=True)
         if self.sweep:
-            out["sweep.json"] = _json(self.sweep)
+            out["sweep.json"] = json_bytes(self.sweep)
         arrays = dict(self.arrays) | {"samples/clusters": self.masks}
         facts = self._facts_of_level() | {
             "method": self.method,
@@ -262,11 +250,11 @@ class Parts:
         }
         if self.finer is not None:
             for i, mask in enumerate(self.finer.classify(self.finer.masks)):
-                out[f"samples/{i:02d}_finer.png"] = _png(mask)
+                out[f"samples/{i:02d}_finer.png"] = draw.png(draw.palette_png(mask))
             arrays |= dict(self.finer.arrays) | {f"{FINER}samples/clusters": self.finer.masks}
             facts["finer"] = self.finer._facts_of_level() | {"samples": self.finer._shown()}
         out["parts.safetensors"] = save({k: np.ascontiguousarray(v) for k, v in arrays.items()})
-        out["classes.json"] = _json(facts)
+        out["classes.json"] = json_bytes(facts)
         return out
 
     def _facts_of_level(self) -> dict[str, Any]:
@@ -402,13 +390,3 @@ def classes_from(clusters: list[dict[str, Any]], found: bool) -> tuple[dict[str,
             for i, c in enumerate(rest, start=1)
         ),
     )
-
-
-def _png(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    (draw.palette_png(image) if image.ndim == 2 else Image.fromarray(image)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _json(value: Any) -> bytes:
-    return utf8(json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n")

@@ -215,9 +215,7 @@ def _kind_of(entry: os.DirEntry) -> str:
 # ----------------------------------------------------------------------------------------- archives
 
 
-def _members(
-    pairs: Iterable[tuple[str, Any]],
-) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+def _members(pairs: Iterable[tuple[str, Any]]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """Name -> member of those whose name is a place below a folder; and the rest."""
     found: dict[str, Any] = {}
     refused: list[tuple[str, str]] = []
@@ -269,9 +267,7 @@ def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes | Unus
 
 
 class _Member(tarfile.TarInfo):
-    """A member of a tar archive; one of the blocks before it, which Python reads whole, is a name
-    or a few facts.
-    """
+    """A member of a tar archive; a block before it, which Python reads whole, is a few facts."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:

@@ -8,20 +8,14 @@ import json
 import math
 import os
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import __version__ as pillow
-from tqdm.auto import tqdm
 
 from sis_jax.data.decode import Crop, Unusable, decode
 from sis_jax.data.files import (
@@ -32,6 +26,7 @@ from sis_jax.data.files import (
     write_atomic,
     write_parts,
 )
+from sis_jax.data.pairs import shuffled
 from sis_jax.data.photo_files import (
     Listing,
     Raw,
@@ -41,9 +36,10 @@ from sis_jax.data.photo_files import (
     pixels_of,
     readable,
 )
+from sis_jax.data.threads import in_threads
+from sis_jax.ops.progress import progress
 from sis_jax.types import SisError, UsageError
 
-Progress = bool | Callable[[int, int], None]
 Found = tuple[np.ndarray, tuple[str, ...], tuple[tuple[str, str], ...]]  # images, names, skipped
 
 
@@ -95,36 +91,32 @@ class Photos:
         resolution: int,
         *,
         mirror: bool = False,
-        limit: int | None = None,
         rows: slice | None = None,
         crop: Crop = "center",
         min_size: int | None = None,
         cache: str | os.PathLike | None = None,
-        threads: int | None = None,
-        progress: Progress = False,
     ) -> Photos:
         """Read every photo of `source` at `resolution` x `resolution`, in the order of their names.
 
         source: a folder (searched to the bottom), an image, a .zip, .tar, .tar.gz or .npz
-            (`npz.py`), or a list of these. rows, limit: which of the sorted photos, then how many.
-            crop: "center" cuts the largest centred square; "pad" repeats the border up to a square;
-            "none" squeezes. min_size: skip photos with a shorter edge below (default resolution //
-            2). cache: folder that keeps the result for the same names, sizes, times and settings.
-            threads: decoders. progress: True for a bar, or a function (done, total).
+            (`npz.py`), or a list of these. rows: of the sorted photos. crop: "center" cuts the
+            largest centred square; "pad" repeats the border up to a square; "none" squeezes.
+            min_size: skip photos with a shorter edge below (default resolution // 2). cache: folder
+            that keeps the result for the same names, sizes, times and settings.
         EXIF orientation is honoured, transparency put on white, 16-bit grey scaled, CMYK converted.
         Downscaling by an integer averages blocks, otherwise Lanczos; a JPEG more than four times
         too large is first reduced while decoding. Raises UsageError when there is no photo to read,
         SisError when none can be read.
         """
         min_size = resolution // 2 if min_size is None else min_size
-        _check_settings(resolution, crop, min_size, limit, threads)
+        _check_settings(resolution, crop, min_size)
         sources = [source] if isinstance(source, str | os.PathLike) else list(source)
         label = str(sources[0]) if len(sources) == 1 else f"{len(sources)} sources"
         listings = [list_source(Path(s)) for s in sources]
         entries = [(i, name) for i, listing in enumerate(listings) for name in listing.names]
         if not entries:
             raise UsageError(nothing_found(label, listings))
-        entries = (entries[rows] if rows is not None else entries)[:limit]
+        entries = entries if rows is None else entries[rows]
         if not entries:
             raise UsageError(
                 f"rows {rows} of {sum(len(x.names) for x in listings)} photos in {label} leave none"
@@ -141,9 +133,7 @@ class Photos:
                 return decode(data, resolution, crop=crop, min_size=min_size)
 
             names = [name for _, name in entries]
-            found = _decode_all(
-                _jobs(listings, entries), names, shape_up, resolution, place, threads, progress
-            )
+            found = _decode_all(_jobs(listings, entries), names, shape_up, resolution, place)
         images, names, skipped = found
         skipped += tuple(row for listing in listings for row in listing.refused)
         if not len(images):
@@ -176,22 +166,13 @@ class Photos:
             )
         return self._stream(batch, seed, start_step)
 
-    def _stream(self, batch: int, seed: int, step: int) -> Iterator[np.ndarray]:
-        n = len(self)
-        order = lru_cache(maxsize=4)(
-            lambda epoch: np.random.default_rng([seed, 0, epoch]).permutation(n)
-        )
-        while True:
-            at = np.arange(step * batch, (step + 1) * batch)
-            chosen = np.concatenate(
-                [order(e)[at[at // n == e] % n] for e in range(at[0] // n, at[-1] // n + 1)]
-            )
-            images = np.asarray(self.images[chosen])
+    def _stream(self, batch: int, seed: int, start: int) -> Iterator[np.ndarray]:
+        for step, rows in shuffled(len(self), batch, (seed, 0), start):
+            images = np.asarray(self.images[rows])
             if self.mirror:
                 flip = np.random.default_rng([seed, 1, step]).random(batch) < 0.5
                 images[flip] = images[flip, :, ::-1]
             yield images
-            step += 1
 
     def holdout(self, n: int, seed: int = 0) -> tuple[Photos, Photos]:
         """(training photos, n held-out photos): a random split by `seed`, in the original order."""
@@ -229,18 +210,11 @@ def _first_shapes(source: str | os.PathLike, looked_at: int = 8) -> list[tuple[i
     return [photo.shape[:2] for photo in photos if isinstance(photo, np.ndarray)]
 
 
-def _check_settings(
-    resolution: int, crop: str, min_size: int, limit: int | None, threads: int | None
-) -> None:
+def _check_settings(resolution: int, crop: str, min_size: int) -> None:
     if crop not in ("center", "pad", "none"):
         raise UsageError(f"unknown crop {crop!r}: type 'center', 'pad' or 'none'")
-    for name, value, least in (
-        ("resolution", resolution, 1),
-        ("min_size", min_size, 0),
-        ("limit", limit, 1),
-        ("threads", threads, 1),
-    ):
-        if value is not None and value < least:
+    for name, value, least in (("resolution", resolution, 1), ("min_size", min_size, 0)):
+        if value < least:
             raise UsageError(f"{name} is {value}, expected at least {least}")
 
 
@@ -263,8 +237,6 @@ def _decode_all(
     shape_up: Callable[[bytes | np.ndarray], np.ndarray],
     resolution: int,
     cache: tuple[Path, str] | None,
-    threads: int | None,
-    progress: Progress,
 ) -> Found:
     """(images, names, skipped) in slot order; cache: (folder, key) that stores the array."""
     raw_file = None if cache is None else cache[0] / f".{cache[1]}.{os.getpid()}{TEMPORARY}"
@@ -276,7 +248,7 @@ def _decode_all(
             raw_file.parent.mkdir(parents=True, exist_ok=True)
             make_room(raw_file, math.prod(shape))
             images = np.memmap(raw_file, np.uint8, "r+", shape=shape)
-        failed = _fill(images, jobs, shape_up, max(2, threads or os.cpu_count() or 2), progress)
+        failed = _fill(images, jobs, shape_up)
         good = [slot for slot in range(len(names)) if slot not in failed]
         for to, slot in enumerate(good):  # close the gaps in place: a copy would double the memory
             if to != slot:
@@ -300,52 +272,26 @@ def _decode_all(
 
 
 def _fill(
-    images: np.ndarray,
-    jobs: Iterator[tuple[int, Raw]],
-    shape_up: Callable,
-    threads: int,
-    progress: Progress,
+    images: np.ndarray, jobs: Iterator[tuple[int, Raw]], shape_up: Callable[..., np.ndarray]
 ) -> dict[int, str]:
-    """Decode into `images`, a bounded number at a time; slot -> reason for those that failed."""
+    """Decode into `images`; slot -> reason for those that failed."""
     failed = dict.fromkeys(range(len(images)), "was there when listed and is gone now")
-    window: deque[tuple[int, Future]] = deque()
-    total = len(images)
 
-    def settle(report: Callable[[int], object]) -> None:
-        slot, future = window.popleft()
+    def one(job: tuple[int, Raw]) -> tuple[int, str]:
+        slot, raw = job
         try:
-            images[slot] = future.result()
-            del failed[slot]
+            images[slot] = pixels_of(raw, shape_up)
         except Unusable as reason:
-            failed[slot] = str(reason)
-        report(1)
+            return slot, str(reason)
+        return slot, ""
 
-    with (
-        warnings.catch_warnings(),
-        _reporter(progress, total) as report,
-        ThreadPoolExecutor(threads) as pool,
-    ):
+    with warnings.catch_warnings(), progress(len(images), "photos", "photo") as bar:
         # Pillow warns about odd metadata; unusable photos are reported as skipped
         warnings.simplefilter("ignore")
-        for slot, raw in jobs:
-            window.append((slot, pool.submit(pixels_of, raw, shape_up)))
-            if len(window) >= 4 * threads:
-                settle(report)
-        while window:
-            settle(report)
-    return failed
-
-
-@contextmanager
-def _reporter(progress: Progress, total: int) -> Iterator[Callable[[int], object]]:
-    if progress is True:
-        with tqdm(total=total, desc="photos", unit="photo") as bar:
-            yield bar.update
-    elif callable(progress):
-        done = count(1)
-        yield lambda _: progress(next(done), total)
-    else:
-        yield lambda _: None
+        for slot, why in in_threads(one, jobs):
+            failed[slot] = why
+            bar.update(1)
+    return {slot: why for slot, why in failed.items() if why}
 
 
 def _cache_key(

@@ -1,6 +1,4 @@
-"""A function of many things on all cores, for work that lets go of the interpreter: decoding,
-resizing, deflating.
-"""
+"""Work on all cores that lets go of the interpreter: decoding, resizing, deflating."""
 
 from __future__ import annotations
 

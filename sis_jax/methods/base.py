@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from sis_jax.types import Generator, Samples, SkipGenerator, UsageError, unknown_name
+from sis_jax.types import Array, Generator, Samples, SkipGenerator, UsageError, unknown_name
 
 Arrays = Mapping[str, Any]
 Labelled = Iterator[
@@ -137,6 +137,13 @@ def features_of(samples: Samples, taps: tuple[str, ...]) -> tuple[Any, ...]:
             f"taps={taps})"
         )
     return tuple(samples.features[tap] for tap in taps)
+
+
+def rendered(
+    gen: Generator, z: Array, truncation: Array, taps: tuple[str, ...]
+) -> tuple[Array, dict[str, Array]]:
+    """(images, features of `taps`) of latents, inside a compiled function."""
+    return gen.synthesize(gen.map(z, truncation), "const", taps)
 
 
 def generator_of(gen: Generator | None) -> Generator:

@@ -28,7 +28,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from sis_jax.methods.base import Arrays, Fitted, Inputs, Labelled, features_of
+from sis_jax.methods.base import Arrays, Fitted, Inputs, Labelled, features_of, rendered
 from sis_jax.methods.settings import DatasetGANSettings, check
 from sis_jax.ops import selection
 from sis_jax.ops.progress import progress, say
@@ -177,11 +177,9 @@ class DatasetGAN(DatasetGANSettings):
             bar.update(steps)
             bar.set_postfix_str(f"loss {loss:.3f}")
 
-        layers = pixels.train(
-            x, y, weight, seen, classes=classes, hidden=hidden, steps=self.steps,
-            batch=min(self.batch, len(x)), learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay, seed=seed, tick=tick,
-        )  # fmt: skip
+        batch = min(self.batch, len(x))
+        recipe = pixels.Recipe(hidden, self.steps, batch, self.learning_rate, self.weight_decay)
+        layers = pixels.train(x, y, weight, seen, classes, recipe, seed, tick)
         bar.close()
         return layers, seen
 
@@ -253,8 +251,7 @@ def _annotated(
     if inputs is None or inputs.annotated is None:
         raise UsageError(
             "datasetgan learns from annotated samples and got none: python -m sis_jax export RUN "
-            "--format blanks --n 16, paint the masks, "
-            "then give their folder as --masks"
+            "--format blanks --n 16, paint the masks, then give their folder as --masks"
         )
     masks, seeds = inputs.annotated, inputs.annotated_seeds
     if len(masks) != len(seeds):
@@ -290,9 +287,8 @@ def _warnings(table: list[dict[str, Any]]) -> Iterator[str]:
         if row["held_out_iou"] < UNSURE:
             yield (
                 f"The class {row['name']} ({row['painted_pixels']:,} pixels) is not yet learned: "
-                "classifiers that saw one half of the annotated "
-                f"samples reach an IoU of {row['held_out_iou']:.2f} on the other half. Paint it "
-                "in more samples."
+                "classifiers that saw one half of the annotated samples reach an IoU of "
+                f"{row['held_out_iou']:.2f} on the other half. Paint it in more samples."
             )
 
 
@@ -339,12 +335,6 @@ def _layers(arrays: Arrays) -> pixels.Layers:
 # device code
 
 
-def _render(
-    gen: Generator, z: Array, truncation: Array, taps: tuple[str, ...]
-) -> tuple[Array, dict[str, Array]]:
-    return gen.synthesize(gen.map(z, truncation), "const", taps)
-
-
 def _collect_body(
     gen: Generator,
     z: Array,
@@ -354,7 +344,7 @@ def _collect_body(
     taps: tuple[str, ...],
     resolution: int,
 ) -> Float[Array, "b p d"]:
-    features = _render(gen, z, truncation, taps)[1]
+    features = rendered(gen, z, truncation, taps)[1]
     return pixels.hypercolumns(tuple(features[t] for t in taps), at, resolution)
 
 
@@ -367,7 +357,7 @@ def _label_body(
     taps: tuple[str, ...],
     majority: bool,
 ) -> tuple[Array, Array, Array]:
-    image, features = _render(gen, z, truncation, taps)
+    image, features = rendered(gen, z, truncation, taps)
     label, confidence = pixels.label_maps(
         layers, tuple(features[t] for t in taps), image.shape[1], majority
     )

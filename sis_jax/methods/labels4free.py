@@ -54,7 +54,7 @@ from sis_jax.ops.progress import say
 from sis_jax.ops.sampling import collect, image_only, map_samples, sample_seeds
 from sis_jax.training import labels4free as training
 from sis_jax.training import labels4free_checks as checks
-from sis_jax.training.loop import Checkpoints, Training, as_csv, loop, on_devices
+from sis_jax.training.loop import Checkpoints, Course, Training, as_csv, loop, on_devices
 from sis_jax.types import Generator, Samples, SisError, UsageError
 
 _PUBLISHED: dict[str, Any] = {
@@ -125,16 +125,8 @@ class Labels4Free(Labels4FreeSettings):
         )
         runs: list[_Run] = []
         while len(runs) < self.tries and (not runs or runs[-1].verdict() < 0):
-            runs.append(
-                _Run(
-                    method,
-                    gen,
-                    seed,
-                    inputs,
-                    attempt=len(runs),
-                    real=runs[-1].real if runs else None,
-                )
-            )
+            real = runs[-1].real if runs else None
+            runs.append(_Run(method, gen, seed, inputs, len(runs), real))
             runs[-1].train()
         run = max(runs, key=_Run.verdict)
         arrays = {k: np.asarray(v) for k, v in run.chosen().items()}
@@ -256,11 +248,7 @@ class _Run:
         # Of weights and batches; samples that judge are those of `seed`
         self.draws = self.seed + 1000 * self.attempt
         # Each device needs whole groups of 4 for the minibatch standard deviation
-        self.devices = max(
-            d
-            for d in range(1, parallel.device_count() + 1)
-            if m.batch % d == 0 and (d == 1 or m.batch // d % 4 == 0)
-        )
+        self.devices = parallel.devices_for(m.batch, group=4)
         names = {f.name for f in fields(training.Recipe)} - {"decay_steps"}
         given = {name: getattr(m, name) for name in names}
         self.recipe = training.Recipe(**given, decay_steps=m.steps if m.decay else 0)
@@ -340,13 +328,14 @@ class _Run:
         m = self.method
         rate = m.d_learning_rate / 3
         if not self._hopeless():
-            for step, facts in loop(
-                self.run, self._step_fn(), self._batches, steps=m.steps, every=m.check,
-                checkpoints=self.checkpoints, name="alpha network", devices=self.devices,
-                losses=("loss_a", "loss_d"), cure=f"give --d-learning-rate {rate:g}",
-                stop=self._hopeless,
+            course = Course(
+                m.steps, m.check, self._hopeless, ("loss_a", "loss_d"),
+                f"give --d-learning-rate {rate:g}", "alpha network",
                 show=lambda row: f"foreground {row['share']:.2f}, score {row['score']:.3f}",
-            ):  # fmt: skip
+            )  # fmt: skip
+            for step, facts in loop(
+                self.run, self._step_fn(), self._batches, course, self.checkpoints, self.devices
+            ):
                 self._judge(step, facts)
         self.checkpoints.close()
 

@@ -38,7 +38,7 @@ from sis_jax.methods.settings import LatentDirectionSettings, check
 from sis_jax.ops import selection
 from sis_jax.ops.patches import large_patches
 from sis_jax.ops.progress import progress
-from sis_jax.ops.sampling import map_samples, quantised, sample_seeds
+from sis_jax.ops.sampling import image_of, map_samples, quantised, sample_seeds
 from sis_jax.types import Generator, Samples, SisError, UsageError
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -367,14 +367,8 @@ def _shifted(
         w = (w[:, None] + scale[0] * move.reshape(b, m, -1, w.shape[-1])).reshape(
             b * m, *w.shape[1:]
         )
-    y = luminance(_image(gen, w, small))
+    y = luminance(image_of(gen, w, small))
     return y.reshape(b, m, *y.shape[1:])
-
-
-def _image(gen: Generator, w: Array, small: str | None) -> Float[Array, "b h w 3"]:
-    """The image, or the smaller one on the way to it that has this name."""
-    image, features = gen.synthesize(w, "const", (small,) if small else ())
-    return features[small] if small else image
 
 
 def _gradient_body(
@@ -383,7 +377,7 @@ def _gradient_body(
     prior: str, weights: tuple[float, float], small: str | None,
 ) -> tuple[Float[Array, "b m d"], Float[Array, "b m"], Float[Array, "b m"]]:  # fmt: skip
     """Per sample: the gradient of the loss with respect to the directions, and its two terms."""
-    x = luminance(_image(gen, gen.map(z, psi), small))
+    x = luminance(image_of(gen, gen.map(z, psi), small))
     edges, weight = edge_strength(x), jnp.asarray(prior_map(x.shape[1], prior), jnp.float32)
 
     def loss(own: Float[Array, "b m d"]) -> tuple[Array, tuple[Array, Array]]:
@@ -415,7 +409,7 @@ def _difference_body(
     """Image, difference (above the threshold: object), its deviation, and the fewest peaks; drawn:
     False leaves the image out, and XLA does not draw it for two directions.
     """
-    image = _image(gen, gen.map(z, psi), small)
+    image = image_of(gen, gen.map(z, psi), small)
     move = jnp.broadcast_to(shift * arrays["directions"], (z.shape[0], *arrays["directions"].shape))
     y = jnp.clip(_shifted(gen, z, psi, move, arrays["scale"], space, small), -1, 1)
     other = y[:, 1] if len(signs) == 2 else jnp.clip(luminance(image), -1, 1)

@@ -30,7 +30,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from sis_jax.methods.base import OUTLINE, Arrays, Fitted, Labelled, features_of, small_image
+from sis_jax.methods.base import (
+    OUTLINE,
+    Arrays,
+    Fitted,
+    Labelled,
+    features_of,
+    rendered,
+    small_image,
+)
 from sis_jax.methods.settings import SegmentationInStyleSettings, check
 from sis_jax.ops import kmeans, levels, selection, sweep
 from sis_jax.ops.cluster_labels import (
@@ -43,13 +51,7 @@ from sis_jax.ops.cluster_labels import (
 )
 from sis_jax.ops.resize import resize_bilinear
 from sis_jax.ops.sampling import collect, map_samples, probe, quantised, sample_seeds
-from sis_jax.types import (
-    Generator,
-    Samples,
-    SisError,
-    UsageError,
-    check_taps,
-)
+from sis_jax.types import Generator, Samples, SisError, UsageError, check_taps
 
 RECIPES: dict[str, dict[str, Any]] = {
     # The notebook that trains the published face model: 50 samples, psi 0.7, "layer 7", 128 x 128
@@ -369,7 +371,7 @@ class SegmentationInStyle(SegmentationInStyleSettings):
     def _widths(self, gen: Generator, taps: tuple[str, ...]) -> list[int]:
         """Channels of each tap, by shape inference."""
         z = jax.eval_shape(lambda: jnp.zeros((1, gen.z_dim)))
-        features = jax.eval_shape(lambda z: _render(gen, z, jnp.float32(1), taps)[1], z)
+        features = jax.eval_shape(lambda z: rendered(gen, z, jnp.float32(1), taps)[1], z)
         return [features[t].shape[-1] for t in taps]
 
 
@@ -482,12 +484,6 @@ def _stability(x: np.ndarray, labels: np.ndarray, n: int, k: int, seed: int) -> 
 # device code
 
 
-def _render(
-    gen: Generator, z: Array, truncation: Array, taps: tuple[str, ...]
-) -> tuple[Array, dict[str, Array]]:
-    return gen.synthesize(gen.map(z, truncation), "const", taps)
-
-
 def _collect_body(
     gen: Generator,
     z: Array,
@@ -501,7 +497,7 @@ def _collect_body(
     smooth: bool,
 ) -> Float[Array, "b count d"]:
     """Features of `count` pixels of each sample, and their place, by a golden-ratio walk."""
-    features = _render(gen, z, truncation, taps)[1]
+    features = rendered(gen, z, truncation, taps)[1]
     common = [
         resize_bilinear(filtered(features[t], smooth), (grid, grid), align_corners=align_corners)
         for t in taps
@@ -521,7 +517,7 @@ def _phase_body(
     gen: Generator, z: Array, truncation: Array, *, taps: tuple[str, ...]
 ) -> Float[Array, "b taps"]:
     """Per sample and tap: variance between the means of four pixel phases, over all variance."""
-    features = _render(gen, z, truncation, taps)[1]
+    features = rendered(gen, z, truncation, taps)[1]
 
     def share(x: Array) -> Array:
         b, h, w, c = x.shape
@@ -536,7 +532,7 @@ def _label_body(
     outline: str | None, align_corners: bool, smooth: bool, small: bool = False,
 ) -> tuple[Array, ...]:  # fmt: skip
     """Image, clusters and confidence; small: the latter two alone, at `OUTLINE` pixels."""
-    image, features = _render(gen, z, truncation, (*taps, *([outline] if outline else [])))
+    image, features = rendered(gen, z, truncation, (*taps, *([outline] if outline else [])))
     labels, confidence = label_maps(
         tuple(features[t] for t in taps), features[outline] if outline else image, arrays,
         align_corners, smooth, OUTLINE if small else image.shape[1],

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from sis_jax.types import SisError, UsageError
+from sis_jax.errors import SisError, UsageError
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ from sis_jax.ops.crf import largest_two
 from sis_jax.ops.patches import without_specks
 from sis_jax.ops.pixel_clusters import cluster, converted, vectors
 from sis_jax.ops.resize import resize_bilinear
-from sis_jax.ops.sampling import collect, map_samples, quantised, sample_seeds
+from sis_jax.ops.sampling import collect, is_plain, map_samples, quantised, sample_seeds
 from sis_jax.types import Generator, Samples, SisError, UsageError, check_taps
 
 PIXELS = 128 * 64 * 64  # of the variants that are drawn in one pass
@@ -136,7 +136,7 @@ class StyleMixing(StyleMixingSettings):
     ]:
         """Images, clusters and confidence of styles w, such as a projection of photos gives."""
         learned = {name: jnp.asarray(a) for name, a in arrays.items()}
-        run = _segmented if _plain(gen) else _segment
+        run = _segmented if is_plain(gen) else _segment
         parts, draw = [], partial(_segmented, gen, **self._static())
         platform = jax.devices()[0].platform
         rows = plan.rows_at_once(draw, (0, None), (w, learned), platform)[0]
@@ -265,11 +265,6 @@ def _ordered(
     found = kmeans.kmeans(points, min(k, len(points)), seed=seed, weights=weights)
     mass = np.bincount(np.asarray(found.labels), weights, minlength=len(found.centers))
     return np.asarray(found.centers)[np.argsort(-mass, kind="stable")]
-
-
-def _plain(gen: Any) -> bool:
-    """Whether a generator is no pytree, and so cannot be an argument of a compiled function."""
-    return jax.tree.structure(gen) == jax.tree.structure(0)
 
 
 def _styled(gen: Any) -> Any:

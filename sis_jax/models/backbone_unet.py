@@ -13,15 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from sis_jax.models.layers import (
-    BatchNorm,
-    Conv,
-    Rng,
-    Tape,
-    depth_to_space,
-    padded,
-    space_to_depth,
-)
+from sis_jax.models.layers import BatchNorm, Conv, Rng, Tape, depth_to_space, padded, space_to_depth
 
 CHANNELS = (96, 64, 40, 24)  # of the decoder at strides 16, 8, 4, 2
 STRIDE = 32

@@ -42,11 +42,7 @@ _TAPS = (0, 1, 2, 4, 6)
 _EPS = 1e-3
 
 # ResNet: blocks of each stage, and whether they are bottlenecks. ImageNet's mean and deviation.
-RESNETS = {
-    18: ((2, 2, 2, 2), False),
-    34: ((3, 4, 6, 3), False),
-    50: ((3, 4, 6, 3), True),
-}
+RESNETS = {18: ((2, 2, 2, 2), False), 34: ((3, 4, 6, 3), False), 50: ((3, 4, 6, 3), True)}
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -232,13 +228,7 @@ class ResNet(nnx.Module):
                 name, step = f"{prefix}blocks.{len(made)}", 1 if i else stride
                 made.append(
                     ResidualBlock(
-                        n_in,
-                        width,
-                        rng,
-                        name,
-                        bottleneck=bottleneck,
-                        stride=step,
-                        dilations=both,
+                        n_in, width, rng, name, bottleneck=bottleneck, stride=step, dilations=both
                     )
                 )
                 n_in = 4 * width if bottleneck else width

@@ -23,9 +23,7 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 
 @dataclass(frozen=True)
 class ResNetConfig:
-    """Shape of a tower. width: after the stem; layers: blocks at strides 4 to 32; heads: of
-    pooling.
-    """
+    """Shape. width: after the stem; layers: blocks at strides 4 to 32; heads: of pooling."""
 
     image_size: int
     width: int
@@ -167,9 +165,7 @@ class ResNet(nnx.Module):
         return 32
 
     def stages(self, pixels: Float[Array, "b h w 3"]) -> dict[str, Float[Array, "b h2 w2 c"]]:
-        """The maps after "stem" and "layer1" (stride 4), "layer2" (8), "layer3" (16), "layer4"
-        (32).
-        """
+        """The maps after "stem" and "layer1" (stride 4), "layer2" (8), "layer3" (16), "layer4"."""
         check_floating(pixels)
         x = pixels
         for conv in (self.conv1, self.conv2, self.conv3):

@@ -184,9 +184,7 @@ class Discriminator(nnx.Module):
     def __call__(
         self, images: Float[AnyArray, "n r r 3"], labels: Float[AnyArray, "n c"] | None = None
     ) -> Float[Array, "n 1"]:
-        """Scores of n images in [-1, 1], n a multiple of 4 or less. labels: one-hot, if
-        conditional.
-        """
+        """Scores of n images in [-1, 1], n at most 4 or a multiple. labels: one-hot."""
         images = jnp.asarray(images, jnp.float32)
         resolution = self.config.resolution
         if images.ndim != 4 or images.shape[1:] != (resolution, resolution, 3):

@@ -14,11 +14,10 @@ NEAR = 0.5  # nats that a region may be behind the one that a finer class fits b
 HELD = 0.03  # of the area of a coarse part, from which a class of its finer parts is in its name
 RULE = (
     "A part is named only where the first class is ahead of the second by at least the margin "
-    "(difference of probabilities) and is none of the "
-    "neutral words; otherwise it keeps its name and is marked unsure. For finer parts half of the "
-    f"evidence is what a part has more of than the others, and the margin is {FINER_MARGIN} or "
-    "more; a finer class names the part that it fits best. A coarse part whose finer parts "
-    "are of several classes has all their names."
+    "(difference of probabilities) and is none of the neutral words; otherwise it keeps its name "
+    "and is marked unsure. For finer parts half of the evidence is what a part has more of than "
+    f"the others, and the margin is {FINER_MARGIN} or more; a finer class names the part that it "
+    "fits best. A coarse part whose finer parts are of several classes has all their names."
 )
 
 

@@ -29,9 +29,8 @@ STEPS = 50  # of k-means with all samples, at most
 MOVING = 1e-3  # share of the labels that change: below this, k-means is at its end
 TOLERANCE = 0.05
 CRITERION = (
-    "in each part of the foreground the smallest k within "
-    f"{TOLERANCE} of the highest agreement (mean adjusted Rand index between k-means on "
-    f"{2 * DRAWS} halves of the samples)"
+    f"in each part of the foreground the smallest k within {TOLERANCE} of the highest agreement "
+    f"(mean adjusted Rand index between k-means on {2 * DRAWS} halves of the samples)"
 )
 _LOOKED_AT = 32_768  # points at a time, where all are gone through
 
@@ -130,9 +129,7 @@ def _mean_agreement(found: Sequence[Int[np.ndarray, "j"]], k: int) -> float:
 def _typical(
     found: Sequence[Int[np.ndarray, "j"]], k: int
 ) -> tuple[Int[np.ndarray, "j"], Float[np.ndarray, "k"]]:
-    """The clustering that overlaps most with the others, and by how much each of its clusters
-    does.
-    """
+    """The clustering that overlaps most with the others, and how much each of its clusters does."""
     overlaps = [
         np.mean([selection.cluster_agreement(a, b, k) for b in found if b is not a], axis=0)
         for a in found

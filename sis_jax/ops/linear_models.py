@@ -24,10 +24,7 @@ class Boundary:
 
 
 def logistic_regression(
-    x: Float[np.ndarray, "n d"],
-    y: Bool[np.ndarray, "n"],
-    *,
-    c: float = 1.0,
+    x: Float[np.ndarray, "n d"], y: Bool[np.ndarray, "n"], *, c: float = 1.0
 ) -> Boundary:
     """Minimum of |v|^2 / 2 + c sum_i s_i log(1 + exp(-t_i (v . x_i + b))), t = +-1, by L-BFGS until
     it converged; s_i = n / (2 n_class), so that few true points weigh as much as many false ones.

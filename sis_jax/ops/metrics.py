@@ -7,7 +7,6 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float, Int64, Integer, Shaped
 from numpy.typing import ArrayLike
-from scipy.ndimage import distance_transform_edt
 
 from sis_jax.types import UsageError
 
@@ -17,9 +16,7 @@ IGNORE = 255  # in a mask: pixels of no class
 
 
 def confusion(
-    gt: Shaped[np.ndarray, "..."],
-    pred: Shaped[np.ndarray, "..."],
-    n_classes: int,
+    gt: Shaped[np.ndarray, "..."], pred: Shaped[np.ndarray, "..."], n_classes: int
 ) -> Int64[np.ndarray, "k k"]:
     """Pixel counts [ground truth, prediction]; add them up over images.
 
@@ -61,16 +58,7 @@ def boundary_band(mask: Shaped[np.ndarray, "h w"], radius: float) -> Bool[np.nda
     if mask.ndim != 2:
         raise UsageError(f"a mask has two axes [h w], got shape {mask.shape}")
     valid = np.ones(mask.shape, bool) if mask.dtype == bool else mask != IGNORE
-    if radius > _SHIFTED:
-        return _band_by_distance(mask, radius, valid)
-    return _band_by_shifts(mask, radius, valid)
-
-
-_SHIFTED = 6  # pixels; for wider bands distance transforms cost less
-
-
-def _band_by_shifts(mask: np.ndarray, radius: float, valid: np.ndarray) -> np.ndarray:
-    """Compare the mask with itself moved by every offset of the disk, for any number of classes."""
+    # Moved by every offset of the disk: the same time for any number of classes.
     band, reach = np.zeros(mask.shape, bool), int(radius)
     for dy in range(reach + 1):
         for dx in range(-reach, reach + 1):
@@ -83,16 +71,6 @@ def _band_by_shifts(mask: np.ndarray, radius: float, valid: np.ndarray) -> np.nd
             differs = (mask[here] != mask[there]) & valid[here] & valid[there]
             band[here] |= differs
             band[there] |= differs
-    return band
-
-
-def _band_by_distance(mask: np.ndarray, radius: float, valid: np.ndarray) -> np.ndarray:
-    band = np.zeros(mask.shape, bool)
-    for class_id in np.unique(mask[valid]):
-        own = valid & (mask == class_id)
-        other = valid & ~own
-        if other.any():
-            band |= own & (np.asarray(distance_transform_edt(~other)) <= radius)
     return band
 
 

@@ -36,20 +36,16 @@ def say(text: str) -> None:
 
 
 def progress(
-    iterable_or_total: Iterable[Any] | int, desc: str, unit: str = "it", *, hidden: bool = False
+    total: int, desc: str, unit: str, items: Iterable[Any] | None = None, *, hidden: bool = False
 ) -> Any:
     """A tqdm bar on stderr with rate and time left: iterate over it, or `.update(n)` and close it.
 
-    iterable_or_total: items, or the number of units. desc: name of the work. unit: of one unit.
-        hidden: no bar whatever else was chosen.
+    total: the number of units. desc: name of the work. unit: of one unit. items: one a unit, given
+        on by the bar. hidden: no bar whatever else was chosen.
     """
-
     # A log file wants a line now and then, a terminal wants a moving bar.
     interval = 0.2 if sys.stderr.isatty() else 10.0
-    settings: dict[str, Any] = {
-        "desc": desc, "unit": f" {unit}" if unit != "it" else unit, "file": sys.stderr,
-        "disable": hidden or not _progress_shown, "mininterval": interval, "dynamic_ncols": True,
-    }  # fmt: skip
-    if isinstance(iterable_or_total, int):
-        return tqdm(total=iterable_or_total, **settings)
-    return tqdm(iterable_or_total, **settings)
+    return tqdm(
+        items, desc, total, unit=f" {unit}", file=sys.stderr, mininterval=interval,
+        disable=hidden or not _progress_shown, dynamic_ncols=True,
+    )  # fmt: skip

@@ -129,9 +129,8 @@ PROTOCOLS = {
         ),
         Protocol(
             "voynov",
-            "Voynov et al. 2021: shorter edge 128, soft masks as 8-bit images, "
-            "foreground "
-            "IoU per image",
+            "Voynov et al. 2021: shorter edge 128, soft masks as 8-bit images, foreground IoU per "
+            "image",
             _FOREGROUND,
             size=128,
             fit="short",
@@ -140,9 +139,8 @@ PROTOCOLS = {
         ),
         Protocol(
             "melas",
-            "Melas-Kyriazi et al. 2022: shorter edge 128, foreground IoU per image, an "
-            "empty "
-            "pair counts 0",
+            "Melas-Kyriazi et al. 2022: shorter edge 128, foreground IoU per image, an empty pair "
+            "counts 0",
             _FOREGROUND,
             size=128,
             fit="short",
@@ -153,8 +151,7 @@ PROTOCOLS = {
         ),
         Protocol(
             "selfmask",
-            "Shin et al. 2022, Simeoni et al. 2023: beta squared twice, each image "
-            "its own "
+            "Shin et al. 2022, Simeoni et al. 2023: beta squared twice, each image its own "
             "threshold, grey above 0 is foreground",
             _FOREGROUND,
             grey_from=1,
@@ -211,10 +208,7 @@ def _at_least(level: np.ndarray) -> np.ndarray:
 
 
 def f_measure(
-    hits: Float[np.ndarray, "k"],
-    predicted: Float[np.ndarray, "k"],
-    gt: int | float,
-    beta2: float,
+    hits: Float[np.ndarray, "k"], predicted: Float[np.ndarray, "k"], gt: int | float, beta2: float
 ) -> Float[np.ndarray, "k"]:
     """F-measure from pixel counts, with the conventions of `f_curve`."""
     precision = np.divide(hits, predicted, out=np.ones_like(hits), where=predicted > 0)

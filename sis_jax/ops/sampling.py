@@ -25,6 +25,11 @@ from sis_jax.types import Generator
 LARGE = 2**30  # bytes of a pass
 
 
+def is_plain(gen: Any) -> bool:
+    """Whether a generator is no pytree, and so cannot be an argument of a compiled function."""
+    return jax.tree.structure(gen) == jax.tree.structure(0)
+
+
 @dataclass(frozen=True)
 class _Plain:
     """A generator that is no pytree: fixed at compile time, compared by identity."""
@@ -59,8 +64,7 @@ def map_samples(
     Every block has the same number of rows, the last one padded: one compilation, and the same bits
     for a seed in any company. Raises SisError where the memory cannot hold one block.
     """
-    here = parallel.local_devices(devices)
-    plain = jax.tree.structure(gen) == jax.tree.structure(0)
+    here, plain = parallel.local_devices(devices), is_plain(gen)
     function = _call_plain if plain else body
     if plain:
         static = static | {"inner": body, "held": _Plain(gen)}
@@ -121,6 +125,12 @@ def quantised(images: Float[Array, "*n h w 3"]) -> UInt8[Array, "*n h w 3"]:
     and a sum rounds 127.5 x + 128 once, NumPy twice.
     """
     return jnp.clip(128 * images - 0.5 * images + 128, 0, 255).astype(jnp.uint8)
+
+
+def image_of(gen: Generator, w: Array, small: str | None = None) -> Float[Array, "b h w 3"]:
+    """The image of latents, or the smaller one on the way to it that has this name."""
+    image, features = gen.synthesize(w, "const", (small,) if small else ())
+    return features[small] if small else image
 
 
 def image_only(gen: Generator, z: Array, truncation: Array) -> UInt8[Array, "b h w 3"]:

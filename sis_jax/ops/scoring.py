@@ -19,7 +19,7 @@ from sis_jax.types import SisError, UsageError
 
 Classes = Sequence[Mapping[str, Any]]
 Pair = tuple[str, np.ndarray, np.ndarray]
-RADIUS = 3.0  # pixels: the trimap of the papers
+RADIUS = 3.0  # pixels of the border band: the trimap of the papers
 MATCHINGS = {"hungarian": metrics.hungarian, "majority": metrics.majority}
 
 
@@ -42,7 +42,6 @@ def measure(
     *,
     classes_map: Mapping[str, Any] | None = None,
     matching: Sequence[str] = ("hungarian", "majority"),
-    radius: float = RADIUS,
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -52,16 +51,16 @@ def measure(
         scores float[h w c]; a ground truth is uint8[h w], 255 = ignore. classes_pred, classes_true:
         {"id", "name"}, id 0 is the background. protocol: a name of `PROTOCOLS`. classes_map:
         predicted name -> true name, list of names (merged), or None; without it, equal names belong
-        together. matching: of "hungarian", "majority". radius: of the border band in pixels.
-        resamples, seed: of the 95 % intervals over images; 0 for none. Raises UsageError for
-        unknown names, SisError where nothing was measured.
+        together. matching: of "hungarian", "majority". resamples, seed: of the 95 % intervals over
+        images; 0 for none. Raises UsageError for unknown names, SisError where nothing was
+        measured.
     """
     rule = protocols.get(protocol) if isinstance(protocol, str) else protocol
     for name in matching:
         if name not in MATCHINGS:
             raise UsageError(f"unknown matching {name!r}: type {' or '.join(map(repr, MATCHINGS))}")
     rows, assigned, lookup, warnings = match_names(classes_pred, classes_true, classes_map)
-    tally = Tally(len(rows), len(assigned), rule, radius, lookup)
+    tally = Tally(len(rows), len(assigned), rule, lookup)
     for name, prediction, gt in pairs:
         tally.add(name, prediction, gt)
     if not tally.names:
@@ -172,12 +171,11 @@ class Tally:
     """The counts of each image: confusions, whole and in the border band, and F curves."""
 
     def __init__(
-        self, n_true: int, n_pred: int, rule: Rule, radius: float, lookup: UInt8[np.ndarray, "256"]
+        self, n_true: int, n_pred: int, rule: Rule, lookup: UInt8[np.ndarray, "256"]
     ) -> None:
         self.n_true = n_true
         self.n_pred = n_pred
         self.rule = rule
-        self.radius = radius
         self.lookup = lookup
         self.names: list[str] = []
         self.counts: list[np.ndarray] = []
@@ -203,8 +201,8 @@ class Tally:
         keep = gt != 255
         fg_true = np.where(keep, gt > 0, 255).astype(np.uint8)
         fg = soft > 0.5 if self.rule.binary else ids > 0
-        band = metrics.boundary_band(rows, self.radius)
-        fg_band = metrics.boundary_band(fg_true, self.radius)
+        band = metrics.boundary_band(rows, RADIUS)
+        fg_band = metrics.boundary_band(fg_true, RADIUS)
         self.names.append(str(name))
         self.counts.append(self._count(rows, ids, keep))
         self.band.append(self._count(rows, ids, band))

@@ -20,12 +20,12 @@ from typing import Annotated, Any, Generic, NoReturn, TypeVar
 import tyro
 from tyro.conf import DisallowNone, OmitArgPrefixes, Suppress, arg
 
+from sis_jax.errors import SisError, UsageError
 from sis_jax.ops.progress import showing_progress
 from sis_jax.runs import machine
 from sis_jax.runs.config import Config, Door, Switch, markers
 from sis_jax.runs.console import any_console
 from sis_jax.runs.machine import enable_compilation_cache
-from sis_jax.types import SisError, UsageError
 
 C = TypeVar("C")
 

@@ -30,7 +30,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 from tyro.conf import Fixed, FlagCreatePairsOff, Positional, Suppress, UseAppendAction, arg
 
-from sis_jax.types import unknown_name
+from sis_jax.errors import unknown_name
 
 C = TypeVar("C", bound="Config")
 R = TypeVar("R")

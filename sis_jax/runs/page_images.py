@@ -25,9 +25,7 @@ def jpeg_uri(pixels: np.ndarray, quality: int = 88) -> str:
 
 
 def reduced(image: Any, width: int, budget: float) -> dict[str, Any]:
-    """{"uri", "width"} of a PIL image, reduced to a width and until it fits `budget` bytes, its
-    share of the page.
-    """
+    """{"uri", "width"} of a PIL image, reduced until it fits its share of the page, in bytes."""
     width = min(image.width, width)
     while True:
         smaller = image.resize(

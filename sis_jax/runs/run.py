@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import platform
 import sys
@@ -31,10 +30,10 @@ from PIL import Image
 
 from sis_jax.data.files import (
     disk_errors,
+    json_bytes,
     plain,
     read_run,
     remove_temporary,
-    utf8,
     write_atomic,
 )
 from sis_jax.ops.progress import say
@@ -202,8 +201,7 @@ class RunFolder:
             key, old, new = change
             raise UsageError(
                 f"{self.path} already has {name} with {key}={_show(old)}, now asked for "
-                f"{_show(new)}; "
-                f"give another --out, or --overwrite to replace the old files"
+                f"{_show(new)}; give another --out, or --overwrite to replace the old files"
             )
         if (
             not again
@@ -229,7 +227,7 @@ class RunFolder:
         self._save(content)
 
     def _save(self, content: dict[str, Any]) -> None:
-        write_atomic(self.path / "run.json", _json_bytes(content), durable=True)
+        write_atomic(self.path / "run.json", json_bytes(content), durable=True)
 
     def _inside(self, name: str | os.PathLike[str]) -> Path:
         """A path of this run, however it was spelled; never one outside it."""
@@ -252,7 +250,7 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> Path:
         """Like `write_bytes`, for JSON values (paths, dataclasses, NumPy too); NaN is null."""
-        return self.write_bytes(name, _json_bytes(value))
+        return self.write_bytes(name, json_bytes(value))
 
     def write_image(self, name: str, image: np.ndarray | Image.Image, **options: Any) -> Path:
         """Like `write_bytes`, for uint8[h w 3], [h w] or a Pillow image; options: Pillow's."""
@@ -309,10 +307,6 @@ def _generator_record(info: Info | None) -> dict[str, Any]:
     if info is None:
         return {}
     return {key: getattr(info, key, "") for key in ("name", "sha256", "licence", "source")}
-
-
-def _json_bytes(value: Any) -> bytes:
-    return utf8(json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _now() -> str:

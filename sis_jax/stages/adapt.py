@@ -36,7 +36,7 @@ from sis_jax import parallel
 from sis_jax.checkpoints.student import Student
 from sis_jax.data.composites import Layers
 from sis_jax.data.pairs import shuffled
-from sis_jax.data.threads import cores, in_threads
+from sis_jax.data.threads import in_threads
 from sis_jax.models import students
 from sis_jax.ops import grabcut, metrics
 from sis_jax.ops.progress import progress
@@ -51,9 +51,7 @@ _BLOCK = 64
 
 @dataclass(frozen=True)
 class Judgement:
-    """stability, agreement: mean IoU, 0 to 1, see `judge`. val_iou: on generated images that
-    were held out.
-    """
+    """stability, agreement: mean IoU, see `judge`. val_iou: on held-out generated images."""
 
     stability: float
     agreement: float | None
@@ -65,20 +63,14 @@ class Judgement:
         return self.stability if self.agreement is None else (self.stability + self.agreement) / 2
 
     def better_than(self, other: Judgement) -> bool:
-        """A higher score that was not paid for with the generated images: masks without any
-        object are stable, too.
-        """
+        """A higher score, not paid for with the generated images: empty masks are stable, too."""
         if self.val_iou is None or other.val_iou is None:
             return self.score > other.score
         return self.score > other.score and self.val_iou > other.val_iou - FORGOTTEN
 
     def facts(self, when: str) -> dict[str, float]:
         """For run.json and the student's card."""
-        named = {
-            "stability": self.stability,
-            "agreement": self.agreement,
-            "val_iou": self.val_iou,
-        }
+        named = {"stability": self.stability, "agreement": self.agreement, "val_iou": self.val_iou}
         return {
             f"{name}_{when}": round(value, 4) for name, value in named.items() if value is not None
         }
@@ -148,7 +140,7 @@ class Round:
                 bar.update(len(scores))
         if not (pasted and _has_background(teacher)):
             return cls(photos, target, None)
-        return cls(photos, target, Layers.of(photos, target[..., 0], cores()))
+        return cls(photos, target, Layers.of(photos, target[..., 0]))
 
     def batches(
         self, batch: int, seed: int, start: int, pasted: float
@@ -159,7 +151,7 @@ class Round:
         """
         pool = np.flatnonzero(self.layers.reliable) if self.layers is not None else ()
         count = round(batch * pasted) if len(pool) else 0
-        for step, rows in shuffled(len(self.images), batch, seed, start):
+        for step, rows in shuffled(len(self.images), batch, (seed, 5), start):
             rng = np.random.default_rng([seed, 8, step])
             on = rng.permutation(batch) < count  # in any order, so that every device gets some
             rows = np.where(on, rng.choice(pool, batch), rows) if count else rows
@@ -172,9 +164,7 @@ class Round:
 
 
 def stability(student: Student, photos: UInt8[np.ndarray, "n s s 3"]) -> float:
-    """Mean IoU between the masks of photos, of the student's side, and those of the same photos in
-    other colours.
-    """
+    """Mean IoU between masks of photos and of the same photos in other colours."""
     graph, params, statistics = training.split(student.network)
     run = parallel.map_devices(_two_views, (None, None, None, 0), 0, devices=1, graph=graph)
     found = []
@@ -254,9 +244,7 @@ def _corrected(
 def with_background(
     scores: Float[np.ndarray, "n s s k"], background: Float[np.ndarray, "n s s"]
 ) -> Float[np.ndarray, "n s s k"]:
-    """Probabilities with another background, channel 0; the other classes share the rest as
-    before.
-    """
+    """Probabilities with another background, channel 0; the other classes share the rest."""
     rest = scores[..., 1:] + 1e-6  # even where the teacher is certain that none is there
     rest /= rest.sum(-1, keepdims=True)
     background = background[..., None]

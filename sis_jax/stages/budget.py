@@ -184,9 +184,7 @@ def fitted(sizes: Sizes, speeds: Speeds, given: float, spent: float, photos: int
 
 
 def smallest(sizes: Sizes, speeds: Speeds, given: float, spent: float, photos: int) -> Sizes:
-    """`sizes` with the smallest counts. Raises UsageError where these take longer than the budget,
-    as in `fitted`.
-    """
+    """`sizes` with the smallest counts. Raises UsageError where these take too long."""
     least = replace(_later(sizes, speeds, 0.0, photos), images=LEAST_BATCHES * sizes.batch)
     least = replace(least, snapshot=least.images)
     needed = total(rows(least, speeds, photos))

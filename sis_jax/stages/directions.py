@@ -28,7 +28,7 @@ from sis_jax.models.clip import CLIPNetwork
 from sis_jax.models.clip_regions import Colours, to_pixels
 from sis_jax.ops import class_scores
 from sis_jax.ops.linear_models import logistic_regression, roc_area
-from sis_jax.ops.sampling import collect, sample_seeds
+from sis_jax.ops.sampling import collect, image_of, sample_seeds
 from sis_jax.types import Generator, SisError, UsageError
 
 PASS = 0.9  # share of moved samples that must pass
@@ -123,10 +123,8 @@ def _score_body(
     way to the whole one that is large enough for the text model.
     """
     w = gen.map(z, truncation)
-    image, features = gen.synthesize(w + move, "const", (small,) if small else ())
-    images = features[small] if small else image
     size = network.config.vision.image_size
-    x = network.visual(to_pixels(images, (size, size), colours))
+    x = network.visual(to_pixels(image_of(gen, w + move, small), (size, size), colours))
     return x * jax.lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + 1e-12) @ texts.T, w[:, 0]
 
 
@@ -202,10 +200,9 @@ def with_strength(
             )
     raise SisError(
         f"{direction.prompt!r} was not reached: at the largest displacement "
-        f"{100 * passing[-1]:.0f} % of {TRIED} samples pass, at best "
-        f"{100 * max(passing):.0f} %, needed 90 % above {direction.threshold:.3f}; "
-        f"{histogram(score)}. "
-        "Give other prompts, or learn from more samples (discover --rare-n, edit --n)"
+        f"{100 * passing[-1]:.0f} % of {TRIED} samples pass, at best {100 * max(passing):.0f} %, "
+        f"needed 90 % above {direction.threshold:.3f}; {histogram(score)}. Give other prompts, or "
+        "learn from more samples (discover --rare-n, edit --n)"
     )
 
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from sis_jax import methods, parallel
+from sis_jax import parallel
 from sis_jax.checkpoints import hub, load_generator
 from sis_jax.data.part_names import finer_classes
 from sis_jax.data.part_summary import summary_of
 from sis_jax.data.parts import Parts, classes_from
+from sis_jax.methods import base as methods
 from sis_jax.methods.base import Fitted
 from sis_jax.ops.sampling import sample_seeds
 from sis_jax.ops.selection import only_just
@@ -187,8 +188,7 @@ def _warnings(fitted: Fitted, rare: int | None = None) -> list[str]:
     if not fitted.background["found"]:
         found.append(
             f"The background was not found ({fitted.background['why']}), so no class has id 0. "
-            "Look at the gallery and send the background "
-            "there by hand: parts.rename({id: None})."
+            "Look at the gallery and send the background there by hand: parts.rename({id: None})."
         )
     elif "annotated" not in method.wants:
         held = sum(c["border_share"] for c in clusters if c["background"])

@@ -41,7 +41,7 @@ from sis_jax.data.photo_files import list_source
 from sis_jax.data.photos import Photos, own_side
 from sis_jax.data.threads import cores
 from sis_jax.models import backbones, students
-from sis_jax.ops.progress import progress, progress_shown, say
+from sis_jax.ops.progress import progress, say
 from sis_jax.ops.sampling import probe, sample_seeds
 from sis_jax.ops.student_augment import ALIGNED, NONE, WEAK, Augmentation
 from sis_jax.runs.config import without
@@ -199,9 +199,7 @@ def _weights_read(config: DistillConfig) -> dict[str, str]:
 
 
 def _synthesized(source: Path) -> tuple[Path, dict[str, Any]]:
-    """The run that a dataset belongs to, and the record of how it was written, empty where none
-    is.
-    """
+    """The run that a dataset belongs to, and the record of its writing, empty without one."""
     home = source.parent if source.name == "data" else source
     try:
         return home, read_run(home)["stages"]["synthesize"]
@@ -302,7 +300,6 @@ def _job(config: DistillConfig, source: Path | None, cache: Path) -> Job:
             rows=rows,
             cache=cache,
             crop=CROPS[config.adapt.fit],
-            progress=progress_shown(),
             min_size=min(side, *train.masks.shape[1:]),  # no finer than what was learned first
         )
         say(photos.summary())
@@ -537,9 +534,7 @@ def _tried(config: DistillConfig, source: Path | None) -> dict[str, float]:
 def _data(
     config: DistillConfig, source: Path | None
 ) -> tuple[int, int, Sequence[Mapping[str, Any]], float]:
-    """(images to learn from, their shorter edge as they are held, classes, seconds to read or draw
-    one).
-    """
+    """(images to learn from, their shorter edge as held, classes, seconds to get one)."""
     side = config.train.side or 256
     if config.source.images is not None:
         truth = open_pairs(config.source.images, config.source.masks)

@@ -177,17 +177,16 @@ def _measure(config: EvaluateConfig, gt: GroundTruth, rule: protocols.Protocol) 
     benchmark, how = config.truth.benchmark, config.measure
     assert not isinstance(how.classes_map, str)
     square = benchmark is not None and canonical(benchmark) in rule.square
-    with progress(len(gt), "evaluate", "photo") as bar:
-        if config.predictions is not None:
-            classes, pairs = _from_folder(config.predictions, gt, square)
-        else:
-            student = _load(config.run)
-            pairs = _from_student(student, gt, rule, config.batch, square)
-            classes = student.classes
-        found = measure(
-            _counted(pairs, bar), list(classes), gt.classes, rule, matching=how.matching,
-            resamples=how.resamples, seed=how.seed, classes_map=how.classes_map,
-        )  # fmt: skip
+    if config.predictions is not None:
+        classes, pairs = _from_folder(config.predictions, gt, square)
+    else:
+        student = _load(config.run)
+        pairs = _from_student(student, gt, rule, config.batch, square)
+        classes = student.classes
+    found = measure(
+        progress(len(gt), "evaluate", "photo", pairs), list(classes), gt.classes, rule,
+        matching=how.matching, resamples=how.resamples, seed=how.seed, classes_map=how.classes_map,
+    )  # fmt: skip
     if gt.skipped:
         found["warnings"].append(f"{len(gt.skipped)} files had no partner and were left out")
     found["warnings"] += [gt.note] if gt.note else []
@@ -196,22 +195,15 @@ def _measure(config: EvaluateConfig, gt: GroundTruth, rule: protocols.Protocol) 
     return Metrics(_name(config, gt), found, dict(paper))
 
 
-def _counted(pairs: Iterator[Any], bar: Any) -> Iterator[Any]:
-    for pair in pairs:
-        yield pair
-        bar.update(1)
-
-
 def _load(run: Any) -> Segmenter:
-    if not isinstance(run, str | Path):
-        if not isinstance(run, Segmenter):
-            raise UsageError(
-                f"a {type(run).__name__} is no network that can be measured: expected `.classes` "
-                "and `.scores(images)`"
-            )
-        return run
-
-    return load_student(run)
+    if isinstance(run, str | Path):
+        return load_student(run)
+    if not isinstance(run, Segmenter):
+        raise UsageError(
+            f"a {type(run).__name__} is no network that can be measured: expected `.classes` and "
+            "`.scores(images)`"
+        )
+    return run
 
 
 def _from_student(

@@ -70,7 +70,7 @@ def _photos_digest(source: str) -> str:
 def _photos(settings: Any, gen: Generator, named: str | None) -> dict[str, Any]:
     if not settings.photos:
         return {"photos": None}
-    photos = Photos.open(settings.photos, settings.trains_at(gen), progress=True)
+    photos = Photos.open(settings.photos, settings.trains_at(gen))
     say(photos.summary())
     return {"photos": photos.images}
 
@@ -122,7 +122,6 @@ def _same_images(blanks: Any, gen: Generator) -> None:
     if far.max() > 4:  # grey values; another processor rounds differently by a fraction of one
         raise UsageError(
             f"the image of seed {blanks.seeds[int(far.argmax())]} in {blanks.path} is not the "
-            f"image that {gen.info.name} draws for it (mean difference "
-            f"{far.max():.0f} of 255): use the generator that drew the blanks, without --rare, "
-            "and leave images/ as it is"
+            f"image that {gen.info.name} draws for it (mean difference {far.max():.0f} of 255): "
+            "use the generator that drew the blanks, without --rare, and leave images/ as it is"
         )

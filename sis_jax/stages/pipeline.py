@@ -7,6 +7,7 @@ from typing import Any
 
 import sis_jax as sis
 from sis_jax import parallel
+from sis_jax.data.photo_files import ARCHIVES
 from sis_jax.ops.progress import say
 from sis_jax.runs.configs.pipeline import RunConfig
 from sis_jax.stages import background, budget
@@ -14,8 +15,6 @@ from sis_jax.stages.clock import Clock
 from sis_jax.stages.photo_samples import write_samples
 from sis_jax.stages.planning import Planner
 from sis_jax.types import UsageError
-
-_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".npz")
 
 
 def run(config: RunConfig) -> Path:
@@ -73,7 +72,7 @@ def _is_photos(path: Path) -> bool:
     """A folder that holds no weights, or an archive."""
     if path.is_dir():
         return not (path / "config.json").is_file()
-    return path.is_file() and path.name.lower().endswith(_ARCHIVES)
+    return path.is_file() and path.name.lower().endswith(ARCHIVES)
 
 
 def plan(config: RunConfig) -> dict[str, Any]:

@@ -34,9 +34,7 @@ SQUARE = 1.2  # longer to shorter edge: photos up to here are cropped
 
 @dataclass(frozen=True)
 class Plan:
-    """What run.json keeps of a plan. fit: of the photos. speeds, stages: None and empty without a
-    budget.
-    """
+    """A plan in run.json. fit: of the photos. speeds, stages: None and empty without a budget."""
 
     sizes: Sizes
     fit: Fit

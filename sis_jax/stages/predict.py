@@ -19,10 +19,10 @@ import numpy as np
 
 from sis_jax import parallel
 from sis_jax.checkpoints.student import Look, Student, load_student
+from sis_jax.data import draw
 from sis_jax.data.decode import Unusable
 from sis_jax.data.exports.formats import write
 from sis_jax.data.files import disk_errors, parse_json, plain, remove_temporary, write_atomic
-from sis_jax.data.items import png
 from sis_jax.data.masks import (
     Masks,
     Prediction,
@@ -116,11 +116,7 @@ def _without(names: Sequence[str], skipped: list[tuple[str, str]]) -> tuple[str,
 
 
 def _names(
-    sources: list[Source],
-    folder: Path,
-    kind: str,
-    cutouts: bool,
-    skipped: list[tuple[str, str]],
+    sources: list[Source], folder: Path, kind: str, cutouts: bool, skipped: list[tuple[str, str]]
 ) -> list[str]:
     """The photos that can be done; those whose result no file system takes go to `skipped`.
     UsageError where two would be written to one file.
@@ -225,9 +221,7 @@ def _checked(image: np.ndarray) -> np.ndarray:
 
 
 class Seen(NamedTuple):
-    """A photo that was read. image: at its own size, where that is needed later. look: or why there
-    is none.
-    """
+    """A photo that was read. image: where it is needed later. look: or why there is none."""
 
     name: str
     image: np.ndarray | None
@@ -267,10 +261,7 @@ def _segment(
 
     threads = min(cores(), _THREADS)
     labelled = _labelled(student, in_threads(read_one, photos, threads), config, skipped)
-    with progress(total, "predict", "photo") as bar:
-        for prediction in in_threads(finish, labelled, threads):
-            yield prediction
-            bar.update(1)
+    yield from progress(total, "predict", "photo", in_threads(finish, labelled, threads))
 
 
 def _labelled(
@@ -306,7 +297,7 @@ def _write_extras(folder: Path, prediction: Prediction, config: PredictConfig) -
     if config.cutouts and prediction.image is not None:
         write_atomic(
             target.with_name(f"{target.stem}-cutout.png"),
-            png(cutout(prediction.image, prediction.mask, prediction.scores)),
+            draw.png(cutout(prediction.image, prediction.mask, prediction.scores)),
         )
 
 

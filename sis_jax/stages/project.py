@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,10 +74,8 @@ class Projection:
         arrays = {"w": np.ascontiguousarray(self.w)} | {
             f"noise/{k}": np.ascontiguousarray(v) for k, v in self.noise.items()
         }
-        image = io.BytesIO()
-        self.show(len(self)).save(image, "PNG")
         write_atomic(Path(folder) / "projection.safetensors", save(arrays))
-        write_atomic(Path(folder) / "projection.png", image.getvalue())
+        write_atomic(Path(folder) / "projection.png", draw.png(self.show(len(self))))
         return Path(folder)
 
 
@@ -132,23 +129,13 @@ def project(
     )
     stored = nn.noise_maps(gen) if noise else {}  # type: ignore[arg-type]
     maps = {name: np.asarray(value) for name, value in stored.items()}
-    step, devices = _planned(gen, net, images, mask, start, maps, recipe, batch)
-    found = [
-        _block(
-            gen,
-            net,
-            length,
-            images[at : at + step],
-            None if mask is None else mask[at : at + step],
-            start[at : at + step],
-            maps,
-            recipe,
-            seed + at,
-            steps,
-            devices,
-        )
-        for at in range(0, len(images), step)
-    ]
+    work = _Work(gen, net, length, maps, recipe, steps)
+    step, devices = _planned(work, images, mask, start, batch)
+    found = []
+    for at in range(0, len(images), step):
+        mine = slice(at, at + step)
+        known = None if mask is None else mask[mine]
+        found.append(_block(work, images[mine], known, start[mine], seed + at, devices))
     blocks_w, blocks_images, blocks_distance, blocks_noise = zip(*found)
     w = np.concatenate(blocks_w)
     if not np.isfinite(w).all():
@@ -277,18 +264,30 @@ def _nearest(
     )
 
 
-def _planned(
-    gen: Any, net: Any, photos: np.ndarray, known: np.ndarray | None, start: np.ndarray,
-    maps: dict[str, np.ndarray], recipe: Any, batch: int,
-) -> tuple[int, Sequence[Any]]:  # fmt: skip
-    """(photos at once, at most `batch` per device; the devices). SisError where the memory there is
-    cannot hold them.
+@dataclass(frozen=True)
+class _Work:
+    """What all photos share. net: of the feature distance, or None. length: |w|. maps: the stored
+    noise maps, empty where they stay.
     """
+
+    gen: Any
+    net: Any
+    length: np.float32
+    maps: dict[str, np.ndarray]
+    recipe: nn.Recipe
+    steps: int
+
+
+def _planned(
+    work: _Work, photos: np.ndarray, known: np.ndarray | None, start: np.ndarray, batch: int
+) -> tuple[int, Sequence[Any]]:
+    """(photos at once, at most `batch` per device; the devices). SisError for too little memory."""
     data = np.empty((1, *photos.shape[1:]), np.float32), known, np.zeros(1, np.int32)
-    given = (gen, net, np.float32(0), nn.begin(start[:1], maps, recipe), *data, np.zeros(3, int))
+    first = nn.begin(start[:1], work.maps, work.recipe)
+    given = (work.gen, work.net, np.float32(0), first, *data, np.zeros(3, int))
     devices = parallel.local_devices()
     rows, needed = plan.rows_at_once(
-        nn.steps_body, _AXES, given, devices[0].platform, batch, recipe=recipe
+        nn.steps_body, _AXES, given, devices[0].platform, batch, recipe=work.recipe
     )
     devices = plan.devices_at_once(needed, devices)
     plan.check_room(needed, devices, f"projecting {rows} photos of {photos.shape[1]} pixels")
@@ -296,8 +295,7 @@ def _planned(
 
 
 def _block(
-    gen: Any, net: Any, length: np.float32, photos: np.ndarray, known: np.ndarray | None,
-    start: np.ndarray, maps: dict[str, np.ndarray], recipe: Any, seed: int, steps: int,
+    work: _Work, photos: np.ndarray, known: np.ndarray | None, start: np.ndarray, seed: int,
     devices: Sequence[Any],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:  # fmt: skip
     """(w, images, distances, noise maps) of as many photos as fit the devices at once."""
@@ -309,23 +307,17 @@ def _block(
         return jax.tree.map(lambda a: parallel.shard(a, len(devices), rows)[0], tree)
 
     data = cut((photos.astype(np.float32) / np.float32(127.5) - 1, known, seeds))
-    state, each = cut(nn.begin(start, maps, recipe)), np.zeros(0)
-    bar = progress(steps, f"projection of {n} photos", "step")
-    everywhere = parallel.replicate((gen, net, length), devices)
+    state, each = cut(nn.begin(start, work.maps, work.recipe)), np.zeros(0)
+    everywhere = parallel.replicate((work.gen, work.net, work.length), devices)
     run = parallel.map_devices(
-        nn.steps_body,
-        _AXES,
-        0,
-        devices=devices,
-        donate=(3,),
-        recipe=recipe,
+        nn.steps_body, _AXES, 0, devices=devices, donate=(3,), recipe=work.recipe
     )
-    for first in range(0, steps, BLOCK):
-        last = min(first + BLOCK, steps)
-        state, each = run(*everywhere, state, *data, np.array([first, last, steps], np.int32))
-        each.block_until_ready()  # so that the bar counts finished work
-        bar.update(last - first)
-    bar.close()
+    with progress(work.steps, f"projection of {n} photos", "step") as bar:
+        for first in range(0, work.steps, BLOCK):
+            span = np.array([first, min(first + BLOCK, work.steps), work.steps], np.int32)
+            state, each = run(*everywhere, state, *data, span)
+            each.block_until_ready()  # so that the bar counts finished work
+            bar.update(span[1] - first)
     values, distance = jax.tree.map(lambda a: parallel.unshard(np.asarray(a), n), (state[0], each))
     w = np.broadcast_to(values["w"], start.shape)
-    return np.array(w), np.asarray(nn.draw(gen, w, values["noise"])), distance, values["noise"]
+    return np.array(w), np.asarray(nn.draw(work.gen, w, values["noise"])), distance, values["noise"]

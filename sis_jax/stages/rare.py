@@ -61,9 +61,8 @@ class Rare:
             return ()
         return (
             f"Only {100 * max(self.evidence, 0):.0f} % of the score of {self.direction.prompt!r} "
-            f"comes from the cluster called {self.name!r}: it may be "
-            "something else that changes with it. Look at parts/rare.png; raise k, take a finer "
-            "layer, or give other prompts.",
+            f"comes from the cluster called {self.name!r}: it may be something else that changes "
+            "with it. Look at parts/rare.png; raise k, take a finer layer, or give other prompts.",
         )
 
 

@@ -94,7 +94,7 @@ def of_student(
     that learns images of `resolution` pixels.
     """
     graph, state = training.new_state(build(config, np.random.default_rng(0)), recipe)
-    devices = max(d for d in range(1, parallel.device_count() + 1) if recipe.batch % d == 0)
+    devices = parallel.devices_for(recipe.batch)
     body = partial(training.train_step, graph=graph, recipe=recipe)
     run = parallel.map_devices(
         training.train_step, (None, None, 0, 0, 0), None, devices=devices, graph=graph,

@@ -214,9 +214,7 @@ def plan(config: SynthesizeConfig) -> dict[str, Any]:
 
 
 def _tried(config: SynthesizeConfig) -> dict[str, float]:
-    """Seconds and bytes, from a second's worth of images drawn and one encoded; nothing where there
-    are no parts yet.
-    """
+    """Seconds and bytes, from a second's worth of images; nothing without parts."""
     try:
         teacher, _ = _teacher(config)
     except UsageError:

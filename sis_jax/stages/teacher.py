@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from sis_jax import methods
 from sis_jax.checkpoints import catalogue, load_generator
 from sis_jax.data.files import plain, read_run
 from sis_jax.data.parts import Parts
+from sis_jax.methods import base as methods
 from sis_jax.methods.base import Fitted
 from sis_jax.methods.settings import restored
 from sis_jax.models.moved import Moved, mixed
@@ -38,8 +38,7 @@ class Teacher:
         if mine and theirs and mine != theirs:
             raise SisError(
                 f"the parts were found in {parts.generator.name} ({theirs[:12]}), this generator "
-                f"is {gen.info.name} ({mine[:12]}): "
-                f"run python -m sis_jax.discover again"
+                f"is {gen.info.name} ({mine[:12]}): run python -m sis_jax.discover again"
             )
         gen = mixed(gen, parts.arrays)  # rare classes are drawn beside plain samples
         method = restored(methods.get(parts.method), plain(parts.settings))

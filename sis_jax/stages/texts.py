@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import json
 import re
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sis_jax.checkpoints.clip import CLIP
-from sis_jax.data.files import utf8
+from sis_jax.data import draw
+from sis_jax.data.files import json_bytes
 from sis_jax.data.ontology import Ontology, ontology_of
 from sis_jax.data.parts import Parts
 from sis_jax.runs.configs.discover import DiscoverConfig, RareClass
@@ -74,14 +73,12 @@ class Texts:
             )
         if self.ontology is not None:
             named = name_parts(Teacher.of(gen, parts), self.clip, self.ontology, Naming())
-            parts, files["names.json"] = named.parts, _json(named.table())
+            parts, files["names.json"] = named.parts, json_bytes(named.table())
         if rare is not None:
             class_id = next(c["id"] for c in parts.classes if rare.cluster in c["clusters"])
-            png = io.BytesIO()
-            sheet(rare, class_id).save(png, "PNG", optimize=True)
             files |= {
-                "rare.json": _json(described(rare)),
-                "rare.png": png.getvalue(),
+                "rare.json": json_bytes(described(rare)),
+                "rare.png": draw.png(sheet(rare, class_id), optimize=True),
                 "rare.safetensors": rare.direction.to_bytes(),
             }
         return parts, files
@@ -127,7 +124,3 @@ def check_rare(method: Any, asked: RareClass) -> None:
             f"--k is {method.k}, expected at most {MOST_CLUSTERS} with --rare: masks hold 255 "
             "classes, and the rare one is one more"
         )
-
-
-def _json(value: Any) -> bytes:
-    return utf8(json.dumps(value, indent=1, ensure_ascii=False) + "\n")

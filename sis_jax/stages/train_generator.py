@@ -32,7 +32,7 @@ from sis_jax.models import projected, stylegan2
 from sis_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from sis_jax.models.projected import ProjectedDiscriminator
 from sis_jax.models.stylegan2 import StyleGAN2
-from sis_jax.ops.progress import progress_shown, say
+from sis_jax.ops.progress import say
 from sis_jax.runs.configs.train_generator import Network, TrainGeneratorConfig
 from sis_jax.runs.run import RunFolder
 from sis_jax.training import gan, generator_loop, quality
@@ -103,7 +103,6 @@ def _photos(config: TrainGeneratorConfig, cache: Path) -> tuple[Photos, Photos]:
     photos = Photos.open(
         config.photos, config.network.resolution, mirror=data.mirror,
         rows=slice(0, data.rows) if data.rows else None, crop=CROPS[data.fit], cache=cache,
-        progress=progress_shown(),
     )  # fmt: skip
     say(photos.summary())
     if len(photos) < 2 * batch:

@@ -29,7 +29,7 @@ from sis_jax.models import students
 from sis_jax.ops import metrics
 from sis_jax.ops.progress import say
 from sis_jax.stages import adapt
-from sis_jax.training.loop import Checkpoints, Training, as_csv, loop
+from sis_jax.training.loop import Checkpoints, Course, Training, as_csv, loop
 from sis_jax.training.photo_labels import STEPS, STEPS_OF_PLACE, PhotoLabels, fitted
 from sis_jax.training.self_training import self_training_step
 from sis_jax.training.student import Recipe, join, new_state, train_step
@@ -82,8 +82,7 @@ class StudentTraining:
     def __init__(self, folder: Path, job: Job):
         self.folder, self.job = folder, job
         self.stop_at = np.inf if job.minutes is None else time.perf_counter() + 60 * job.minutes
-        batch = job.recipe.batch
-        self.devices = max(d for d in range(1, parallel.device_count() + 1) if batch % d == 0)
+        self.devices = parallel.devices_for(job.recipe.batch)
         # The resolution at which the student from before the photos works.
         given = job.start.side if job.start is not None and not job.recipe.steps else None
         self.first_side = given or job.recipe.side
@@ -179,12 +178,14 @@ class StudentTraining:
         def step(state: Any, number: int, rows: tuple[np.ndarray, ...]) -> tuple[Any, Any]:
             return run(state, jax.random.fold_in(key, number), *self._blocks(rows))
 
-        cure = f"give --learning-rate {recipe.learning_rate / 3:g} --overwrite"
+        course = Course(
+            recipe.steps, self.job.snapshot, stop, name=self.state.facts["phase"],
+            cure=f"give --learning-rate {recipe.learning_rate / 3:g} --overwrite",
+            unit=("img", recipe.batch), show=_shown,
+        )  # fmt: skip
         for number, facts in loop(
-            self.state, step, batches, steps=recipe.steps, every=self.job.snapshot,
-            checkpoints=self.checkpoints, name=self.state.facts["phase"],
-            unit=("img", recipe.batch), devices=self.devices, cure=cure, stop=stop, show=_shown,
-        ):  # fmt: skip
+            self.state, step, batches, course, self.checkpoints, self.devices
+        ):
             self._note(number, facts)
 
     def _blocks(self, rows: tuple[np.ndarray, ...]) -> list[Any]:

@@ -24,7 +24,7 @@ from sis_jax.ops.progress import say
 from sis_jax.ops.sampling import collect, image_only
 from sis_jax.ops.wasserstein import SwdReference
 from sis_jax.training import gan, projected
-from sis_jax.training.loop import Checkpoints, Training, loop, on_devices
+from sis_jax.training.loop import Checkpoints, Course, Training, loop, on_devices
 from sis_jax.training.quality import LEAST, Quality, spread
 
 SWD_IMAGES = 2000  # of up to 256 pixels; of larger ones as many as have the same memory
@@ -85,8 +85,7 @@ class GeneratorTraining:
         self.job, self.checkpoints = job, checkpoints
         # Each device needs whole groups of 4 for the minibatch standard deviation: with a small
         # batch some devices stay idle.
-        counts = range(1, parallel.device_count() + 1)
-        self.devices = max((d for d in counts if job.batch % (4 * d) == 0), default=1)
+        self.devices = parallel.devices_for(job.batch, group=4)
         self.graphs, state = _begun(job)
         found = checkpoints.restore(state, best=_networks(state))
         self.run = found or Training(state)
@@ -118,13 +117,14 @@ class GeneratorTraining:
         quality = self._quality()
         reference = SwdReference(np.asarray(job.held_out.images), seed=0)
         say("compiling the training step (up to a minute or two the first time) ...")
-        for _, facts in loop(
-            self.run, self._step, partial(job.photos.batches, job.batch, job.seed),
-            steps=total, every=max(job.snapshot // job.batch, 1), checkpoints=self.checkpoints,
-            unit=("img", job.batch), devices=self.devices, losses=("loss_d", "loss_g"),
-            cure=f"run again with {_steadier(job)} and --overwrite",
-            stop=lambda: time.perf_counter() > stop_at or self.exhausted, show=_shown,
-        ):  # fmt: skip
+        course = Course(
+            total, max(job.snapshot // job.batch, 1), losses=("loss_d", "loss_g"),
+            stop=lambda: time.perf_counter() > stop_at or self.exhausted,
+            cure=f"run again with {_steadier(job)} and --overwrite", unit=("img", job.batch),
+            show=_shown,
+        )  # fmt: skip
+        batches = partial(job.photos.batches, job.batch, job.seed)
+        for _, facts in loop(self.run, self._step, batches, course, self.checkpoints, self.devices):
             fakes = self._samples()
             row = {"images": self.images_seen, "seconds": round(self.run.seconds, 1)}
             row |= {"swd": reference.distance(fakes)["average"], "augment": self.p}

@@ -19,9 +19,8 @@ from sis_jax.training.labels4free import draw, mask, masked
 # stability are at most 1
 WRONG_SIDE = 1.0
 WRONG = (
-    "The background is not at the frame of the images, or the masks separate features less "
-    "than a box in the middle would: "
-    "they are probably wrong; give another --seed."
+    "The background is not at the frame of the images, or the masks separate features less than a "
+    "box in the middle would: they are probably wrong; give another --seed."
 )
 COLLAPSED = 0.02  # masks with less than this share in one class do not count
 
@@ -103,9 +102,7 @@ def judge(gen: StyleGAN2, params: Params, seeds: list[int], psi: float) -> dict[
 def separated(
     gen: Any, z: jax.Array, truncation: jax.Array, params: Params, *, taps: tuple[str, ...]
 ) -> tuple[jax.Array, ...]:
-    """alpha [n r r], the share of the features' variance between its two parts, mean of the taps
-    [n], and that of a box.
-    """
+    """alpha [n r r], the explained share of the features' variance [n], and that of a box."""
     image, features = gen.synthesize(gen.map(z, truncation), "const", taps)
     alpha = mask(params, tuple(features[t] for t in taps))
     hard = (alpha > 0.5).astype(jnp.float32)[..., None]

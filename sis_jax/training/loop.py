@@ -2,7 +2,7 @@
 
     checkpoints = Checkpoints(folder, config)
     run = checkpoints.restore(state) or Training(state)
-    for step, facts in loop(run, step_fn, batches, steps=1000, every=100, checkpoints=checkpoints):
+    for step, facts in loop(run, step_fn, batches, Course(steps=1000, every=100), checkpoints):
         run.curve.append({"step": step, "quality": measure(run.state)} | facts)
 
 `step_fn(state, step, batch)` returns the next state and its measurements, as arrays on the device:
@@ -184,59 +184,69 @@ class Checkpoints:
         shutil.rmtree(self.folder)
 
 
+@dataclass(frozen=True)
+class Course:
+    """How long a training goes on, and how it is watched.
+
+    steps: in all. every: steps between two snapshots. stop: asked after every step; True ends the
+        training with a snapshot. losses: facts that must be finite at a snapshot, as the state
+        must; else SisError with the `cure`. name, unit: of the progress bar, with the number of
+        units per step. show: text beside the bar from the last row of the curve.
+    """
+
+    steps: int
+    every: int
+    stop: Callable[[], bool] = lambda: False
+    losses: tuple[str, ...] = ("loss",)
+    cure: str = ""
+    name: str = "training"
+    unit: tuple[str, int] = ("step", 1)
+    show: Callable[[dict[str, Any]], str] = lambda row: ""
+
+
 def loop(
     run: Training,
     step_fn: StepFn,
     batches: Callable[[int], Iterable[Any]],
-    *,
-    steps: int,
-    every: int,
+    course: Course,
     checkpoints: Checkpoints,
-    name: str = "training",
-    unit: tuple[str, int] = ("step", 1),
     devices: parallel.Devices = 1,
-    losses: Sequence[str] = ("loss",),
-    cure: str = "",
-    stop: Callable[[], bool] = lambda: False,
-    show: Callable[[dict[str, Any]], str] = lambda row: "",
 ) -> Iterator[tuple[int, dict[str, float]]]:
-    """Train until `run.step` is `steps`; yield (step, facts) every `every` steps and at the last.
+    """Train on from `run.step`; yield (step, facts) at every snapshot and at the last step.
 
     The caller's block appends a row to `run.curve` and may replace `run.state`; then the checkpoint
     is written. Ctrl-C, and SIGTERM where the program handles it, wait for the end of the step: it
     is saved, then the signal takes effect.
     step_fn: (state, step, batch) -> (next state, facts: scalar arrays). batches: first step -> the
-        batches from there on. unit: name and number of units per step. devices: where the state is
-        laid out. losses: facts that must be finite at a snapshot, as the state must; else SisError
-        with the `cure`. stop: asked after every step; True ends the training with a snapshot.
-        show: text beside the progress bar from the last row.
+        batches from there on. devices: where the state is laid out.
     """
+    steps, each = course.steps, course.unit[1]
     if run.step >= steps:
         return
     run.state = on_devices(run.state, devices)
     began, stream = time.perf_counter() - run.seconds, iter(batches(run.step))
-    with progress(steps * unit[1], name, unit[0]) as bar:
-        bar.update(run.step * unit[1])
+    with progress(steps * each, course.name, course.unit[0]) as bar:
+        bar.update(run.step * each)
         while run.step < steps:
             batch = next(stream)
             with _interrupt_after() as interrupted:
                 run.state, measured = step_fn(run.state, run.step, batch)
                 run.step += 1
-            bar.update(unit[1])
-            due = run.step % every == 0 or run.step == steps or stop()
+            bar.update(each)
+            due = run.step % course.every == 0 or run.step == steps or course.stop()
             if not due and not interrupted:
                 continue
             facts = {key: float(value) for key, value in measured.items()}
-            _check_finite(run, facts, losses, cure, checkpoints)
+            _check_finite(run, facts, course, checkpoints)
             run.seconds = time.perf_counter() - began
             if due:
                 yield run.step, facts
                 run.seconds = time.perf_counter() - began
-                bar.set_postfix_str(show(run.curve[-1]) if run.curve else "")
+                bar.set_postfix_str(course.show(run.curve[-1]) if run.curve else "")
             checkpoints.save(run)
             if interrupted:
                 signal.raise_signal(interrupted[0])
-            if stop():
+            if course.stop():
                 return
 
 
@@ -265,18 +275,14 @@ def as_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> bytes:
 
 
 def _check_finite(
-    run: Training,
-    facts: Mapping[str, float],
-    losses: Sequence[str],
-    cure: str,
-    checkpoints: Checkpoints,
+    run: Training, facts: Mapping[str, float], course: Course, checkpoints: Checkpoints
 ) -> None:
-    bad = [f"{name} is {facts[name]}" for name in losses if not np.isfinite(facts[name])]
+    bad = [f"{name} is {facts[name]}" for name in course.losses if not np.isfinite(facts[name])]
     if not bad and not _finite(run.state):  # the loss was that of the weights before this step
         bad = ["a weight is no finite number"]
     if bad:
         kept = "" if checkpoints.latest() is None else "; the last checkpoint is good"
-        raise SisError(f"training diverged at step {run.step} ({bad[0]}){kept}: {cure}")
+        raise SisError(f"training diverged at step {run.step} ({bad[0]}){kept}: {course.cure}")
 
 
 def _finite(state: PyTree) -> bool:
@@ -286,9 +292,7 @@ def _finite(state: PyTree) -> bool:
 
 @contextmanager
 def _interrupt_after() -> Iterator[list[int]]:
-    """Ctrl-C or a handled SIGTERM inside the block is noted; a second one takes effect. Nothing
-    outside the main thread.
-    """
+    """Ctrl-C or a handled SIGTERM in the block (main thread) waits; a second one does not."""
     caught: list[int] = []
     usual: dict[int, Callable[[int, Any], Any]] = {}
     if threading.current_thread() is threading.main_thread():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -68,18 +69,28 @@ def _neighbours(at: Any, cells: int, size: int) -> list[tuple[Any, Any]]:
 # training
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """Hyper-parameters: AdamW with a cosine; hidden: widths of the hidden layers."""
+
+    hidden: tuple[int, ...]
+    steps: int
+    batch: int
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+
+    def optimizer(self) -> optax.GradientTransformation:
+        rate = optax.cosine_decay_schedule(self.learning_rate, self.steps)
+        return optax.adamw(rate, weight_decay=self.weight_decay)
+
+
 def train(
     x: Float[Any, "n d"],
     y: Int[Any, "n"],
     weight: Float[Any, "n"],
     seen: Float[Any, "e n"],
-    *,
     classes: int,
-    hidden: tuple[int, ...],
-    steps: int,
-    batch: int,
-    learning_rate: float = 1e-3,
-    weight_decay: float = 0.0,
+    recipe: Recipe,
     seed: int = 0,
     tick: Callable[[int, float], None] = lambda steps, loss: None,
 ) -> Layers:
@@ -87,11 +98,10 @@ def train(
 
     x: standardised features. y: class, 0..classes - 1. weight: of each point in the loss. seen: how
         often each member is shown each point. Members share minibatches, and differ in their first
-        weights and in `seen`. Cross-entropy, decoupled weight decay, cosine rate. tick: called with
-        the number of steps and the mean loss.
+        weights and in `seen`. tick: called with the number of steps and the mean loss.
     """
     rng = np.random.default_rng(seed)
-    sizes = (x.shape[1], *hidden, classes)
+    sizes, steps, batch = (x.shape[1], *recipe.hidden, classes), recipe.steps, recipe.batch
     layers = [
         (
             jnp.asarray(INITIAL * rng.standard_normal((len(seen), i, o)), jnp.float32),
@@ -99,37 +109,22 @@ def train(
         )
         for i, o in itertools.pairwise(sizes)
     ]
-    optimiser = optax.adamw(
-        optax.cosine_decay_schedule(learning_rate, steps), weight_decay=weight_decay
-    )
-    state = (layers, optimiser.init(layers))
+    state = (layers, recipe.optimizer().init(layers))
     data = tuple(jnp.asarray(a) for a in (x, y, weight, seen))
     order = np.concatenate([rng.permutation(len(x)) for _ in range(-(-steps * batch // len(x)))])[
         : steps * batch
     ]
     order = order.reshape(steps, batch).astype(np.int32)
     for start in range(0, steps, CHUNK):
-        state, losses = _steps(
-            state, data, order[start : start + CHUNK], learning_rate, weight_decay, steps
-        )
+        state, losses = _steps(state, data, order[start : start + CHUNK], recipe)
         tick(len(losses), float(losses.mean()))
     return _folded(state[0], data[0], data[3])
 
 
-@partial(jax.jit, static_argnames=("learning_rate", "weight_decay", "total"), donate_argnums=(0,))
-def _steps(
-    state: Any,
-    data: Any,
-    order: Int[Array, "s b"],
-    learning_rate: float,
-    weight_decay: float,
-    total: int,
-) -> tuple[Any, Array]:
+@partial(jax.jit, static_argnames=("recipe",), donate_argnums=(0,))
+def _steps(state: Any, data: Any, order: Int[Array, "s b"], recipe: Recipe) -> tuple[Any, Array]:
     """Some steps of every member; loss per step, mean over members."""
-    optimiser = optax.adamw(
-        optax.cosine_decay_schedule(learning_rate, total), weight_decay=weight_decay
-    )
-    x, y, weight, seen = data
+    optimiser, (x, y, weight, seen) = recipe.optimizer(), data
 
     def loss(layers: Layers, rows: Array) -> Array:
         losses = jax.vmap(_loss, (0, None, None, None, 0))(

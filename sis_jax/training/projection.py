@@ -46,6 +46,7 @@ from sis_jax.models.discriminator import Discriminator
 from sis_jax.models.lpips import LPIPS, lpips_maps
 from sis_jax.models.stylegan2 import AnyArray, StyleGAN2
 from sis_jax.ops import convolution
+from sis_jax.ops.sampling import image_of
 
 NOISE_WEIGHT = 1e5
 EXPLORE = 0.05  # deviation of e, in |w|
@@ -183,8 +184,7 @@ def sample_body(
     the way to the whole one, to be looked at in its place.
     """
     w = gen.map(z, truncation)
-    image, features = gen.synthesize(w, "const", (small,) if small else ())
-    return w, thumbnails(features[small] if small else image)
+    return w, thumbnails(image_of(gen, w, small))
 
 
 def thumbnails(images: Float[AnyArray, "n r r c"]) -> Float[AnyArray, "n t t c"]:

@@ -106,9 +106,7 @@ def checkpoint_in(path: Path) -> Path:
 
 
 def convert_generator(source: Arrays, settings: Mapping[str, Any] | None, what: str) -> Converted:
-    """A state dict under our names. settings: the published config.json; without, every other block
-    doubles.
-    """
+    """A state dict under our names. settings: the published config.json, if there."""
     plain, wrong = _without_spectral_norm(source)
     attention = next(
         (

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sis_jax.checkpoints.build import build, faults, refuse, shapes_of
+from sis_jax.checkpoints.build import build, checked, refuse
 from sis_jax.checkpoints.layouts.tables import Arrays, Rule, translate
 from sis_jax.models.clip import (
     ACTIVATIONS,
@@ -148,16 +148,13 @@ def convert(
     arrays, wrong = translate(_split(source), _rules(layout, source))
     wrong += _fold(arrays)
     config = _config(arrays, facts, what, wrong)
-    refuse(what, wrong + faults(arrays, shapes_of(lambda: CLIPNetwork(config))))
-    return config, {key: np.array(value, np.float32, order="C") for key, value in arrays.items()}
+    return config, checked(arrays, wrong, lambda: CLIPNetwork(config), what)
 
 
 def build_network(
     config: CLIPConfig, arrays: dict[str, np.ndarray], what: str, info: Info
 ) -> CLIPNetwork:
-    """A network with these numbers, taken out of `arrays`; SisError that lists every array which
-    does not fit.
-    """
+    """A network with these numbers, taken out of `arrays`; SisError lists all misfits."""
     return build(lambda: CLIPNetwork(config), arrays, what, info, emptied=True)
 
 

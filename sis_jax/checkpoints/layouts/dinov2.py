@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from sis_jax.checkpoints.build import faults, refuse, shapes_of
+from sis_jax.checkpoints.build import checked
 from sis_jax.checkpoints.layouts.tables import Arrays, Rule, translate
 from sis_jax.models.dinov2 import DINOv2, DINOv2Config
 from sis_jax.types import SisError
@@ -52,8 +52,7 @@ def convert(source: Mapping[str, np.ndarray], what: str) -> tuple[DINOv2Config, 
     arrays, wrong = translate(source, _RULES)
     config = _config(arrays, what)
     wrong += _fold(arrays, config)
-    refuse(what, wrong + faults(arrays, shapes_of(lambda: DINOv2(config))))
-    return config, {key: np.array(value, np.float32, order="C") for key, value in arrays.items()}
+    return config, checked(arrays, wrong, lambda: DINOv2(config), what)
 
 
 def config_of(table: Mapping[str, object]) -> DINOv2Config:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from sis_jax.checkpoints.build import faults, refuse, shapes_of
+from sis_jax.checkpoints.build import checked
 from sis_jax.checkpoints.layouts.tables import Arrays, Rule, translate
 from sis_jax.models.backbones import SCALES, build, lite_channels, lite_repeats
 from sis_jax.types import SisError
@@ -50,8 +50,7 @@ def convert(source: Mapping[str, np.ndarray], layout: str, what: str) -> tuple[s
         source = _from_timm(source, size)
     arrays, wrong = translate(source, _RULES)
     arch = f"efficientnet-lite{size}"
-    refuse(what, wrong + faults(arrays, shapes_of(lambda: build(arch))))
-    return arch, {key: np.array(value, np.float32, order="C") for key, value in arrays.items()}
+    return arch, checked(arrays, wrong, lambda: build(arch), what)
 
 
 def _size(source: Mapping[str, np.ndarray], what: str) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from sis_jax.checkpoints.build import faults, refuse, shapes_of
+from sis_jax.checkpoints.build import checked
 from sis_jax.checkpoints.layouts.tables import Arrays, Rule, translate
 from sis_jax.models.backbones import RESNETS, build
 from sis_jax.types import SisError
@@ -22,8 +22,7 @@ def convert(source: Mapping[str, np.ndarray], what: str) -> tuple[str, Arrays]:
     depth = _depth(source, what)
     arrays, wrong = translate(source, _rules(RESNETS[depth][0]))
     arch = f"resnet{depth}"
-    refuse(what, wrong + faults(arrays, shapes_of(lambda: build(arch))))
-    return arch, {key: np.array(value, np.float32, order="C") for key, value in arrays.items()}
+    return arch, checked(arrays, wrong, lambda: build(arch), what)
 
 
 def _depth(source: Mapping[str, np.ndarray], what: str) -> int:

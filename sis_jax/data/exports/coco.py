@@ -16,8 +16,8 @@ import numpy as np
 from pycocotools import mask as rle
 
 from sis_jax.data.exports.common import Classes, Splits
-from sis_jax.data.files import json_text, plain
-from sis_jax.data.items import Item, ahead, image_png
+from sis_jax.data.exports.items import Item, ahead, image_png
+from sis_jax.data.files import plain, utf8
 
 
 def save(splits: Splits, classes: Classes, folder: Path, card: str) -> str:
@@ -74,7 +74,7 @@ def _save_split(folder: Path, split: str, stream: Iterable[Item], head: Mapping[
                     + json.dumps({"id": count, "image_id": number, **annotation})
                 )
     with open(folder / "annotations" / f"instances_{split}.json", "w", encoding="utf-8") as file:
-        file.write(json_text(dict(head), indent=None)[:-1])
+        file.write(utf8(json.dumps(dict(head), ensure_ascii=False)).decode()[:-1])
         for key, path in lists.items():
             file.write(f', "{key}": [\n')
             with open(path, encoding="utf-8") as part:

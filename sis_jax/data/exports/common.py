@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sis_jax.data.items import Item
+from sis_jax.data.exports.items import Item
 from sis_jax.data.names import printable
 from sis_jax.types import UsageError
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sis_jax.data.files import json_text, replacing, utf8
-from sis_jax.data.items import items
+from sis_jax.data.exports.items import items
+from sis_jax.data.files import json_bytes, replacing, utf8
 from sis_jax.ops.progress import progress, say
 from sis_jax.types import UsageError, unknown_name
 
@@ -61,7 +61,7 @@ def write(
             card,
         )
         if not (place / _CLASSES).exists():
-            (place / _CLASSES).write_text(json_text(list(classes)) + "\n", encoding="utf-8")
+            (place / _CLASSES).write_bytes(json_bytes(classes))
         (place / "README.md").write_bytes(utf8(_card(place, card, licence, format, note)))
     if note:
         say(f"{format}: {note}")
@@ -91,24 +91,14 @@ def write_dataset(
 ) -> Path:
     """`write` for a whole `Dataset`, all its splits."""
     streams = {name: dataset.split(name) for name in dataset.splits}
-    total = sum(len(s) for s in streams.values())
-    with progress(total, f"export {format_name}", "image") as bar:
-
-        def counted(stream: Iterable[Any]) -> Iterable[Any]:
-            for example in stream:
-                yield example
-                bar.update(1)
-
-        shown = {name: counted(stream) for name, stream in streams.items()}
-        return write(
-            format_name,
-            shown,
-            dataset.classes,
-            folder,
-            card=dataset.card,
-            licence=dataset.licence,
-            overwrite=overwrite,
-        )
+    shown = {
+        name: progress(len(split), f"export {format_name}, {name}", "image", split)
+        for name, split in streams.items()
+    }
+    return write(
+        format_name, shown, dataset.classes, folder,
+        card=dataset.card, licence=dataset.licence, overwrite=overwrite,
+    )  # fmt: skip
 
 
 def _writer(name: str) -> Callable[..., str]:

@@ -5,15 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from sis_jax.data.exports.common import (
-    Classes,
-    Splits,
-    need_image,
-    with_background,
-    yaml_text,
-)
+from sis_jax.data.exports.common import Classes, Splits, need_image, with_background, yaml_text
+from sis_jax.data.exports.items import ahead, pngs
 from sis_jax.data.files import plain
-from sis_jax.data.items import ahead, pngs
 
 
 def save(splits: Splits, classes: Classes, folder: Path, card: str) -> str:

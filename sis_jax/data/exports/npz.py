@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sis_jax.data.exports.common import Classes, Splits, with_background
-from sis_jax.data.items import Item, ahead, pngs
+from sis_jax.data.exports.items import Item, ahead, pngs
 
 
 def save(splits: Splits, classes: Classes, folder: Path, card: str) -> str:

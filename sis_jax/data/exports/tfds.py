@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from sis_jax.data.exports.common import Classes, Splits, need_image, unique_names, with_background
+from sis_jax.data.exports.items import Item, ahead, grey_pngs
 from sis_jax.data.files import parse_json
-from sis_jax.data.items import Item, ahead, grey_pngs
 from sis_jax.types import UsageError
 
 VERSION = "1.0.0"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sis_jax.data import draw
 from sis_jax.data.exports.common import Classes, Splits, unique_names, with_background
-from sis_jax.data.items import ahead, pngs
+from sis_jax.data.exports.items import ahead, pngs
 
 
 def save(splits: Splits, classes: Classes, folder: Path, card: str) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from sis_jax.data.exports.common import Classes, Splits, yaml_text
+from sis_jax.data.exports.items import ahead, image_png
 from sis_jax.data.exports.polygons import fill, polygons
-from sis_jax.data.items import ahead, image_png
 from sis_jax.ops import metrics
 
 _DIGITS = 6
@@ -73,7 +73,6 @@ def _loss(counts: np.ndarray, names: Mapping[int, str]) -> str:
     worst = min(known, key=lambda i: known[i])
     return (
         "Lossy: the polygons, filled again, agree with the masks to a mean IoU of "
-        f"{np.mean(list(known.values())):.4f} over "
-        f"{len(known)} classes, least for {names[worst]} ({known[worst]:.4f}); ignored pixels "
-        "read as background."
+        f"{np.mean(list(known.values())):.4f} over {len(known)} classes, least for {names[worst]} "
+        f"({known[worst]:.4f}); ignored pixels read as background."
     )

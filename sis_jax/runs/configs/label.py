@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from sis_jax.errors import UsageError
 from sis_jax.runs.config import RESOLVED, Config, PythonOnly, Switch, spelled
-from sis_jax.types import UsageError
 
 if TYPE_CHECKING:
     from sis_jax.checkpoints.clip import CLIP
@@ -48,10 +48,9 @@ class Words:
             reliable than one.
     """
 
-    ontology: Annotated[
-        str | Path | Mapping[str, Any] | Ontology | None,
-        spelled("FILE|faces"),
-    ] = field(default=None, kw_only=False)
+    ontology: Annotated[str | Path | Mapping[str, Any] | Ontology | None, spelled("FILE|faces")] = (
+        field(default=None, kw_only=False)
+    )
     prompt: UseAppendAction[tuple[str, ...]] = ()
     neutral: Annotated[tuple[str, ...], arg(help_behavior_hint="")] = ()
     templates: Annotated[tuple[str, ...], arg(help_behavior_hint="")] = ()

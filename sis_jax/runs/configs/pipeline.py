@@ -9,8 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from tyro.conf import Positional
 
+from sis_jax.errors import UsageError
 from sis_jax.runs.config import Config, Switch, spelled
-from sis_jax.types import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)

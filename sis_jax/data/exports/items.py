@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import io
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image
 
 from sis_jax.data import draw
 from sis_jax.data import names as file_names
+from sis_jax.data.threads import in_threads
 from sis_jax.types import SisError
-
-_AHEAD = 8  # images being deflated at once, and so in memory
 
 
 @dataclass(frozen=True)
@@ -105,34 +100,19 @@ def _check(
 
 def ahead(work: Callable[[Item], Any], stream: Iterable[Item]) -> Iterator[tuple[Item, Any]]:
     """(item, work(item)) in order, with a few at work in threads."""
-    with ThreadPoolExecutor(4) as pool:
-        waiting: deque = deque()
-        for item in stream:
-            waiting.append((item, pool.submit(work, item)))
-            if len(waiting) > _AHEAD:
-                first, job = waiting.popleft()
-                yield first, job.result()
-        for first, job in waiting:
-            yield first, job.result()
+    return in_threads(lambda item: (item, work(item)), stream, threads=4)
 
 
 def pngs(item: Item) -> tuple[bytes | None, bytes]:
     """(image, mask) as PNG files; the mask is an 8-bit palette image, pixel = class id."""
-    return image_png(item), png(draw.palette_png(item.mask))
+    return image_png(item), draw.png(draw.palette_png(item.mask))
 
 
 def grey_pngs(item: Item) -> tuple[bytes | None, bytes]:
     """Like `pngs`, the mask as a grey image: OpenCV, by which TFDS decodes, loses a palette."""
-    return image_png(item), png(Image.fromarray(item.mask))
+    return image_png(item), draw.png(item.mask)
 
 
 def image_png(item: Item) -> bytes | None:
     """The image alone as a PNG file, for formats that keep the mask in another way."""
-    return None if item.image is None else png(Image.fromarray(item.image))
-
-
-def png(image: Image.Image) -> bytes:
-    """One image as a PNG file."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
+    return None if item.image is None else draw.png(item.image)
