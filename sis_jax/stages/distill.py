@@ -266,10 +266,7 @@ def _job(config: DistillConfig, source: Path | None, cache: Path) -> Job:
     start = load_student(config.network.start_from) if config.network.start_from else None
     backbone = None if start else _backbone(config)
     if config.adapt.alike and backbone is None:
-        raise UsageError(
-            "--alike labels photos by the features of a pretrained backbone, and this student "
-            "begins without one: leave out --alike"
-        )
+        say("this student begins without a pretrained backbone: --alike does not help its labels")
     if config.source.images is not None:
         classes, train, val, origin, licence = _human(config)
     elif source is None:
