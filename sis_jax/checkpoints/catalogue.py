@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -204,20 +206,18 @@ def search_folders() -> list[Path]:
 
 def folders() -> dict[str, Path]:
     """Name -> weights folder in `search_folders`; the first of a name wins."""
-    found: dict[str, Path] = {}
-    for place in search_folders():
-        for path in _inside(place):
-            if files.is_ours(path):
-                found.setdefault(path.name, path)
-    return found
+    return _named(files.is_ours)
 
 
 def students() -> dict[str, Path]:
     """Name -> folder of the students in `search_folders`."""
+    return _named(partial(files.is_ours, kind=files.STUDENT_FORMAT))
+
+
+def _named(wanted: Callable[[Path], bool]) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for path in (path for place in search_folders() for path in _inside(place)):
-        if files.is_ours(path, files.STUDENT_FORMAT):
-            found.setdefault(path.name, path)
+    for path in (path for place in search_folders() for path in _inside(place) if wanted(path)):
+        found.setdefault(path.name, path)
     return found
 
 
@@ -237,9 +237,7 @@ def shipped() -> list[Info]:
 def inventory() -> dict[str, Info | SisError]:
     """Name -> origin of our folders in `search_folders`, or why one cannot be read."""
     paths = folders()
-    for path in (path for place in search_folders() for path in _inside(place)):
-        if _is_damaged(path):
-            paths.setdefault(path.name, path)
+    paths |= {name: path for name, path in _named(_is_damaged).items() if name not in paths}
     found: dict[str, Info | SisError] = {}
     for name, path in paths.items():
         try:
@@ -266,20 +264,13 @@ def _student(path: Path) -> Info | SisError:
 
 def _is_damaged(path: Path) -> bool:
     """A config that is no JSON at all, beside weights."""
-    return (
-        files.is_folder(path)
-        and not files.is_ours(path)
-        and (path / files.MODEL).is_file()
-        and not _is_json(path / files.CONFIG)
-    )
-
-
-def _is_json(path: Path) -> bool:
     try:
-        parse_json(path.read_text("utf-8"))
-    except (ValueError, OSError):
+        parse_json((path / files.CONFIG).read_text("utf-8"))
+    except ValueError:
+        return (path / files.MODEL).is_file()
+    except OSError:
         return False
-    return True
+    return False
 
 
 def find(name_or_path: str | os.PathLike | None) -> Path:

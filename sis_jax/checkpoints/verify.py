@@ -31,7 +31,8 @@ def verify(path: str | os.PathLike) -> str:
     if folder.kind == "clip":
         return _verify_clip(path, folder)
     if folder.kind == "backbone":
-        return _verify_backbone(path, folder)
+        now = backbones.fingerprint(backbones.load_backbone(path))
+        return _compared(path, folder, now, "mean features of one image")
     now = _digests(load.load_generator(path))
     before = folder.digests
     if before is None:
@@ -69,11 +70,6 @@ def _verify_clip(path: Path, folder: files.Folder) -> str:
     return _compared(path, folder, clip.fingerprint(model), "points of one image and one text") + (
         texts
     )
-
-
-def _verify_backbone(path: Path, folder: files.Folder) -> str:
-    now = backbones.fingerprint(backbones.load_backbone(path))
-    return _compared(path, folder, now, "mean features of one image")
 
 
 def _compared(path: Path, folder: files.Folder, now: np.ndarray, what: str) -> str:

@@ -211,13 +211,9 @@ def _stems(names: tuple[str, ...], strengths: tuple[float, ...]) -> list[str]:
     ]
     keys = ["edit", *map(key, stems)]  # "edit" is the sheet of all of them
     made = [s if keys.count(key(s)) == 1 else f"{s}-{i}" for i, s in enumerate(stems)]
-    files = [s + end for s in made for end in ("", *_endings(strengths))]
+    endings = [f"_{s:+g}{kind}" for s in dict.fromkeys(strengths) for kind in ("", "_plain")]
+    files = [s + end for s in made for end in ("", *endings)]
     return made if twins(files) is None else [f"{i:03d}-{s}" for i, s in enumerate(stems)]
-
-
-def _endings(strengths: tuple[float, ...]) -> list[str]:
-    """The suffixes of an image's stem in the names of its edits, kept and plain."""
-    return [f"_{s:+g}{kind}" for s in dict.fromkeys(strengths) for kind in ("", "_plain")]
 
 
 def _grey(alpha: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:

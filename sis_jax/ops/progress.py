@@ -24,11 +24,6 @@ def showing_progress(shown: bool = True) -> Iterator[None]:
         _progress_shown = before
 
 
-def progress_shown() -> bool:
-    """Whether bars and notes appear on stderr now."""
-    return _progress_shown
-
-
 def say(text: str) -> None:
     """A line on stderr above any bar; nothing where progress is quiet."""
     if _progress_shown:

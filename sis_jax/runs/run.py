@@ -13,7 +13,6 @@ is refused unless `overwrite`. No JAX here.
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import platform
 import sys
@@ -28,6 +27,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from sis_jax.data import draw
 from sis_jax.data.files import (
     disk_errors,
     json_bytes,
@@ -253,14 +253,8 @@ class RunFolder:
         return self.write_bytes(name, json_bytes(value))
 
     def write_image(self, name: str, image: np.ndarray | Image.Image, **options: Any) -> Path:
-        """Like `write_bytes`, for uint8[h w 3], [h w] or a Pillow image; options: Pillow's."""
-        if not isinstance(image, Image.Image):
-            image = Image.fromarray(image)
-        buffer = io.BytesIO()
-        image.save(
-            buffer, format=Image.registered_extensions()[Path(name).suffix.lower()], **options
-        )
-        return self.write_bytes(name, buffer.getvalue())
+        """Like `write_bytes`, for a PNG of uint8[h w 3], [h w] or a Pillow image; options: its."""
+        return self.write_bytes(name, draw.png(image, **options))
 
 
 def _without_old_names(record: Mapping[str, Any], config: Config) -> dict[str, Any]:

@@ -254,7 +254,10 @@ def _segment(
     def finish(labelled: tuple[str, np.ndarray | None, Look, np.ndarray]) -> Prediction:
         name, image, look, small = labelled
         scores = student.full_scores(small, look) if soft else None
-        mask = student.mask(small, look) if scores is None else _winner(scores, student.ids)
+        if scores is None:
+            mask = student.mask(small, look)
+        else:
+            mask = student.ids[scores[..., student.ids].argmax(-1)]
         prediction = Prediction(name, image, mask, scores)
         write(prediction)
         return prediction
@@ -282,10 +285,6 @@ def _labelled(
             inputs, flip=config.inference.flip, tile=config.inference.tile
         )
         yield from ((*photo, scores) for photo, scores in zip(good, found))
-
-
-def _winner(scores: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    return ids[scores[..., ids].argmax(-1)]
 
 
 def _write_extras(folder: Path, prediction: Prediction, config: PredictConfig) -> None:

@@ -128,7 +128,8 @@ def _chosen(
     """
     evidence = _evidence(gen, everywhere, found, clip, direction, seeds)
     order = np.argsort(-evidence)[:TRIED]
-    beside = [_with_centre(fitted, _translated(found, fitted, int(c))) for c in order]
+    centres = [_translated(found, fitted, int(c)) for c in order]
+    beside = [replace(fitted, arrays=with_centre(dict(fitted.arrays), c)) for c in centres]
     shares = [(_share_of_last(b, gen, seeds), _share_of_last(b, everywhere, seeds)) for b in beside]
     new = [
         (after - before) / after if after - before >= LEAST_GROWTH else -1.0
@@ -192,10 +193,6 @@ def _evidence(
         for c in range(len(found.clusters))
     ]
     return np.asarray(lost) / max(moved_score - score(plain), 1e-6)
-
-
-def _with_centre(fitted: Fitted, centre: Float[np.ndarray, "d"]) -> Fitted:
-    return replace(fitted, arrays=with_centre(dict(fitted.arrays), centre))
 
 
 def _share_of_last(fitted: Fitted, gen: Generator, seeds: Sequence[int]) -> float:
