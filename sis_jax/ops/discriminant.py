@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -34,7 +35,7 @@ def separated(features: Float[Array, "n c"], share: Float[Array, "n"], steps: in
 
     def step(_: Int[Array, ""], share: Array) -> Array:
         weights, offset = _maximised(z, share)
-        return 1 / (1 + jnp.exp(-(z @ weights + offset)))
+        return jax.nn.sigmoid(z @ weights + offset)
 
     weights, offset = _maximised(z, lax.fori_loop(0, steps - 1, step, share))
     weights = axes @ weights
