@@ -1,4 +1,4 @@
-"""The background of a run on photos: parts at the sides, where `discover` found too little."""
+"""The background of a run on photos, where `discover` found too little."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,6 +10,7 @@ from parts_kit import quarters, write_run
 import sis_jax
 from sis_jax.data.parts import Parts, classes_from
 from sis_jax.stages import background
+from sis_jax.training.photo_labels import PhotoLabels
 
 
 def blurred(count=40, side=32):
@@ -44,19 +45,38 @@ def as_teacher(parts):
     return SimpleNamespace(label=lambda seeds: [(None, parts.classify(blurred() - 1), None)])
 
 
+class Animals(PhotoLabels):
+    """Photos in which a foreground stands out as far as it agrees with where animals are."""
+
+    def __init__(self):
+        self.place = np.isin(blurred(), (3, 4)).mean(0)
+
+    def standing_out(self, foreground):
+        return float(np.corrcoef(foreground.mean(0).ravel(), self.place.ravel())[0, 1])
+
+
 @pytest.mark.parametrize("found", [False, True], ids=["none", "a part"])
 def test_a_background_that_is_missing_is_completed(found, tmp_path, monkeypatch):
     run = write_run(parts_of(found, 0.3), tmp_path / "r")
     monkeypatch.setattr(background.Teacher, "from_run", lambda run: as_teacher(Parts.load(run)))
     said = []
     monkeypatch.setattr(background, "say", said.append)
-    names = background.missing_background(str(run))
+    names = background.missing_background(str(run), Animals())
     first, *others = Parts.load(run).rename({int(i): name for i, name in names.items()}).classes
     assert first["id"] == 0 and first["clusters"] == [0, 1]
     assert sorted(c["clusters"][0] for c in others) == [2, 3]
     sis_jax.label(str(run), edits={"format": 1, "levels": {"0": names}})
-    assert background.missing_background(str(run)) == {}
+    assert background.missing_background(str(run), Animals()) == {}
     assert len(said) == 1 and ("only a part" in said[0]) == found
+
+
+def test_the_choice_that_stands_out_most_in_the_photos():
+    """At least one part is background and one is not."""
+    masks = blurred()
+    assert background.in_photos(masks, [1, 2, 3, 4], Animals()) == [1, 2]
+    assert background.in_photos(masks - 1, [0, 1, 2, 3], Animals()) == [1]
+    assert background.in_photos(masks, [3], Animals()) == []
+    assert background.in_photos(masks - 1, [0, 2], Animals()) == []
 
 
 def test_a_background_that_holds_half_of_the_sides_stays():

@@ -155,8 +155,9 @@ def doors(monkeypatch):
         Bright(), StudentConfig(), ({"id": 0, "name": "background"}, {"id": 1, "name": "light"}), 32
     )
     monkeypatch.setattr(photo_samples, "load_student", lambda run: student)
-    monkeypatch.setattr(background, "missing_background", lambda run: {})
-    monkeypatch.setattr(foreground, "common", lambda *a: {"k": 4, "layer": "16x16"})
+    monkeypatch.setattr(background, "missing_background", lambda *a: {})
+    monkeypatch.setattr(foreground, "features", lambda *a: None)
+    monkeypatch.setattr(foreground, "clustering", lambda *a: {"k": 4, "layer": "16x16"})
     monkeypatch.setattr(speeds, "measured", lambda *a: calls.append(("measured", a)) or SLOW)
     monkeypatch.setattr(clock, "perf_counter", lambda: now[0])
     return took, calls

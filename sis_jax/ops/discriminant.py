@@ -18,6 +18,14 @@ RANK = 64  # principal components that are kept
 _LEAST = 1e-3  # of a class's share
 
 
+class Whitened(NamedTuple):
+    """Features f as z = (f - mean) @ axes, of mean 0 and covariance I."""
+
+    z: Float[Array, "n r"]
+    mean: Float[Array, "c"]
+    axes: Float[Array, "c r"]
+
+
 class Discriminant(NamedTuple):
     """The logit of a feature vector f is weights @ f + offset."""
 
@@ -25,32 +33,34 @@ class Discriminant(NamedTuple):
     offset: Float[Array, ""]
 
 
-def separated(features: Float[Array, "n c"], share: Float[Array, "n"], steps: int) -> Discriminant:
-    """The discriminant after `steps` maximisations, with an expectation between two of them.
-
-    share: probability of the first class for each vector, of the first expectation.
-    """
-    mean, axes = _whitening(features)
-    z = (features - mean) @ axes
-
-    def step(_: Int[Array, ""], share: Array) -> Array:
-        weights, offset = _maximised(z, share)
-        return jax.nn.sigmoid(z @ weights + offset)
-
-    weights, offset = _maximised(z, lax.fori_loop(0, steps - 1, step, share))
-    weights = axes @ weights
-    return Discriminant(weights, offset - mean @ weights)
-
-
-def _whitening(
-    features: Float[Array, "n c"],
-) -> tuple[Float[Array, "c"], Float[Array, "c r"]]:
-    """Mean, and the axes on which the first principal components have variance 1."""
+def whitened(features: Float[Array, "n c"]) -> Whitened:
+    """The first principal components, each with variance 1."""
     mean = features.mean(0)
     centred = features - mean
     values, vectors = jnp.linalg.eigh(centred.T @ centred / len(features))
     values, vectors = values[-RANK:], vectors[:, -RANK:]
-    return mean, vectors / jnp.sqrt(jnp.maximum(values, 1e-6 * values[-1]))
+    axes = vectors / jnp.sqrt(jnp.maximum(values, 1e-6 * values[-1]))
+    return Whitened(centred @ axes, mean, axes)
+
+
+def separated(
+    features: Whitened, share: Float[Array, "n"], steps: int
+) -> tuple[Discriminant, Float[Array, "n"]]:
+    """The discriminant after `steps` maximisations with an expectation after each, and the last
+    expectation: the probability of the first class for each vector.
+
+    share: that probability before the first step.
+    """
+    z, mean, axes = features
+
+    def step(_: Int[Array, ""], state: tuple[Discriminant, Array]) -> tuple[Discriminant, Array]:
+        found = _maximised(z, state[1])
+        return found, jax.nn.sigmoid(z @ found.weights + found.offset)
+
+    nothing = Discriminant(jnp.zeros(z.shape[1]), jnp.zeros(()))
+    (weights, offset), share = lax.fori_loop(0, steps, step, (nothing, share))
+    weights = axes @ weights
+    return Discriminant(weights, offset - mean @ weights), share
 
 
 def _maximised(z: Float[Array, "n r"], share: Float[Array, "n"]) -> Discriminant:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from sis_jax import parallel
 from sis_jax.data.photo_files import ARCHIVES
 from sis_jax.ops.progress import say
 from sis_jax.runs.configs.pipeline import RunConfig
-from sis_jax.stages import background, budget
+from sis_jax.stages import background, budget, foreground
 from sis_jax.stages.clock import Clock
 from sis_jax.stages.photo_samples import write_samples
 from sis_jax.stages.planning import Planner
@@ -43,9 +45,10 @@ def _stages(config: RunConfig, clock: Clock) -> Path:
             )  # fmt: skip
         gen = f"{out}/training/generator"
     say("finding the parts")
-    clustering = planner.clustering(str(gen))
+    features = functools.cache(partial(foreground.features, str(config.source), first.fit))
+    clustering = planner.clustering(str(gen), features)
     sis.discover(gen, out=out, seed=seed, overwrite=overwrite, **clustering)
-    if trains and (names := background.missing_background(out)):
+    if trains and (names := background.missing_background(out, features())):
         sis.label(out, edits={"format": 1, "levels": {"0": names}})
     later = planner.later(first)
     sizes = later.sizes

@@ -23,6 +23,7 @@ from sis_jax.runs.run import RunFolder
 from sis_jax.stages import budget, foreground, speeds
 from sis_jax.stages.budget import Row, Sizes, Speeds
 from sis_jax.stages.clock import Clock
+from sis_jax.training.photo_labels import PhotoLabels
 from sis_jax.types import UsageError
 
 AGAIN = "run, planned again"  # the stage of run.json with the later plan
@@ -91,7 +92,9 @@ class Planner:
             return begun.get("config", {}).get("alike", False)
         return self.trains and self.photos == self.config.source
 
-    def clustering(self, generator: str) -> dict[str, Any]:
+    def clustering(
+        self, generator: str, features: Callable[[], PhotoLabels]
+    ) -> dict[str, int | str]:
         """Settings of `discover` for a generator trained here, chosen once: none where the sweep
         chooses, since only it has two levels, or an earlier version began.
         """
@@ -104,7 +107,8 @@ class Planner:
             folder.stage(self.config, name=CLUSTERING) as stage,
         ):
             if not stage.done:
-                stage.record["settings"] = foreground.common(generator, self.config.seed)
+                seed = self.config.seed
+                stage.record["settings"] = foreground.clustering(generator, seed, features())
             return dict(stage.record["settings"])
 
     def minutes(self, plan: Plan, stage: str) -> float | None:

@@ -231,10 +231,13 @@ class StudentTraining:
         if job.backbone is None or job.teacher is not None or job.classes[0]["id"] != 0:
             return None
         some = np.asarray(photos[fitted(job.backbone, len(photos))])
+        labels = PhotoLabels(job.backbone, some)
         if usual is not None:
-            return PhotoLabels(job.backbone, some, usual[None], STEPS_OF_PLACE)
-        scores = adapt.predicted(teacher, adapt.reduced(some, teacher.side), self.mirrored)
-        return PhotoLabels(job.backbone, some, scores[..., 0], STEPS)
+            labels.fit(usual[None], STEPS_OF_PLACE)
+        else:
+            scores = adapt.predicted(teacher, adapt.reduced(some, teacher.side), self.mirrored)
+            labels.fit(scores[..., 0], STEPS)
+        return labels
 
     def _usual(self) -> np.ndarray | None:
         """Float32[side side]: share of the images that hold background there, for photos alike."""

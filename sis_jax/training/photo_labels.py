@@ -22,11 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 from sis_jax import parallel
 from sis_jax.ops import plan
-from sis_jax.ops.discriminant import Discriminant, separated
+from sis_jax.ops.discriminant import Discriminant, separated, whitened
 from sis_jax.ops.resize import resize_bilinear
 from sis_jax.training.quality import spread
 
@@ -38,28 +38,34 @@ _FITTED = 128 * 512  # photos to fit to, times channels: a quarter of a GB
 class PhotoLabels:
     """Background of photos, fitted to soft labels of some of them.
 
-    backbone: of `load_backbone`. photos: some to fit to, as many as `fitted` says. background:
-        probability of it there, one for each photo or one for all. steps: of expectation
-        maximisation.
+    backbone: of `load_backbone`. photos: those to fit to, as many as `fitted` says.
     """
 
-    def __init__(
-        self,
-        backbone: Any,
-        photos: UInt8[np.ndarray, "n r r 3"],
-        background: Float[np.ndarray, "m s s"],
-        steps: int,
-    ):
+    def __init__(self, backbone: Any, photos: UInt8[np.ndarray, "n r r 3"]):
         self.graph, self.weights = nnx.split(backbone)
         features = self._mapped(_features, (self.weights,), photos)
-        n, h, w, channels = features.shape
-        share = jax.image.resize(background, (len(background), h, w), "linear")
-        share = jnp.broadcast_to(share, (n, h, w)).ravel()
-        fit = jax.jit(separated, static_argnums=2)
-        self.found = fit(features.reshape(-1, channels), share, steps)
+        self.shape = features.shape[:3]
+        self.features = jax.jit(whitened)(features.reshape(-1, features.shape[-1]))
+        self.found: Discriminant | None = None
+
+    def fit(self, background: Float[np.ndarray, "m s s"], steps: int) -> Float[np.ndarray, "n h w"]:
+        """Probability of background of the photos to fit to, at stride 8.
+
+        background: the same before the first of `steps` steps of expectation maximisation, one for
+            each photo or one for all.
+        """
+        share = jax.image.resize(background, (len(background), *self.shape[1:]), "linear")
+        share = jnp.broadcast_to(share, self.shape).ravel()
+        self.found, share = _separated(self.features, share, steps)
+        return np.asarray(share).reshape(self.shape)
+
+    def standing_out(self, foreground: Bool[np.ndarray, "m s s"]) -> float:
+        """The `contrast` of a fit that begins with the place of the foreground in other images."""
+        place = 1 - foreground.mean(0, dtype=np.float32)
+        return contrast(self.fit((place + place[:, ::-1])[None] / 2, STEPS_OF_PLACE))
 
     def __call__(self, photos: UInt8[np.ndarray, "n r r 3"]) -> Float[np.ndarray, "n h w"]:
-        """Probability of background, at stride 8."""
+        """Probability of background of other photos, after `fit`, at stride 8."""
         return self._mapped(_background, (self.weights, self.found), photos)
 
     def _mapped(self, body: Any, shared: tuple[Any, ...], photos: np.ndarray) -> np.ndarray:
@@ -74,6 +80,22 @@ class PhotoLabels:
             blocks = parallel.shard(part, len(devices), rows)[0]
             found.append(parallel.unshard(np.asarray(run(*shared, blocks)), len(part)))
         return np.concatenate(found)
+
+
+def contrast(background: Float[np.ndarray, "n h w"]) -> float:
+    """How much more of the foreground is in the middle half than at the left and right: -1 to 1.
+
+    A fit that took something else than the object for foreground has little there. Street photos,
+    fits begun with the foregrounds of 16 clusterings of one crude generator: the ten with 0.62 to
+    0.69 had an IoU of 0.73 to 0.80 with U2NetP's masks, the six with 0.35 to 0.45 one of 0.32 to
+    0.53.
+    """
+    h, w = background.shape[1:]
+    middle = background[:, h // 4 : -(h // 4), w // 4 : -(w // 4)]
+    sides = max(w // 10, 1)
+    return float(
+        (background[:, :, :sides].mean() + background[:, :, -sides:].mean()) / 2 - middle.mean()
+    )
 
 
 def fitted(backbone: Any, count: int) -> np.ndarray:
@@ -95,3 +117,6 @@ def _background(
 ) -> Float[Array, "n h w"]:
     logits = _features(weights, photos, graph=graph) @ found.weights + found.offset
     return jax.nn.sigmoid(logits)
+
+
+_separated = jax.jit(separated, static_argnums=2)
