@@ -246,7 +246,7 @@ def rows(sizes: Sizes, speeds: Speeds, photos: int) -> list[Row]:
         asks = f"{sizes.images:,} images, {sizes.resolution} pixels, {origin(sizes)}"
         found.append(Row("train_generator", asks, took, BASE_BYTES + speeds.gan_bytes))
     if speeds.gan_image:
-        asks, took = "k and layer by a comparison of foregrounds", DISCOVER + COMPARED
+        asks, took = "k and layer by what stands out in the photos", DISCOVER + COMPARED
     else:
         asks, took = "k and layer by a sweep", DISCOVER
     found.append(Row("discover", asks, took, BASE_BYTES))
