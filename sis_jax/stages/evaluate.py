@@ -184,7 +184,7 @@ def _measure(config: EvaluateConfig, gt: GroundTruth, rule: protocols.Protocol) 
         pairs = _from_student(student, gt, rule, config.batch, square)
         classes = student.classes
     found = measure(
-        progress(len(gt), "evaluate", "photo", pairs), list(classes), gt.classes, rule,
+        iter(progress(len(gt), "evaluate", "photo", pairs)), list(classes), gt.classes, rule,
         matching=how.matching, resamples=how.resamples, seed=how.seed, classes_map=how.classes_map,
     )  # fmt: skip
     if gt.skipped:
