@@ -29,7 +29,7 @@ def strip() -> Image.Image:
     coarse, finer = parts.level(0), parts.level(1)
     masks = [
         coarse.classify(coarse.masks)[:COUNT],
-        coarse.beside(finer.classify(finer.masks)[:COUNT]),
+        finer.classify(finer.masks)[:COUNT],
         np.stack([item.mask for item in predicted]),
     ]
     faces = _grown(faces, Image.Resampling.BICUBIC)

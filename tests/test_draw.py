@@ -68,12 +68,6 @@ def test_colours_stay_with_their_class():
         draw.palette()[0] = 1
 
 
-def test_colours_beside_others_are_none_of_them():
-    mask = np.array([[0, 1, 2, 253, 254, 255]], np.uint8)
-    np.testing.assert_array_equal(draw.beside(mask, 2), [[0, 3, 4, 1, 2, 255]])
-    np.testing.assert_array_equal(draw.beside(mask, 0), mask)
-
-
 def test_colour_mask_and_palette_png_agree(tmp_path):
     mask = np.arange(256, dtype=np.uint8).reshape(16, 16)
     picture = draw.palette_png(mask)

@@ -20,7 +20,7 @@ from sis_jax.methods.settings import SegmentationInStyleSettings
 from sis_jax.runs import run as run_module
 from sis_jax.runs.configs.edit import EditConfig, Move
 from sis_jax.runs.configs.label import LabelConfig
-from sis_jax.runs.configs.synthesize import SynthesizeConfig
+from sis_jax.runs.configs.synthesize import Images, SynthesizeConfig
 from sis_jax.runs.run import RunFolder, difference
 from sis_jax.types import Info, SisError, UsageError
 
@@ -301,7 +301,7 @@ def test_an_older_record_is_read_in_todays_names(tmp_path):
             | {"margin": 0.1, "align_corners": False, "seed": 0},
         ),
         (
-            SynthesizeConfig("r", truncation=0.7, classes=("a",)),
+            SynthesizeConfig("r", images=Images(truncation=0.7), classes=("a",)),
             {"n": 10_000, "val": 0.05, "truncation": 0.7, "soft": False, "seed": 1}
             | {"classes": ["a"]},
         ),

@@ -53,15 +53,6 @@ def colour(class_id: int) -> str:
     return "#" + palette()[class_id].tobytes().hex()
 
 
-def beside(mask: Integer[np.ndarray, "*n"], taken: int) -> UInt8[np.ndarray, "*n"]:
-    """Class ids as values with other colours than the ids 1 to `taken`, for finer parts drawn
-    beside coarse ones; the background and ignored pixels keep theirs.
-    """
-    ids = np.arange(256)
-    moved = np.where((ids == 0) | (ids == IGNORE), ids, (ids - 1 + taken) % (IGNORE - 1) + 1)
-    return moved.astype(np.uint8)[mask]
-
-
 def colour_mask(mask: Integer[np.ndarray, "*n h w"]) -> UInt8[np.ndarray, "*n h w 3"]:
     """A mask (values 0 to 255) drawn in its class colours."""
     return palette()[_as_mask(mask)]

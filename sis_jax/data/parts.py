@@ -217,13 +217,9 @@ class Parts:
         if n == 0:
             raise SisError("these parts carry no samples to show: they were made without a gallery")
         shown, masks = draw.cells(self.samples[:n]), draw.cells(self.classify(self.masks[:n]))
-        finer = self.finer and draw.cells(self.beside(self.finer.classify(self.finer.masks[:n])))
+        finer = self.finer and draw.cells(self.finer.classify(self.finer.masks[:n]))
         labels = [f"seed {s}" for s in self.seeds[:n]]
         return Image.fromarray(draw.sample_grid(shown, masks, labels, finer=finer))
-
-    def beside(self, finer: UInt8[np.ndarray, "n h w"]) -> UInt8[np.ndarray, "n h w"]:
-        """Masks of the finer level with values whose colours no part of this level has."""
-        return draw.beside(finer, max(self.names, default=0))
 
     def _repr_png_(self) -> bytes | None:
         return draw.png(self.show()) if len(self.samples) else None

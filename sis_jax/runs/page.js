@@ -149,12 +149,12 @@
     photos.forEach((photo, i) => {
       const ids = masks[level][i];
       const flat = layer(ids, owner, (id) =>
-        alone && id !== alone.id ? [128, 128, 128, 45] : [...run.levels[level].colours[id], 255]);
+        alone && id !== alone.id ? [128, 128, 128, 45] : [...run.colours[id], 255]);
       const tint = layer(ids, owner, (id, edge) => {
         if (alone) return [0, 0, 0, id === alone.id ? 0 : 215];
         if (edge) return [255, 255, 255, 190];
         if (id === BACKGROUND || id === 255) return [0, 0, 0, 0];
-        return [...run.levels[level].colours[id], 128];
+        return [...run.colours[id], 128];
       });
       paint(partCanvas[i], [[flat, "source-over"]]);
       const how = alone ? "destination-out" : "source-over";
@@ -188,7 +188,7 @@
   function swatch(id) {
     const made = document.createElement("span");
     made.className = "dot";
-    made.style.backgroundColor = `rgb(${run.levels[level].colours[id].join()})`;
+    made.style.backgroundColor = `rgb(${run.colours[id].join()})`;
     return made;
   }
 

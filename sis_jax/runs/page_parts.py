@@ -47,19 +47,13 @@ class Sample:
 @dataclass(frozen=True)
 class Level:
     """One level of the parts: its title, its classes and the facts of its clusters. parents: class
-    id -> id of the class of the level above that it lies in. taken: the ids whose colours that
-    level has, 1 to `taken`.
+    id -> id of the class of the level above that it lies in.
     """
 
     title: str
     classes: Sequence[Mapping[str, Any]]
     clusters: Sequence[Mapping[str, Any]]
     parents: Mapping[int, int]
-    taken: int = 0
-
-    def colours(self) -> UInt8[np.ndarray, "256 3"]:
-        """The colour of every class id, as no class of the level above has it."""
-        return draw.palette()[draw.beside(np.arange(256), self.taken)]
 
 
 def levels_of(found: Mapping[str, Any]) -> list[Level]:
@@ -75,7 +69,7 @@ def levels_of(found: Mapping[str, Any]) -> list[Level]:
     below = _named(finer["classes"])
     return [
         Level(_title("Coarse", classes), classes, clusters, {}),
-        Level(_title("Fine", below), below, finer["clusters"], parents, max(owner.values())),
+        Level(_title("Fine", below), below, finer["clusters"], parents),
     ]
 
 
@@ -122,10 +116,10 @@ def script_data(levels: Sequence[Level], samples: Sequence[Sample]) -> dict[str,
     height, width = same[0].pixels.shape[:2] if same else (1, 1)
     return {
         "parts": fingerprint(*(level.classes for level in levels)),
+        "colours": draw.palette().tolist(),  # as in the masks on disk, at either level
         "levels": [
             {
                 "title": level.title,
-                "colours": level.colours().tolist(),
                 "classes": [
                     {"id": c["id"], "name": c["name"], "parent": level.parents.get(c["id"])}
                     for c in level.classes
@@ -181,7 +175,7 @@ def _row(
     return {
         "id": id_,
         "name": entry["name"],
-        "colour": int(draw.beside(np.array([id_]), level.taken)[0]),
+        "colour": id_,
         "clusters": [c["id"] for c in mine],
         "share": sum(c.get("share") or 0 for c in mine) if mine else None,
         "background": id_ == 0 or any(c.get("background") for c in mine),

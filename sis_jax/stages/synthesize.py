@@ -34,7 +34,7 @@ from sis_jax.data.part_names import BACKGROUND
 from sis_jax.data.threads import cores
 from sis_jax.ops.progress import progress, say
 from sis_jax.ops.sampling import probe
-from sis_jax.runs.configs.synthesize import SynthesizeConfig
+from sis_jax.runs.configs.synthesize import Images, SynthesizeConfig
 from sis_jax.runs.run import RunFolder, Stage
 from sis_jax.stages.teacher import Teacher
 from sis_jax.types import UsageError
@@ -49,9 +49,8 @@ def synthesize(config: SynthesizeConfig) -> Dataset:
     with contextlib.ExitStack() as held:
         with parallel.together(processes):
             teacher, place = _teacher(config)
-            psi = teacher.truncation if config.truncation is None else config.truncation
             classes = tuple(c["name"] for c in teacher.parts.classes)
-            resolved = replace(config, truncation=psi, classes=classes)
+            resolved = replace(config, images=_drawn(config, teacher), classes=classes)
             first = process == 0
             stage = held.enter_context(_stage(place, teacher, resolved, config)) if first else None
         with parallel.together(processes):
@@ -75,24 +74,30 @@ def _teacher(config: SynthesizeConfig) -> tuple[Teacher, Path]:
     else:
         parts = config.parts.level(config.level) if config.level else config.parts
         teacher, place = Teacher.of(run, parts), Path(out)
-    teacher = teacher if config.mix is None else teacher.mixing(config.mix)
+    teacher = teacher if config.images.mix is None else teacher.mixing(config.images.mix)
     return teacher, place.parent if place.name == "data" else place
 
 
+def _drawn(config: SynthesizeConfig, teacher: Teacher) -> Images:
+    """The options of the images with their truncation, that of the samples unless it is given."""
+    psi = config.images.truncation
+    return replace(config.images, truncation=teacher.truncation if psi is None else psi)
+
+
 def _check(config: SynthesizeConfig) -> None:
-    n, val, truncation, mix = config.n, config.val, config.truncation, config.mix
+    n, val, images = config.n, config.val, config.images
     if n < 2:
         raise UsageError(f"n is {n}, expected at least 2 images (10000 is the default)")
     if not 0 <= val < 1:
         raise UsageError(
             f"val is {val}, expected a share from 0 to below 1 (0.05 holds out one image in twenty)"
         )
-    if truncation is not None and not 0 <= truncation <= 2:
-        raise UsageError(f"truncation is {truncation}, expected 0 to 2 (0.7 is the paper's)")
-    if config.seed < 0:
-        raise UsageError(f"seed is {config.seed}, expected 0 or more")
-    if mix is not None and not 0 <= mix <= 1:
-        raise UsageError(f"mix is {mix}, expected a share of the images from 0 to 1")
+    if images.truncation is not None and not 0 <= images.truncation <= 2:
+        raise UsageError(f"truncation is {images.truncation}, expected 0 to 2 (0.7 is the paper's)")
+    if images.seed < 0:
+        raise UsageError(f"seed is {images.seed}, expected 0 or more")
+    if images.mix is not None and not 0 <= images.mix <= 1:
+        raise UsageError(f"mix is {images.mix}, expected a share of the images from 0 to 1")
 
 
 @contextlib.contextmanager
@@ -148,7 +153,7 @@ def _write_share(
 
 def _examples(teacher: Teacher, seeds: list[int], config: SynthesizeConfig) -> Iterator[Example]:
     at = 0
-    for images, masks, confidences in teacher.label(seeds, config.truncation):
+    for images, masks, confidences in teacher.label(seeds, config.images.truncation):
         for image, mask, confidence in zip(images, masks, confidences):
             yield Example(
                 "",
@@ -163,7 +168,7 @@ def _examples(teacher: Teacher, seeds: list[int], config: SynthesizeConfig) -> I
 
 def _splits(config: SynthesizeConfig) -> dict[str, range]:
     """The seeds of each split; an empty one is left out."""
-    first, held = config.seed * 100_000, round(config.n * config.val)
+    first, held = config.images.seed * 100_000, round(config.n * config.val)
     splits = {
         "train": range(first, first + config.n - held),
         "val": range(first + config.n - held, first + config.n),
@@ -186,7 +191,7 @@ def _card(teacher: Teacher, config: SynthesizeConfig) -> str:
         "---\nlicense: other\ntask_categories: [image-segmentation]\ntags: [synthetic, "
         "sis_jax]\n---\n# Generated images with masks\n\n"
         f"{config.n:,} images made by the generator {info.name} (psi "
-        f"{config.truncation:g}) and masks by {teacher.parts.method}, "
+        f"{config.images.truncation:g}) and masks by {teacher.parts.method}, "
         f"{learned}. No person, place or thing in them exists.\n\n"
         f"Licence: {info.licence} (it follows from the generator)\n\n"
         f"Classes: {names}. A mask's pixel is the class id, 0 is the background, 255 is to be "
@@ -219,14 +224,13 @@ def _tried(config: SynthesizeConfig) -> dict[str, float]:
         teacher, _ = _teacher(config)
     except UsageError:
         return {}
-    began, psi = time.perf_counter(), config.truncation
-    psi = teacher.truncation if psi is None else psi
-    one = next(_examples(teacher, [0], replace(config, truncation=psi)))
+    began, images = time.perf_counter(), _drawn(config, teacher)
+    one = next(_examples(teacher, [0], replace(config, images=images)))
     with tempfile.TemporaryDirectory() as folder:
         at = time.perf_counter()
         SplitWriter(Path(folder), 1, 1).write_one(0, one)
         encoding = (time.perf_counter() - at) / cores()
-    drawing = probe(teacher.label(range(2**16), psi))
+    drawing = probe(teacher.label(range(2**16), images.truncation))
     # An accelerator draws while the cores encode, a CPU does both.
     cpu = jax.default_backend() == "cpu"
     each = drawing.each + encoding if cpu else max(drawing.each, encoding)

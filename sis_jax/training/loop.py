@@ -227,11 +227,13 @@ def loop(
     began, stream = time.perf_counter() - run.seconds, iter(batches(run.step))
     with progress(steps * each, course.name, course.unit[0]) as bar:
         bar.update(run.step * each)
+        measured: Mapping[str, Any] = {}
         while run.step < steps:
-            batch = next(stream)
+            batch, before = next(stream), measured
             with _interrupt_after() as interrupted:
                 run.state, measured = step_fn(run.state, run.step, batch)
                 run.step += 1
+            jax.block_until_ready(before)  # one step ahead: each that waits has memory of its own
             bar.update(each)
             due = run.step % course.every == 0 or run.step == steps or course.stop()
             if not due and not interrupted:

@@ -17,6 +17,23 @@ else:
     Parts = Generator = Any
 
 
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """How the images are drawn.
+
+    Args:
+        truncation: psi of the images, 0 to 2; by default that of the samples the parts were learned
+            from.
+        mix: share of the images, 0 to 1, that are moved towards the rare class found by `discover
+            --rare`; by default the share given there.
+        seed: the images' seeds are seed * 100000, + 1, ...; discover took those of seed 0.
+    """
+
+    truncation: float | None = None
+    mix: float | None = None
+    seed: int = 1
+
+
 @dataclass(frozen=True)
 class SynthesizeConfig(Config):
     """Which parts, how many images, and how they are drawn.
@@ -29,12 +46,7 @@ class SynthesizeConfig(Config):
         out: where to write, a run folder or its `data`; by default the run itself.
         level: of the parts, where there are two: 0 is the coarse one, 1 the finer.
         val: share of the images that goes into the split "val", 0 to below 1.
-        truncation: psi of the images, 0 to 2; by default that of the samples the parts were learned
-            from.
         soft: also store each pixel's confidence (8-bit grey, `certainty/`).
-        mix: share of the images, 0 to 1, that are moved towards the rare class found by `discover
-            --rare`; by default the share given there.
-        seed: the images' seeds are seed * 100000, + 1, ...; discover took those of seed 0.
         overwrite: discard a dataset that was made with other settings.
     """
 
@@ -49,11 +61,9 @@ class SynthesizeConfig(Config):
     out: str | None = None
     level: int = 0
     val: float = 0.05
-    truncation: float | None = None
     soft: Switch = False
-    mix: float | None = None
-    seed: int = 1
     overwrite: Switch = False
+    images: Images = field(default_factory=Images)
     classes: PythonOnly[tuple[str, ...]] = field(default=(), metadata=RESOLVED)  # of the parts
 
     def record(self) -> dict[str, Any]:
