@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from sis_jax import parallel
-from sis_jax.models import students
+from sis_jax.models import backbone_unet, students
 from sis_jax.models.backbones import ResNet
 from sis_jax.models.layers import GroupNorm
 from sis_jax.ops import student_augment as augment
@@ -250,3 +250,28 @@ def test_a_new_student_expects_the_shares_of_the_classes():
         found = jax.nn.softmax(network(jnp.zeros((1, 64, 64, 3))))
         np.testing.assert_allclose(found[..., 1], 0.1, atol=2e-3)
         assert 0 < float(found[..., 2].max()) < 2e-3
+
+
+def test_large_images_go_through_the_backbone_a_few_at_a_time(monkeypatch):
+    """With the same features and gradients, in a fraction of the memory."""
+    config = students.StudentConfig("unet-efficientnet-lite0", 3, block=4)
+    network = students.build(config, np.random.default_rng(0))
+    graph, params, statistics = training.split(network)
+    x = jnp.asarray(np.random.default_rng(1).normal(0, 0.3, (4, 64, 64, 3)), jnp.float32)
+
+    def trained():
+        def loss(params):
+            logits, _ = training.forward(graph, params, statistics, x, training.Recipe())
+            return (logits**2).mean()
+
+        run = jax.jit(jax.value_and_grad(loss)).lower(params).compile()
+        return run(params), run.memory_analysis().temp_size_in_bytes
+
+    (value, grads), bytes_ = trained()
+    monkeypatch.setattr(backbone_unet, "AT_ONCE", 64 * 64)
+    (few_value, few_grads), few_bytes = trained()
+    np.testing.assert_allclose(few_value, value, rtol=1e-5)
+    largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads))
+    for one, other in zip(jax.tree.leaves(few_grads), jax.tree.leaves(grads), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4 * largest)
+    assert few_bytes < 0.7 * bytes_

@@ -17,6 +17,7 @@ from sis_jax.models.layers import BatchNorm, Conv, Rng, Tape, depth_to_space, pa
 
 CHANNELS = (96, 64, 40, 24)  # of the decoder at strides 16, 8, 4, 2
 STRIDE = 32
+AT_ONCE = 4 * 256**2  # pixels of a CPU's share of a batch that go through the backbone together
 
 
 class Merge(nnx.Module):
@@ -61,9 +62,20 @@ class BackboneUNet(nnx.Module):
     ) -> Float[Array, "n h w k"]:
         h, w = x.shape[1:3]
         x = padded(x, STRIDE)
-        *skips, y = self.backbone(x, None if self.frozen else tape)
+        *skips, y = self._features(x, tape)
         for merge, skip in zip(self.up, reversed(skips)):
             y = merge(y, skip, tape)
         y = jnp.concatenate([y, space_to_depth(x)], -1)
         y = jax.nn.relu(self.last_norm(self.last(y), tape))
         return depth_to_space(self.head(y))[:, :h, :w]
+
+    def _features(self, x: Float[Array, "n h w 3"], tape: Tape | None) -> tuple[Array, ...]:
+        """The backbone's features; where a CPU trains on large images, few at a time and once more
+        for the gradient, since the widest layers of a batch would take gigabytes.
+        """
+        n, fit = len(x), max(AT_ONCE // (x.shape[1] * x.shape[2]), 1)
+        if not self.frozen or tape is None or n <= fit or jax.default_backend() != "cpu":
+            return self.backbone(x, None if self.frozen else tape)
+        rows = max(r for r in range(1, fit + 1) if n % r == 0)
+        found = jax.lax.map(jax.checkpoint(self.backbone), x.reshape(-1, rows, *x.shape[1:]))
+        return jax.tree.map(lambda f: f.reshape(n, *f.shape[2:]), found)
