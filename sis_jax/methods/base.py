@@ -34,6 +34,7 @@ METHODS: dict[str, str] = {
 # Pixels along an edge of the image that labels follow, and of the images that a method compares
 # with each other, in generators that draw more.
 OUTLINE = 128
+SHOWN = 8  # samples whose labels the gallery shows
 
 
 def small_image(gen: Generator, size: int = OUTLINE) -> str | None:

@@ -22,6 +22,7 @@ Where we differ, and why (the published settings are `RECIPES["code"]` and `RECI
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,12 +34,12 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, UInt8
 
-from sis_jax.methods.base import Arrays, Fitted, Labelled, generator_of, small_image
+from sis_jax.methods.base import SHOWN, Arrays, Fitted, Labelled, generator_of, small_image
 from sis_jax.methods.settings import LatentDirectionSettings, check
 from sis_jax.ops import selection
 from sis_jax.ops.patches import large_patches
-from sis_jax.ops.progress import progress
-from sis_jax.ops.sampling import image_of, map_samples, quantised, sample_seeds
+from sis_jax.ops.progress import progress, showing_progress
+from sis_jax.ops.sampling import image_of, map_samples, probe, quantised, sample_seeds
 from sis_jax.types import Generator, Samples, SisError, UsageError
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -125,11 +126,22 @@ class LatentDirection(LatentDirectionSettings):
         return self._masks(*(np.asarray(a) for a in found[1:]))[0]
 
     def estimate(self, gen: Generator) -> dict[str, float]:
-        """Seconds and bytes of `fit`, roughly, on two processor cores; none known above 64 px."""
-        if gen.resolution > 64:
-            return {}
-        passes = self.steps * self.batch * (1 + 3 * len(SIGNS[self.mode])) + 5 * DESCRIBED
-        return {"seconds": 15 + passes / 250, "memory_bytes": 1.5e9}
+        """Seconds and bytes of a whole `discover`, from two steps and a second's worth of masks."""
+        self._check()
+        began, scale = time.perf_counter(), np.ones(1, np.float32)
+        with showing_progress(False):
+            directions = replace(self, steps=1)._directions(gen, scale, 0)[1]  # and compiles
+            at = time.perf_counter()
+            replace(self, steps=2)._directions(gen, scale, 0)
+        step, arrays = (time.perf_counter() - at) / 2, {"directions": directions, "scale": scale}
+        how = {"psi": self.truncation, "small": small_image(gen), "drawn": False}
+        masks = probe(self._labels(arrays, gen, range(DESCRIBED), **how))
+        # As many as `_described` draws, and the gallery's, of whole images.
+        drawn = DESCRIBED + 3 * (DESCRIBED // 2) + SHOWN
+        return {
+            "seconds": time.perf_counter() - began + self.steps * step + drawn * masks.each,
+            "memory_bytes": masks.memory,
+        }
 
     # learning
 

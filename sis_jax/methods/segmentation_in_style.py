@@ -32,6 +32,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from sis_jax.methods.base import (
     OUTLINE,
+    SHOWN,
     Arrays,
     Fitted,
     Labelled,
@@ -69,7 +70,6 @@ SWEEP_POINTS = 10_000
 # in the default, 0.11 to 0.39 in a DCGAN.
 CHECKERBOARD = 0.05
 _PROBED = 4096  # samples, more than are drawn in the time of a trial
-_SHOWN = 8  # samples whose labels the gallery shows
 _LOOKED_AT = 32_768  # points at a time, where all are gone through
 
 
@@ -175,7 +175,7 @@ class SegmentationInStyle(SegmentationInStyleSettings):
         features = probe(map_samples(gen, seeds, _collect_body, **how))
         arrays = self._blank(sum(self._widths(gen, taps)), k)
         labels = probe(replace(self, layer="+".join(taps)).label_seeds(arrays, gen, seeds))
-        drawn = _SHOWN + (min(self.n, 200) if gen.resolution <= OUTLINE else 0)
+        drawn = SHOWN + (min(self.n, 200) if gen.resolution <= OUTLINE else 0)
         drawn *= 1 + (self.k == "auto")  # levels
         # k-means as measured on two cores: 15 s for 819,200 points of 512 numbers, k 9, ten starts.
         clustering = 15 * self.n * points * widest * k / (819_200 * 512 * 9) + 5 * swept

@@ -26,6 +26,7 @@ is mostly the choice of the background. Matching: k-means on clusters' mean gene
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,7 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from sis_jax.methods.base import Arrays, Fitted, Labelled, generator_of, small_image
+from sis_jax.methods.base import SHOWN, Arrays, Fitted, Labelled, generator_of, small_image
 from sis_jax.methods.settings import StyleMixingSettings, check
 from sis_jax.models.stylegan2 import StyleGAN2
 from sis_jax.ops import kmeans, plan, selection
@@ -44,7 +45,7 @@ from sis_jax.ops.crf import largest_two
 from sis_jax.ops.patches import without_specks
 from sis_jax.ops.pixel_clusters import cluster, converted, vectors
 from sis_jax.ops.resize import resize_bilinear
-from sis_jax.ops.sampling import collect, is_plain, map_samples, quantised, sample_seeds
+from sis_jax.ops.sampling import collect, is_plain, map_samples, probe, quantised, sample_seeds
 from sis_jax.types import Generator, Samples, SisError, UsageError, check_taps
 
 PIXELS = 128 * 64 * 64  # of the variants that are drawn in one pass
@@ -156,12 +157,30 @@ class StyleMixing(StyleMixingSettings):
         return self.segment(arrays, generator_of(gen), jnp.asarray(samples.w))[1]
 
     def estimate(self, gen: Generator) -> dict[str, float]:
-        """Seconds and bytes of `fit`, roughly, on two processor cores; none known above 64 px."""
-        if gen.resolution > 64:
-            return {}
+        """Seconds and bytes of a whole `discover`, from a second's worth of clusters and masks."""
+        began, method, seeds = time.perf_counter(), self._checked(gen), range(2**10)
+        cut, parts = method._cut(gen), method.labels == "parts"
+        styles = np.asarray(gen.map(gen.latents(range(self.variants)), self.mix_truncation))[:, -1]
+        arrays = {"donors": styles.astype(np.float32), "centers": np.zeros((2, 1), np.float32)}
+        clusters = None
+        if parts:
+            read = map_samples(
+                gen, list(seeds), _descriptor_body, truncation=self.truncation, shared=(arrays,),
+                layer=method.layer, mixing=method._mixing(),
+            )  # fmt: skip
+            first = next(read)[0]
+            clusters = probe(read)
+            center = np.zeros((self.k, first.shape[-1]), np.float32)
+            arrays |= {"centers": center, "mean": center[0], "scale": center[0] + 1}
+        masks = probe(method.label_seeds(arrays, cut, seeds))
+        # As many as `_described` draws, and the gallery's.
+        drawn = min(self.n, DESCRIBED) + (4 if parts else 2) * min(self.n, DESCRIBED // 2) + SHOWN
         return {
-            "seconds": 15 + (self.n + 2 * DESCRIBED) * self.variants * 0.006,
-            "memory_bytes": 1.5e9,
+            "seconds": time.perf_counter()
+            - began
+            + (self.n * clusters.each if clusters else 0)
+            + drawn * masks.each,
+            "memory_bytes": masks.memory,
         }
 
     # learning

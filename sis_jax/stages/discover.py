@@ -17,7 +17,7 @@ from sis_jax.data.part_names import finer_classes
 from sis_jax.data.part_summary import summary_of
 from sis_jax.data.parts import Parts, classes_from
 from sis_jax.methods import base as methods
-from sis_jax.methods.base import Fitted
+from sis_jax.methods.base import SHOWN, Fitted
 from sis_jax.ops.sampling import sample_seeds
 from sis_jax.ops.selection import only_just
 from sis_jax.runs.configs.discover import DiscoverConfig, RareClass
@@ -27,7 +27,6 @@ from sis_jax.stages.inputs import digests, gather
 from sis_jax.stages.texts import Texts, check_rare
 from sis_jax.types import Generator, UsageError, unknown_name
 
-SHOWN = 8  # samples in the gallery
 # share of the frame that a background holds: 0.57 to 0.75 on the default faces, 0.45 on a DCGAN
 # whose masks were poor
 FRAME = 0.5

@@ -1,0 +1,30 @@
+"""What `discover --dry-run` states of the methods that try real work for it, at two sizes."""
+
+import fakes
+import pytest
+
+from sis_jax.methods.latent_direction import LatentDirection
+from sis_jax.methods.style_mixing import StyleMixing
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module", params=(16, 32))
+def generator(request):
+    return fakes.tiny_stylegan2(request.param)
+
+
+def test_a_direction_takes_longer_the_more_steps_it_has(generator):
+    few, many = (LatentDirection(steps=n, batch=4).estimate(generator) for n in (2, 25_000))
+    assert many["seconds"] > few["seconds"] + 25 > 25  # a millisecond a step at the very least
+    assert min(few["memory_bytes"], many["memory_bytes"]) > 10**8  # what Python with JAX holds
+
+
+@pytest.mark.parametrize("labels", ["parts", "ground"])
+def test_style_mixing_takes_longer_the_more_samples_it_matches(generator, labels):
+    few, many = (
+        StyleMixing(labels=labels, variants=4, clusters=2, k=2, n=n, n_init=1).estimate(generator)
+        for n in (4, 100_000)
+    )
+    assert few["seconds"] > 0 and few["memory_bytes"] > 10**8
+    assert labels == "ground" or many["seconds"] > few["seconds"] + 10
