@@ -52,6 +52,7 @@ PIXELS = 128 * 64 * 64  # of the variants that are drawn in one pass
 SLOTS = 0.4  # of the W+ layers keep the image's own styles: 4 of 10 at 64 pixels, 7 of 18 at 1024
 LAYER = 32  # finest resolution of the tap that matches clusters
 DESCRIBED = 64  # samples that facts per cluster come from
+TRIED = 4  # variants that an estimate draws
 
 
 class Mixing(NamedTuple):
@@ -160,7 +161,8 @@ class StyleMixing(StyleMixingSettings):
         """Seconds and bytes of a whole `discover`, from a second's worth of clusters and masks."""
         began, method, seeds = time.perf_counter(), self._checked(gen), range(2**10)
         cut, parts = method._cut(gen), method.labels == "parts"
-        styles = np.asarray(gen.map(gen.latents(range(self.variants)), self.mix_truncation))[:, -1]
+        few = min(self.variants, TRIED)  # a sample takes as long as its variants
+        styles = np.asarray(gen.map(gen.latents(range(few)), self.mix_truncation))[:, -1]
         arrays = {"donors": styles.astype(np.float32), "centers": np.zeros((2, 1), np.float32)}
         clusters = None
         if parts:
@@ -175,11 +177,9 @@ class StyleMixing(StyleMixingSettings):
         masks = probe(method.label_seeds(arrays, cut, seeds))
         # As many as `_described` draws, and the gallery's.
         drawn = min(self.n, DESCRIBED) + (4 if parts else 2) * min(self.n, DESCRIBED // 2) + SHOWN
+        work = drawn * masks.each + (self.n * clusters.each if clusters else 0)
         return {
-            "seconds": time.perf_counter()
-            - began
-            + (self.n * clusters.each if clusters else 0)
-            + drawn * masks.each,
+            "seconds": time.perf_counter() - began + work * self.variants / few,
             "memory_bytes": masks.memory,
         }
 
