@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sis_jax.methods.settings import SETTINGS
+from sis_jax.methods.settings import SETTINGS, USUAL
 from sis_jax.runs import cli
 from sis_jax.runs.config import door
 from sis_jax.runs.configs.discover import DiscoverConfig
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sis_jax.data.parts import Parts
 
 
-@door(DiscoverConfig, variants=SETTINGS)
+@door(DiscoverConfig, variants={"auto": SETTINGS[USUAL], **SETTINGS})
 def discover(config: DiscoverConfig) -> Parts:
     """Find the parts of a generator's images, without labels.
 

@@ -9,11 +9,11 @@ from sis_jax.runs.config import door
 from sis_jax.runs.configs.train_generator import TrainGeneratorConfig
 
 if TYPE_CHECKING:
-    from sis_jax.models.stylegan2 import StyleGAN2
+    from sis_jax.training.gan import Trained
 
 
 @door(TrainGeneratorConfig)
-def train_generator(config: TrainGeneratorConfig) -> StyleGAN2:
+def train_generator(config: TrainGeneratorConfig) -> Trained:
     """Train a StyleGAN2 on photos; stop it any time, the same command goes on where it stopped.
 
     Returns the averaged generator. Raises UsageError for settings that cannot work.

@@ -39,6 +39,7 @@ KINDS = {
     "stylegan2": "a StyleGAN2 generator",
     "dcgan": "a DCGAN generator",
     "biggan": "a BigGAN generator",
+    "furrygan": "a FurryGAN generator",
     "clip": "a CLIP",
     "backbone": "a backbone",
 }

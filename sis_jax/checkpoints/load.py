@@ -12,15 +12,17 @@ import numpy as np
 from sis_jax.checkpoints import catalogue, clip_files, files, hub
 from sis_jax.checkpoints.build import arrays_of
 from sis_jax.checkpoints.convert import opened
-from sis_jax.checkpoints.layouts import biggan, dcgan, stylegan2
+from sis_jax.checkpoints.layouts import biggan, dcgan, furrygan, stylegan2
 from sis_jax.data.photo_files import ARCHIVES, holds_photos
 from sis_jax.models.biggan import BigGAN
 from sis_jax.models.conditional import check_classes
 from sis_jax.models.dcgan import DCGAN
 from sis_jax.models.discriminator import Discriminator
+from sis_jax.models.furrygan import FurryGAN
 from sis_jax.models.stylegan2 import StyleGAN2
 from sis_jax.types import Generator, SisError, UsageError
 
+_KINDS = {StyleGAN2: "stylegan2", DCGAN: "dcgan", BigGAN: "biggan", FurryGAN: "furrygan"}
 _CONVERT = "convert a checkpoint with scripts/convert_weights.py"
 
 
@@ -37,13 +39,17 @@ def load_generator(
         weights, NaN included.
     """
     path, folder, read = opened(_place(name_or_path), "generator")
-    if folder.kind not in ("stylegan2", "dcgan", "biggan"):
+    if folder.kind not in ("stylegan2", "dcgan", "biggan", "furrygan"):
         raise UsageError(
-            f'{path} holds {files.in_words(folder.kind)}: expected "stylegan2", "dcgan" or '
-            f'"biggan"; {_CONVERT}'
+            f'{path} holds {files.in_words(folder.kind)}: expected "stylegan2", "dcgan", '
+            f'"biggan" or "furrygan"; {_CONVERT}'
         )
     arrays, digest = read(files.MODEL)
     info = replace(folder.info(), sha256=digest)
+    if folder.kind == "furrygan":
+        check_classes(classes, 0)
+        config = furrygan.config_of(folder.generator)
+        return furrygan.build_generator(config, arrays, str(path), info)
     if folder.kind == "dcgan":
         check_classes(classes, 0)
         return dcgan.build_generator(dcgan.config_of(folder.generator), arrays, str(path), info)
@@ -75,7 +81,7 @@ def load_discriminator(name_or_path: str | os.PathLike | None = None) -> Discrim
 
 
 def save_generator(
-    gen: StyleGAN2 | DCGAN | BigGAN,
+    gen: StyleGAN2 | DCGAN | BigGAN | FurryGAN,
     path: str | os.PathLike,
     discriminator: Discriminator | None = None,
     *,
@@ -89,7 +95,7 @@ def save_generator(
     """
     path = Path(path)
     folder = files.Folder(
-        kind={StyleGAN2: "stylegan2", DCGAN: "dcgan", BigGAN: "biggan"}[type(gen)],
+        kind=_KINDS[type(gen)],
         name=gen.info.name,
         licence=gen.info.licence,
         generator=asdict(gen.config),

@@ -28,6 +28,7 @@ METHODS: dict[str, str] = {
     "datasetgan": "sis_jax.methods.datasetgan:DatasetGAN",
     "latent_direction": "sis_jax.methods.latent_direction:LatentDirection",
     "style_mixing": "sis_jax.methods.style_mixing:StyleMixing",
+    "furrygan": "sis_jax.methods.furrygan:FurryGANMasks",
 }
 
 

@@ -245,13 +245,28 @@ class StyleMixingSettings:
     min_patch: float = 0.002
 
 
+@dataclass(frozen=True)
+class FurryGANSettings:
+    """Foreground and background by the mask that a FurryGAN draws.
+
+    Args:
+        truncation: psi of the samples.
+        threshold: where the mask is above it is foreground.
+    """
+
+    truncation: float = 0.7
+    threshold: float = 0.5
+
+
 SETTINGS: dict[str, type] = {
     "segmentation_in_style": SegmentationInStyleSettings,
     "labels4free": Labels4FreeSettings,
     "datasetgan": DatasetGANSettings,
     "latent_direction": LatentDirectionSettings,
     "style_mixing": StyleMixingSettings,
+    "furrygan": FurryGANSettings,
 }
+USUAL = "segmentation_in_style"  # what "auto" is for most generators, and whose settings it takes
 
 
 def restored(method: type[Any], stored: Mapping[str, Any]) -> Any:

@@ -18,8 +18,11 @@ from sis_jax.data.part_summary import summary_of
 from sis_jax.data.parts import Parts, classes_from
 from sis_jax.methods import base as methods
 from sis_jax.methods.base import SHOWN, Fitted
+from sis_jax.methods.settings import SETTINGS, USUAL
+from sis_jax.models.furrygan import FurryGAN
 from sis_jax.ops.sampling import sample_seeds
 from sis_jax.ops.selection import only_just
+from sis_jax.runs.config import build, variant
 from sis_jax.runs.configs.discover import DiscoverConfig, RareClass
 from sis_jax.runs.page import write_page
 from sis_jax.runs.run import RunFolder
@@ -30,6 +33,7 @@ from sis_jax.types import Generator, UsageError, unknown_name
 # share of the frame that a background holds: 0.57 to 0.75 on the default faces, 0.45 on a DCGAN
 # whose masks were poor
 FRAME = 0.5
+AUTO, OWN = "auto", "furrygan"  # OWN: where a generator draws its masks itself
 UNSURE = 0.7  # agreement below this causes a warning
 
 
@@ -39,11 +43,13 @@ def discover(config: DiscoverConfig) -> Parts:
 
 
 def _work(config: DiscoverConfig) -> Parts:
-    settings = resolve(config)
+    resolve(config)  # before weights are read
     if config.seed < 0:
         raise UsageError(f"seed is {config.seed}, expected 0 or more")
-    gen = config.gen
+    gen, given = config.gen, config
     generator = load_generator(gen) if gen is None or isinstance(gen, str | Path) else gen
+    config = with_method(config, generator)
+    settings = resolve(config)
     texts = _texts(generator, settings, config)
     named = str(gen) if isinstance(gen, str | Path) else generator.info.name
     if config.out is None:
@@ -61,7 +67,7 @@ def _work(config: DiscoverConfig) -> Parts:
     reads = digests(settings, generator, texts.clip.info.sha256 if texts else None)
     with RunFolder.open(config.out, config.overwrite) as run:
         with run.stage(
-            resolved, given=config, inputs=reads, generator=generator.info, late=True
+            resolved, given=given, inputs=reads, generator=generator.info, late=True
         ) as stage:
             if not stage.done:
                 inputs = gather(settings, generator, named, run.path / "parts" / "training")
@@ -76,12 +82,25 @@ def _fields(method: Any) -> dict[str, Any]:
     return {f.name: getattr(method, f.name) for f in fields(method) if f.init}
 
 
+def with_method(config: DiscoverConfig, gen: Generator | None) -> DiscoverConfig:
+    """The configuration with the method that "auto" stands for."""
+    if config.method != AUTO:
+        return config
+    usual, own = SETTINGS[USUAL](), SETTINGS[OWN]
+    given = {k for k, v in vars(config.settings).items() if v != getattr(usual, k)}
+    clustered = config.recipe or config.rare_class.rare or given - own.__dataclass_fields__.keys()
+    if not isinstance(gen, FurryGAN) or clustered:
+        return replace(config, method=USUAL)
+    return build(variant(DiscoverConfig, own), config.flat() | {"method": OWN})
+
+
 def resolve(config: DiscoverConfig) -> Any:
     """The method with the recipe's settings, overridden by those given that are not the default;
     UsageError for unknown names and impossible numbers.
     """
-    cls = methods.get(config.method)
-    chosen = _recipe(config.method, config.recipe, cls)
+    name = USUAL if config.method == AUTO else config.method
+    cls = methods.get(name)
+    chosen = _recipe(name, config.recipe, cls)
     usual = type(config.settings)()
     chosen |= {k: v for k, v in vars(config.settings).items() if v != getattr(usual, k)}
     _check_numbers(chosen)
@@ -221,7 +240,8 @@ def _warnings(fitted: Fitted, rare: int | None = None) -> list[str]:
 
 def plan(config: DiscoverConfig) -> dict[str, Any]:
     """Files, and the method's estimate of its time and memory."""
-    settings, rare = resolve(config), config.rare_class
+    resolve(config)  # before weights are read
+    rare, asked = config.rare_class, config.method
     names = [
         "run.json",
         "parts/parts.safetensors",
@@ -234,6 +254,8 @@ def plan(config: DiscoverConfig) -> dict[str, Any]:
     away = isinstance(gen, str) and hub.is_name(gen)  # a dry run downloads nothing
     if gen is None or isinstance(gen, str | Path):
         gen = None if away else load_generator(gen)
+    config = with_method(config, gen)
+    settings = resolve(config)
     need = {} if gen is None else settings.estimate(gen)
     _check_texts(config)
     if config.ontology is not None:
@@ -243,6 +265,8 @@ def plan(config: DiscoverConfig) -> dict[str, Any]:
         names += ["parts/rare.png", "parts/rare.json", "parts/rare.safetensors"]
         if "seconds" in need:
             need = need | {"seconds": 2 * need["seconds"] + rare.rare_n / 100 + 10}
+    if asked == AUTO and not away:
+        need = need | {"method": config.method}
     return {"files": [f"{config.out}/{n}" for n in names] if config.out else []} | need
 
 

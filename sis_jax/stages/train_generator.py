@@ -28,14 +28,17 @@ from sis_jax.checkpoints.backbones import load_backbone
 from sis_jax.data import draw
 from sis_jax.data.decode import CROPS
 from sis_jax.data.photos import Photos
+from sis_jax.models import furrygan as models
 from sis_jax.models import projected, stylegan2
-from sis_jax.models.discriminator import Discriminator, DiscriminatorConfig
+from sis_jax.models.discriminator import ONE_BY_ONE, Discriminator, DiscriminatorConfig
+from sis_jax.models.furrygan import FurryGAN
 from sis_jax.models.projected import ProjectedDiscriminator
 from sis_jax.models.stylegan2 import StyleGAN2
 from sis_jax.ops.progress import say
 from sis_jax.runs.configs.train_generator import Network, TrainGeneratorConfig
 from sis_jax.runs.run import RunFolder
-from sis_jax.training import gan, generator_loop, quality
+from sis_jax.training import furrygan, gan, generator_loop, quality
+from sis_jax.training.gan import Trained
 from sis_jax.training.generator_loop import GeneratorTraining, Job
 from sis_jax.training.loop import Checkpoints, as_csv
 from sis_jax.types import Info, SisError, UsageError
@@ -54,12 +57,12 @@ _LEAST = {
 }
 
 
-def train_generator(config: TrainGeneratorConfig) -> StyleGAN2:
+def train_generator(config: TrainGeneratorConfig) -> Trained:
     """As `sis_jax.train_generator`, which explains the configuration."""
     return parallel.by_turns(_work, config)
 
 
-def _work(config: TrainGeneratorConfig) -> StyleGAN2:
+def _work(config: TrainGeneratorConfig) -> Trained:
     _check(config)
     with RunFolder.open(config.out, config.overwrite) as run:
         if config.overwrite:
@@ -85,7 +88,7 @@ def _job(config: TrainGeneratorConfig, cache: Path) -> Job:
     dtype = "bfloat16" if parallel.fast_in_bfloat16(jax.devices()[0]) else "float32"
     gamma = gan.r1_gamma_for(net.resolution, train.batch)
     recipe = gan.Recipe(
-        learning_rate=train.learning_rate, path_length=train.path_length,
+        learning_rate=train.learning_rate, path_length=0.0 if net.foreground else train.path_length,
         ema_images=train.ema_images, r1_gamma=gamma if train.r1_gamma is None else train.r1_gamma,
         ema_rampup=None if net.start_from else 0.05,
         dtype=dtype if net.dtype == "auto" else net.dtype,
@@ -94,7 +97,17 @@ def _job(config: TrainGeneratorConfig, cache: Path) -> Job:
         gen, disc, *photos, recipe, train.batch, train.images, train.snapshot, train.minutes,
         train.patience,
         config.data.augment == "ada" and net.discriminator == "stylegan2", train.seed, backbone,
+        _masks(config),
     )  # fmt: skip
+
+
+def _masks(config: TrainGeneratorConfig) -> furrygan.Masks | None:
+    """Hyper-parameters of a FurryGAN's masks, None for other generators."""
+    if not config.network.foreground:
+        return None
+    ramp = furrygan.SHORT_RAMP if config.network.start_from else furrygan.RAMP
+    growth = furrygan.EVERY * config.train.batch / ramp
+    return furrygan.Masks(config.train.foreground_area, growth)
 
 
 def _photos(config: TrainGeneratorConfig, cache: Path) -> tuple[Photos, Photos]:
@@ -115,7 +128,7 @@ def _photos(config: TrainGeneratorConfig, cache: Path) -> tuple[Photos, Photos]:
 
 def networks(
     net: Network, seed: int, backbone: Any
-) -> tuple[StyleGAN2, Discriminator | ProjectedDiscriminator]:
+) -> tuple[Trained, Discriminator | ProjectedDiscriminator]:
     """Generator and discriminator to begin with: stored ones, or random weights."""
     rng = np.random.default_rng(seed)
     gen = _started(net) if net.start_from else None
@@ -126,6 +139,8 @@ def networks(
             mapping_width=net.latent,
         )  # fmt: skip
         gen = StyleGAN2(shape, rng)
+    if net.foreground and isinstance(gen, StyleGAN2):
+        gen = models.around(gen, rng)
     if net.discriminator == "projected":
         judge = projected.config_for(backbone, net.resolution)
         return gen, ProjectedDiscriminator(judge, rng)
@@ -134,10 +149,12 @@ def networks(
     return gen, Discriminator(DiscriminatorConfig(net.resolution, channels), rng)
 
 
-def _started(net: Network) -> StyleGAN2:
+def _started(net: Network) -> Trained:
     """The stored generator to begin with."""
     gen = load_generator(net.start_from)
-    if not isinstance(gen, StyleGAN2):
+    if isinstance(gen, FurryGAN) and not net.foreground:
+        raise UsageError(f"{net.start_from} is a FurryGAN: add --foreground to go on from it")
+    if not isinstance(gen, Trained):
         raise UsageError(
             f"{net.start_from} is a {type(gen).__name__}, expected a StyleGAN2: leave out "
             "--start-from to begin from random weights"
@@ -158,7 +175,8 @@ def _write(
     """
     grid = draw.grid(draw.reduced(fakes[:GRID_SEEDS]), GRID_COLUMNS)
     run.write_image(f"samples/{training.images_seen:09d}.png", grid)
-    run.write_bytes("curves.csv", as_csv(training.run.curve, COLUMNS))
+    columns = (*COLUMNS, *furrygan.COLUMNS) if config.network.foreground else COLUMNS
+    run.write_bytes("curves.csv", as_csv(training.run.curve, columns))
     if not training.improved:
         return
     gen, name = training.generator(), run.path.resolve().name
@@ -192,8 +210,9 @@ def _card(name: str, training: GeneratorTraining, config: TrainGeneratorConfig) 
         "recipe": ", ".join(f"{k} {v}" for k, v in facts["recipe"].items()),
     }
     table = "\n".join(f"| {k} | {v} |" for k, v in rows.items())
+    kind = "FurryGAN" if config.network.foreground else "StyleGAN2"
     return (
-        f"---\nlibrary_name: sis_jax\ntags: [jax, flax, stylegan2]\n---\n# {name}\n\nA StyleGAN2 "
+        f"---\nlibrary_name: sis_jax\ntags: [jax, flax, {kind.lower()}]\n---\n# {name}\n\nA {kind} "
         f"generator of {config.network.resolution} x {config.network.resolution} pixels, with its "
         f"discriminator, trained by `sis_jax`.\n\n| | |\n|---|---|\n{table}\n\nIts images "
         "have the biases of its photos. Load it: `sis_jax.load_generator(PATH)`.\n"
@@ -234,6 +253,16 @@ def _check(config: TrainGeneratorConfig) -> None:
             f"resolution is {resolution}, expected 8, 16, 32, 64, ...: a StyleGAN2 doubles its way "
             "up from 4"
         )
+    if config.network.foreground and resolution >= ONE_BY_ONE:
+        raise UsageError(
+            f"--foreground trains generators of up to {ONE_BY_ONE // 2} pixels, asked for "
+            f"--resolution {resolution}"
+        )
+    if not 0 <= config.train.foreground_area < 1:
+        raise UsageError(
+            f"foreground_area is {config.train.foreground_area}, expected 0 to 1 (0.35 is the "
+            "paper's)"
+        )
     if base < resolution:
         raise UsageError(
             f"channel_base is {base}, expected at least the resolution, {resolution}: that leaves "
@@ -258,11 +287,11 @@ def plan(config: TrainGeneratorConfig) -> dict[str, Any]:
     return {"files": files, "images": train.images, "seconds": seconds}
 
 
-def results(value: StyleGAN2, config: TrainGeneratorConfig) -> list[Path]:
+def results(value: Trained, config: TrainGeneratorConfig) -> list[Path]:
     return [Path(config.out) / "generator"]
 
 
-def summary(value: StyleGAN2, config: TrainGeneratorConfig) -> list[str]:
+def summary(value: Trained, config: TrainGeneratorConfig) -> list[str]:
     out = Path(config.out)
     return [
         f"a generator of {value.resolution} pixels: look at {out}/samples, and at its quality in "

@@ -20,12 +20,14 @@ import optax
 from jaxtyping import Array, Float
 
 from sis_jax.models.discriminator import ONE_BY_ONE, Discriminator
+from sis_jax.models.furrygan import Composition, FurryGAN
 from sis_jax.models.stylegan2 import StyleGAN2
 from sis_jax.ops.augment import augment
 from sis_jax.parallel import AXIS, is_mapped, pmean
 from sis_jax.training.trees import descended, join, split
 from sis_jax.types import Noise
 
+Trained = StyleGAN2 | FurryGAN  # generators that are trained here
 State = dict[str, Any]  # a pytree of arrays, Optax state included
 W_AVG_DECAY = 0.995
 MIXING_PROBABILITY = 0.9
@@ -64,7 +66,7 @@ def optimizers(recipe: Recipe) -> tuple[optax.GradientTransformation, optax.Grad
 
 
 def new_state(
-    gen: StyleGAN2, disc: Discriminator, recipe: Recipe, ema: StyleGAN2 | None = None
+    gen: Trained, disc: Discriminator, recipe: Recipe, ema: Trained | None = None
 ) -> tuple[Any, Any, State]:
     """(generator structure, discriminator structure, state) at the start of a run."""
     g_graph, g, buffers = split(gen)
@@ -83,7 +85,7 @@ def new_state(
     return g_graph, d_graph, state
 
 
-def images_at_once(gen: StyleGAN2, platform: str) -> int | None:
+def images_at_once(gen: Trained, platform: str) -> int | None:
     """Images of a device that are differentiated at a time, None for all: of large images few, so
     that memory does not grow with the batch. At least the four that the discriminator compares.
     """
@@ -155,7 +157,7 @@ def _draw(key: jax.Array, n: int, size: int) -> jax.Array:
 
 
 def map_mixed(
-    gen: StyleGAN2, key: jax.Array, n: int
+    gen: Trained, key: jax.Array, n: int
 ) -> tuple[Float[Array, "n s w"], Float[Array, "w"]]:
     """w with style mixing (probability 0.9), and the average w moved towards this batch's."""
     first, second, which, where = jax.random.split(key, 4)
@@ -173,19 +175,21 @@ def map_mixed(
     ), moved
 
 
-def render(gen: StyleGAN2, ws: jax.Array, key: jax.Array, dtype: str) -> jax.Array:
-    """Images [n r r 3] with noise of this device's own."""
+def render(gen: Trained, ws: jax.Array, key: jax.Array, dtype: str) -> jax.Array:
+    """Images [n r r 3] for the discriminator, with noise of this device's own."""
     key = jax.random.fold_in(key, indices(1)[0])
+    if isinstance(gen, FurryGAN):
+        return gen.fakes(ws, key, jnp.dtype(dtype))
     return rendered(gen, ws, "random", key, jnp.dtype(dtype))
 
 
 def rendered(
-    gen: StyleGAN2, ws: Float[Array, "n s w"], noise: Noise = "const",
+    gen: Trained, ws: Float[Array, "n s w"], noise: Noise = "const",
     key: jax.Array | None = None, dtype: Any = jnp.float32,
 ) -> Float[Array, "n r r 3"]:  # fmt: skip
     """Images to differentiate; the layers from `ONE_BY_ONE` pixels on for one after another."""
     synthesis, styles = gen.synthesis, gen.synthesis.styles(ws)
-    if gen.resolution < ONE_BY_ONE:
+    if isinstance(synthesis, Composition) or gen.resolution < ONE_BY_ONE:
         return synthesis(styles, noise, (), key, dtype)[0]
     first = dict(synthesis.layers())[f"b{ONE_BY_ONE}.conv0"]
     stem, _ = synthesis.advance(synthesis.begin(len(ws), dtype), styles, noise, key, stop=first)
@@ -247,7 +251,7 @@ def with_average(state: State, w_avg: jax.Array) -> State:
 
 
 def path_lengths(
-    gen: StyleGAN2, ws: Float[Array, "n s w"], y: Float[Array, "n r r 3"], **render: Any
+    gen: Trained, ws: Float[Array, "n s w"], y: Float[Array, "n r r 3"], **render: Any
 ) -> Float[Array, "n"]:
     """|J^T y| of eq. 4, y = N(0, 1) / sqrt(pixels): root of the mean over W+ layers."""
 

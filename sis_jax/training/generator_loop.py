@@ -17,13 +17,13 @@ from sis_jax import parallel
 from sis_jax.data.photos import Photos
 from sis_jax.models.discriminator import ONE_BY_ONE, Discriminator
 from sis_jax.models.projected import ProjectedDiscriminator
-from sis_jax.models.stylegan2 import StyleGAN2
 from sis_jax.ops import plan
 from sis_jax.ops.augment import adjust_probability
 from sis_jax.ops.progress import say
 from sis_jax.ops.sampling import collect, image_only
 from sis_jax.ops.wasserstein import SwdReference
-from sis_jax.training import gan, projected
+from sis_jax.training import furrygan, gan, projected
+from sis_jax.training.gan import Trained
 from sis_jax.training.loop import Checkpoints, Course, Training, loop, on_devices
 from sis_jax.training.quality import LEAST, Quality, spread
 
@@ -47,10 +47,10 @@ class Job:
         minutes: stop after so long. patience: stop after so many snapshots without a better one, 0
         never. adaptive: augment as soon as the discriminator overfits. backbone: whose features
         judge a snapshot, and a projected discriminator uses; without one the last counts as the
-        best.
+        best. masks: of a FurryGAN's training.
     """
 
-    gen: StyleGAN2
+    gen: Trained
     disc: Discriminator | ProjectedDiscriminator
     photos: Photos
     held_out: Photos
@@ -63,6 +63,7 @@ class Job:
     adaptive: bool
     seed: int
     backbone: Any = None
+    masks: furrygan.Masks | None = None
 
     @property
     def projected(self) -> bool:
@@ -72,10 +73,11 @@ class Job:
     def identity(self) -> dict[str, Any]:
         """The settings that a checkpoint must share, for JSON; the precision may change."""
         recipe = {k: v for k, v in asdict(self.recipe).items() if k != "dtype"}
-        return {
+        found = {
             "generator": asdict(self.gen.config), "discriminator": asdict(self.disc.config),
             "recipe": recipe, "batch": self.batch, "adaptive": self.adaptive, "seed": self.seed,
         }  # fmt: skip
+        return found if self.masks is None else found | {"masks": asdict(self.masks)}
 
 
 class GeneratorTraining:
@@ -186,7 +188,8 @@ class GeneratorTraining:
     ) -> tuple[gan.State, dict[str, Any]]:
         """One step of all phases that are due, of the average, and of the augmentation."""
         job = self.job
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(job.seed), step), 4)
+        key = jax.random.fold_in(jax.random.key(job.seed), step)
+        keys = [*jax.random.split(key, 4), jax.random.fold_in(key, 4)]
         blocks, _ = parallel.shard(real, self.devices)
         facts: dict[str, Any] = {}
         for key, phase in zip(keys, self._phases(step)):
@@ -226,16 +229,19 @@ class GeneratorTraining:
         return fixed | {"at_once": gan.images_at_once(job.gen, jax.default_backend())}
 
     def _phases(self, step: int) -> list[Callable[..., Any] | None]:
-        """G main, G regularisation, D main, D regularisation; None where one is not due. A
-        projected discriminator has one phase.
+        """G main, G regularisation, D main, D regularisation, a FurryGAN's masks; None where one is
+        not due. A projected discriminator has one phase.
         """
         recipe, augmented = self.job.recipe, self.p > 0
         run = partial(
             parallel.map_devices, in_axes=(None, None, 0), out_axes=None, devices=self.devices,
             **self._fixed,
         )  # fmt: skip
+        masks = self.job.masks
+        due = masks is not None and step % furrygan.EVERY == furrygan.EVERY - 1
+        last = [run(furrygan.step, masks=masks) if due else None]
         if self.job.projected:
-            return [run(projected.step)]
+            return [run(projected.step), None, None, None, *last]
         # `augmented` costs a second compilation, but nothing while nothing is augmented.
         g_due = recipe.path_length and step % recipe.path_interval == 0
         d_due = step % recipe.r1_interval == 0
@@ -244,6 +250,7 @@ class GeneratorTraining:
             run(gan.g_regularise) if g_due else None,
             run(gan.d_main, augmented=augmented),
             run(gan.d_regularise, augmented=augmented) if d_due else None,
+            *last,
         ]
 
     def _augmentation(self, p: jax.Array, step: int, sign: jax.Array) -> jax.Array:
@@ -257,11 +264,11 @@ class GeneratorTraining:
         signs.clear()
         return on_devices(np.float32(self.p), self.devices)
 
-    def _now(self) -> StyleGAN2:
+    def _now(self) -> Trained:
         """The averaged generator of this step."""
         return gan.join(self.graphs[0], self.run.state["ema"], self.run.state["buffers"])
 
-    def generator(self) -> StyleGAN2:
+    def generator(self) -> Trained:
         """The averaged generator of the best snapshot."""
         kept = self.run.kept.get("best", self.run.state)
         return gan.join(self.graphs[0], kept["ema"], kept["buffers"])
@@ -290,12 +297,15 @@ class GeneratorTraining:
 def _begun(job: Job) -> tuple[tuple[Any, ...], gan.State]:
     """(structures of the networks, state) at the start."""
     if isinstance(job.disc, ProjectedDiscriminator):
-        return projected.new_state(job.gen, job.disc, job.backbone, job.recipe)
-    *graphs, state = gan.new_state(job.gen, job.disc, job.recipe)
-    return tuple(graphs), state
+        graphs, state = projected.new_state(job.gen, job.disc, job.backbone, job.recipe)
+    else:
+        *graphs, state = gan.new_state(job.gen, job.disc, job.recipe)
+    if job.masks is None:
+        return tuple(graphs), state
+    return furrygan.with_predictor(tuple(graphs), state, job.gen, job.recipe, job.seed)
 
 
-def settle(state: gan.State, gen: StyleGAN2) -> None:
+def settle(state: gan.State, gen: Trained) -> None:
     """On a CPU, wait for a phase of large images and give its memory back: the next one has blocks
     of other sizes, and both are long.
     """

@@ -16,11 +16,10 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from sis_jax.models.projected import ProjectedDiscriminator
-from sis_jax.models.stylegan2 import StyleGAN2
 from sis_jax.ops.diff_augment import diff_augment
 from sis_jax.parallel import pmean
 from sis_jax.training import gan
-from sis_jax.training.gan import Recipe, State
+from sis_jax.training.gan import Recipe, State, Trained
 from sis_jax.training.trees import descended, join, split
 
 LEARNING_RATE = 0.002  # of the discriminator; the recipe's is the generator's
@@ -34,7 +33,7 @@ def optimizers(recipe: Recipe) -> tuple[optax.GradientTransformation, optax.Grad
 
 
 def new_state(
-    gen: StyleGAN2, disc: ProjectedDiscriminator, backbone: Any, recipe: Recipe
+    gen: Trained, disc: ProjectedDiscriminator, backbone: Any, recipe: Recipe
 ) -> tuple[tuple[Any, Any, Any], State]:
     """(structures of generator, discriminator and backbone, state) at the start of a run."""
     g_graph, g, buffers = split(gen)

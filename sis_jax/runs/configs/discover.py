@@ -47,7 +47,9 @@ class DiscoverConfig(Config):
         gen: a generator, the name of one, a weights folder, or a checkpoint file; the default one
             ships with the library.
         out: run folder to write (parts, gallery, report); in Python nothing is written without it.
-        method: how the parts are found; the method's own settings are flags too.
+        method: how the parts are found; the method's own settings are flags too. "auto" is furrygan
+            where the generator draws masks itself and neither a recipe, a rare class nor a setting
+            of segmentation_in_style is given, else segmentation_in_style.
         recipe: settings by name; "paper" is the published one of Segmentation in Style. Settings
             given beside it win where they differ from the usual defaults.
         ontology: names for the parts, {prompt: class}, a JSON file or in Python a dict; `python -m
@@ -68,7 +70,7 @@ class DiscoverConfig(Config):
     gen: Annotated[str | Path | Generator | None, Positional, spelled("[GEN]")] = None
     _: KW_ONLY
     out: str | None = None
-    method: str = "segmentation_in_style"
+    method: str = "auto"
     recipe: str | None = None
     ontology: Annotated[str | Mapping[str, Any] | None, spelled("FILE|faces")] = None
     clip: Annotated[str | CLIP | None, spelled("NAME|PATH")] = None

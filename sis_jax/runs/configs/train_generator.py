@@ -27,6 +27,9 @@ class Network:
         discriminator: "stylegan2", or "projected" (Sauer et al. 2021): on the features of the
             backbone that ships, better where photos or hours are few. It has no gradient penalty,
             path length or adaptive augmentation, its own learning rate, and is not stored.
+        foreground: a FurryGAN (Bae et al. 2022): a foreground, a background of a third of its
+            widths, and the mask between them, which `discover` takes. The foreground is the
+            generator of `start_from`. There is no path length; up to 128 pixels.
     """
 
     resolution: int = 64
@@ -37,6 +40,7 @@ class Network:
     mapping_layers: int = 8
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     discriminator: Literal["stylegan2", "projected"] = "stylegan2"
+    foreground: Switch = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +60,7 @@ class Optimisation:
         patience: stop after so many snapshots without a better one (by the Fréchet distance to the
             photos in a backbone's features); 0 goes on. The best snapshot is kept, the last of
             those within 5 % of it.
+        foreground_area: share of an image that is foreground at least, with `foreground`.
         seed: of weights, latents and order.
     """
 
@@ -68,6 +73,7 @@ class Optimisation:
     snapshot: int = 50_000
     minutes: float | None = None
     patience: int = 10
+    foreground_area: float = 0.35
     seed: int = 0
 
 
@@ -104,7 +110,9 @@ class TrainGeneratorConfig(Config):
 
     verb: ClassVar[str] = "train_generator"
     unrecorded: ClassVar[tuple[str, ...]] = ("images", "minutes", "patience", "out", "overwrite")
-    later: ClassVar[Mapping[str, Any]] = {"fit": "crop", "discriminator": "stylegan2"}
+    later: ClassVar[Mapping[str, Any]] = {
+        "fit": "crop", "discriminator": "stylegan2", "foreground": False, "foreground_area": 0.35,
+    }  # fmt: skip
 
     photos: Annotated[str, Positional, spelled("PHOTOS")]
     _: KW_ONLY
