@@ -230,7 +230,7 @@ def test_a_generator_in_plain_python(tmp_path):
         ({"recipe": "papre"}, "unknown recipe 'papre'; did you mean 'paper'"),
         (
             {"layers": "8x8"},
-            "unknown setting of segmentation_in_style 'layers'; did you mean 'layer'",
+            "unknown setting of auto 'layers'; did you mean 'layer'",
         ),
         ({"k": 1}, "k is 1"),
         ({"layer": "64x64"}, "it has 4x4"),

@@ -31,6 +31,7 @@ from sis_jax.models.stylegan2 import (
     StyleGAN2,
     Synthesis,
     normal,
+    taps_of,
 )
 from sis_jax.ops import convolution
 from sis_jax.types import (
@@ -47,8 +48,7 @@ RATIO = 3  # of the foreground's widths to the background's
 BACKGROUND_LAYERS = 2  # of its mapping network
 HEAD = 32  # channels whose mean is a mask
 PREDICTED = 16  # pixels of a predicted mask
-MASKS = ("mask", "mask/coarse", "mask/fine")
-LAYERS: tuple[str, ...] = (*MASKS, "foreground", "background")
+LAYERS: tuple[str, ...] = ("mask", "mask/coarse", "mask/fine", "foreground", "background")
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class FurryGAN(Sampling, nnx.Module):
     @property
     def taps(self) -> tuple[str, ...]:
         """Names of the foreground's feature maps, coarse to fine."""
-        return StyleGAN2.taps.fget(self)  # type: ignore[attr-defined]
+        return taps_of(self.resolution)
 
     @property
     def layers(self) -> tuple[str, ...]:

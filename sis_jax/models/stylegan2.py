@@ -60,6 +60,15 @@ def resolutions(resolution: int) -> tuple[int, ...]:
     return tuple(2**i for i in range(2, resolution.bit_length()))
 
 
+def taps_of(resolution: int) -> tuple[str, ...]:
+    """Names of the feature maps up to a resolution, coarse to fine."""
+    names = [
+        (f"{r}x{r}",) + ((f"{r}x{r}/conv0",) if r > 4 else ()) + (f"{r}x{r}/conv1",)
+        for r in resolutions(resolution)
+    ]
+    return tuple(name for group in names for name in group)
+
+
 @dataclass(frozen=True)
 class GeneratorConfig:
     """Shape of a generator. channels: per resolution from 4 up. conv_clamp: bound on activations.
@@ -322,11 +331,7 @@ class StyleGAN2(Sampling, nnx.Module):
     @property
     def taps(self) -> tuple[str, ...]:
         """Names of the feature maps that `synthesize` can return, coarse to fine."""
-        names = [
-            (f"{r}x{r}",) + ((f"{r}x{r}/conv0",) if r > 4 else ()) + (f"{r}x{r}/conv1",)
-            for r in resolutions(self.resolution)
-        ]
-        return tuple(name for group in names for name in group)
+        return taps_of(self.resolution)
 
     @property
     def skips(self) -> tuple[str, ...]:

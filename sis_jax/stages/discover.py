@@ -87,8 +87,9 @@ def with_method(config: DiscoverConfig, gen: Generator | None) -> DiscoverConfig
     if config.method != AUTO:
         return config
     usual, own = SETTINGS[USUAL](), SETTINGS[OWN]
+    shared = {f.name for f in fields(own)}
     given = {k for k, v in vars(config.settings).items() if v != getattr(usual, k)}
-    clustered = config.recipe or config.rare_class.rare or given - own.__dataclass_fields__.keys()
+    clustered = config.recipe or config.rare_class.rare or given - shared
     if not isinstance(gen, FurryGAN) or clustered:
         return replace(config, method=USUAL)
     return build(variant(DiscoverConfig, own), config.flat() | {"method": OWN})
