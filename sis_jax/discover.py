@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from typing import TYPE_CHECKING
 
 from sis_jax.methods.settings import SETTINGS, USUAL
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from sis_jax.data.parts import Parts
 
 
-@door(DiscoverConfig, variants={"auto": SETTINGS[USUAL], **SETTINGS})
+@door(DiscoverConfig, variants=ChainMap({"auto": SETTINGS[USUAL]}, SETTINGS))
 def discover(config: DiscoverConfig) -> Parts:
     """Find the parts of a generator's images, without labels.
 

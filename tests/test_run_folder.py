@@ -16,7 +16,7 @@ from PIL import Image
 
 from sis_jax.data.files import CannotWrite, disk_errors, plain, read_run
 from sis_jax.discover import discover
-from sis_jax.methods.settings import SegmentationInStyleSettings
+from sis_jax.methods.settings import USUAL, SegmentationInStyleSettings
 from sis_jax.runs import run as run_module
 from sis_jax.runs.configs.edit import EditConfig, Move
 from sis_jax.runs.configs.label import LabelConfig
@@ -291,7 +291,7 @@ def test_an_older_record_is_read_in_todays_names(tmp_path):
     ("config", "old"),
     [
         (
-            vars(discover)["door"].build({"gen": "faces64"}, {"k": 6}),
+            vars(discover)["door"].build({"gen": "faces64", "method": USUAL}, {"k": 6}),
             {"gen": "faces64", "method": "segmentation_in_style", "recipe": None, "seed": 0}
             | vars(SegmentationInStyleSettings(k=6)),
         ),

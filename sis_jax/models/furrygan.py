@@ -105,7 +105,9 @@ class MaskHead(nnx.Module):
     """
 
     def __init__(self, channels: int, w_dim: int, rng: Rng):
-        self.weight = nnx.Param(normal(rng, 1, 1, channels, HEAD))
+        # Demodulation divides the kernel's size out, but not from the learning rate: a small one
+        # learns in hundreds of steps.
+        self.weight = nnx.Param(normal(rng, 1, 1, channels, HEAD, scale=0.1))
         self.affine = Linear(w_dim, channels, rng, bias=1.0)
         self.bias = nnx.Param(jnp.zeros(HEAD))
 

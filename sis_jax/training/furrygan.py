@@ -2,7 +2,8 @@
 generator's training; the adversarial ones are those of its discriminator, on `FurryGAN.fakes`.
 
 Where this differs from the released code:
-* All mask losses run every second step at twice their weights, as lazy regularisers do.
+* All mask losses run every second step, those of every step at twice their weights, as lazy
+  regularisers do.
 * Weights change over images, not steps. Style mixing stays StyleGAN2's. Masks are antialiased where
   they are reduced for the predictor.
 """
@@ -100,11 +101,11 @@ def step(
         made = gen.synthesis(styles, "random", LAYERS, own, jnp.dtype(recipe.dtype))
         found = terms(made[0], made[1], join(graphs[-1], state["p"], {}), masks.least_area)
         binary = BINARY[0] + grown * (BINARY[1] - BINARY[0])
-        weights = {"binarisation": binary, "area": AREA, "fine": AREA}
+        weights = {"binarisation": EVERY * binary, "area": EVERY * AREA, "fine": EVERY * AREA}
         total = jnp.sum(
             jnp.stack([weights.get(name, 1.0) * value for name, value in found.items()])
         )
-        return EVERY * total, (made, found)
+        return total, (made, found)
 
     def loss_p(params: Any) -> Array:
         return predicted(made[0], made[1], join(graphs[-1], params, {}))
