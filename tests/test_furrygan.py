@@ -63,9 +63,20 @@ def test_a_stylegan2_as_the_foreground_draws_what_it_drew():
 
 def test_a_flat_mask_has_a_finite_gradient():
     np.testing.assert_array_equal(stretched(jnp.full((1, 4, 4, 2), 3.0)), np.zeros((1, 4, 4)))
-    head = MaskHead(4, 4, np.random.default_rng(0))
-    gradient = jax.grad(lambda x: head(x, jnp.ones((1, 4))).sum())(jnp.ones((1, 4, 4, 4)))
+    config = stylegan2.GeneratorConfig(4, (4,), 4, 4)
+    head = MaskHead(config, np.random.default_rng(0))
+    flat = jnp.ones((1, 4, 4, 4))
+    gradient = jax.grad(lambda x: head({"4x4": x}, [jnp.ones((1, 4))]).sum())(flat)
     assert np.isfinite(gradient).all()
+
+
+def test_a_mask_reads_every_resolution():
+    gen = tiny()
+    w = gen.map(gen.latents([3]))
+    _, found = gen.synthesize(w, "const", ("4x4", "8x8", "16x16"))
+    head, scales = gen.synthesis.coarse, gen.synthesis.styles(w)["coarse"]
+    gradients = jax.grad(lambda features: (head(features, scales) ** 2).sum())(found)
+    assert all(np.abs(gradient).max() > 0 for gradient in gradients.values())
 
 
 @pytest.mark.parametrize(("size", "seen"), [(8, 8), (16, 16), (32, 16)])

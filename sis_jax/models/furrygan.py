@@ -4,8 +4,10 @@ predictor of that mask (Bae et al., ECCV 2022, arXiv 2208.10422).
 Where this differs from the released code:
 * Both generators are StyleGAN2s as they stand here, with skip images and without a tanh, so that a
   trained one can be the foreground. The background has a third of its widths.
+* Mask heads read every resolution, as skip images do: the last features of such a generator hold
+  little but colours, and masks from them alone follow brightness. They add no noise.
 * The mask predictor is a small network of its own, no branch of the discriminator, so that any
-  discriminator works. Mask heads add no noise.
+  discriminator works.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from sis_jax.models.stylegan2 import (
     StyleGAN2,
     Synthesis,
     normal,
+    resolutions,
     taps_of,
 )
 from sis_jax.ops import convolution
@@ -100,21 +103,32 @@ class Mappings(nnx.Module):
 
 
 class MaskHead(nnx.Module):
-    """Features and w to a mask: modulated 1 x 1 convolution, leaky ReLU, ReLU, mean of channels,
-    each image's values from 0 to 1.
+    """Features and styles to a mask: modulated 1 x 1 convolutions of every resolution, their sum as
+    a skip image's, leaky ReLU, ReLU, mean of channels, each image's values from 0 to 1.
     """
 
-    def __init__(self, channels: int, w_dim: int, rng: Rng):
-        # Demodulation divides the kernel's size out, but not from the learning rate: a small one
-        # learns in hundreds of steps.
-        self.weight = nnx.Param(normal(rng, 1, 1, channels, HEAD, scale=0.1))
-        self.affine = Linear(w_dim, channels, rng, bias=1.0)
+    def __init__(self, config: GeneratorConfig, rng: Rng):
+        self.sizes = resolutions(config.resolution)
+        for size, channels in zip(self.sizes, config.channels):
+            # Demodulation divides the kernel's size out, but not from the learning rate: a small
+            # one learns in hundreds of steps.
+            kernel = nnx.Param(normal(rng, 1, 1, channels, HEAD, scale=0.1))
+            setattr(self, f"weight{size}", kernel)
+            setattr(self, f"affine{size}", Linear(config.w_dim, channels, rng, bias=1.0))
         self.bias = nnx.Param(jnp.zeros(HEAD))
 
+    def styles(self, w: Float[Array, "n s w"]) -> list[Float[Array, "n c"]]:
+        """The scales of each resolution's features, from the w of its last layer."""
+        return [getattr(self, f"affine{r}")(w[:, 2 * i + 1]) for i, r in enumerate(self.sizes)]
+
     def __call__(
-        self, x: Float[Array, "n h w c"], style: Float[Array, "n c"]
+        self, features: dict[str, Float[Array, "n _ _ _"]], styles: list[Float[Array, "n _"]]
     ) -> Float[Array, "n h w"]:
-        y = convolution.modulated_conv(x.astype(jnp.float32), self.weight[...], style)
+        y = jnp.zeros((len(styles[0]), 2, 2, HEAD))
+        for size, style in zip(self.sizes, styles):
+            x, kernel = features[f"{size}x{size}"], getattr(self, f"weight{size}")
+            own = convolution.modulated_conv(x.astype(jnp.float32), kernel[...], style)
+            y = convolution.upsample2d(y) + own
         return stretched(convolution.leaky_relu(y + self.bias[...]))
 
 
@@ -129,15 +143,14 @@ def stretched(x: Float[Array, "n h w c"]) -> Float[Array, "n h w"]:
 class Composition(nnx.Module):
     """Styles to the image: mask x foreground + (1 - mask) x background.
 
-    The mask is coarse + fine_weight x fine, from 0 to 1, of the foreground's last features.
+    The mask is coarse + fine_weight x fine, from 0 to 1, of the foreground's features.
     """
 
     def __init__(self, config: FurryGANConfig, rng: Rng = None):
-        front = config.foreground
         self.foreground, self.background = (
-            Synthesis(half, rng) for half in (front, config.background)
+            Synthesis(half, rng) for half in (config.foreground, config.background)
         )
-        self.coarse, self.fine = (MaskHead(front.channels[-1], front.w_dim, rng) for _ in range(2))
+        self.coarse, self.fine = (MaskHead(config.foreground, rng) for _ in range(2))
         self.fine_weight = Buffer(jnp.zeros(()))
 
     def styles(self, w: Float[Array, "n s w"]) -> dict[str, Any]:
@@ -147,8 +160,8 @@ class Composition(nnx.Module):
         return {
             "foreground": self.foreground.styles(front),
             "background": self.background.styles(behind),
-            "coarse": self.coarse.affine(front[:, -1]),
-            "fine": self.fine.affine(front[:, -1]),
+            "coarse": self.coarse.styles(front),
+            "fine": self.fine.styles(front),
         }
 
     def __call__(
@@ -157,12 +170,12 @@ class Composition(nnx.Module):
     ) -> tuple[Float[Array, "n r r 3"], dict[str, Float[Array, "n ..."]]]:  # fmt: skip
         """Image, and what `taps` names: the foreground's features, and `LAYERS` of the image."""
         keys = (None, None) if key is None else jax.random.split(key)
-        size = self.foreground.config.resolution
-        last, asked = f"{size}x{size}", tuple(tap for tap in taps if tap not in LAYERS)
-        front, found = self.foreground(styles["foreground"], noise, (*asked, last), keys[0], dtype)
+        sizes = tuple(f"{r}x{r}" for r in resolutions(self.foreground.config.resolution))
+        asked = tuple(tap for tap in taps if tap not in (*LAYERS, *sizes))
+        front, found = self.foreground(styles["foreground"], noise, asked + sizes, keys[0], dtype)
         behind, _ = self.background(styles["background"], noise, (), keys[1], dtype)
-        coarse = self.coarse(found[last], styles["coarse"])
-        fine = self.fine(found[last], styles["fine"])
+        coarse = self.coarse(found, styles["coarse"])
+        fine = self.fine(found, styles["fine"])
         mask = jnp.clip(coarse + self.fine_weight[...] * fine, 0, 1)
         found |= dict(zip(LAYERS, (mask, coarse, fine, front, behind)))
         return composite(mask, front, behind), {tap: found[tap] for tap in taps}
