@@ -3,6 +3,8 @@
 import fakes
 import pytest
 
+from sis_jax.methods.datasetgan import DatasetGAN
+from sis_jax.methods.labels4free import Labels4Free
 from sis_jax.methods.latent_direction import LatentDirection
 from sis_jax.methods.style_mixing import StyleMixing
 
@@ -28,3 +30,19 @@ def test_style_mixing_takes_longer_the_more_samples_it_matches(generator, labels
     )
     assert few["seconds"] > 0 and few["memory_bytes"] > 10**8
     assert labels == "ground" or many["seconds"] > few["seconds"] + 10
+
+
+def test_an_alpha_network_of_many_steps_takes_long(generator):
+    method = Labels4Free(steps=25_000, batch=4, check=50, stage="4x4")
+    found = method.estimate(generator)
+    assert found["seconds"] > 25  # a millisecond a step at the very least
+    assert found["memory_bytes"] > 10**8
+
+
+def test_pixel_classifiers_take_longer_the_more_steps_they_have(generator):
+    few, many = (
+        DatasetGAN(members=2, max_points=256, batch=16, steps=n).estimate(generator)
+        for n in (50, 500_000)
+    )
+    assert many["seconds"] > few["seconds"] + 50 > 50
+    assert min(few["memory_bytes"], many["memory_bytes"]) > 10**8

@@ -174,8 +174,8 @@ def test_up_and_down_between_levels(tmp_path, browser):
     click(browser, "#levels button:first-child")
     click(browser, "#levels button:last-child")
     assert chips(browser) == list(before.finer.names.values())
-    # No part of the coarse level has this colour: its ids end at 4.
-    assert pixel(browser, 0, 0.4, 0.3)[:3] == draw.palette()[2 + 4].tolist()
+    # Its class's colour, as in the masks on disk.
+    assert pixel(browser, 0, 0.4, 0.3)[:3] == draw.palette()[2].tolist()
     choose(browser, "part 1.2")
     click(browser, "#levels button:first-child")
     assert browser.run("document.querySelector('#status').textContent") == "Shows part 1 alone."

@@ -20,6 +20,7 @@ Where we differ, and why (`RECIPES["paper"]` is the published setting as far as 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -28,11 +29,19 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from sis_jax.methods.base import Arrays, Fitted, Inputs, Labelled, features_of, rendered
+from sis_jax.methods.base import (
+    SHOWN,
+    Arrays,
+    Fitted,
+    Inputs,
+    Labelled,
+    features_of,
+    rendered,
+)
 from sis_jax.methods.settings import DatasetGANSettings, check
 from sis_jax.ops import selection
-from sis_jax.ops.progress import progress, say
-from sis_jax.ops.sampling import collect, map_samples, quantised
+from sis_jax.ops.progress import progress, say, showing_progress
+from sis_jax.ops.sampling import collect, map_samples, probe, quantised
 from sis_jax.training import pixel_classifiers as pixels
 from sis_jax.types import Generator, Samples, SisError, UsageError, check_taps
 
@@ -49,6 +58,7 @@ IGNORE = 255
 # labelled
 HELD = 2
 UNSURE = 0.5
+ANNOTATED, CLASSES = 16, 8  # of an estimate: the paper annotates 16 faces
 
 
 @dataclass(frozen=True)
@@ -84,11 +94,7 @@ class DatasetGAN(DatasetGANSettings):
             tuple(np.asarray(a)[: self.members] for a in pair) for pair in layers[1:]
         ]
         method = replace(self, layer="+".join(taps))
-        arrays = {
-            f"{kind}{i}": a.astype(np.float32)
-            for i, pair in enumerate(layers)
-            for kind, a in zip(("weight", "bias"), pair)
-        }
+        arrays = _stored(layers)
         names = dict(inputs.annotated_names or {}) if inputs else {}
         return method._described(arrays, gen, seeds, annotated, ids, names, held)
 
@@ -116,13 +122,32 @@ class DatasetGAN(DatasetGANSettings):
         )  # fmt: skip
 
     def estimate(self, gen: Generator) -> dict[str, float]:
-        """Seconds and bytes of `fit`, roughly, on two processor cores; none known above 64 px."""
-        if gen.resolution > 64:
-            return {}
-        cost = 1 if self.classifier == "mlp" else 0.05
+        """Seconds and bytes of a whole `discover` of `ANNOTATED` samples with `CLASSES`, from
+        some steps and a second's worth of masks.
+        """
+        self._check(gen)
+        began, taps, rng = time.perf_counter(), _taps(gen, self.layer), np.random.default_rng(0)
+        seeds = list(range(ANNOTATED))
+        points = min(self.max_points // ANNOTATED, gen.resolution**2)
+        at = np.broadcast_to(np.arange(points, dtype=np.int32), (ANNOTATED, points))
+        with showing_progress(False):
+            x = self._features(gen, seeds, taps, at).reshape(ANNOTATED * points, -1)
+            y, owner = rng.integers(0, CLASSES, len(x), np.int32), np.repeat(seeds, points)
+            times = [time.perf_counter()]
+            for _ in range(2):  # the first one compiles
+                some = replace(self, steps=min(self.steps, pixels.CHUNK))
+                layers, _ = some._train(x, y, np.ones(len(x), np.float32), owner, CLASSES, 0)
+                times.append(time.perf_counter())
+        arrays = _stored([tuple(a[: self.members] for a in pair) for pair in layers])
+        method = replace(self, layer="+".join(taps))
+        masks = probe(method.label_seeds(arrays, gen, range(2**10)))
+        chunks = self.steps / pixels.CHUNK
         return {
-            "seconds": 12 + self.steps * self.batch * (self.members + HELD) * cost * 1e-5,
-            "memory_bytes": 1.2e9,
+            "seconds": time.perf_counter()
+            - began
+            + chunks * (times[2] - times[1])
+            + (ANNOTATED + SHOWN) * masks.each,
+            "memory_bytes": masks.memory,
         }
 
     # learning
@@ -326,6 +351,14 @@ def _taps(gen: Generator, layer: str) -> tuple[str, ...]:
     if layer != "auto":
         return check_taps(layer.split("+"), gen.taps)
     return tuple(t for t in gen.taps if "/" in t) or tuple(gen.taps)
+
+
+def _stored(layers: Sequence[tuple[Any, ...]]) -> Arrays:
+    return {
+        f"{kind}{i}": np.asarray(a, np.float32)
+        for i, pair in enumerate(layers)
+        for kind, a in zip(("weight", "bias"), pair)
+    }
 
 
 def _layers(arrays: Arrays) -> pixels.Layers:

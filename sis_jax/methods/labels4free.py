@@ -34,6 +34,7 @@ Where we differ, and why (each one a setting; `RECIPES` has the published values
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
@@ -44,14 +45,14 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from sis_jax import parallel
-from sis_jax.methods.base import Arrays, Fitted, Inputs, Labelled, features_of
+from sis_jax.methods.base import SHOWN, Arrays, Fitted, Inputs, Labelled, features_of
 from sis_jax.methods.settings import Labels4FreeSettings, check
 from sis_jax.models import alpha as nets
 from sis_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from sis_jax.models.stylegan2 import StyleGAN2
 from sis_jax.ops import selection
 from sis_jax.ops.progress import say
-from sis_jax.ops.sampling import collect, image_only, map_samples, sample_seeds
+from sis_jax.ops.sampling import collect, image_only, map_samples, probe, sample_seeds
 from sis_jax.training import labels4free as training
 from sis_jax.training import labels4free_checks as checks
 from sis_jax.training.loop import Checkpoints, Course, Training, as_csv, loop, on_devices
@@ -178,12 +179,24 @@ class Labels4Free(Labels4FreeSettings):
             yield image, inside.astype(np.uint8), np.clip(np.abs(alpha - t) / room, 0, 1)
 
     def estimate(self, gen: Generator) -> dict[str, float]:
-        """Seconds and bytes of `fit`, roughly, on two processor cores; none known above 64 px."""
-        if gen.resolution > 64:
-            return {}
+        """Seconds and bytes of a whole `discover` without a second try, from two steps, a check and
+        a second's worth of masks.
+        """
+        began, gen = time.perf_counter(), self._check(gen).up_to(self.trains_at(gen))
+        stage = checks.find_stage(gen, self.truncation) if self.stage == "auto" else self.stage
+        width = 1.0 if self.discriminator == "own" else self.d_width
+        method = replace(self, stage=stage, discriminator="scratch", d_width=width)
+        size = (self.batch, gen.resolution, gen.resolution, 3)
+        noise = np.random.default_rng(0).integers(0, 256, size, np.uint8)
+        run = _Run(method, gen, 0, Inputs(), real=noise)
+        step, penalty, check = run.tried()
+        masks = probe(self.label_seeds(run.chosen(), gen, range(2 * POOL)))
+        # The pool of real images, and as many as `_described` draws and the gallery's.
+        drawn = (0 if self.photos else POOL) + 3 * PROBE + SHOWN
+        trained = self.steps * (step + penalty / self.r1_interval) + self.steps / self.check * check
         return {
-            "seconds": 90 + self.steps * self.batch * (0.02 + 0.08 * self.d_width**2),
-            "memory_bytes": 1.5e9,
+            "seconds": time.perf_counter() - began + trained + drawn * masks.each,
+            "memory_bytes": masks.memory,
         }
 
     def _described(
@@ -357,6 +370,21 @@ class _Run:
             return train(state, frozen, jax.random.fold_in(root, step), samples, real)
 
         return step_fn
+
+    def tried(self) -> tuple[float, float, float]:
+        """Seconds of a step, of its penalty and of a check, once compiled."""
+        step_fn, took = self._step_fn(), []
+        self.run.state = on_devices(self.run.state, self.devices)
+        for number in (0, 1, 0, 1):  # the first step has a penalty, the second has none
+            began = time.perf_counter()
+            self.run.state, facts = step_fn(self.run.state, number, next(self._batches(number)))
+            jax.block_until_ready(facts)
+            took.append(time.perf_counter() - began)
+        facts = {name: float(value) for name, value in facts.items()}
+        for _ in range(2):
+            began = time.perf_counter()
+            self._judge(1, facts)
+        return took[3], max(took[2] - took[3], 0.0), time.perf_counter() - began
 
     def _hopeless(self) -> bool:
         """Past half of the steps and still failed, where another try is left."""

@@ -183,8 +183,10 @@ def _measure(config: EvaluateConfig, gt: GroundTruth, rule: protocols.Protocol) 
         student = _load(config.run)
         pairs = _from_student(student, gt, rule, config.batch, square)
         classes = student.classes
+    # An iterator: a bar looks like a list, from which a checker of types would read, and lose, one.
+    shown = iter(progress(len(gt), "evaluate", "photo", pairs))
     found = measure(
-        iter(progress(len(gt), "evaluate", "photo", pairs)), list(classes), gt.classes, rule,
+        shown, list(classes), gt.classes, rule,
         matching=how.matching, resamples=how.resamples, seed=how.seed, classes_map=how.classes_map,
     )  # fmt: skip
     if gt.skipped:

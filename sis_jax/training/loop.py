@@ -34,6 +34,7 @@ from jaxtyping import PyTree
 
 from sis_jax import parallel
 from sis_jax.data.files import disk_errors, plain
+from sis_jax.ops import plan
 from sis_jax.ops.progress import progress, say
 from sis_jax.types import SisError, UsageError
 
@@ -249,7 +250,8 @@ def loop(
             if interrupted:
                 signal.raise_signal(interrupted[0])
             if course.stop():
-                return
+                break
+    plan.give_back()  # what comes next has blocks of other sizes
 
 
 def _check_room(folder: Path, size: int) -> None:
