@@ -18,7 +18,7 @@ from sis_jax.methods.segmentation_in_style import SegmentationInStyle
 from sis_jax.models.moved import Moved, mixed
 from sis_jax.runs import cli
 from sis_jax.runs.configs.discover import RareClass
-from sis_jax.stages import rare
+from sis_jax.stages import discover, rare
 from sis_jax.stages.texts import check_rare
 from sis_jax.types import SisError, UsageError
 
@@ -336,3 +336,15 @@ def test_what_the_text_model_sees_is_taken_and_not_what_grows_beside_it(clip, ge
         "comes from the cluster called 'white': it may be something else" in said
         for said in parts.warnings
     )
+
+
+def test_a_dry_run_counts_the_scores(clip):
+    """The estimate grows with the samples that the direction is learned from."""
+
+    def estimated(**asked):
+        config = vars(sis_jax.discover)["door"].build({"gen": Night(), "clip": clip, **asked}, QUICK)
+        return discover.plan(config)
+
+    few, many = (estimated(**ASKED | {"rare_n": n}) for n in (100, 10**6))
+    assert many["seconds"] > few["seconds"] + 5
+    assert few["memory_bytes"] > 10**8

@@ -28,7 +28,7 @@ from sis_jax.models.clip import CLIPNetwork
 from sis_jax.models.clip_regions import Colours, to_pixels
 from sis_jax.ops import class_scores
 from sis_jax.ops.linear_models import logistic_regression, roc_area
-from sis_jax.ops.sampling import collect, image_of, sample_seeds
+from sis_jax.ops.sampling import Probe, collect, image_of, map_samples, probe, sample_seeds
 from sis_jax.types import Generator, SisError, UsageError
 
 PASS = 0.9  # share of moved samples that must pass
@@ -99,20 +99,38 @@ def scores(
     """(score, w) of samples: cosine with the prompt minus that with the neutral one, and w [n w]
     before `move` was added to all layers.
     """
-    texts = class_scores.unit(np.asarray(clip.encode_text([prompt, neutral])))
-    shift = np.zeros((), np.float32) if move is None else np.asarray(move, np.float32)
-    seen = max(OUTLINE, 1 << (clip.config.vision.image_size - 1).bit_length())
-    cosines, w = collect(
-        gen, list(seeds), _score_body, truncation=truncation,
-        shared=(clip.network, texts, shift), shown=f"scores of {prompt[:30]!r}",
-        colours=(clip.preprocessing.mean, clip.preprocessing.std), small=small_image(gen, seen),
-    )  # fmt: skip
+    how = _scoring(gen, clip, prompt, neutral, truncation, move)
+    shown = f"scores of {prompt[:30]!r}"
+    cosines, w = collect(gen, list(seeds), _score_body, shown=shown, **how)
     score = cosines[:, 0] - cosines[:, 1]
     if not np.isfinite(score).all():
         raise SisError(
             "the text model gave NaN or infinite scores: its weights or the generator's are damaged"
         )
     return score, w
+
+
+def trial(
+    gen: Generator, clip: CLIP, prompt: str, neutral: str, *, truncation: float = 1.0
+) -> Probe:
+    """The speed of `scores`, from a second's worth of samples."""
+    how = _scoring(gen, clip, prompt, neutral, truncation, None)
+    return probe(map_samples(gen, range(2**12), _score_body, **how))
+
+
+def _scoring(
+    gen: Generator, clip: CLIP, prompt: str, neutral: str, truncation: float,
+    move: Float[np.ndarray, "w"] | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Arguments of `map_samples` beside generator, seeds and `_score_body`."""
+    texts = class_scores.unit(np.asarray(clip.encode_text([prompt, neutral])))
+    shift = np.zeros((), np.float32) if move is None else np.asarray(move, np.float32)
+    seen = max(OUTLINE, 1 << (clip.config.vision.image_size - 1).bit_length())
+    return {
+        "truncation": truncation, "shared": (clip.network, texts, shift),
+        "colours": (clip.preprocessing.mean, clip.preprocessing.std),
+        "small": small_image(gen, seen),
+    }  # fmt: skip
 
 
 def _score_body(

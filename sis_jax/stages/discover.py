@@ -27,6 +27,7 @@ from sis_jax.runs.configs.discover import DiscoverConfig, RareClass
 from sis_jax.runs.page import write_page
 from sis_jax.runs.run import RunFolder
 from sis_jax.stages.inputs import digests, gather
+from sis_jax.stages.naming import default_clip
 from sis_jax.stages.texts import Texts, check_rare
 from sis_jax.types import Generator, UsageError, unknown_name
 
@@ -257,18 +258,27 @@ def plan(config: DiscoverConfig) -> dict[str, Any]:
         gen = None if away else load_generator(gen)
     config = with_method(config, gen)
     settings = resolve(config)
-    need = {} if gen is None else settings.estimate(gen)
     _check_texts(config)
     if config.ontology is not None:
         names.append("parts/names.json")
     if rare.rare is not None:
         check_rare(settings, rare)
         names += ["parts/rare.png", "parts/rare.json", "parts/rare.safetensors"]
-        if "seconds" in need:
-            need = need | {"seconds": 2 * need["seconds"] + rare.rare_n / 100 + 10}
+    need = {} if gen is None else _tried(gen, settings, config)
     if asked == AUTO and not away:
         need = need | {"method": config.method}
     return {"files": [f"{config.out}/{n}" for n in names] if config.out else []} | need
+
+
+def _tried(gen: Generator, method: Any, config: DiscoverConfig) -> dict[str, Any]:
+    """Seconds and bytes; nothing of a rare class before its text model was downloaded."""
+    if config.rare_class.rare is None:
+        return method.estimate(gen)
+    model = default_clip(gen.info.name) if config.clip is None else config.clip
+    if isinstance(model, str) and hub.is_name(model):
+        return {}
+    texts = Texts.of(gen, method, config)
+    return texts.tried(gen, method, method.estimate(gen))
 
 
 def results(parts: Parts, config: DiscoverConfig) -> list[Path]:

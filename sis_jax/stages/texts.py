@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from sis_jax.data.ontology import Ontology, ontology_of
 from sis_jax.data.parts import Parts
 from sis_jax.runs.configs.discover import DiscoverConfig, RareClass
 from sis_jax.runs.configs.label import Naming
-from sis_jax.stages.directions import LEAST_N
+from sis_jax.stages.directions import LEAST_N, STEPS, TRIED, trial
 from sis_jax.stages.naming import check_words, load_text_model, name_parts
 from sis_jax.stages.rare import Rare, add_rare, class_name, described, sheet
 from sis_jax.stages.teacher import Teacher
@@ -47,6 +48,20 @@ class Texts:
             [text for several in words.filled() for text in several] if words is not None else [],
         )
         return cls(model, words, asked)
+
+    def tried(self, gen: Generator, method: Any, fit: dict[str, float]) -> dict[str, float]:
+        """Seconds and bytes of `discover` with the rare class, from what it takes without, `fit`,
+        and a second's worth of scores. The parts are found twice, and half of the displacements
+        are tried until one is far enough.
+        """
+        asked, began = self.rare_class, time.perf_counter()
+        assert asked.rare is not None
+        scored = trial(gen, self.clip, asked.rare, asked.neutral, truncation=method.truncation)
+        samples = asked.rare_n + TRIED * STEPS / 2 - scored.read
+        return {
+            "seconds": 2 * fit["seconds"] + time.perf_counter() - began + samples * scored.each,
+            "memory_bytes": max(fit["memory_bytes"], scored.memory),
+        }
 
     def extended(self, gen: Generator, fitted: Any, seed: int) -> Rare | None:
         """The fitted method with the rare class, None where none was asked for."""
