@@ -342,7 +342,9 @@ def test_a_dry_run_counts_the_scores(clip):
     """The estimate grows with the samples that the direction is learned from."""
 
     def estimated(**asked):
-        config = vars(sis_jax.discover)["door"].build({"gen": Night(), "clip": clip, **asked}, QUICK)
+        config = vars(sis_jax.discover)["door"].build(
+            {"gen": Night(), "clip": clip, **asked}, QUICK
+        )
         return discover.plan(config)
 
     few, many = (estimated(**ASKED | {"rare_n": n}) for n in (100, 10**6))

@@ -162,8 +162,9 @@ class StyleMixing(StyleMixingSettings):
         began, method, seeds = time.perf_counter(), self._checked(gen), range(2**10)
         cut, parts = method._cut(gen), method.labels == "parts"
         few = min(self.variants, TRIED)  # a sample takes as long as its variants
-        styles = np.asarray(gen.map(gen.latents(range(few)), self.mix_truncation))[:, -1]
-        arrays = {"donors": styles.astype(np.float32), "centers": np.zeros((2, 1), np.float32)}
+        styles = np.asarray(gen.map(gen.latents(range(self.variants)), self.mix_truncation))[:, -1]
+        donors = styles.astype(np.float32)
+        arrays = {"donors": donors[:few], "centers": np.zeros((2, 1), np.float32)}
         clusters = None
         if parts:
             read = map_samples(
@@ -175,12 +176,15 @@ class StyleMixing(StyleMixingSettings):
             center = np.zeros((self.k, first.shape[-1]), np.float32)
             arrays |= {"centers": center, "mean": center[0], "scale": center[0] + 1}
         masks = probe(method.label_seeds(arrays, cut, seeds))
+        bytes_of = [
+            method._needed(cut, arrays | {"donors": some}) for some in (donors, donors[:few])
+        ]
         # As many as `_described` draws, and the gallery's.
         drawn = min(self.n, DESCRIBED) + (4 if parts else 2) * min(self.n, DESCRIBED // 2) + SHOWN
         work = drawn * masks.each + (self.n * clusters.each if clusters else 0)
         return {
             "seconds": time.perf_counter() - began + work * self.variants / few,
-            "memory_bytes": masks.memory,
+            "memory_bytes": masks.memory + max(bytes_of[0] - bytes_of[1], 0),
         }
 
     # learning
@@ -231,6 +235,13 @@ class StyleMixing(StyleMixingSettings):
 
     def _static(self) -> dict[str, Any]:
         return {"labels": self.labels, "layer": self.layer, "mixing": self._mixing()}
+
+    def _needed(self, gen: Generator, arrays: Arrays) -> int:
+        """Bytes of the masks that are made at a time."""
+        w, here = gen.map(gen.latents([0]), self.truncation), jax.local_devices()
+        draw, learned = partial(_segmented, gen, **self._static()), dict(arrays)
+        needed = plan.rows_at_once(draw, (0, None), (w, learned), here[0].platform)[1]
+        return needed * len(plan.devices_at_once(needed, here))
 
     def _descriptors(
         self, arrays: Arrays, gen: Generator, seeds: list[int]

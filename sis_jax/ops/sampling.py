@@ -22,7 +22,7 @@ from sis_jax.ops import plan
 from sis_jax.ops.progress import progress
 from sis_jax.types import Generator
 
-LARGE = 2**30  # bytes of a pass
+LARGE = 2**29  # bytes of a pass, from which freed memory is given back before and after it
 
 
 def is_plain(gen: Any) -> bool:
