@@ -7,7 +7,7 @@ that predicts. `METHODS` maps the name a user types to the class.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -139,6 +139,22 @@ def features_of(samples: Samples, taps: tuple[str, ...]) -> tuple[Any, ...]:
             f"taps={taps})"
         )
     return tuple(samples.features[tap] for tap in taps)
+
+
+def thresholded(
+    masks: Iterable[tuple[UInt8[np.ndarray, "b h w 3"], Float[np.ndarray, "b h w"]]],
+    threshold: float,
+) -> Labelled:
+    """Stream (images, 1 = foreground or 0, confidence) of images with soft masks m in 0..1.
+
+    Confidence: how far m is from the threshold t, over how far it could be; so m is
+        t + confidence (1 - t), or t - confidence t.
+    """
+    t = np.float32(threshold)
+    for image, mask in masks:
+        inside = mask > t
+        room = np.maximum(np.where(inside, 1 - t, t), 1e-6).astype(np.float32)
+        yield image, inside.astype(np.uint8), np.clip(np.abs(mask - t) / room, 0, 1)
 
 
 def rendered(

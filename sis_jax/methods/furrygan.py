@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from sis_jax.methods.base import SHOWN, Arrays, Fitted, Labelled, features_of
+from sis_jax.methods.base import SHOWN, Arrays, Fitted, Labelled, features_of, thresholded
 from sis_jax.methods.settings import FurryGANSettings
 from sis_jax.models.furrygan import FurryGAN
 from sis_jax.ops import selection
@@ -75,14 +75,8 @@ class FurryGANMasks(FurryGANSettings):
     def label_seeds(
         self, arrays: Arrays, gen: Generator, seeds: Sequence[int], truncation: float | None = None
     ) -> Labelled:
-        """Stream (images, 1 = foreground or 0, confidence) of seeds, in batches. Confidence: how
-        far the mask is from the threshold, over how far it could be.
-        """
-        t = np.float32(self.threshold)
-        for image, mask in self._masks(gen, seeds, "const", truncation):
-            inside = mask > t
-            room = np.maximum(np.where(inside, 1 - t, t), 1e-6).astype(np.float32)
-            yield image, inside.astype(np.uint8), np.clip(np.abs(mask - t) / room, 0, 1)
+        """Stream (images, 1 = foreground or 0, confidence) of seeds, in batches."""
+        yield from thresholded(self._masks(gen, seeds, "const", truncation), self.threshold)
 
     def estimate(self, gen: Generator) -> dict[str, float]:
         """Seconds and bytes of a whole `discover`, from a second's worth of masks."""

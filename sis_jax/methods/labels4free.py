@@ -45,7 +45,15 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from sis_jax import parallel
-from sis_jax.methods.base import SHOWN, Arrays, Fitted, Inputs, Labelled, features_of
+from sis_jax.methods.base import (
+    SHOWN,
+    Arrays,
+    Fitted,
+    Inputs,
+    Labelled,
+    features_of,
+    thresholded,
+)
 from sis_jax.methods.settings import Labels4FreeSettings, check
 from sis_jax.models import alpha as nets
 from sis_jax.models.discriminator import Discriminator, DiscriminatorConfig
@@ -167,16 +175,8 @@ class Labels4Free(Labels4FreeSettings):
     def label_seeds(
         self, arrays: Arrays, gen: Generator, seeds: Sequence[int], truncation: float | None = None
     ) -> Labelled:
-        """Stream (images, 1 = foreground or 0, confidence) of seeds, in batches.
-
-        Confidence: how far alpha is from the threshold t, over how far it could be; so alpha is t +
-            confidence (1 - t), or t - confidence t.
-        """
-        t = np.float32(self.threshold)
-        for image, alpha in self.alpha_seeds(arrays, gen, seeds, truncation):
-            inside = alpha > t
-            room = np.maximum(np.where(inside, 1 - t, t), 1e-6).astype(np.float32)
-            yield image, inside.astype(np.uint8), np.clip(np.abs(alpha - t) / room, 0, 1)
+        """Stream (images, 1 = foreground or 0, confidence) of seeds, in batches."""
+        yield from thresholded(self.alpha_seeds(arrays, gen, seeds, truncation), self.threshold)
 
     def estimate(self, gen: Generator) -> dict[str, float]:
         """Seconds and bytes of a whole `discover` without a second try, from two steps, a check and
