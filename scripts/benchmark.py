@@ -5,6 +5,7 @@
     python scripts/benchmark.py train --reference-python path/to/python
     python scripts/benchmark.py student --reference-python path/to/python
     python scripts/benchmark.py recipe --resolution 1024 --reference-python path/to/python
+    python scripts/benchmark.py synthesize --resolution 256 --reference-python path/to/python
     python scripts/benchmark.py ops  # our resampling convolutions against the textbook forms
 
 One function per benchmark; its signature is its command line. A benchmark returns rows for `table`
@@ -212,6 +213,7 @@ BENCHMARKS = {
     "student": networks.student,
     "ops": networks.ops,
     "recipe": networks.recipe,
+    "synthesize": networks.synthesize,
 }
 
 

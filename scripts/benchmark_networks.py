@@ -169,6 +169,28 @@ def recipe(
     print(f"ratio                           {(drawing + clustering) / whole:9.2f}")
 
 
+def synthesize(resolution: int = 256, n: int = 100, reference_python: str = sys.executable) -> None:
+    """Images per second of a config-F network that land on disk: the whole command, masks included,
+    beside a PyTorch generator (random weights) whose images Pillow saves, without start or masks.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        network, run = _config_f(resolution, place), place / "run"
+        _discover(network, run, 4)
+        for count in (2, n):  # the first one compiles for the other
+            words = [str(run), "--n", str(count), "--quiet", "--overwrite"]
+            began = time.perf_counter()
+            subprocess.run([sys.executable, "-m", "sis_jax.synthesize", *words], check=True)
+            ours = n / (time.perf_counter() - began)
+        numbers = (resolution, 32768, 512, 512, 8, 4, place, n)
+        script = Path(__file__).with_name("torch_reference.py")
+        theirs = n / _printed(reference_python, script, "images", *numbers)
+    print(f"{resolution} pixels, {n} images      images/s")
+    print(f"sis_jax, images and masks    {ours:9.2f}")
+    print(f"PyTorch and Pillow, images   {theirs:9.2f}")
+    print(f"ratio                        {ours / theirs:9.2f}")
+
+
 def _config_f(resolution: int, place: Path) -> Path:
     """A config-F network that draws the shipped faces, as a file."""
     tests = Path(__file__).parent.parent / "tests"

@@ -5,6 +5,8 @@ run by `benchmark.py` in another interpreter.
         BATCH DTYPE SECONDS    -> images per second
     python torch_reference.py features RESOLUTION CHANNEL_BASE CHANNEL_MAX LATENT LAYERS \\
         BATCH GRID SAMPLES    -> seconds, for the features at 64 pixels of so many samples in NumPy
+    python torch_reference.py images RESOLUTION CHANNEL_BASE CHANNEL_MAX LATENT LAYERS \\
+        BATCH FOLDER SAMPLES    -> seconds, for so many images as PNGs by Pillow
 
 PyTorch is no dependency of the project; this file is used by nothing but the benchmark.
 """
@@ -173,6 +175,20 @@ def features(gen, latent, batch, grid, samples):
     return time.perf_counter() - began
 
 
+def images(gen, latent, batch, folder, samples):
+    """As one writes it: a batch, to uint8, one file after the other."""
+    from PIL import Image
+
+    began = time.perf_counter()
+    with torch.no_grad():
+        for first in range(0, samples, batch):
+            batch_of = gen(torch.randn(batch, latent))[0].clamp(-1, 1)
+            pixels = (batch_of * 127.5 + 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+            for i, image in enumerate(pixels):
+                Image.fromarray(image).save(f"{folder}/{first + i:06d}.png")
+    return time.perf_counter() - began
+
+
 def main():
     what, *numbers, dtype, seconds = sys.argv[1:]
     res, base, most, latent, layers, batch = map(int, numbers)
@@ -181,6 +197,9 @@ def main():
     gen = Generator(res, channels, latent, layers)
     if what == "features":
         print(features(gen, latent, batch, int(dtype), int(seconds)))
+        return
+    if what == "images":
+        print(images(gen, latent, batch, dtype, int(seconds)))
         return
     dtype = getattr(torch, dtype)
     if what == "generate":
