@@ -10,6 +10,7 @@ from typing import Any
 import sis_jax as sis
 from sis_jax import parallel
 from sis_jax.data.photo_files import ARCHIVES
+from sis_jax.ops.plan import give_back
 from sis_jax.ops.progress import say
 from sis_jax.runs.configs.pipeline import RunConfig
 from sis_jax.stages import background, budget, foreground
@@ -38,13 +39,13 @@ def _stages(config: RunConfig, clock: Clock) -> Path:
     first = planner.first()
     if trains:
         if not planner.past_training():
-            say("training a generator on the photos")
+            _next("training a generator on the photos")
             sis.train_generator(
                 gen, out=f"{out}/training", fit=first.fit, seed=seed, overwrite=overwrite,
                 minutes=planner.minutes(first, "train_generator"), **first.sizes.training(),
             )  # fmt: skip
         gen = f"{out}/training/generator"
-    say("finding the parts")
+    _next("finding the parts")
     features = functools.cache(partial(foreground.features, str(config.source), first.fit))
     clustering = planner.clustering(str(gen), features)
     sis.discover(gen, out=out, seed=seed, overwrite=overwrite, **clustering)
@@ -52,9 +53,9 @@ def _stages(config: RunConfig, clock: Clock) -> Path:
         sis.label(out, edits={"format": 1, "levels": {"0": names}})
     later = planner.later(first)
     sizes = later.sizes
-    say("writing images and masks")
+    _next("writing images and masks")
     sis.synthesize(out, n=sizes.n, level=config.level, seed=seed + 1, overwrite=overwrite)
-    say("training the student")
+    _next("training the student")
     minutes = planner.minutes(later, "distill")
     # The rounds of the plan, and more of them while there is time.
     rounds = sizes.rounds if minutes is None else budget.Sizes().rounds
@@ -63,12 +64,18 @@ def _stages(config: RunConfig, clock: Clock) -> Path:
         rounds=rounds, alike=planner.alike(), minutes=minutes, seed=seed, overwrite=overwrite,
     )  # fmt: skip
     if photos is not None:
-        say("masks of the photos")
+        _next("masks of the photos")
         sis.predict(out, photos, out=f"{out}/masks", overwrite=overwrite)
         write_samples(Path(out), photos, Path(out) / "masks")
     report = sis.report(out)
     planner.say_used()
     return report
+
+
+def _next(stage: str) -> None:
+    """Say what comes, with the memory that the stage before has freed."""
+    give_back()
+    say(stage)
 
 
 def _is_photos(path: Path) -> bool:
