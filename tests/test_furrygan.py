@@ -271,3 +271,8 @@ def test_a_conditional_generator_is_no_foreground():
     config = stylegan2.GeneratorConfig(8, (4, 4), 4, 4, c_dim=2)
     with pytest.raises(UsageError, match="must be unconditional"):
         config_for(config)
+
+
+def test_noise_maps_of_two_generators_are_refused():
+    with pytest.raises(UsageError, match="no noise maps"):
+        sis.project(tiny(), np.zeros((1, 16, 16, 3), np.uint8), noise=True, steps=1)

@@ -95,7 +95,7 @@ class FurryGANMasks(FurryGANSettings):
                 "--method segmentation_in_style"
             )
         if not 0 < self.threshold < 1:
-            raise UsageError(f"threshold is {self.threshold}, expected a number between 0 and 1")
+            raise UsageError(f"threshold is {self.threshold}, expected above 0 and below 1")
 
     def _masks(
         self, gen: Generator, seeds: Sequence[int], noise: Noise, truncation: float | None = None

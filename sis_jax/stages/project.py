@@ -171,7 +171,7 @@ def _check(recipe: Any, gen: Generator, steps: int, starts: int, batch: int) -> 
             "pyramid, features and pull are weights from 0 up, and one of the first two must be "
             "above 0"
         )
-    if recipe.noise and not hasattr(gen, "synthesis"):
+    if recipe.noise and not hasattr(getattr(gen, "synthesis", None), "layers"):
         raise UsageError(
             f"{gen.info.name} has no noise maps: they need a StyleGAN2; leave noise off"
         )

@@ -211,10 +211,11 @@ def _card(name: str, training: GeneratorTraining, config: TrainGeneratorConfig) 
     }
     table = "\n".join(f"| {k} | {v} |" for k, v in rows.items())
     kind = "FurryGAN" if config.network.foreground else "StyleGAN2"
+    stored = "" if training.job.projected else ", with its discriminator"
     return (
         f"---\nlibrary_name: sis_jax\ntags: [jax, flax, {kind.lower()}]\n---\n# {name}\n\nA {kind} "
-        f"generator of {config.network.resolution} x {config.network.resolution} pixels, with its "
-        f"discriminator, trained by `sis_jax`.\n\n| | |\n|---|---|\n{table}\n\nIts images "
+        f"generator of {config.network.resolution} x {config.network.resolution} pixels"
+        f"{stored}, trained by `sis_jax`.\n\n| | |\n|---|---|\n{table}\n\nIts images "
         "have the biases of its photos. Load it: `sis_jax.load_generator(PATH)`.\n"
     )
 
