@@ -46,3 +46,19 @@ def test_pixel_classifiers_take_longer_the_more_steps_they_have(generator):
     )
     assert many["seconds"] > few["seconds"] + 50 > 50
     assert min(few["memory_bytes"], many["memory_bytes"]) > 10**8
+
+
+def test_a_trial_of_pixel_classifiers_holds_few_points(monkeypatch):
+    """The published recipe asks for all of them, which a large generator has too many of."""
+    seen = []
+    usual = DatasetGAN._features
+    monkeypatch.setattr(
+        DatasetGAN,
+        "_features",
+        lambda self, gen, seeds, taps, at: (
+            seen.append(at.shape) or usual(self, gen, seeds, taps, at)
+        ),
+    )
+    method = DatasetGAN(members=1, max_points=2**31 - 1, batch=16, steps=1)
+    needed = method.estimate(fakes.tiny_stylegan2(32))["memory_bytes"]
+    assert seen == [(16, 256)] and needed > 10**8

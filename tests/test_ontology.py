@@ -46,6 +46,14 @@ def test_words_and_files_say_the_same(tmp_path):
     assert ontology_of(prompts=["2+2=4=sum", "1=one"]).prompts[0] == ("2+2=4", "sum")
 
 
+def test_a_folder_does_not_hide_the_ontology_that_ships(tmp_path, monkeypatch):
+    """As a run of that name, `--out faces`, is."""
+    usual = ontology_of("faces")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "faces").mkdir()
+    assert ontology_of("faces") == usual
+
+
 def test_finer_classes():
     face = {"face": ["skin"], "mouth": ["lips", "teeth"]}
     ontology = ontology_of({"classes": {"face": face, "hair": "curls"}, "background": ["a wall"]})

@@ -128,7 +128,7 @@ def _read(source: Any) -> _Read:
             source.templates if source.templates != ("{}",) else (),
             source.finer,
         )
-    if isinstance(source, str) and source in SHIPPED and not Path(source).exists():
+    if isinstance(source, str) and source in SHIPPED and not Path(source).is_file():
         return _content(SHIPPED[source], "")
     if isinstance(source, str | os.PathLike):
         return _content(_json(Path(source)), f"{os.fspath(source)} ")
